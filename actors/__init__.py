@@ -1,0 +1,1 @@
+"""The Ray actor classes, generator and scorer, and the pools they live in."""

@@ -1,0 +1,1 @@
+"""The embedded model family: its world, its oracle, its training, its weights."""

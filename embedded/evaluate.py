@@ -1,0 +1,296 @@
+"""Measures the shipped family against the truth: `python -m embedded.evaluate` prints the table and writes it down.
+
+Every scene is of the tenth that training never saw, drawn from seeds of its own. Right means right in every attribute, by the
+oracle. Shares come with 95% intervals: Wilson's for one picture a prompt, and for several candidates a prompt the normal
+interval over prompts, since candidates of one prompt are not independent.
+"""
+
+import itertools
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from embedded.controlnet import control_maps, rearranged
+from embedded.oracle import Reading, is_right, read
+from embedded.pictures import CENTERS, SIDE, Pictures, draw
+from embedded.sampling import GUIDANCE, STEPS, Family
+from embedded.weights import WEIGHTS
+from embedded.world import COLORS, SHAPES, SIZES, Scene, Thing, describe, edits, sample_scene, without
+
+SEED = 20_000_000
+CANDIDATES = 8
+STRENGTHS = (0.3, 0.5, 0.7, 0.9)
+MASK_REACH = 0.23  # half-side of an inpainting mask, in sides: covers the largest object with its jitter
+MASK_IOU = 0.75
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure: `value` with its 95% interval over `count` cases, and the bound it is held to, if any."""
+
+    what: str
+    value: float
+    low: float
+    high: float
+    count: int
+    at_least: float | None = None
+    at_most: float | None = None
+    percent: bool = True
+
+    @property
+    def holds(self) -> bool:
+        return (self.at_least is None or self.value >= self.at_least) and (self.at_most is None or self.value <= self.at_most)
+
+    def row(self) -> str:
+        bound = f"≥ {self._show(self.at_least)}" if self.at_least is not None else ""
+        bound = f"≤ {self._show(self.at_most)}" if self.at_most is not None else bound
+        verdict = ("yes" if self.holds else "NO") if bound else ""
+        interval = f"{self._show(self.low)} – {self._show(self.high)}"
+        return f"| {self.what} | {self._show(self.value)} | {interval} | {self.count} | {bound} | {verdict} |"
+
+    def _show(self, value: float) -> str:
+        return f"{100 * value:.1f}%" if self.percent else f"{value:.2f}"
+
+
+HEADER = "| what | measured | 95% interval | cases | wanted | holds |\n|---|---|---|---|---|---|"
+
+
+def share(what: str, right: Sequence[bool] | np.ndarray, at_least: float | None = None, at_most: float | None = None) -> Figure:
+    """A share of independent cases, with Wilson's interval (Wilson 1927)."""
+    n, p, z = len(right), float(np.mean(right)), 1.96
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Figure(what, p, max(0.0, middle - half), min(1.0, middle + half), n, at_least, at_most)
+
+
+def mean(
+    what: str,
+    values: Sequence[float] | np.ndarray,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    percent: bool = False,
+) -> Figure:
+    """A mean over independent cases, with its normal interval."""
+    half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    value = float(np.mean(values))
+    return Figure(what, value, value - half, value + half, len(values), at_least, at_most, percent)
+
+
+def scenes_for(topic: int, count: int, things: int | None = None) -> tuple[list[Scene], np.random.Generator]:
+    """Held-out scenes, and the generator to go on drawing from."""
+    rng = np.random.default_rng([SEED, topic])
+    return [sample_scene(rng, things, held_out=True) for _ in range(count)], rng
+
+
+def measure_oracle(count: int) -> Iterator[Figure]:
+    scenes, rng = scenes_for(1, count)
+    yield share("oracle on drawn pictures", right_under(scenes, draw(scenes, rng).pixels), at_least=0.995)
+
+
+def measure_autoencoder(family: Family, count: int) -> Iterator[Figure]:
+    scenes, rng = scenes_for(2, count)
+    yield share("autoencoder's reconstructions", right_under(scenes, family.reconstruct(draw(scenes, rng).pixels)), at_least=0.98)
+
+
+def measure_txt2img(family: Family, count: int, candidates: int = CANDIDATES) -> Iterator[Figure]:
+    for things, wanted, wanted_best in ((1, 0.90, 0.98), (2, 0.75, 0.92)):
+        scenes, _ = scenes_for(2 + things, count, things)
+        prompts = [describe(s) for s in scenes for _ in range(candidates)]
+        pictures = family.txt2img(prompts, range(SEED, SEED + len(prompts)))
+        right = np.array(right_under([s for s in scenes for _ in range(candidates)], pictures)).reshape(count, candidates)
+        best = family.score(prompts, pictures).reshape(count, candidates).argmax(1)
+        objects = "one object" if things == 1 else "two objects"
+        yield mean(f"txt2img, {objects}", right.mean(1), percent=True, at_least=wanted)
+        yield share(f"txt2img, {objects}, best of {candidates} by CLIP", right[np.arange(count), best], at_least=wanted_best)
+        yield share(f"txt2img, {objects}, any of {candidates} (what a perfect judge could pick)", np.asarray(right.any(axis=1)))
+
+
+def measure_clip(family: Family, count: int, prompts: int = 200) -> Iterator[Figure]:
+    """The true prompt against all its one-attribute edits and random ones, `prompts` in all."""
+    scenes, rng = scenes_for(5, count)
+    pictures = family.embed_pictures(draw(scenes, rng).pixels)
+    first = []
+    for scene, picture in zip(scenes, pictures, strict=True):
+        texts = dict.fromkeys([describe(scene), *(describe(e) for e in edits(scene))])
+        while len(texts) < prompts:
+            texts[describe(sample_scene(rng))] = None
+        first.append(int((family.embed_prompts(list(texts)) @ picture).argmax()) == 0)
+    yield share(f"CLIP: the true prompt first among {prompts}", first, at_least=0.90)
+
+
+def measure_control(family: Family, kind: str, count: int) -> Iterator[Figure]:
+    """Half the prompts name neither place nor size, half name others than the map's."""
+    scenes, rng = scenes_for(6, count)
+    truth = draw(scenes, rng)
+    prompts = [describe(without(s, "size", "place") if i % 2 else contradicting(s, rng)) for i, s in enumerate(scenes)]
+    maps = control_maps(kind, truth)
+    for scale, bound in ((1.0, {"at_least": 0.80}), (0.0, {"at_most": 0.30})):
+        pictures = family.control(kind, prompts, range(SEED, SEED + count), maps, controlnet_conditioning_scale=scale)
+        right = [follows_map(s, truth, i, read(p)) for i, (s, p) in enumerate(zip(scenes, pictures, strict=True))]
+        yield share(f"ControlNet {kind}, scale {scale:g}: as the map and the colours say", right, **bound)
+
+
+def contradicting(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The same objects with places and sizes that are not the scene's."""
+    said = {(t.size, t.place) for t in scene.things}
+    while True:
+        other = rearranged(scene, rng)
+        if not said & {(t.size, t.place) for t in other.things}:
+            return other
+
+
+def follows_map(scene: Scene, truth: Pictures, row: int, reading: Reading) -> bool:
+    """Whether each object covers the pixels that it covers in the truth, in its shape and its colour, and nothing else is there."""
+    if reading.background != scene.background or len(reading.seen) != len(scene.things):
+        return False
+    for i, thing in enumerate(scene.things):
+        mask = truth.coverage[row, i] > 0.5
+        seen = max(reading.seen, key=lambda s: iou(s.mask, mask))
+        if iou(seen.mask, mask) < MASK_IOU or (seen.shape, seen.color) != (thing.shape, thing.color):
+            return False
+    return True
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two masks."""
+    union = int(np.count_nonzero(one | other))
+    return int(np.count_nonzero(one & other)) / max(1, union)
+
+
+def measure_img2img(family: Family, count: int) -> Iterator[Figure]:
+    """The prompt is the source's own with one object's colour changed; the layout is every shape, size and place."""
+    scenes, rng = scenes_for(7, count)
+    source = draw(scenes, rng).pixels
+    prompts = [describe(recolored(s, rng)) for s in scenes]
+    distances = []
+    for strength in STRENGTHS:
+        pictures = family.img2img(prompts, range(SEED, SEED + count), source, strength=strength)
+        if strength == STRENGTHS[0]:
+            kept = [layout(read(p)) == layout(read(s)) for p, s in zip(pictures, source, strict=True)]
+            yield share(f"img2img, strength {strength:g}: layout of the source kept", kept, at_least=0.95)
+        distances.append(np.abs(pictures.astype(float) - source).mean((1, 2, 3)))
+    for weaker, stronger, step in zip(distances, distances[1:], itertools.pairwise(STRENGTHS), strict=False):
+        what = f"img2img: distance from the source, strength {step[1]:g} less {step[0]:g}, in levels"
+        yield mean(what, stronger - weaker, at_least=0.0)
+
+
+def layout(reading: Reading) -> list[tuple]:
+    return sorted((s.shape or "", s.size or "", s.place or "") for s in reading.seen)
+
+
+def recolored(scene: Scene, rng: np.random.Generator) -> Scene:
+    thing = scene.things[0]
+    colors = [c for c in COLORS if c not in (thing.color, scene.background)]
+    other = Thing(thing.shape, colors[rng.integers(len(colors))], thing.size, thing.place)
+    return Scene((other, *scene.things[1:]), scene.background)
+
+
+def measure_inpaint(family: Family, count: int) -> Iterator[Figure]:
+    """The first object is repainted as another: new shape, colour and size at the same place."""
+    scenes, rng = scenes_for(8, count)
+    source = draw(scenes, rng).pixels
+    wanted = [replaced(s, rng) for s in scenes]
+    masks = np.stack([mask_around(s.things[0].place or "center") for s in scenes])
+    pictures = family.inpaint([describe(w) for w in wanted], range(SEED, SEED + count), source, masks)
+    inside = [thing_is_right(w.things[0], m > 0, read(p)) for w, m, p in zip(wanted, masks, pictures, strict=True)]
+    yield share("inpaint: inside the mask as the prompt says", inside, at_least=0.80)
+    distance = np.abs(pictures.astype(float) - family.reconstruct(source)).mean(3)
+    outside = masks == 0
+    levels = (distance * outside).sum((1, 2)) / outside.sum((1, 2))
+    yield mean("inpaint: outside, distance from the autoencoder's reconstruction, in levels", levels, at_most=4.0)
+
+
+def replaced(scene: Scene, rng: np.random.Generator) -> Scene:
+    old = scene.things[0]
+    colors = [c for c in COLORS if c not in (old.color, scene.background)]
+    shapes = [s for s in SHAPES if s != old.shape]
+    new = Thing(shapes[rng.integers(len(shapes))], colors[rng.integers(len(colors))], SIZES[rng.integers(2)], old.place)
+    return Scene((new, *scene.things[1:]), scene.background)
+
+
+def mask_around(place: str) -> np.ndarray:
+    """(64, 64) uint8, 255 in a square around a place, grown to whole latents (4 pixels)."""
+    x, y = CENTERS[place]
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    (left, right), (top, bottom) = (
+        (math.floor((c - MASK_REACH) * SIDE / 4) * 4, math.ceil((c + MASK_REACH) * SIDE / 4) * 4) for c in (x, y)
+    )
+    mask[max(top, 0) : bottom, max(left, 0) : right] = 255
+    return mask
+
+
+def thing_is_right(thing: Thing, mask: np.ndarray, reading: Reading) -> bool:
+    """Whether the one blob that lies mostly inside the mask is this object."""
+    inside = [s for s in reading.seen if np.count_nonzero(s.mask & mask) * 2 > np.count_nonzero(s.mask)]
+    return [(s.shape, s.color, s.size, s.place) for s in inside] == [(thing.shape, thing.color, thing.size, thing.place)]
+
+
+def measure_speed(family: Family, repeats: int = 3) -> Iterator[Figure]:
+    prompts = [describe(s) for s in scenes_for(9, 16)[0]]
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        family.txt2img(prompts, range(16))
+        seconds.append(time.perf_counter() - started)
+    threads = torch.get_num_threads()
+    what = f"seconds for 16 pictures, {STEPS} steps, guidance {GUIDANCE:g}, {threads} threads, warm"
+    yield mean(what, seconds[1:], at_most=8.0)
+
+
+def right_under(scenes: Sequence[Scene], pixels: np.ndarray) -> list[bool]:
+    """For each picture, whether it is right under its scene."""
+    return [is_right(scene, picture) for scene, picture in zip(scenes, pixels, strict=True)]
+
+
+def measure(family: Family, scale: float = 1.0) -> Iterator[Figure]:
+    """Every figure of the table, as soon as it is known; `scale` multiplies the number of cases."""
+
+    def cases(count: int) -> int:
+        return max(8, round(count * scale))
+
+    yield from measure_oracle(cases(2000))
+    yield from measure_autoencoder(family, cases(1000))
+    yield from measure_clip(family, cases(500))
+    yield from measure_txt2img(family, cases(200))
+    for kind in ("canny", "seg"):
+        yield from measure_control(family, kind, cases(200))
+    yield from measure_img2img(family, cases(200))
+    yield from measure_inpaint(family, cases(200))
+    yield from measure_speed(family)
+
+
+@click.command()
+@click.option("--weights", type=click.Path(path_type=Path), default=WEIGHTS, show_default="embedded/weights")
+@click.option(
+    "--scale", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Of the number of cases."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Where the table is written; RESULTS.md in the weights if not said.")
+def main(weights: Path, scale: float, out: Path | None) -> None:
+    """Measure the family and write the table."""
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    started = time.monotonic()
+    lines = [HEADER]
+    click.echo(HEADER)
+    held = True
+    for figure in measure(Family(weights), scale):
+        held &= figure.holds
+        lines.append(figure.row())
+        click.echo(lines[-1])
+    machine = f"{torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}"
+    minutes = f"{(time.monotonic() - started) / 60:.1f} minutes"
+    lines.append(f"\n`python -m embedded.evaluate`: {STEPS} steps, guidance {GUIDANCE:g}, {machine}; {minutes}.")
+    click.echo(lines[-1])
+    (out or weights / "RESULTS.md").write_text("# Measured\n\n" + "\n".join(lines) + "\n")
+    raise SystemExit(0 if held else 1)
+
+
+if __name__ == "__main__":
+    main()

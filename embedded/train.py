@@ -1,0 +1,125 @@
+"""Trains the family: `python -m embedded.train STAGE`, in the order autoencoder, clip, unet, controlnet-canny, controlnet-seg.
+
+Each stage checkpoints under --runs and, killed at any moment, goes on where it was when the same command is given again. When it
+is done it writes its weights under --weights, in the layout that the libraries load, and brings SHA256SUMS up to date.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from embedded import autoencoder, clip, controlnet, unet
+from embedded.training import DEVICE, Recipe, train
+from embedded.weights import WEIGHTS, sha256, write_sums
+
+
+def train_autoencoder(run: "Run") -> None:
+    """Writes pipeline/vae."""
+    recipe = run.recipe(autoencoder.RECIPE)
+    model = autoencoder.build()
+    weights = autoencoder.OBJECT_WEIGHT, autoencoder.KL_WEIGHT
+    run.train(model, lambda draw: autoencoder.reconstruction_loss(model, draw, *weights), recipe)
+    recipe = run.recipe(autoencoder.FINISH)
+    weights = autoencoder.OBJECT_WEIGHT_FINISH, autoencoder.KL_WEIGHT_FINISH
+    run.train(model, lambda draw: autoencoder.reconstruction_loss(model, draw, *weights), recipe, "-finish")
+    autoencoder.whiten(model)
+    model.half().save_pretrained(run.weights / "pipeline" / "vae")
+
+
+def train_clip(run: "Run") -> None:
+    """Writes clip/."""
+    recipe = run.recipe(clip.RECIPE)
+    model = clip.build().to(DEVICE)
+    run.train(model, lambda draw: clip.contrastive_loss(model, draw), recipe)
+    clip.save(model, run.weights / "clip")
+
+
+def train_unet(run: "Run") -> None:
+    """Needs pipeline/vae; writes the rest of pipeline/."""
+    recipe = run.recipe(unet.RECIPE)
+    model = unet.Denoiser().to(DEVICE)
+    corpus, scheduler = run.corpus(), DDPMScheduler(**unet.NOISE)
+    run.train(model, lambda draw: unet.denoising_loss(model, corpus, scheduler, draw), recipe)
+    # The text encoder stays fp32: transformers loads a file in the precision it was saved in, where diffusers loads fp32.
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(run.weights / "pipeline" / "vae").half(),
+        text_encoder=model.text_encoder,
+        tokenizer=unet.TOKENIZER,
+        unet=model.unet.half(),
+        scheduler=DPMSolverMultistepScheduler(**unet.SAMPLER),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(run.weights / "pipeline")
+
+
+def train_controlnet(run: "Run", kind: str) -> None:
+    """Needs pipeline/; writes controlnet-KIND/."""
+    recipe = run.recipe(controlnet.RECIPES[kind])
+    denoiser = unet.Denoiser()
+    denoiser.unet = UNet2DConditionModel.from_pretrained(run.weights / "pipeline" / "unet")
+    denoiser.text_encoder = CLIPTextModel.from_pretrained(run.weights / "pipeline" / "text_encoder")
+    denoiser.to(DEVICE).requires_grad_(False).eval()
+    model = controlnet.build(denoiser.unet).to(DEVICE)
+    corpus, scheduler = run.corpus(), DDPMScheduler(**unet.NOISE)
+    run.train(model, lambda draw: controlnet.control_loss(model, denoiser, corpus, scheduler, kind, draw), recipe)
+    model.half().save_pretrained(run.weights / f"controlnet-{kind}")
+
+
+STAGES: dict[str, Callable[["Run"], None]] = {
+    "autoencoder": train_autoencoder,
+    "clip": train_clip,
+    "unet": train_unet,
+    "controlnet-canny": lambda run: train_controlnet(run, "canny"),
+    "controlnet-seg": lambda run: train_controlnet(run, "seg"),
+}
+
+
+class Run:
+    """One call of this command: where things lie, and what was asked to differ from the recipe."""
+
+    def __init__(self, stage: str, runs: Path, weights: Path, steps: int | None, pictures: int, save_every: float):
+        self.stage, self.runs, self.weights = stage, runs, weights
+        self.steps, self.pictures, self.save_every = steps, pictures, save_every
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The stage's recipe as asked for; seeds what is built next."""
+        torch.manual_seed(recipe.seed)
+        return replace(recipe, steps=self.steps) if self.steps else recipe
+
+    def corpus(self) -> unet.Corpus:
+        """The pictures that the UNet and the ControlNets train on, encoded by the trained autoencoder."""
+        folder = self.weights / "pipeline" / "vae"
+        vae = AutoencoderKL.from_pretrained(folder).to(DEVICE).eval()
+        digest = sha256(folder / "diffusion_pytorch_model.safetensors")[:8]
+        cache = self.runs / f"latents-{digest}-{self.pictures}.safetensors"
+        return unet.Corpus(vae, self.pictures, unet.RECIPE.seed, cache)
+
+    def train(self, model: torch.nn.Module, loss: Callable, recipe: Recipe, part: str = "") -> None:
+        checkpoint = self.runs / f"{self.stage}{part}.safetensors"
+        train(model, loss, recipe, checkpoint, save_every_s=self.save_every, say=click.echo)
+
+
+@click.command()
+@click.argument("stage", type=click.Choice(list(STAGES)))
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/embedded"), show_default=True, help="Checkpoints.")
+@click.option("--weights", type=click.Path(path_type=Path), default=WEIGHTS, show_default="embedded/weights", help="The family.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps in all, instead of the recipe's.")
+@click.option(
+    "--pictures", type=click.IntRange(min=64), default=unet.PICTURES, show_default=True, help="Pictures encoded for the UNet."
+)
+@click.option("--save-every", type=float, default=60.0, show_default=True, help="Seconds between checkpoints.")
+def main(stage: str, runs: Path, weights: Path, steps: int | None, pictures: int, save_every: float) -> None:
+    """Train one STAGE of the embedded family, or go on with it."""
+    STAGES[stage](Run(stage, runs, weights, steps, pictures, save_every))
+    write_sums(weights)
+
+
+if __name__ == "__main__":
+    main()

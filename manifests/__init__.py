@@ -1,0 +1,1 @@
+"""Reading and checking requests; knows neither Ray nor torch."""
