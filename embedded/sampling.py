@@ -84,8 +84,8 @@ class Family:
         vae = self.text.vae
         parts = []
         for start in range(0, len(pixels), BATCH):
-            latents = vae.encode(to_tensor(pixels[start : start + BATCH])).latent_dist.mean
-            parts.append(vae.decode(latents).sample.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1))
+            latents = vae.encode(to_tensor(pixels[start : start + BATCH]).to(vae.device)).latent_dist.mean
+            parts.append(vae.decode(latents).sample.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu())
         return torch.cat(parts).numpy()
 
     @torch.no_grad()

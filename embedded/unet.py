@@ -17,7 +17,7 @@ from embedded.tokenizer import CONTEXT, build_tokenizer
 from embedded.training import DEVICE, Draw, Recipe
 from embedded.world import Scene, describe, sample_scene, without
 
-RECIPE = Recipe(steps=5500, learning_rate=1e-3, warmup=300, decay=0.5, weight_decay=0.01, ema=0.999, seed=3)
+RECIPE = Recipe(steps=4600, learning_rate=1e-3, warmup=300, decay=0.5, weight_decay=0.01, ema=0.999, seed=3)
 BATCH = 64
 PICTURES = 32_768  # pictures encoded once and drawn from at every step
 TWO_OBJECTS = 0.6  # share of pictures with two objects
@@ -41,7 +41,11 @@ NOISE = {
 
 
 # The scheduler that ships: 20 steps of DPM-Solver++ (Lu et al. 2022) from the very end of the noise (Lin et al. 2023).
-SAMPLER = {**{key: value for key, value in NOISE.items() if key != "clip_sample"}, "timestep_spacing": "trailing"}
+SAMPLER = {
+    **{key: value for key, value in NOISE.items() if key != "clip_sample"},
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+}
 
 
 class Denoiser(nn.Module):

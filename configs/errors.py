@@ -1,0 +1,51 @@
+"""What a user got wrong, in one line: where, what was found, what would do."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used. `problems` holds one line each; the message holds them all."""
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at the known word most like this one, as `; did you mean 'x'?`, or nothing."""
+    close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def describe(error: ValidationError, known_keys: dict[tuple[str, ...], Sequence[str]]) -> list[str]:
+    """The lines for what pydantic found: `model.bsae: unknown key; did you mean 'base'?`.
+
+    Args:
+        error: Of one model.
+        known_keys: For the path of each nested model, its keys.
+    """
+    lines = []
+    for problem in error.errors():
+        path = tuple(str(part) for part in problem["loc"])
+        where = ".".join(path) or "the whole"
+        if problem["type"] == "extra_forbidden":
+            siblings = known_keys.get(tuple(p for p in path[:-1] if not p.isdigit()), ())
+            hint = nearest(path[-1], siblings) or (f"; known: {', '.join(siblings)}" if siblings else "")
+            lines.append(f"{where}: unknown key{hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"{where}: missing; it has to be given")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message[0].lower() + message[1:]}{_found(problem['input'])}")
+    return lines
+
+
+def _found(value: Any) -> str:
+    if isinstance(value, dict | list) or value is None:
+        return ""
+    text = repr(value)
+    return f" (found {text if len(text) <= 60 else text[:57] + '…'})"

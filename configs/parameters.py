@@ -1,0 +1,87 @@
+"""The parameters of a request: what a manifest row may override and a config's `defaults` sets, with their types and ranges."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from configs.schedulers import scheduler_name
+
+MODES = ("txt2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")
+Mode = Literal["txt2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint"]
+
+PREPROCESSORS = ("none", "canny", "grey", "blur", "tile", "invert")
+Preprocess = Literal["none", "canny", "grey", "blur", "tile", "invert"]
+
+MAX_PROMPT = 10_000  # characters; a text encoder reads some 77 tokens, so anything longer is a mistake
+MAX_SIDE = 8192  # pixels
+MAX_STEPS = 1000
+MAX_CANDIDATES = 10_000
+
+Scheduler = Annotated[str, AfterValidator(scheduler_name)]
+Side = Annotated[int, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
+Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Window = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Strict(BaseModel):
+    """The base of everything a user writes: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+
+
+class Lora(Strict):
+    """One of the LoRAs that the config declares, by its name there, and how strongly it is applied."""
+
+    name: str
+    scale: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
+
+
+class Control(Strict):
+    """One control image of a request: its ControlNet's type, the image, and how it steers.
+
+    Attributes:
+        type: The name of one of the config's ControlNets.
+        image: A path relative to the manifest's folder.
+        preprocess: How the control map is made from the image; `none` takes the image as the map.
+        scale: Multiplies the ControlNet's residuals.
+        start, end: The share of the denoising steps during which it steers.
+    """
+
+    type: str
+    image: str
+    preprocess: Preprocess = "none"
+    scale: Scale = 1.0
+    start: Window = 0.0
+    end: Window = 1.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Control":
+        if self.start >= self.end:
+            raise ValueError(f"start {self.start:g} is not before end {self.end:g}")
+        return self
+
+
+class Defaults(Strict):
+    """What holds for every request that does not say otherwise; each key is also a column of the manifest."""
+
+    prompt: str | None = Field(None, max_length=MAX_PROMPT)
+    negative_prompt: str = Field("", max_length=MAX_PROMPT)
+    mode: Mode | None = None
+    width: Side = 512
+    height: Side = 512
+    steps: int = Field(20, ge=1, le=MAX_STEPS)
+    guidance_scale: Guidance = 7.5
+    scheduler: Scheduler = "dpmpp_2m"
+    strength: Strength = 0.8
+    candidates: int = Field(4, ge=1, le=MAX_CANDIDATES)
+    keep: int = Field(1, ge=1, le=MAX_CANDIDATES)
+    loras: tuple[Lora, ...] = ()
+
+    @model_validator(mode="after")
+    def _keep_what_there_is(self) -> "Defaults":
+        if self.keep > self.candidates:
+            raise ValueError(f"keep {self.keep} is more than candidates {self.candidates}")
+        return self

@@ -1,0 +1,136 @@
+"""The config of a run. All but `output` and `runtime` decide the bytes of the dataset; together they are the render config."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from configs.parameters import Defaults, Seed, Strict
+
+Revision = Annotated[str | None, Field(pattern=r"^[0-9a-f]{40}$", description="The full commit hash; needed for a hub repository.")]
+FOLDER_OR_REPOSITORY = "A local folder, or a hub repository as owner/name."
+
+
+def is_folder(source: str) -> bool:
+    """Whether a source of weights is a local folder: it begins with a dot or a slash, or is not of the form owner/name."""
+    return source.startswith((".", "/")) or source.count("/") != 1
+
+
+def check_pinned(source: str, revision: str | None) -> None:
+    """A hub repository changes; only a commit of it decides bytes."""
+    if not is_folder(source) and revision is None:
+        need = "needs a revision, the full commit hash of 40 digits"
+        raise ValueError(f"{source} is a hub repository and {need}; a local folder is written ./{source}")
+
+
+class Weights(Strict):
+    """Where a set of weights comes from."""
+
+    source: str = Field(min_length=1, description=FOLDER_OR_REPOSITORY)
+    revision: Revision = None
+    variant: str | None = Field(None, description="The files' variant, such as fp16.")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> "Weights":
+        check_pinned(self.source, self.revision)
+        return self
+
+
+class LoraWeights(Weights):
+    """A LoRA that requests may use by its name."""
+
+    name: str = Field(min_length=1)
+    weight_name: str | None = Field(None, description="The file in the repository, where it holds several.")
+
+
+class TextualInversion(Weights):
+    """An embedding that prompts may use by its token."""
+
+    token: str = Field(min_length=1)
+    weight_name: str | None = None
+
+
+class Model(Strict):
+    """The diffusion model: any base that diffusers' AutoPipeline classes load, and what is put on top of it."""
+
+    base: str = Field(min_length=1, description=FOLDER_OR_REPOSITORY)
+    revision: Revision = None
+    variant: str | None = Field(None, description="The files' variant, such as fp16.")
+    vae: Weights | None = None
+    controlnets: dict[str, Weights] = Field(default_factory=dict, description="ControlNets by the type that requests name.")
+    loras: tuple[LoraWeights, ...] = ()
+    textual_inversions: tuple[TextualInversion, ...] = ()
+    clip_skip: Annotated[int, Field(ge=0, le=24)] = 0
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    safety_checker: bool = Field(
+        False, description="Run the model's own checker; a hit is an outcome of its own, never a black image."
+    )
+    batch: int = Field(8, ge=1, le=1024, description="Candidates a denoising batch; part of what decides the bytes.")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> "Model":
+        check_pinned(self.base, self.revision)
+        return self
+
+    @field_validator("loras", "textual_inversions")
+    @classmethod
+    def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [getattr(item, "name", None) or item.token for item in value]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"{', '.join(doubled)} declared more than once")
+        return value
+
+
+class Ranking(Strict):
+    """How candidates are scored and which are kept."""
+
+    model: str = Field("ViT-B-32", description="An open_clip model by name, or local-dir:FOLDER.")
+    pretrained: str | None = Field(None, description="The open_clip tag of the weights; not for local-dir.")
+    batch: int = Field(64, ge=1, le=4096)
+    min_score: float | None = Field(
+        None, ge=-100, le=100, allow_inf_nan=False, description="100 x cosine that a kept image reaches."
+    )
+
+
+class Shards(Strict):
+    """The form of the dataset."""
+
+    size: int = Field(1000, ge=1, le=1_000_000, description="Requests a shard.")
+    image_format: Literal["png", "jpg", "webp"] = "png"
+    quality: int = Field(95, ge=1, le=100, description="For jpg and webp; 100 is lossless for webp.")
+    embeddings: Literal["kept", "all", "none"] = "kept"
+
+
+class Runtime(Strict):
+    """Where and how the job runs; nothing here changes a byte of the dataset."""
+
+    address: str | None = Field(None, description="The Ray cluster; this machine by itself where it is not given.")
+    generators: int | Literal["auto"] = "auto"
+    scorers: int | Literal["auto"] = "auto"
+    generator_gpus: float = Field(1.0, gt=0, le=16)
+    scorer_gpus: float = Field(0.25, gt=0, le=16)
+    strict: bool = Field(False, description="Refuse unknown manifest columns instead of carrying them into the output.")
+    on_bad_row: Literal["refuse", "record"] = "refuse"
+    check_images: Literal["auto", "all", "at_run"] = "auto"
+    image_roots: tuple[str, ...] = Field((), description="Folders beside the manifest's own that image paths may lie in.")
+    url_hosts: tuple[str, ...] = Field((), description="Hosts that image URLs may name; none, unless given.")
+    max_image_pixels: int = Field(64_000_000, ge=1)
+    unit_deadline_s: float = Field(1800.0, gt=0)
+    mixed_hardware: bool = False
+
+
+class Config(Strict):
+    """A run: a manifest, what to render it with, and where to put the dataset."""
+
+    manifest: str | tuple[str, ...]
+    output: str | None = None
+    seed: Seed = 0
+    model: Model
+    defaults: Defaults = Field(default_factory=Defaults)
+    ranking: Ranking = Field(default_factory=Ranking)
+    shards: Shards = Field(default_factory=Shards)
+    runtime: Runtime = Field(default_factory=Runtime)
+
+    def render_config(self) -> dict[str, Any]:
+        """The part that decides the bytes, as plain JSON values: everything but where the manifest lies, `output` and `runtime`."""
+        return self.model_dump(mode="json", exclude={"manifest", "output", "runtime"})

@@ -1,0 +1,146 @@
+import json
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from configs.errors import ConfigError
+from configs.loading import as_mapping, json_schema, load, preset_names
+from configs.schedulers import SCHEDULERS, scheduler_name
+from configs.schema import Config
+
+GOOD = {"manifest": "rows.jsonl", "model": {"base": "./model"}}
+
+
+def written(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_a_valid_config(name):
+    assert load(name).model_dump()
+
+
+def test_presets_cover_the_families_and_pin_what_they_download():
+    presets = {name: load(name) for name in preset_names()}
+    assert {"embedded", "sd15", "sdxl", "sd15-controlnet", "sd15-lcm"} <= presets.keys()
+    for config in presets.values():
+        for weights in (config.model, *config.model.controlnets.values(), *config.model.loras):
+            source = getattr(weights, "source", None) or weights.base
+            assert source.startswith("./") or len(weights.revision) == 40
+
+
+def test_a_resolved_config_loads_as_itself(tmp_path):
+    config = load("sdxl", ["output=out", "defaults.steps=7"])
+    assert load(written(tmp_path, yaml.safe_dump(as_mapping(config)))) == config
+
+
+def test_settings_reach_into_mappings_and_lists_and_make_what_is_missing(tmp_path):
+    settings = ["defaults.steps=5", "model.loras.0.name=other", "runtime.generators=3", "ranking.min_score=21.5", "output=s3://b/c"]
+    config = load("sd15-lcm", [*settings, "defaults.loras=[]"])
+    assert (config.defaults.steps, config.model.loras[0].name, config.runtime.generators) == (5, "other", 3)
+    assert (config.ranking.min_score, config.output, config.defaults.loras) == (21.5, "s3://b/c", ())
+
+
+def test_only_output_runtime_and_the_place_of_the_manifest_leave_the_render_config_alone():
+    plain = load("embedded").render_config()
+    same = load("embedded", ["output=elsewhere", "runtime.generators=7", "manifest=other.jsonl"]).render_config()
+    assert same == plain
+    for setting in ("seed=1", "defaults.steps=9", "model.batch=2", "shards.size=3", "ranking.batch=5"):
+        assert load("embedded", [setting]).render_config() != plain
+
+
+BROKEN = {
+    "unknown key": ("defaults: {stpes: 3}", "defaults.stpes: unknown key; did you mean 'steps'?"),
+    "unknown key in a list": (
+        "model: {base: ./m, loras: [{nmae: x, source: ./l}]}",
+        "model.loras.0.nmae: unknown key; did you mean 'name'?",
+    ),
+    "unknown top key": ("modle: {base: ./m}", "modle: unknown key; did you mean 'model'?"),
+    "nothing like it": ("zzz: 1", "zzz: unknown key; known: manifest"),
+    "wrong type": ("defaults: {steps: many}", "defaults.steps: input should be a valid integer"),
+    "steps 0": ("defaults: {steps: 0}", "defaults.steps: input should be greater than or equal to 1 (found 0)"),
+    "width 65": ("defaults: {width: 65}", "defaults.width: input should be a multiple of 8 (found 65)"),
+    "nan": ("defaults: {strength: .nan}", "defaults.strength: input should be a finite number"),
+    "strength 0": ("defaults: {strength: 0}", "defaults.strength: input should be greater than 0"),
+    "scheduler": ("defaults: {scheduler: dpmpp_2n}", "'dpmpp_2n' is not an allowed scheduler; did you mean 'dpmpp_2m'?"),
+    "mode": ("defaults: {mode: text2image}", "defaults.mode: input should be 'txt2img'"),
+    "keep over candidates": ("defaults: {candidates: 2, keep: 3}", "defaults: keep 3 is more than candidates 2"),
+    "seed": ("seed: 4294967296", "seed: input should be less than 4294967296"),
+    "unpinned": ("model: {base: owner/name}", "model: owner/name is a hub repository and needs a revision"),
+    "short revision": ("model: {base: owner/name, revision: main}", "model.revision: string should match pattern"),
+    "unpinned lora": ("model: {base: ./m, loras: [{name: a, source: o/n}]}", "model.loras.0: o/n is a hub repository"),
+    "doubled lora": (
+        "model: {base: ./m, loras: [{name: a, source: ./l}, {name: a, source: ./k}]}",
+        "model.loras: a declared more than once",
+    ),
+    "dtype": ("model: {base: ./m, dtype: int8}", "model.dtype: input should be 'float32'"),
+    "image format": ("shards: {image_format: gif}", "shards.image_format: input should be 'png', 'jpg' or 'webp'"),
+    "shard size": ("shards: {size: 0}", "shards.size: input should be greater than or equal to 1"),
+    "row policy": ("runtime: {on_bad_row: ignore}", "runtime.on_bad_row: input should be 'refuse' or 'record'"),
+    "generators": ("runtime: {generators: lots}", "runtime.generators"),
+    "missing": ("", "holds nothing, not keys and values"),
+    "a list": ("- 1", "holds list, not keys and values"),
+    "not YAML": ("a: [1", ", line 2: not YAML"),
+    "doubled key": ("seed: 1\nseed: 2", ", line 2: not YAML: key 'seed' is given twice"),
+    "Latin-1": ("output: caf\xe9".encode("latin-1"), "not UTF-8 (byte 11)"),
+    "a tag": ("seed: !!python/object/apply:os.system [ls]", "not YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "says"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_config_is_one_line_that_names_file_key_and_remedy(tmp_path, text, says):
+    if isinstance(text, str) and text and not text.startswith("-"):
+        given = {line.split(":")[0] for line in text.splitlines()}
+        text = "\n".join([text, *(f"{key}: {json.dumps(value)}" for key, value in GOOD.items() if key not in given)])
+        says = says.replace(", line 2: not YAML", "not YAML") if "given twice" not in says else says
+    with pytest.raises(ConfigError) as caught:
+        load(written(tmp_path, text))
+    lines = caught.value.problems
+    assert any(says in line for line in lines), lines
+    assert all("config.yaml" in line and "\n" not in line for line in lines)
+
+
+def test_every_problem_is_listed_at_once(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(written(tmp_path, "manifest: a\nmodel: {base: ./m, batch: 0}\ndefaults: {steps: 0, wdith: 64}\n"))
+    assert len(caught.value.problems) == 3
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path):
+    assert load(written(tmp_path, b"\xef\xbb\xbf" + json.dumps(GOOD).encode())).manifest == "rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("sd51", "did you mean 'sd15'?"), ("missing.yaml", "missing.yaml: no such file"), ("", "presets: embedded, sd15")],
+)
+def test_an_unknown_config_names_what_there_is(name, says):
+    with pytest.raises(ConfigError, match=says.replace("?", r"\?")):
+        load(name)
+
+
+@pytest.mark.parametrize("setting", ["steps", "=3", "a..b=1", "model.loras.7.name=x", "seed.x=1", "defaults.steps=[1"])
+def test_a_malformed_setting_is_named(setting):
+    with pytest.raises(ConfigError, match=r"--set"):
+        load("sd15-lcm", ["seed=1", setting])
+
+
+def test_a_config_does_not_change_under_our_feet():
+    with pytest.raises(ValidationError):
+        load("embedded").seed = 3
+
+
+def test_the_json_schema_names_every_key():
+    schema = json.loads(json_schema())
+    assert set(schema["properties"]) == set(Config.model_fields)
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_go_by_short_name_in_any_case_and_by_class(name):
+    assert scheduler_name(name.upper()) == name
+    kind = SCHEDULERS[name]
+    assert SCHEDULERS[scheduler_name(kind.class_name)].class_name == kind.class_name
