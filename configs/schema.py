@@ -113,7 +113,6 @@ class Runtime(Strict):
     on_bad_row: Literal["refuse", "record"] = "refuse"
     check_images: Literal["auto", "all", "at_run"] = "auto"
     image_roots: tuple[str, ...] = Field((), description="Folders beside the manifest's own that image paths may lie in.")
-    url_hosts: tuple[str, ...] = Field((), description="Hosts that image URLs may name; none, unless given.")
     max_image_pixels: int = Field(64_000_000, ge=1)
     unit_deadline_s: float = Field(1800.0, gt=0)
     mixed_hardware: bool = False
