@@ -1,0 +1,71 @@
+import io
+import tarfile
+
+import pytest
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards.tars import Sample, TarError, read_tar, write_tar
+
+keys = st.from_regex(r"[a-z0-9_-]{1,20}", fullmatch=True)
+samples = st.lists(
+    st.builds(lambda key, png, txt: Sample(key, {"png": png, "txt": txt}), keys, st.binary(), st.binary()),
+    min_size=1,
+    unique_by=lambda sample: sample.key,
+)
+
+
+@given(samples, st.randoms())
+def test_the_same_samples_make_the_same_bytes_in_any_order_and_read_back(some, random):
+    shuffled = list(some)
+    random.shuffle(shuffled)
+    content = write_tar(some)
+    assert write_tar(shuffled) == content
+    assert list(read_tar(content)) == sorted(some, key=lambda sample: sample.key)
+
+
+def test_members_carry_nothing_of_this_machine():
+    content = write_tar([Sample("a", {"txt": b"x"})])
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        (member,) = tar
+    assert (member.mtime, member.uid, member.gid, member.uname, member.gname, member.mode) == (0, 0, 0, "", "", 0o644)
+
+
+def test_webdataset_reads_it(tmp_path):
+    (tmp_path / "0.tar").write_bytes(write_tar([Sample(f"k-{i}", {"txt": b"x", "json": b"{}"}) for i in range(3)]))
+    read = list(webdataset.WebDataset(str(tmp_path / "0.tar"), shardshuffle=False))
+    assert [(sample["__key__"], sample["txt"]) for sample in read] == [(f"k-{i}", b"x") for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("some", "says"),
+    [
+        ([], "no samples"),
+        ([Sample("a", {"txt": b""}), Sample("a", {"txt": b""})], "a: occurs twice"),
+        ([Sample("a.b", {"txt": b""})], "split it at the first dot"),
+        ([Sample("a/b", {"txt": b""})], "a/b: a key is letters"),
+        ([Sample("a", {"txt": b""}), Sample("b", {"png": b""})], "b: has png where the others have txt"),
+    ],
+)
+def test_samples_that_readers_would_misread_are_refused(some, says):
+    with pytest.raises(TarError, match=says):
+        write_tar(some)
+
+
+@given(st.integers(1, 10_239))
+def test_a_truncated_tar_is_found_wherever_it_ends(length):
+    content = write_tar([Sample(f"k{i}", {"txt": b"x" * 700}) for i in range(4)])
+    assert len(content) == 10_240
+    with pytest.raises(TarError):
+        list(read_tar(content[:length]))
+
+
+def test_a_doubled_member_and_scattered_samples_are_found():
+    for members in (["a.txt", "a.txt"], ["a.txt", "b.txt", "a.png"]):
+        whole = io.BytesIO()
+        with tarfile.open(fileobj=whole, mode="w") as tar:
+            for name in members:
+                tar.addfile(tarfile.TarInfo(name))
+        with pytest.raises(TarError):
+            list(read_tar(whole.getvalue()))
