@@ -1,0 +1,115 @@
+"""The metadata of a shard: one Parquet, a row a candidate, the same bytes for the same rows."""
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+CONTROL = pa.struct(
+    {
+        "type": pa.string(),
+        "image": pa.string(),
+        "preprocess": pa.string(),
+        "scale": pa.float64(),
+        "start": pa.float64(),
+        "end": pa.float64(),
+        "sha256": pa.string(),
+    }
+)
+LORA = pa.struct({"name": pa.string(), "scale": pa.float64()})
+
+# In the order in which they stand; times and hosts do not belong here, since they differ between runs.
+COLUMNS: dict[str, pa.DataType] = {
+    "key": pa.string(),
+    "id": pa.string(),
+    "candidate_index": pa.int32(),
+    "rank": pa.int32(),
+    "selected": pa.bool_(),
+    "status": pa.string(),
+    "error": pa.string(),
+    "error_message": pa.string(),
+    "prompt": pa.string(),
+    "negative_prompt": pa.string(),
+    "mode": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "steps": pa.int32(),
+    "guidance_scale": pa.float64(),
+    "scheduler": pa.string(),
+    "strength": pa.float64(),
+    "seed": pa.int64(),
+    "candidates": pa.int32(),
+    "keep": pa.int32(),
+    "init_image": pa.string(),
+    "init_image_sha256": pa.string(),
+    "mask_image": pa.string(),
+    "mask_image_sha256": pa.string(),
+    "controls": pa.list_(CONTROL),
+    "loras": pa.list_(LORA),
+    "prompt_truncated": pa.bool_(),
+    "model": pa.string(),
+    "revision": pa.string(),
+    "dtype": pa.string(),
+    "batch_shape": pa.string(),
+    "versions": pa.string(),
+    "unet_evaluations": pa.int32(),
+    "clip_score": pa.float32(),
+    "sha256": pa.string(),
+    "pixel_sha256": pa.string(),
+    "bytes": pa.int64(),
+    "shard": pa.int32(),
+}
+
+
+def schema(carried: Mapping[str, pa.DataType], embedding: int | None) -> pa.Schema:
+    """The schema of a dataset's metadata.
+
+    Args:
+        carried: The manifest's own columns, their types fixed once at the plan.
+        embedding: The width of CLIP embeddings, or None where none are written.
+
+    Raises:
+        ValueError: A carried column has the name of one of ours.
+    """
+    taken = sorted(set(carried) & {*COLUMNS, "clip_embedding"})
+    if taken:
+        raise ValueError(f"carried columns are named like promptmill's own: {', '.join(taken)}")
+    fields = dict(COLUMNS)
+    if embedding is not None:
+        fields["clip_embedding"] = pa.list_(pa.float16(), embedding)
+    return pa.schema(list({**fields, **carried}.items()))
+
+
+def write_table(rows: Iterable[Mapping[str, Any]], form: pa.Schema) -> bytes:
+    """Rows as a Parquet file, in the order of their key and candidate. What a row does not say is null.
+
+    Raises:
+        ValueError: A row has a column that the schema does not know.
+    """
+    ordered = sorted(rows, key=lambda row: (row["shard"], row["key"], row["candidate_index"] or 0))
+    for row in ordered:
+        unknown = sorted(set(row) - set(form.names))
+        if unknown:
+            raise ValueError(f"{row['key']}: no column {', '.join(unknown)}")
+    table = pa.Table.from_pylist(ordered, form)
+    file = io.BytesIO()
+    pq.write_table(table, file, compression="zstd", compression_level=3, row_group_size=65_536, version="2.6")
+    return file.getvalue()
+
+
+def read_table(content: bytes) -> pa.Table:
+    """A Parquet file of ours.
+
+    Raises:
+        ValueError: It is truncated, altered beyond reading, or lacks one of our columns.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(content))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise ValueError(f"lacks the columns {', '.join(missing)}")
+    return table
