@@ -8,17 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 CONTROL = pa.struct(
-    {
-        "type": pa.string(),
-        "image": pa.string(),
-        "preprocess": pa.string(),
-        "scale": pa.float64(),
-        "start": pa.float64(),
-        "end": pa.float64(),
-        "sha256": pa.string(),
-    }
+    [
+        ("type", pa.string()),
+        ("image", pa.string()),
+        ("preprocess", pa.string()),
+        ("scale", pa.float64()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("sha256", pa.string()),
+    ]
 )
-LORA = pa.struct({"name": pa.string(), "scale": pa.float64()})
+LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
 # In the order in which they stand; times and hosts do not belong here, since they differ between runs.
 COLUMNS: dict[str, pa.DataType] = {
