@@ -1,0 +1,235 @@
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.lanes import PATIENCE, DiedError, Lanes, LostError, Pool, StartError
+from tests.jobs.virtual_time import DeadlockError, run
+
+DEADLINE = 1000.0
+
+
+class World:
+    """Stand-in actors that do to each unit what the test says, and keep count."""
+
+    def __init__(self, seed=0, trouble=None, poison=(), seconds=(1.0, 1.0), slow_start=0.0, dead_on_arrival=0):
+        self.random, self.trouble, self.poison = random.Random(seed), trouble or {}, set(poison)
+        self.seconds, self.slow_start, self.dead_on_arrival = seconds, slow_start, dead_on_arrival
+        self.made, self.scored, self.waiting, self.most_waiting = Counter(), Counter(), 0, 0
+        self.starts, self.calls_on = 0, Counter()
+
+    def pool(self, kind, size, hands):
+        return Pool(lambda: self.start(kind), size, hands, DEADLINE)
+
+    async def start(self, kind):
+        await asyncio.sleep(self.slow_start)
+        self.starts += 1
+        if self.starts <= self.dead_on_arrival:
+            raise RuntimeError("no such model")
+        return Standin(self, kind)
+
+    async def convict(self, unit, reasons):
+        return ("convicted", unit, tuple(reasons))
+
+    def lanes(self, units, generators=(1, 2), scorers=(1, 1), waiting=4):
+        return Lanes(units, self.pool("generator", *generators), self.pool("scorer", *scorers), self.convict, waiting)
+
+
+class Standin:
+    def __init__(self, world, kind):
+        self.world, self.kind, self.dead = world, kind, asyncio.get_running_loop().create_future()
+
+    async def call(self, unit, *rest):
+        if self.dead.done():
+            raise DiedError("was dead already")
+        self.world.calls_on[self] += 1
+        if rest[-1]:  # alone
+            assert self.world.calls_on[self] == 1, "a unit that is to be alone has company"
+        try:
+            work = asyncio.ensure_future(self._work(unit))
+            await asyncio.wait([work, self.dead], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                work.cancel()
+                self.dead.result()
+                raise DiedError("died under it")
+            return work.result()
+        finally:
+            self.world.calls_on[self] -= 1
+
+    async def _work(self, unit):
+        world = self.world
+        await asyncio.sleep(world.random.uniform(0, 2) * world.seconds[self.kind == "scorer"])
+        trouble = world.trouble.get((self.kind, unit), [])
+        what = trouble.pop() if trouble else None
+        if unit in world.poison and self.kind == "generator":
+            what = "die"
+        if what in ("die", "node"):
+            self.kill()
+            raise DiedError(what, by_infrastructure=what == "node")
+        if what == "hang":
+            await asyncio.sleep(10 * DEADLINE)
+        if what == "error":
+            raise RuntimeError("broken row")
+        if what == "lost":
+            raise LostError("its node died")
+        if self.kind == "generator":
+            world.made[unit] += 1
+            world.waiting += 1
+            world.most_waiting = max(world.most_waiting, world.waiting)
+            return f"images of {unit}"
+        world.scored[unit] += 1
+        world.waiting -= 1
+        return ("scored", unit)
+
+    def kill(self):
+        if not self.dead.done():
+            self.dead.set_result(None)
+
+
+async def receipts_of(lanes):
+    return [receipt async for receipt in lanes.run()]
+
+
+troubles = st.dictionaries(
+    st.tuples(st.sampled_from(["generator", "scorer"]), st.integers(0, 39)),
+    # Fewer than would convict, whatever the order; any number of deaths by infrastructure.
+    st.tuples(
+        st.lists(st.sampled_from(["die", "hang", "error"]), max_size=1),
+        st.lists(st.sampled_from(["node", "lost"]), max_size=4),
+    ).map(lambda parts: parts[0] + parts[1]),
+    max_size=25,
+)
+
+
+@settings(max_examples=150)
+@given(
+    seed=st.integers(0, 2**32),
+    units=st.integers(0, 40),
+    generators=st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    scorers=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    waiting=st.integers(1, 6),
+    trouble=troubles,
+    poison=st.sets(st.integers(0, 39), max_size=3),
+    pace=st.tuples(st.sampled_from([0.1, 1.0, 20.0]), st.sampled_from([0.1, 1.0, 20.0])),
+)
+def test_whatever_dies_errs_or_hangs_every_unit_is_settled_once_and_only_poison_is_convicted(
+    seed, units, generators, scorers, waiting, trouble, poison, pace
+):
+    world = World(seed, {key: list(value) for key, value in trouble.items()}, poison, pace, slow_start=3.0)
+    receipts, _ = run(receipts_of(world.lanes(range(units), generators, scorers, waiting)))
+    assert sorted(unit for _, unit, *_ in receipts) == list(range(units))
+    assert {unit for verdict, unit, *_ in receipts if verdict == "convicted"} == poison & set(range(units))
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 4))
+def test_slow_scorers_hold_the_generators_back(waiting, generators, hands):
+    world = World(seconds=(0.01, 10.0))
+    receipts, _ = run(receipts_of(world.lanes(range(60), (generators, hands), (1, 1), waiting)))
+    assert len(receipts) == 60
+    # In the channel, in each generator's hands, and one with the scorer.
+    assert world.most_waiting <= waiting + generators * hands + 1
+
+
+def test_a_reader_who_does_not_read_holds_everything_back():
+    world = World()
+
+    async def read_one_and_wait():
+        lanes = world.lanes(range(1000))
+        stream = lanes.run()
+        await anext(stream)
+        await asyncio.sleep(10_000)
+        await stream.aclose()
+
+    run(read_one_and_wait())
+    assert sum(world.made.values()) < 30
+
+
+def test_a_generator_always_has_its_next_unit_waiting():
+    world = World(seconds=(1.0, 0.01))
+    world.random.uniform = lambda low, high: 1.0
+    _, seconds = run(receipts_of(world.lanes(range(100), (5, 2), (1, 1))))
+    assert seconds == pytest.approx(100 / 10, abs=1.0)
+
+
+def test_a_poison_unit_dies_once_in_company_and_is_tried_alone_three_times():
+    world = World(poison=[3])
+    receipts, _ = run(receipts_of(world.lanes(range(10))))
+    ((_, unit, reasons),) = [r for r in receipts if r[0] == "convicted"]
+    assert unit == 3 and len(reasons) in (PATIENCE, PATIENCE + 1)
+    assert all(world.scored[unit] == 1 for unit in range(10) if unit != 3)
+
+
+def test_deaths_by_infrastructure_convict_nobody():
+    world = World(trouble={("generator", 0): ["node"] * 20})
+    receipts, _ = run(receipts_of(world.lanes(range(3))))
+    assert Counter(r[0] for r in receipts) == {"scored": 3}
+
+
+def test_a_hung_unit_is_cut_off_by_the_deadline_and_its_neighbours_go_on():
+    world = World(trouble={("generator", 1): ["hang"] * PATIENCE * 2})
+    receipts, seconds = run(receipts_of(world.lanes(range(4))))
+    assert Counter(r[0] for r in receipts) == {"scored": 3, "convicted": 1}
+    assert seconds < (PATIENCE + 3) * DEADLINE
+
+
+def test_lost_images_are_made_again():
+    world = World(trouble={("scorer", 2): ["lost"]})
+    receipts, _ = run(receipts_of(world.lanes(range(5))))
+    assert len(receipts) == 5 and world.made[2] == 2
+
+
+def test_actors_that_cannot_start_end_the_run_with_their_reason():
+    world = World(dead_on_arrival=1000)
+    with pytest.raises(StartError, match="no such model"):
+        run(receipts_of(world.lanes(range(5))))
+
+
+def test_one_failed_start_is_forgiven():
+    world = World(dead_on_arrival=2)
+    receipts, _ = run(receipts_of(world.lanes(range(5), (1, 1), (1, 1))))
+    assert len(receipts) == 5
+
+
+def test_stopping_finishes_what_is_under_way_and_draws_no_more():
+    world = World()
+    drawn = []
+
+    async def stop_after_ten():
+        lanes = world.lanes(unit for unit in range(10_000) if drawn.append(unit) is None)
+        settled = []
+        async for receipt in lanes.run():
+            settled.append(receipt)
+            if len(settled) == 10:
+                lanes.stop()
+        return settled
+
+    settled, _ = run(stop_after_ten())
+    assert len(settled) == len(drawn) < 30
+
+
+def test_an_error_of_the_source_is_the_runs():
+    def source():
+        yield 1
+        raise OSError("disk gone")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run(receipts_of(World().lanes(source())))
+    assert "disk gone" in str(caught.value.exceptions[0])
+
+
+def test_the_virtual_loop_notices_a_deadlock():
+    async def wait_for_ever():
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(DeadlockError):
+        run(wait_for_ever())
+
+
+def test_hundreds_of_lanes_stay_busy_over_thousands_of_units():
+    world = World(seconds=(10.0, 0.1))
+    _, seconds = run(receipts_of(world.lanes(range(5000), (200, 2), (8, 1), waiting=64)))
+    # 200 actors that take two calls at a time, ten seconds a call on average.
+    assert seconds < 1.2 * 5000 * 10 / 400
