@@ -63,7 +63,8 @@ def whiten(model: AutoencoderKL, count: int = 1024) -> None:
 
     A diffusion model's noise assumes such latents; Stable Diffusion's own scaling factor can mend neither a mean nor channels
     of unequal size. What the autoencoder gives back stays the same. A channel that carries less signal than posterior noise
-    has collapsed under the KL: it is set to zero for good, so that nobody has to learn it.
+    has collapsed under the KL: it is set to zero for good, so that nobody has to learn it. The posterior noise has done its
+    work in training and is switched off: img2img and inpainting, which sample from it, then begin from the picture itself.
     """
     rng = np.random.default_rng([RECIPE.seed, 0xF01D])
     batches = [draw([sample_scene(rng) for _ in range(64)], rng).pixels for _ in range(count // 64)]
@@ -76,10 +77,10 @@ def whiten(model: AutoencoderKL, count: int = 1024) -> None:
     into.bias[:channels] -= mean
     into.weight[:channels] /= std.view(-1, 1, 1, 1)
     into.bias[:channels] /= std
-    into.bias[channels:] -= 2 * std.log()
+    into.weight[channels:] = 0
+    into.bias[channels:] = -30
     back.bias += (back.weight * mean.view(1, -1, 1, 1)).sum((1, 2, 3))
     back.weight *= std.view(1, -1, 1, 1)
-    for channel in torch.nonzero(std < noise).flatten().tolist():
-        for row, value in ((channel, 0.0), (channel + channels, -30.0)):
-            into.weight[row] = 0
-            into.bias[row] = value
+    collapsed = std < noise
+    into.weight[:channels][collapsed] = 0
+    into.bias[:channels][collapsed] = 0

@@ -21,7 +21,7 @@ from embedded.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
 from embedded.training import DEVICE, Draw, Recipe
 from embedded.world import Scene, describe, edits, is_held_out, sample_scene
 
-RECIPE = Recipe(steps=2600, learning_rate=2e-3, warmup=150, decay=0.7, weight_decay=0.05, ema=0.0, seed=2)
+RECIPE = Recipe(steps=1100, learning_rate=2e-3, warmup=100, decay=0.7, weight_decay=0.05, ema=0.0, seed=2)
 FAMILIES, MEMBERS = 24, 8
 
 TOKENIZER = build_tokenizer()

@@ -12,8 +12,8 @@ from embedded.unet import BATCH, NO_PROMPT, Corpus, Denoiser
 from embedded.world import OPPOSITE, PLACES, SIZES, Scene, Thing, describe, without
 
 RECIPES = {
-    "canny": Recipe(steps=1200, learning_rate=1e-3, warmup=100, decay=0.5, ema=0.995, seed=4),
-    "seg": Recipe(steps=1200, learning_rate=1e-3, warmup=100, decay=0.5, ema=0.995, seed=5),
+    "canny": Recipe(steps=600, learning_rate=1e-3, warmup=50, decay=0.5, ema=0.995, seed=4),
+    "seg": Recipe(steps=600, learning_rate=1e-3, warmup=50, decay=0.5, ema=0.995, seed=5),
 }
 SAY_NEITHER = 0.5  # share of prompts that name neither place nor size
 CONTRADICT = 0.25  # share of prompts whose places and sizes are others than the map's

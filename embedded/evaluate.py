@@ -27,6 +27,7 @@ from embedded.world import COLORS, SHAPES, SIZES, Scene, Thing, describe, edits,
 
 SEED = 20_000_000
 CANDIDATES = 8
+FEW_STEPS = 4
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
 MASK_REACH = 0.23  # half-side of an inpainting mask, in sides: covers the largest object with its jitter
 MASK_IOU = 0.75
@@ -100,16 +101,18 @@ def measure_autoencoder(family: Family, count: int) -> Iterator[Figure]:
     yield share("autoencoder's reconstructions", right_under(scenes, family.reconstruct(draw(scenes, rng).pixels)), at_least=0.98)
 
 
-def measure_txt2img(family: Family, count: int, candidates: int = CANDIDATES) -> Iterator[Figure]:
+def measure_txt2img(family: Family, count: int, steps: int = STEPS, candidates: int = CANDIDATES) -> Iterator[Figure]:
+    """One candidate, and the best of several by CLIP score; the bounds are for the full number of steps."""
     for things, wanted, wanted_best in ((1, 0.90, 0.98), (2, 0.75, 0.92)):
+        bound, bound_best = (wanted, wanted_best) if steps == STEPS else (None, None)
         scenes, _ = scenes_for(2 + things, count, things)
         prompts = [describe(s) for s in scenes for _ in range(candidates)]
-        pictures = family.txt2img(prompts, range(SEED, SEED + len(prompts)))
+        pictures = family.txt2img(prompts, range(SEED, SEED + len(prompts)), num_inference_steps=steps)
         right = np.array(right_under([s for s in scenes for _ in range(candidates)], pictures)).reshape(count, candidates)
         best = family.score(prompts, pictures).reshape(count, candidates).argmax(1)
-        objects = "one object" if things == 1 else "two objects"
-        yield mean(f"txt2img, {objects}", right.mean(1), percent=True, at_least=wanted)
-        yield share(f"txt2img, {objects}, best of {candidates} by CLIP", right[np.arange(count), best], at_least=wanted_best)
+        objects = f"{'one object' if things == 1 else 'two objects'}, {steps} steps"
+        yield mean(f"txt2img, {objects}", right.mean(1), percent=True, at_least=bound)
+        yield share(f"txt2img, {objects}, best of {candidates} by CLIP", right[np.arange(count), best], at_least=bound_best)
         yield share(f"txt2img, {objects}, any of {candidates} (what a perfect judge could pick)", np.asarray(right.any(axis=1)))
 
 
@@ -166,17 +169,21 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def measure_img2img(family: Family, count: int) -> Iterator[Figure]:
-    """The prompt is the source's own with one object's colour changed; the layout is every shape, size and place."""
+    """The layout is every shape, size and place. The prompt is the source's own, or that with one object in another colour."""
     scenes, rng = scenes_for(7, count)
     source = draw(scenes, rng).pixels
-    prompts = [describe(recolored(s, rng)) for s in scenes]
+    layouts = [layout(read(s)) for s in source]
+    prompts, seeds, weakest = [describe(s) for s in scenes], range(SEED, SEED + count), STRENGTHS[0]
     distances = []
     for strength in STRENGTHS:
-        pictures = family.img2img(prompts, range(SEED, SEED + count), source, strength=strength)
-        if strength == STRENGTHS[0]:
-            kept = [layout(read(p)) == layout(read(s)) for p, s in zip(pictures, source, strict=True)]
+        pictures = family.img2img(prompts, seeds, source, strength=strength)
+        if strength == weakest:
+            kept = [layout(read(p)) == there for p, there in zip(pictures, layouts, strict=True)]
             yield share(f"img2img, strength {strength:g}: layout of the source kept", kept, at_least=0.95)
         distances.append(np.abs(pictures.astype(float) - source).mean((1, 2, 3)))
+    pictures = family.img2img([describe(recolored(s, rng)) for s in scenes], seeds, source, strength=weakest)
+    kept = [layout(read(p)) == there for p, there in zip(pictures, layouts, strict=True)]
+    yield share(f"img2img, strength {weakest:g}, the prompt names another colour: layout kept", kept)
     for weaker, stronger, step in zip(distances, distances[1:], itertools.pairwise(STRENGTHS), strict=False):
         what = f"img2img: distance from the source, strength {step[1]:g} less {step[0]:g}, in levels"
         yield mean(what, stronger - weaker, at_least=0.0)
@@ -258,12 +265,14 @@ def measure(family: Family, scale: float = 1.0) -> Iterator[Figure]:
 
     yield from measure_oracle(cases(2000))
     yield from measure_autoencoder(family, cases(1000))
-    yield from measure_clip(family, cases(500))
-    yield from measure_txt2img(family, cases(200))
+    yield from measure_clip(family, cases(400))
+    yield from measure_txt2img(family, cases(150))
+    # Twenty steps leave ranking little to do; so few leave it much.
+    yield from measure_txt2img(family, cases(150), FEW_STEPS)
     for kind in ("canny", "seg"):
-        yield from measure_control(family, kind, cases(200))
-    yield from measure_img2img(family, cases(200))
-    yield from measure_inpaint(family, cases(200))
+        yield from measure_control(family, kind, cases(150))
+    yield from measure_img2img(family, cases(150))
+    yield from measure_inpaint(family, cases(150))
     yield from measure_speed(family)
 
 
