@@ -41,7 +41,7 @@ def describe(error: ValidationError, known_keys: dict[tuple[str, ...], Sequence[
         else:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message[0].lower() + message[1:]}{_found(problem['input'])}")
-    return lines
+    return [" ".join(line.split()) for line in lines]
 
 
 def _found(value: Any) -> str:

@@ -59,10 +59,11 @@ def read(path: Path) -> dict[str, Any]:
         content = yaml.load(text, Loader=_UniqueKeys)
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8 (byte {error.start})"]) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError([f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}"]) from None
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError([f"{path}{line}: not YAML: {reason}"]) from None
     if not isinstance(content, dict):
         raise ConfigError([f"{path}: holds {'nothing' if content is None else type(content).__name__}, not keys and values"])
     return content
@@ -88,7 +89,7 @@ def override(content: dict[str, Any], setting: str) -> None:
         raise ConfigError([f"--set {setting}: not of the form key.path=value"])
     try:
         value = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         raise ConfigError([f"--set {setting}: {text!r} is not a YAML value; quote it"]) from None
     at: Any = content
     for key in keys[:-1]:
@@ -99,7 +100,7 @@ def override(content: dict[str, Any], setting: str) -> None:
 
 
 def _index(at: list[Any], key: str, setting: str) -> int:
-    if not key.isdigit() or int(key) >= len(at):
+    if not key.isdecimal() or int(key) >= len(at):
         raise ConfigError([f"--set {setting}: {key!r} is not one of the {len(at)} entries, counted from 0"])
     return int(key)
 

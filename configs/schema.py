@@ -102,11 +102,11 @@ class Shards(Strict):
 
 
 class Runtime(Strict):
-    """Where and how the job runs; nothing here changes a byte of the dataset."""
+    """Where and how the job runs, and what is refused before it does."""
 
     address: str | None = Field(None, description="The Ray cluster; this machine by itself where it is not given.")
-    generators: int | Literal["auto"] = "auto"
-    scorers: int | Literal["auto"] = "auto"
+    generators: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    scorers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     generator_gpus: float = Field(1.0, gt=0, le=16)
     scorer_gpus: float = Field(0.25, gt=0, le=16)
     strict: bool = Field(False, description="Refuse unknown manifest columns instead of carrying them into the output.")

@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -23,7 +23,7 @@ from embedded.oracle import Reading, is_right, read
 from embedded.pictures import CENTERS, SIDE, Pictures, draw
 from embedded.sampling import GUIDANCE, STEPS, Family
 from embedded.weights import WEIGHTS
-from embedded.world import COLORS, SHAPES, SIZES, Scene, Thing, describe, edits, sample_scene, without
+from embedded.world import COLORS, SHAPES, SIZES, Scene, Thing, describe, edits, is_held_out, sample_scene, without
 
 SEED = 20_000_000
 CANDIDATES = 8
@@ -82,7 +82,8 @@ def mean(
     """A mean over independent cases, with its normal interval."""
     half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     value = float(np.mean(values))
-    return Figure(what, value, value - half, value + half, len(values), at_least, at_most, percent)
+    high = min(1.0, value + half) if percent else value + half
+    return Figure(what, value, value - half, high, len(values), at_least, at_most, percent)
 
 
 def scenes_for(topic: int, count: int, things: int | None = None) -> tuple[list[Scene], np.random.Generator]:
@@ -169,35 +170,31 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def measure_img2img(family: Family, count: int) -> Iterator[Figure]:
-    """The layout is every shape, size and place. The prompt is the source's own, or that with one object in another colour."""
+    """The prompt names neither place nor size, so only the source can say them: each object has to cover the pixels that it did."""
     scenes, rng = scenes_for(7, count)
-    source = draw(scenes, rng).pixels
-    layouts = [layout(read(s)) for s in source]
-    prompts, seeds, weakest = [describe(s) for s in scenes], range(SEED, SEED + count), STRENGTHS[0]
+    truth = draw(scenes, rng)
+    source, seeds = truth.pixels, range(SEED, SEED + count)
+    prompts = [describe(without(s, "size", "place")) for s in scenes]
     distances = []
     for strength in STRENGTHS:
         pictures = family.img2img(prompts, seeds, source, strength=strength)
-        if strength == weakest:
-            kept = [layout(read(p)) == there for p, there in zip(pictures, layouts, strict=True)]
-            yield share(f"img2img, strength {strength:g}: layout of the source kept", kept, at_least=0.95)
+        if strength in (STRENGTHS[0], STRENGTHS[-1]):
+            kept = [follows_map(s, truth, i, read(p)) for i, (s, p) in enumerate(zip(scenes, pictures, strict=True))]
+            bound = 0.95 if strength == STRENGTHS[0] else None
+            yield share(f"img2img, strength {strength:g}: layout of the source kept", kept, at_least=bound)
         distances.append(np.abs(pictures.astype(float) - source).mean((1, 2, 3)))
-    pictures = family.img2img([describe(recolored(s, rng)) for s in scenes], seeds, source, strength=weakest)
-    kept = [layout(read(p)) == there for p, there in zip(pictures, layouts, strict=True)]
-    yield share(f"img2img, strength {weakest:g}, the prompt names another colour: layout kept", kept)
     for weaker, stronger, step in zip(distances, distances[1:], itertools.pairwise(STRENGTHS), strict=False):
         what = f"img2img: distance from the source, strength {step[1]:g} less {step[0]:g}, in levels"
         yield mean(what, stronger - weaker, at_least=0.0)
 
 
-def layout(reading: Reading) -> list[tuple]:
-    return sorted((s.shape or "", s.size or "", s.place or "") for s in reading.seen)
-
-
 def recolored(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with its first object in another colour; held out wherever there is such a scene."""
     thing = scene.things[0]
     colors = [c for c in COLORS if c not in (thing.color, scene.background)]
-    other = Thing(thing.shape, colors[rng.integers(len(colors))], thing.size, thing.place)
-    return Scene((other, *scene.things[1:]), scene.background)
+    options = [Scene((replace(thing, color=color), *scene.things[1:]), scene.background) for color in colors]
+    options = [s for s in options if is_held_out(s)] or options
+    return options[rng.integers(len(options))]
 
 
 def measure_inpaint(family: Family, count: int) -> Iterator[Figure]:
@@ -219,8 +216,14 @@ def replaced(scene: Scene, rng: np.random.Generator) -> Scene:
     old = scene.things[0]
     colors = [c for c in COLORS if c not in (old.color, scene.background)]
     shapes = [s for s in SHAPES if s != old.shape]
-    new = Thing(shapes[rng.integers(len(shapes))], colors[rng.integers(len(colors))], SIZES[rng.integers(2)], old.place)
-    return Scene((new, *scene.things[1:]), scene.background)
+    options = [
+        Scene((Thing(shape, color, size, old.place), *scene.things[1:]), scene.background)
+        for shape in shapes
+        for color in colors
+        for size in SIZES
+    ]
+    held_out = [s for s in options if is_held_out(s)]
+    return (held_out or options)[rng.integers(len(held_out or options))]
 
 
 def mask_around(place: str) -> np.ndarray:

@@ -16,6 +16,9 @@ from embedded.world import COLORS, SHAPES, Scene, Thing, parse
 FRAME = 2  # pixels: no object comes nearer to the border
 OBJECT_LEVELS = 48.0  # RGB distance from the background at which a pixel may belong to an object
 SPECK_PIXELS = 12  # smaller blobs are noise; the smallest object has over 60 pixels
+GHOST_LEVELS = 30.0  # RGB distance from the background beyond which a pixel far from any object is no background either
+GHOST_PIXELS = 40  # that many of them make the background not plain
+OF_ONE_COLOR = 0.85  # share of an object's inside that has to be of its colour
 COLOR_LEVELS = 75.0  # RGB distance up to which a colour still has a name
 PLACE_TOLERANCE = 0.09  # sides; places are at least 0.23 apart
 SIZE_TOLERANCE = 0.045  # sides; small and large are 0.08 apart
@@ -55,11 +58,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle sees in a picture: the background's colour (None where it has no name or is not plain) and the blobs."""
+    """What the oracle sees in a picture: the background's colour (None where it has no name or is not plain), the blobs, and how
+    many pixels lie in specks too small to be objects.
+    """
 
     background: str | None
     background_rgb: tuple[int, int, int]
     seen: tuple[Seen, ...]
+    specks: int = 0
 
 
 def read(pixels: np.ndarray) -> Reading:
@@ -83,15 +89,20 @@ def read(pixels: np.ndarray) -> Reading:
     labels, count = ndimage.label(solid)
     blobs = [labels == i for i in range(1, count + 1)]
     seen = [_see(picture, ground, blob, solid & ~blob) for blob in blobs if np.count_nonzero(blob) >= SPECK_PIXELS]
+    specks = sum(size for size in map(np.count_nonzero, blobs) if size < SPECK_PIXELS)
+    around = ndimage.binary_dilation(solid, iterations=4)
+    plain &= np.count_nonzero((away > GHOST_LEVELS) & ~around) < GHOST_PIXELS
     seen.sort(key=lambda s: (s.center[0] + s.center[1], s.center))
-    return Reading(_name_color(ground) if plain else None, _levels(ground), tuple(seen))
+    return Reading(_name_color(ground) if plain else None, _levels(ground), tuple(seen), int(specks))
 
 
 def _see(picture: np.ndarray, ground: np.ndarray, blob: np.ndarray, others: np.ndarray) -> Seen:
     core = ndimage.binary_erosion(blob, iterations=2)
     if np.count_nonzero(core) < 4:
         core = ndimage.binary_erosion(blob)
-    color = np.median(picture[core if core.any() else blob], axis=0)
+    within = picture[core if core.any() else blob]
+    color = np.median(within, axis=0)
+    of_one_color = np.mean(np.linalg.norm(within - color, axis=1) < COLOR_LEVELS) >= OF_ONE_COLOR
 
     # How far the object covers a pixel: where its colour lies between the background's and the object's.
     axis = color - ground
@@ -103,7 +114,7 @@ def _see(picture: np.ndarray, ground: np.ndarray, blob: np.ndarray, others: np.n
     center, half = _extent(mask, alpha)
     return Seen(
         shape=_name_shape(mask, alpha, center, half),
-        color=_name_color(color),
+        color=_name_color(color) if of_one_color else None,
         size=_name_size(half),
         place=_name_place(center),
         center=(float(center[0]), float(center[1])),
@@ -186,6 +197,8 @@ def differences(prompt: str | Scene, picture: np.ndarray | Reading) -> list[str]
         wrong.extend(_compare(thing, seen))
     wrong.extend(f"missing: {_named(thing)}" for thing in missing)
     wrong.extend(f"extra: a {seen.words()}" for seen in extra)
+    if reading.specks >= SPECK_PIXELS:
+        wrong.append(f"extra: specks, {reading.specks} pixels in all")
     return wrong
 
 

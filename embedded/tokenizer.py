@@ -4,10 +4,9 @@ Every word of the world is one token; any other text still encodes, byte by byte
 highest number and pads as well, as in Stable Diffusion's own tokenizer, so pooling by the first highest number finds it.
 """
 
-import json
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from embedded.world import COLORS, PLACES, SHAPES, SIZES
@@ -15,19 +14,19 @@ from embedded.world import COLORS, PLACES, SHAPES, SIZES
 CONTEXT = 32  # tokens, start and end included; the longest prompt of the world takes 21
 START, END = "<|startoftext|>", "<|endoftext|>"
 GLUE = ("a", "at", "the", "and", "on", "background")
+MERGES = Path(__file__).with_name("merges.txt")
 WORDS = (*SIZES, *COLORS, *SHAPES, *PLACES, *GLUE)
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Learn the merges and return the tokenizer; no randomness is involved."""
+    """The tokenizer, from its merges.
+
+    The merges were learned once, by BPE over `WORDS`, and are kept beside this module: the learner breaks ties as it likes, so
+    learning them again could number the tokens differently.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    learner.train_from_iterator(
-        sorted(WORDS) * 4,
-        trainers.BpeTrainer(vocab_size=2000, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False),
-    )
-    merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
+    lines = MERGES.read_text(encoding="utf-8").splitlines()[1:]  # the first line names the format's version
+    merges = [tuple(line.split(" ")) for line in lines]
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
     tokens += [left + right for left, right in merges]
     tokens = [*list(dict.fromkeys(tokens)), START, END]

@@ -43,15 +43,17 @@ def train_unet(run: "Run") -> None:
     """Needs pipeline/vae; writes the rest of pipeline/."""
     recipe = run.recipe(unet.RECIPE)
     model = unet.Denoiser().to(DEVICE)
-    corpus, scheduler = run.corpus(), DDPMScheduler(**unet.NOISE)
-    run.train(model, lambda draw: unet.denoising_loss(model, corpus, scheduler, draw), recipe)
+    corpus, noise = run.corpus(), DDPMScheduler(**unet.NOISE)
+    run.train(model, lambda draw: unet.denoising_loss(model, corpus, noise, draw), recipe)
+    scheduler = DPMSolverMultistepScheduler(**unet.SAMPLER)
+    scheduler.register_to_config(clip_sample=False)  # for the DDIM and DDPM that are built from this config
     # The text encoder stays fp32: transformers loads a file in the precision it was saved in, where diffusers loads fp32.
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(run.weights / "pipeline" / "vae").half(),
         text_encoder=model.text_encoder,
         tokenizer=unet.TOKENIZER,
         unet=model.unet.half(),
-        scheduler=DPMSolverMultistepScheduler(**unet.SAMPLER),
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -98,7 +100,7 @@ class Run:
         folder = self.weights / "pipeline" / "vae"
         vae = AutoencoderKL.from_pretrained(folder).to(DEVICE).eval()
         digest = sha256(folder / "diffusion_pytorch_model.safetensors")[:8]
-        cache = self.runs / f"latents-{digest}-{self.pictures}.safetensors"
+        cache = self.runs / f"latents-{digest}-{unet.RECIPE.seed}-{self.pictures}.safetensors"
         return unet.Corpus(vae, self.pictures, unet.RECIPE.seed, cache)
 
     def train(self, model: torch.nn.Module, loss: Callable, recipe: Recipe, part: str = "") -> None:

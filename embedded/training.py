@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +93,7 @@ def train(
         say: Takes lines of progress.
     """
     trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    buffers = dict(model.named_buffers())
     average = [p.detach().clone() for p in trained]
     optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
     done, spent = _load(checkpoint, recipe, trained, average, buffers, optimizer)
@@ -158,7 +158,7 @@ def _save(
         tensors[f"{i}.first"] = state["exp_avg"].contiguous()
         tensors[f"{i}.second"] = state["exp_avg_sq"].contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    state_text = json.dumps({"done": done, "seconds": seconds, "seed": recipe.seed})
+    state_text = json.dumps({"done": done, "seconds": seconds, "recipe": asdict(recipe)})
     scratch = path.with_name(path.name + ".tmp")
     save_file(tensors, scratch, metadata={"state": state_text})
     with scratch.open("rb+") as file:
@@ -178,8 +178,9 @@ def _load(
         return 0, 0.0
     with safe_open(path, "pt", device=DEVICE) as file, torch.no_grad():
         state = json.loads(file.metadata()["state"])
-        if state["seed"] != recipe.seed:
-            raise SystemExit(f"{path}: was trained with seed {state['seed']}, not {recipe.seed}; delete it or give that seed")
+        for name, wanted in asdict(recipe).items():
+            if state["recipe"][name] != wanted:
+                raise SystemExit(f"{path}: was trained with {name} {state['recipe'][name]}, not {wanted}; delete it to begin again")
         for name, buffer in buffers.items():
             buffer.copy_(file.get_tensor(f"buffer.{name}"))
         for i, parameter in enumerate(trained):

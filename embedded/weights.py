@@ -31,6 +31,9 @@ def check(folder: Path = WEIGHTS, part: str | None = None) -> None:
         raise WeightsError(f"{sums}: missing; without it nothing says that the weights are whole")
     recorded = dict(_parse_line(sums, number, line) for number, line in enumerate(sums.read_text().splitlines(), 1))
     belongs = f"{part}/" if part else ""
+    for needed in [part] if part else PARTS:
+        if not any(name.startswith(f"{needed}/") and name.endswith(".safetensors") for name in recorded):
+            raise WeightsError(f"{folder / needed}: {SUMS} lists no weights there; check out the weights again")
     for name, digest in recorded.items():
         if not name.startswith(belongs):
             continue

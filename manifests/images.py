@@ -34,7 +34,9 @@ class Roots:
 def roots_of(files: Sequence[str], declared: Sequence[str], max_pixels: int) -> Roots:
     """The roots of a manifest: its files' folders, then those that the config declares."""
     own = (_folder(file) for file in files)
-    return Roots(tuple(dict.fromkeys([*own, *declared])), max_pixels)
+    # A local root is a plain path, so that links out of it are noticed.
+    folders = (folder.removeprefix("file://").removeprefix("local://") for folder in [*own, *declared])
+    return Roots(tuple(dict.fromkeys(folders)), max_pixels)
 
 
 def _folder(file: str) -> str:
@@ -98,10 +100,10 @@ def read_image(place: str, roots: Roots) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not an image of a kind that is read here (png, jpg, webp, bmp, tiff, gif)") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{name}: more pixels than the {roots.max_pixels:,} allowed") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, ImageError):
-            raise
+        raise ImageError(f"{name}: many more pixels than can be decoded safely") from None
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything at broken files
         raise ImageError(f"{name}: cannot be decoded: {error}") from None
 
 
@@ -112,7 +114,7 @@ def _content(place: str) -> bytes:
             if not member:
                 content = stream.read(MAX_BYTES + 1)
             else:
-                with tarfile.open(fileobj=stream, mode="r:") as tar:
+                with tarfile.open(fileobj=stream, mode="r:*") as tar:
                     packed = tar.extractfile(member)
                     content = packed.read(MAX_BYTES + 1) if packed else b""
     except (OSError, KeyError, tarfile.TarError) as error:

@@ -152,7 +152,7 @@ def _unfold(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(values.get(name), str):
             try:
                 values[name] = json.loads(values[name])
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise RowError([f"{name}: not a JSON list: {error}"]) from None
     # Nested columns of Parquet have every key in every row; what is null there is not said.
     for name in ("controls", "loras"):

@@ -1,14 +1,16 @@
 """Finds the files of a manifest and reads their rows as a stream, in order, without ever holding a file in memory.
 
-A manifest is one file, a glob or a list of both, on any storage that fsspec knows. The ending says the format; `.gz`, `.bz2`,
-`.xz` and `.zst` behind it are undone on the way.
+A manifest is one file, a glob or a list of both, on any storage that fsspec knows. The ending says the format; `.gz`, `.bz2`
+and `.xz` behind it are undone on the way.
 """
 
 import csv
 import io
 import itertools
 import json
+import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -17,7 +19,7 @@ from typing import IO, Any
 import fsspec
 import pyarrow.parquet
 
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+COMPRESSED = (".gz", ".bz2", ".xz")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 MAX_LINE = 16 * 2**20  # characters of one row; more is not a manifest but some other file
 PARQUET_ROWS = 1024  # read at a time
@@ -63,14 +65,14 @@ def find_files(manifest: str | Sequence[str]) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    system, path = fsspec.core.url_to_fs(pattern)
     try:
+        system, path = fsspec.core.url_to_fs(pattern)
         if any(character in path for character in "*?["):
             found = sorted(system.glob(path))
         else:
             found = [path] if system.isfile(path) else []
-    except (OSError, PermissionError) as error:
-        raise ManifestError(f"{pattern}: cannot be listed: {error}") from None
+    except (OSError, ImportError, ValueError) as error:
+        raise ManifestError(f"{pattern}: cannot be reached: {error}") from None
     if not found:
         raise ManifestError(f"{pattern}: no such file")
     return [name if _is_local(system) else system.unstrip_protocol(name) for name in found]
@@ -92,7 +94,7 @@ def read_rows(files: Sequence[str]) -> Iterator[Row]:
             if isinstance(values, str):
                 yield Row(file, number, {}, broken=values)
             else:
-                yield Row(file, number, {name: value for name, value in values.items() if value is not None and value != ""})
+                yield Row(file, number, {name: value for name, value in values.items() if value is not None})
         if number == 0:
             raise ManifestError(f"{file}: has no rows")
 
@@ -108,7 +110,7 @@ def _read(file: str) -> Iterator[Values]:
     except UnicodeDecodeError as error:
         at = f"byte {error.object[error.start]:#04x}"
         raise ManifestError(f"{file}: not UTF-8 ({at}); convert it, for example with iconv -f latin1 -t utf8") from None
-    except (csv.Error, pyarrow.ArrowException, tarfile.TarError, EOFError) as error:
+    except (csv.Error, pyarrow.ArrowException, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ManifestError(f"{file}: cannot be read as {_ending(file)}: {str(error).splitlines()[0]}") from None
     except OSError as error:
         raise ManifestError(f"{file}: {error.strerror or error}") from None
@@ -139,7 +141,7 @@ def _read_jsonl(file: str, stream: IO[bytes]) -> Iterator[Values]:
 def _json(text: str | bytes) -> Values:
     try:
         return _mapping(json.loads(text))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
 
 
@@ -147,7 +149,9 @@ def _read_json(file: str, stream: IO[bytes]) -> Iterator[Values]:
     # A JSON array cannot be read as a stream with the standard library: it is for small manifests.
     try:
         rows = json.load(_text(stream))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{file}: not JSON: {error}") from None
     if not isinstance(rows, list):
         raise ManifestError(f"{file}: holds {type(rows).__name__}, not a list of rows")
@@ -169,7 +173,8 @@ def _read_csv(file: str, stream: IO[bytes], delimiter: str = ",") -> Iterator[Va
         if None in values:
             yield f"has more cells than the header has columns; quote what holds a {delimiter!r}"
         else:
-            yield values
+            # A cell cannot tell empty from absent, so it is absent; JSON and Parquet can.
+            yield {name: value for name, value in values.items() if value != ""}
 
 
 def _read_tsv(file: str, stream: IO[bytes]) -> Iterator[Values]:
@@ -198,7 +203,7 @@ ADDED_COLUMNS = frozenset(
     """
     key id candidate_index rank selected status error error_message unet_evaluations batch_shape model revision dtype versions
     clip_score clip_embedding sha256 pixel_sha256 bytes shard prompt_truncated candidates keep mode
-    init_image_sha256 mask_image_sha256 controls_sha256
+    init_image_sha256 mask_image_sha256
     """.split()  # noqa: SIM905 (twenty lines of one word each say no more)
 )
 
@@ -209,7 +214,11 @@ def _is_output(names: Sequence[str]) -> bool:
 
 def _as_input(values: dict[str, Any]) -> dict[str, Any]:
     """A row of our own output as a request: its key becomes its id, its candidate's seed the row's."""
-    return {"id": values["key"], **{name: value for name, value in values.items() if name not in ADDED_COLUMNS}}
+    kept = {name: value for name, value in values.items() if name not in ADDED_COLUMNS}
+    controls = [
+        {name: value for name, value in control.items() if name != "sha256"} for control in kept.pop("controls", None) or []
+    ]
+    return {"id": values["key"], **kept, **({"controls": controls} if controls else {})}
 
 
 def _read_tar(file: str, stream: IO[bytes]) -> Iterator[Values]:

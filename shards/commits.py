@@ -83,14 +83,15 @@ def commit(output: str, record: CommitRecord) -> None:
     if put_if_absent(uri, record.to_json()):
         return
     there = get(uri)
-    if there != record.to_json():
-        raise CommitError(f"{uri}: {_difference(there, record)}; two runs with different plans are writing to {output}")
+    difference = _difference(there, record)
+    if difference:
+        raise CommitError(f"{uri}: {difference}; two runs with different plans are writing to {output}")
 
 
-def _difference(there: bytes, record: CommitRecord) -> str:
+def _difference(there: bytes, record: CommitRecord) -> str | None:
     try:
         theirs, ours = asdict(CommitRecord.from_json(there)), asdict(record)
     except CommitError as error:
         return str(error)
-    name = next(name for name in ours if theirs[name] != ours[name])
-    return f"is there with {name} {theirs[name]}, this run has {ours[name]}"
+    different = (name for name in ours if theirs[name] != ours[name])
+    return next((f"is there with {name} {theirs[name]}, this run has {ours[name]}" for name in different), None)

@@ -18,11 +18,11 @@ SCRATCH = ".tmp-"  # what half-written files begin with; nobody reads them, and 
 
 def is_local(uri: str) -> bool:
     """Whether a URI is a path of this machine's file system."""
-    return "://" not in uri or uri.startswith("file://")
+    return "://" not in uri or uri.startswith(("file://", "local://"))
 
 
 def _local(uri: str) -> Path:
-    return Path(uri.removeprefix("file://"))
+    return Path(uri.removeprefix("file://").removeprefix("local://"))
 
 
 def _system(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:

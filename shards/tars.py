@@ -58,7 +58,7 @@ def read_tar(content: bytes) -> Iterator[Sample]:
     Raises:
         TarError: Truncated or altered beyond reading, or a sample whose files do not stand together.
     """
-    key, files, seen = "", dict[str, bytes](), set[str]()
+    key, files, seen, end = "", dict[str, bytes](), set[str](), 0
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
             for member in tar:
@@ -78,10 +78,11 @@ def read_tar(content: bytes) -> Iterator[Sample]:
                 files[ending] = packed.read()
                 if len(files[ending]) != member.size:
                     raise TarError(f"{member.name}: truncated")
+                end = member.offset_data + -(-member.size // 512) * 512
     except tarfile.TarError as error:
         raise TarError(f"cannot be read: {error}") from None
     if files:
         yield Sample(key, files)
-    # tarfile takes any end for the end; a whole tar closes with two empty blocks.
-    if len(content) % 512 or content[-1024:] != bytes(1024):
-        raise TarError("truncated: the closing blocks are missing")
+    # tarfile takes a broken header for the end; a whole tar closes with two empty blocks or more, and nothing else.
+    if len(content) % 512 or len(content) - end < 1024 or content[end:].strip(b"\0"):
+        raise TarError(f"truncated or altered: what follows byte {end} is not the end of a tar")

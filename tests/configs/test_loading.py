@@ -86,6 +86,10 @@ BROKEN = {
     "not YAML": ("a: [1", ", line 2: not YAML"),
     "doubled key": ("seed: 1\nseed: 2", ", line 2: not YAML: key 'seed' is given twice"),
     "Latin-1": ("output: caf\xe9".encode("latin-1"), "not UTF-8 (byte 11)"),
+    "impossible date": ("seed: 2024-99-99", "not YAML: month must be in"),
+    "list as a key": ("? [1, 2]\n: 3", "not YAML"),
+    "control character": ("seed: \x01", "not YAML"),
+    "no generators": ("runtime: {generators: 0}", "input should be greater than or equal to 1"),
     "a tag": ("seed: !!python/object/apply:os.system [ls]", "not YAML"),
 }
 

@@ -89,6 +89,28 @@ def test_a_background_that_is_not_plain_is_said():
     )
 
 
+SQUARE = "a large red square at the center on a white background"
+
+
+def test_a_rain_of_specks_is_no_plain_picture():
+    picture = picture_of(SQUARE)
+    for x in range(4, 60, 8):
+        picture[6:9, x : x + 3] = picture[54:57, x : x + 3] = 0
+    assert any(line.startswith("extra: specks") for line in differences(SQUARE, picture))
+
+
+def test_a_ghost_beside_the_object_is_no_plain_background():
+    picture = picture_of(SQUARE)
+    picture[4:60, 3:9] -= 27
+    assert differences(SQUARE, picture)[0].startswith("background: nothing with a name")
+
+
+def test_an_object_of_two_colours_has_none():
+    picture = picture_of(SQUARE)
+    picture[22:32, 22:42] = 0
+    assert any("colour is nothing with a name" in line for line in differences(SQUARE, picture))
+
+
 def test_an_empty_and_a_noise_picture_are_wrong_for_the_right_reason():
     empty = np.full((64, 64, 3), RGB["yellow"], np.uint8)
     assert differences("a small red circle at the left on a yellow background", empty) == [

@@ -61,6 +61,18 @@ def test_a_truncated_tar_is_found_wherever_it_ends(length):
         list(read_tar(content[:length]))
 
 
+@given(st.integers(0, 4), st.integers(0, 511), st.integers(0, 7))
+def test_a_flipped_bit_in_any_header_never_hides_a_sample(number, byte, bit):
+    some = [Sample(f"k{i}", {"txt": b"x" * 700}) for i in range(4)]
+    content = bytearray(write_tar(some))
+    content[min(number * 1536 + byte, len(content) - 1)] ^= 1 << bit
+    try:
+        read = list(read_tar(bytes(content)))
+    except TarError:
+        return
+    assert len(read) == 4
+
+
 def test_a_doubled_member_and_scattered_samples_are_found():
     for members in (["a.txt", "a.txt"], ["a.txt", "b.txt", "a.png"]):
         whole = io.BytesIO()
