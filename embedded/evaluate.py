@@ -179,13 +179,19 @@ def measure_img2img(family: Family, count: int) -> Iterator[Figure]:
     for strength in STRENGTHS:
         pictures = family.img2img(prompts, seeds, source, strength=strength)
         if strength in (STRENGTHS[0], STRENGTHS[-1]):
-            kept = [follows_map(s, truth, i, read(p)) for i, (s, p) in enumerate(zip(scenes, pictures, strict=True))]
+            kept = [keeps_layout(s, truth, i, read(p)) for i, (s, p) in enumerate(zip(scenes, pictures, strict=True))]
             bound = 0.95 if strength == STRENGTHS[0] else None
             yield share(f"img2img, strength {strength:g}: layout of the source kept", kept, at_least=bound)
         distances.append(np.abs(pictures.astype(float) - source).mean((1, 2, 3)))
     for weaker, stronger, step in zip(distances, distances[1:], itertools.pairwise(STRENGTHS), strict=False):
         what = f"img2img: distance from the source, strength {step[1]:g} less {step[0]:g}, in levels"
         yield mean(what, stronger - weaker, at_least=0.0)
+
+
+def keeps_layout(scene: Scene, truth: Pictures, row: int, reading: Reading) -> bool:
+    """Whether there are as many objects as in the truth, each covering the pixels that it covers there, in whatever colour."""
+    masks = [truth.coverage[row, i] > 0.5 for i in range(len(scene.things))]
+    return len(reading.seen) == len(masks) and all(max(iou(s.mask, mask) for s in reading.seen) >= MASK_IOU for mask in masks)
 
 
 def recolored(scene: Scene, rng: np.random.Generator) -> Scene:
