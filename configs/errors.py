@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+LONGEST_WORD = 100  # characters of what a user wrote that go into a message
+
 
 class ConfigError(ValueError):
     """A config that cannot be used. `problems` holds one line each; the message holds them all."""
@@ -16,9 +18,20 @@ class ConfigError(ValueError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint at the known word most like this one, as `; did you mean 'x'?`, or nothing."""
-    close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """A hint at the known word most like this one in any case, as `; did you mean 'x'?`, or nothing."""
+    if len(word) > LONGEST_WORD:
+        return ""
+    spelled = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.6)
+    return f"; did you mean {spelled[close[0]]!r}?" if close else ""
+
+
+def shown(text: str, most: int = LONGEST_WORD) -> str:
+    """What a user or a library wrote as it goes into a line: all but its ends left out where it is longer than `most`
+    characters, what is not printable replaced."""
+    if len(text) > most:
+        text = f"{text[: most - 40]}…{text[-39:]}"
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def describe(error: ValidationError, known_keys: dict[tuple[str, ...], Sequence[str]]) -> list[str]:
@@ -30,7 +43,7 @@ def describe(error: ValidationError, known_keys: dict[tuple[str, ...], Sequence[
     """
     lines = []
     for problem in error.errors():
-        path = tuple(str(part) for part in problem["loc"])
+        path = tuple(shown(str(part)) for part in problem["loc"])
         where = ".".join(path) or "the whole"
         if problem["type"] == "extra_forbidden":
             siblings = known_keys.get(tuple(p for p in path[:-1] if not p.isdigit()), ())

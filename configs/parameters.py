@@ -16,6 +16,9 @@ MAX_PROMPT = 10_000  # characters; a text encoder reads some 77 tokens, so anyth
 MAX_SIDE = 8192  # pixels
 MAX_STEPS = 1000
 MAX_CANDIDATES = 10_000
+MAX_PATH = 4096  # characters
+MAX_NAME = 200  # characters, of a ControlNet's type or a LoRA
+MAX_LIST = 16  # controls or LoRAs of one request
 
 Scheduler = Annotated[str, AfterValidator(scheduler_name)]
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
@@ -24,6 +27,8 @@ Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Window = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+ImagePath = Annotated[str, Field(min_length=1, max_length=MAX_PATH)]
+Name = Annotated[str, Field(max_length=MAX_NAME)]
 
 
 class Strict(BaseModel):
@@ -35,7 +40,7 @@ class Strict(BaseModel):
 class Lora(Strict):
     """One of the LoRAs that the config declares, by its name there, and how strongly it is applied."""
 
-    name: str
+    name: Name
     scale: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
 
 
@@ -50,8 +55,8 @@ class Control(Strict):
         start, end: The share of the denoising steps during which it steers.
     """
 
-    type: str
-    image: str
+    type: Name
+    image: ImagePath
     preprocess: Preprocess = "none"
     scale: Scale = 1.0
     start: Window = 0.0
@@ -78,7 +83,7 @@ class Defaults(Strict):
     strength: Strength = 0.8
     candidates: int = Field(4, ge=1, le=MAX_CANDIDATES)
     keep: int = Field(1, ge=1, le=MAX_CANDIDATES)
-    loras: tuple[Lora, ...] = ()
+    loras: tuple[Lora, ...] = Field((), max_length=MAX_LIST)
 
     @model_validator(mode="after")
     def _keep_what_there_is(self) -> "Defaults":

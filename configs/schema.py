@@ -1,13 +1,19 @@
 """The config of a run. All but `output` and `runtime` decide the bytes of the dataset; together they are the render config."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from configs.errors import shown
 from configs.parameters import Defaults, Seed, Strict
 
 Revision = Annotated[str | None, Field(pattern=r"^[0-9a-f]{40}$", description="The full commit hash; needed for a hub repository.")]
+HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/@:?#*\[\]]+)(:[0-9]{1,5})?")
 FOLDER_OR_REPOSITORY = "A local folder, or a hub repository as owner/name."
+
+# How open_clip writes a model that it does not know by name.
+LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
 
 
 def is_folder(source: str) -> bool:
@@ -65,6 +71,7 @@ class Model(Strict):
         False, description="Run the model's own checker; a hit is an outcome of its own, never a black image."
     )
     batch: int = Field(8, ge=1, le=1024, description="Candidates a denoising batch; part of what decides the bytes.")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads of a generator; another number makes other bits on a CPU.")
 
     @model_validator(mode="after")
     def _pinned(self) -> "Model":
@@ -84,18 +91,48 @@ class Model(Strict):
 class Ranking(Strict):
     """How candidates are scored and which are kept."""
 
-    model: str = Field("ViT-B-32", description="An open_clip model by name, or local-dir:FOLDER.")
-    pretrained: str | None = Field(None, description="The open_clip tag of the weights; not for local-dir.")
-    batch: int = Field(64, ge=1, le=4096)
+    model: str = Field(
+        "ViT-B-32", min_length=1, description="An open_clip model: by name, as local-dir:FOLDER, or as hf-hub:owner/name."
+    )
+    pretrained: str | None = Field(
+        # Only the model that is the default has a default here.
+        default_factory=lambda given: "laion2b_s34b_b79k" if given.get("model") == "ViT-B-32" else None,
+        description="The open_clip tag of the weights; for a model given by name.",
+    )
+    revision: Annotated[
+        str | None,
+        Field(pattern=r"^[0-9a-f]{40}$", description="The full commit hash; needed for hf-hub:, and pins the weights of a tag."),
+    ] = None
+    batch: int = Field(64, ge=1, le=4096, description="Images a batch of the model; part of what decides the bytes.")
     min_score: float | None = Field(
         None, ge=-100, le=100, allow_inf_nan=False, description="100 x cosine that a kept image reaches."
     )
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Ranking":
+        schema = next((schema for schema in (LOCAL_DIR, HF_HUB) if self.model.startswith(schema)), None)
+        place = self.model.removeprefix(schema or "")
+        if schema is None and place.startswith((".", "/")):
+            raise ValueError(f"model {place} is a folder, which is written {LOCAL_DIR}{place}")
+        if schema is None and self.pretrained is None:
+            raise ValueError(f"model {place} needs pretrained, the open_clip tag of its weights")
+        if schema is not None and self.pretrained is not None:
+            raise ValueError(f"pretrained {self.pretrained} is for a model given by name; {schema} brings its own weights")
+        if schema == LOCAL_DIR and not place:
+            raise ValueError(f"model {LOCAL_DIR} names no folder")
+        if schema == LOCAL_DIR and self.revision is not None:
+            raise ValueError(f"revision is for what lies on the hub; {self.model} is a local folder")
+        if schema == HF_HUB and is_folder(place):
+            raise ValueError(f"model {self.model} is not of the form {HF_HUB}owner/name; a folder is written {LOCAL_DIR}{place}")
+        if schema == HF_HUB and self.revision is None:
+            raise ValueError(f"{self.model} is a hub repository and needs a revision, the full commit hash of 40 digits")
+        return self
 
 
 class Shards(Strict):
     """The form of the dataset."""
 
-    size: int = Field(1000, ge=1, le=1_000_000, description="Requests a shard.")
+    size: int = Field(1000, ge=1, le=100_000, description="Requests a shard; a key has five digits for them.")
     image_format: Literal["png", "jpg", "webp"] = "png"
     quality: int = Field(95, ge=1, le=100, description="For jpg and webp; 100 is lossless for webp.")
     embeddings: Literal["kept", "all", "none"] = "kept"
@@ -107,15 +144,24 @@ class Runtime(Strict):
     address: str | None = Field(None, description="The Ray cluster; this machine by itself where it is not given.")
     generators: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     scorers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    generator_gpus: float = Field(1.0, gt=0, le=16)
+    generator_gpus: float = Field(0.75, gt=0, le=16, description="The rest of each card is for scorers.")
     scorer_gpus: float = Field(0.25, gt=0, le=16)
     strict: bool = Field(False, description="Refuse unknown manifest columns instead of carrying them into the output.")
     on_bad_row: Literal["refuse", "record"] = "refuse"
     check_images: Literal["auto", "all", "at_run"] = "auto"
     image_roots: tuple[str, ...] = Field((), description="Folders beside the manifest's own that image paths may lie in.")
+    url_hosts: tuple[str, ...] = Field((), description="Hosts that images may be fetched from, as example.com or example.com:8443.")
     max_image_pixels: int = Field(64_000_000, ge=1)
     unit_deadline_s: float = Field(1800.0, gt=0)
     mixed_hardware: bool = False
+
+    @field_validator("url_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not HOST.fullmatch(host):
+                raise ValueError(f"{shown(host)!r} is not a host; write it as example.com, or example.com:8443 with its port")
+        return tuple(host.lower() for host in value)
 
 
 class Config(Strict):

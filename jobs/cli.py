@@ -1,5 +1,221 @@
-"""The command line."""
+"""The command line: what a person types, and the one line they get when something is wrong."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from configs.errors import ConfigError
+from configs.loading import json_schema, load, preset_names
+from configs.schema import Config
+from jobs import summary
+from jobs.plan import Plan, PlanError, read_shard
+from jobs.planning import look, make_plan
+from jobs.progress import JsonLines, Tally, Terminal
+from pipelines.errors import ModelError
+from shards.commits import CommitError
+from shards.storage import is_local
+
+FAILED, USAGE, SOME_FAILED, STOPPED = 1, 2, 3, 130
+
+Command = Callable[..., Any]
 
 
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="promptmill")
 def main() -> None:
-    """Placeholder until the commands are in."""
+    """Batch rendering of synthetic image datasets: prompts in, CLIP-ranked WebDataset shards out."""
+
+
+def takes_config(command: Command) -> Command:
+    """CONFIG, --out and --set, for every command that takes a config."""
+    options = (
+        click.argument("config"),
+        click.option("--out", metavar="URI", help="Where the dataset goes; else the config's output, else runs/NAME."),
+        click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override a key of the config; repeatable."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user can cause ends in its line or lines and its exit status; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except (ConfigError, PlanError) as error:
+        stop(USAGE, *error.problems)
+    except ModelError as error:
+        stop(USAGE, str(error))
+    except CommitError as error:
+        stop(FAILED, str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        stop(FAILED, f"{where}{error.strerror or error}")
+
+
+def stop(status: int, *lines: str) -> None:
+    for line in lines:
+        click.echo(line, err=True)
+    sys.exit(status)
+
+
+def configured(config: str, out: str | None, settings: Sequence[str]) -> tuple[Config, str]:
+    """The config, and the output as an absolute path or a URI: workers do not stand where we stand."""
+    loaded = load(config, settings)
+    output = out or loaded.output or f"runs/{Path(config).stem}"
+    return loaded, str(Path(output.removeprefix("file://")).absolute()) if is_local(output) else output.rstrip("/")
+
+
+def planned(config: Config, output: str, console: Console | None) -> Plan:
+    """The plan of the output, made if it is not there."""
+    sources = look(config)
+    if console is None:
+        return make_plan(sources, output)
+    with console.status("checking the manifest") as status:
+        return make_plan(sources, output, lambda rows: status.update(f"checking the manifest: {rows:,} rows"))
+
+
+def terminal() -> Console | None:
+    """The terminal to draw on, if there is one."""
+    return Console() if sys.stdout.isatty() else None
+
+
+@main.command()
+@takes_config
+@click.option("--measure/--no-measure", default=True, help="Render a batch here to estimate time and disk.  [default: measure]")
+@click.option("--json", "as_json", is_flag=True, help="Say it as one JSON object.")
+def plan(config: str, out: str | None, settings: tuple[str, ...], measure: bool, as_json: bool) -> None:
+    """Check everything, and say what a run would render and cost. Writes nothing but the plan."""
+    with one_line_errors():
+        loaded, output = configured(config, out, settings)
+        made = planned(loaded, output, terminal())
+        estimate = None
+        if measure:
+            from jobs.estimate import measure as measured
+
+            shards = (read_shard(output, number) for number in range(made.shards))
+            estimate = measured(made, next(shard for shard in shards if shard.requests))
+        if as_json:
+            click.echo(json.dumps({"output": output, **summary.plan_facts(made, estimate)}))
+            return
+        for line in summary.plan_lines(made, estimate):
+            click.echo(line)
+        click.echo(f"plan         {output}/plan; `promptmill run` with the same arguments renders it")
+
+
+@main.command()
+@takes_config
+@click.option("--address", help="The Ray cluster; without it and without runtime.address, this machine by itself.")
+def run(config: str, out: str | None, settings: tuple[str, ...], address: str | None) -> None:
+    """Plan if needed, then render, or go on where an earlier run was cut off."""
+    with one_line_errors():
+        loaded, output = configured(config, out, settings)
+        console = terminal()
+        made = planned(loaded, output, console)
+        # Where it runs and how many actors there are is this run's matter, not the plan's.
+        runtime = loaded.runtime.model_copy(update={"address": address} if address else {})
+        made = dataclasses.replace(made, config=made.config.model_copy(update={"runtime": runtime}))
+        sys.exit(rendered(made, output, console))
+
+
+def rendered(plan: Plan, output: str, console: Console | None) -> int:
+    """Run a plan, showing how it goes; returns the exit status."""
+    # Ray takes a second to import, which only this command has to wait for.
+    from actors.pools import ResourcesError
+    from jobs.cluster import ClusterError
+    from jobs.lanes import StartError
+    from jobs.running import StoppedError
+    from jobs.running import run as run_plan
+
+    tally = Tally(plan.counts.candidates)
+    shown = Terminal(tally, console) if console else JsonLines(tally)
+    try:
+        with shown:
+            totals, here = run_plan(plan, output, shown, shown.say)
+    except StoppedError:
+        click.echo(f"stopped; what is done is durable, and the same command goes on: {output}", err=True)
+        return STOPPED
+    except ResourcesError as error:
+        click.echo(str(error), err=True)
+        return USAGE
+    except (ClusterError, StartError) as error:
+        click.echo(str(error), err=True)
+        return FAILED
+    status = SOME_FAILED if totals.failed or totals.failed_requests else 0
+    if isinstance(shown, JsonLines):
+        spent = {name: round(seconds, 3) for name, seconds in tally.seconds().items()}
+        shown.event("done", exit=status, output=output, totals=dataclasses.asdict(totals), seconds=spent)
+    for line in summary.run_lines(totals, tally, here.receipts, tally.seconds(), output):
+        click.echo(line, err=console is None)
+    return status
+
+
+@main.command()
+@click.argument("out")
+@click.option("--json", "as_json", is_flag=True, help="Say it as one JSON object.")
+def status(out: str, as_json: bool) -> None:
+    """What is done, failed and left, from the records alone."""
+    with one_line_errors():
+        found = summary.status(out)
+        if found is None:
+            stop(USAGE, f"{out}: nothing was planned there")
+            return
+        if as_json:
+            click.echo(json.dumps(summary.status_facts(found)))
+            return
+        for line in summary.status_lines(found):
+            click.echo(line)
+
+
+@main.command()
+@click.argument("out")
+def verify(out: str) -> None:
+    """Reopen every file, check every hash, count, key and orphan. Exits with 1 where anything is wrong."""
+    from jobs.verify import verify as problems_of
+
+    with one_line_errors():
+        started = time.monotonic()
+        for problem in problems_of(out):
+            if isinstance(problem, str):
+                click.echo(problem)
+                continue
+            found, totals = problem.problems, problem.totals
+            if found:
+                stop(FAILED, f"{out}: {found:,} problems")
+            sort = "finished" if problem.finished else "unfinished"
+            what = f"{totals.shards:,} shards, {totals.kept:,} images, {summary.size(totals.bytes)}"
+            click.echo(f"{sort}, and every file is as its record says: {what} ({time.monotonic() - started:.1f} s)")
+
+
+@main.command()
+def doctor() -> None:
+    """What this machine has: GPU, versions, model caches, Ray."""
+    from jobs.doctor import doctor as look_around
+
+    findings = look_around()
+    for finding in findings:
+        click.echo(f"{finding.level:5}{finding.subject:20}{finding.text}")
+    if any(finding.level == "fail" for finding in findings):
+        sys.exit(FAILED)
+
+
+@main.command()
+def schema() -> None:
+    """The JSON Schema of a config, for editors."""
+    click.echo(json_schema(), nl=False)
+
+
+@main.command()
+def presets() -> None:
+    """The configs that come with promptmill, by name."""
+    for name in preset_names():
+        click.echo(name)

@@ -37,7 +37,7 @@ class LostError(Exception):
 
 
 class StartError(Exception):
-    """Actors fail to start, several in a row: the run ends with this reason."""
+    """Actors fail to start, several in a row or for a reason that stays: the run ends with it."""
 
 
 class Actor(Protocol):
@@ -52,12 +52,16 @@ class Actor(Protocol):
 
 @dataclass(frozen=True)
 class Pool:
-    """How many actors of a kind, how to start one (ready when that returns), and how many calls each takes at a time."""
+    """How many actors of a kind, how to start one (ready when that returns), and how many calls each takes at a time.
+
+    `start` raises StartError where another try would fail as well. An `eager` pool starts before there is work for it.
+    """
 
     start: Callable[[], Awaitable[Actor]]
     size: int
     hands: int = 1
     deadline_s: float = 1800.0
+    eager: bool = False
 
 
 @dataclass
@@ -136,6 +140,9 @@ class Lanes(Generic[Unit]):
         # Anything else is a bug or the source's own error, and passes as it is.
 
     async def _hand(self, lane: "_Lane", take: Callable[[], Awaitable[Ticket | None]], serve: Callable) -> None:
+        if lane.eager:
+            async with lane.turn(alone=False):
+                pass
         while (ticket := await take()) is not None:
             try:
                 async with lane.turn(alone=ticket.alone) as actor:
@@ -201,6 +208,8 @@ class _Starts:
         while True:
             try:
                 actor = await self.pool.start()
+            except StartError:
+                raise  # it would fail again
             except Exception as error:
                 self.failures += 1
                 if self.failures >= PATIENCE:
@@ -221,6 +230,7 @@ class _Lane:
         self._idle = asyncio.Event()
         self._idle.set()
         self._open_hands = starts.pool.hands
+        self.eager = starts.pool.eager
 
     @asynccontextmanager
     async def turn(self, alone: bool) -> AsyncIterator[Actor]:

@@ -1,56 +1,101 @@
 """Goes through a manifest once, as a stream, and says of every row what request it makes or what is wrong with it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from PIL import Image
-
+from configs.errors import shown
 from manifests.duplicates import Ids, doubled
-from manifests.images import ImageError, Roots, locate, read_image
+from manifests.images import ImageError, Roots, load
 from manifests.requests import Request, RowError, Rules, make_request
-from manifests.sources import Row, read_rows
+from manifests.rows import Row
+from manifests.sources import read_rows
+
+REMEMBERED_IMAGES = 16_384  # paths; rows that share an image, a control map for one, have it decoded once
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One row, counted from 1 through all files, and its request or its problems (one line each)."""
+    """One row, counted from 1 through all files, and its request or its problems (one line each).
+
+    Attributes:
+        images: SHA-256, in hex, of the files of its images by column (`init_image`, `mask_image`, `controls.0.image`, …);
+            empty where they were not looked at.
+    """
 
     number: int
     row: Row
     request: Request | None
     problems: tuple[str, ...] = ()
+    images: Mapping[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The problems as a person reads them, with file and row."""
         return [f"{self.row.where}: {problem}" for problem in self.problems]
 
 
-def check_rows(files: Sequence[str], rules: Rules, roots: Roots | None = None) -> Iterator[Checked]:
-    """Check each row by itself; where `roots` is given, its images too. Ids that occur twice are `find_doubled`'s to find."""
+def check_rows(files: Sequence[str], rules: Rules, roots: Roots | None = None, max_images: int | None = None) -> Iterator[Checked]:
+    """Check each row by itself. Ids that occur twice are `find_doubled`'s to find.
+
+    Args:
+        files: Of the manifest.
+        rules: What the config says of rows.
+        roots: Where images may lie; without, images are not looked at.
+        max_images: Once so many have been decoded, those of later rows are not looked at; None: all are.
+
+    Raises:
+        ManifestError: A file cannot be read.
+    """
+    look_at = functools.lru_cache(REMEMBERED_IMAGES)(functools.partial(look, roots=roots)) if roots else None
     for number, row in enumerate(read_rows(files), 1):
         try:
             request = make_request(row, number, rules)
         except RowError as error:
             yield Checked(number, row, None, error.problems)
             continue
-        problems = tuple(check_images(request, roots)) if roots else ()
-        yield Checked(number, row, None if problems else request, problems)
+        images: Mapping[str, str] = {}
+        if look_at and (max_images is None or look_at.cache_info().misses < max_images):
+            images, problems = check_images(request, look_at)
+            if problems:
+                yield Checked(number, row, None, tuple(problems))
+                continue
+        yield Checked(number, row, request, images=images)
 
 
-def check_images(request: Request, roots: Roots) -> Iterator[str]:
-    """What is wrong with the images that a request names."""
-    read: dict[str, Image.Image] = {}
+@dataclass(frozen=True)
+class Look:
+    """What an image turned out to be: its file's SHA-256 in hex and its (width, height), or what is wrong with it."""
+
+    sha256: str = ""
+    size: tuple[int, int] = (0, 0)
+    problem: str | None = None
+
+
+def look(path: str, roots: Roots) -> Look:
+    """Read an image as far as a check needs it."""
+    try:
+        picture = load(path, roots)
+    except ImageError as error:
+        return Look(problem=str(error))
+    return Look(picture.sha256, picture.image.size)
+
+
+def check_images(request: Request, look_at: Callable[[str], Look]) -> tuple[dict[str, str], list[str]]:
+    """The SHA-256 of a request's images by column, and what is wrong with them.
+
+    Args:
+        request: Whose images.
+        look_at: What is known of the image at a path.
+    """
     named = [("init_image", request.init_image), ("mask_image", request.mask_image)]
     named += [(f"controls.{i}.image", control.image) for i, control in enumerate(request.controls)]
-    for column, path in named:
-        if path is not None:
-            try:
-                read[column] = read_image(locate(path, roots), roots)
-            except ImageError as error:
-                yield f"{column}: {error}"
-    source, mask = read.get("init_image"), read.get("mask_image")
-    if source and mask and source.size != mask.size:
-        yield f"mask_image: {mask.width} x {mask.height} pixels, but the init_image has {source.width} x {source.height}"
+    looks = {column: look_at(path) for column, path in named if path is not None}
+    problems = [f"{column}: {found.problem}" for column, found in looks.items() if found.problem]
+    if not problems and request.init_image is not None and request.mask_image is not None:
+        source, mask = looks["init_image"].size, looks["mask_image"].size
+        if source != mask:
+            problems = [f"mask_image: {mask[0]} x {mask[1]} pixels, but the init_image has {source[0]} x {source[1]}"]
+    return {column: found.sha256 for column, found in looks.items()}, problems
 
 
 def find_doubled(files: Sequence[str], rules: Rules, ids: Ids) -> Iterator[Checked]:
@@ -68,4 +113,4 @@ def find_doubled(files: Sequence[str], rules: Rules, ids: Ids) -> Iterator[Check
 
     for id, _, first in doubled(named(), in_doubt):
         again = rows["now"]
-        yield Checked(again.number, again.row, None, (f"id: {id!r} is also that of {first}; ids are unique",))
+        yield Checked(again.number, again.row, None, (f"id: {shown(id)!r} is also that of {first}; ids are unique",))

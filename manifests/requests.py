@@ -1,20 +1,23 @@
 """Makes requests of rows: every column typed and in range, the config's defaults filled in, the mode inferred or checked."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 
-from configs.errors import describe, nearest
+from configs.errors import describe, nearest, shown
 from configs.parameters import (
     MAX_CANDIDATES,
+    MAX_LIST,
     MAX_PROMPT,
     MAX_STEPS,
+    MODES,
     Control,
     Defaults,
     Guidance,
+    ImagePath,
     Lora,
     Mode,
     Scheduler,
@@ -23,7 +26,9 @@ from configs.parameters import (
     Strength,
     Strict,
 )
-from manifests.sources import Row
+from configs.schedulers import SCHEDULERS
+from manifests.carried import plain
+from manifests.rows import Row
 
 FLAT_CONTROL = ("control_type", "control_image", "control_preprocess", "control_scale")
 
@@ -35,9 +40,9 @@ class Columns(Strict):
     prompt: str | None = Field(None, max_length=MAX_PROMPT)
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
     mode: Mode | None = None
-    init_image: str | None = None
-    mask_image: str | None = None
-    controls: tuple[Control, ...] | None = None
+    init_image: ImagePath | None = None
+    mask_image: ImagePath | None = None
+    controls: tuple[Control, ...] | None = Field(None, max_length=MAX_LIST)
     strength: Strength | None = None
     width: Side | None = None
     height: Side | None = None
@@ -47,10 +52,12 @@ class Columns(Strict):
     seed: Seed | None = None
     candidates: int | None = Field(None, ge=1, le=MAX_CANDIDATES)
     keep: int | None = Field(None, ge=1, le=MAX_CANDIDATES)
-    loras: tuple[Lora, ...] | None = None
+    loras: tuple[Lora, ...] | None = Field(None, max_length=MAX_LIST)
 
 
 KNOWN_COLUMNS = (*Columns.model_fields, *FLAT_CONTROL)
+_KNOWN = frozenset(KNOWN_COLUMNS)
+_NESTED: dict[tuple[str, ...], Sequence[str]] = {("controls",): tuple(Control.model_fields), ("loras",): tuple(Lora.model_fields)}
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Request:
     Attributes:
         id: Unique in the manifest.
         seed: Candidate k has (seed + k) mod 2^32; None: seeds are hashed from the job's seed and the id.
-        carried: The columns that promptmill does not know, to go into the output as they are.
+        carried: The columns that promptmill does not know, to go into the output, their values plain (see manifests.carried).
     """
 
     id: str
@@ -92,6 +99,8 @@ class Rules:
         controls: The types that the config has ControlNets for.
         loras: The names of the LoRAs that the config declares.
         multiple: Width and height are multiples of this many pixels, as the model needs.
+        modes: Those that the model serves.
+        schedulers: The names of those that fit the model.
         strict: Unknown columns are refused rather than carried.
     """
 
@@ -99,6 +108,8 @@ class Rules:
     controls: Collection[str] = ()
     loras: Collection[str] = ()
     multiple: int = 8
+    modes: Collection[str] = MODES
+    schedulers: Collection[str] = tuple(SCHEDULERS)
     strict: bool = False
 
 
@@ -123,15 +134,29 @@ def make_request(row: Row, number: int, rules: Rules) -> Request:
     """
     if row.broken:
         raise RowError([row.broken])
-    values = {name: value for name, value in row.values.items() if name in KNOWN_COLUMNS}
-    carried = {name: value for name, value in row.values.items() if name not in KNOWN_COLUMNS}
-    problems = [f"{name}: unknown column{nearest(name, KNOWN_COLUMNS)}" for name in carried] if rules.strict else []
+    values: dict[str, Any] = {}
+    carried: dict[str, Any] = {}
+    problems: list[str] = []
+    mistyped: list[str] = []
+    for name, value in row.values.items():
+        if name not in _KNOWN:
+            try:
+                carried[name] = plain(value)
+            except ValueError as error:
+                problems.append(f"{shown(name)}: {error}")
+        elif isinstance(value, bool):
+            # Python would take it for 0 or 1.
+            mistyped.append(f"{name}: input should not be true or false (found {value})")
+        else:
+            values[name] = value
+    if rules.strict:
+        problems += [f"{shown(name)}: unknown column{nearest(name, KNOWN_COLUMNS)}" for name in carried]
     try:
         columns = Columns.model_validate(_unfold(values))
     except ValidationError as error:
-        raise RowError(
-            problems + describe(error, {("controls",): tuple(Control.model_fields), ("loras",): ("name", "scale")})
-        ) from None
+        raise RowError(problems + mistyped + describe(error, _NESTED)) from None
+    if mistyped:
+        raise RowError(problems + mistyped)
 
     request = _resolve(columns, number, rules.defaults, carried)
     problems += _check(request, columns, rules)
@@ -142,54 +167,53 @@ def make_request(row: Row, number: int, rules: Rules) -> Request:
 
 def _unfold(values: dict[str, Any]) -> dict[str, Any]:
     """The flat columns of CSV as lists: control_type and its kin, JSON in `controls` and `loras`, numbers as ids."""
-    values = dict(values)
     flat = {name.removeprefix("control_"): values.pop(name) for name in FLAT_CONTROL if name in values}
     if flat and "controls" in values:
         raise RowError([f"controls: given beside {', '.join(f'control_{name}' for name in flat)}; use one or the other"])
     if flat:
         values["controls"] = [flat]
     for name in ("controls", "loras"):
-        if isinstance(values.get(name), str):
+        listed = values.get(name)
+        if isinstance(listed, str):
             try:
-                values[name] = json.loads(values[name])
+                listed = values[name] = json.loads(listed)
             except (ValueError, RecursionError) as error:
                 raise RowError([f"{name}: not a JSON list: {error}"]) from None
-    # Nested columns of Parquet have every key in every row; what is null there is not said.
-    for name in ("controls", "loras"):
-        if isinstance(values.get(name), list):
-            values[name] = [
-                {k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else item for item in values[name]
-            ]
-    if isinstance(values.get("id"), int) and not isinstance(values["id"], bool):
+        if isinstance(listed, list):
+            # Nested columns of Parquet have every key in every row; what is null there is not said.
+            values[name] = [{k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else item for item in listed]
+    if isinstance(values.get("id"), int):
         values["id"] = str(values["id"])
     return values
 
 
-def _resolve(columns: Columns, number: int, defaults: Defaults, carried: Mapping[str, Any]) -> Request:
-    def or_default(name: str) -> Any:
-        said = getattr(columns, name)
-        return getattr(defaults, name) if said is None else said
+_T = TypeVar("_T")
 
+
+def _or(said: _T | None, default: _T) -> _T:
+    return default if said is None else said
+
+
+def _resolve(columns: Columns, number: int, defaults: Defaults, carried: Mapping[str, Any]) -> Request:
     controls = columns.controls or ()
-    mode = _mode(bool(controls), columns.mask_image is not None, columns.init_image is not None)
     return Request(
-        id=columns.id if columns.id is not None else str(number),
-        prompt=or_default("prompt") or "",
-        negative_prompt=or_default("negative_prompt"),
-        mode=mode,
+        id=_or(columns.id, str(number)),
+        prompt=_or(columns.prompt, defaults.prompt or ""),
+        negative_prompt=_or(columns.negative_prompt, defaults.negative_prompt),
+        mode=_mode(bool(controls), columns.mask_image is not None, columns.init_image is not None),
         init_image=columns.init_image,
         mask_image=columns.mask_image,
         controls=controls,
-        strength=or_default("strength") if columns.init_image is not None else None,
-        width=or_default("width"),
-        height=or_default("height"),
-        steps=or_default("steps"),
-        guidance_scale=or_default("guidance_scale"),
-        scheduler=or_default("scheduler"),
+        strength=_or(columns.strength, defaults.strength) if columns.init_image is not None else None,
+        width=_or(columns.width, defaults.width),
+        height=_or(columns.height, defaults.height),
+        steps=_or(columns.steps, defaults.steps),
+        guidance_scale=_or(columns.guidance_scale, defaults.guidance_scale),
+        scheduler=_or(columns.scheduler, defaults.scheduler),
         seed=columns.seed,
-        candidates=or_default("candidates"),
-        keep=or_default("keep"),
-        loras=or_default("loras"),
+        candidates=_or(columns.candidates, defaults.candidates),
+        keep=_or(columns.keep, defaults.keep),
+        loras=_or(columns.loras, defaults.loras),
         carried=carried,
     )
 
@@ -210,23 +234,44 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
     stated = columns.mode or rules.defaults.mode
     if stated and stated != request.mode:
         wrong.append(f"mode: stated as {stated}, but the images given make it {request.mode}")
+    # Where no ControlNet is configured, the controls say so.
+    elif request.mode not in rules.modes and not (request.controls and not rules.controls):
+        wrong.append(f"mode: {request.mode} is not served by the model; it serves {', '.join(rules.modes)}")
+    if request.scheduler not in rules.schedulers:
+        wrong.append(f"scheduler: {request.scheduler} does not fit the model, which takes {', '.join(rules.schedulers)}")
     if request.mask_image is not None and request.init_image is None:
         wrong.append("mask_image: given without an init_image to repaint")
     if columns.strength is not None and request.init_image is None:
         wrong.append("strength: given without an init_image to start from")
     if request.strength is not None and request.strength * request.steps < 1:
         wrong.append(f"strength: {request.strength:g} of {request.steps} steps is less than one step; raise one of them")
-    for name in ("width", "height"):
-        if getattr(request, name) % rules.multiple:
-            wrong.append(f"{name}: {getattr(request, name)} is not a multiple of {rules.multiple}, which the model needs")
+    for name, side in (("width", request.width), ("height", request.height)):
+        if side % rules.multiple:
+            wrong.append(f"{name}: {side} is not a multiple of {rules.multiple}, which the model needs")
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     for control in request.controls:
         if control.type not in rules.controls:
             known = f"; configured: {', '.join(rules.controls)}" if rules.controls else "; none is configured"
-            wrong.append(f"controls: no ControlNet {control.type!r}{nearest(control.type, rules.controls) or known}")
+            wrong.append(f"controls: no ControlNet {shown(control.type)!r}{nearest(control.type, rules.controls) or known}")
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
-            wrong.append(f"loras: no LoRA {lora.name!r}{nearest(lora.name, rules.loras) or known}")
+            wrong.append(f"loras: no LoRA {shown(lora.name)!r}{nearest(lora.name, rules.loras) or known}")
     return wrong
+
+
+def to_json(request: Request) -> dict[str, Any]:
+    """A request as plain values for JSON; `from_json` gives it back."""
+    return {
+        **vars(request),
+        "controls": [dict(control) for control in request.controls],
+        "loras": [dict(lora) for lora in request.loras],
+    }
+
+
+def from_json(values: Mapping[str, Any]) -> Request:
+    """The request that `to_json` was given."""
+    controls = tuple(Control(**control) for control in values["controls"])
+    loras = tuple(Lora(**lora) for lora in values["loras"])
+    return Request(**{**values, "controls": controls, "loras": loras})

@@ -1,53 +1,31 @@
 """Finds the files of a manifest and reads their rows as a stream, in order, without ever holding a file in memory.
 
 A manifest is one file, a glob or a list of both, on any storage that fsspec knows. The ending says the format; `.gz`, `.bz2`
-and `.xz` behind it are undone on the way.
+and `.xz` behind it are undone on the way (not for tars, whose images are read again later).
 """
 
 import csv
 import io
 import itertools
-import json
 import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 import fsspec
+import pyarrow
 import pyarrow.parquet
 
+from configs.errors import shown
+from manifests.json_rows import parse_row, read_array
+from manifests.outputs import as_input, is_output
+from manifests.rows import MAX_ROW, ManifestError, Row, Values
+from manifests.tars import read_samples
+
 COMPRESSED = (".gz", ".bz2", ".xz")
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-MAX_LINE = 16 * 2**20  # characters of one row; more is not a manifest but some other file
 PARQUET_ROWS = 1024  # read at a time
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be read at all; the message names the file and, where there is one, the row."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row as it stands in its file.
-
-    Attributes:
-        file: The file's URI.
-        number: Counted from 1 in its file; a header does not count.
-        values: Column to value; what a file leaves empty is not in it.
-        broken: What is wrong with a row that could not be read, while the rows around it can; then there are no values.
-    """
-
-    file: str
-    number: int
-    values: dict[str, Any]
-    broken: str | None = None
-
-    @property
-    def where(self) -> str:
-        return f"{self.file}, row {self.number}"
 
 
 def find_files(manifest: str | Sequence[str]) -> list[str]:
@@ -59,6 +37,8 @@ def find_files(manifest: str | Sequence[str]) -> list[str]:
     files: list[str] = []
     for pattern in [manifest] if isinstance(manifest, str) else manifest:
         files += _matches(pattern)
+    if not files:
+        raise ManifestError("the manifest is a list of no files")
     for file in files:
         _reader(file)
     return files
@@ -68,11 +48,15 @@ def _matches(pattern: str) -> list[str]:
     try:
         system, path = fsspec.core.url_to_fs(pattern)
         if any(character in path for character in "*?["):
-            found = sorted(system.glob(path))
+            found = sorted(name for name in system.glob(path) if system.isfile(name))
         else:
             found = [path] if system.isfile(path) else []
-    except (OSError, ImportError, ValueError) as error:
-        raise ManifestError(f"{pattern}: cannot be reached: {error}") from None
+            if not found and system.isdir(path):
+                raise ManifestError(f"{pattern}: is a folder; name its files, as in {pattern.rstrip('/')}/*.jsonl")
+    except ManifestError:
+        raise
+    except Exception as error:  # what storages raise, without credentials for one, has no common base
+        raise ManifestError(f"{pattern}: cannot be reached: {_first_line(error)}") from None
     if not found:
         raise ManifestError(f"{pattern}: no such file")
     return [name if _is_local(system) else system.unstrip_protocol(name) for name in found]
@@ -80,6 +64,11 @@ def _matches(pattern: str) -> list[str]:
 
 def _is_local(system: fsspec.AbstractFileSystem) -> bool:
     return "file" in ((system.protocol,) if isinstance(system.protocol, str) else system.protocol)
+
+
+def _first_line(error: BaseException) -> str:
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return shown((strerror or str(error) or type(error).__name__).splitlines()[0], 300)
 
 
 def read_rows(files: Sequence[str]) -> Iterator[Row]:
@@ -99,82 +88,115 @@ def read_rows(files: Sequence[str]) -> Iterator[Row]:
             raise ManifestError(f"{file}: has no rows")
 
 
-# What a reader yields: a row's columns, or what is wrong with the row.
-Values = dict[str, Any] | str
-
-
 def _read(file: str) -> Iterator[Values]:
+    """A file's rows; what its reader raises becomes one line, with the place as far as it is known."""
+    rows = 0
     try:
         with fsspec.open(file, "rb", compression="infer") as stream:
-            yield from _reader(file)(file, stream)
+            for values in _reader(file)(file, stream):
+                yield values
+                rows += 1
+    except ManifestError:
+        raise
     except UnicodeDecodeError as error:
-        at = f"byte {error.object[error.start]:#04x}"
-        raise ManifestError(f"{file}: not UTF-8 ({at}); convert it, for example with iconv -f latin1 -t utf8") from None
-    except (csv.Error, pyarrow.ArrowException, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise ManifestError(f"{file}: cannot be read as {_ending(file)}: {str(error).splitlines()[0]}") from None
-    except OSError as error:
-        raise ManifestError(f"{file}: {error.strerror or error}") from None
+        raise ManifestError(f"{_after(file, rows)}: {_not_utf8(error.object[error.start], rows == 0)}") from None
+    except (csv.Error, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError, MemoryError) as error:
+        # A damaged file may claim any size.
+        raise ManifestError(f"{_after(file, rows)}: cannot be read as {_ending(file)}: {_first_line(error)}") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ManifestError(f"{_after(file, rows)}: {_first_line(error)}") from None
 
 
-def _text(stream: IO[bytes]) -> io.TextIOWrapper:
-    # utf-8-sig takes a byte order mark off; newlines are left to the csv module.
-    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+def _after(file: str, rows: int) -> str:
+    return f"{file}, after row {rows}" if rows else file
+
+
+def _not_utf8(byte: int, at_start: bool) -> str:
+    # A UTF-16 file begins with a mark of these two bytes.
+    encoding = "utf16" if at_start and byte in (0xFE, 0xFF) else "latin1"
+    return f"not UTF-8 (byte {byte:#04x}); convert it, for example with iconv -f {encoding} -t utf8"
 
 
 def _lines(file: str, stream: IO[bytes]) -> Iterator[str]:
-    text = _text(stream)
+    """The lines of a text file with their ends; a byte order mark is taken off."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     for number in itertools.count(1):
-        line = text.readline(MAX_LINE)
+        line = text.readline(MAX_ROW)
         if not line:
             return
-        if len(line) == MAX_LINE and not line.endswith("\n"):
-            raise ManifestError(f"{file}, line {number}: longer than {MAX_LINE // 2**20} MiB; is this a manifest?")
-        if line.strip():
-            yield line.rstrip("\r\n")
+        if len(line) == MAX_ROW and not line.endswith("\n"):
+            raise ManifestError(f"{file}, line {number}: longer than {MAX_ROW // 2**20} MiB; is this a manifest?")
+        if not line.isascii():
+            try:
+                line.encode()
+            except UnicodeEncodeError as error:
+                # A byte that is no UTF-8 came out as 0xdc00 and itself.
+                byte = ord(line[error.start]) & 0xFF
+                raise ManifestError(f"{file}, line {number}: {_not_utf8(byte, number == 1)}") from None
+        yield line
 
 
 def _read_jsonl(file: str, stream: IO[bytes]) -> Iterator[Values]:
     for line in _lines(file, stream):
-        yield _json(line)
-
-
-def _json(text: str | bytes) -> Values:
-    try:
-        return _mapping(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        return f"not JSON: {error}"
+        if line.strip():
+            yield parse_row(line)
 
 
 def _read_json(file: str, stream: IO[bytes]) -> Iterator[Values]:
-    # A JSON array cannot be read as a stream with the standard library: it is for small manifests.
-    try:
-        rows = json.load(_text(stream))
-    except UnicodeDecodeError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{file}: not JSON: {error}") from None
-    if not isinstance(rows, list):
-        raise ManifestError(f"{file}: holds {type(rows).__name__}, not a list of rows")
-    yield from map(_mapping, rows)
-
-
-def _mapping(values: Any) -> Values:
-    return values if isinstance(values, dict) else f"holds {type(values).__name__}, not columns and values"
+    return read_array(file, io.TextIOWrapper(stream, encoding="utf-8-sig"))
 
 
 def _read_csv(file: str, stream: IO[bytes], delimiter: str = ",") -> Iterator[Values]:
-    csv.field_size_limit(MAX_LINE)
-    reader = csv.DictReader(_text(stream), delimiter=delimiter, strict=True)
-    header = reader.fieldnames or []
-    doubled = sorted({name for name in header if header.count(name) > 1})
-    if doubled:
-        raise ManifestError(f"{file}: the header names {', '.join(doubled)} more than once")
-    for values in reader:
-        if None in values:
-            yield f"has more cells than the header has columns; quote what holds a {delimiter!r}"
+    """Rows of cells. An empty cell is absent, so the config's default holds: a cell cannot clear a default.
+
+    JSON and Parquet can, with an empty string; here a negative_prompt of one space comes to the same for a text encoder.
+    """
+    csv.field_size_limit(MAX_ROW)
+    reader = csv.reader(_lines(file, stream), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise ManifestError(f"{file}: the header cannot be read: {error}") from None
+    _check_header(file, header, delimiter)
+    for number in itertools.count(1):
+        try:
+            # Behind a line without cells comes the next.
+            cells = next(filter(None, reader), None)
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                raise ManifestError(f"{file}, row {number}: a quote is opened and never closed") from None
+            if "field limit" in str(error):
+                raise ManifestError(f"{file}, row {number}: a cell of more than {MAX_ROW // 2**20} MiB; is a quote open?") from None
+            # The next line begins a row again.
+            yield f"not a row of cells (it ends in line {reader.line_num}): {error}; a quote inside quotes is doubled"
+            continue
+        if cells is None:
+            return
+        if len(cells) != len(header):
+            yield _uneven(len(cells), len(header), delimiter)
+        elif any("\0" in cell for cell in cells):
+            yield "holds a NUL character; is this UTF-8 text?"
         else:
-            # A cell cannot tell empty from absent, so it is absent; JSON and Parquet can.
-            yield {name: value for name, value in values.items() if value != ""}
+            yield {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
+
+
+def _check_header(file: str, header: list[str], delimiter: str) -> None:
+    if any("\0" in name for name in header):
+        raise ManifestError(f"{file}: the header holds a NUL character; is this UTF-8 text?")
+    doubled = sorted({name for name in header if name and header.count(name) > 1})
+    if doubled:
+        raise ManifestError(f"{file}: the header names {shown(', '.join(doubled))} more than once")
+    if "" in header:
+        raise ManifestError(f"{file}: column {header.index('') + 1} of the header has no name; name it or leave it out")
+    others = [other for other in ",;\t" if other != delimiter and len(header) == 1 and other in header[0]]
+    if others:
+        raise ManifestError(f"{file}: the header is one column, {shown(header[0])!r}; put {delimiter!r} between columns")
+
+
+def _uneven(cells: int, columns: int, delimiter: str) -> str:
+    if cells > columns:
+        return f"has {cells} cells, more than the header has columns ({columns}); quote what holds a {delimiter!r}"
+    return f"has {cells} cells, fewer than the header has columns ({columns}); leave a cell empty, but not out"
 
 
 def _read_tsv(file: str, stream: IO[bytes]) -> Iterator[Values]:
@@ -183,72 +205,41 @@ def _read_tsv(file: str, stream: IO[bytes]) -> Iterator[Values]:
 
 def _read_txt(file: str, stream: IO[bytes]) -> Iterator[Values]:
     for line in _lines(file, stream):
-        yield {"prompt": line}
+        if line.strip():
+            yield {"prompt": line.rstrip("\r\n")} if "\0" not in line else "holds a NUL character; is this UTF-8 text?"
 
 
 def _read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
     table = pyarrow.parquet.ParquetFile(stream)
-    made_here = _is_output(table.schema_arrow.names)
-    names = [name for name in table.schema_arrow.names if name != "clip_embedding"]
-    for batch in table.iter_batches(PARQUET_ROWS, columns=names):
-        for values in batch.to_pylist():
+    names = table.schema_arrow.names
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ManifestError(f"{file}: names the column {shown(', '.join(doubled))} more than once")
+    made_here = is_output(names)
+    wanted = [name for name in names if not (made_here and name == "clip_embedding")]
+    for batch in table.iter_batches(PARQUET_ROWS, columns=wanted):
+        for values in _without_nanoseconds(batch).to_pylist():
             if not made_here:
                 yield values
             elif values["selected"]:
-                yield _as_input(values)
+                yield as_input(values)
 
 
-# What promptmill adds to the rows of its own output, and what cannot hold for a second pass.
-ADDED_COLUMNS = frozenset(
-    """
-    key id candidate_index rank selected status error error_message unet_evaluations batch_shape model revision dtype versions
-    clip_score clip_embedding sha256 pixel_sha256 bytes shard prompt_truncated candidates keep mode
-    init_image_sha256 mask_image_sha256
-    """.split()  # noqa: SIM905 (twenty lines of one word each say no more)
-)
+def _without_nanoseconds(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    """Times to the microsecond: Python's own know no less, and pyarrow would need pandas for more."""
+    for place, field in enumerate(batch.schema):
+        coarse = _in_microseconds(field.type)
+        if coarse != field.type:
+            batch = batch.set_column(place, field.name, batch.column(place).cast(coarse, safe=False))
+    return batch
 
 
-def _is_output(names: Sequence[str]) -> bool:
-    return {"key", "candidate_index", "selected", "pixel_sha256"} <= set(names)
-
-
-def _as_input(values: dict[str, Any]) -> dict[str, Any]:
-    """A row of our own output as a request: its key becomes its id, its candidate's seed the row's."""
-    kept = {name: value for name, value in values.items() if name not in ADDED_COLUMNS}
-    controls = [
-        {name: value for name, value in control.items() if name != "sha256"} for control in kept.pop("controls", None) or []
-    ]
-    return {"id": values["key"], **kept, **({"controls": controls} if controls else {})}
-
-
-def _read_tar(file: str, stream: IO[bytes]) -> Iterator[Values]:
-    """A WebDataset: each image, named as a member of the tar, with the text or JSON that shares its key."""
-    key = ""
-    values: Values = {}
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
-        for member in tar:
-            if not member.isfile():
-                continue
-            # As in webdataset, the key ends at the first dot of the name.
-            folder, name = PurePosixPath(member.name).parent, PurePosixPath(member.name).name
-            stem, _, ending = name.partition(".")
-            if str(folder / stem) != key:
-                if "init_image" in values or isinstance(values, str):
-                    yield values
-                key, values = str(folder / stem), {"id": str(folder / stem)}
-            if isinstance(values, str):
-                continue
-            content = tar.extractfile(member)
-            assert content is not None
-            if f".{ending.lower()}" in IMAGE_ENDINGS:
-                values["init_image"] = f"{file}::{member.name}"
-            elif ending == "txt":
-                values.setdefault("prompt", content.read(MAX_LINE).decode("utf-8-sig").strip())
-            elif ending == "json":
-                described = _json(content.read(MAX_LINE))
-                values = f"{member.name}: {described}" if isinstance(described, str) else values | described
-        if "init_image" in values or isinstance(values, str):
-            yield values
+def _in_microseconds(kind: pyarrow.DataType) -> pyarrow.DataType:
+    if pyarrow.types.is_timestamp(kind):
+        return pyarrow.timestamp("us", kind.tz)
+    if pyarrow.types.is_duration(kind):
+        return pyarrow.duration("us")
+    return pyarrow.time64("us") if pyarrow.types.is_time64(kind) else kind
 
 
 READERS: dict[str, Callable[[str, IO[bytes]], Iterator[Values]]] = {
@@ -258,7 +249,7 @@ READERS: dict[str, Callable[[str, IO[bytes]], Iterator[Values]]] = {
     ".tsv": _read_tsv,
     ".txt": _read_txt,
     ".parquet": _read_parquet,
-    ".tar": _read_tar,
+    ".tar": read_samples,
 }
 
 

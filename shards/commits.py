@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 
-from shards.storage import get, join, put_if_absent
+from shards.storage import get, join, names, put_if_absent
+
+NAME = re.compile(r"([0-9]{6,})(?:\.([0-9]+))?")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class CommitRecord:
         generation: 0, or how often its failed rows were tried again.
         files: Its tar (unless nothing was kept) and its Parquet.
         requests, candidates, kept, rejected, failed: Counts; candidates = kept + rejected + failed.
+        failed_requests: Those without a single rendered candidate.
         fingerprint: Of the plan.
     """
 
@@ -40,12 +44,15 @@ class CommitRecord:
     kept: int
     rejected: int
     failed: int
+    failed_requests: int
     fingerprint: str
 
     def __post_init__(self) -> None:
         if self.candidates != self.kept + self.rejected + self.failed:
             sum_ = f"{self.kept} kept + {self.rejected} rejected + {self.failed} failed"
             raise CommitError(f"shard {self.shard:06d}: {self.candidates} candidates are not {sum_}")
+        if not 0 <= self.failed_requests <= self.requests:
+            raise CommitError(f"shard {self.shard:06d}: {self.failed_requests} of {self.requests} requests failed")
 
     def to_json(self) -> bytes:
         return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
@@ -56,7 +63,11 @@ class CommitRecord:
         try:
             values = json.loads(content)
             values["files"] = tuple(FileRecord(**file) for file in values["files"])
-            return cls(**values)
+            record = cls(**values)
+            wrong = [name for name, kind in cls.__annotations__.items() if kind is int and type(values[name]) is not int]
+            if wrong:
+                raise ValueError(f"{wrong[0]} is no number")
+            return record
         except (ValueError, TypeError, KeyError) as error:
             if isinstance(error, CommitError):
                 raise
@@ -72,20 +83,72 @@ def shard_name(shard: int, generation: int = 0) -> str:
     return f"{shard:06d}" + (f".{generation}" if generation else "")
 
 
+def parse_shard_name(name: str) -> tuple[int, int] | None:
+    """Shard and generation of such a name; None where it is none."""
+    parsed = NAME.fullmatch(name)
+    if parsed is None:
+        return None
+    shard, generation = int(parsed[1]), int(parsed[2] or 0)
+    return (shard, generation) if shard_name(shard, generation) == name else None
+
+
 def commit(output: str, record: CommitRecord) -> None:
     """Publish a shard whose files are in place. Doing it again changes nothing.
 
     Raises:
         CommitError: Another record is there under this name; both are named by what they differ in.
     """
-    name = f"{shard_name(record.shard, record.generation)}.json"
-    uri = join(output, "commits", name)
-    if put_if_absent(uri, record.to_json()):
+    uri = _uri(output, record)
+    if not put_if_absent(uri, record.to_json()):
+        _compare(output, uri, get(uri), record)
+
+
+def check_unopposed(output: str, record: CommitRecord) -> None:
+    """Raise CommitError if another record is there under this one's name, before its files are replaced."""
+    uri = _uri(output, record)
+    try:
+        there = get(uri)
+    except FileNotFoundError:
         return
-    there = get(uri)
+    _compare(output, uri, there, record)
+
+
+def _uri(output: str, record: CommitRecord) -> str:
+    return join(output, "commits", f"{shard_name(record.shard, record.generation)}.json")
+
+
+def _compare(output: str, uri: str, there: bytes, record: CommitRecord) -> None:
     difference = _difference(there, record)
     if difference:
         raise CommitError(f"{uri}: {difference}; two runs with different plans are writing to {output}")
+
+
+def read_records(output: str) -> list[CommitRecord]:
+    """The record of each committed shard, of its last generation, in their order.
+
+    Raises:
+        CommitError: One that is broken, or is not of the shard that its name says.
+    """
+    found = (parse_shard_name(name.removesuffix(".json")) for name in names(join(output, "commits")) if name.endswith(".json"))
+    last = dict(sorted(pair for pair in found if pair is not None))
+    return [read_record(output, shard, generation) for shard, generation in last.items()]
+
+
+def read_record(output: str, shard: int, generation: int = 0) -> CommitRecord:
+    """A shard's record.
+
+    Raises:
+        CommitError: It is broken, or is not of the shard that its name says.
+        FileNotFoundError: The shard is not committed.
+    """
+    name = f"commits/{shard_name(shard, generation)}.json"
+    try:
+        record = CommitRecord.from_json(get(join(output, name)))
+    except CommitError as error:
+        raise CommitError(f"{name}: {error}") from None
+    if (record.shard, record.generation) != (shard, generation):
+        raise CommitError(f"{name}: is the record of {shard_name(record.shard, record.generation)}")
+    return record
 
 
 def _difference(there: bytes, record: CommitRecord) -> str | None:

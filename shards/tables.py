@@ -20,6 +20,8 @@ CONTROL = pa.struct(
 )
 LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
+IMAGE = "image"  # the column that parts have beside these
+
 # In the order in which they stand; times and hosts do not belong here, since they differ between runs.
 COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
@@ -73,7 +75,7 @@ def schema(carried: Mapping[str, pa.DataType], embedding: int | None) -> pa.Sche
     Raises:
         ValueError: A carried column has the name of one of ours.
     """
-    taken = sorted(set(carried) & {*COLUMNS, "clip_embedding"})
+    taken = sorted(set(carried) & {*COLUMNS, "clip_embedding", IMAGE})
     if taken:
         raise ValueError(f"carried columns are named like promptmill's own: {', '.join(taken)}")
     fields = dict(COLUMNS)
@@ -82,21 +84,36 @@ def schema(carried: Mapping[str, pa.DataType], embedding: int | None) -> pa.Sche
     return pa.schema(list({**fields, **carried}.items()))
 
 
-def write_table(rows: Iterable[Mapping[str, Any]], form: pa.Schema) -> bytes:
-    """Rows as a Parquet file, in the order of their key and candidate. What a row does not say is null.
+def make_table(rows: Iterable[Mapping[str, Any]], form: pa.Schema) -> pa.Table:
+    """Rows as a table, in the order of their keys. What a row does not say is null.
 
     Raises:
         ValueError: A row has a column that the schema does not know.
     """
-    ordered = sorted(rows, key=lambda row: (row["shard"], row["key"], row["candidate_index"] or 0))
+    ordered = sorted(rows, key=lambda row: row["key"])
     for row in ordered:
         unknown = sorted(set(row) - set(form.names))
         if unknown:
             raise ValueError(f"{row['key']}: no column {', '.join(unknown)}")
-    table = pa.Table.from_pylist(ordered, form)
+    return pa.Table.from_pylist(ordered, form)
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """A table as a Parquet file, its rows as they stand; the same bytes however the table was put together."""
     file = io.BytesIO()
-    pq.write_table(table, file, compression="zstd", compression_level=3, row_group_size=65_536, version="2.6")
+    # Where chunks end would decide where pages end.
+    whole = table.combine_chunks()
+    pq.write_table(whole, file, compression="zstd", compression_level=3, row_group_size=65_536, version="2.6")
     return file.getvalue()
+
+
+def write_table(rows: Iterable[Mapping[str, Any]], form: pa.Schema) -> bytes:
+    """Rows as a Parquet file, in the order of their keys. What a row does not say is null.
+
+    Raises:
+        ValueError: A row has a column that the schema does not know.
+    """
+    return encode_table(make_table(rows, form))
 
 
 def read_table(content: bytes) -> pa.Table:

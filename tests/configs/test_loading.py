@@ -119,7 +119,7 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("sd51", "did you mean 'sd15'?"), ("missing.yaml", "missing.yaml: no such file"), ("", "presets: embedded, sd15")],
+    [("sd51", "did you mean 'sd15'?"), ("missing.yaml", "missing.yaml: no such file"), ("", "presets: embedded, quickstart, sd15")],
 )
 def test_an_unknown_config_names_what_there_is(name, says):
     with pytest.raises(ConfigError, match=says.replace("?", r"\?")):

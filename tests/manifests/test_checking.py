@@ -9,7 +9,7 @@ from PIL import Image
 from configs.parameters import Defaults
 from manifests.checking import check_rows, find_doubled
 from manifests.duplicates import Ids, doubled
-from manifests.images import ImageError, Roots, locate, read_image, roots_of
+from manifests.images import ImageError, Roots, load, locate, roots_of
 from manifests.requests import Rules
 from manifests.sources import find_files
 
@@ -206,4 +206,4 @@ def test_an_image_is_turned_as_its_exif_says(folder):
     exif[0x0112] = 6
     Image.new("RGB", (10, 20)).save(folder / "turned.jpg", exif=exif)
     roots = Roots((str(folder),))
-    assert read_image(locate("turned.jpg", roots), roots).size == (20, 10)
+    assert load("turned.jpg", roots).image.size == (20, 10)

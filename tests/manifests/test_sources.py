@@ -118,11 +118,14 @@ BROKEN_FILES = {
     "header only": (("m.csv", "id,prompt\n"), "m.csv: has no rows"),
     "unknown format": (("m.xlsx", "x"), "m.xlsx: .xlsx is not a format of manifests; those are .jsonl"),
     "no ending": (("manifest", "x"), "manifest: no ending is not a format"),
-    "Latin-1": (("m.csv", "prompt\ncafé\n".encode("latin-1")), "m.csv: not UTF-8 (byte 0xe9); convert it"),
+    "Latin-1": (
+        ("m.csv", "prompt\ncafé\n".encode("latin-1")),
+        "m.csv, line 2: not UTF-8 (byte 0xe9); convert it, for example with iconv -f latin1",
+    ),
     "JSON of another shape": (("m.json", '{"prompt": "x"}'), "m.json: holds dict, not a list of rows"),
-    "broken JSON file": (("m.json", "[{]"), "m.json: not JSON"),
+    "broken JSON file": (("m.json", "[{]"), "m.json, row 1: not JSON: Expecting property name"),
     "doubled header": (("m.csv", "prompt,prompt\na,b\n"), "m.csv: the header names prompt more than once"),
-    "open quote": (("m.csv", 'prompt\n"never closed\n'), "m.csv: cannot be read as .csv"),
+    "open quote": (("m.csv", 'prompt\n"never closed\n'), "m.csv, row 1: a quote is opened and never closed"),
     "not Parquet": (("m.parquet", "PAR1 not really"), "m.parquet: cannot be read as .parquet"),
     "not a tar": (("m.tar", "x" * 2000), "m.tar: cannot be read as .tar"),
     "truncated gzip": (("m.jsonl.gz", gzip.compress(b'{"prompt": "x"}' * 1000)[:40]), "m.jsonl.gz: cannot be read as .jsonl"),
@@ -145,7 +148,7 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path, file, says):
         ("m.jsonl", '{"prompt": "a"}\n{oops\n{"prompt": "c"}', "not JSON: Expecting property name"),
         ("m.jsonl", '{"prompt": "a"}\n[1]\n{"prompt": "c"}', "holds list, not columns and values"),
         ("m.jsonl", '{"prompt": "a"}\n' + "[" * 100_000 + '\n{"prompt": "c"}', "not JSON"),
-        ("m.csv", "prompt\na\nb,too many\nc\n", "has more cells than the header has columns"),
+        ("m.csv", "prompt\na\nb,too many\nc\n", "has 2 cells, more than the header has columns (1)"),
     ],
 )
 def test_a_broken_row_leaves_its_neighbours_alone(tmp_path, name, text, says):

@@ -1,11 +1,23 @@
 import dataclasses
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from shards.commits import CommitError, CommitRecord, FileRecord, commit, shard_name
+from shards.commits import (
+    CommitError,
+    CommitRecord,
+    FileRecord,
+    check_unopposed,
+    commit,
+    parse_shard_name,
+    read_record,
+    read_records,
+    shard_name,
+)
 from shards.storage import get
 
-RECORD = CommitRecord(12, 0, (FileRecord.of("data/000012.tar", b"tar"),), 4, 16, 4, 11, 1, "f" * 64)
+RECORD = CommitRecord(12, 0, (FileRecord.of("data/000012.tar", b"tar"),), 4, 16, 4, 11, 1, 0, "f" * 64)
 
 
 def test_a_record_reads_back_as_itself_and_is_the_same_bytes_each_time():
@@ -39,7 +51,49 @@ def test_counts_that_do_not_add_up_are_no_record():
         dataclasses.replace(RECORD, rejected=10)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"files": []}', RECORD.to_json()[:-20]])
+def test_no_more_requests_can_fail_than_there_are():
+    with pytest.raises(CommitError, match="5 of 4 requests failed"):
+        dataclasses.replace(RECORD, failed_requests=5)
+
+
+def test_a_contradiction_is_found_before_anything_is_written(tmp_path):
+    check_unopposed(str(tmp_path), RECORD)
+    commit(str(tmp_path), RECORD)
+    check_unopposed(str(tmp_path), RECORD)
+    with pytest.raises(CommitError, match="is there with kept 4, this run has 5"):
+        check_unopposed(str(tmp_path), dataclasses.replace(RECORD, kept=5, rejected=10))
+
+
+def test_of_each_shard_the_last_record_is_read_in_their_order(tmp_path):
+    records = [dataclasses.replace(RECORD, shard=shard, generation=g) for shard, g in [(2, 0), (10, 0), (0, 2), (0, 10), (0, 0)]]
+    for record in records:
+        commit(str(tmp_path), record)
+    (tmp_path / "commits" / "notes.txt").write_text("not ours")
+    assert [(record.shard, record.generation) for record in read_records(str(tmp_path))] == [(0, 10), (2, 0), (10, 0)]
+    assert read_records(str(tmp_path / "nothing")) == []
+
+
+def test_a_record_under_another_shards_name_is_refused(tmp_path):
+    commit(str(tmp_path), RECORD)
+    (tmp_path / "commits" / "000012.json").rename(tmp_path / "commits" / "000013.json")
+    with pytest.raises(CommitError, match=r"commits/000013.json: is the record of 000012"):
+        read_record(str(tmp_path), 13)
+
+
+@given(st.integers(0, 10**7), st.integers(0, 20))
+def test_names_of_shards_read_back(shard, generation):
+    assert parse_shard_name(shard_name(shard, generation)) == (shard, generation)
+
+
+@pytest.mark.parametrize("name", ["", "12", "000012.0", "000012.", "000012.01", "00001a", " 00012", "-00012", "000012.1.1"])
+def test_other_names_are_none(name):
+    assert parse_shard_name(name) is None
+
+
+NOT_A_NUMBER = RECORD.to_json().replace(b'"shard": 12', b'"shard": "12"')
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"files": []}', RECORD.to_json()[:-20], NOT_A_NUMBER])
 def test_a_broken_record_says_so(content):
     with pytest.raises(CommitError, match="not a commit record"):
         CommitRecord.from_json(content)

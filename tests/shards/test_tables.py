@@ -1,4 +1,5 @@
 import io
+import random
 
 import numpy as np
 import pandas
@@ -6,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.tables import read_table, schema, write_table
+from shards.tables import encode_table, make_table, read_table, schema, write_table
 
 FORM = schema({"topic": pa.string()}, embedding=4)
 
@@ -27,6 +28,13 @@ def test_the_same_rows_make_the_same_bytes_in_any_order():
     assert write_table(ROWS, FORM) == write_table(ROWS[::-1], FORM)
 
 
+def test_a_table_put_together_of_pieces_makes_the_same_bytes():
+    rows = [row(number=n, prompt="".join(random.Random(n).choices("abcdefgh ", k=600))) for n in range(6000)]
+    whole = make_table(rows, FORM)
+    pieces = pa.concat_tables([whole.slice(0, 700), whole.slice(700, 1), whole.slice(701)])
+    assert encode_table(pieces) == encode_table(whole) == write_table(rows, FORM)
+
+
 def test_rows_read_back_and_what_they_do_not_say_is_null():
     table = read_table(write_table(ROWS, FORM))
     assert table.schema.equals(FORM) and table.num_rows == 12
@@ -40,8 +48,8 @@ def test_pandas_reads_it():
 
 
 def test_carried_columns_may_not_take_our_names():
-    with pytest.raises(ValueError, match="named like promptmill's own: clip_score, key"):
-        schema({"key": pa.string(), "clip_score": pa.float32()}, None)
+    with pytest.raises(ValueError, match="named like promptmill's own: clip_score, image, key"):
+        schema({"key": pa.string(), "clip_score": pa.float32(), "image": pa.string()}, None)
 
 
 def test_a_column_that_nobody_planned_is_refused():

@@ -1,0 +1,39 @@
+"""The actor that renders: it holds a diffusion model and calls down."""
+
+from typing import TYPE_CHECKING
+
+import ray
+
+from configs.schema import Model
+from manifests.images import Roots
+from pipelines.units import Unit
+
+if TYPE_CHECKING:
+    from pipelines.generation import Engine
+    from pipelines.results import Rendered
+
+
+@ray.remote(max_restarts=0)
+class Generator:
+    """Renders units, one after another."""
+
+    def __init__(self, model: Model, job_seed: int, roots: Roots):
+        self._model, self._job_seed, self._roots = model, job_seed, roots
+
+    def load(self) -> dict[str, str]:
+        """Load the model; returns the kind of hardware here. Apart from the constructor, whose errors Ray buries in its own.
+
+        Raises:
+            ModelError: It cannot be loaded.
+        """
+        # The driver makes this class too, and has no use for torch.
+        from pipelines.generation import Engine
+        from pipelines.hardware import hardware_kind
+
+        self._engine: Engine = Engine(self._model, self._job_seed, self._roots)
+        return hardware_kind(self._model.threads)
+
+    @ray.method(num_returns=2)
+    def render(self, unit: Unit) -> tuple[None, "Rendered"]:
+        """Two results: the first says that it is done, the second stays where it is until a scorer takes it."""
+        return None, self._engine.render(unit)

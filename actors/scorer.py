@@ -1,0 +1,54 @@
+"""The actor that scores, ranks, encodes and makes a unit durable: it holds a CLIP model and calls down."""
+
+import time
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import ray
+
+from actors.receipts import Receipt
+from pipelines.rows import Facts
+from pipelines.units import Unit
+from shards.parts import part_name, write_part
+
+if TYPE_CHECKING:
+    from pipelines.clip import Clip
+    from pipelines.results import Rendered
+
+
+@ray.remote(max_restarts=0)
+class Scorer:
+    """Finishes units, one after another.
+
+    Args:
+        output: Where parts go.
+        form: The schema of the metadata.
+    """
+
+    def __init__(self, output: str, facts: Facts, form: pa.Schema):
+        self._output, self._facts, self._form = output, facts, form
+
+    def load(self) -> None:
+        """Load the CLIP model.
+
+        Raises:
+            ModelError: It cannot be loaded.
+        """
+        # The driver makes this class too, and has no use for torch.
+        import torch
+
+        from pipelines.clip import load_clip
+        from pipelines.loading import device_here
+
+        torch.set_num_threads(1)
+        self._clip: Clip = load_clip(self._facts.config.ranking, str(device_here()))
+
+    def finish(self, unit: Unit, rendered: "Rendered") -> Receipt:
+        """Score, rank, encode, and write the part. Doing it again writes the same bytes under the same name."""
+        from pipelines.finishing import finish
+
+        finished = finish(unit, rendered, self._clip, self._facts)
+        started = time.monotonic()
+        write_part(self._output, part_name(unit.shard, unit.number), finished.rows, self._form)
+        seconds = {**rendered.seconds, **finished.seconds, "write": time.monotonic() - started}
+        return Receipt.of(unit, finished.rows, finished.scores, seconds)

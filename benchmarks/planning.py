@@ -1,0 +1,79 @@
+"""What planning costs: rows a second and peak memory for manifests of growing length.
+
+    python -m benchmarks.planning                      # 10^4, 10^5, 10^6 and 10^7 rows
+    python -m benchmarks.planning --rows 1000 --rows 100000
+
+Each length is planned in a process of its own, on the embedded preset, from a JSON-lines manifest with a carried column; the named
+alternative, in the same process, reads the same manifest with `json.loads` and makes nothing of it. Memory is the process's peak
+over what it had after its imports.
+"""
+
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from configs.loading import load
+
+
+def write_manifest(path: Path, rows: int) -> None:
+    colors = ("red", "green", "blue", "yellow", "purple", "orange", "white")
+    with path.open("w") as file:
+        for number in range(rows):
+            prompt = f"a small {colors[number % 7]} circle at the left on a black background"
+            file.write(json.dumps({"id": f"request-{number:09d}", "prompt": prompt, "seed": number % 2**32, "topic": number % 97}) + "\n")
+
+
+def measure(path: Path, output: Path, rows: int, shard: int) -> None:
+    """Plan one manifest in this process and print a line of the table."""
+    from jobs.planning import look, make_plan
+
+    started = time.monotonic()
+    with path.open() as file:
+        for line in file:
+            json.loads(line)
+    reading = time.monotonic() - started
+
+    settings = [f"manifest={path}", f"shards.size={shard}"]
+    config = load("embedded", settings)
+    before = _peak()
+    started = time.monotonic()
+    plan = make_plan(look(config), str(output))
+    planning = time.monotonic() - started
+    assert plan.counts.requests == rows
+    grown = _peak() - before
+    ratio = f"{planning / reading:.1f}x"
+    click.echo(f"| {rows:>10,} | {planning:8.1f} | {rows / planning:10,.0f} | {ratio:>8} | {grown:10.0f} | {before + grown:10.0f} |")
+
+
+def _peak() -> float:
+    """Peak resident memory of this process, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@click.command()
+@click.option("--rows", multiple=True, type=int, default=(10**4, 10**5, 10**6, 10**7), show_default=True)
+@click.option("--shard", default=1000, show_default=True, help="Requests a shard.")
+def main(rows: tuple[int, ...], shard: int) -> None:
+    """Measure planning."""
+    click.echo("| rows | seconds | rows/s | json.loads | MiB grown | MiB peak |")
+    click.echo("|---:|---:|---:|---:|---:|---:|")
+    for number in rows:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "manifest.jsonl"
+            write_manifest(path, number)
+            # Spawned, since a forked process begins with this one's memory.
+            process = multiprocessing.get_context("spawn").Process(target=measure, args=(path, Path(folder) / "out", number, shard))
+            process.start()
+            process.join()
+            if process.exitcode:
+                sys.exit(process.exitcode)
+
+
+if __name__ == "__main__":
+    main()

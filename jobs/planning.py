@@ -1,0 +1,290 @@
+"""Makes a plan: goes through the manifest once, as a stream, checks every row, and writes shard after shard."""
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+
+from configs.parameters import MODES
+from configs.schema import Config
+from jobs.plan import BadRow, Counts, Plan, PlanError, ShardPlan, fingerprint_of, read_plan, read_shard, write_plan, write_shard
+from manifests.carried import Types
+from manifests.checking import Checked, check_rows, find_doubled
+from manifests.duplicates import Ids
+from manifests.images import Roots, roots_of
+from manifests.requests import Request, Rules
+from manifests.sources import ManifestError, find_files
+from pipelines.clip_sources import embedding_width
+from pipelines.errors import ModelError
+from pipelines.facts import ModelFacts, read_facts
+from pipelines.identity import library_versions, model_identity
+from pipelines.sources import ROOT
+from pipelines.units import Placed, bucket_of, cut
+from shards.storage import delete, join, names
+from shards.tables import COLUMNS
+
+MAX_IMAGES_CHECKED = 100_000  # beyond, images are looked at when they are used, unless check_images says all
+MAX_PROBLEMS = 50  # lines
+MAX_BUCKETS = 100_000  # counted
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a plan is made from, looked at but not yet gone through."""
+
+    config: Config
+    files: tuple[str, ...]
+    rules: Rules
+    roots: Roots
+    facts: ModelFacts
+    inputs: Mapping[str, Any]
+
+
+def look(config: Config) -> Sources:
+    """Find the manifest, read what the model can do, and hash what decides the bytes.
+
+    Raises:
+        PlanError: One line for what is not there or cannot be used.
+    """
+    try:
+        manifest = [config.manifest] if isinstance(config.manifest, str) else config.manifest
+        files = find_files([_manifest_place(pattern) for pattern in manifest])
+        facts = read_facts(config.model)
+        inputs = {
+            "manifest": [_sha256(file) for file in files],
+            "config": config.render_config(),
+            "models": model_identity(config.model, config.ranking),
+            "versions": library_versions(),
+        }
+    except (ManifestError, ModelError) as error:
+        raise PlanError([str(error)]) from None
+    if config.model.safety_checker and not facts.safety_checker:
+        raise PlanError([f"model.safety_checker: {config.model.base} brings no safety checker; set it to false"])
+    rules = Rules(
+        defaults=config.defaults,
+        controls=tuple(config.model.controlnets),
+        loras=tuple(lora.name for lora in config.model.loras),
+        multiple=facts.multiple,
+        modes=facts.modes,
+        schedulers=facts.schedulers,
+        strict=config.runtime.strict,
+    )
+    runtime = config.runtime
+    roots = replace(roots_of(files, runtime.image_roots, runtime.max_image_pixels), hosts=tuple(runtime.url_hosts))
+    return Sources(config, tuple(files), rules, roots, facts, inputs)
+
+
+def _manifest_place(pattern: str) -> str:
+    """A manifest from where one stands, or, as the presets name theirs, from promptmill's own folder."""
+    own = ROOT / pattern
+    return str(own) if "://" not in pattern and not Path(pattern).exists() and own.is_file() else pattern
+
+
+def _sha256(file: str) -> str:
+    try:
+        with fsspec.open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ManifestError(f"{file}: {error.strerror or error}") from None
+
+
+def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[str]:
+    """What differs between what a plan was made from and what is there now, a line each."""
+    then = {name: value for name, value in _flat(plan.inputs) if not name.startswith("requests")}
+    now = dict(_flat(inputs))
+    lines = []
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            lines.append(f"{name}: was {_shown(then, name)}, is {_shown(now, name)}")
+    return lines
+
+
+def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping) and values:
+        for name, value in values.items():
+            yield from _flat(value, f"{path}.{name}" if path else str(name))
+    elif isinstance(values, list | tuple) and values:
+        for number, value in enumerate(values):
+            yield from _flat(value, f"{path}.{number}")
+    else:
+        yield path, values
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return repr(values[name])[:60] if name in values else "not there"
+
+
+def make_plan(sources: Sources, output: str, progress: Progress = lambda rows: None) -> Plan:
+    """Go through the manifest and write the plan under the output, or find that the one there is the same.
+
+    Memory is flat: one shard and 8 bytes a row.
+
+    Raises:
+        PlanError: Bad rows, one line each, where the config does not say to record them; or the output has another plan.
+    """
+    there = read_plan(output)
+    if there is not None:
+        different = changes(there, sources.inputs)
+        if different:
+            what = [f"{output} was planned from something else; give another --out, or go back on what changed:", *different]
+            raise PlanError(what)
+        return there
+    making = _Making(sources, output, progress)
+    try:
+        plan = making.run()
+    except BaseException:
+        making.clean()
+        raise
+    write_plan(output, plan)
+    return plan
+
+
+class _Making:
+    """One pass over a manifest."""
+
+    def __init__(self, sources: Sources, output: str, progress: Progress):
+        self.sources, self.output, self.progress = sources, output, progress
+        self.config = sources.config
+        self.recording = self.config.runtime.on_bad_row == "record"
+        self.counts = Counts()
+        self.problems: list[str] = []
+        self.wrong = 0
+        self.ids, self.types, self.buckets = Ids(), Types(reserved={*COLUMNS, "clip_embedding", "image"}), set[int]()
+        self.hashes: list[str] = []
+        self.rows: list[Checked] = []
+
+    def run(self) -> Plan:
+        try:
+            for checked in self.checked():
+                self.take(checked)
+            self.flush()
+            self.mend_doubled()
+        except ManifestError as error:
+            self.note([str(error)])
+        if self.problems and not self.recording:
+            raise PlanError([*self.problems, *self.summary_of_problems()])
+        if self.counts.rows == 0:
+            raise PlanError([*self.problems, "the manifest has no rows"])
+        if self.counts.rows == self.counts.bad:
+            raise PlanError([*self.problems, *self.summary_of_problems(), "no row makes a request"])
+        embeddings = self.config.shards.embeddings != "none"
+        inputs = {**self.sources.inputs, "requests": fingerprint_of({"shards": self.hashes})}
+        carried = self.types.result()
+        counts = replace(self.counts, buckets=len(self.buckets))
+        width = embedding_width(self.config.ranking) if embeddings else None
+        return Plan(inputs, len(self.hashes), counts, carried, width, self.config, self.sources.roots)
+
+    def checked(self) -> Iterator[Checked]:
+        """Every row, with its images looked at as far as the config says."""
+        check = self.config.runtime.check_images
+        limit = {"all": None, "at_run": 0, "auto": MAX_IMAGES_CHECKED}[check]
+        return check_rows(self.sources.files, self.sources.rules, self.sources.roots, max_images=limit)
+
+    def take(self, checked: Checked) -> None:
+        if checked.request:
+            self.ids.add(checked.request.id)
+            problems = self.types.see(checked.request.carried)
+            if problems:
+                checked = replace(checked, request=None, problems=tuple(problems))
+        if checked.problems:
+            self.note(checked.lines())
+        self.rows.append(checked)
+        if len(self.rows) == self.config.shards.size:
+            self.flush()
+            self.progress(self.counts.rows)
+
+    def note(self, lines: Sequence[str]) -> None:
+        self.wrong += len(lines)
+        self.problems += lines[: max(0, MAX_PROBLEMS - len(self.problems))]
+
+    def summary_of_problems(self) -> list[str]:
+        more = self.wrong - len(self.problems)
+        return [f"… and {more:,} more like these"] if more else []
+
+    def flush(self) -> None:
+        """The rows so far are a shard."""
+        if not self.rows:
+            return
+        placed, bad = [], []
+        for row, checked in enumerate(self.rows):
+            if checked.request:
+                placed.append(Placed(row, checked.request, checked.images))
+            else:
+                bad.append(_bad_row(row, checked))
+        self.rows = []
+        shard = _with_units(ShardPlan(len(self.hashes), tuple(placed), (), tuple(bad)), self.config.model.batch)
+        self.count(shard)
+        # A plan that will be refused is not worth writing.
+        writes = self.recording or not self.problems
+        self.hashes.append(write_shard(self.output, shard) if writes else "")
+
+    def count(self, shard: ShardPlan, sign: int = 1) -> None:
+        counts, requests = self.counts, [placed.request for placed in shard.requests]
+        if sign > 0 and len(self.buckets) < MAX_BUCKETS:
+            self.buckets |= {hash(_bucket(request)) for request in requests}
+        self.counts = Counts(
+            rows=counts.rows + sign * (len(requests) + len(shard.bad)),
+            bad=counts.bad + sign * len(shard.bad),
+            requests=counts.requests + sign * len(requests),
+            candidates=counts.candidates + sign * shard.candidates,
+            keep=counts.keep + sign * sum(request.keep for request in requests),
+            units=counts.units + sign * len(shard.units),
+            evaluations=counts.evaluations + sign * sum(evaluations(r) * r.candidates for r in requests),
+            pixels=counts.pixels + sign * sum(r.width * r.height * r.candidates for r in requests),
+            modes={mode: n for mode in MODES if (n := counts.modes.get(mode, 0) + sign * sum(r.mode == mode for r in requests))},
+        )
+
+    def mend_doubled(self) -> None:
+        """Rows whose id an earlier row has become bad rows, in the shards already written."""
+        size = self.config.shards.size
+        for checked in find_doubled(self.sources.files, self.sources.rules, self.ids):
+            self.note(checked.lines())
+            if not self.recording:
+                continue
+            number, row = divmod(checked.number - 1, size)
+            shard = read_shard(self.output, number)
+            self.count(shard, -1)
+            kept = tuple(placed for placed in shard.requests if placed.row != row)
+            bad = sorted([*shard.bad, _bad_row(row, checked)], key=lambda bad: bad.row)
+            mended = _with_units(ShardPlan(number, kept, (), tuple(bad)), self.config.model.batch)
+            self.count(mended)
+            self.hashes[number] = write_shard(self.output, mended)
+
+    def clean(self) -> None:
+        folder = join(self.output, "plan", "shards")
+        for name in names(folder):
+            delete(join(folder, name))
+
+
+def evaluations(request: Request) -> int:
+    """About how often the denoiser is evaluated for one candidate; guidance evaluates twice a step."""
+    steps = int(request.steps * request.strength) if request.strength is not None else request.steps
+    return max(1, steps) * (2 if request.guidance_scale > 1 else 1)
+
+
+def _bucket(request: Request) -> Hashable:
+    return bucket_of(request)
+
+
+def _with_units(shard: ShardPlan, batch: int) -> ShardPlan:
+    place = {placed.row: i for i, placed in enumerate(shard.requests)}
+    units = (tuple(place[placed.row] for placed in unit.requests) for unit in cut(shard.shard, shard.requests, batch))
+    return replace(shard, units=tuple(units))
+
+
+def _bad_row(row: int, checked: Checked) -> BadRow:
+    values = checked.row.values
+    id, prompt = values.get("id"), values.get("prompt")
+    # The file's name alone: where it lies on this machine is nobody's business, and would make other bytes elsewhere.
+    where = f"{PurePosixPath(checked.row.file).name}, row {checked.row.number}"
+    return BadRow(
+        row,
+        str(id)[:512] if isinstance(id, str | int) else str(checked.number),
+        prompt[:10_000] if isinstance(prompt, str) else None,
+        f"{where}: {'; '.join(checked.problems)}"[:2000],
+    )

@@ -1,0 +1,143 @@
+"""What is said of a plan, of a run at its end, and of an output at any time: lines for people, mappings for programs."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from actors.receipts import Receipt
+from jobs.estimate import Estimate
+from jobs.plan import Plan, read_plan
+from jobs.progress import Tally, duration
+from shards.commits import read_records
+from shards.index import SUCCESS, Totals, total
+from shards.storage import join, names
+
+
+def plan_lines(plan: Plan, estimate: Estimate | None) -> Iterator[str]:
+    """A plan, for a person."""
+    counts = plan.counts
+    bad = f", {counts.bad:,} of them bad and to be recorded as failed" if counts.bad else ""
+    yield f"rows         {counts.rows:,}{bad}"
+    modes = ", ".join(f"{mode} {number:,}" for mode, number in counts.modes.items())
+    yield f"requests     {counts.requests:,} ({modes})"
+    yield f"images       {counts.candidates:,} candidates, at most {counts.keep:,} kept"
+    yield f"units        {counts.units:,} in {counts.buckets:,} buckets and {plan.shards:,} shards"
+    yield f"price        {counts.evaluations:,} evaluations of the denoiser"
+    if estimate:
+        alone = duration(estimate.seconds)
+        here = duration(estimate.seconds / estimate.generators)
+        many = "" if estimate.generators == 1 else f"; {alone} on one generator alone"
+        yield f"time         about {here} on this machine with {estimate.generators} generators, start-up apart{many}"
+        yield f"disk         about {size(estimate.disk)}"
+    yield f"fingerprint  {plan.fingerprint[:16]}"
+
+
+def plan_facts(plan: Plan, estimate: Estimate | None) -> dict[str, Any]:
+    """A plan, for a program."""
+    facts = {**asdict(plan.counts), "shards": plan.shards, "fingerprint": plan.fingerprint}
+    return {**facts, "estimate": asdict(estimate) if estimate else None}
+
+
+def run_lines(totals: Totals, tally: Tally, receipts: Sequence[Receipt], seconds: dict[str, float], output: str) -> Iterator[str]:
+    """A finished run, for a person: what there is, what it took, and where to look."""
+    failed = f", {totals.failed:,} failed ({_errors(tally.errors)})" if totals.failed else ""
+    yield f"{totals.requests:,} requests, {totals.candidates:,} candidates: {totals.kept:,} kept, {totals.rejected:,} rejected{failed}"
+    if totals.failed_requests:
+        yield f"{totals.failed_requests:,} requests have no image; see status and error in {output}/metadata"
+    if tally.best is not None:
+        mean = _mean_score(receipts)
+        yield f"CLIP scores  worst {tally.worst:.1f}, mean {mean:.1f}, best {tally.best:.1f}"
+    if receipts:
+        yield f"time         {', '.join(f'{name} {duration(spent)}' for name, spent in seconds.items())}"
+        stages = stage_seconds(receipts)
+        whole = sum(stages.values()) or 1.0
+        shares = ", ".join(f"{name} {100 * spent / whole:.0f}%" for name, spent in stages.items() if spent / whole >= 0.005)
+        yield f"stages       {shares} of {duration(whole)} in actors"
+    yield f"shards       {output}/data ({totals.shards:,}, {size(totals.bytes)})"
+    yield f"metadata     {output}/metadata, a row for each candidate"
+    yield f"card         {output}/README.md says how to load it; `promptmill verify {output}` checks every byte"
+
+
+def stage_seconds(receipts: Sequence[Receipt]) -> dict[str, float]:
+    """Seconds that actors spent, by stage."""
+    spent: dict[str, float] = defaultdict(float)
+    for receipt in receipts:
+        for stage, seconds in receipt.seconds.items():
+            spent[stage] += seconds
+    return dict(spent)
+
+
+def _mean_score(receipts: Sequence[Receipt]) -> float:
+    scored = [(r.scores[1], r.kept + r.rejected) for r in receipts if r.scores]
+    return sum(mean * number for mean, number in scored) / max(1, sum(number for _, number in scored))
+
+
+def _errors(errors: dict[str, int]) -> str:
+    return ", ".join(f"{code} {number:,}" for code, number in sorted(errors.items())) or "in earlier runs"
+
+
+@dataclass(frozen=True)
+class Status:
+    """An output, by its plan and its records alone.
+
+    Attributes:
+        finished: Whether it says so itself.
+        units: Parts that lie there, of shards that are not committed.
+        totals: Of the committed shards.
+    """
+
+    plan: Plan
+    finished: bool
+    units: int
+    totals: Totals
+
+
+def status(output: str) -> Status | None:
+    """What is done, failed and left; None where nothing was planned.
+
+    Raises:
+        PlanError, CommitError: The plan or a record is broken.
+    """
+    plan = read_plan(output)
+    if plan is None:
+        return None
+    records = read_records(output)
+    committed = {f"{record.shard:06d}" for record in records}
+    parts = Counter(name.split("-")[0] for name in names(join(output, "parts")))
+    waiting = sum(number for shard, number in parts.items() if shard not in committed)
+    return Status(plan, SUCCESS in set(names(output)), waiting, total(records))
+
+
+def status_lines(status: Status) -> Iterator[str]:
+    """A status, for a person."""
+    counts, totals = status.plan.counts, status.totals
+    yield "finished" if status.finished else "not finished: `promptmill run` with the same config goes on"
+    yield f"shards       {totals.shards:,} of {status.plan.shards:,} committed"
+    yield f"requests     {totals.requests:,} of {counts.rows:,} settled, {totals.failed_requests:,} of them without an image"
+    kinds = f"{totals.kept:,} kept, {totals.rejected:,} rejected, {totals.failed:,} failed"
+    yield f"candidates   {totals.candidates:,} of {counts.candidates:,}: {kinds}"
+    if status.units:
+        yield f"units        {status.units:,} more are durable, in shards under way"
+    yield f"bytes        {size(totals.bytes)}"
+
+
+def status_facts(status: Status) -> dict[str, Any]:
+    """A status, for a program."""
+    plan = {"shards": status.plan.shards, **asdict(status.plan.counts)}
+    return {"finished": status.finished, "plan": plan, "done": asdict(status.totals), "units_waiting": status.units}
+
+
+def size(bytes_: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if bytes_ < 1000 or unit == "TB":
+            return f"{bytes_:,.0f} {unit}" if unit == "B" or bytes_ >= 100 else f"{bytes_:,.1f} {unit}"
+        bytes_ /= 1000
+    raise AssertionError
+
+
+def stats_lines(receipts: Sequence[Receipt]) -> bytes:
+    """What differs between runs, for stats/: a JSON object a unit."""
+    return "".join(json.dumps(asdict(receipt)) + "\n" for receipt in receipts).encode()

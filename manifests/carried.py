@@ -1,0 +1,135 @@
+"""Columns that promptmill does not know and carries into the output: their values made plain, their types fixed once.
+
+A value is plain when JSON has it: null, bool, number, string, list or object. Parquet has more, which become strings: times in
+ISO 8601, decimals as written, bytes in hex.
+
+The types are bool, int64, float64, string and json. A column of ints and floats is float64, exact up to 2^53. One that mixes
+anything else, or has ints beyond 64 bits, is string, with what is no string as JSON writes it. One with lists or objects in it is
+json: every value of it as JSON text.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from datetime import date, time
+from typing import Any
+
+import pyarrow
+
+from configs.errors import shown
+from manifests.rows import ManifestError
+
+MAX_COLUMNS = 1000
+MAX_COLUMN_NAME = 200  # characters
+MAX_DEPTH = 50  # of lists in lists
+
+_BOOL, _INT, _FLOAT, _STRING, _JSON = 1, 2, 4, 8, 16
+_KINDS = {bool: _BOOL, int: _INT, float: _FLOAT, str: _STRING, list: _JSON, dict: _JSON, tuple: _JSON, type(None): 0}
+_ARROW = {
+    "bool": pyarrow.bool_(),
+    "int64": pyarrow.int64(),
+    "float64": pyarrow.float64(),
+    "string": pyarrow.string(),
+    "json": pyarrow.string(),
+}
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """A value as JSON has it; see above.
+
+    Raises:
+        ValueError: Nested too deeply.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if depth == MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} lists in lists")
+    if isinstance(value, dict):
+        return {str(key): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, depth + 1) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+class Types:
+    """The types of carried columns, over any number of rows in any order; takes memory by the column, not by the row.
+
+    Args:
+        reserved: Names that the output has columns of its own for.
+    """
+
+    def __init__(self, reserved: Collection[str] = ()) -> None:
+        self._reserved = frozenset(reserved)
+        self._seen: dict[str, int] = {}
+
+    def see(self, values: Mapping[str, Any]) -> list[str]:
+        """Take a row's carried columns into account, or say what is wrong with their names and leave it out.
+
+        Raises:
+            ManifestError: There are too many columns by now.
+        """
+        new = values.keys() - self._seen.keys()
+        if new:
+            problems = [problem for name in sorted(new) if (problem := self._problem(name))]
+            if problems:
+                return problems
+        for name, value in values.items():
+            kind = _KINDS.get(type(value), _STRING)
+            if kind == _INT and not -(2**63) <= value < 2**63:
+                kind = _STRING
+            self._seen[name] = self._seen.get(name, 0) | kind
+        if new:
+            self._check_number()
+        return []
+
+    def _problem(self, name: str) -> str | None:
+        if name in self._reserved:
+            return f"{name}: the output has a column of its own with this name; rename it"
+        if not name or len(name) > MAX_COLUMN_NAME:
+            return f"{shown(name)!r}: a column's name has 1 to {MAX_COLUMN_NAME} characters, this one has {len(name)}"
+        return None
+
+    def _check_number(self) -> None:
+        if len(self._seen) > MAX_COLUMNS:
+            some = shown(", ".join(sorted(self._seen)))
+            raise ManifestError(f"the manifest has more than {MAX_COLUMNS:,} columns of its own ({some}); put what varies into one")
+
+    def merge(self, other: "Types") -> None:
+        """Take the rows into account that another has seen."""
+        for name, kinds in other._seen.items():
+            self._seen[name] = self._seen.get(name, 0) | kinds
+        self._check_number()
+
+    def result(self) -> dict[str, str]:
+        """Column to type, sorted by name."""
+        return {name: _type(kinds) for name, kinds in sorted(self._seen.items())}
+
+
+def _type(kinds: int) -> str:
+    if kinds & _JSON:
+        return "json"
+    if kinds == _BOOL:
+        return "bool"
+    if kinds == 0 or kinds & (_STRING | _BOOL):
+        return "string"
+    return "float64" if kinds & _FLOAT else "int64"
+
+
+def cast(value: Any, kind: str) -> bool | int | float | str | None:
+    """A value of a column as the column's type has it; None stays None."""
+    if value is None:
+        return None
+    if kind == "float64":
+        return float(value)
+    if kind == "json":
+        return json.dumps(plain(value), ensure_ascii=False)
+    if kind == "string" and not isinstance(value, str):
+        value = plain(value)
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def arrow_types(types: Mapping[str, str]) -> dict[str, pyarrow.DataType]:
+    """The types of `Types.result` as Arrow has them; json is text there."""
+    return {name: _ARROW[kind] for name, kind in types.items()}

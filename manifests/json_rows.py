@@ -1,0 +1,123 @@
+"""Reads rows that are JSON: one by itself, or an array of them as a stream in bounded memory."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from manifests.rows import MAX_ROW, ManifestError, Values
+
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"[ \t\n\r]*")
+_SEPARATORS = frozenset(",]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_row(text: str) -> Values:
+    """The row that a JSON text holds, or what is wrong with it."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON: {error}"
+    return _checked(row, text)
+
+
+def _checked(row: Any, text: str) -> Values:
+    if not isinstance(row, dict):
+        return f"holds {type(row).__name__}, not columns and values"
+    if "\\u" in text and _SURROGATE.search(text):
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return "holds one half of a surrogate pair, which is no character"
+    return row
+
+
+def read_array(file: str, text: TextIO, piece: int = 2**16) -> Iterator[Values]:
+    """The rows of a JSON array, each as soon as it is there.
+
+    Args:
+        file: Named in errors.
+        text: A stream whose whole content is the array.
+        piece: Characters read at a time, at least; the rows do not depend on it.
+
+    Raises:
+        ManifestError: Not an array, or not JSON: behind a row that is not JSON nobody knows where the next begins.
+    """
+    ahead = _Ahead(text, piece)
+    first = ahead.take()
+    if first == "{":
+        raise ManifestError(f"{file}: holds dict, not a list of rows; a row a line is .jsonl")
+    if first not in ("[", ""):
+        raise ManifestError(f"{file}: not JSON: a list of rows begins with [")
+    behind = "," if first and ahead.peek() != "]" else ahead.take()
+    number = 0
+    while behind == ",":
+        number += 1
+        try:
+            row = ahead.take_value()
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise ManifestError(f"{file}, row {number}: not JSON: {reason}") from None
+        yield row
+        behind = ahead.take()
+    if ahead.peek():
+        raise ManifestError(f"{file}: not JSON: there is more behind the list's end")
+
+
+class _Ahead:
+    """What is read of a text and not yet taken: at most a piece more than a row, or twice the row."""
+
+    def __init__(self, text: TextIO, piece: int):
+        self._text, self._piece = text, piece
+        self._buffer, self._at, self._ended = "", 0, False
+
+    def peek(self) -> str:
+        """The next character that is no space; none at the end."""
+        while True:
+            self._at = self._behind_space(self._at)
+            if self._at < len(self._buffer) or self._ended:
+                return self._buffer[self._at : self._at + 1]
+            self._read()
+
+    def take(self) -> str:
+        character = self.peek()
+        self._at += 1
+        return character
+
+    def take_value(self) -> Values:
+        """Take a value, up to the comma or bracket behind it, which alone shows that a number is whole.
+
+        Raises:
+            ValueError, RecursionError: It is not JSON, or too long.
+        """
+        self.peek()
+        while True:
+            wrong: Exception = ValueError("neither ',' nor ']' follows")
+            try:
+                row, end = _DECODER.raw_decode(self._buffer, self._at)
+                behind = self._behind_space(end)
+                if self._buffer[behind : behind + 1] in _SEPARATORS:
+                    text, self._at = self._buffer[self._at : end], behind
+                    return _checked(row, text)
+            except (ValueError, RecursionError) as error:
+                wrong = error
+            if self._ended:
+                raise wrong
+            if len(self._buffer) - self._at > MAX_ROW:
+                reason = wrong.msg if isinstance(wrong, json.JSONDecodeError) else wrong
+                raise ValueError(f"no row within {MAX_ROW // 2**20} MiB: {reason}")
+            self._read()
+
+    def _read(self) -> None:
+        # A value that does not end in the buffer is parsed again from its start, so the buffer doubles.
+        pending = len(self._buffer) - self._at
+        new = self._text.read(max(self._piece, min(pending, MAX_ROW - pending)))
+        self._buffer, self._at, self._ended = self._buffer[self._at :] + new, 0, not new
+
+    def _behind_space(self, start: int) -> int:
+        space = _SPACE.match(self._buffer, start)
+        assert space is not None  # it matches nothing too
+        return space.end()

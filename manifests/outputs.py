@@ -1,0 +1,27 @@
+"""Takes rows of our own output as input, so that a dataset can be rendered again or refined."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# What promptmill adds to the rows of its own output, and what cannot hold for a second pass.
+ADDED_COLUMNS = frozenset(
+    """
+    key id candidate_index rank selected status error error_message unet_evaluations batch_shape model revision dtype versions
+    clip_score clip_embedding sha256 pixel_sha256 bytes shard prompt_truncated candidates keep mode
+    init_image_sha256 mask_image_sha256
+    """.split()  # noqa: SIM905 (twenty lines of one word each say no more)
+)
+
+
+def is_output(columns: Collection[str]) -> bool:
+    """Whether rows with these columns are promptmill's own."""
+    return {"key", "candidate_index", "selected", "pixel_sha256"} <= set(columns)
+
+
+def as_input(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of our own output as a request: its key becomes its id, its candidate's seed the row's."""
+    kept = {name: value for name, value in values.items() if name not in ADDED_COLUMNS}
+    controls = [
+        {name: value for name, value in control.items() if name != "sha256"} for control in kept.pop("controls", None) or []
+    ]
+    return {"id": values["key"], **kept, **({"controls": controls} if controls else {})}

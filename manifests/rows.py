@@ -1,0 +1,34 @@
+"""A row as it stands in its file, and what a reader says where it can make no row."""
+
+from dataclasses import dataclass
+from typing import Any
+
+MAX_ROW = 16 * 2**20  # characters; more is not a manifest but some other file
+
+# What a reader yields: a row's columns, or what is wrong with the row.
+Values = dict[str, Any] | str
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be read at all; the message names the file and, where there is one, the row."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it stands in its file.
+
+    Attributes:
+        file: The file's URI.
+        number: Counted from 1 in its file; a header does not count.
+        values: Column to value; what a file leaves empty is not in it.
+        broken: What is wrong with a row that could not be read, while the rows around it can; then there are no values.
+    """
+
+    file: str
+    number: int
+    values: dict[str, Any]
+    broken: str | None = None
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}, row {self.number}"

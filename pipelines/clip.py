@@ -1,0 +1,217 @@
+"""Scores images under prompts with an open_clip model: 100 x cosine, in fp32, the same bits whatever else is in the batch."""
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.transform import PreprocessCfg
+from torch import Tensor
+from torch.nn import functional as F
+
+from configs.errors import nearest
+from configs.schema import HF_HUB, LOCAL_DIR, Ranking
+from pipelines.clip_preprocessing import preprocess
+from pipelines.clip_sources import (
+    NO_PICKLES,
+    embedding_width,
+    hub_file,
+    known_name,
+    model_config,
+    model_folder,
+    one_line,
+    weights_file,
+)
+from pipelines.errors import ModelError
+from pipelines.results import Scored
+
+TEXT_BATCH = 16  # a unit has few distinct prompts; it decides bits, so it is no setting
+TEXTS_KEPT = 4096
+
+# What another part of the process may have switched on for speed, and what fp32 needs it to be.
+BACKENDS: Any = torch.backends
+EXACT = (
+    (BACKENDS.cuda.matmul, "fp32_precision", "ieee"),
+    (BACKENDS.cudnn.conv, "fp32_precision", "ieee"),
+    (BACKENDS.mkldnn.matmul, "fp32_precision", "ieee"),
+    (BACKENDS.mkldnn.conv, "fp32_precision", "ieee"),
+    (BACKENDS.cudnn, "benchmark", False),
+    (BACKENDS.cudnn, "deterministic", True),
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A loaded model.
+
+    Attributes:
+        name: As the config gives it.
+        model: open_clip's, in fp32 and evaluation mode.
+        tokenizer: Of texts to (B, context) int64.
+        preprocessing: What images go through.
+        batch: Images a call of the model, always.
+        width: Of the embeddings, D.
+        device: All weights are there.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Callable[[list[str]], Tensor]
+    preprocessing: PreprocessCfg
+    batch: int
+    width: int
+    device: torch.device
+    _texts: OrderedDict[str, np.ndarray] = field(default_factory=OrderedDict)
+
+    def score(self, prompts: Sequence[str], images: Sequence[np.ndarray]) -> list[Scored]:
+        """Score each image under its own prompt.
+
+        Args:
+            prompts: As many as images.
+            images: (H, W, 3) uint8 each, of any sizes.
+
+        Raises:
+            ModelError: As `embed_images`.
+        """
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(prompts)} prompts for {len(images)} images")
+        embeddings = self.embed_images(images)
+        scores = 100 * (embeddings * self.embed_texts(prompts)).sum(-1)
+        return [Scored(float(score), embedding) for score, embedding in zip(scores, embeddings, strict=True)]
+
+    def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors, (B, D) float32.
+
+        Args:
+            images: (H, W, 3) uint8 each, of any sizes.
+
+        Raises:
+            ModelError: The model gives something else than finite numbers.
+        """
+        parts = [np.empty((0, self.width), np.float32)]
+        for start in range(0, len(images), self.batch):
+            some = preprocess(images[start : start + self.batch], self.preprocessing)
+            parts.append(self._embed(self.model.encode_image, some, self.batch))
+        return np.concatenate(parts)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, (B, D) float32; each distinct text is encoded once, and the latest are remembered.
+
+        Raises:
+            ModelError: The model gives something else than finite numbers.
+        """
+        vectors = {text: self._texts[text] for text in texts if text in self._texts}
+        new = [text for text in dict.fromkeys(texts) if text not in vectors]
+        for start in range(0, len(new), TEXT_BATCH):
+            some = new[start : start + TEXT_BATCH]
+            vectors |= zip(some, self._embed(self.model.encode_text, self.tokenizer(some), TEXT_BATCH), strict=True)
+        for text, vector in vectors.items():
+            self._texts[text] = vector
+            self._texts.move_to_end(text)
+        while len(self._texts) > TEXTS_KEPT:
+            self._texts.popitem(last=False)
+        return np.stack([vectors[text] for text in texts]) if vectors else np.empty((0, self.width), np.float32)
+
+    def _embed(self, encode: Callable[[Tensor], Tensor], inputs: Tensor, batch: int) -> np.ndarray:
+        padding = inputs[-1:].expand(batch - len(inputs), *inputs.shape[1:])
+        with _exact(self.device):
+            features = encode(torch.cat([inputs, padding]).to(self.device))[: len(inputs)]
+            vectors = F.normalize(features.float(), dim=-1).cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise ModelError(f"{self.name}: gives embeddings that are not finite; its weights may be damaged")
+        return vectors
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """No autocast, no TF32, no kernels chosen by timing, whatever holds outside."""
+    before = [getattr(backend, name) for backend, name, _ in EXACT]
+    try:
+        for backend, name, value in EXACT:
+            setattr(backend, name, value)
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for (backend, name, _), value in zip(EXACT, before, strict=True):
+            setattr(backend, name, value)
+
+
+def load_clip(ranking: Ranking, device: torch.device | str) -> Clip:
+    """Load the model that a config's ranking names, from safetensors only.
+
+    Raises:
+        ModelError: One line on what is missing or cannot be loaded, and what would do.
+    """
+    config = model_config(ranking)
+    options: dict[str, Any] = {}
+    if ranking.model.startswith((LOCAL_DIR, HF_HUB)):
+        folder = model_folder(ranking)
+        name, weights = f"{LOCAL_DIR}{folder}", weights_file(folder, ranking.model)
+    else:
+        name = known_name(ranking.model)
+        weights, options = _tagged(name, ranking)
+    try:
+        model = _build(name, weights, options)
+        tokenizer = _tokenizer(name, config)
+    except Exception as error:  # open_clip raises nearly anything; each means that this model cannot be had
+        raise ModelError(f"{ranking.model}: open_clip cannot load it: {one_line(error)}") from error
+    target = torch.device(device)
+    # open_clip returns models in training mode.
+    model = model.eval().requires_grad_(False).to(target)
+    preprocessing = PreprocessCfg(**model.visual.preprocess_cfg)
+    return Clip(ranking.model, model, tokenizer, preprocessing, ranking.batch, embedding_width(ranking), target)
+
+
+def _tagged(name: str, ranking: Ranking) -> tuple[Path, dict[str, Any]]:
+    """The weights behind open_clip's tag, fetched from the hub, and how their model has to be built."""
+    tag = ranking.pretrained or ""
+    entry, tags = get_pretrained_cfg(name, tag), list_pretrained_tags_by_model(name)
+    if not entry:
+        known = f"; tags: {', '.join(tags)}" if tags else "; it has none, so take another model"
+        raise ModelError(f"{ranking.model}: open_clip has no weights {tag!r} for it{nearest(tag, tags)}{known}")
+    repository, file = os.path.split(entry.get("hf_hub", ""))
+    if not repository:
+        raise ModelError(f"{ranking.model}: open_clip has {tag} as a pickle only; {NO_PICKLES}; take another tag")
+    # Where open_clip's table names a pickle, the same weights lie beside it.
+    safe = f"{Path(file).stem}.safetensors" if file else HF_SAFE_WEIGHTS_NAME
+    form = {key: entry[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in entry}
+    # Many weights want QuickGELU where the architecture of that name has GELU; open_clip only warns.
+    options = {"force_preprocess_cfg": form, "force_quick_gelu": bool(entry.get("quick_gelu"))}
+    return hub_file(repository, safe, ranking.revision), options
+
+
+def _build(name: str, weights: Path, options: dict[str, Any]) -> Any:
+    # Two steps, since open_clip itself prefers a pickle of one name to safetensors of another.
+    with _without_warnings():
+        model = open_clip.create_model(name, precision="fp32", load_weights=False, pretrained_text=False, **options)
+    open_clip.load_checkpoint(model, str(weights))
+    return model
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Between the two steps the model is random, which open_clip would say on the root logger."""
+
+    def serious(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING
+
+    logging.root.addFilter(serious)
+    try:
+        yield
+    finally:
+        logging.root.removeFilter(serious)
+
+
+def _tokenizer(name: str, config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
+    # A model's config may ask transformers to run code out of its repository; what is given here wins.
+    options = {"trust_remote_code": False} if config.get("text_cfg", {}).get("hf_tokenizer_name") else {}
+    return open_clip.get_tokenizer(name, **options)

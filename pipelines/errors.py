@@ -1,0 +1,8 @@
+"""What goes wrong with a model as a whole; what goes wrong with one request is a `results.Failure`."""
+
+
+class ModelError(RuntimeError):
+    """A model that cannot be loaded; the message is one line."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))

@@ -1,0 +1,102 @@
+"""Turns a rendered unit into the rows of its part: scored, ranked, the kept images encoded."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipelines.clip import Clip
+from pipelines.ranking import rank
+from pipelines.results import Candidate, Outcome, Rendered, Scored
+from pipelines.rows import Facts, candidate_row, failed_request, request_row
+from pipelines.units import Placed, Unit
+from shards.images import Provenance, encode_image, pixel_sha256
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A unit's rows, each with its `image` (the encoded file, or None), and what to tell of them.
+
+    Attributes:
+        scores: Of all scored candidates.
+        seconds: By stage.
+    """
+
+    rows: list[dict[str, Any]]
+    scores: list[float]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def finish(unit: Unit, rendered: Rendered, clip: Clip, facts: Facts) -> Finished:
+    """Score all candidates of a unit under their prompts, rank them within their requests, encode those kept."""
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "score"):
+        scored = _score(unit, rendered, clip)
+    with _timed(seconds, "encode"):
+        rows = [
+            row
+            for placed, outcome in zip(unit.requests, rendered.outcomes, strict=True)
+            for row in _request_rows(unit.shard, placed, outcome, scored, facts)
+        ]
+    return Finished(rows, [one.score for one in scored.values()], seconds)
+
+
+def _score(unit: Unit, rendered: Rendered, clip: Clip) -> dict[tuple[int, int], Scored]:
+    prompts, images, places = [], [], []
+    for placed, outcome in zip(unit.requests, rendered.outcomes, strict=True):
+        for candidate in outcome.candidates:
+            if candidate.pixels is not None:
+                prompts.append(placed.request.prompt)
+                images.append(candidate.pixels)
+                places.append((outcome.row, candidate.index))
+    return dict(zip(places, clip.score(prompts, images), strict=True)) if images else {}
+
+
+def _request_rows(
+    shard: int, placed: Placed, outcome: Outcome, scored: Mapping[tuple[int, int], Scored], facts: Facts
+) -> Iterator[dict[str, Any]]:
+    if outcome.failure:
+        yield {**failed_request(facts, shard, placed, outcome, outcome.failure), "image": None}
+        return
+    request, config = placed.request, facts.config
+    of = [scored.get((outcome.row, candidate.index)) for candidate in outcome.candidates]
+    ranked = rank([one.score if one else None for one in of], request.keep, config.ranking.min_score)
+    shared = request_row(facts, shard, placed, outcome)
+    for candidate, one, place in zip(outcome.candidates, of, ranked, strict=True):
+        row = {**candidate_row(shared, shard, outcome.row, candidate), "rank": place.rank, "image": None}
+        if one is not None and candidate.pixels is not None:
+            row["clip_score"] = one.score
+            row["pixel_sha256"] = pixel_sha256(candidate.pixels)
+            if config.shards.embeddings == "all" or (config.shards.embeddings == "kept" and place.kept):
+                row["clip_embedding"] = one.embedding.astype(np.float16)
+            if place.kept:
+                row |= _encoded(placed, candidate, candidate.pixels, facts)
+        yield row
+
+
+def _encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, facts: Facts) -> dict[str, Any]:
+    request, config = placed.request, facts.config
+    provenance = Provenance(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        steps=request.steps,
+        scheduler=request.scheduler,
+        guidance_scale=request.guidance_scale,
+        seed=candidate.seed,
+        width=request.width,
+        height=request.height,
+        model=config.model.base,
+    )
+    image = encode_image(pixels, config.shards.image_format, config.shards.quality, provenance)
+    return {"selected": True, "status": "kept", "image": image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[stage] = time.monotonic() - started

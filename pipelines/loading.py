@@ -1,0 +1,148 @@
+"""Loads a diffusion model once, by diffusers' own loaders, so that one set of weights in memory serves every mode."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image, ControlNetModel
+
+from configs.schedulers import SCHEDULERS
+from configs.schema import Model, Weights
+from pipelines.errors import ModelError
+from pipelines.facts import read_facts
+from pipelines.sources import local_folder
+
+TASKS = {
+    "txt2img": AutoPipelineForText2Image,
+    "controlnet": AutoPipelineForText2Image,
+    "img2img": AutoPipelineForImage2Image,
+    "controlnet_img2img": AutoPipelineForImage2Image,
+    "inpaint": AutoPipelineForInpainting,
+    "controlnet_inpaint": AutoPipelineForInpainting,
+}
+
+
+@dataclass
+class LoadedModel:
+    """Weights in memory, and the pipelines made over them as modes need them.
+
+    Attributes:
+        base: The pipeline as loaded.
+        controlnets: By the type that requests name.
+        clip_skip: Layers of the text encoder left out at its end.
+        device: All weights are there.
+    """
+
+    base: Any
+    controlnets: dict[str, Any]
+    clip_skip: int
+    device: torch.device
+    _scheduler_config: dict[str, Any]
+    _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        return self.base.unet if "unet" in self.base.components else self.base.transformer
+
+    def pipeline(self, mode: str, controls: Sequence[str], scheduler: str) -> Any:
+        """The diffusers pipeline for a mode and its kinds of control, sharing the weights, with a fresh scheduler."""
+        kinds = tuple(controls)
+        key = (mode, kinds)
+        if key not in self._pipelines:
+            parts = {}
+            if kinds:
+                nets = [self.controlnets[kind] for kind in kinds]
+                parts["controlnet"] = nets[0] if len(nets) == 1 else nets
+            # The Auto classes, since a ControlNet class's own from_pipe casts shared bf16 weights to fp32.
+            made = TASKS[mode].from_pipe(self.base, **parts)
+            made.set_progress_bar_config(disable=True)
+            self._pipelines[key] = made
+        made = self._pipelines[key]
+        made.scheduler = self.scheduler(scheduler)
+        return made
+
+    def scheduler(self, name: str) -> Any:
+        """A scheduler by its short name, made from the model's original config: one made from another's would inherit its options."""
+        if self._scheduler_config["_class_name"].startswith("FlowMatch"):
+            return type(self.base.scheduler).from_config(self._scheduler_config)
+        kind = SCHEDULERS[name]
+        return getattr(diffusers, kind.class_name).from_config(self._scheduler_config, **kind.options)
+
+    @contextmanager
+    def adapted(self, loras: Sequence[tuple[str, float]]) -> Iterator[None]:
+        """The model with these LoRAs, by name and scale, and no others."""
+        if not hasattr(self.base, "set_adapters") or not self.base.get_list_adapters():
+            yield
+            return
+        if loras:
+            self.base.enable_lora()
+            self.base.set_adapters([name for name, _ in loras], [scale for _, scale in loras])
+        else:
+            self.base.disable_lora()
+        yield
+
+
+def device_here() -> torch.device:
+    """The first GPU, or the CPU. Nothing here chooses kernels by timing, which would differ between processes."""
+    torch.backends.cudnn.benchmark = False
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
+    """Load what a config's model names.
+
+    Raises:
+        ModelError: One line on what cannot be loaded, and why.
+    """
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    device = device or device_here()
+    dtype = getattr(torch, model.dtype)
+    facts = read_facts(model)
+    parts: dict[str, Any] = {}
+    if model.vae:
+        parts["vae"] = _load(diffusers.AutoencoderKL.from_pretrained, model.vae, dtype)
+    if facts.safety_checker and not model.safety_checker:
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
+    # An inpainting model (more channels in than latents have) is only ever loaded as what it is.
+    auto = TASKS["txt2img" if "txt2img" in facts.modes else "inpaint"]
+    base = _load(auto.from_pretrained, Weights(source=model.base, revision=model.revision, variant=model.variant), dtype, **parts)
+    base.set_progress_bar_config(disable=True)
+    encoder = getattr(base, "text_encoder", None)
+    if model.clip_skip and encoder is not None and not hasattr(encoder, "text_model"):
+        # diffusers 0.42 reaches for the layer norm through an attribute that transformers 5 took away; not a child, which would
+        # be the module itself, so past torch's own __setattr__.
+        object.__setattr__(encoder, "text_model", encoder)
+    for inversion in model.textual_inversions:
+        options = {"token": inversion.token, **_file(inversion.weight_name)}
+        _load(base.load_textual_inversion, inversion, None, **options)
+    for lora in model.loras:
+        _load(base.load_lora_weights, lora, None, adapter_name=lora.name, **_file(lora.weight_name))
+    controlnets = {name: _load(ControlNetModel.from_pretrained, w, dtype).to(device) for name, w in model.controlnets.items()}
+    base.to(device)
+    return LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config))
+
+
+def _file(name: str | None) -> dict[str, str]:
+    return {"weight_name": name} if name else {}
+
+
+def _load(loader: Callable[..., Any], weights: Weights, dtype: torch.dtype | None, **options: Any) -> Any:
+    folder = local_folder(weights.source)
+    if folder is not None:
+        options["local_files_only"] = True
+    if weights.variant:
+        options["variant"] = weights.variant
+    if dtype is not None:
+        options["dtype"] = dtype
+    if weights.revision:
+        options["revision"] = weights.revision
+    try:
+        return loader(str(folder or weights.source), use_safetensors=True, **options)
+    except Exception as error:  # the loaders raise nearly anything; each means that this model cannot be had
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{weights.source}: cannot be loaded: {reason or type(error).__name__}") from error

@@ -1,0 +1,105 @@
+"""The metadata of a unit: one row a candidate, kept or not, and one for each request that failed as a whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from configs.schema import Config
+from manifests.carried import cast
+from manifests.requests import Request
+from pipelines.results import Candidate, Failure, Outcome
+from pipelines.units import Placed, Unit, sample_key
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What holds for every row of a dataset.
+
+    Attributes:
+        config: Of the run.
+        carried: The manifest's own columns, with their types.
+        versions: Of the libraries, as JSON.
+    """
+
+    config: Config
+    carried: Mapping[str, str]
+    versions: str
+
+
+def request_row(facts: Facts, shard: int, placed: Placed, outcome: Outcome) -> dict[str, Any]:
+    """The columns that all candidates of a request share."""
+    request, model = placed.request, facts.config.model
+    controls = [
+        {**control.model_dump(), "sha256": outcome.images.get(f"controls.{i}.image")} for i, control in enumerate(request.controls)
+    ]
+    return {
+        "id": request.id,
+        **{name: getattr(request, name) for name in _REQUEST_COLUMNS},
+        "init_image_sha256": outcome.images.get("init_image"),
+        "mask_image_sha256": outcome.images.get("mask_image"),
+        "controls": controls,
+        "loras": [lora.model_dump() for lora in request.loras],
+        "prompt_truncated": outcome.prompt_truncated,
+        "model": model.base,
+        "revision": model.revision,
+        "dtype": model.dtype,
+        "batch_shape": batch_shape(request, model.batch),
+        "versions": facts.versions,
+        "shard": shard,
+        **{name: cast(request.carried.get(name), kind) for name, kind in facts.carried.items()},
+    }
+
+
+_REQUEST_COLUMNS = (
+    "prompt",
+    "negative_prompt",
+    "mode",
+    "width",
+    "height",
+    "steps",
+    "guidance_scale",
+    "scheduler",
+    "strength",
+    "candidates",
+    "keep",
+    "init_image",
+    "mask_image",
+)
+
+
+def batch_shape(request: Request, batch: int) -> str:
+    """The shape of the denoising batch, as in 16x64x64: candidates, height, width."""
+    return f"{batch}x{request.height}x{request.width}"
+
+
+def failed_request(facts: Facts, shard: int, placed: Placed, outcome: Outcome, failure: Failure) -> dict[str, Any]:
+    """The one row of a request that failed as a whole."""
+    return {
+        **request_row(facts, shard, placed, outcome),
+        "key": sample_key(shard, placed.row, None),
+        "selected": False,
+        "status": "failed",
+        "error": failure.code,
+        "error_message": failure.message,
+    }
+
+
+def failed_unit(facts: Facts, unit: Unit, failure: Failure) -> list[dict[str, Any]]:
+    """The rows of a unit that could not be rendered at all, as its part has them."""
+    return [{**failed_request(facts, unit.shard, p, Outcome(p.row, ()), failure), "image": None} for p in unit.requests]
+
+
+def candidate_row(shared: Mapping[str, Any], shard: int, row: int, candidate: Candidate) -> dict[str, Any]:
+    """The row of a candidate, but for what CLIP and the ranking say: as it stands, it is failed or rejected."""
+    failure = candidate.failure
+    return {
+        **shared,
+        "key": sample_key(shard, row, candidate.index),
+        "candidate_index": candidate.index,
+        "selected": False,
+        "status": "failed" if failure else "rejected",
+        "error": failure.code if failure else None,
+        "error_message": failure.message if failure else None,
+        "seed": candidate.seed,
+        "unet_evaluations": candidate.evaluations,
+    }

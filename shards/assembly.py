@@ -1,0 +1,134 @@
+"""Makes a shard of its parts: its tar, its Parquet and, last, the record that publishes both."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards.commits import CommitRecord, FileRecord, check_unopposed, commit, shard_name
+from shards.counting import Counts, count
+from shards.parts import read_part
+from shards.sidecars import encode_rows
+from shards.storage import join, put
+from shards.tables import IMAGE, encode_table, make_table
+from shards.tars import Sample, write_tar
+
+
+class AssemblyError(ValueError):
+    """Parts that do not make up the shard that was planned: an error in promptmill, not of the user."""
+
+
+def assemble(
+    output: str,
+    shard: int,
+    parts: Sequence[str],
+    failed: Sequence[Mapping[str, Any]],
+    form: pa.Schema,
+    image_format: str,
+    requests: int,
+    planned: int,
+    fingerprint: str,
+    generation: int = 0,
+) -> CommitRecord:
+    """Publish a shard. Doing it again, with the parts in any order, changes nothing.
+
+    Args:
+        output: The dataset's URI.
+        shard: Its number.
+        parts: The names of all its parts.
+        failed: Metadata rows of the requests that no part has, since they never made it past the manifest.
+        form: The metadata's schema.
+        image_format: The ending of image files.
+        requests: How many the plan gives this shard.
+        planned: How many candidates.
+        fingerprint: Of the plan.
+        generation: 0, or how often failed rows were tried again.
+
+    Raises:
+        AssemblyError: Not exactly the planned requests and candidates are settled, or a row contradicts itself.
+        PartError, FileNotFoundError: As `read_part`.
+        CommitError: The shard is committed already, with other content; then its files are left as they are.
+    """
+    table, images = _gather(output, parts, failed, form)
+    _check_rows(shard, table, images)
+    counts = _settled(shard, table, requests, planned)
+
+    name = shard_name(shard, generation)
+    content = {f"metadata/{name}.parquet": encode_table(table)}
+    if counts.kept:
+        tar = write_tar(_samples(table.filter(table["selected"]), images, image_format))
+        content = {f"data/{name}.tar": tar, **content}
+    record = CommitRecord(
+        shard=shard,
+        generation=generation,
+        files=tuple(FileRecord.of(path, bytes_) for path, bytes_ in content.items()),
+        requests=counts.requests,
+        candidates=counts.candidates,
+        kept=counts.kept,
+        rejected=counts.rejected,
+        failed=counts.failed,
+        failed_requests=counts.failed_requests,
+        fingerprint=fingerprint,
+    )
+    check_unopposed(output, record)
+    for path, bytes_ in content.items():
+        put(join(output, path), bytes_)
+    commit(output, record)
+    return record
+
+
+def _gather(
+    output: str, parts: Sequence[str], failed: Sequence[Mapping[str, Any]], form: pa.Schema
+) -> tuple[pa.Table, dict[str, bytes]]:
+    """All rows in the order of their keys, and the images by key."""
+    tables, images = [make_table(failed, form)], dict[str, bytes]()
+    for part in parts:
+        rows = read_part(output, part, form)
+        # One part at a time, so that no image is in memory twice.
+        shown = rows.select(["key", IMAGE]).filter(pc.is_valid(rows[IMAGE]))
+        images.update(zip(shown["key"].to_pylist(), shown[IMAGE].to_pylist(), strict=True))
+        tables.append(rows.drop_columns([IMAGE]))
+    table = pa.concat_tables(tables)
+    return table.take(pc.sort_indices(table["key"])), images
+
+
+def _check_rows(shard: int, table: pa.Table, images: Mapping[str, bytes]) -> None:
+    previous = None
+    columns = (table[name].to_pylist() for name in ("key", "shard", "status", "selected", "sha256"))
+    for key, its_shard, status, selected, sha256 in zip(*columns, strict=True):
+        wrong = None
+        if key == previous:
+            wrong = "occurs twice"
+        elif its_shard != shard or not key.startswith(f"{shard:06d}-"):
+            wrong = f"is of another shard, {its_shard}"
+        elif bool(selected) != (status == "kept"):
+            wrong = f"is {status}, but selected is {selected}"
+        elif (key in images) != (status == "kept"):
+            wrong = f"is {status}, but has {'an' if key in images else 'no'} image"
+        elif key in images and hashlib.sha256(images[key]).hexdigest() != sha256:
+            wrong = f"its image does not have the SHA-256 of its row, {sha256}"
+        if wrong:
+            raise AssemblyError(f"shard {shard:06d}: {key}: {wrong}")
+        previous = key
+
+
+def _settled(shard: int, table: pa.Table, requests: int, planned: int) -> Counts:
+    """The counts, once they are those of the plan: requests in = requests settled."""
+    try:
+        counts = count(table)
+    except ValueError as error:
+        raise AssemblyError(f"shard {shard:06d}: {error}") from None
+    if counts.requests != requests:
+        raise AssemblyError(f"shard {shard:06d}: {counts.requests} requests are settled of {requests} planned")
+    if counts.candidates != planned:
+        sum_ = f"{counts.kept} kept + {counts.rejected} rejected + {counts.failed} failed"
+        raise AssemblyError(f"shard {shard:06d}: {sum_} are not the {planned} candidates planned")
+    return counts
+
+
+def _samples(kept: pa.Table, images: Mapping[str, bytes], image_format: str) -> Iterator[Sample]:
+    columns = (kept[name].to_pylist() for name in ("key", "prompt"))
+    for key, prompt, described in zip(*columns, encode_rows(kept), strict=True):
+        yield Sample(key, {image_format: images[key], "txt": (prompt or "").encode(), "json": described})

@@ -1,0 +1,250 @@
+"""The dataset card: README.md, which tells people what the dataset is and `datasets.load_dataset` how to open it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from shards.images import ImageFormat
+from shards.index import Totals
+from shards.sidecars import json_form
+from shards.tables import COLUMNS
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class ModelMade:
+    """A model that took part: as what (base, ControlNet canny, scorer, …), which, and at which revision, if it has one."""
+
+    role: str
+    name: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the card says of how a dataset was made.
+
+    Attributes:
+        totals: Of the commit records.
+        form: The metadata's schema.
+        image_format, quality: Of the image files; quality means nothing to png.
+        models: All that took part.
+        modes: Requests by mode.
+        fingerprint: Of the plan.
+        title: The heading.
+    """
+
+    totals: Totals
+    form: pa.Schema
+    image_format: ImageFormat
+    quality: int
+    models: Sequence[ModelMade]
+    modes: Mapping[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
+    title: str = "Synthetic images rendered by promptmill"
+
+
+def card(made: Made) -> bytes:
+    """README.md of a dataset; the same bytes for the same arguments."""
+    front = yaml.safe_dump(_front_matter(made), sort_keys=False, allow_unicode=True, width=120)
+    # Whose pictures they are is not ours to say; without a licence the Hub shows none.
+    licence = "# license: choose one and take the # away, e.g. cc0-1.0; the models' own licences may bind you\n"
+    sections = (_what(made), _how(made), _loading(made), _provenance(made), _columns(made))
+    return (f"---\n{licence}{front}---\n\n# {made.title}\n\n" + "\n".join(sections)).encode()
+
+
+def _front_matter(made: Made) -> dict[str, Any]:
+    return {
+        "pretty_name": made.title,
+        "task_categories": ["text-to-image"],
+        "tags": ["synthetic", "promptmill", "webdataset", "diffusers", "clip"],
+        "size_categories": [_size_category(made.totals.kept)],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.tar"}]}],
+        "dataset_info": {"config_name": "default", "features": _features(made)},
+    }
+
+
+def _size_category(images: int) -> str:
+    """As the Hub words it: n<1K, 1K<n<10K, …"""
+    steps = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+    for number, step in enumerate(steps):
+        if images < 1000 * 10**number:
+            return f"{steps[number - 1]}<n<{step}" if number else f"n<{step}"
+    return f"n>{steps[-1]}"
+
+
+def _features(made: Made) -> list[dict[str, Any]]:
+    """The columns of the webdataset builder: the files of a sample by their endings. Undeclared, 7 and then 7.5 become integers."""
+    return [
+        {"name": made.image_format, "dtype": "image"},
+        {"name": "json", "struct": [{"name": column.name, **_feature(column.type)} for column in json_form(made.form)]},
+        {"name": "txt", "dtype": "string"},
+        {"name": "__key__", "dtype": "string"},
+        {"name": "__url__", "dtype": "string"},
+    ]
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_struct(kind):
+        return {"struct": [{"name": inner.name, **_feature(inner.type)} for inner in kind]}
+    if pa.types.is_list(kind):
+        return {"list": _feature(kind.value_type)}
+    # Arrow says float and double where datasets says how wide they are.
+    return {"dtype": f"float{kind.bit_width}" if pa.types.is_floating(kind) else str(kind)}
+
+
+def _what(made: Made) -> str:
+    totals = made.totals
+    modes = ", ".join(f"{mode} ({number:,})" for mode, number in sorted(made.modes.items()))
+    failed = f"; {totals.failed_requests:,} requests came to nothing" if totals.failed_requests else ""
+    return f"""\
+Synthetic images with the prompts they were rendered from: each request was rendered several times, and CLIP kept the best.
+**Every image here was made by a trained model; none is a photograph.**
+
+| requests | candidates | kept | rejected | failed | shards | size |
+|---:|---:|---:|---:|---:|---:|---:|
+| {totals.requests:,} | {totals.candidates:,} | {totals.kept:,} | {totals.rejected:,} | {totals.failed:,} | {totals.shards:,} | \
+{totals.bytes / 1e6:,.1f} MB |
+
+Kept candidates are the images in `data/`. Rejected and failed ones have a row in `metadata/` and no image{failed}.
+{f"Requests by mode: {modes}." if modes else ""}
+"""
+
+
+def _how(made: Made) -> str:
+    models = "\n".join(f"| {m.role} | {_code(m.name)} | {_code(m.revision) if m.revision else ''} |" for m in made.models)
+    form = made.image_format if made.image_format == "png" else f"{made.image_format} at quality {made.quality}"
+    return f"""\
+## How it was made
+
+By promptmill, from a manifest of requests and the render config that lies in `plan/`. Each candidate has its own seed. CLIP scores
+the pixels before encoding (`clip_score`: 100 × the cosine of the prompt's and the image's embeddings), the candidates of a request
+are ranked by that, and the best are encoded as {form}.
+
+| part | model | revision |
+|---|---|---|
+{models}
+
+Fingerprint of the plan: {_code(made.fingerprint)}. `promptmill verify FOLDER` opens every file again and
+checks it against the records in `commits/`.
+"""
+
+
+def _loading(made: Made) -> str:
+    ending = made.image_format
+    return f"""\
+## How to load it
+
+`FOLDER` is where this file lies.
+
+With Hugging Face datasets:
+
+```python
+from datasets import load_dataset
+
+images = load_dataset("FOLDER", split="train")
+images[0]["{ending}"], images[0]["txt"], images[0]["json"]["clip_score"]
+
+# All candidates, without images:
+candidates = load_dataset("parquet", data_files="FOLDER/metadata/*.parquet", split="train")
+```
+
+With webdataset:
+
+```python
+import glob
+
+import webdataset
+
+shards = sorted(glob.glob("FOLDER/data/*.tar"))
+for image, prompt, row in webdataset.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("{ending}", "txt", "json"):
+    print(image.size, prompt, row["clip_score"])
+```
+
+With DuckDB:
+
+```sql
+SELECT mode, count(*) AS images, avg(clip_score) AS score
+FROM 'FOLDER/metadata/*.parquet' WHERE selected GROUP BY mode ORDER BY mode;
+```
+"""
+
+
+def _provenance(made: Made) -> str:
+    place = "as PNG text `parameters`" if made.image_format == "png" else "in EXIF's user comment"
+    return f"""\
+## Provenance
+
+Each image file says how it was made, {place}, in the form that Stable Diffusion web UIs read back, and carries XMP
+with IPTC's `DigitalSourceType` `trainedAlgorithmicMedia`. `sha256` in the metadata is of the file, `pixel_sha256` of the pixels
+before encoding.
+"""
+
+
+def _columns(made: Made) -> str:
+    rows = "\n".join(
+        f"| {_code(f.name)} | {_code(str(f.type))} | {MEANINGS.get(f.name, 'carried over from the manifest')} |" for f in made.form
+    )
+    return f"""\
+## Columns
+
+`metadata/*.parquet` has a row for each candidate, and one for each request that failed as a whole. The JSON beside an image is its
+row without `clip_embedding`. Key: shard, row in the shard, candidate.
+
+| column | type | meaning |
+|---|---|---|
+{rows}
+"""
+
+
+def _code(text: str) -> str:
+    """Text that Markdown takes as it is, in a table too."""
+    return "`" + " ".join(text.replace("`", "'").replace("|", "\\|").split()) + "`"
+
+
+MEANINGS = {
+    "key": "names the candidate in the whole dataset",
+    "id": "the request's, from the manifest",
+    "candidate_index": "of the candidate in its request, from 0; null where the request failed as a whole",
+    "rank": "among the request's candidates, the best first",
+    "selected": "whether its image is in `data/`",
+    "status": "kept, rejected or failed",
+    "error": "why it failed: an enumerated code",
+    "error_message": "why it failed, in words",
+    "prompt": "as rendered",
+    "negative_prompt": "what guidance leads away from",
+    "mode": "txt2img, img2img, inpaint, or one of these with controls",
+    "width": "in pixels",
+    "height": "in pixels",
+    "steps": "of denoising",
+    "guidance_scale": "classifier-free guidance",
+    "scheduler": "the sampler",
+    "strength": "of img2img and inpainting: the share of the steps that is run",
+    "seed": "of this candidate's noise",
+    "candidates": "how many the request asked for",
+    "keep": "how many of them it keeps",
+    "init_image": "what img2img and inpainting began with, as the manifest names it",
+    "init_image_sha256": "of that file",
+    "mask_image": "white was repainted",
+    "mask_image_sha256": "of that file",
+    "controls": "ControlNet conditions: type, image and its SHA-256, preprocessing, scale, share of the steps",
+    "loras": "the LoRAs in use and their scales",
+    "prompt_truncated": "the text encoder read only the prompt's beginning",
+    "model": "the base model",
+    "revision": "of the base model",
+    "dtype": "that it ran in",
+    "batch_shape": "the fixed batch sizes that bits depend on",
+    "versions": "of the libraries that bits depend on",
+    "unet_evaluations": "how often the denoiser was evaluated for this candidate",
+    "clip_score": "100 × cosine of prompt and image",
+    "sha256": "of the image file",
+    "pixel_sha256": "of height, width and RGB values before encoding",
+    "bytes": "size of the image file",
+    "shard": "the shard's number",
+    "clip_embedding": "the image's unit CLIP embedding",
+}
+assert set(COLUMNS) < set(MEANINGS)

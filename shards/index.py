@@ -1,0 +1,68 @@
+"""The index of a finished dataset and the mark that it is finished, made of the commit records and nothing else."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from shards.commits import CommitError, CommitRecord, read_records
+from shards.storage import join, put
+
+INDEX = "index.json"
+SUCCESS = "_SUCCESS"
+COUNTS = ("requests", "candidates", "kept", "rejected", "failed", "failed_requests")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of a whole dataset.
+
+    Attributes:
+        bytes: Of all published tars and Parquets.
+        requests, candidates, kept, rejected, failed, failed_requests: Sums of the records' counts.
+    """
+
+    shards: int
+    bytes: int
+    requests: int
+    candidates: int
+    kept: int
+    rejected: int
+    failed: int
+    failed_requests: int
+
+
+def total(records: Sequence[CommitRecord]) -> Totals:
+    size = sum(file.size for record in records for file in record.files)
+    return Totals(len(records), size, **{name: sum(getattr(record, name) for record in records) for name in COUNTS})
+
+
+def encode_index(records: Sequence[CommitRecord]) -> bytes:
+    """index.json: the plan's fingerprint, the totals, and every shard's files and counts.
+
+    Args:
+        records: The last of each shard, in their order.
+    """
+    shards = [{name: value for name, value in asdict(record).items() if name != "fingerprint"} for record in records]
+    index = {"fingerprint": records[0].fingerprint if records else None, "totals": asdict(total(records)), "shards": shards}
+    return (json.dumps(index, indent=1, sort_keys=True) + "\n").encode()
+
+
+def publish_index(output: str, shards: int) -> Totals:
+    """Say that a dataset is finished: write index.json, then an empty _SUCCESS.
+
+    Args:
+        output: The dataset's URI.
+        shards: How many the plan has.
+
+    Raises:
+        CommitError: Not all of them are committed, or not all with one plan.
+    """
+    records = read_records(output)
+    if [record.shard for record in records] != list(range(shards)):
+        raise CommitError(f"{output}: {len(records)} shards are committed of {shards} planned")
+    plans = {record.fingerprint for record in records}
+    if len(plans) > 1:
+        raise CommitError(f"{output}: its shards are of {len(plans)} plans, {', '.join(sorted(plans))}")
+    put(join(output, INDEX), encode_index(records))
+    put(join(output, SUCCESS), b"")
+    return total(records)

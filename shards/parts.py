@@ -1,0 +1,108 @@
+"""Parts: the durable result of one unit, one Parquet that is read back as it was written or not at all."""
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.storage import get, join, put
+from shards.tables import IMAGE, make_table
+
+# A page holds this many rows or more; with megabytes a row, the default of 1,024 makes pages beyond Parquet's 2 GiB.
+ROWS_A_PAGE = 16
+
+DIGEST = hashlib.sha256
+END = b"PAR1"
+
+
+class PartError(ValueError):
+    """A part that is not whole, or not of this plan; the message names the file."""
+
+
+def part_name(shard: int, unit: int, generation: int = 0) -> str:
+    """The name of a unit's part: 000012-00003.parquet, and 000012-00003.1.parquet where failed rows are tried again."""
+    return f"{shard:06d}-{unit:05d}" + (f".{generation}" if generation else "") + ".parquet"
+
+
+def write_part(output: str, name: str, rows: Iterable[Mapping[str, Any]], form: pa.Schema) -> None:
+    """Put a part in its place, whole or not at all; the same bytes for the same rows.
+
+    Args:
+        output: The dataset's URI.
+        name: By `part_name`.
+        rows: As they will stand in the metadata, with one more column `image`: the file's bytes where it is kept.
+        form: The metadata's schema.
+
+    Raises:
+        ValueError: A row has a column that the schema does not know.
+    """
+    table = make_table(rows, _with_image(form))
+    file = io.BytesIO()
+    # Image files are compressed already, and the rest is small and soon deleted.
+    pq.write_table(
+        table,
+        file,
+        compression="none",
+        use_dictionary=form.names,
+        write_statistics=False,
+        write_batch_size=ROWS_A_PAGE,
+        row_group_size=1024,
+        version="2.6",
+    )
+    put(join(output, "parts", name), _sealed(file.getvalue()))
+
+
+def read_part(output: str, name: str, form: pa.Schema) -> pa.Table:
+    """A part's rows in the order of their keys, the column `image` behind those of the metadata.
+
+    Raises:
+        PartError: It is truncated, altered, or has other columns.
+        FileNotFoundError: It is not there; if its shard is committed, it has done its duty.
+    """
+    uri = join(output, "parts", name)
+    content = get(uri)
+    if not _is_sealed(content):
+        raise PartError(f"{uri}: truncated or altered; delete it, and its unit is rendered again")
+    table = pq.read_table(io.BytesIO(content))
+    wanted = _with_image(form)
+    if not table.schema.equals(wanted):
+        raise PartError(f"{uri}: {_difference(table.schema, wanted)}; it belongs to another plan")
+    return table
+
+
+def _with_image(form: pa.Schema) -> pa.Schema:
+    return form.append(pa.field(IMAGE, pa.large_binary()))
+
+
+def _difference(there: pa.Schema, wanted: pa.Schema) -> str:
+    for field in wanted:
+        if field.name not in there.names:
+            return f"lacks the column {field.name}"
+        if there.field(field.name).type != field.type:
+            return f"{field.name} is {there.field(field.name).type}, not {field.type}"
+    more = [name for name in there.names if name not in wanted.names]
+    return f"has the column {more[0]} too" if more else "has its columns in another order"
+
+
+def _sealed(content: bytes) -> bytes:
+    """A Parquet file with the digest of itself between its data and its footer, where Parquet's readers do not look."""
+    footer = _footer(content)
+    return content[:footer] + DIGEST(content).digest() + content[footer:]
+
+
+def _is_sealed(content: bytes) -> bool:
+    footer = _footer(content)
+    size = DIGEST().digest_size
+    if footer < size or content[-4:] != END:
+        return False
+    digest = DIGEST(memoryview(content)[: footer - size])
+    digest.update(memoryview(content)[footer:])
+    return digest.digest() == content[footer - size : footer]
+
+
+def _footer(content: bytes) -> int:
+    """Where the footer begins; its length stands before the last four bytes."""
+    return len(content) - 8 - int.from_bytes(content[-8:-4], "little")

@@ -1,0 +1,56 @@
+import pytest
+from pydantic import ValidationError
+
+from configs.schema import Ranking
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"batch": 5},
+        {"model": "ViT-B-32"},
+        {"model": "ViT-B-32", "pretrained": "openai"},
+        {"model": "ViT-L/14", "pretrained": "openai", "revision": COMMIT},
+        {"model": "local-dir:./clip"},
+        {"model": "local-dir:clip"},
+        {"model": "hf-hub:owner/name", "revision": COMMIT},
+    ],
+)
+def test_a_ranking_model_is_a_name_with_a_tag_or_a_folder_or_a_pinned_repository(given):
+    ranking = Ranking(**given)
+    assert Ranking.model_validate(ranking.model_dump(mode="json")) == ranking
+
+
+def test_only_the_default_model_has_default_weights():
+    assert Ranking().pretrained == Ranking(model="ViT-B-32").pretrained == "laion2b_s34b_b79k"
+    assert Ranking(model="local-dir:./clip").pretrained is None
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"model": "ViT-L-14"}, "model ViT-L-14 needs pretrained, the open_clip tag of its weights"),
+        ({"pretrained": None}, "model ViT-B-32 needs pretrained"),
+        ({"model": "./clip"}, "model ./clip is a folder, which is written local-dir:./clip"),
+        ({"model": "/clip", "pretrained": "openai"}, "which is written local-dir:/clip"),
+        ({"model": "local-dir:"}, "model local-dir: names no folder"),
+        ({"model": "local-dir:./clip", "pretrained": "openai"}, "pretrained openai is for a model given by name"),
+        ({"model": "local-dir:./clip", "revision": COMMIT}, "local-dir:./clip is a local folder"),
+        ({"model": "hf-hub:owner/name"}, "hf-hub:owner/name is a hub repository and needs a revision"),
+        ({"model": "hf-hub:owner/name", "revision": "main"}, "string should match pattern"),
+        ({"model": "hf-hub:owner/name", "revision": COMMIT.upper()}, "string should match pattern"),
+        ({"model": "hf-hub:owner/name", "revision": COMMIT, "pretrained": "x"}, "pretrained x is for a model given by name"),
+        ({"model": "hf-hub:name", "revision": COMMIT}, "not of the form hf-hub:owner/name; a folder is written local-dir:name"),
+        ({"model": "hf-hub:./a", "revision": COMMIT}, "not of the form hf-hub:owner/name"),
+        ({"model": ""}, "at least 1 character"),
+        ({"min_score": float("nan")}, "finite number"),
+        ({"batch": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_a_ranking_model_that_cannot_be_meant_is_refused_with_what_would_do(given, says):
+    with pytest.raises(ValidationError) as caught:
+        Ranking(**given)
+    assert says.lower() in str(caught.value).lower()

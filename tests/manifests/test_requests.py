@@ -1,0 +1,95 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.parameters import MODES, PREPROCESSORS, Control, Defaults, Lora
+from configs.schedulers import SCHEDULERS
+from manifests.carried import Types, cast
+from manifests.requests import Request, RowError, Rules, from_json, make_request, to_json
+from manifests.rows import Row
+from tests.manifests.test_carried import VALUES
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+SHARE = st.floats(0, 1).filter(lambda share: share < 1)
+CONTROLS = st.builds(
+    lambda start, **said: Control(start=start, end=1.0, **said),
+    start=SHARE,
+    type=TEXT,
+    image=TEXT.filter(bool),
+    preprocess=st.sampled_from(PREPROCESSORS),
+    scale=st.floats(0, 10),
+)
+REQUESTS = st.builds(
+    Request,
+    id=TEXT.filter(bool),
+    prompt=TEXT,
+    negative_prompt=TEXT,
+    mode=st.sampled_from(MODES),
+    init_image=st.none() | TEXT,
+    mask_image=st.none() | TEXT,
+    controls=st.lists(CONTROLS, max_size=2).map(tuple),
+    strength=st.none() | st.floats(0.01, 1),
+    width=st.integers(1, 1024).map(lambda side: 8 * side),
+    height=st.integers(1, 1024).map(lambda side: 8 * side),
+    steps=st.integers(1, 1000),
+    guidance_scale=st.floats(0, 100),
+    scheduler=st.sampled_from(list(SCHEDULERS)),
+    seed=st.none() | st.integers(0, 2**32 - 1),
+    candidates=st.integers(1, 10_000),
+    keep=st.integers(1, 10_000),
+    loras=st.lists(st.builds(Lora, name=TEXT, scale=st.floats(-10, 10)), max_size=2).map(tuple),
+    carried=st.dictionaries(TEXT, VALUES, max_size=3),
+)
+
+
+@given(REQUESTS)
+def test_a_request_survives_json(request):
+    assert from_json(json.loads(json.dumps(to_json(request)))) == request
+
+
+@given(REQUESTS)
+def test_carried_values_are_cast_the_same_before_json_and_after(request):
+    types = Types()
+    problems = types.see(request.carried)
+    back = from_json(json.loads(json.dumps(to_json(request))))
+    if not problems:
+        for name, kind in types.result().items():
+            assert cast(back.carried[name], kind) == cast(request.carried[name], kind)
+
+
+def test_a_request_does_not_share_what_it_was_made_from_with_its_json():
+    request = make_request(
+        Row("m", 1, {"prompt": "x", "controls": [{"type": "canny", "image": "a"}]}), 1, Rules(Defaults(), ("canny",))
+    )
+    to_json(request)["controls"][0]["type"] = "seg"
+    assert request.controls[0].type == "canny"
+
+
+def problems_of(rules, **values):
+    with pytest.raises(RowError) as caught:
+        make_request(Row("m.jsonl", 1, {"prompt": "x", **values}), 1, rules)
+    return caught.value.problems
+
+
+def test_rows_are_held_to_what_the_model_serves():
+    inpainting = Rules(Defaults(), ("canny",), modes=("inpaint", "controlnet_inpaint"))
+    assert problems_of(inpainting) == ("mode: txt2img is not served by the model; it serves inpaint, controlnet_inpaint",)
+    assert make_request(Row("m", 1, {"prompt": "x", "init_image": "a", "mask_image": "b"}), 1, inpainting).mode == "inpaint"
+    flowing = Rules(Defaults(), schedulers=("euler",))
+    assert problems_of(flowing, scheduler="ddim") == ("scheduler: ddim does not fit the model, which takes euler",)
+    assert make_request(Row("m", 1, {"prompt": "x", "scheduler": "EulerDiscreteScheduler"}), 1, flowing).scheduler == "euler"
+
+
+def test_without_controlnets_a_control_is_one_problem_and_not_its_mode_another():
+    rules = Rules(Defaults(), modes=("txt2img", "img2img", "inpaint"))
+    (problem,) = problems_of(rules, controls=[{"type": "canny", "image": "a.png"}])
+    assert problem == "controls: no ControlNet 'canny'; none is configured"
+
+
+def test_a_default_is_cleared_by_an_empty_string_where_a_format_has_one():
+    rules = Rules(Defaults(negative_prompt="ugly", loras=(Lora(name="style"),)), loras=("style",))
+    assert make_request(Row("m", 1, {"prompt": "x"}), 1, rules).negative_prompt == "ugly"
+    request = make_request(Row("m", 1, {"prompt": "x", "negative_prompt": "", "loras": "[]"}), 1, rules)
+    assert (request.negative_prompt, request.loras) == ("", ())

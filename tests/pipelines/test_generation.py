@@ -1,0 +1,369 @@
+import hashlib
+from dataclasses import replace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs.parameters import Control, Lora
+from configs.schedulers import SCHEDULERS
+from configs.schema import LoraWeights, Model, TextualInversion, Weights
+from manifests.images import Roots
+from manifests.requests import Request
+from pipelines.errors import ModelError
+from pipelines.facts import read_facts
+from pipelines.generation import Engine, FatalError
+from pipelines.units import Placed, Unit, candidate_seed
+from tests.pipelines import tiny
+
+BATCH = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Tiny models, and the pictures that requests name."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.stable_diffusion(folder / "sd")
+    tiny.controlnet(folder / "canny")
+    tiny.controlnet(folder / "seg", seed=4)
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 20:44] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:500])
+    return folder
+
+
+def model_of(folder, **options):
+    nets = {name: Weights(source=str(folder / name)) for name in ("canny", "seg")}
+    return Model(**{"base": str(folder / "sd"), "batch": BATCH, "controlnets": nets, **options})
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    return Engine(model_of(folder), 7, Roots((str(folder),)))
+
+
+def request(id="r", **values):
+    defaults = {
+        "prompt": "a small red circle",
+        "negative_prompt": "",
+        "mode": "txt2img",
+        "init_image": None,
+        "mask_image": None,
+        "controls": (),
+        "strength": None,
+        "width": 64,
+        "height": 64,
+        "steps": 3,
+        "guidance_scale": 4.0,
+        "scheduler": "ddim",
+        "seed": None,
+        "candidates": 2,
+        "keep": 1,
+        "loras": (),
+        "carried": {},
+    }
+    return Request(id=id, **{**defaults, **values})
+
+
+def render(engine, *requests):
+    unit = Unit(0, 0, tuple(Placed(row, one) for row, one in enumerate(requests)))
+    return engine.render(unit).outcomes
+
+
+def pixels(outcome):
+    assert outcome.failure is None, outcome
+    assert all(c.failure is None for c in outcome.candidates), outcome
+    return [c.pixels for c in outcome.candidates]
+
+
+CANNY = Control(type="canny", image="b.png", scale=0.8)
+SEG = Control(type="seg", image="a.png", scale=0.4, start=0.0, end=0.5)
+MODES = {
+    "txt2img": ({}, "StableDiffusionPipeline"),
+    "img2img": ({"init_image": "a.png", "strength": 0.7}, "StableDiffusionImg2ImgPipeline"),
+    "inpaint": ({"init_image": "a.png", "mask_image": "mask.png", "strength": 0.9}, "StableDiffusionInpaintPipeline"),
+    "controlnet": ({"controls": (CANNY,)}, "StableDiffusionControlNetPipeline"),
+    "two controls": ({"controls": (CANNY, SEG), "mode": "controlnet"}, "StableDiffusionControlNetPipeline"),
+    "controlnet_img2img": (
+        {"init_image": "a.png", "strength": 0.7, "controls": (CANNY,)},
+        "StableDiffusionControlNetImg2ImgPipeline",
+    ),
+    "controlnet_inpaint": (
+        {"init_image": "a.png", "mask_image": "mask.png", "strength": 0.9, "controls": (CANNY, SEG)},
+        "StableDiffusionControlNetInpaintPipeline",
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_request_is_bit_equal_to_what_plain_diffusers_makes_of_it_at_the_same_batch_shape(engine, folder, mode):
+    values, class_name = MODES[mode]
+    wanted = request(candidates=BATCH, negative_prompt="blue", **{"mode": mode, **values})
+    (outcome,) = render(engine, wanted)
+
+    kind = getattr(diffusers, class_name)
+    nets = [diffusers.ControlNetModel.from_pretrained(folder / c.type) for c in wanted.controls]
+    parts = {"controlnet": nets[0] if len(nets) == 1 else nets} if nets else {}
+    plain = kind.from_pretrained(folder / "sd", safety_checker=None, requires_safety_checker=False, **parts)
+    plain.scheduler = diffusers.DDIMScheduler.from_config(plain.scheduler.config)
+    plain.set_progress_bar_config(disable=True)
+    said = {
+        "prompt": [wanted.prompt] * BATCH,
+        "negative_prompt": [wanted.negative_prompt] * BATCH,
+        "num_inference_steps": wanted.steps,
+        "guidance_scale": wanted.guidance_scale,
+        "generator": [torch.Generator().manual_seed(candidate_seed(7, wanted, k)) for k in range(BATCH)],
+        "output_type": "np",
+    }
+    if wanted.strength:
+        said["strength"] = wanted.strength
+    if wanted.init_image:
+        said["image"] = [Image.open(folder / wanted.init_image)] * BATCH
+    if wanted.mask_image:
+        said["mask_image"] = [Image.open(folder / wanted.mask_image)] * BATCH
+    if nets:
+        maps = [
+            torch.from_numpy(np.array(Image.open(folder / c.image))).permute(2, 0, 1).float().div(255).repeat(BATCH, 1, 1, 1)
+            for c in wanted.controls
+        ]
+        said["control_image" if wanted.init_image else "image"] = maps[0] if len(maps) == 1 else maps
+        for name, values_ in (
+            ("controlnet_conditioning_scale", [c.scale for c in wanted.controls]),
+            ("control_guidance_start", [c.start for c in wanted.controls]),
+            ("control_guidance_end", [c.end for c in wanted.controls]),
+        ):
+            said[name] = values_[0] if len(values_) == 1 else values_
+    theirs = np.rint(plain(**said).images * 255).astype(np.uint8)
+    if wanted.mask_image:
+        keep = np.array(Image.open(folder / "mask.png")) < 128
+        theirs[:, keep] = np.array(Image.open(folder / "a.png"))[keep]
+    np.testing.assert_array_equal(pixels(outcome), theirs)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_depends_neither_on_its_companions_nor_on_its_place_in_the_batch(engine, mode):
+    values, _ = MODES[mode]
+    some = [request(f"r{i}", prompt=f"a {color} circle", **{"mode": mode, **values}) for i, color in enumerate(("red", "blue"))]
+    together = [pixels(outcome) for outcome in render(engine, *some)]
+    alone = [pixels(render(engine, one)[0]) for one in reversed(some)][::-1]
+    np.testing.assert_array_equal(together, alone)
+    assert not np.array_equal(together[0], together[1])
+
+
+def test_a_row_with_a_seed_counts_up_from_it_and_the_first_candidates_stay_when_there_are_more(engine):
+    (outcome,) = render(engine, request(seed=2**32 - 1, candidates=2))
+    assert [c.seed for c in outcome.candidates] == [2**32 - 1, 0]
+    few, many = (pixels(render(engine, request(candidates=n))[0]) for n in (2, 5))
+    np.testing.assert_array_equal(few, many[:2])
+
+
+def test_a_broken_or_changed_image_fails_its_request_and_no_other(engine, folder):
+    good = request("good", mode="img2img", init_image="a.png", strength=0.7)
+    cut = replace(good, id="cut", init_image="cut.png")
+    sha = hashlib.sha256((folder / "a.png").read_bytes()).hexdigest()
+    placed = (Placed(0, cut), Placed(1, good, {"init_image": sha}), Placed(2, good, {"init_image": "0" * 64}))
+    broken, whole, changed = engine.render(Unit(0, 0, placed)).outcomes
+    assert broken.failure.code == "bad_image"
+    assert "init_image: cut.png" in broken.failure.message
+    assert changed.failure.code == "image_changed"
+    assert len(pixels(whole)) == 2
+    assert whole.images == {"init_image": sha}
+
+
+def test_a_candidate_that_is_not_finite_or_constant_fails_alone(engine, monkeypatch):
+    decode = engine._model.base.vae.decode
+
+    def broken(latents, *args, **kwargs):
+        made = decode(latents, *args, **kwargs)
+        made[0][0] = torch.nan
+        made[0][1] = -1
+        return made
+
+    monkeypatch.setattr(engine._model.base.vae, "decode", broken)
+    (outcome,) = render(engine, request(candidates=3))
+    assert [c.failure and c.failure.code for c in outcome.candidates] == ["non_finite", "constant_image", None]
+    assert [c.pixels is None for c in outcome.candidates] == [True, True, False]
+
+
+def test_a_request_that_makes_the_library_raise_fails_alone(engine, monkeypatch):
+    arguments = engine._text.arguments
+
+    def raising(prompts, *args, **kwargs):
+        if "boom" in prompts:
+            raise ValueError("cannot be said")
+        return arguments(prompts, *args, **kwargs)
+
+    monkeypatch.setattr(engine._text, "arguments", raising)
+    first, boom, last = render(engine, request("a"), request("b", prompt="boom"), request("c"))
+    assert boom.failure.code == "render_error"
+    assert "cannot be said" in boom.failure.message
+    assert len(pixels(first)) == len(pixels(last)) == 2
+
+
+def test_memory_that_runs_out_ends_the_process_with_the_batch_to_lower(engine, monkeypatch):
+    def raising(*args, **kwargs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(engine._text, "arguments", raising)
+    with pytest.raises(FatalError, match="batch 3; set model.batch lower"):
+        render(engine, request())
+
+
+@pytest.mark.parametrize(
+    ("values", "evaluations"),
+    [
+        ({}, 2 * 3),
+        ({"guidance_scale": 1.0}, 3),
+        ({"scheduler": "heun"}, 2 * 5),
+        ({"scheduler": "pndm", "steps": 5}, 2 * 6),
+        ({"mode": "img2img", "init_image": "a.png", "strength": 0.5, "steps": 10}, 2 * 5),
+    ],
+)
+def test_the_price_is_what_the_denoiser_was_evaluated(engine, values, evaluations):
+    (outcome,) = render(engine, request(candidates=4, **values))
+    assert {c.evaluations for c in outcome.candidates} == {evaluations}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_allowed_scheduler_renders_candidates_that_stand_alone(engine, name):
+    some = [request(f"r{i}", scheduler=name, steps=4, candidates=1, prompt=p) for i, p in enumerate(("red", "blue"))]
+    together = [pixels(outcome) for outcome in render(engine, *some)]
+    np.testing.assert_array_equal(together[1], pixels(render(engine, some[1])[0]))
+
+
+def test_a_scheduler_does_not_inherit_what_an_earlier_one_was_told(engine):
+    plain = pixels(render(engine, request(scheduler="dpmpp_2m", steps=5))[0])
+    render(engine, request(scheduler="dpmpp_2m_karras", steps=5))
+    np.testing.assert_array_equal(pixels(render(engine, request(scheduler="dpmpp_2m", steps=5))[0]), plain)
+
+
+def test_each_distinct_text_is_encoded_once(folder):
+    engine = Engine(model_of(folder, controlnets={}), 0, Roots((str(folder),)))
+    calls = []
+    engine._model.base.text_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    render(engine, *(request(f"r{i}", prompt="same", candidates=5) for i in range(3)))
+    # The prompt, and for the negative one the empty prompt beside it.
+    assert len(calls) == 3
+    render(engine, request(prompt="same"), request("s", prompt="other"))
+    assert len(calls) == 4
+
+
+def test_a_prompt_longer_than_the_text_encoder_reads_is_said_to_be_truncated(engine):
+    short, long = render(engine, request(), request("long", prompt="a red circle " * 30))
+    assert (short.prompt_truncated, long.prompt_truncated) == (False, True)
+
+
+def test_one_set_of_weights_serves_every_mode(engine):
+    for mode, (values, _) in MODES.items():
+        render(engine, request(**{"mode": mode, **values}))
+    assert len({id(pipeline.unet) for pipeline in engine._model._pipelines.values()}) == 1
+    assert {pipeline.unet.dtype for pipeline in engine._model._pipelines.values()} == {torch.float32}
+
+
+def test_shared_weights_keep_their_bf16_through_every_mode(folder):
+    engine = Engine(model_of(folder, dtype="bfloat16"), 7, Roots((str(folder),)))
+    for mode, (values, _) in MODES.items():
+        assert len(pixels(render(engine, request(**{"mode": mode, **values}))[0])) == 2
+    assert engine._model.base.unet.dtype == torch.bfloat16
+    assert engine._model.controlnets["canny"].dtype == torch.bfloat16
+
+
+def test_outside_the_mask_the_picture_stays_as_it_was(engine, folder):
+    values, _ = MODES["inpaint"]
+    original = np.array(Image.open(folder / "a.png"))
+    keep = np.array(Image.open(folder / "mask.png")) < 128
+    for made in pixels(render(engine, request(mode="inpaint", **values))[0]):
+        np.testing.assert_array_equal(made[keep], original[keep])
+        assert not np.array_equal(made[~keep], original[~keep])
+
+
+def test_sdxl_goes_through_the_same_code(folder):
+    tiny.sdxl(folder / "sdxl")
+    engine = Engine(model_of(folder, base=str(folder / "sdxl"), controlnets={}), 7, Roots((str(folder),)))
+    for mode in ("txt2img", "img2img", "inpaint"):
+        values, _ = MODES[mode]
+        some = [request(f"r{i}", mode=mode, prompt=p, negative_prompt=n, **values) for i, (p, n) in enumerate((("a", ""), ("b", "c")))]
+        together = [pixels(outcome) for outcome in render(engine, *some)]
+        np.testing.assert_array_equal(together[1], pixels(render(engine, some[1])[0]))
+
+    plain = diffusers.StableDiffusionXLPipeline.from_pretrained(folder / "sdxl")
+    plain.scheduler = diffusers.DDIMScheduler.from_config(plain.scheduler.config)
+    wanted = request(candidates=BATCH)
+    seeds = [torch.Generator().manual_seed(candidate_seed(7, wanted, k)) for k in range(BATCH)]
+    said = {"width": 64, "height": 64, "num_inference_steps": 3, "guidance_scale": 4.0, "output_type": "np"}
+    theirs = plain([wanted.prompt] * BATCH, generator=seeds, **said).images
+    np.testing.assert_array_equal(pixels(render(engine, wanted)[0]), np.rint(theirs * 255).astype(np.uint8))
+
+
+def test_an_inpainting_unet_of_nine_channels_serves_inpainting_and_nothing_else(folder):
+    tiny.inpainting(folder / "nine")
+    model = model_of(folder, base=str(folder / "nine"), controlnets={})
+    assert read_facts(model).modes == ("inpaint",)
+    engine = Engine(model, 7, Roots((str(folder),)))
+    values, _ = MODES["inpaint"]
+    some = [request(f"r{i}", mode="inpaint", prompt=p, **values) for i, p in enumerate(("red", "blue"))]
+    together = [pixels(outcome) for outcome in render(engine, *some)]
+    np.testing.assert_array_equal(together[1], pixels(render(engine, some[1])[0]))
+
+
+def test_a_lora_acts_on_the_requests_that_name_it_and_on_no_other(engine, folder):
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    unet = tiny.unet()
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    diffusers.StableDiffusionPipeline.save_lora_weights(folder / "lora", unet_lora_layers=get_peft_model_state_dict(unet))
+    styled = Engine(model_of(folder, loras=(LoraWeights(name="style", source=str(folder / "lora")),)), 7, Roots((str(folder),)))
+    plain, with_it = request(), request(loras=(Lora(name="style", scale=1.0),))
+    before = pixels(render(engine, plain)[0])
+    assert not np.array_equal(pixels(render(styled, with_it)[0]), before)
+    np.testing.assert_array_equal(pixels(render(styled, plain)[0]), before)
+    weak = pixels(render(styled, replace(with_it, loras=(Lora(name="style", scale=0.1),)))[0])
+    assert not np.array_equal(weak, pixels(render(styled, with_it)[0]))
+
+
+def test_another_vae_a_textual_inversion_and_clip_skip_change_the_picture(engine, folder):
+    from safetensors.torch import save_file
+
+    other = tiny.vae()
+    torch.nn.init.normal_(other.post_quant_conv.weight)
+    other.save_pretrained(folder / "vae")
+    torch.manual_seed(0)
+    save_file({"emb_params": torch.randn(1, 16)}, folder / "token.safetensors")
+    before = pixels(render(engine, request(prompt="a <token>"))[0])
+    inversion = TextualInversion(token="<token>", source=str(folder / "token.safetensors"))
+    for options in ({"vae": Weights(source=str(folder / "vae"))}, {"textual_inversions": (inversion,)}, {"clip_skip": 1}):
+        changed = Engine(model_of(folder, **options), 7, Roots((str(folder),)))
+        assert not np.array_equal(pixels(render(changed, request(prompt="a <token>"))[0]), before), options
+
+
+def test_what_the_safety_checker_refuses_is_an_outcome_of_its_own(folder):
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**part, "image_size": 32, "patch_size": 16, "projection_dim": 8}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=part, vision_config=vision, projection_dim=8))
+    checker.concept_embeds_weights.data.fill_(-2)  # any cosine is over this, so it refuses everything
+    parts = diffusers.StableDiffusionPipeline.from_pretrained(folder / "sd", safety_checker=None).components
+    whole = {**parts, "safety_checker": checker, "feature_extractor": CLIPImageProcessor(size=32, crop_size=32)}
+    diffusers.StableDiffusionPipeline(**whole).save_pretrained(folder / "checked")
+    for runs, code in ((True, "refused_content"), (False, None)):
+        model = model_of(folder, base=str(folder / "checked"), controlnets={}, safety_checker=runs)
+        assert read_facts(model).safety_checker
+        (outcome,) = render(Engine(model, 7, Roots((str(folder),))), request())
+        assert {c.failure and c.failure.code for c in outcome.candidates} == {code}
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="has no model_index.json; is it a model in diffusers' format"):
+        Engine(model_of(folder, base=str(tmp_path / "empty")), 0, Roots(()))
+    with pytest.raises(ModelError, match="cannot be loaded: ") as caught:
+        Engine(model_of(folder, controlnets={"canny": Weights(source=str(tmp_path / "empty"))}), 0, Roots(()))
+    assert "\n" not in str(caught.value)

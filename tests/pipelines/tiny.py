@@ -1,0 +1,114 @@
+"""Tiny models with random weights, built from configs and saved, so that they are loaded like any other."""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+TOKENIZER = Path(__file__).parents[2] / "embedded" / "weights" / "pipeline" / "tokenizer"
+
+
+def vae() -> AutoencoderKL:
+    """8 times smaller latents, of four channels."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=[8, 16, 16, 16],
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+
+
+def text_encoder(width: int, projected: bool = False, act: str = "quick_gelu") -> CLIPTextModel:
+    torch.manual_seed(1)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer()),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+        projection_dim=width,
+        hidden_act=act,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+
+
+def tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(TOKENIZER)
+
+
+def unet(in_channels: int = 4, cross: int = 16, **options: object) -> UNet2DConditionModel:
+    torch.manual_seed(2)
+    return UNet2DConditionModel(
+        block_out_channels=[8, 16],
+        layers_per_block=1,
+        sample_size=8,
+        in_channels=in_channels,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=cross,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        **options,
+    )
+
+
+def stable_diffusion(folder: Path) -> Path:
+    """A Stable Diffusion 1.x of random weights, with an epsilon target, and a PNDM scheduler config as the real one has."""
+    pipeline = StableDiffusionPipeline(vae(), text_encoder(16), tokenizer(), unet(), _ddim(), None, None, requires_safety_checker=False)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def inpainting(folder: Path) -> Path:
+    """The same with a UNet of nine channels: latents, mask, and the masked picture's latents."""
+    parts = (vae(), text_encoder(16), tokenizer(), unet(in_channels=9), _ddim(), None, None)
+    StableDiffusionInpaintPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def sdxl(folder: Path) -> Path:
+    """A Stable Diffusion XL of random weights: two text encoders, pooled embeddings, sizes as conditions."""
+    form = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "transformer_layers_per_block": (1, 2),
+        "projection_class_embeddings_input_dim": 6 * 8 + 16,
+        "use_linear_projection": True,
+    }
+    first, second = text_encoder(16), text_encoder(16, projected=True, act="gelu")
+    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+    parts = (vae(), first, second, tokenizer(), tokenizer(), unet(cross=32, **form), scheduler)
+    StableDiffusionXLPipeline(*parts, add_watermarker=False).save_pretrained(folder)
+    return folder
+
+
+def controlnet(folder: Path, seed: int = 3, **options: object) -> Path:
+    """A ControlNet that fits `stable_diffusion`, its last layers not zero, so that it does something."""
+    net = ControlNetModel.from_unet(unet(**options), conditioning_embedding_out_channels=(4, 8, 8, 16))
+    torch.manual_seed(seed)
+    for parameter in net.parameters():
+        if not parameter.abs().max():
+            torch.nn.init.normal_(parameter, std=0.05)
+    net.save_pretrained(folder)
+    return folder
+
+
+def _ddim() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )

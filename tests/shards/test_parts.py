@@ -1,0 +1,120 @@
+import io
+
+import numpy as np
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards.parts import PartError, part_name, read_part, write_part
+from shards.storage import join
+from shards.tables import schema
+from tests.shards.made import FORM, candidate, refused
+
+ROWS = [candidate(0, 0, 0, "kept"), candidate(0, 0, 1, "rejected"), candidate(0, 1, 0, "failed"), refused(0, 2)]
+NAME = part_name(0, 3)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    write_part(str(output), NAME, ROWS, FORM)
+    return (output / "parts" / NAME).read_bytes()
+
+
+def test_names_say_shard_unit_and_generation():
+    assert part_name(12, 3) == "000012-00003.parquet"
+    assert part_name(12, 3, generation=1) == "000012-00003.1.parquet"
+
+
+def test_rows_and_images_read_back_in_the_order_of_keys(tmp_path):
+    write_part(str(tmp_path), NAME, ROWS[::-1], FORM)
+    table = read_part(str(tmp_path), NAME, FORM)
+    assert table.column_names == [*FORM.names, "image"]
+    assert table["key"].to_pylist() == [row["key"] for row in ROWS]
+    assert table["image"].to_pylist() == [ROWS[0]["image"], None, None, None]
+    assert table["clip_embedding"].to_pylist()[0] == ROWS[0]["clip_embedding"].tolist()
+    assert table["clip_embedding"].to_pylist()[1] is None
+
+
+def test_the_same_rows_make_the_same_bytes_in_any_order(tmp_path, whole):
+    write_part(str(tmp_path), NAME, ROWS[::-1], FORM)
+    assert (tmp_path / "parts" / NAME).read_bytes() == whole
+
+
+def test_others_read_it_as_parquet_and_images_are_not_compressed_again(whole):
+    frame = pandas.read_parquet(io.BytesIO(whole))
+    assert frame.key.tolist() == [row["key"] for row in ROWS]
+    assert ROWS[0]["image"] in whole
+
+
+@given(st.data())
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path_factory, whole, data):
+    damaged = bytearray(whole)
+    damaged[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    _expect_damage(tmp_path_factory, bytes(damaged))
+
+
+@given(st.data())
+def test_a_truncated_part_is_found_wherever_it_ends(tmp_path_factory, whole, data):
+    _expect_damage(tmp_path_factory, whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
+def test_bytes_behind_the_end_are_found(tmp_path_factory, whole):
+    _expect_damage(tmp_path_factory, whole + b"\0")
+
+
+def _expect_damage(tmp_path_factory, content):
+    output = tmp_path_factory.getbasetemp() / "damaged"
+    (output / "parts").mkdir(parents=True, exist_ok=True)
+    (output / "parts" / NAME).write_bytes(content)
+    with pytest.raises(PartError, match=f"{NAME}: truncated or altered"):
+        read_part(str(output), NAME, FORM)
+
+
+def test_a_parquet_that_somebody_else_wrote_is_no_part(tmp_path_factory):
+    file = io.BytesIO()
+    pq.write_table(pa.table({"key": ["a"]}), file)
+    _expect_damage(tmp_path_factory, file.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        (schema({"topic": pa.string(), "weight": pa.float64()}, 4), "has the column tags too"),
+        (schema({"topic": pa.string(), "weight": pa.int64(), "tags": pa.list_(pa.string())}, 4), "weight is double, not int64"),
+        (schema({"topic": pa.string(), "weight": pa.float64(), "tags": pa.list_(pa.string())}, 8), "clip_embedding is fixed"),
+        (schema({**{n: FORM.field(n).type for n in ("topic", "weight", "tags")}, "new": pa.string()}, 4), "lacks the column new"),
+        (schema({n: FORM.field(n).type for n in ("tags", "topic", "weight")}, 4), "has its columns in another order"),
+    ],
+)
+def test_a_part_of_another_plan_is_refused_and_says_why(tmp_path, form, says):
+    write_part(str(tmp_path), NAME, ROWS, FORM)
+    with pytest.raises(PartError, match=rf"{NAME}: {says}.*; it belongs to another plan"):
+        read_part(str(tmp_path), NAME, form)
+
+
+def test_a_missing_part_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_part(str(tmp_path), NAME, FORM)
+
+
+def test_a_column_that_nobody_planned_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no column surprise"):
+        write_part(str(tmp_path), NAME, [{**ROWS[0], "surprise": 1}], FORM)
+
+
+def test_many_large_images_read_back(tmp_path):
+    rows = [{**refused(0, row), "image": np.full(100_000, row, np.uint8).tobytes()} for row in range(100)]
+    write_part(str(tmp_path), NAME, rows, FORM)
+    assert read_part(str(tmp_path), NAME, FORM)["image"].to_pylist() == [row["image"] for row in rows]
+
+
+def test_on_s3(s3_bucket):
+    output = join(s3_bucket, "out")
+    write_part(output, NAME, ROWS, FORM)
+    assert read_part(output, NAME, FORM)["image"].to_pylist()[0] == ROWS[0]["image"]
+    with pytest.raises(FileNotFoundError):
+        read_part(output, part_name(0, 4), FORM)
