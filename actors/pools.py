@@ -58,18 +58,26 @@ def size_pools(resources: Mapping[str, float], runtime: Runtime, threads: int) -
 
 def _on_gpus(cpus: float, gpus: float, runtime: Runtime) -> Sizes:
     scorers = max(1, math.ceil(gpus / GPUS_A_SCORER)) if runtime.scorers == "auto" else runtime.scorers
-    fit = int((gpus - scorers * runtime.scorer_gpus) / runtime.generator_gpus + 1e-9)
-    generators = int(gpus / runtime.generator_gpus + 1e-9) if runtime.generators == "auto" else runtime.generators
-    if runtime.generators == "auto":
-        # A fraction of a card cannot be lent across cards, so what is over on each card is what scorers get.
-        beside = gpus - int(gpus) * runtime.generator_gpus
-        generators = generators if beside + 1e-9 >= scorers * runtime.scorer_gpus else fit
-    need = generators * runtime.generator_gpus + scorers * runtime.scorer_gpus
-    if generators < 1 or need > gpus + 1e-9:
-        asked = f"{generators} generators on {runtime.generator_gpus:g} GPU each and {scorers} scorers on {runtime.scorer_gpus:g}"
-        raise ResourcesError(f"{asked} need {need:g} GPUs, the cluster has {gpus:g}; lower runtime.generators or generator_gpus")
+    fit = _generators_beside(scorers, int(gpus), runtime)
+    generators = fit if runtime.generators == "auto" else runtime.generators
+    if generators < 1 or generators > fit:
+        asked = f"{generators or 1} generators on {runtime.generator_gpus:g} GPU each and {scorers} scorers on {runtime.scorer_gpus:g}"
+        raise ResourcesError(f"{asked} do not fit on {gpus:g} GPUs; lower runtime.generators, generator_gpus or scorer_gpus")
     each = _down(min(1.0, cpus / (generators + scorers + 1)))
     return Sizes(generators, each, runtime.generator_gpus, scorers, each, runtime.scorer_gpus, each)
+
+
+def _generators_beside(scorers: int, cards: int, runtime: Runtime) -> int:
+    """How many generators fit beside the scorers. A fraction is of one card: what is over on several does not add up."""
+    if runtime.generator_gpus > 1:
+        return int((cards - math.ceil(scorers * runtime.scorer_gpus)) // runtime.generator_gpus)
+    a_card, most = int(1 / runtime.generator_gpus + 1e-9), 0
+    for mixed in range(a_card + 1):  # generators on a card that has scorers too
+        beside = int((1 - mixed * runtime.generator_gpus) / runtime.scorer_gpus + 1e-9)
+        shared = math.ceil(scorers / beside) if beside else cards + 1
+        if shared <= cards:
+            most = max(most, (cards - shared) * a_card + shared * mixed)
+    return most
 
 
 def _down(cpus: float) -> float:

@@ -88,7 +88,7 @@ def _reason(error: BaseException) -> str:
 
 def _by_infrastructure(error: Exception) -> bool:
     """Whether a node went, rather than the process by itself."""
-    return bool(getattr(error, "preempted", False)) or isinstance(error, exceptions.NodeDiedError) or "node" in str(error).lower()
+    return bool(getattr(error, "preempted", False)) or isinstance(error, exceptions.NodeDiedError) or "its node has died" in str(error)
 
 
 async def _render(handle: Any, unit: Any, alone: bool) -> Any:

@@ -149,7 +149,7 @@ def _connect(host: str, port: int) -> socket.socket:
     for address in addresses[:-1]:
         with suppress(OSError):
             return socket.create_connection((address, port), SILENCE_S)
-    return socket.create_connection((host, port), SILENCE_S)
+    return socket.create_connection((addresses[-1], port), SILENCE_S)
 
 
 def is_public(address: str) -> bool:

@@ -79,6 +79,16 @@ BROKEN = {
     "dtype": ("model: {base: ./m, dtype: int8}", "model.dtype: input should be 'float32'"),
     "image format": ("shards: {image_format: gif}", "shards.image_format: input should be 'png', 'jpg' or 'webp'"),
     "shard size": ("shards: {size: 0}", "shards.size: input should be greater than or equal to 1"),
+    "keys of six digits": ("shards: {size: 100001}", "shards.size: input should be less than or equal to 100000"),
+    "host with a scheme": (
+        "runtime: {url_hosts: ['https://example.com']}",
+        "runtime.url_hosts: 'https://example.com' is not a host; write it as example.com, or example.com:8443",
+    ),
+    "host with a path": ("runtime: {url_hosts: [example.com/images]}", "runtime.url_hosts: 'example.com/images' is not a host"),
+    "any host": ("runtime: {url_hosts: ['*']}", "runtime.url_hosts: '*' is not a host"),
+    "no host": ("runtime: {url_hosts: ['']}", "runtime.url_hosts: '' is not a host"),
+    "endless key": (f"{'x' * 1000}: 1", "xxx: unknown key; known: manifest"),
+    "endless scheduler": (f"defaults: {{scheduler: {'x' * 100_000}}}", "xxx' is not an allowed scheduler; allowed: ddim"),
     "row policy": ("runtime: {on_bad_row: ignore}", "runtime.on_bad_row: input should be 'refuse' or 'record'"),
     "generators": ("runtime: {generators: lots}", "runtime.generators"),
     "missing": ("", "holds nothing, not keys and values"),
@@ -104,7 +114,7 @@ def test_a_broken_config_is_one_line_that_names_file_key_and_remedy(tmp_path, te
         load(written(tmp_path, text))
     lines = caught.value.problems
     assert any(says in line for line in lines), lines
-    assert all("config.yaml" in line and "\n" not in line for line in lines)
+    assert all("config.yaml" in line and "\n" not in line and len(line) < 500 for line in lines)
 
 
 def test_every_problem_is_listed_at_once(tmp_path):
@@ -130,6 +140,11 @@ def test_an_unknown_config_names_what_there_is(name, says):
 def test_a_malformed_setting_is_named(setting):
     with pytest.raises(ConfigError, match=r"--set"):
         load("sd15-lcm", ["seed=1", setting])
+
+
+def test_hosts_are_given_by_name_and_where_needed_with_a_port():
+    config = load("embedded", ["runtime.url_hosts=[Example.com, 'example.com:8443', '[2001:db8::1]:80', bücher.example]"])
+    assert config.runtime.url_hosts == ("example.com", "example.com:8443", "[2001:db8::1]:80", "bücher.example")
 
 
 def test_a_config_does_not_change_under_our_feet():

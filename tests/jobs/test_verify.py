@@ -1,11 +1,9 @@
 import dataclasses
 import hashlib
 import io
-import json
 import shutil
 import tarfile
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -67,6 +65,12 @@ def test_an_unfinished_dataset_may_have_parts_and_holes(tmp_path):
     assert isinstance(verified, Verified) and not verified.finished
 
 
+def test_parts_of_a_committed_shard_are_left_over_even_in_an_unfinished_dataset(tmp_path):
+    assembled(str(tmp_path), shard(2))
+    leftover = "left over, its shard is committed"
+    assert problems_of(str(tmp_path)) == [f"parts/000002-0000{unit}.parquet: {leftover}" for unit in range(2)]
+
+
 def test_an_empty_folder_is_no_dataset(tmp_path):
     assert problems_of(str(tmp_path)) == ["commits: no shard is committed"]
 
@@ -93,10 +97,10 @@ def test_a_truncated_file_is_found_and_named(output, path):
     assert all(problem.startswith(f"{path}: ") for problem in problems)
 
 
-@pytest.mark.parametrize("path", ["data/000000.tar", "metadata/000001.parquet"])
+@pytest.mark.parametrize("path", ["data/000000.tar", "metadata/000001.parquet", "index.json", "_SUCCESS", "README.md"])
 def test_a_missing_file_is_found(output, path):
     delete(join(output, path))
-    assert problems_of(output) == [f"{path}: missing"]
+    assert problems_of(output) == [f"{path}: missing" + ("" if "/" in path else ", while the dataset is marked as finished")]
 
 
 @pytest.mark.parametrize(
@@ -126,12 +130,6 @@ def test_a_missing_shard_is_found_in_a_finished_dataset(output, shard_):
     # Its files are orphans then.
     assert all(f"00000{shard_}." in problem and "no commit record names it" in problem for problem in problems[1:])
     assert len(problems) == (2 if shard_ == 1 else 3)
-
-
-@pytest.mark.parametrize("name", ["index.json", "_SUCCESS", "README.md"])
-def test_a_missing_mark_is_found(output, name):
-    delete(join(output, name))
-    assert problems_of(output) == [f"{name}: missing, while the dataset is marked as finished"]
 
 
 @pytest.mark.parametrize(
@@ -208,6 +206,10 @@ def recorded(output, path, content, **values):
     put(join(output, path), content)
     files = (FileRecord.of(path, content) if file.path == path else file for file in read_record(output, 0).files)
     rewrite_record(output, files=tuple(files), **values)
+
+
+def read_table_of(output):
+    return read_table(get(join(output, "metadata/000000.parquet")))
 
 
 def samples_of(output) -> list[Sample]:
@@ -305,10 +307,6 @@ def test_a_parquet_that_contradicts_itself_or_its_record_is_found(output, change
     assert any(problem.startswith(f"metadata/000000.parquet: {says}") for problem in problems_of(output))
 
 
-def read_table_of(output):
-    return read_table(get(join(output, "metadata/000000.parquet")))
-
-
 def test_no_parquet_at_all_is_found(output):
     recorded(output, "metadata/000000.parquet", b"nothing")
     (problem,) = problems_of(output)
@@ -402,13 +400,3 @@ def test_damage_on_s3_is_found(clean, s3_bucket):  # noqa: F811
         "parts/000000-00000.parquet",
         "commits/000001.json",
     }
-
-
-def test_everything_is_found_at_once(output):
-    put(join(output, "data/000000.tar"), b"")
-    put(join(output, "metadata/000001.parquet"), np.zeros(100, np.uint8).tobytes())
-    put(join(output, "data/stray"), b"")
-    delete(join(output, "_SUCCESS"))
-    named = {problem.split(":")[0] for problem in problems_of(output)}
-    assert named == {"data/000000.tar", "metadata/000001.parquet", "data/stray", "_SUCCESS"}
-    assert json.loads(get(join(output, "index.json")))["totals"]["shards"] == 3

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from configs.parameters import Defaults
 from manifests.checking import check_rows
-from manifests.requests import Rules
+from manifests.outputs import ADDED_COLUMNS
+from manifests.requests import KNOWN_COLUMNS, Rules
 from manifests.sources import ManifestError, find_files, read_rows
-from shards.tables import schema, write_table
+from shards.tables import COLUMNS, schema, write_table
 
 ROWS = [{"id": "a", "prompt": "first, with a comma"}, {"id": "b", "prompt": 'second "quoted"', "seed": 7}]
 
@@ -97,6 +98,10 @@ def test_our_own_rows_with_controls_make_requests_again(tmp_path):
     (checked,) = check_rows(find_files(str(tmp_path / "m.parquet")), Rules(Defaults(), controls=("canny",)))
     assert not checked.problems, checked.lines()
     assert (checked.request.id, checked.request.controls[0].scale, checked.request.steps) == ("000000-00000-0000", 0.5, 7)
+
+
+def test_every_column_of_our_output_is_taken_again_or_dropped():
+    assert set(COLUMNS) <= ADDED_COLUMNS | set(KNOWN_COLUMNS)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):

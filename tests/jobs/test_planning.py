@@ -1,0 +1,185 @@
+import dataclasses
+import json
+import shutil
+import tracemalloc
+
+import pytest
+
+from configs.loading import load
+from jobs.plan import PlanError, read_plan, read_shard, read_shards
+from jobs.planning import look, make_plan
+from pipelines.sources import ROOT
+
+
+def config_of(manifest, *settings):
+    return load("embedded", [f"manifest={manifest}", "shards.size=4", *settings])
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    write(path, [{"prompt": f"prompt {i}", "topic": i if i % 2 else f"t{i}"} for i in range(10)])
+    return path
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def planned(config, output):
+    return make_plan(look(config), str(output))
+
+
+def test_a_plan_holds_every_row_in_order_in_shards_of_the_size(manifest, tmp_path):
+    plan = planned(config_of(manifest), tmp_path / "out")
+    shards = list(read_shards(str(tmp_path / "out"), plan))
+    assert [[p.row for p in shard.requests] for shard in shards] == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1]]
+    assert [p.request.prompt for shard in shards for p in shard.requests] == [f"prompt {i}" for i in range(10)]
+    assert (plan.counts.rows, plan.counts.requests, plan.counts.candidates, plan.counts.keep) == (10, 10, 40, 10)
+    assert plan.counts.evaluations == 40 * 20 * 2
+    assert plan.counts.units == sum(len(shard.units) for shard in shards) == 3
+    assert plan.carried == {"topic": "string"}
+    assert plan.embedding == 128
+
+
+def test_a_plan_is_read_back_as_it_was_written(manifest, tmp_path):
+    plan = planned(config_of(manifest), tmp_path / "out")
+    assert read_plan(str(tmp_path / "out")) == plan
+    assert read_plan(str(tmp_path / "nowhere")) is None
+
+
+def test_the_fingerprint_is_of_what_decides_the_bytes_and_of_nothing_else(manifest, tmp_path):
+    first = planned(config_of(manifest), tmp_path / "a").fingerprint
+    moved = tmp_path / "elsewhere" / "other.jsonl"
+    moved.parent.mkdir()
+    shutil.copy(manifest, moved)
+    assert planned(config_of(moved), tmp_path / "b").fingerprint == first
+    assert planned(config_of(manifest, "runtime.generators=3", "output=x"), tmp_path / "c").fingerprint == first
+    different = ["seed=1", "defaults.steps=9", "model.batch=4", "model.threads=2", "shards.size=5", "ranking.min_score=1"]
+    others = [planned(config_of(manifest, setting), tmp_path / f"d{i}").fingerprint for i, setting in enumerate(different)]
+    assert len({first, *others}) == 7
+
+
+def test_the_fingerprint_changes_with_weights_versions_and_images(manifest, tmp_path, monkeypatch):
+    first = planned(config_of(manifest), tmp_path / "a").fingerprint
+    weights = tmp_path / "weights"
+    shutil.copytree(ROOT / "embedded" / "weights" / "pipeline", weights)
+    named = planned(config_of(manifest, f"model.base={weights}"), tmp_path / "b").inputs["models"]["model.base"]
+    assert named == read_plan(str(tmp_path / "a")).inputs["models"]["model.base"]
+    with (weights / "unet" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    assert planned(config_of(manifest, f"model.base={weights}"), tmp_path / "c").inputs["models"]["model.base"] != named
+
+    monkeypatch.setattr("jobs.planning.library_versions", lambda: {"torch": "9"})
+    assert planned(config_of(manifest), tmp_path / "d").fingerprint != first
+    monkeypatch.undo()
+
+    images = ROOT / "configs" / "presets" / "quickstart" / "images"
+    some = sorted(images.glob("*.png"))[:2]
+    write(manifest, [{"prompt": "x", "init_image": "image.png"}])
+    found = set()
+    for i, image in enumerate(some):
+        shutil.copy(image, tmp_path / "image.png")
+        found.add(planned(config_of(manifest), tmp_path / f"e{i}").fingerprint)
+    assert len(found) == 2
+
+
+def test_planning_again_is_the_same_plan_and_planning_something_else_is_refused_with_what_changed(manifest, tmp_path):
+    plan = planned(config_of(manifest), tmp_path / "out")
+    assert planned(config_of(manifest), tmp_path / "out") == plan
+    with pytest.raises(PlanError) as caught:
+        planned(config_of(manifest, "defaults.steps=9"), tmp_path / "out")
+    assert "config.defaults.steps: was 20, is 9" in caught.value.problems
+    assert read_plan(str(tmp_path / "out")) == plan
+    write(manifest, [{"prompt": "another"}])
+    with pytest.raises(PlanError, match=r"manifest\.0: was"):
+        planned(config_of(manifest), tmp_path / "out")
+
+
+BAD = [
+    {"id": "a", "prompt": "fine"},
+    {"id": "b", "prompt": "steps", "steps": 0},
+    {"id": "c"},
+    {"id": "d", "prompt": "image", "init_image": "nowhere.png"},
+    {"id": "a", "prompt": "doubled"},
+    {"id": "e", "prompt": "fine too"},
+    {"id": "f", "prompt": "the last", "sha256": "is a column of ours"},
+]
+
+
+def test_bad_rows_refuse_the_plan_with_a_line_each_and_leave_nothing_behind(manifest, tmp_path):
+    write(manifest, BAD)
+    with pytest.raises(PlanError) as caught:
+        planned(config_of(manifest), tmp_path / "out")
+    said = caught.value.problems
+    assert [line.split(": ")[0].rsplit(", ")[-1] for line in said] == ["row 2", "row 3", "row 4", "row 7", "row 5"]
+    assert all(line.startswith(str(manifest)) for line in said)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_bad_rows_can_be_recorded_each_in_its_place(manifest, tmp_path):
+    write(manifest, BAD)
+    plan = planned(config_of(manifest, "runtime.on_bad_row=record"), tmp_path / "out")
+    assert (plan.counts.rows, plan.counts.bad, plan.counts.requests, plan.counts.candidates) == (7, 5, 2, 8)
+    first, second = read_shards(str(tmp_path / "out"), plan)
+    assert [bad.row for bad in first.bad] == [1, 2, 3]
+    assert [bad.row for bad in second.bad] == [0, 2]
+    assert [placed.request.id for placed in (*first.requests, *second.requests)] == ["a", "e"]
+    assert second.bad[0].id == "a"
+    assert second.bad[0].message.startswith("manifest.jsonl, row 5: id: 'a' is also that of ")
+    assert str(tmp_path) not in first.bad[0].message
+
+
+def test_images_are_frozen_into_the_plan_unless_they_are_left_to_the_run(tmp_path, quickstart):
+    for check, frozen in (("all", True), ("at_run", False)):
+        out = tmp_path / check
+        plan = planned(load("quickstart", [f"runtime.check_images={check}"]), out)
+        shards = list(read_shards(str(out), plan))
+        assert any(p.images for shard in shards for p in shard.requests) == frozen
+
+
+def test_planning_takes_the_memory_of_a_shard_and_not_of_a_manifest(tmp_path):
+    def peak(rows):
+        path = tmp_path / f"{rows}.jsonl"
+        write(path, ({"prompt": f"prompt {i} " + "x" * 500} for i in range(rows)))
+        tracemalloc.start()
+        try:
+            planned(config_of(path, "shards.size=100"), tmp_path / f"out{rows}")
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(100)  # what is imported and cached on the way
+    assert peak(4000) < peak(400) + 500_000
+
+
+def test_a_plan_that_was_altered_is_not_used(manifest, tmp_path):
+    planned(config_of(manifest), tmp_path / "out")
+    file = tmp_path / "out" / "plan" / "plan.json"
+    file.write_text(file.read_text().replace('"steps": 20', '"steps": 21', 1))
+    with pytest.raises(PlanError, match="altered"):
+        read_plan(str(tmp_path / "out"))
+    file.write_text("{")
+    with pytest.raises(PlanError, match="not a plan"):
+        read_plan(str(tmp_path / "out"))
+
+
+def test_the_same_rows_make_the_same_plan_files(manifest, tmp_path):
+    for name in ("a", "b"):
+        planned(config_of(manifest), tmp_path / name)
+    first, second = ((tmp_path / name / "plan" / "shards" / "000001.json.gz").read_bytes() for name in ("a", "b"))
+    assert first == second
+    assert dataclasses.asdict(read_shard(str(tmp_path / "a"), 1)) == dataclasses.asdict(read_shard(str(tmp_path / "b"), 1))
+
+
+def test_a_model_that_brings_no_safety_checker_cannot_be_asked_for_one(manifest):
+    with pytest.raises(PlanError, match="brings no safety checker"):
+        look(config_of(manifest, "model.safety_checker=true"))
+
+
+def test_a_model_or_a_manifest_that_is_not_there_is_one_line(manifest, tmp_path):
+    with pytest.raises(PlanError, match="no such file"):
+        look(config_of(tmp_path / "nowhere.jsonl"))
+    with pytest.raises(PlanError, match="no such folder"):
+        look(config_of(manifest, "model.base=./nowhere"))
