@@ -9,7 +9,6 @@ from manifests.images import Roots
 from pipelines.units import Unit
 
 if TYPE_CHECKING:
-    from pipelines.generation import Engine
     from pipelines.results import Rendered
 
 

@@ -61,7 +61,9 @@ def _on_gpus(cpus: float, gpus: float, runtime: Runtime) -> Sizes:
     fit = _generators_beside(scorers, int(gpus), runtime)
     generators = fit if runtime.generators == "auto" else runtime.generators
     if generators < 1 or generators > fit:
-        asked = f"{generators or 1} generators on {runtime.generator_gpus:g} GPU each and {scorers} scorers on {runtime.scorer_gpus:g}"
+        asked = (
+            f"{generators or 1} generators on {runtime.generator_gpus:g} GPU each and {scorers} scorers on {runtime.scorer_gpus:g}"
+        )
         raise ResourcesError(f"{asked} do not fit on {gpus:g} GPUs; lower runtime.generators, generator_gpus or scorer_gpus")
     each = _down(min(1.0, cpus / (generators + scorers + 1)))
     return Sizes(generators, each, runtime.generator_gpus, scorers, each, runtime.scorer_gpus, each)

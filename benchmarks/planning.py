@@ -26,7 +26,9 @@ def write_manifest(path: Path, rows: int) -> None:
     with path.open("w") as file:
         for number in range(rows):
             prompt = f"a small {colors[number % 7]} circle at the left on a black background"
-            file.write(json.dumps({"id": f"request-{number:09d}", "prompt": prompt, "seed": number % 2**32, "topic": number % 97}) + "\n")
+            file.write(
+                json.dumps({"id": f"request-{number:09d}", "prompt": prompt, "seed": number % 2**32, "topic": number % 97}) + "\n"
+            )
 
 
 def measure(path: Path, output: Path, rows: int, shard: int) -> None:
@@ -48,7 +50,9 @@ def measure(path: Path, output: Path, rows: int, shard: int) -> None:
     assert plan.counts.requests == rows
     grown = _peak() - before
     ratio = f"{planning / reading:.1f}x"
-    click.echo(f"| {rows:>10,} | {planning:8.1f} | {rows / planning:10,.0f} | {ratio:>8} | {grown:10.0f} | {before + grown:10.0f} |")
+    click.echo(
+        f"| {rows:>10,} | {planning:8.1f} | {rows / planning:10,.0f} | {ratio:>8} | {grown:10.0f} | {before + grown:10.0f} |"
+    )
 
 
 def _peak() -> float:

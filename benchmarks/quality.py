@@ -30,7 +30,9 @@ SEED = 31
 def judged(out: Path) -> list[list[bool]]:
     """For each request, whether its candidates are right, the best ranked first."""
     rows = pq.read_table(out / "metadata").select(["key", "id", "rank", "prompt", "status"]).to_pylist()
-    images = {sample.key: sample.files["png"] for tar in sorted((out / "data").glob("*.tar")) for sample in read_tar(tar.read_bytes())}
+    images = {
+        sample.key: sample.files["png"] for tar in sorted((out / "data").glob("*.tar")) for sample in read_tar(tar.read_bytes())
+    }
     found: dict[str, dict[int, bool]] = {}
     for row in rows:
         if row["status"] == "kept":
@@ -66,7 +68,9 @@ def main(requests: int, candidates: int, steps: int) -> None:
         }
         options = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
         out = Path(folder) / "out"
-        subprocess.run([sys.executable, "-m", "jobs", "run", "embedded", "--out", str(out), *options], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "jobs", "run", "embedded", "--out", str(out), *options], check=True, stdout=subprocess.DEVNULL
+        )
         verdicts = judged(out)
     table = np.array([v for v in verdicts if len(v) == candidates], float)
     click.echo(f"{len(table)} requests of {candidates} candidates, {steps} steps; right by the oracle, with 95% intervals:")

@@ -197,6 +197,24 @@ def verify(out: str) -> None:
 
 
 @main.command()
+@click.argument("out")
+@click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=False), default=Path("sheet.png"), show_default=True)
+@click.option("--most", default=28, show_default=True, help="Images to show.")
+@click.option("--columns", default=7, show_default=True)
+def sheet(out: str, file: Path, most: int, columns: int) -> None:
+    """A contact sheet of the kept images, as one PNG."""
+    from jobs.sheet import kept_images
+    from jobs.sheet import sheet as sheet_of
+
+    with one_line_errors():
+        shown = list(kept_images(out, most))
+        if not shown:
+            stop(FAILED, f"{out}: nothing is kept there yet")
+        sheet_of(shown, columns).save(file)
+        click.echo(f"{len(shown)} images in {file}")
+
+
+@main.command()
 def doctor() -> None:
     """What this machine has: GPU, versions, model caches, Ray."""
     from jobs.doctor import doctor as look_around

@@ -1,5 +1,6 @@
 """Ray's side of the lanes: starts or joins a cluster, makes actors of the pools, and tells a death from an error."""
 
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def cluster(address: str | None, quiet: bool = True) -> Iterator[dict[str, float
     mine = not ray.is_initialized()
     if mine:
         try:
-            ray.init(address or "local", log_to_driver=not quiet, logging_level="ERROR", **options)
+            ray.init(address or "local", log_to_driver=not quiet, logging_level=logging.ERROR, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError, exceptions.RayError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ClusterError(f"Ray at {address or 'this machine'}: {reason}") from None
@@ -88,7 +89,9 @@ def _reason(error: BaseException) -> str:
 
 def _by_infrastructure(error: Exception) -> bool:
     """Whether a node went, rather than the process by itself."""
-    return bool(getattr(error, "preempted", False)) or isinstance(error, exceptions.NodeDiedError) or "its node has died" in str(error)
+    return (
+        bool(getattr(error, "preempted", False)) or isinstance(error, exceptions.NodeDiedError) or "its node has died" in str(error)
+    )
 
 
 async def _render(handle: Any, unit: Any, alone: bool) -> Any:
@@ -101,7 +104,9 @@ async def _finish(handle: Any, unit: Any, rendered: Any, alone: bool) -> Any:
     return await handle.finish.remote(unit, rendered)
 
 
-async def _start(kind: Any, options: dict[str, float], arguments: tuple[Any, ...], call: Any, loaded: Callable[[Any], None]) -> RayActor:
+async def _start(
+    kind: Any, options: dict[str, float], arguments: tuple[Any, ...], call: Any, loaded: Callable[[Any], None]
+) -> RayActor:
     handle = kind.options(**options).remote(*arguments)
     try:
         loaded(await handle.load.remote())

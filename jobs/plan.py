@@ -1,6 +1,6 @@
 """The plan: the frozen list of shards and units that a manifest and a config make, as files under OUT/plan/.
 
-plan/plan.json                the fingerprint, what it is over, counts, the resolved config; written last, so a plan is whole or not there
+plan/plan.json                the fingerprint, what it is over, counts, the resolved config; written last, so that a plan is whole
 plan/shards/000000.json.gz    one shard: its requests, its units, and the rows that make no request
 
 It is the only input that workers get.
@@ -74,14 +74,10 @@ class ShardPlan:
     def candidates(self) -> int:
         return sum(placed.request.candidates for placed in self.requests)
 
-    def to_json(self) -> bytes:
-        content = {
-            "shard": self.shard,
-            "requests": [{"row": p.row, "request": to_json(p.request), "images": dict(p.images)} for p in self.requests],
-            "units": self.units,
-            "bad": [asdict(row) for row in self.bad],
-        }
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    def requests_json(self) -> bytes:
+        """What the shard is asked for: what the fingerprint is over. How it is cut into units decides no byte of the dataset."""
+        requests = [{"row": p.row, "request": to_json(p.request), "images": dict(p.images)} for p in self.requests]
+        return _dumps({"shard": self.shard, "requests": requests, "bad": [asdict(row) for row in self.bad]})
 
     @classmethod
     def from_json(cls, content: bytes) -> "ShardPlan":
@@ -125,15 +121,20 @@ class PlanError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 def fingerprint_of(inputs: Mapping[str, Any]) -> str:
     """The SHA-256, in hex, of the inputs as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_shard(output: str, shard: ShardPlan) -> str:
-    """Write one shard's plan; returns the SHA-256 of its content."""
-    content = shard.to_json()
-    put(_shard_uri(output, shard.shard), gzip.compress(content, compresslevel=1, mtime=0))
+    """Write one shard's plan; returns the SHA-256 of what it is asked for."""
+    content = shard.requests_json()
+    whole = content[:-1] + b',"units":' + _dumps(shard.units) + b"}"
+    put(_shard_uri(output, shard.shard), gzip.compress(whole, compresslevel=1, mtime=0))
     return hashlib.sha256(content).hexdigest()
 
 
@@ -177,7 +178,7 @@ def read_plan(output: str) -> Plan | None:
         values = json.loads(content)
         if values["format"] != FORMAT:
             raise PlanError([f"{_plan_uri(output)}: format {values['format']}, this promptmill reads {FORMAT}"])
-        roots = {name: tuple(value) if isinstance(value, list) else value for name, value in values["roots"].items()}
+        roots: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values["roots"].items()}
         plan = Plan(
             values["inputs"],
             values["shards"],

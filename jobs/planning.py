@@ -19,7 +19,7 @@ from manifests.requests import Request, Rules
 from manifests.sources import ManifestError, find_files
 from pipelines.clip_sources import embedding_width
 from pipelines.errors import ModelError
-from pipelines.facts import ModelFacts, read_facts
+from pipelines.facts import read_facts
 from pipelines.identity import library_versions, model_identity
 from pipelines.sources import ROOT
 from pipelines.units import Placed, bucket_of, cut
@@ -35,13 +35,18 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Sources:
-    """What a plan is made from, looked at but not yet gone through."""
+    """What a plan is made from, looked at but not yet gone through.
+
+    Attributes:
+        embedding: The width of CLIP embeddings, or None where none are kept.
+        inputs: What the fingerprint is over, but for the requests.
+    """
 
     config: Config
     files: tuple[str, ...]
     rules: Rules
     roots: Roots
-    facts: ModelFacts
+    embedding: int | None
     inputs: Mapping[str, Any]
 
 
@@ -61,6 +66,7 @@ def look(config: Config) -> Sources:
             "models": model_identity(config.model, config.ranking),
             "versions": library_versions(),
         }
+        width = embedding_width(config.ranking)
     except (ManifestError, ModelError) as error:
         raise PlanError([str(error)]) from None
     if config.model.safety_checker and not facts.safety_checker:
@@ -76,7 +82,7 @@ def look(config: Config) -> Sources:
     )
     runtime = config.runtime
     roots = replace(roots_of(files, runtime.image_roots, runtime.max_image_pixels), hosts=tuple(runtime.url_hosts))
-    return Sources(config, tuple(files), rules, roots, facts, inputs)
+    return Sources(config, tuple(files), rules, roots, None if config.shards.embeddings == "none" else width, inputs)
 
 
 def _manifest_place(pattern: str) -> str:
@@ -172,12 +178,10 @@ class _Making:
             raise PlanError([*self.problems, "the manifest has no rows"])
         if self.counts.rows == self.counts.bad:
             raise PlanError([*self.problems, *self.summary_of_problems(), "no row makes a request"])
-        embeddings = self.config.shards.embeddings != "none"
         inputs = {**self.sources.inputs, "requests": fingerprint_of({"shards": self.hashes})}
         carried = self.types.result()
         counts = replace(self.counts, buckets=len(self.buckets))
-        width = embedding_width(self.config.ranking) if embeddings else None
-        return Plan(inputs, len(self.hashes), counts, carried, width, self.config, self.sources.roots)
+        return Plan(inputs, len(self.hashes), counts, carried, self.sources.embedding, self.config, self.sources.roots)
 
     def checked(self) -> Iterator[Checked]:
         """Every row, with its images looked at as far as the config says."""

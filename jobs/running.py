@@ -163,17 +163,18 @@ class Run:
         assert self.sizes is not None
         async with self._turns:
             plan = shard.plan
-            record = await assemble_shard.options(num_cpus=self.sizes.task_cpus).remote(
-                self.output,
-                plan.shard,
-                shard.parts,
-                [bad_row(self.facts, plan.shard, bad) for bad in plan.bad],
-                self.form,
-                image_format=self.plan.config.shards.image_format,
-                requests=len(plan.requests) + len(plan.bad),
-                planned=plan.candidates,
-                fingerprint=self.plan.fingerprint,
-            )
+            arguments = {
+                "output": self.output,
+                "shard": plan.shard,
+                "parts": shard.parts,
+                "failed": [bad_row(self.facts, plan.shard, bad) for bad in plan.bad],
+                "form": self.form,
+                "image_format": self.plan.config.shards.image_format,
+                "requests": len(plan.requests) + len(plan.bad),
+                "planned": plan.candidates,
+                "fingerprint": self.plan.fingerprint,
+            }
+            record = await assemble_shard.options(num_cpus=self.sizes.task_cpus).remote(arguments)
         self.listener.shard(record)
 
     def check_hardware(self, kind: dict[str, str]) -> None:
@@ -185,7 +186,9 @@ class Run:
             return
         first = json.loads(get(uri))
         if first != kind and not self.plan.config.runtime.mixed_hardware:
-            said = ", ".join(f"{name} {first.get(name)} → {kind.get(name)}" for name in {**first, **kind} if first.get(name) != kind.get(name))
+            said = ", ".join(
+                f"{name} {first.get(name)} → {kind.get(name)}" for name in {**first, **kind} if first.get(name) != kind.get(name)
+            )
             raise StartError(f"this hardware makes other bits than what began the run ({said}); runtime.mixed_hardware allows it")
 
     @contextlib.contextmanager

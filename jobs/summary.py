@@ -43,7 +43,8 @@ def plan_facts(plan: Plan, estimate: Estimate | None) -> dict[str, Any]:
 def run_lines(totals: Totals, tally: Tally, receipts: Sequence[Receipt], seconds: dict[str, float], output: str) -> Iterator[str]:
     """A finished run, for a person: what there is, what it took, and where to look."""
     failed = f", {totals.failed:,} failed ({_errors(tally.errors)})" if totals.failed else ""
-    yield f"{totals.requests:,} requests, {totals.candidates:,} candidates: {totals.kept:,} kept, {totals.rejected:,} rejected{failed}"
+    kinds = f"{totals.kept:,} kept, {totals.rejected:,} rejected{failed}"
+    yield f"{totals.requests:,} requests, {totals.candidates:,} candidates: {kinds}"
     if totals.failed_requests:
         yield f"{totals.failed_requests:,} requests have no image; see status and error in {output}/metadata"
     if tally.best is not None:

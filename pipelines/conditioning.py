@@ -53,7 +53,7 @@ def _rgb(image: Image.Image, ground: str = "white") -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
     if image.mode == "LAB":  # the one mode that Pillow does not convert without a profile
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
+        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
     return image.convert("RGB")
 
 

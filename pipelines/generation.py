@@ -198,20 +198,19 @@ class Engine:
         }
         if request.strength is not None:
             said["strength"] = request.strength
-        if jobs[0].conditioning.init is not None:
-            said["image"] = [Image.fromarray(job.conditioning.init) for job in jobs]
-        if jobs[0].conditioning.mask is not None:
-            said["mask_image"] = [Image.fromarray(job.conditioning.mask.astype(np.uint8) * 255) for job in jobs]
+        inits = [Image.fromarray(job.conditioning.init) for job in jobs if job.conditioning.init is not None]
+        masks = [Image.fromarray(job.conditioning.mask.astype(np.uint8) * 255) for job in jobs if job.conditioning.mask is not None]
+        said |= {name: images for name, images in (("image", inits), ("mask_image", masks)) if images}
         if request.controls:
             # One (B, 3, H, W) tensor in 0 … 1 for each ControlNet: the only form in which samples differ in their maps.
             maps = [_as_tensor([job.conditioning.controls[i] for job in jobs]) for i in range(len(request.controls))]
-            name = "control_image" if jobs[0].conditioning.init is not None else "image"
+            name = "control_image" if inits else "image"
             said |= {name: _one_or_all(maps), **_steering(request)}
         taken = inspect.signature(pipeline.__call__).parameters
         return {name: value for name, value in said.items() if name in taken}
 
     def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        sample = args[0] if args else kwargs["sample" if "sample" in kwargs else "hidden_states"]
         self._evaluated += len(sample)
 
     @contextmanager

@@ -66,7 +66,7 @@ class LoadedModel:
         return made
 
     def scheduler(self, name: str) -> Any:
-        """A scheduler by its short name, made from the model's original config: one made from another's would inherit its options."""
+        """A scheduler by its short name, from the model's original config: one made from another's would inherit its options."""
         if self._scheduler_config["_class_name"].startswith("FlowMatch"):
             return type(self.base.scheduler).from_config(self._scheduler_config)
         kind = SCHEDULERS[name]

@@ -63,5 +63,5 @@ def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
         raise ConnectionError("Failed to connect\nto anything")
 
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(ClusterError, match="^Ray at ray://nowhere:1: Failed to connect$"), cluster("ray://nowhere:1"):
+    with pytest.raises(ClusterError, match=r"^Ray at ray://nowhere:1: Failed to connect$"), cluster("ray://nowhere:1"):
         pass

@@ -307,12 +307,6 @@ def test_a_parquet_that_contradicts_itself_or_its_record_is_found(output, change
     assert any(problem.startswith(f"metadata/000000.parquet: {says}") for problem in problems_of(output))
 
 
-def test_no_parquet_at_all_is_found(output):
-    recorded(output, "metadata/000000.parquet", b"nothing")
-    (problem,) = problems_of(output)
-    assert problem.startswith("metadata/000000.parquet: cannot be read as Parquet")
-
-
 def test_columns_that_differ_between_shards_are_found(output):
     table = read_table_of(output).drop_columns(["weight"])
     recorded(output, "metadata/000000.parquet", encode_table(table))

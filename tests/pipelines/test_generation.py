@@ -211,7 +211,7 @@ def test_memory_that_runs_out_ends_the_process_with_the_batch_to_lower(engine, m
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(engine._text, "arguments", raising)
-    with pytest.raises(FatalError, match="batch 3; set model.batch lower"):
+    with pytest.raises(FatalError, match=r"batch 3; set model.batch lower"):
         render(engine, request())
 
 
@@ -288,7 +288,9 @@ def test_sdxl_goes_through_the_same_code(folder):
     engine = Engine(model_of(folder, base=str(folder / "sdxl"), controlnets={}), 7, Roots((str(folder),)))
     for mode in ("txt2img", "img2img", "inpaint"):
         values, _ = MODES[mode]
-        some = [request(f"r{i}", mode=mode, prompt=p, negative_prompt=n, **values) for i, (p, n) in enumerate((("a", ""), ("b", "c")))]
+        some = [
+            request(f"r{i}", mode=mode, prompt=p, negative_prompt=n, **values) for i, (p, n) in enumerate((("a", ""), ("b", "c")))
+        ]
         together = [pixels(outcome) for outcome in render(engine, *some)]
         np.testing.assert_array_equal(together[1], pixels(render(engine, some[1])[0]))
 
@@ -362,7 +364,7 @@ def test_what_the_safety_checker_refuses_is_an_outcome_of_its_own(folder):
 
 def test_a_model_that_cannot_be_loaded_is_one_line(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="has no model_index.json; is it a model in diffusers' format"):
+    with pytest.raises(ModelError, match=r"has no model_index.json; is it a model in diffusers' format"):
         Engine(model_of(folder, base=str(tmp_path / "empty")), 0, Roots(()))
     with pytest.raises(ModelError, match="cannot be loaded: ") as caught:
         Engine(model_of(folder, controlnets={"canny": Weights(source=str(tmp_path / "empty"))}), 0, Roots(()))

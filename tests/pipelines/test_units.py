@@ -6,7 +6,15 @@ from pipelines.units import UNIT_BATCHES, Placed, bucket_of, candidate_seed, cut
 
 
 def request(id, steps=5, candidates=1, seed=None):
-    numbers = {"steps": steps, "guidance_scale": 3.0, "candidates": candidates, "keep": 1, "width": 64, "height": 64, "strength": None}
+    numbers = {
+        "steps": steps,
+        "guidance_scale": 3.0,
+        "candidates": candidates,
+        "keep": 1,
+        "width": 64,
+        "height": 64,
+        "strength": None,
+    }
     images = {"init_image": None, "mask_image": None, "controls": (), "loras": ()}
     return Request(
         id=id, prompt="", negative_prompt="", mode="txt2img", scheduler="ddim", seed=seed, carried={}, **numbers, **images

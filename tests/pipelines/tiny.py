@@ -69,7 +69,9 @@ def unet(in_channels: int = 4, cross: int = 16, **options: object) -> UNet2DCond
 
 def stable_diffusion(folder: Path) -> Path:
     """A Stable Diffusion 1.x of random weights, with an epsilon target, and a PNDM scheduler config as the real one has."""
-    pipeline = StableDiffusionPipeline(vae(), text_encoder(16), tokenizer(), unet(), _ddim(), None, None, requires_safety_checker=False)
+    pipeline = StableDiffusionPipeline(
+        vae(), text_encoder(16), tokenizer(), unet(), _ddim(), None, None, requires_safety_checker=False
+    )
     pipeline.save_pretrained(folder)
     return folder
 

@@ -1,0 +1,267 @@
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from configs.loading import load
+from jobs.lanes import StartError
+from jobs.planning import look, make_plan
+from jobs.progress import Tally
+from jobs.running import run
+from jobs.verify import verify
+from pipelines.units import parse_key
+from tests.pipelines import tiny
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+PUBLISHED = ("data", "metadata", "commits")
+
+
+class Watching:
+    """A listener that remembers, and can be told to do something at the first unit."""
+
+    def __init__(self, at_first_unit=lambda: None):
+        self.tally, self.sizes, self.receipts, self.records = Tally(0), None, [], []
+        self.at_first_unit = at_first_unit
+
+    def ready(self, sizes):
+        self.sizes = sizes
+
+    def loaded(self): ...
+
+    def skipped(self, candidates):
+        self.tally.before += candidates
+
+    def unit(self, receipt):
+        self.receipts.append(receipt)
+        if len(self.receipts) == 1:
+            self.at_first_unit()
+
+    def shard(self, record):
+        self.records.append(record)
+
+    def stopping(self): ...
+
+
+def rendered(config, out, watching=None):
+    plan = make_plan(look(config), str(out))
+    plan = dataclasses.replace(plan, config=plan.config.model_copy(update={"runtime": config.runtime}))
+    watching = watching or Watching()
+    totals, _ = run(plan, str(out), watching)
+    return totals, watching
+
+
+def published(out):
+    """Every published byte."""
+    files = (path for folder in PUBLISHED for path in (Path(out) / folder).rglob("*"))
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+
+def problems(out):
+    return [line for line in verify(str(out)) if isinstance(line, str)]
+
+
+def rows(out, sql):
+    return duckdb.sql(f"SELECT {sql.replace('RUNS', repr(f'{out}/metadata/*.parquet'))}").fetchall()
+
+
+FEW = ("defaults.steps=2", "defaults.candidates=2", "model.batch=8")
+
+
+def quickstart_config(*settings):
+    return load("quickstart", [*FEW, *settings])
+
+
+@pytest.fixture(scope="module")
+def calm(ray_here, tmp_path_factory):
+    """The quickstart's manifest in every mode, at few steps, by one generator, undisturbed."""
+    out = tmp_path_factory.mktemp("runs") / "calm"
+    totals, watching = rendered(quickstart_config("runtime.generators=1"), out)
+    return out, totals, watching
+
+
+def test_every_request_and_candidate_is_accounted_for(calm):
+    out, totals, watching = calm
+    assert (totals.requests, totals.candidates, totals.kept, totals.rejected, totals.failed) == (28, 56, 28, 28, 0)
+    assert problems(out) == []
+    assert sum(r.kept + r.rejected + r.failed for r in watching.receipts) == 56
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "_SUCCESS", "index.json", "plan", "stats", "parts", *PUBLISHED
+    }  # fmt: skip
+    assert not list((out / "parts").iterdir())
+
+
+def test_the_best_by_clip_is_kept_and_ties_go_to_the_first(calm):
+    out, _, _ = calm
+    wrong = "count(*) FROM RUNS a JOIN RUNS b USING (id) WHERE a.selected AND (b.clip_score, -b.candidate_index) > "
+    assert rows(out, wrong + "(a.clip_score, -a.candidate_index)") == [(0,)]
+    assert rows(out, "count(*) FROM RUNS WHERE selected") == [(28,)]
+
+
+def test_rows_carry_what_the_image_was_made_with(calm):
+    out, _, _ = calm
+    known = "seed - candidate_index, unet_evaluations, steps, batch_shape, mode, topic, init_image_sha256, len(sha256)"
+    (row,) = rows(out, f"{known} FROM RUNS WHERE id = 'txt2img-02' AND selected")
+    assert row == (1234, 4, 2, "8x64x64", "txt2img", "new scene", None, 64)
+    assert rows(out, "count(*) FROM RUNS WHERE len(pixel_sha256) = 64") == [(56,)]
+    assert rows(out, "count(*) FROM RUNS WHERE mode LIKE '%img2img' AND len(init_image_sha256) = 64") == [(10,)]
+    assert rows(out, "count(*) FROM RUNS WHERE len(controls) = 2") != [(0,)]
+
+
+def test_three_generators_make_the_same_bytes_as_one(calm, tmp_path):
+    out, _, _ = calm
+    _, watching = rendered(quickstart_config("runtime.generators=3"), tmp_path / "three")
+    assert watching.sizes.generators == 3
+    assert published(tmp_path / "three") == published(out)
+
+
+def test_units_of_another_length_make_the_same_bytes(calm, tmp_path, monkeypatch):
+    out, _, _ = calm
+    monkeypatch.setattr("pipelines.units.UNIT_BATCHES", 1)
+    _, watching = rendered(quickstart_config(), tmp_path / "short")
+    assert len(watching.receipts) > len(calm[2].receipts)
+    assert published(tmp_path / "short") == published(out)
+
+
+def test_a_finished_run_is_not_run_again(calm):
+    out, totals, _ = calm
+    before = published(out)
+    again, watching = rendered(quickstart_config(), out)
+    assert again == totals
+    assert not watching.receipts
+    assert published(out) == before
+
+
+def test_a_run_goes_on_from_the_units_and_shards_that_are_durable(calm, tmp_path):
+    out, _, _ = calm
+    there = tmp_path / "half"
+    shutil.copytree(out, there)
+    for lost in ("commits/000001.json", "data/000001.tar", "metadata/000001.parquet", "index.json", "_SUCCESS"):
+        (there / lost).unlink()
+    _, watching = rendered(quickstart_config(), there)
+    assert {receipt.shard for receipt in watching.receipts} == {1}
+    assert watching.tally.before == 32
+    assert published(there) == published(out)
+    assert (there / "_SUCCESS").exists()
+
+
+def test_a_killed_generator_changes_no_byte(calm, tmp_path):
+    out, _, _ = calm
+
+    def kill():
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(b"ray::Generator"):
+                os.kill(int(entry.name), signal.SIGKILL)
+                return
+        raise AssertionError("no generator runs")
+
+    watching = Watching(at_first_unit=lambda: threading.Thread(target=kill).start())
+    rendered(quickstart_config("runtime.generators=1"), tmp_path / "killed", watching)
+    assert published(tmp_path / "killed") == published(out)
+
+
+@pytest.fixture
+def mixed(tmp_path, quickstart):
+    """A manifest with rows that are bad before the run, and one whose image breaks behind the plan's back."""
+    good = quickstart / "images"
+    image = sorted(good.glob("img2img-*.png"))[0]
+    shutil.copy(image, tmp_path / "fine.png")
+    shutil.copy(image, tmp_path / "late.png")
+    lines = [
+        {"id": "fine", "prompt": "a small red circle at the left on a black background", "note": 7},
+        {"id": "steps", "prompt": "x", "steps": 0, "note": 7.5},
+        {"id": "late", "prompt": "x", "init_image": "late.png"},
+        {"id": "gone", "prompt": "x", "init_image": "gone.png"},
+        {"id": "beside", "prompt": "x", "init_image": "fine.png"},
+    ]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+def test_bad_rows_are_recorded_and_the_rest_renders(mixed):
+    settings = (f"manifest={mixed / 'manifest.jsonl'}", "runtime.on_bad_row=record", "runtime.check_images=at_run")
+    config = load("embedded", [*FEW, *settings, "shards.size=3"])
+    plan = make_plan(look(config), str(mixed / "out"))
+    (mixed / "late.png").write_bytes(b"\x89PNG no more")
+    totals, _ = run(plan, str(mixed / "out"), Watching())
+    assert (totals.requests, totals.kept, totals.failed_requests) == (5, 2, 3)
+    assert totals.candidates == totals.kept + totals.rejected + totals.failed == 8
+    found = dict(rows(mixed / "out", "id, error FROM RUNS WHERE status = 'failed'"))
+    assert found == {"steps": "bad_row", "late": "bad_image", "gone": "bad_image"}
+    ((message,),) = rows(mixed / "out", "error_message FROM RUNS WHERE id = 'steps'")
+    assert message.startswith("manifest.jsonl, row 2: steps: input should be greater than or equal to 1")
+    assert problems(mixed / "out") == []
+
+
+def test_an_image_that_changed_since_the_plan_fails_its_row(mixed):
+    settings = (f"manifest={mixed / 'manifest.jsonl'}", "runtime.on_bad_row=record")
+    plan = make_plan(look(load("embedded", [*FEW, *settings])), str(mixed / "out"))
+    shutil.copy(sorted((mixed / "..").resolve().glob("**/fine.png"))[0], mixed / "other.png")
+    pixels = bytearray((mixed / "late.png").read_bytes())
+    (mixed / "late.png").write_bytes(bytes(pixels) + b"\0")
+    run(plan, str(mixed / "out"), Watching())
+    assert dict(rows(mixed / "out", "id, error FROM RUNS WHERE status = 'failed'"))["late"] == "image_changed"
+
+
+def test_a_minimum_score_that_nothing_reaches_keeps_nothing_and_fails_nothing(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a small red circle at the left on a black background\n")
+    settings = [f"manifest={tmp_path / 'prompts.txt'}", "ranking.min_score=100", "shards.embeddings=all"]
+    totals, _ = rendered(load("embedded", [*FEW, *settings]), tmp_path / "out")
+    assert (totals.kept, totals.rejected, totals.failed) == (0, 2, 0)
+    assert not list((tmp_path / "out" / "data").glob("*"))
+    assert rows(tmp_path / "out", "len(clip_embedding), rank FROM RUNS ORDER BY rank") == [(128, 1), (128, 2)]
+    assert problems(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("image_format", ["webp", "jpg"])
+def test_other_formats_keep_more_than_one_without_embeddings(tmp_path, image_format):
+    (tmp_path / "prompts.txt").write_text("a small red circle at the left on a black background\n")
+    settings = [f"manifest={tmp_path / 'prompts.txt'}", f"shards.image_format={image_format}", "defaults.keep=2"]
+    totals, _ = rendered(load("embedded", [*FEW, *settings, "shards.embeddings=none"]), tmp_path / "out")
+    assert totals.kept == 2
+    assert problems(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "inpainting"])
+def test_other_families_go_through_the_whole_job(tmp_path, quickstart, kind):
+    model = getattr(tiny, kind)(tmp_path / kind)
+    row = {"prompt": "a small red circle at the left on a black background", "guidance_scale": 4}
+    if kind == "inpainting":
+        images = quickstart / "images"
+        shutil.copy(sorted(images.glob("inpaint-*"))[0], tmp_path / "init.png")
+        shutil.copy(sorted(images.glob("inpaint-*mask*"))[0], tmp_path / "mask.png")
+        row |= {"init_image": "init.png", "mask_image": "mask.png"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i in range(3)))
+    settings = [f"manifest={tmp_path / 'rows.jsonl'}", f"model.base={model}", "model.controlnets={}", "model.batch=2"]
+    totals, _ = rendered(load("embedded", [*FEW, *settings]), tmp_path / "out")
+    assert (totals.kept, totals.rejected, totals.failed) == (3, 3, 0)
+    assert problems(tmp_path / "out") == []
+
+
+def test_a_model_that_does_not_load_ends_the_run_with_one_line_and_without_waiting(tmp_path):
+    (tmp_path / "prompts.txt").write_text("x\n")
+    broken = tmp_path / "model"
+    tiny.stable_diffusion(broken)
+    weights = next((broken / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    settings = [f"manifest={tmp_path / 'prompts.txt'}", f"model.base={broken}", "model.controlnets={}"]
+    started = time.monotonic()
+    with pytest.raises(StartError) as caught:
+        rendered(load("embedded", [*FEW, *settings]), tmp_path / "out")
+    assert time.monotonic() - started < 120
+    assert str(caught.value).startswith(str(broken))
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_say_where_an_image_stands(calm):
+    out, _, _ = calm
+    for key, shard, candidate in rows(out, "key, shard, candidate_index FROM RUNS"):
+        assert parse_key(key)[0] == shard
+        assert parse_key(key)[2] == candidate
