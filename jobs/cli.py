@@ -118,12 +118,9 @@ def plan(config: str, out: str | None, settings: tuple[str, ...], measure: bool,
 def run(config: str, out: str | None, settings: tuple[str, ...], address: str | None) -> None:
     """Plan if needed, then render, or go on where an earlier run was cut off."""
     with one_line_errors():
-        loaded, output = configured(config, out, settings)
+        loaded, output = configured(config, out, [*settings, *([f"runtime.address={address}"] if address else [])])
         console = terminal()
         made = planned(loaded, output, console)
-        # Where it runs and how many actors there are is this run's matter, not the plan's.
-        runtime = loaded.runtime.model_copy(update={"address": address} if address else {})
-        made = dataclasses.replace(made, config=made.config.model_copy(update={"runtime": runtime}))
         sys.exit(rendered(made, output, console))
 
 

@@ -139,7 +139,8 @@ def make_plan(sources: Sources, output: str, progress: Progress = lambda rows: N
         if different:
             what = [f"{output} was planned from something else; give another --out, or go back on what changed:", *different]
             raise PlanError(what)
-        return there
+        # Where images lie now, and how this run is to go, are not what was planned.
+        return replace(there, roots=sources.roots, config=sources.config)
     making = _Making(sources, output, progress)
     try:
         plan = making.run()

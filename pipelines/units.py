@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from manifests.requests import Request
 
-UNIT_BATCHES = 4  # GPU batches a unit aims at; the bytes do not depend on it
+UNIT_BATCHES = 2  # GPU batches a unit aims at; the bytes do not depend on it
 
 
 @dataclass(frozen=True)

@@ -303,6 +303,18 @@ def test_sdxl_goes_through_the_same_code(folder):
     np.testing.assert_array_equal(pixels(render(engine, wanted)[0]), np.rint(theirs * 255).astype(np.uint8))
 
 
+def test_a_family_without_a_unet_goes_through_the_same_code(folder):
+    model = model_of(folder, base=str(tiny.flux(folder / "flux")), controlnets={})
+    facts = read_facts(model)
+    assert (facts.schedulers, facts.pipeline) == (("euler",), "FluxPipeline")
+    engine = Engine(model, 7, Roots((str(folder),)))
+    for mode in ("txt2img", "img2img"):
+        values, _ = MODES[mode]
+        some = [request(f"r{i}", mode=mode, prompt=p, scheduler="euler", **values) for i, p in enumerate(("a red", "blue circle"))]
+        together = [pixels(outcome) for outcome in render(engine, *some)]
+        np.testing.assert_array_equal(together[1], pixels(render(engine, some[1])[0]))
+
+
 def test_an_inpainting_unet_of_nine_channels_serves_inpainting_and_nothing_else(folder):
     tiny.inpainting(folder / "nine")
     model = model_of(folder, base=str(folder / "nine"), controlnets={})

@@ -99,6 +99,43 @@ def sdxl(folder: Path) -> Path:
     return folder
 
 
+def flux(folder: Path) -> Path:
+    """A Flux of random weights: a family without a UNet, with flow matching and a T5 beside CLIP."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    torch.manual_seed(5)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=[4, 4, 8],
+    )
+    autoencoder = AutoencoderKL(
+        block_out_channels=(4,),
+        latent_channels=1,
+        norm_num_groups=1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+    )
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{word: i for i, word in enumerate("a small red blue circle at the left".split(), 3)}}
+    whole = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    whole.pre_tokenizer = pre_tokenizers.Whitespace()
+    t5_tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    t5 = T5EncoderModel(T5Config(vocab_size=16, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    FluxPipeline(scheduler, autoencoder, text_encoder(16), tokenizer(), t5, t5_tokenizer, transformer).save_pretrained(folder)
+    return folder
+
+
 def controlnet(folder: Path, seed: int = 3, **options: object) -> Path:
     """A ControlNet that fits `stable_diffusion`, its last layers not zero, so that it does something."""
     net = ControlNetModel.from_unet(unet(**options), conditioning_embedding_out_channels=(4, 8, 8, 16))
