@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from pipelines.results import Rendered
 
 
-@ray.remote(max_restarts=0)
+@ray.remote(max_restarts=0, max_concurrency=2)
 class Generator:
-    """Renders units, one after another."""
+    """Renders units, two at a time, which share the batch: so the end of one does not empty it."""
 
     def __init__(self, model: Model, job_seed: int, roots: Roots):
         self._model, self._job_seed, self._roots = model, job_seed, roots
@@ -26,7 +26,7 @@ class Generator:
             ModelError: It cannot be loaded.
         """
         # The driver makes this class too, and has no use for torch.
-        from pipelines.generation import Engine
+        from pipelines.engine import Engine
         from pipelines.hardware import hardware_kind
 
         self._engine: Engine = Engine(self._model, self._job_seed, self._roots)

@@ -36,7 +36,7 @@ def measure(plan: Plan, shard: ShardPlan) -> Estimate:
     # Only an estimate needs torch in the driver's process.
     import torch
 
-    from pipelines.generation import Engine
+    from pipelines.engine import Engine
     from shards.images import Provenance, encode_image
 
     config = plan.config

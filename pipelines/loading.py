@@ -1,7 +1,6 @@
 """Loads a diffusion model once, by diffusers' own loaders, so that one set of weights in memory serves every mode."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,18 +71,15 @@ class LoadedModel:
         kind = SCHEDULERS[name]
         return getattr(diffusers, kind.class_name).from_config(self._scheduler_config, **kind.options)
 
-    @contextmanager
-    def adapted(self, loras: Sequence[tuple[str, float]]) -> Iterator[None]:
-        """The model with these LoRAs, by name and scale, and no others."""
+    def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
+        """Switch these LoRAs on, by name and scale, and all others off."""
         if not hasattr(self.base, "set_adapters") or not self.base.get_list_adapters():
-            yield
             return
         if loras:
             self.base.enable_lora()
             self.base.set_adapters([name for name, _ in loras], [scale for _, scale in loras])
         else:
             self.base.disable_lora()
-        yield
 
 
 def device_here() -> torch.device:

@@ -7,7 +7,9 @@ from typing import Literal, get_args
 import numpy as np
 
 # Final: the same request would fail again.
-InputError = Literal["bad_row", "bad_image", "image_changed", "non_finite", "constant_image", "refused_content", "render_error"]
+InputError = Literal[
+    "bad_row", "bad_image", "image_changed", "non_finite", "constant_image", "refused_content", "render_error", "given_up"
+]
 # By infrastructure: another try may succeed, and `--retry-failed` takes them up.
 InfrastructureError = Literal["died", "deadline", "out_of_memory"]
 Code = InputError | InfrastructureError

@@ -22,9 +22,7 @@ GOOD = {"prompt": "a small red circle at the left on a black background"}
 def test_a_broken_file_is_exit_2_and_one_line_before_anything_renders(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     for command in ("plan", "run"):
-        result = CliRunner().invoke(
-            main, [command, "embedded", "--out", f"{tmp_path}/out", "--set", f"manifest={tmp_path / name}"]
-        )
+        result = CliRunner().invoke(main, [command, "embedded", "--out", f"{tmp_path}/out", "--set", f"manifest={tmp_path / name}"])
         assert result.exit_code == 2
         assert f"{tmp_path}/{says}" in result.output
         assert "Traceback" not in result.output

@@ -87,7 +87,9 @@ def test_a_bad_manifest_is_a_line_a_row_and_exit_2_and_nothing_is_rendered(manif
         result = invoke(command, "embedded", "--out", manifest.parent / "out", "--set", f"manifest={manifest}")
         assert result.exit_code == 2
         lines = result.output.splitlines()
-        assert [line.split(": ")[0] for line in lines if line.startswith(str(manifest))] == [f"{manifest}, row {i}" for i in (1, 2, 3, 4)]
+        assert [line.split(": ")[0] for line in lines if line.startswith(str(manifest))] == [
+            f"{manifest}, row {i}" for i in (1, 2, 3, 4)
+        ]
         assert "width: input should be a multiple of 8 (found 65)" in lines[0]
         assert not (manifest.parent / "out" / "data").exists()
 

@@ -6,7 +6,7 @@ import ray
 
 from jobs.cluster import ClusterError, RayActor, cluster
 from jobs.lanes import DiedError
-from pipelines.generation import FatalError
+from pipelines.engine import FatalError
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 

@@ -126,7 +126,12 @@ def flux(folder: Path) -> Path:
         shift_factor=0.06,
         scaling_factor=1.5,
     )
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{word: i for i, word in enumerate("a small red blue circle at the left".split(), 3)}}
+    words = {
+        "<pad>": 0,
+        "</s>": 1,
+        "<unk>": 2,
+        **{word: i for i, word in enumerate("a small red blue circle at the left".split(), 3)},
+    }
     whole = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     whole.pre_tokenizer = pre_tokenizers.Whitespace()
     t5_tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")

@@ -14,7 +14,7 @@ from manifests.images import Roots
 from manifests.requests import Request
 from pipelines.errors import ModelError
 from pipelines.facts import read_facts
-from pipelines.generation import Engine, FatalError
+from pipelines.engine import Engine, FatalError
 from pipelines.units import Placed, Unit, candidate_seed
 from tests.pipelines import tiny
 
@@ -101,6 +101,12 @@ MODES = {
 }
 
 
+def picture(path):
+    """A picture as a batch of (3, H, W) in 0 … 1."""
+    pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).contiguous()
+    return pixels.float().div(255).repeat(BATCH, 1, 1, 1)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_request_is_bit_equal_to_what_plain_diffusers_makes_of_it_at_the_same_batch_shape(engine, folder, mode):
     values, class_name = MODES[mode]
@@ -124,14 +130,11 @@ def test_a_request_is_bit_equal_to_what_plain_diffusers_makes_of_it_at_the_same_
     if wanted.strength:
         said["strength"] = wanted.strength
     if wanted.init_image:
-        said["image"] = [Image.open(folder / wanted.init_image)] * BATCH
+        said["image"] = picture(folder / wanted.init_image)
     if wanted.mask_image:
-        said["mask_image"] = [Image.open(folder / wanted.mask_image)] * BATCH
+        said["mask_image"] = picture(folder / wanted.mask_image)[:, :1]
     if nets:
-        maps = [
-            torch.from_numpy(np.array(Image.open(folder / c.image))).permute(2, 0, 1).float().div(255).repeat(BATCH, 1, 1, 1)
-            for c in wanted.controls
-        ]
+        maps = [picture(folder / c.image) for c in wanted.controls]
         said["control_image" if wanted.init_image else "image"] = maps[0] if len(maps) == 1 else maps
         for name, values_ in (
             ("controlnet_conditioning_scale", [c.scale for c in wanted.controls]),
@@ -177,7 +180,7 @@ def test_a_broken_or_changed_image_fails_its_request_and_no_other(engine, folder
 
 
 def test_a_candidate_that_is_not_finite_or_constant_fails_alone(engine, monkeypatch):
-    decode = engine._model.base.vae.decode
+    decode = engine.model.base.vae.decode
 
     def broken(latents, *args, **kwargs):
         made = decode(latents, *args, **kwargs)
@@ -185,21 +188,21 @@ def test_a_candidate_that_is_not_finite_or_constant_fails_alone(engine, monkeypa
         made[0][1] = -1
         return made
 
-    monkeypatch.setattr(engine._model.base.vae, "decode", broken)
+    monkeypatch.setattr(engine.model.base.vae, "decode", broken)
     (outcome,) = render(engine, request(candidates=3))
     assert [c.failure and c.failure.code for c in outcome.candidates] == ["non_finite", "constant_image", None]
     assert [c.pixels is None for c in outcome.candidates] == [True, True, False]
 
 
 def test_a_request_that_makes_the_library_raise_fails_alone(engine, monkeypatch):
-    arguments = engine._text.arguments
+    arguments = engine.text.arguments
 
     def raising(prompts, *args, **kwargs):
         if "boom" in prompts:
             raise ValueError("cannot be said")
         return arguments(prompts, *args, **kwargs)
 
-    monkeypatch.setattr(engine._text, "arguments", raising)
+    monkeypatch.setattr(engine.text, "arguments", raising)
     first, boom, last = render(engine, request("a"), request("b", prompt="boom"), request("c"))
     assert boom.failure.code == "render_error"
     assert "cannot be said" in boom.failure.message
@@ -208,9 +211,9 @@ def test_a_request_that_makes_the_library_raise_fails_alone(engine, monkeypatch)
 
 def test_memory_that_runs_out_ends_the_process_with_the_batch_to_lower(engine, monkeypatch):
     def raising(*args, **kwargs):
-        raise torch.OutOfMemoryError
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engine._text, "arguments", raising)
+    monkeypatch.setattr(engine.text, "arguments", raising)
     with pytest.raises(FatalError, match=r"batch 3; set model.batch lower"):
         render(engine, request())
 
@@ -246,7 +249,7 @@ def test_a_scheduler_does_not_inherit_what_an_earlier_one_was_told(engine):
 def test_each_distinct_text_is_encoded_once(folder):
     engine = Engine(model_of(folder, controlnets={}), 0, Roots((str(folder),)))
     calls = []
-    engine._model.base.text_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    engine.model.base.text_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
     render(engine, *(request(f"r{i}", prompt="same", candidates=5) for i in range(3)))
     # The prompt, and for the negative one the empty prompt beside it.
     assert len(calls) == 3
@@ -262,16 +265,16 @@ def test_a_prompt_longer_than_the_text_encoder_reads_is_said_to_be_truncated(eng
 def test_one_set_of_weights_serves_every_mode(engine):
     for mode, (values, _) in MODES.items():
         render(engine, request(**{"mode": mode, **values}))
-    assert len({id(pipeline.unet) for pipeline in engine._model._pipelines.values()}) == 1
-    assert {pipeline.unet.dtype for pipeline in engine._model._pipelines.values()} == {torch.float32}
+    assert len({id(pipeline.unet) for pipeline in engine.model._pipelines.values()}) == 1
+    assert {pipeline.unet.dtype for pipeline in engine.model._pipelines.values()} == {torch.float32}
 
 
 def test_shared_weights_keep_their_bf16_through_every_mode(folder):
     engine = Engine(model_of(folder, dtype="bfloat16"), 7, Roots((str(folder),)))
     for mode, (values, _) in MODES.items():
         assert len(pixels(render(engine, request(**{"mode": mode, **values}))[0])) == 2
-    assert engine._model.base.unet.dtype == torch.bfloat16
-    assert engine._model.controlnets["canny"].dtype == torch.bfloat16
+    assert engine.model.base.unet.dtype == torch.bfloat16
+    assert engine.model.controlnets["canny"].dtype == torch.bfloat16
 
 
 def test_outside_the_mask_the_picture_stays_as_it_was(engine, folder):

@@ -1,0 +1,233 @@
+"""The slot engine against diffusers' own pipelines, on the embedded family, in one run.
+
+    python -m benchmarks.engine                       # all three, minutes on two cores
+    python -m benchmarks.engine uniform               # requests that differ in prompt and seed only
+    python -m benchmarks.engine mixed --requests 600  # shuffled steps, guidance, schedulers and modes
+    python -m benchmarks.engine giving-up             # half of the candidates given up half-way
+
+The alternative gets perfectly sorted groups: everything that can share a pipeline call does. It runs at the same batch size, padded
+to it and at each group's natural size; the faster of the two counts. Repeats are interleaved, and figures are medians. Images are
+compared on the way: padded batches and slots of guided requests make the same bits.
+"""
+
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import torch
+
+from configs.loading import load
+from configs.parameters import Control
+from configs.schema import Model
+from manifests.images import Roots
+from manifests.requests import Request
+from pipelines.batches import Batches
+from pipelines.calls import call, candidate
+from pipelines.loading import LoadedModel, load_model
+from pipelines.preparing import Conditioning, Job, jobs_of, prepare_request
+from pipelines.results import Candidate
+from pipelines.slots import Slots, keep_all
+from pipelines.text import TextEncoder
+from pipelines.units import Placed, bucket_of
+
+IMAGES = Path(__file__).parents[1] / "configs" / "presets" / "quickstart" / "images"
+STEPS, GUIDANCE = (8, 12, 20, 30, 40), (1.0, 2.0, 3.0, 5.0, 7.0, 9.0)
+SCHEDULERS = ("dpmpp_2m", "euler", "ddim", "unipc")
+MODES = ("txt2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")
+COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white")
+
+
+def request(number: int, mode: str = "txt2img", **values: object) -> Request:
+    inits = sorted(IMAGES.glob("img2img-*.png"))
+    edges = sorted(IMAGES.glob("canny-*-edges.png"))
+    masks = sorted(IMAGES.glob("inpaint-*mask*.png"))
+    has_init = mode.endswith(("img2img", "inpaint")) and mode != "txt2img"
+    defaults: dict[str, object] = {
+        "id": str(number),
+        "prompt": f"a large {COLORS[number % 7]} circle at the left on a black background",
+        "negative_prompt": "",
+        "mode": mode,
+        "init_image": inits[number % len(inits)].name if has_init else None,
+        "mask_image": masks[number % len(masks)].name if mode.endswith("inpaint") else None,
+        "controls": (Control(type="canny", image=edges[number % len(edges)].name),) if mode.startswith("controlnet") else (),
+        "strength": 0.8 if has_init else None,
+        "width": 64,
+        "height": 64,
+        "steps": 20,
+        "guidance_scale": 3.0,
+        "scheduler": "dpmpp_2m",
+        "seed": None,
+        "candidates": 1,
+        "keep": 1,
+        "loras": (),
+        "carried": {},
+    }
+    return Request(**{**defaults, **values})  # type: ignore[arg-type]
+
+
+def mixed_requests(number: int) -> list[Request]:
+    rng = random.Random(0)
+    combinations = itertools.product(STEPS, GUIDANCE, SCHEDULERS, MODES)
+    some = list(combinations)
+    rng.shuffle(some)
+    chosen = [some[i % len(some)] for i in range(number)]
+    return [
+        request(i, mode, steps=steps, guidance_scale=guidance, scheduler=scheduler)
+        for i, (steps, guidance, scheduler, mode) in enumerate(chosen)
+    ]
+
+
+def as_jobs(requests: list[Request]) -> list[Job]:
+    roots = Roots((str(IMAGES),))
+    jobs: list[Job] = []
+    for row, one in enumerate(requests):
+        placed = Placed(row, one)
+        prepared = prepare_request(placed, roots)
+        assert isinstance(prepared, Conditioning), prepared
+        jobs += jobs_of(placed, prepared, 0)
+    return jobs
+
+
+class Contender:
+    """A loaded model and a way to render jobs with it."""
+
+    def __init__(self, model: Model, make: Callable[[LoadedModel, TextEncoder], object]):
+        self.model = load_model(model)
+        self.text = TextEncoder(self.model, model.batch)
+        self.path = make(self.model, self.text)
+
+    def render(self, jobs: list[Job]) -> tuple[float, dict[tuple[int, int], Candidate]]:
+        """Seconds, and the candidates by row and index."""
+        made: dict[tuple[int, int], Candidate] = {}
+
+        def settled(job: Job, result: object) -> None:
+            assert isinstance(result, Candidate), result
+            made[job.placed.row, job.index] = result
+
+        started = time.monotonic()
+        with torch.no_grad():
+            self.path.add(jobs, settled)  # type: ignore[attr-defined]
+            while self.path.busy:  # type: ignore[attr-defined]
+                self.path.step()  # type: ignore[attr-defined]
+        return time.monotonic() - started, made
+
+
+class Natural(Batches):
+    """Groups in batches of their natural size, as people write it: no padding, and bits that depend on the group."""
+
+    def _rendered(self, jobs: list[Job]) -> Iterator[Candidate]:
+        one = jobs[0].request
+        pipeline = self._model.pipeline(one.mode, [control.type for control in one.controls], one.scheduler)
+        for start in range(0, len(jobs), self._batch):
+            some = jobs[start : start + self._batch]
+            yield from (candidate(job, *made, 0) for job, made in zip(some, call(pipeline, self._text, some), strict=True))
+
+
+def sorted_groups(jobs: list[Job]) -> list[Job]:
+    return sorted(jobs, key=lambda job: str(bucket_of(job.request)))
+
+
+def model_of(batch: int, threads: int) -> Model:
+    torch.set_num_threads(threads)
+    return load("embedded", [f"model.batch={batch}", f"model.threads={threads}"]).model
+
+
+def compare(model: Model, jobs: list[Job], repeats: int, padded_too: bool) -> None:
+    slots = Contender(model, lambda loaded, text: Slots(loaded, text, model.batch))
+    natural = Contender(model, lambda loaded, text: Natural(loaded, text, model.batch))
+    padded = Contender(model, lambda loaded, text: Batches(loaded, text, model.batch)) if padded_too else None
+    contenders = {"slots": (slots, jobs), "natural": (natural, sorted_groups(jobs))}
+    if padded:
+        contenders["padded"] = (padded, sorted_groups(jobs))
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    made = {}
+    for name, (contender, some) in contenders.items():
+        contender.render(some[: model.batch])  # warm
+    slots.path.denoiser.calls = slots.path.denoiser.rows = 0  # type: ignore[attr-defined]
+    for _ in range(repeats):
+        for name, (contender, some) in contenders.items():
+            spent, made[name] = contender.render(some)
+            seconds[name].append(spent)
+    medians = {name: statistics.median(spent) for name, spent in seconds.items()}
+    best = min((name for name in medians if name != "slots"), key=medians.__getitem__)
+    for name, spent in medians.items():
+        each = ", ".join(f"{one:.1f}" for one in seconds[name])
+        click.echo(f"  {name:8} {len(jobs) / spent:6.2f} images/s   {spent:7.1f} s ({each})")
+    click.echo(f"  slots are {medians[best] / medians['slots']:.2f}x of the better, {best}")
+    click.echo(f"  rows that held a wanted candidate: {100 * slots.path.share:.1f}%")  # type: ignore[attr-defined]
+    if padded:
+        guided = [job for job in jobs if job.request.guidance_scale > 1]
+        places = [(job.placed.row, job.index) for job in guided]
+        same = sum((made["slots"][place].pixels == made["padded"][place].pixels).all() for place in places)
+        click.echo(f"  bit-equal to padded batches: {same} of {len(guided)} guided images")
+
+
+@click.group()
+def main() -> None:
+    """Measure the slot engine."""
+
+
+THREADS = click.option("--threads", default=2, show_default=True)
+BATCH = click.option("--batch", default=16, show_default=True)
+
+
+@main.command()
+@click.option("--requests", default=128, show_default=True)
+@click.option("--repeats", default=3, show_default=True)
+@BATCH
+@THREADS
+def uniform(requests: int, repeats: int, batch: int, threads: int) -> None:
+    """Requests that differ in prompt and seed only."""
+    click.echo(f"uniform: {requests} requests, 20 steps, batch {batch}, {threads} threads, medians of {repeats}")
+    compare(model_of(batch, threads), as_jobs([request(i) for i in range(requests)]), repeats, padded_too=True)
+
+
+@main.command()
+@click.option("--requests", default=600, show_default=True)
+@click.option("--repeats", default=1, show_default=True)
+@click.option("--padded/--no-padded", default=False, help="Padded groups too: with nearly as many groups as requests, very slow.")
+@BATCH
+@THREADS
+def mixed(requests: int, repeats: int, padded: bool, batch: int, threads: int) -> None:
+    """Shuffled steps, guidance, schedulers and modes."""
+    jobs = as_jobs(mixed_requests(requests))
+    groups = len({bucket_of(job.request) for job in jobs})
+    click.echo(f"mixed: {requests} requests in {groups} groups, batch {batch}, {threads} threads, {repeats} repeats")
+    compare(model_of(batch, threads), jobs, repeats, padded)
+
+
+@main.command(name="giving-up")
+@click.option("--requests", default=32, show_default=True)
+@click.option("--repeats", default=3, show_default=True)
+@BATCH
+@THREADS
+def giving_up(requests: int, repeats: int, batch: int, threads: int) -> None:
+    """Half of the candidates given up half-way."""
+    jobs = as_jobs([request(i, candidates=4) for i in range(requests)])
+    model = model_of(batch, threads)
+    half = {True: lambda job, steps: job.index % 2 == 1 and steps == job.request.steps // 2, False: keep_all}
+    runs = {
+        gives: Contender(model, lambda loaded, text, gives=gives: Slots(loaded, text, batch, half[gives]))  # type: ignore[misc]
+        for gives in half
+    }
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    price = {}
+    for contender in runs.values():
+        contender.render(jobs[:batch])
+    for _ in range(repeats):
+        for gives, contender in runs.items():
+            spent, made = contender.render(jobs)
+            seconds[gives].append(spent)
+            price[gives] = sum(one.evaluations for one in made.values())
+    saved = 1 - statistics.median(seconds[True]) / statistics.median(seconds[False])
+    click.echo(f"giving up: {len(jobs)} candidates, every second after half of its 20 steps, batch {batch}, {threads} threads")
+    click.echo(f"  evaluations {price[True]:,} of {price[False]:,}: {100 * (1 - price[True] / price[False]):.2f}% saved")
+    click.echo(f"  wall time   {100 * saved:.1f}% saved (medians of {repeats} interleaved repeats)")
+
+
+if __name__ == "__main__":
+    main()

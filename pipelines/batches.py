@@ -1,0 +1,73 @@
+"""Renders by diffusers' pipelines in batches of one shape: for the families whose denoiser the slot engine does not join."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from pipelines.calls import call, candidate
+from pipelines.loading import LoadedModel
+from pipelines.preparing import Job
+from pipelines.results import Failure
+from pipelines.slots import Settled, is_fatal
+from pipelines.text import TextEncoder
+from pipelines.units import bucket_of
+
+
+class Batches:
+    """Fixed batches of one bucket each, short ones padded.
+
+    Args:
+        batch: Candidates a batch.
+    """
+
+    def __init__(self, model: LoadedModel, text: TextEncoder, batch: int):
+        self._model, self._text, self._batch = model, text, batch
+        self._queue: list[tuple[list[Job], Settled]] = []
+        self._evaluated = 0
+        model.denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def add(self, jobs: list[Job], settled: Settled) -> None:
+        """Queue jobs; `settled` is called once for each."""
+        for _, some in groupby(jobs, key=lambda job: bucket_of(job.request)):
+            self._queue.append((list(some), settled))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue)
+
+    def step(self) -> None:
+        """Render the jobs of one bucket."""
+        jobs, settled = self._queue.pop(0)
+        try:
+            made = list(self._rendered(jobs))
+        except Exception as error:  # whatever diffusers raises is a fact about these requests, not about the run
+            if is_fatal(error):
+                raise
+            requests = [list(some) for _, some in groupby(jobs, key=lambda job: job.placed.row)]
+            if len(requests) > 1:
+                self._queue[:0] = [(some, settled) for some in requests]
+                return
+            reason = " ".join(str(error).split())[:500]
+            for job in jobs:
+                settled(job, Failure("render_error", f"{type(error).__name__}: {reason}"))
+            return
+        for job, one in zip(jobs, made, strict=True):
+            settled(job, one)
+
+    def _rendered(self, jobs: list[Job]) -> Iterator[Any]:
+        request = jobs[0].request
+        pipeline = self._model.pipeline(request.mode, [control.type for control in request.controls], request.scheduler)
+        self._model.adapt(tuple((lora.name, lora.scale) for lora in request.loras))
+        for start in range(0, len(jobs), self._batch):
+            some = jobs[start : start + self._batch]
+            before = self._evaluated
+            # One shape always: at another batch size the same sample has other bits.
+            made = call(pipeline, self._text, some + [some[-1]] * (self._batch - len(some)))
+            evaluations = (self._evaluated - before) // self._batch
+            yield from (candidate(job, *one, evaluations) for job, one in zip(some, made, strict=False))
+
+    def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sample = args[0] if args else kwargs["sample" if "sample" in kwargs else "hidden_states"]
+        self._evaluated += len(sample)

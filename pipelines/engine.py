@@ -1,0 +1,156 @@
+"""The engine: a loaded model that takes units and gives back what became of their requests. Which path a model takes is decided here.
+
+Units may be handed in from several threads: they share the batch, so that the end of one does not empty it.
+"""
+
+import queue
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from configs.schema import Model
+from manifests.images import Roots
+from pipelines.batches import Batches
+from pipelines.loading import LoadedModel, load_model
+from pipelines.preparing import Conditioning, Job, jobs_of, prepare_request
+from pipelines.results import Candidate, Failure, Outcome, Rendered
+from pipelines.slots import Policy, Settled, Slots, is_fatal, keep_all
+from pipelines.text import TextEncoder
+from pipelines.units import Placed, Unit
+
+
+class FatalError(RuntimeError):
+    """This process cannot go on (memory ran out, the GPU is in an undefined state): it has to be replaced."""
+
+
+class Path(Protocol):
+    """A way to render jobs, a step at a time."""
+
+    def add(self, jobs: list[Job], settled: Settled) -> None: ...
+    @property
+    def busy(self) -> bool: ...
+    def step(self) -> None: ...
+
+
+def path_for(model: LoadedModel, text: TextEncoder, batch: int, policy: Policy = keep_all) -> Path:
+    """The slot engine for the UNet families of Stable Diffusion; fixed batches of diffusers' pipelines for every other."""
+    slots = type(model.base).__name__.startswith("StableDiffusion") and "unet" in model.base.components
+    return Slots(model, text, batch, policy) if slots else Batches(model, text, batch)
+
+
+@dataclass
+class Pending:
+    """A unit under way: its requests' candidates as they are settled."""
+
+    unit: Unit
+    done: "Future[Rendered]"
+    began: float
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    ready: dict[int, tuple[Placed, Conditioning]] = field(default_factory=dict)
+    candidates: dict[int, dict[int, Candidate]] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    left: int = 0
+
+
+class Engine:
+    """A loaded model that renders units.
+
+    Args:
+        model: What to load.
+        job_seed: Of the config; candidates of rows without a seed of their own hash it.
+        roots: Where images may lie.
+        device: The first GPU or the CPU where it is not given.
+        policy: Asked before each step of each candidate whether to give it up; only the slot engine asks.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+    """
+
+    def __init__(self, model: Model, job_seed: int, roots: Roots, device: torch.device | None = None, policy: Policy = keep_all):
+        torch.set_num_threads(model.threads)
+        self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
+        self.model = load_model(model, device)
+        self.text = TextEncoder(self.model, model.batch)
+        self.path = path_for(self.model, self.text, model.batch, policy)
+        self._inbox: queue.SimpleQueue[Pending] = queue.SimpleQueue()
+        self._pending: list[Pending] = []
+        threading.Thread(target=self._work, name="engine", daemon=True).start()
+
+    def render(self, unit: Unit) -> Rendered:
+        """Render a unit, beside those that other threads have handed in.
+
+        A request whose images cannot be used fails, a candidate whose pixels cannot be used fails, a request that makes diffusers
+        raise fails, and their neighbours do not notice.
+
+        Raises:
+            FatalError: Memory ran out, or the GPU failed.
+        """
+        pending = Pending(unit, Future(), time.monotonic())
+        self._inbox.put(pending)
+        return pending.done.result()
+
+    def _work(self) -> None:
+        torch.set_num_threads(self._threads)
+        # Held here for good: pipelines enter and leave it in an order of their own.
+        with torch.no_grad():
+            while True:
+                try:
+                    self._turn()
+                except Exception as error:  # nobody else would see it: those who wait for their units do
+                    self._give_up(error)
+
+    def _turn(self) -> None:
+        """Take in what is there, waiting only with nothing to do, and go one step on."""
+        while not self.path.busy or not self._inbox.empty():
+            self._take_in(self._inbox.get())
+        self.path.step()
+
+    def _take_in(self, pending: Pending) -> None:
+        self._pending.append(pending)
+        jobs = []
+        for placed in pending.unit.requests:
+            prepared = prepare_request(placed, self._roots)
+            if isinstance(prepared, Outcome):
+                pending.outcomes[placed.row] = prepared
+                continue
+            pending.ready[placed.row] = placed, prepared
+            pending.candidates[placed.row] = {}
+            jobs += jobs_of(placed, prepared, self._job_seed)
+        pending.left = len(jobs)
+
+        def settled(job: Job, result: Candidate | Failure) -> None:
+            if isinstance(result, Failure):
+                pending.failures[job.placed.row] = result
+            else:
+                pending.candidates[job.placed.row][job.index] = result
+            pending.left -= 1
+            if not pending.left:
+                self._finish(pending)
+
+        if jobs:
+            self.path.add(jobs, settled)
+        else:
+            self._finish(pending)
+
+    def _finish(self, pending: Pending) -> None:
+        for row, (placed, conditioning) in pending.ready.items():
+            failure = pending.failures.get(row)
+            made = pending.candidates[row]
+            candidates = () if failure else tuple(made[index] for index in sorted(made))
+            truncated = self.text.truncated(placed.request.prompt)
+            pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated)
+        self._pending.remove(pending)
+        outcomes = tuple(pending.outcomes[placed.row] for placed in pending.unit.requests)
+        pending.done.set_result(Rendered(outcomes, {"render": time.monotonic() - pending.began}))
+
+    def _give_up(self, error: Exception) -> None:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if is_fatal(error) and "CUDA error" not in reason:
+            reason = f"out of memory at batch {self._batch}; set model.batch lower"
+        for pending in self._pending:
+            pending.done.set_exception(FatalError(reason))
+        self._pending.clear()
