@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from pipelines.results import Rendered
 
 
-@ray.remote(max_restarts=0, max_concurrency=2)
+@ray.remote(max_restarts=0)
 class Generator:
-    """Renders units, two at a time, which share the batch: so the end of one does not empty it."""
+    """Renders units; those handed in at the same time share the batch, so that the end of one does not empty it."""
 
     def __init__(self, model: Model, job_seed: int, roots: Roots):
         self._model, self._job_seed, self._roots = model, job_seed, roots

@@ -145,7 +145,7 @@ def compare(model: Model, jobs: list[Job], repeats: int, padded_too: bool) -> No
         contenders["padded"] = (padded, sorted_groups(jobs))
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     made = {}
-    for name, (contender, some) in contenders.items():
+    for contender, some in contenders.values():
         contender.render(some[: model.batch])  # warm
     slots.path.denoiser.calls = slots.path.denoiser.rows = 0  # type: ignore[attr-defined]
     for _ in range(repeats):

@@ -121,7 +121,7 @@ async def _start(
 def generators(plan: Plan, sizes: Sizes, loaded: Callable[[dict[str, str]], None]) -> Pool:
     """The pool of generators; `loaded` is told the kind of hardware of each as it comes up, and may refuse it."""
     config = plan.config
-    options = {"num_cpus": sizes.generator_cpus, "num_gpus": sizes.generator_gpus}
+    options = {"num_cpus": sizes.generator_cpus, "num_gpus": sizes.generator_gpus, "max_concurrency": HANDS}
     arguments = (config.model, config.seed, plan.roots)
     return Pool(
         lambda: _start(Generator, options, arguments, _render, loaded), sizes.generators, HANDS, config.runtime.unit_deadline_s

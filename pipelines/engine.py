@@ -1,4 +1,4 @@
-"""The engine: a loaded model that takes units and gives back what became of their requests. Which path a model takes is decided here.
+"""The engine: a loaded model that takes units and gives back what became of their requests. Which path it takes is decided here.
 
 Units may be handed in from several threads: they share the batch, so that the end of one does not empty it.
 """

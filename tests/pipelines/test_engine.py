@@ -12,9 +12,9 @@ from configs.schedulers import SCHEDULERS
 from configs.schema import LoraWeights, Model, TextualInversion, Weights
 from manifests.images import Roots
 from manifests.requests import Request
+from pipelines.engine import Engine, FatalError
 from pipelines.errors import ModelError
 from pipelines.facts import read_facts
-from pipelines.engine import Engine, FatalError
 from pipelines.units import Placed, Unit, candidate_seed
 from tests.pipelines import tiny
 

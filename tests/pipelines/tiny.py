@@ -130,7 +130,7 @@ def flux(folder: Path) -> Path:
         "<pad>": 0,
         "</s>": 1,
         "<unk>": 2,
-        **{word: i for i, word in enumerate("a small red blue circle at the left".split(), 3)},
+        **{word: i for i, word in enumerate(["a", "small", "red", "blue", "circle", "at", "the", "left"], 3)},
     }
     whole = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     whole.pre_tokenizer = pre_tokenizers.Whitespace()
