@@ -30,7 +30,7 @@ class Counts:
         rows: Of the manifest; requests + bad.
         bad: Rows that make no request.
         candidates, keep: Images to render, and at most to keep.
-        units, buckets: As cut and as distinct.
+        units, buckets: As cut, and how many kinds of them there are that cannot share a batch.
         evaluations: Of the denoiser, guidance counted twice; what rendering will cost, near enough.
         pixels: Of all candidates.
         modes: Requests by mode.

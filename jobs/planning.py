@@ -1,7 +1,7 @@
 """Makes a plan: goes through the manifest once, as a stream, checks every row, and writes shard after shard."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,14 +15,14 @@ from manifests.carried import Types
 from manifests.checking import Checked, check_rows, find_doubled
 from manifests.duplicates import Ids
 from manifests.images import Roots, roots_of
-from manifests.requests import Request, Rules
+from manifests.requests import Rules
 from manifests.sources import ManifestError, find_files
 from pipelines.clip_sources import embedding_width
 from pipelines.errors import ModelError
 from pipelines.facts import read_facts
 from pipelines.identity import library_versions, model_identity
 from pipelines.sources import ROOT
-from pipelines.units import Placed, bucket_of, cut
+from pipelines.units import Placed, cut, evaluations, kind_of
 from shards.storage import delete, join, names
 from shards.tables import COLUMNS
 
@@ -231,7 +231,7 @@ class _Making:
     def count(self, shard: ShardPlan, sign: int = 1) -> None:
         counts, requests = self.counts, [placed.request for placed in shard.requests]
         if sign > 0 and len(self.buckets) < MAX_BUCKETS:
-            self.buckets |= {hash(_bucket(request)) for request in requests}
+            self.buckets |= {hash(kind_of(request)) for request in requests}
         self.counts = Counts(
             rows=counts.rows + sign * (len(requests) + len(shard.bad)),
             bad=counts.bad + sign * len(shard.bad),
@@ -264,16 +264,6 @@ class _Making:
         folder = join(self.output, "plan", "shards")
         for name in names(folder):
             delete(join(folder, name))
-
-
-def evaluations(request: Request) -> int:
-    """About how often the denoiser is evaluated for one candidate; guidance evaluates twice a step."""
-    steps = int(request.steps * request.strength) if request.strength is not None else request.steps
-    return max(1, steps) * (2 if request.guidance_scale > 1 else 1)
-
-
-def _bucket(request: Request) -> Hashable:
-    return bucket_of(request)
 
 
 def _with_units(shard: ShardPlan, batch: int) -> ShardPlan:

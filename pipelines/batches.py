@@ -1,6 +1,6 @@
 """Renders by diffusers' pipelines in batches of one shape: for the families whose denoiser the slot engine does not join."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -30,8 +30,10 @@ class Batches:
 
     def add(self, jobs: list[Job], settled: Settled) -> None:
         """Queue jobs; `settled` is called once for each."""
-        for _, some in groupby(jobs, key=lambda job: bucket_of(job.request)):
-            self._queue.append((list(some), settled))
+        buckets: dict[Hashable, list[Job]] = {}
+        for job in jobs:
+            buckets.setdefault(bucket_of(job.request), []).append(job)
+        self._queue += [(some, settled) for some in buckets.values()]
 
     @property
     def busy(self) -> bool:

@@ -20,7 +20,7 @@ from pipelines.loading import LoadedModel
 from pipelines.preparing import Job
 from pipelines.results import Candidate, Failure
 from pipelines.text import TextEncoder
-from pipelines.units import bucket_of
+from pipelines.units import bucket_of, kind_of
 
 # Whether a candidate is to be given up, asked before each of its denoising steps with how many it has behind it.
 Policy = Callable[[Job, int], bool]
@@ -97,7 +97,9 @@ class Slots:
     def add(self, jobs: list[Job], settled: Settled) -> None:
         """Queue jobs; `settled` is called once for each. Those that share most stand together, the longest first."""
         waiting = [Waiting(job, settled) for job in jobs]
-        self._queue.extend(sorted(waiting, key=lambda one: (str(self._kind_of(one.job)), -one.job.request.steps, str(one.bucket))))
+        self._queue.extend(
+            sorted(waiting, key=lambda one: (str(kind_of(one.job.request)), -one.job.request.steps, str(one.bucket)))
+        )
 
     @property
     def busy(self) -> bool:
@@ -126,7 +128,7 @@ class Slots:
     def _admit(self) -> None:
         while self._queue:
             first = self._queue[0]
-            kind = self._kind_of(first.job)
+            kind = kind_of(first.job.request)
             if kind != self._kind and self._groups:
                 return
             rows_each = 2 if self._guided(first.job) else 1
@@ -193,11 +195,6 @@ class Slots:
     def _guided(self, job: Job) -> bool:
         # As diffusers decides it: a model distilled from guidance takes the scale as an input instead.
         return job.request.guidance_scale > 1 and getattr(self._model.denoiser.config, "time_cond_proj_dim", None) is None
-
-    def _kind_of(self, job: Job) -> Hashable:
-        """What candidates in one denoising batch have to share."""
-        request = job.request
-        return (request.width, request.height, tuple(control.type for control in request.controls), _loras(job))
 
     def _live(self, caller: greenlet, rows: int) -> list[int]:
         """The rows of a group's call that are wanted: with guidance, candidate k has rows k and k + n."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from manifests.requests import Request
 
-UNIT_BATCHES = 2  # GPU batches a unit aims at; the bytes do not depend on it
+# Of the denoiser, for each place in the batch, that a unit aims at: two batches of 20 guided steps. The bytes do not depend on it.
+UNIT_EVALUATIONS = 80
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Unit:
-    """Requests of one bucket and one shard, `number` counted from 0 in the shard."""
+    """Requests of one kind and one shard, `number` counted from 0 in the shard."""
 
     shard: int
     number: int
@@ -53,38 +54,53 @@ def parse_key(key: str) -> tuple[int, int, int]:
 
 
 def bucket_of(request: Request) -> Hashable:
-    """What requests have to have in common to share a batch of diffusers' own pipelines."""
+    """What requests have to have in common to share a call of a diffusers pipeline."""
     controls = tuple((c.type, c.scale, c.start, c.end) for c in request.controls)
     loras = tuple((lora.name, lora.scale) for lora in request.loras)
     shape = (request.mode, request.width, request.height, request.steps, request.scheduler)
     return (*shape, request.guidance_scale, request.strength, controls, loras)
 
 
+def kind_of(request: Request) -> Hashable:
+    """What requests have to have in common to share a denoising batch of the slot engine, and with it a unit."""
+    loras = tuple((lora.name, lora.scale) for lora in request.loras)
+    return (request.width, request.height, tuple(control.type for control in request.controls), loras)
+
+
+def evaluations(request: Request) -> int:
+    """About how often the denoiser is evaluated for one candidate; guidance evaluates twice a step."""
+    steps = int(request.steps * request.strength) if request.strength is not None else request.steps
+    return max(1, steps) * (2 if request.guidance_scale > 1 else 1)
+
+
 def cut(shard: int, requests: Iterable[Placed], batch: int) -> Iterator[Unit]:
-    """The units of a shard: each bucket's requests in their order, some `UNIT_BATCHES` batches of candidates a unit.
+    """The units of a shard: requests of one kind in their order, about as much work in each.
 
     Args:
         shard: Its number.
         requests: In the order of their rows.
         batch: Candidates a denoising batch.
     """
-    buckets: dict[Hashable, list[Placed]] = {}
+    kinds: dict[Hashable, list[Placed]] = {}
     for placed in requests:
-        buckets.setdefault(bucket_of(placed.request), []).append(placed)
+        kinds.setdefault(kind_of(placed.request), []).append(placed)
     number = 0
-    for bucket in buckets.values():
-        for some in _filled(bucket, UNIT_BATCHES * batch):
+    for kind in kinds.values():
+        for some in _filled(kind, UNIT_EVALUATIONS * batch):
             yield Unit(shard, number, some)
             number += 1
 
 
-def _filled(bucket: list[Placed], wanted: int) -> Iterator[tuple[Placed, ...]]:
+def _filled(kind: list[Placed], wanted: int) -> Iterator[tuple[Placed, ...]]:
     some: list[Placed] = []
-    for placed in bucket:
-        if some and sum(p.request.candidates for p in some) + placed.request.candidates > wanted:
+    work = 0
+    for placed in kind:
+        more = placed.request.candidates * evaluations(placed.request)
+        if some and work + more > wanted:
             yield tuple(some)
-            some = []
+            some, work = [], 0
         some.append(placed)
+        work += more
     yield tuple(some)
 
 

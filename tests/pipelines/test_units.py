@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifests.requests import Request
-from pipelines.units import UNIT_BATCHES, Placed, bucket_of, candidate_seed, cut, parse_key, sample_key
+from pipelines.units import UNIT_EVALUATIONS, Placed, candidate_seed, cut, evaluations, kind_of, parse_key, sample_key
 
 
 def request(id, steps=5, candidates=1, seed=None):
@@ -22,15 +22,16 @@ def request(id, steps=5, candidates=1, seed=None):
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 40)), max_size=60), st.integers(1, 16))
-def test_every_request_is_in_exactly_one_unit_of_its_bucket(rows, batch):
+def test_every_request_is_in_exactly_one_unit_of_its_kind(rows, batch):
     placed = [Placed(row, request(str(row), steps, candidates)) for row, (steps, candidates) in enumerate(rows)]
     units = list(cut(3, placed, batch))
     assert sorted(p.row for unit in units for p in unit.requests) == list(range(len(rows)))
     assert [unit.number for unit in units] == list(range(len(units)))
     for unit in units:
-        assert len({bucket_of(p.request) for p in unit.requests}) == 1
+        assert len({kind_of(p.request) for p in unit.requests}) == 1
         assert [p.row for p in unit.requests] == sorted(p.row for p in unit.requests)
-        assert unit.candidates <= UNIT_BATCHES * batch or len(unit.requests) == 1
+        work = sum(p.request.candidates * evaluations(p.request) for p in unit.requests)
+        assert work <= UNIT_EVALUATIONS * batch or len(unit.requests) == 1
 
 
 @given(st.integers(0, 2**32 - 1), st.text(), st.integers(0, 9999))
