@@ -6,6 +6,7 @@ import ray
 
 from shards.assembly import assemble
 from shards.commits import CommitRecord, read_record
+from shards.parts import PartError, drop_broken
 from shards.storage import delete, join
 
 
@@ -14,7 +15,8 @@ def assemble_shard(arguments: dict[str, Any]) -> CommitRecord:
     """`shards.assembly.assemble` with these arguments, then the parts go. Doing it again publishes the same bytes.
 
     Raises:
-        As `assemble`.
+        PartError: Parts are broken or of another plan. They are deleted, so that the next run renders their units again.
+        Otherwise as `assemble`.
     """
     output, parts = arguments["output"], arguments["parts"]
     try:
@@ -22,6 +24,10 @@ def assemble_shard(arguments: dict[str, Any]) -> CommitRecord:
     except FileNotFoundError:
         # Another try of this task came first, and has cleared up behind itself.
         record = read_record(output, arguments["shard"])
+    except PartError as error:
+        dropped = drop_broken(output, parts, arguments["form"], arguments["fingerprint"])
+        more = f" (and {len(dropped) - 1} more parts of its shard)" if len(dropped) > 1 else ""
+        raise PartError(f"{error}{more}; deleted: run again, and what it held is rendered again") from None
     for part in parts:
         delete(join(output, "parts", part))
     return record

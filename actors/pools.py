@@ -1,7 +1,7 @@
 """How many actors of each kind a cluster has room for, and what each asks of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from configs.schema import Runtime
@@ -28,44 +28,49 @@ class Sizes:
     task_cpus: float
 
 
-def size_pools(resources: Mapping[str, float], runtime: Runtime, threads: int) -> Sizes:
+def size_pools(nodes: Sequence[Mapping[str, float]], runtime: Runtime, threads: int) -> Sizes:
     """The pools for a cluster.
 
     With GPUs, a generator on each and a CLIP actor for every few of them, on fractions. Without, as many generators as there are
-    CPUs for their threads, and CLIP and the assembling tasks on fractions of a CPU.
+    CPUs for their threads, and CLIP and the assembling tasks on fractions of a CPU. What an actor asks for fits on each node that
+    is counted: what is over on several nodes does not add up.
 
     Args:
-        resources: Of the cluster, as `ray.cluster_resources()` says them: `CPU` and `GPU`.
+        nodes: The resources of each, as Ray says them: `CPU` and `GPU`.
         runtime: Of the config; numbers given there are taken as they are.
         threads: Of a generator on a CPU.
 
     Raises:
         ResourcesError: There are fewer CPUs or GPUs than the numbers given need.
     """
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    if gpus:
-        return _on_gpus(cpus, gpus, runtime)
-    generators = max(1, int(cpus) // threads) if runtime.generators == "auto" else runtime.generators
+    if sum(node.get("GPU", 0.0) for node in nodes):
+        return _on_gpus([node for node in nodes if node.get("GPU", 0.0)], runtime)
+    cpus = [node["CPU"] for node in nodes if node.get("CPU", 0.0) >= 1]
+    fit = [max(1, int(own) // threads) for own in cpus]
+    generators = sum(fit) if runtime.generators == "auto" else runtime.generators
     scorers = 1 if runtime.scorers == "auto" else runtime.scorers
-    # More processes than cores still run, only slower; so they share what there is, down to a twentieth of a CPU each.
-    each = _down((cpus - TASK_CPU - scorers * SCORER_CPU) / generators)
+    # On each node as many as on the fullest, beside its share of the rest. More processes than cores still run, only slower; so
+    # they share what there is, down to a twentieth of a CPU each.
+    beside = TASK_CPU + SCORER_CPU * math.ceil(scorers / max(1, len(cpus)))
+    fullest = fit if runtime.generators == "auto" else [math.ceil(generators / max(1, len(cpus)))] * len(cpus)
+    each = min((_down((own - beside) / number) for own, number in zip(cpus, fullest, strict=True)), default=0.0)
     if each < 0.05:
-        raise ResourcesError(
-            f"{generators} generators and {scorers} scorers are too many for {cpus:g} CPUs; lower runtime.generators or add nodes"
-        )
+        asked = f"{generators} generators and {scorers} scorers"
+        raise ResourcesError(f"{asked} are too many for {sum(cpus):g} CPUs; lower runtime.generators or add nodes")
     return Sizes(generators, min(each, float(threads)), 0.0, scorers, SCORER_CPU, 0.0, TASK_CPU)
 
 
-def _on_gpus(cpus: float, gpus: float, runtime: Runtime) -> Sizes:
+def _on_gpus(nodes: Sequence[Mapping[str, float]], runtime: Runtime) -> Sizes:
+    gpus = int(sum(node["GPU"] for node in nodes))
     scorers = max(1, math.ceil(gpus / GPUS_A_SCORER)) if runtime.scorers == "auto" else runtime.scorers
-    fit = _generators_beside(scorers, int(gpus), runtime)
+    fit = _generators_beside(scorers, gpus, runtime)
     generators = fit if runtime.generators == "auto" else runtime.generators
     if generators < 1 or generators > fit:
-        asked = (
-            f"{generators or 1} generators on {runtime.generator_gpus:g} GPU each and {scorers} scorers on {runtime.scorer_gpus:g}"
-        )
+        asked = f"{generators or 1} generators on {runtime.generator_gpus:g} GPU each"
+        asked += f" and {scorers} scorers on {runtime.scorer_gpus:g}"
         raise ResourcesError(f"{asked} do not fit on {gpus:g} GPUs; lower runtime.generators, generator_gpus or scorer_gpus")
-    each = _down(min(1.0, cpus / (generators + scorers + 1)))
+    a_card = max(1, math.ceil(generators / gpus)) + 1  # actors on one card, at most, and a task
+    each = min(_down(min(1.0, node.get("CPU", 0.0) / (a_card * node["GPU"] + 1))) for node in nodes)
     return Sizes(generators, each, runtime.generator_gpus, scorers, each, runtime.scorer_gpus, each)
 
 

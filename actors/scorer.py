@@ -23,10 +23,11 @@ class Scorer:
     Args:
         output: Where parts go.
         form: The schema of the metadata.
+        fingerprint: Of the plan.
     """
 
-    def __init__(self, output: str, facts: Facts, form: pa.Schema):
-        self._output, self._facts, self._form = output, facts, form
+    def __init__(self, output: str, facts: Facts, form: pa.Schema, fingerprint: str):
+        self._output, self._facts, self._form, self._fingerprint = output, facts, form, fingerprint
 
     def load(self) -> None:
         """Load the CLIP model.
@@ -35,20 +36,21 @@ class Scorer:
             ModelError: It cannot be loaded.
         """
         # The driver makes this class too, and has no use for torch.
-        import torch
-
         from pipelines.clip import load_clip
         from pipelines.loading import device_here
 
-        torch.set_num_threads(1)
-        self._clip: Clip = load_clip(self._facts.config.ranking, str(device_here()))
+        self._clip: Clip = load_clip(self._facts.config.ranking, device_here(), threads=1)
 
     def finish(self, unit: Unit, rendered: "Rendered") -> Receipt:
-        """Score, rank, encode, and write the part. Doing it again writes the same bytes under the same name."""
+        """Score, rank, encode, and write the part. Doing it again writes the same bytes under the same name.
+
+        Raises:
+            StorageError: The part cannot be written, which is no fault of the unit.
+        """
         from pipelines.finishing import finish
 
         finished = finish(unit, rendered, self._clip, self._facts)
         started = time.monotonic()
-        write_part(self._output, part_name(unit.shard, unit.number), finished.rows, self._form)
+        write_part(self._output, part_name(unit.shard, unit.number), finished.rows, self._form, self._fingerprint)
         seconds = {**rendered.seconds, **finished.seconds, "write": time.monotonic() - started}
         return Receipt.of(unit, finished.rows, finished.scores, seconds)

@@ -1,7 +1,7 @@
 """The config of a run. All but `output` and `runtime` decide the bytes of the dataset; together they are the render config."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,9 @@ FOLDER_OR_REPOSITORY = "A local folder, or a hub repository as owner/name."
 
 # How open_clip writes a model that it does not know by name.
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+
+SAFETENSORS = ".safetensors"
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 
 def is_folder(source: str) -> bool:
@@ -41,18 +44,46 @@ class Weights(Strict):
         return self
 
 
-class LoraWeights(Weights):
+class Adapter(Weights):
+    """Weights that are one file and are put on top of a model."""
+
+    usual: ClassVar[str]
+    weight_name: str | None = Field(None, description="The file in the folder or repository; needed where it holds several.")
+
+    @property
+    def file(self) -> str:
+        """The name of the file, where it is not alone in its folder."""
+        return self.weight_name or self.usual
+
+    @field_validator("source")
+    @classmethod
+    def _no_pickle(cls, value: str) -> str:
+        if value.endswith(PICKLES):
+            raise ValueError(f"only {SAFETENSORS} files are read; pickles can run code")
+        return value
+
+    @field_validator("weight_name")
+    @classmethod
+    def _safetensors(cls, value: str | None) -> str | None:
+        if value is not None and not value.endswith(SAFETENSORS):
+            raise ValueError(f"only {SAFETENSORS} files are read; pickles can run code")
+        if value is not None and (value.startswith("/") or ".." in value.split("/")):
+            raise ValueError("a file inside the source is meant")
+        return value
+
+
+class LoraWeights(Adapter):
     """A LoRA that requests may use by its name."""
 
+    usual = "pytorch_lora_weights.safetensors"
     name: str = Field(min_length=1)
-    weight_name: str | None = Field(None, description="The file in the repository, where it holds several.")
 
 
-class TextualInversion(Weights):
+class TextualInversion(Adapter):
     """An embedding that prompts may use by its token."""
 
+    usual = "learned_embeds.safetensors"
     token: str = Field(min_length=1)
-    weight_name: str | None = None
 
 
 class Model(Strict):

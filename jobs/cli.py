@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -16,12 +16,15 @@ from configs.errors import ConfigError
 from configs.loading import json_schema, load, preset_names
 from configs.schema import Config
 from jobs import summary
-from jobs.plan import Plan, PlanError, read_shard
-from jobs.planning import look, make_plan
+from jobs.estimate import Estimate
+from jobs.lanes import AbortError
+from jobs.plan import Plan, PlanError, read_plan, read_shard
+from jobs.planning import first_request, look, make_plan, with_batch
 from jobs.progress import JsonLines, Tally, Terminal
 from pipelines.errors import ModelError
 from shards.commits import CommitError
-from shards.storage import is_local
+from shards.parts import PartError
+from shards.storage import is_local, local_path
 
 FAILED, USAGE, SOME_FAILED, STOPPED = 1, 2, 3, 130
 
@@ -51,18 +54,35 @@ def one_line_errors() -> Iterator[None]:
     """What a user can cause ends in its line or lines and its exit status; anything else is a bug and keeps its traceback."""
     try:
         yield
-    except (ConfigError, PlanError) as error:
-        stop(USAGE, *error.problems)
-    except ModelError as error:
-        stop(USAGE, str(error))
-    except CommitError as error:
-        stop(FAILED, str(error))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        stop(FAILED, f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        stop(STOPPED, "stopped; what is done is durable, and the same command goes on")
+    except Exception as raised:
+        match cause_of(raised):
+            case ConfigError() | PlanError() as error:
+                stop(USAGE, *error.problems)
+            case ModelError() as error:
+                stop(USAGE, str(error))
+            case CommitError() | PartError() | AbortError() as error:
+                stop(FAILED, str(error))
+            case OSError() as error:
+                where = f"{error.filename}: " if error.filename else ""
+                stop(FAILED, f"{where}{error.strerror or error}")
+            case _:
+                raise
 
 
-def stop(status: int, *lines: str) -> None:
+def cause_of(error: BaseException) -> BaseException:
+    """What lies within a group of one, or within Ray's error of a task: its own text is the whole traceback from over there."""
+    while True:
+        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        elif isinstance(cause := getattr(error, "cause", None), BaseException):
+            error = cause
+        else:
+            return error
+
+
+def stop(status: int, *lines: str) -> NoReturn:
     for line in lines:
         click.echo(line, err=True)
     sys.exit(status)
@@ -72,16 +92,29 @@ def configured(config: str, out: str | None, settings: Sequence[str]) -> tuple[C
     """The config, and the output as an absolute path or a URI: workers do not stand where we stand."""
     loaded = load(config, settings)
     output = out or loaded.output or f"runs/{Path(config).stem}"
-    return loaded, str(Path(output.removeprefix("file://")).absolute()) if is_local(output) else output.rstrip("/")
+    return loaded, str(local_path(output).absolute()) if is_local(output) else output.rstrip("/")
 
 
-def planned(config: Config, output: str, console: Console | None) -> Plan:
+def planned(config: Config, output: str, console: Console | None, tuned: int | None = None) -> Plan:
     """The plan of the output, made if it is not there."""
-    sources = look(config)
+    sources = look(config if tuned is None else with_batch(config, tuned), output)
     if console is None:
-        return make_plan(sources, output)
+        return make_plan(sources, output, tuned_batch=tuned)
     with console.status("checking the manifest") as status:
-        return make_plan(sources, output, lambda rows: status.update(f"checking the manifest: {rows:,} rows"))
+        return make_plan(sources, output, lambda rows: status.update(f"checking the manifest: {rows:,} rows"), tuned)
+
+
+def tuned_batch(config: Config, output: str) -> int:
+    """Try batch sizes here, show them, and return the one that pays."""
+    from jobs.estimate import tried
+
+    if read_plan(output) is not None:
+        raise PlanError([f"{output} is planned already, and its batch decides its bytes; give another --out to tune"])
+    sources = look(config)
+    found = tried(sources.config, first_request(sources), sources.roots)
+    for line in summary.tuned_lines(found):
+        click.echo(line, err=True)
+    return found.batch
 
 
 def terminal() -> Console | None:
@@ -91,25 +124,40 @@ def terminal() -> Console | None:
 
 @main.command()
 @takes_config
-@click.option("--measure/--no-measure", default=True, help="Render a batch here to estimate time and disk.  [default: measure]")
+@click.option(
+    "--measure/--no-measure", default=None, help="Render a batch here to estimate time and disk.  [default: if it is quick]"
+)
+@click.option("--tune", is_flag=True, help="Try batch sizes on the real model here, and plan with the one that pays.")
 @click.option("--json", "as_json", is_flag=True, help="Say it as one JSON object.")
-def plan(config: str, out: str | None, settings: tuple[str, ...], measure: bool, as_json: bool) -> None:
+def plan(config: str, out: str | None, settings: tuple[str, ...], measure: bool | None, tune: bool, as_json: bool) -> None:
     """Check everything, and say what a run would render and cost. Writes nothing but the plan."""
     with one_line_errors():
         loaded, output = configured(config, out, settings)
-        made = planned(loaded, output, terminal())
+        made = planned(loaded, output, terminal(), tuned_batch(loaded, output) if tune else None)
         estimate = None
-        if measure:
-            from jobs.estimate import measure as measured
-
-            shards = (read_shard(output, number) for number in range(made.shards))
-            estimate = measured(made, next(shard for shard in shards if shard.requests))
+        if measure is not False:
+            estimate = estimated(made, output, asked=measure is True)
         if as_json:
             click.echo(json.dumps({"output": output, **summary.plan_facts(made, estimate)}))
             return
         for line in summary.plan_lines(made, estimate):
             click.echo(line)
         click.echo(f"plan         {output}/plan; `promptmill run` with the same arguments renders it")
+
+
+def estimated(plan: Plan, output: str, asked: bool) -> Estimate | None:
+    """What the plan will cost, by rendering a batch of it here, unless that would itself cost much and nobody asked for it."""
+    from jobs.estimate import measure, worth_measuring
+
+    reason = None if asked else worth_measuring(plan)
+    if reason:
+        click.echo(f"no estimate of the time: {reason}; --measure renders a batch all the same", err=True)
+        return None
+    shards = (read_shard(output, number) for number in range(plan.shards))
+    estimate = measure(plan, next(shard for shard in shards if shard.requests))
+    if estimate is None:
+        click.echo("no estimate of the time: the request that was tried could not be rendered", err=True)
+    return estimate
 
 
 @main.command()
@@ -137,7 +185,7 @@ def rendered(plan: Plan, output: str, console: Console | None) -> int:
     shown = Terminal(tally, console) if console else JsonLines(tally)
     try:
         with shown:
-            totals, here = run_plan(plan, output, shown, shown.say)
+            totals = run_plan(plan, output, shown, shown.say)
     except StoppedError:
         click.echo(f"stopped; what is done is durable, and the same command goes on: {output}", err=True)
         return STOPPED
@@ -151,7 +199,7 @@ def rendered(plan: Plan, output: str, console: Console | None) -> int:
     if isinstance(shown, JsonLines):
         spent = {name: round(seconds, 3) for name, seconds in tally.seconds().items()}
         shown.event("done", exit=status, output=output, totals=dataclasses.asdict(totals), seconds=spent)
-    for line in summary.run_lines(totals, tally, here.receipts, tally.seconds(), output):
+    for line in summary.run_lines(totals, tally, output):
         click.echo(line, err=console is None)
     return status
 
@@ -165,7 +213,6 @@ def status(out: str, as_json: bool) -> None:
         found = summary.status(out)
         if found is None:
             stop(USAGE, f"{out}: nothing was planned there")
-            return
         if as_json:
             click.echo(json.dumps(summary.status_facts(found)))
             return
@@ -196,15 +243,20 @@ def verify(out: str) -> None:
 @main.command()
 @click.argument("out")
 @click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=False), default=Path("sheet.png"), show_default=True)
-@click.option("--most", default=28, show_default=True, help="Images to show.")
-@click.option("--columns", default=7, show_default=True)
+@click.option("--most", type=click.IntRange(1), default=28, show_default=True, help="Images to show.")
+@click.option("--columns", type=click.IntRange(1), default=7, show_default=True)
 def sheet(out: str, file: Path, most: int, columns: int) -> None:
-    """A contact sheet of the kept images, as one PNG."""
-    from jobs.sheet import kept_images
+    """A contact sheet of the kept images, as one PNG, JPEG or WebP."""
+    from jobs.sheet import ENDINGS, SheetError, kept_images
     from jobs.sheet import sheet as sheet_of
 
     with one_line_errors():
-        shown = list(kept_images(out, most))
+        if file.suffix.lower() not in ENDINGS:
+            stop(USAGE, f"{file}: no ending of an image; use one of {' '.join(ENDINGS)}")
+        try:
+            shown = list(kept_images(out, most))
+        except SheetError as error:
+            stop(FAILED, f"{error}; `promptmill verify {out}` says what else is wrong")
         if not shown:
             stop(FAILED, f"{out}: nothing is kept there yet")
         sheet_of(shown, columns).save(file)

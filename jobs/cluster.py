@@ -16,9 +16,11 @@ from ray import exceptions
 from actors.generator import Generator
 from actors.pools import Sizes
 from actors.scorer import Scorer
-from jobs.lanes import DiedError, LostError, Pool, StartError
+from jobs.lanes import AbortError, DiedError, LostError, Pool, StartError
 from jobs.plan import Plan
+from pipelines.errors import FatalError, ModelError
 from pipelines.rows import Facts
+from shards.storage import StorageError
 
 HANDS = 2  # units in flight on a generator, so that it never waits for the driver
 
@@ -28,8 +30,8 @@ class ClusterError(RuntimeError):
 
 
 @contextmanager
-def cluster(address: str | None, quiet: bool = True) -> Iterator[dict[str, float]]:
-    """A connection to a Ray cluster, or a cluster of this machine alone; yields its resources.
+def cluster(address: str | None, quiet: bool = True) -> Iterator[list[dict[str, float]]]:
+    """A connection to a Ray cluster, or a cluster of this machine alone; yields the resources of its nodes.
 
     Args:
         address: As Ray takes it; None starts one here, never joining one that happens to run.
@@ -48,7 +50,7 @@ def cluster(address: str | None, quiet: bool = True) -> Iterator[dict[str, float
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ClusterError(f"Ray at {address or 'this machine'}: {reason}") from None
     try:
-        yield dict(ray.cluster_resources())
+        yield [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     finally:
         if mine:
             ray.shutdown()
@@ -73,9 +75,11 @@ class RayActor:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, exceptions.ObjectLostError):
                 raise LostError(_reason(cause)) from None
-            if type(cause).__name__ == "FatalError":
+            if isinstance(cause, FatalError):
                 # The process lives, but must not go on: its lane replaces it as if it had died.
                 raise DiedError(_reason(cause)) from None
+            if isinstance(cause, StorageError):
+                raise AbortError(str(cause)) from None  # no fact about this unit: the next one would fare no better
             raise cause from None
 
     def kill(self) -> None:
@@ -110,11 +114,17 @@ async def _start(
     handle = kind.options(**options).remote(*arguments)
     try:
         loaded(await handle.load.remote())
-    except exceptions.RayTaskError as error:
+    except BaseException as error:
+        # Cancelled while it waited for room, too: nobody would ever use it.
         ray.kill(handle)
-        raise StartError(_reason(error.cause) if isinstance(error.cause, Exception) else _reason(error)) from None
-    except exceptions.RayError as error:
-        raise DiedError(_reason(error)) from None
+        cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
+        if isinstance(cause, ModelError):
+            raise StartError(str(cause)) from None  # it would fail again
+        if isinstance(cause, StorageError):
+            raise AbortError(str(cause)) from None
+        if isinstance(error, exceptions.RayError):
+            raise DiedError(_reason(cause or error)) from None
+        raise
     return RayActor(handle, call)
 
 
@@ -131,6 +141,6 @@ def generators(plan: Plan, sizes: Sizes, loaded: Callable[[dict[str, str]], None
 def scorers(plan: Plan, sizes: Sizes, output: str, facts: Facts, form: Any) -> Pool:
     """The pool of CLIP actors."""
     options = {"num_cpus": sizes.scorer_cpus, "num_gpus": sizes.scorer_gpus}
-    arguments = (output, facts, form)
+    arguments = (output, facts, form, plan.fingerprint)
     deadline = plan.config.runtime.unit_deadline_s
-    return Pool(lambda: _start(Scorer, options, arguments, _finish, lambda _: None), sizes.scorers, 1, deadline, eager=True)
+    return Pool(lambda: _start(Scorer, options, arguments, _finish, lambda _: None), sizes.scorers, 1, deadline)

@@ -5,10 +5,8 @@
 Every actor has a lane, with as many hands as it takes calls at a time. A hand takes a unit, awaits the actor, hands the result on.
 Backpressure is the bounded channels; closing the source is the gentle stop. A dead actor is replaced by its lane, and what was in
 flight on it goes back: the next time each such unit runs alone on its actor, so that one that kills is told from one that stood
-behind it. A unit that dies alone `PATIENCE` times is convicted, and settled as failed.
-
-At-least-once: a unit can run twice (its receipt was lost with the actor that sent it), so what actors do has to be idempotent.
-Every unit is settled exactly once.
+behind it. One that dies alone `PATIENCE` times is convicted, and settled as failed. A unit can run twice (its receipt was lost with
+its actor), so what actors do has to be idempotent. Every unit is settled once.
 """
 
 import asyncio
@@ -40,6 +38,10 @@ class StartError(Exception):
     """Actors fail to start, several in a row or for a reason that stays: the run ends with it."""
 
 
+class AbortError(Exception):
+    """What is wrong is no fact about a unit (the output cannot be written, say): the run ends with this reason."""
+
+
 class Actor(Protocol):
     """A process that does one kind of work."""
 
@@ -54,14 +56,13 @@ class Actor(Protocol):
 class Pool:
     """How many actors of a kind, how to start one (ready when that returns), and how many calls each takes at a time.
 
-    `start` raises StartError where another try would fail as well. An `eager` pool starts before there is work for it.
+    `start` raises StartError where another try would fail too. The deadline counts once for each call in flight on the actor.
     """
 
     start: Callable[[], Awaitable[Actor]]
     size: int
     hands: int = 1
     deadline_s: float = 1800.0
-    eager: bool = False
 
 
 @dataclass
@@ -100,6 +101,7 @@ class Lanes(Generic[Unit]):
         self._made: Channel[Ticket[Unit]] = Channel(waiting)
         self._receipts: Channel[Any] = Channel(waiting)
         self._open = 0  # units drawn and not yet settled
+        self._finished = asyncio.Event()
 
     def stop(self) -> None:
         """Draw no more units; what is under way is finished."""
@@ -110,10 +112,9 @@ class Lanes(Generic[Unit]):
         """The receipts, as units are settled. Leaving early cancels the rest.
 
         Raises:
-            StartError: Actors of a pool fail to start.
+            StartError, AbortError: Actors of a pool fail to start, or what they need is not there.
         """
-        work = asyncio.create_task(self._work())
-        work.add_done_callback(lambda _: self._receipts.close())
+        (work := asyncio.create_task(self._work())).add_done_callback(lambda _: self._receipts.close())
         try:
             while (receipt := await self._receipts.get()) is not None:
                 yield receipt
@@ -135,15 +136,16 @@ class Lanes(Generic[Unit]):
                         for _ in range(pool.hands):
                             group.create_task(self._hand(lane, take, serve))
                 self._close_if_done()
-        except* StartError as errors:
-            raise errors.exceptions[0] from None
-        # Anything else is a bug or the source's own error, and passes as it is.
+        except ExceptionGroup as group:
+            # The others were cancelled for the first of them.
+            error: Exception = group
+            while isinstance(error, ExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
 
     async def _hand(self, lane: "_Lane", take: Callable[[], Awaitable[Ticket | None]], serve: Callable) -> None:
-        if lane.eager:
-            async with lane.turn(alone=False):
-                pass
-        while (ticket := await take()) is not None:
+        # The actor first: a lane whose actor never comes holds no work.
+        while await self._up(lane) and (ticket := await take()) is not None:
             try:
                 async with lane.turn(alone=ticket.alone) as actor:
                     await serve(lane, actor, ticket)
@@ -151,13 +153,23 @@ class Lanes(Generic[Unit]):
                 self._return(ticket, str(error), blame=False)
             except DiedError as error:
                 self._return(ticket, str(error), blame=not error.by_infrastructure)
-            except StartError:
+            except (StartError, AbortError):
                 raise
             except Exception as error:  # whatever an actor raises is a fact about this unit, not about the run
                 self._return(ticket, f"{type(error).__name__}: {error}", blame=True)
             if ticket.deaths_alone >= PATIENCE:
                 await self._settle(await self._convict(ticket.unit, ticket.reasons))
         lane.close()
+
+    async def _up(self, lane: "_Lane") -> bool:
+        """Wait for a lane's living actor; False where all work is done before."""
+        start, finished = asyncio.ensure_future(lane.up()), asyncio.ensure_future(self._finished.wait())
+        try:
+            await asyncio.wait((start, finished), return_when=asyncio.FIRST_COMPLETED)
+            return start.done() and start.result() is not None
+        finally:
+            for task in (start, finished):
+                task.cancel()
 
     async def _next_to_make(self) -> Ticket[Unit] | None:
         if not len(self._again) and self._source is not None:
@@ -170,7 +182,7 @@ class Lanes(Generic[Unit]):
 
     async def _generate(self, lane: "_Lane", actor: Actor, ticket: Ticket[Unit]) -> None:
         ticket.made = await lane.call(actor, ticket.unit, ticket.alone)
-        # The hand is free only once there is room: so a generator never runs further ahead than its hands and the channel.
+        # The hand is free only once there is room.
         await self._made.put(ticket)
 
     async def _score(self, lane: "_Lane", actor: Actor, ticket: Ticket[Unit]) -> None:
@@ -196,6 +208,7 @@ class Lanes(Generic[Unit]):
         if self._source is None and self._open == 0:
             self._again.close()
             self._made.close()
+            self._finished.set()
 
 
 class _Starts:
@@ -208,7 +221,7 @@ class _Starts:
         while True:
             try:
                 actor = await self.pool.start()
-            except StartError:
+            except (StartError, AbortError):
                 raise  # it would fail again
             except Exception as error:
                 self.failures += 1
@@ -230,7 +243,6 @@ class _Lane:
         self._idle = asyncio.Event()
         self._idle.set()
         self._open_hands = starts.pool.hands
-        self.eager = starts.pool.eager
 
     @asynccontextmanager
     async def turn(self, alone: bool) -> AsyncIterator[Actor]:
@@ -243,11 +255,14 @@ class _Lane:
                 # Only the way in is one by one; once in, the hands share the actor.
                 await kept.pop_all().aclose()
             kept.enter_context(self._counted())
-            async with self._starting:
-                if self._actor is None:
-                    self._actor = await self._starts.start()
-                actor = self._actor
-            yield actor
+            yield await self.up()
+
+    async def up(self) -> Actor:
+        """The living actor, started where there is none."""
+        async with self._starting:
+            if self._actor is None:
+                self._actor = await self._starts.start()
+            return self._actor
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -263,7 +278,7 @@ class _Lane:
     async def call(self, actor: Actor, *work: Any) -> Any:
         """One call within the deadline. Whoever finds the actor dead, or makes it so, has the lane replace it."""
         try:
-            async with asyncio.timeout(self._starts.pool.deadline_s):
+            async with asyncio.timeout(self._starts.pool.deadline_s * self._busy):
                 return await actor.call(*work)
         except TimeoutError:
             self._drop(actor)

@@ -19,7 +19,7 @@ from manifests.requests import from_json, to_json
 from pipelines.units import Placed, Unit
 from shards.storage import get, join, put
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class ShardPlan:
 
     def requests_json(self) -> bytes:
         """What the shard is asked for: what the fingerprint is over. How it is cut into units decides no byte of the dataset."""
-        requests = [{"row": p.row, "request": to_json(p.request), "images": dict(p.images)} for p in self.requests]
+        requests = [{"row": p.row, "file": p.file, "request": to_json(p.request), "images": dict(p.images)} for p in self.requests]
         return _dumps({"shard": self.shard, "requests": requests, "bad": [asdict(row) for row in self.bad]})
 
     @classmethod
     def from_json(cls, content: bytes) -> "ShardPlan":
         values = json.loads(content)
-        requests = (Placed(p["row"], from_json(p["request"]), p["images"]) for p in values["requests"])
+        requests = (Placed(p["row"], from_json(p["request"]), p["images"], p["file"]) for p in values["requests"])
         units = tuple(tuple(some) for some in values["units"])
         return cls(values["shard"], tuple(requests), units, tuple(BadRow(**row) for row in values["bad"]))
 
@@ -98,6 +98,7 @@ class Plan:
         embedding: The width of CLIP embeddings, or None where none are kept.
         config: Resolved.
         roots: Where images may lie.
+        tuned_batch: The denoising batch where `plan --tune` found it, rather than the config.
     """
 
     inputs: Mapping[str, Any]
@@ -107,6 +108,7 @@ class Plan:
     embedding: int | None
     config: Config
     roots: Roots = field(default_factory=lambda: Roots(()))
+    tuned_batch: int | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -160,6 +162,7 @@ def write_plan(output: str, plan: Plan) -> None:
         "embedding": plan.embedding,
         "config": plan.config.model_dump(mode="json"),
         "roots": asdict(plan.roots),
+        "tuned_batch": plan.tuned_batch,
     }
     put(_plan_uri(output), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -187,6 +190,7 @@ def read_plan(output: str) -> Plan | None:
             values["embedding"],
             Config.model_validate(values["config"]),
             Roots(**roots),
+            values["tuned_batch"],
         )
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, PlanError):

@@ -1,9 +1,11 @@
 """Makes a plan: goes through the manifest once, as a stream, checks every row, and writes shard after shard."""
 
 import hashlib
+import itertools
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -14,13 +16,14 @@ from jobs.plan import BadRow, Counts, Plan, PlanError, ShardPlan, fingerprint_of
 from manifests.carried import Types
 from manifests.checking import Checked, check_rows, find_doubled
 from manifests.duplicates import Ids
-from manifests.images import Roots, roots_of
+from manifests.images import NOT_THERE, Roots, roots_of
 from manifests.requests import Rules
-from manifests.sources import ManifestError, find_files
+from manifests.sources import ManifestError, find_files, is_own_output
 from pipelines.clip_sources import embedding_width
 from pipelines.errors import ModelError
 from pipelines.facts import read_facts
-from pipelines.identity import library_versions, model_identity
+from pipelines.fits import check_fits
+from pipelines.identity import library_versions, model_identity, pinned
 from pipelines.sources import ROOT
 from pipelines.units import Placed, cut, evaluations, kind_of
 from shards.storage import delete, join, names
@@ -50,16 +53,24 @@ class Sources:
     inputs: Mapping[str, Any]
 
 
-def look(config: Config) -> Sources:
+def look(config: Config, output: str | None = None) -> Sources:
     """Find the manifest, read what the model can do, and hash what decides the bytes.
+
+    Args:
+        output: Where a plan may be already: what was tuned and pinned for it holds.
 
     Raises:
         PlanError: One line for what is not there or cannot be used.
     """
+    there = read_plan(output) if output is not None else None
+    if there is not None and there.tuned_batch is not None:
+        config = with_batch(config, there.tuned_batch)
     try:
+        config = config.model_copy(update={"ranking": pinned(config.ranking, there.config.ranking if there else None)})
         manifest = [config.manifest] if isinstance(config.manifest, str) else config.manifest
         files = find_files([_manifest_place(pattern) for pattern in manifest])
         facts = read_facts(config.model)
+        check_fits(config.model)
         inputs = {
             "manifest": [_sha256(file) for file in files],
             "config": config.render_config(),
@@ -125,13 +136,34 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
     return repr(values[name])[:60] if name in values else "not there"
 
 
-def make_plan(sources: Sources, output: str, progress: Progress = lambda rows: None) -> Plan:
+def first_request(sources: Sources) -> Placed:
+    """The first row that makes a request, with its images looked at.
+
+    Raises:
+        PlanError: No row does, or the manifest cannot be read.
+    """
+    try:
+        for checked in check_rows(sources.files, sources.rules, sources.roots):
+            if checked.request and not checked.problems:
+                return Placed(0, checked.request, checked.images, checked.file)
+    except ManifestError as error:
+        raise PlanError([str(error)]) from None
+    raise PlanError(["no row makes a request"])
+
+
+def with_batch(config: Config, batch: int) -> Config:
+    """The config with another denoising batch."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"batch": batch})})
+
+
+def make_plan(sources: Sources, output: str, progress: Progress = lambda rows: None, tuned_batch: int | None = None) -> Plan:
     """Go through the manifest and write the plan under the output, or find that the one there is the same.
 
     Memory is flat: one shard and 8 bytes a row.
 
     Raises:
-        PlanError: Bad rows, one line each, where the config does not say to record them; or the output has another plan.
+        PlanError: A file of the manifest cannot be read to its end; bad rows, one line each, where the config does not say to
+            record them; or the output has another plan.
     """
     there = read_plan(output)
     if there is not None:
@@ -147,6 +179,7 @@ def make_plan(sources: Sources, output: str, progress: Progress = lambda rows: N
     except BaseException:
         making.clean()
         raise
+    plan = replace(plan, tuned_batch=tuned_batch)
     write_plan(output, plan)
     return plan
 
@@ -162,6 +195,7 @@ class _Making:
         self.problems: list[str] = []
         self.wrong = 0
         self.ids, self.types, self.buckets = Ids(), Types(reserved={*COLUMNS, "clip_embedding", "image"}), set[int]()
+        self.bad = array("Q")  # numbers of rows; each row takes its 8 bytes either here or in ids
         self.hashes: list[str] = []
         self.rows: list[Checked] = []
 
@@ -172,13 +206,14 @@ class _Making:
             self.flush()
             self.mend_doubled()
         except ManifestError as error:
-            self.note([str(error)])
+            # No row to record: nobody knows how many are behind it.
+            raise self.refused(str(error)) from None
         if self.problems and not self.recording:
-            raise PlanError([*self.problems, *self.summary_of_problems()])
+            raise self.refused()
         if self.counts.rows == 0:
-            raise PlanError([*self.problems, "the manifest has no rows"])
+            raise self.refused("the manifest has no rows")
         if self.counts.rows == self.counts.bad:
-            raise PlanError([*self.problems, *self.summary_of_problems(), "no row makes a request"])
+            raise self.refused("no row makes a request")
         inputs = {**self.sources.inputs, "requests": fingerprint_of({"shards": self.hashes})}
         carried = self.types.result()
         counts = replace(self.counts, buckets=len(self.buckets))
@@ -192,10 +227,13 @@ class _Making:
 
     def take(self, checked: Checked) -> None:
         if checked.request:
-            self.ids.add(checked.request.id)
             problems = self.types.see(checked.request.carried)
             if problems:
-                checked = replace(checked, request=None, problems=tuple(problems))
+                checked = replace(checked, request=None, problems=(*checked.problems, *problems))
+        if checked.request:
+            self.ids.add(checked.request.id)
+        else:
+            self.bad.append(checked.number)
         if checked.problems:
             self.note(checked.lines())
         self.rows.append(checked)
@@ -207,9 +245,17 @@ class _Making:
         self.wrong += len(lines)
         self.problems += lines[: max(0, MAX_PROBLEMS - len(self.problems))]
 
-    def summary_of_problems(self) -> list[str]:
+    def refused(self, *reasons: str) -> PlanError:
         more = self.wrong - len(self.problems)
-        return [f"… and {more:,} more like these"] if more else []
+        lines = [*self.problems, *([f"… and {more:,} more like these"] if more else [])]
+        for file in self.sources.files:
+            if any(line.startswith(f"{file}, row ") and NOT_THERE in line for line in lines) and is_own_output(file):
+                lines.append(
+                    f"{file}: was rendered by promptmill, so its image paths start from the folder of the manifest"
+                    " that it was rendered from; name that folder in runtime.image_roots"
+                )
+                break
+        return PlanError([*lines, *reasons])
 
     def flush(self) -> None:
         """The rows so far are a shard."""
@@ -218,7 +264,7 @@ class _Making:
         placed, bad = [], []
         for row, checked in enumerate(self.rows):
             if checked.request:
-                placed.append(Placed(row, checked.request, checked.images))
+                placed.append(Placed(row, checked.request, checked.images, checked.file))
             else:
                 bad.append(_bad_row(row, checked))
         self.rows = []
@@ -247,15 +293,18 @@ class _Making:
     def mend_doubled(self) -> None:
         """Rows whose id an earlier row has become bad rows, in the shards already written."""
         size = self.config.shards.size
-        for checked in find_doubled(self.sources.files, self.sources.rules, self.ids):
-            self.note(checked.lines())
+        found = find_doubled(self.sources.files, self.sources.rules, self.ids, self.bad)
+        for number, some in itertools.groupby(found, lambda checked: (checked.number - 1) // size):
+            doubled = {(checked.number - 1) % size: checked for checked in some}
+            for checked in doubled.values():
+                self.note(checked.lines())
             if not self.recording:
                 continue
-            number, row = divmod(checked.number - 1, size)
             shard = read_shard(self.output, number)
             self.count(shard, -1)
-            kept = tuple(placed for placed in shard.requests if placed.row != row)
-            bad = sorted([*shard.bad, _bad_row(row, checked)], key=lambda bad: bad.row)
+            kept = tuple(placed for placed in shard.requests if placed.row not in doubled)
+            new = [_bad_row(row, checked) for row, checked in doubled.items()]
+            bad = sorted([*shard.bad, *new], key=lambda bad: bad.row)
             mended = _with_units(ShardPlan(number, kept, (), tuple(bad)), self.config.model.batch)
             self.count(mended)
             self.hashes[number] = write_shard(self.output, mended)
@@ -275,11 +324,9 @@ def _with_units(shard: ShardPlan, batch: int) -> ShardPlan:
 def _bad_row(row: int, checked: Checked) -> BadRow:
     values = checked.row.values
     id, prompt = values.get("id"), values.get("prompt")
-    # The file's name alone: where it lies on this machine is nobody's business, and would make other bytes elsewhere.
-    where = f"{PurePosixPath(checked.row.file).name}, row {checked.row.number}"
     return BadRow(
         row,
         str(id)[:512] if isinstance(id, str | int) else str(checked.number),
         prompt[:10_000] if isinstance(prompt, str) else None,
-        f"{where}: {'; '.join(checked.problems)}"[:2000],
+        f"{checked.row.name}: {'; '.join(checked.problems)}"[:2000],
     )

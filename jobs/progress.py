@@ -25,7 +25,8 @@ class Tally:
         settled: Of them, `before` by earlier runs.
         kept, rejected, failed: Of this run's.
         failed_requests: Of this run's.
-        worst, best: CLIP scores so far.
+        worst, best: CLIP scores so far; `scores` their sum, over `scored` candidates.
+        stages: Seconds that actors spent, by stage.
         errors: Failures of this run by code.
         began, connected, loaded, last: When the run was asked for, the cluster was there, the first generator had its model, and
             the latest unit was settled; by the monotonic clock, in seconds.
@@ -40,6 +41,9 @@ class Tally:
     shards: int = 0
     worst: float | None = None
     best: float | None = None
+    scores: float = 0.0
+    scored: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     connected: float | None = None
@@ -81,9 +85,13 @@ class Tally:
         for code, number in receipt.errors.items():
             self.errors[code] = self.errors.get(code, 0) + number
         if receipt.scores:
-            low, _, high = receipt.scores
+            low, mean, high = receipt.scores
+            number = receipt.kept + receipt.rejected
+            self.scores, self.scored = self.scores + mean * number, self.scored + number
             self.worst = low if self.worst is None else min(self.worst, low)
             self.best = high if self.best is None else max(self.best, high)
+        for stage, seconds in receipt.seconds.items():
+            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
         self.last = time.monotonic()
 
 

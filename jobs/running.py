@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
-import datetime
 import json
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -15,14 +14,14 @@ from actors.receipts import Receipt
 from jobs.cluster import cluster, generators, scorers
 from jobs.lanes import Lanes, StartError
 from jobs.plan import BadRow, Plan, ShardPlan, read_shard
-from jobs.summary import stats_lines
+from jobs.stats import Stats
 from manifests.carried import arrow_types
 from pipelines.results import Code, Failure
 from pipelines.rows import Facts, failed_unit
 from pipelines.units import Unit, sample_key
 from shards.card import CARD, Made, ModelMade, card
-from shards.commits import CommitRecord, read_records
-from shards.index import SUCCESS, Totals, publish_index, total
+from shards.commits import CommitRecord, check_plan, read_records
+from shards.index import Totals, publish_index, total
 from shards.parts import part_name, write_part
 from shards.storage import delete, get, join, names, put, put_if_absent
 from shards.tables import schema
@@ -65,16 +64,15 @@ class Run:
         output: The dataset's URI.
         listener: Told of every unit and shard.
         parts: Those that are there.
-        committed: The candidates of each shard that is.
+        records: Of each shard that is committed; those that this run commits come to them.
     """
 
     plan: Plan
     output: str
     listener: Listener
     parts: frozenset[str]
-    committed: Mapping[int, int]
+    records: dict[int, CommitRecord]
     open: dict[int, Open] = field(default_factory=dict)
-    receipts: list[Receipt] = field(default_factory=list)
     sizes: Sizes | None = None
     stopped: bool = False
 
@@ -85,8 +83,9 @@ class Run:
         self._assembling: set[asyncio.Task[None]] = set()
         self._broken: BaseException | None = None
         self._turns = asyncio.Semaphore(ASSEMBLING)
+        self.stats = Stats(self.output)
 
-    async def render(self, resources: dict[str, float]) -> None:
+    async def render(self, nodes: list[dict[str, float]]) -> None:
         """Render what is left, and commit every shard.
 
         Raises:
@@ -94,7 +93,7 @@ class Run:
             StoppedError: The user asked to stop, and what was in flight is durable.
         """
         config = self.plan.config
-        self.sizes = sizes = size_pools(resources, config.runtime, config.model.threads)
+        self.sizes = sizes = size_pools(nodes, config.runtime, config.model.threads)
         self.listener.ready(sizes)
         lanes = Lanes(
             self.units(),
@@ -105,20 +104,21 @@ class Run:
         )
         with self.stop_on_interrupt(lanes):
             async for receipt in lanes.run():
-                self.settle(receipt)
+                await self.settle(receipt)
                 if self._broken:
                     break
             await asyncio.gather(*self._assembling)
         if self._broken:
             raise self._broken
-        if self.stopped:
+        # A stop that comes when nothing is left has nothing to stop.
+        if self.stopped and len(self.records) < self.plan.shards:
             raise StoppedError
 
     def units(self) -> Iterator[Unit]:
         """The units that have no part, shard by shard; drawn as the lanes have room."""
         for number in range(self.plan.shards):
-            if number in self.committed:
-                self.listener.skipped(self.committed[number])
+            if number in self.records:
+                self.listener.skipped(self.records[number].candidates)
                 continue
             plan = read_shard(self.output, number)
             units = [unit for unit in plan.cut() if part_name(unit.shard, unit.number) not in self.parts]
@@ -128,9 +128,11 @@ class Run:
                 self.assemble(plan.shard)
             yield from units
 
-    def settle(self, receipt: Receipt) -> None:
-        self.receipts.append(receipt)
+    async def settle(self, receipt: Receipt) -> None:
         self.listener.unit(receipt)
+        self.stats.add(receipt)
+        if self.stats.full and (taken := self.stats.take()):
+            await asyncio.to_thread(put, *taken)
         self.open[receipt.shard].left.discard(receipt.name)
         if not self.open[receipt.shard].left:
             self.assemble(receipt.shard)
@@ -146,7 +148,7 @@ class Run:
             "died": "its process failed each time that it was rendered alone",
         }
         rows = failed_unit(self.facts, unit, Failure(code, said[code]))
-        await asyncio.to_thread(write_part, self.output, part_name(unit.shard, unit.number), rows, self.form)
+        await asyncio.to_thread(write_part, self.output, part_name(unit.shard, unit.number), rows, self.form, self.plan.fingerprint)
         return replace(Receipt.of(unit, rows, [], {}), reasons=tuple(reasons))
 
     def assemble(self, shard: int) -> None:
@@ -175,6 +177,7 @@ class Run:
                 "fingerprint": self.plan.fingerprint,
             }
             record = await assemble_shard.options(num_cpus=self.sizes.task_cpus).remote(arguments)
+        self.records[plan.shard] = record
         self.listener.shard(record)
 
     def check_hardware(self, kind: dict[str, str]) -> None:
@@ -239,33 +242,34 @@ def bad_row(facts: Facts, shard: int, bad: BadRow) -> dict[str, Any]:
     }
 
 
-def run(plan: Plan, output: str, listener: Listener, say: Callable[[str], None] = lambda line: None) -> tuple[Totals, Run]:
+def run(plan: Plan, output: str, listener: Listener, say: Callable[[str], None] = lambda line: None) -> Totals:
     """Run a plan to its end, or go on where an earlier run was cut off.
 
     Returns:
-        What the finished dataset holds, by its commit records, and what this run did.
+        What the finished dataset holds, by its commit records.
 
     Raises:
         ClusterError, ResourcesError, StartError, StoppedError: One line each.
+        CommitError: What is committed there is of another plan.
+        PartError, StorageError: Parts are broken, or the output cannot be read or written.
     """
     config = plan.config
-    committed = {record.shard: record.candidates for record in read_records(output)}
-    here = Run(plan, output, listener, frozenset(names(join(output, "parts"))), committed)
-    if len(committed) < plan.shards:
+    records = {record.shard: record for record in read_records(output)}
+    check_plan(output, records.values(), plan.fingerprint)
+    here = Run(plan, output, listener, frozenset(names(join(output, "parts"))), records)
+    if len(records) < plan.shards:
         say("starting Ray")
         try:
-            with cluster(config.runtime.address) as resources:
-                asyncio.run(here.render(resources))
+            with cluster(config.runtime.address) as nodes:
+                asyncio.run(here.render(nodes))
         finally:
-            if here.receipts:
-                now = datetime.datetime.now(datetime.UTC)
-                put(join(output, "stats", f"{now:%Y%m%dT%H%M%S.%f}.jsonl"), stats_lines(here.receipts))
-    return finish(plan, output, here), here
+            here.stats.flush()
+    return finish(plan, output, here)
 
 
 def finish(plan: Plan, output: str, here: Run) -> Totals:
     """What comes last: the card, the index, the mark of success; then the parts, which have done their duty, go."""
-    records = read_records(output)
+    records = [here.records[shard] for shard in sorted(here.records)]
     made = Made(
         totals=total(records),
         form=here.form,
@@ -276,8 +280,7 @@ def finish(plan: Plan, output: str, here: Run) -> Totals:
         fingerprint=plan.fingerprint,
     )
     put(join(output, CARD), card(made))
-    if SUCCESS not in set(names(output)) or here.receipts:
-        publish_index(output, plan.shards)
+    publish_index(output, records, plan.shards)
     for name in names(join(output, "parts")):
         delete(join(output, "parts", name))
     return made.totals

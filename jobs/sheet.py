@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from shards.commits import read_records
-from shards.storage import get, join
+from shards.storage import StorageError, get, join
 from shards.tables import read_table
-from shards.tars import read_tar
+from shards.tars import TarError, read_tar
 
 TILE = 160  # pixels a side
 TEXT = 64  # pixels below each
 GAP = 8
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")  # of a sheet's own file
+
+
+class SheetError(ValueError):
+    """A shard that cannot be shown: a file of it is missing or broken; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +34,43 @@ class Shown:
 
 
 def kept_images(output: str, most: int) -> Iterator[Shown]:
-    """The first kept images of a dataset, in its order, shard by shard."""
+    """The first kept images of a dataset, in its order, shard by shard.
+
+    Raises:
+        SheetError: A shard's files are missing, broken, or not of each other.
+    """
     for record in read_records(output):
         files = {file.path.split("/")[0]: file.path for file in record.files}
-        if "data" not in files or most <= 0:
+        if most <= 0:
+            return
+        if "data" not in files:
             continue
-        images = {sample.key: sample.files for sample in read_tar(get(join(output, files["data"])))}
-        columns = ["key", "mode", "prompt", "clip_score", "selected"]
-        for row in read_table(get(join(output, files["metadata"]))).select(columns).to_pylist():
-            if row["selected"] and most > 0:
-                file = next(content for ending, content in images[row["key"]].items() if ending not in ("json", "txt"))
-                yield Shown(Image.open(io.BytesIO(file)).convert("RGB"), row["mode"], row["prompt"], row["clip_score"])
-                most -= 1
+        shown = _kept(output, files["data"], files["metadata"], most)
+        yield from shown
+        most -= len(shown)
+
+
+def _kept(output: str, tar: str, parquet: str, most: int) -> list[Shown]:
+    """The first kept images of one shard."""
+    file, shown = tar, list[Shown]()
+    try:
+        images = {sample.key: sample.files for sample in read_tar(get(join(output, tar)))}
+        file = parquet
+        table = read_table(get(join(output, parquet)))
+        for row in table.filter(table["selected"]).slice(0, most).to_pylist():
+            file = f"{tar}: {row['key']}"
+            sample = images.get(row["key"], {})
+            content = next((content for ending, content in sample.items() if ending not in ("json", "txt")), None)
+            if content is None:
+                raise FileNotFoundError
+            shown.append(Shown(Image.open(io.BytesIO(content)).convert("RGB"), row["mode"], row["prompt"], row["clip_score"]))
+    except FileNotFoundError:
+        raise SheetError(f"{file}: missing") from None
+    except (TarError, ValueError, OSError) as error:
+        if isinstance(error, StorageError):
+            raise
+        raise SheetError(f"{file}: {error}") from None
+    return shown
 
 
 def sheet(shown: list[Shown], columns: int) -> Image.Image:

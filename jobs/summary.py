@@ -1,18 +1,19 @@
 """What is said of a plan, of a run at its end, and of an output at any time: lines for people, mappings for programs."""
 
-import json
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from actors.receipts import Receipt
 from jobs.estimate import Estimate
 from jobs.plan import Plan, read_plan
 from jobs.progress import Tally, duration
 from shards.commits import read_records
 from shards.index import SUCCESS, Totals, total
 from shards.storage import join, names
+
+if TYPE_CHECKING:
+    from pipelines.tuning import Tuned
 
 
 def plan_lines(plan: Plan, estimate: Estimate | None) -> Iterator[str]:
@@ -34,13 +35,21 @@ def plan_lines(plan: Plan, estimate: Estimate | None) -> Iterator[str]:
     yield f"fingerprint  {plan.fingerprint[:16]}"
 
 
+def tuned_lines(tuned: "Tuned") -> Iterator[str]:
+    """What --tune tried, for a person."""
+    for trial in tuned.trials:
+        memory = f", {size(trial.memory)}" if trial.memory else ""
+        said = "does not fit into memory" if trial.images_s is None else f"{trial.images_s:.2f} images/s at few steps{memory}"
+        yield f"batch {trial.batch:<6} {said}{'  <- pays' if trial.batch == tuned.batch else ''}"
+
+
 def plan_facts(plan: Plan, estimate: Estimate | None) -> dict[str, Any]:
     """A plan, for a program."""
     facts = {**asdict(plan.counts), "shards": plan.shards, "fingerprint": plan.fingerprint}
     return {**facts, "estimate": asdict(estimate) if estimate else None}
 
 
-def run_lines(totals: Totals, tally: Tally, receipts: Sequence[Receipt], seconds: dict[str, float], output: str) -> Iterator[str]:
+def run_lines(totals: Totals, tally: Tally, output: str) -> Iterator[str]:
     """A finished run, for a person: what there is, what it took, and where to look."""
     failed = f", {totals.failed:,} failed ({_errors(tally.errors)})" if totals.failed else ""
     kinds = f"{totals.kept:,} kept, {totals.rejected:,} rejected{failed}"
@@ -48,31 +57,15 @@ def run_lines(totals: Totals, tally: Tally, receipts: Sequence[Receipt], seconds
     if totals.failed_requests:
         yield f"{totals.failed_requests:,} requests have no image; see status and error in {output}/metadata"
     if tally.best is not None:
-        mean = _mean_score(receipts)
-        yield f"CLIP scores  worst {tally.worst:.1f}, mean {mean:.1f}, best {tally.best:.1f}"
-    if receipts:
-        yield f"time         {', '.join(f'{name} {duration(spent)}' for name, spent in seconds.items())}"
-        stages = stage_seconds(receipts)
-        whole = sum(stages.values()) or 1.0
-        shares = ", ".join(f"{name} {100 * spent / whole:.0f}%" for name, spent in stages.items() if spent / whole >= 0.005)
+        yield f"CLIP scores  worst {tally.worst:.1f}, mean {tally.scores / max(1, tally.scored):.1f}, best {tally.best:.1f}"
+    if tally.rendered:
+        yield f"time         {', '.join(f'{name} {duration(spent)}' for name, spent in tally.seconds().items())}"
+        whole = sum(tally.stages.values()) or 1.0
+        shares = ", ".join(f"{name} {100 * spent / whole:.0f}%" for name, spent in tally.stages.items() if spent / whole >= 0.005)
         yield f"stages       {shares} of {duration(whole)} in actors"
     yield f"shards       {output}/data ({totals.shards:,}, {size(totals.bytes)})"
     yield f"metadata     {output}/metadata, a row for each candidate"
     yield f"card         {output}/README.md says how to load it; `promptmill verify {output}` checks every byte"
-
-
-def stage_seconds(receipts: Sequence[Receipt]) -> dict[str, float]:
-    """Seconds that actors spent, by stage."""
-    spent: dict[str, float] = defaultdict(float)
-    for receipt in receipts:
-        for stage, seconds in receipt.seconds.items():
-            spent[stage] += seconds
-    return dict(spent)
-
-
-def _mean_score(receipts: Sequence[Receipt]) -> float:
-    scored = [(r.scores[1], r.kept + r.rejected) for r in receipts if r.scores]
-    return sum(mean * number for mean, number in scored) / max(1, sum(number for _, number in scored))
 
 
 def _errors(errors: dict[str, int]) -> str:
@@ -137,8 +130,3 @@ def size(bytes_: float) -> str:
             return f"{bytes_:,.0f} {unit}" if unit == "B" or bytes_ >= 100 else f"{bytes_:,.1f} {unit}"
         bytes_ /= 1000
     raise AssertionError
-
-
-def stats_lines(receipts: Sequence[Receipt]) -> bytes:
-    """What differs between runs, for stats/: a JSON object a unit."""
-    return "".join(json.dumps(asdict(receipt)) + "\n" for receipt in receipts).encode()

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from jobs.plan import fingerprint_of
 from manifests.duplicates import Ids, doubled
 from pipelines.units import sample_key
 from shards.card import CARD
@@ -77,6 +78,7 @@ def _problems(output: str, known: list[CommitRecord], records: list[CommitRecord
     plans = sorted({record.fingerprint for record in known})
     if len(plans) > 1:
         yield f"commits: the records are of {len(plans)} plans, {', '.join(plans)}"
+    yield from _check_plan(output, known)
     parsed = (parse_shard_name(name.removesuffix(".json")) for name in unreadable)
     broken = {pair[0] for pair in parsed if pair is not None}
     yield from _check_finish(output, records, broken)
@@ -89,6 +91,26 @@ def _problems(output: str, known: list[CommitRecord], records: list[CommitRecord
         first, second, *_ = forms.values()
         yield f"{second}: its columns are not those of {first}"
     yield from _check_ids(output, records, ids)
+
+
+def _check_plan(output: str, known: list[CommitRecord]) -> Iterator[str]:
+    """What has to hold where the plan lies beside the records: it is whole, and they are of it."""
+    try:
+        planned = json.loads(get(join(output, "plan", "plan.json")))
+        fingerprint = planned["fingerprint"]
+        whole = fingerprint == fingerprint_of(planned["inputs"])
+    except FileNotFoundError:
+        return  # a dataset may be copied without it
+    except (ValueError, KeyError, TypeError) as error:
+        yield f"plan/plan.json: not a plan: {' '.join(str(error).split())[:200]}"
+        return
+    if not whole:
+        yield "plan/plan.json: altered: its fingerprint is not that of what it says"
+        return
+    for record in known:
+        if record.fingerprint != fingerprint:
+            name = shard_name(record.shard, record.generation)
+            yield f"commits/{name}.json: is of the plan {record.fingerprint}, plan/plan.json is {fingerprint}"
 
 
 def _check_finish(output: str, records: list[CommitRecord], broken: set[int]) -> Iterator[str]:

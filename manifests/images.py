@@ -1,5 +1,6 @@
 """Finds and reads the images that rows name: inside their roots only, whole, and of a size that fits in memory."""
 
+import errno
 import hashlib
 import io
 import tarfile
@@ -13,15 +14,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from configs.errors import shown
 from manifests.tars import IN_TAR, read_member
-from manifests.urls import UrlError, allowed, fetch
+from manifests.urls import HostError, UrlError, allowed, fetch
 
 MAX_BYTES = 256 * 2**20  # of one image file
 URL = ("http://", "https://", "ftp://", "data:")
+NOT_THERE = "no such file in the manifest's folder or in runtime.image_roots"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message names it and says why."""
+    """An image that cannot be used; the message names it as the row does, not where it lies, and says why."""
+
+
+class UnreachableError(ImageError):
+    """An image whose storage or host failed: another try may succeed."""
+
+
+# What says that a path leads to no file; any other OSError is the storage's.
+GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+BROKEN = (KeyError, tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError)  # as damaged tars are read
 
 
 @dataclass(frozen=True)
@@ -29,16 +41,19 @@ class Roots:
     """Where image paths may lead.
 
     Attributes:
-        folders: Local folders or URIs; relative paths are tried in each, the manifest's own first.
+        folders: That of each of the manifest's files, local or a URI. A row's paths start from its own
+            file's, never from another's.
         max_pixels: Width times height, looked at before anything is decoded.
         hosts: Those that URLs may name, as host or host:port; without any, URLs are refused.
         max_bytes: Of one file.
+        declared: Local folders or URIs by the config, where any row's paths are tried after its own folder.
     """
 
     folders: tuple[str, ...]
     max_pixels: int = 64_000_000
     hosts: tuple[str, ...] = ()
     max_bytes: int = MAX_BYTES
+    declared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,54 +70,74 @@ class Picture:
 
 
 def roots_of(files: Sequence[str], declared: Sequence[str], max_pixels: int, hosts: Sequence[str] = ()) -> Roots:
-    """The roots of a manifest: its files' folders, then those that the config declares."""
-    own = (_folder(file) for file in files)
-    # A local root is a plain path, so that links out of it are noticed.
-    folders = (folder.removeprefix("file://").removeprefix("local://") for folder in [*own, *declared])
-    return Roots(tuple(dict.fromkeys(folders)), max_pixels, tuple(hosts))
+    """The roots of a manifest: its files' folders, one a file, and those that the config declares."""
+    own = tuple(_plain(str(Path(file).resolve().parent) if "://" not in file else file.rsplit("/", 1)[0]) for file in files)
+    # A worker stands elsewhere.
+    elsewhere = (_plain(folder) for folder in declared)
+    others = dict.fromkeys(folder if "://" in folder else str(Path(folder).absolute()) for folder in elsewhere)
+    return Roots(own, max_pixels, tuple(hosts), declared=tuple(others))
 
 
-def _folder(file: str) -> str:
-    return str(Path(file).resolve().parent) if "://" not in file else file.rsplit("/", 1)[0]
+def _plain(folder: str) -> str:
+    """A local root is a plain path, so that links out of it are noticed."""
+    return folder.removeprefix("file://").removeprefix("local://")
 
 
-def load(path: str, roots: Roots) -> Picture:
+def load(path: str, roots: Roots, file: int = 0) -> Picture:
     """Read the image that a row names; its file is read once.
 
     Args:
         path: As the row gives it: relative to a root, or absolute and in one, or an allowed URL; `file.tar::member` for an
             image in a tar.
         roots: Where it may lead.
+        file: Which of the manifest's files the row is in, counted from 0.
 
     Raises:
+        UnreachableError: The storage or the host failed.
         ImageError: It leads elsewhere, is not there, is no image, is truncated, or is larger than allowed.
     """
-    place = locate(path, roots)
-    content = _content(place, roots, _is_url(path))
-    return Picture(_decode(content, shown(PurePosixPath(path).name), roots.max_pixels), hashlib.sha256(content).hexdigest())
+    content = _content(path, locate(path, roots, file), roots)
+    return Picture(_decode(content, shown(path), roots.max_pixels), hashlib.sha256(content).hexdigest())
 
 
-def locate(path: str, roots: Roots) -> str:
-    """The one place that a row's path leads to.
+def locate(path: str, roots: Roots, file: int = 0) -> str:
+    """The one place that a row's path leads to; arguments as for `load`.
 
     Raises:
+        UnreachableError: The storage failed.
         ImageError: It leaves every root, is a URL that is not allowed, or is not there.
     """
     if _is_url(path):
         return _locate_url(path, roots)
-    file, _, member = path.partition(IN_TAR)
+    whole, _, member = path.partition(IN_TAR)
     outside = True
-    for folder in roots.folders:
-        place = _inside(folder, file)
+    for folder in (*roots.folders[file : file + 1], *roots.declared):
+        place = _inside(folder, whole)
         if place is None:
             continue
         outside = False
-        system, name = fsspec.core.url_to_fs(place)
-        if system.isfile(name):
+        if _is_file(place, path):
             return place + (IN_TAR + member if member else "")
     if outside:
-        raise ImageError(f"{shown(path)}: leads out of {' and '.join(roots.folders)}; move it in, or declare runtime.image_roots")
-    raise ImageError(f"{shown(path)}: no such file in {' or '.join(roots.folders)}")
+        raise ImageError(f"{shown(path)}: leads out of the manifest's folder; move it in, or declare runtime.image_roots")
+    raise ImageError(f"{shown(path)}: {NOT_THERE}")
+
+
+def _is_file(place: str, path: str) -> bool:
+    try:
+        # isfile would take a storage that fails for one that has no such file.
+        system, name = fsspec.core.url_to_fs(place)
+        return bool(system.info(name)["type"] == "file")
+    except Exception as error:  # what storages raise, without credentials for one, has no common base
+        if isinstance(error, GONE) or (isinstance(error, OSError) and error.errno in NO_NAME):
+            return False
+        raise _unreachable(path, error) from None
+
+
+def _unreachable(path: str, error: Exception) -> UnreachableError:
+    # The whole text of a storage's error may name places and endpoints.
+    reason = getattr(error, "strerror", None) or type(error).__name__
+    return UnreachableError(f"{shown(path)}: cannot be reached: {_in_line(reason)}")
 
 
 def _is_url(path: str) -> bool:
@@ -134,14 +169,15 @@ def _inside(folder: str, path: str) -> str | None:
     try:
         place = (root / path).resolve()
     except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
-        raise ImageError(f"{shown(path)}: cannot be found: {error}") from None
+        reason = getattr(error, "strerror", None) or "links in a circle"
+        raise ImageError(f"{shown(path)}: cannot be found: {reason}") from None
     return str(place) if place.is_relative_to(root) else None
 
 
-def _content(place: str, roots: Roots, by_url: bool) -> bytes:
+def _content(path: str, place: str, roots: Roots) -> bytes:
     most = roots.max_bytes
     try:
-        if by_url:
+        if _is_url(path):
             content = fetch(place, roots.hosts, most)
         elif IN_TAR in place:
             file, _, member = place.partition(IN_TAR)
@@ -152,13 +188,19 @@ def _content(place: str, roots: Roots, by_url: bool) -> bytes:
                 size = stream.seek(0, io.SEEK_END)
                 stream.seek(0)
                 content = stream.read(min(size, most + 1))
-    except (OSError, KeyError, tarfile.TarError, ValueError, OverflowError, MemoryError) as error:
-        reason = error.args[0] if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
-        raise ImageError(f"{shown(place)}: cannot be read: {_in_line(reason)}") from None
+    except HostError as error:
+        raise UnreachableError(f"{shown(path)}: cannot be reached: {error}") from None
+    except GONE as error:
+        raise ImageError(f"{shown(path)}: cannot be read: {error.strerror or 'no such file'}") from None
+    except BROKEN as error:
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ImageError(f"{shown(path)}: cannot be read: {_in_line(reason)}") from None
+    except Exception as error:
+        raise _unreachable(path, error) from None
     if not content:
-        raise ImageError(f"{shown(place)}: empty")
+        raise ImageError(f"{shown(path)}: empty")
     if len(content) > most:
-        raise ImageError(f"{shown(place)}: larger than {most:,} bytes")
+        raise ImageError(f"{shown(path)}: larger than {most:,} bytes")
     return content
 
 
@@ -180,6 +222,13 @@ def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything at broken files
         raise ImageError(f"{name}: cannot be decoded: {_in_line(error)}") from None
+
+
+def mismatch(source: tuple[int, int], mask: tuple[int, int]) -> str | None:
+    """What is wrong between an init image's (width, height) and its mask's, which cropped each by itself would not be aligned."""
+    if source == mask:
+        return None
+    return f"mask_image: {mask[0]} x {mask[1]} pixels, but the init_image has {source[0]} x {source[1]}"
 
 
 def _in_line(reason: object) -> str:

@@ -1,6 +1,7 @@
 """A row as it stands in its file, and what a reader says where it can make no row."""
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 MAX_ROW = 16 * 2**20  # characters; more is not a manifest but some other file
@@ -31,4 +32,10 @@ class Row:
 
     @property
     def where(self) -> str:
+        """For a person at a terminal: the file with its whole place."""
         return f"{self.file}, row {self.number}"
+
+    @property
+    def name(self) -> str:
+        """For what is recorded: where the file lies is nobody's business, and would make other bytes elsewhere."""
+        return f"{PurePosixPath(self.file).name}, row {self.number}"

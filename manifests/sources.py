@@ -225,6 +225,14 @@ def _read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
                 yield as_input(values)
 
 
+def is_own_output(file: str) -> bool:
+    """Whether a file of a manifest is Parquet that promptmill has written."""
+    if _ending(file) != ".parquet":
+        return False
+    with fsspec.open(file, "rb", compression="infer") as stream:
+        return is_output(pyarrow.parquet.read_schema(stream).names)
+
+
 def _without_nanoseconds(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
     """Times to the microsecond: Python's own know no less, and pyarrow would need pandas for more."""
     for place, field in enumerate(batch.schema):

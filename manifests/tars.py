@@ -30,7 +30,7 @@ def refuse_compressed(file: str) -> None:
 
 
 def read_samples(file: str, stream: IO[bytes]) -> Iterator[Values]:
-    """The samples of a WebDataset as rows: each image, as a member of the tar, with the text and JSON that share its key.
+    """The samples of a WebDataset as rows: each image, as a member of the tar in its own folder, with the text and JSON of its key.
 
     The text is the prompt, the JSON any columns, which go before the text. The image is that of a control where the JSON has
     one without an image (`control_type`, or an entry of `controls`); otherwise it is the init_image.
@@ -97,7 +97,7 @@ def _sample(file: str, key: str, tar: tarfile.TarFile, members: Iterator[tarfile
         return described
     if len(images) > 1:
         return f"{shown(' and '.join(images[:2]))} are two images of one sample; a sample has one"
-    return {"id": key, **values, **_with_image(described, f"{file}{IN_TAR}{images[0]}")}
+    return {"id": key, **values, **_with_image(described, f"{PurePosixPath(file).name}{IN_TAR}{images[0]}")}
 
 
 def _with_image(described: dict[str, Any], image: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Collection
 from contextlib import closing, suppress
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, responses
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, InvalidURL, responses
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from configs.errors import shown
@@ -28,8 +28,15 @@ SAFE = "/%:@!$&'()*+,;=~?-._[]"
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
+BUSY = (408, 425, 429)  # answers that ask for another try; so do all from 500 on
+
+
 class UrlError(ValueError):
     """A URL that is refused or cannot be fetched; the message says why."""
+
+
+class HostError(UrlError):
+    """The host cannot be reached, is busy or breaks off: another try may succeed."""
 
 
 def allowed(url: str, hosts: Collection[str]) -> SplitResult:
@@ -67,16 +74,19 @@ def fetch(url: str, hosts: Collection[str], most: int) -> bytes:
         most: Bytes; more is an error.
 
     Raises:
-        UrlError: It is refused, not there, too large, or too slow.
+        HostError: Nothing whole came from there this time.
+        UrlError: It is refused, not there, or too large.
     """
     for _ in range(REDIRECTS + 1):
         parts = allowed(url, hosts)
         try:
             content, target = _get(parts, most)
-        except (OSError, HTTPException, ValueError) as error:
-            if isinstance(error, UrlError):
-                raise
+        except UrlError:
+            raise
+        except (InvalidURL, ValueError) as error:
             raise UrlError(f"{parts.hostname}: {_reason(error)}") from None
+        except (OSError, HTTPException) as error:
+            raise HostError(f"{parts.hostname}: {_reason(error)}") from None
         if target is None:
             return content
         url = urljoin(url, target)
@@ -113,7 +123,7 @@ def _get(parts: SplitResult, most: int) -> tuple[bytes, str | None]:
                 answer = _answer(response, most)
     except (OSError, HTTPException, UrlError):
         if time.monotonic() - began >= WHOLE_S:
-            raise UrlError(f"{parts.hostname}: not whole after {WHOLE_S:g} s") from None
+            raise HostError(f"{parts.hostname}: not whole after {WHOLE_S:g} s") from None
         raise
     finally:
         timer.cancel()
@@ -127,11 +137,12 @@ def _answer(response: HTTPResponse, most: int) -> tuple[bytes, str | None]:
     if response.status in REDIRECTING and target:
         return b"", target
     if response.status != 200:
-        raise UrlError(f"answers {response.status} {responses.get(response.status, '')}".rstrip())
+        kind = HostError if response.status in BUSY or response.status >= 500 else UrlError
+        raise kind(f"answers {response.status} {responses.get(response.status, '')}".rstrip())
     if response.length is None or response.length <= most:
         content = response.read(most + 1)
         if response.length:
-            raise UrlError(f"ends {response.length} bytes early")
+            raise HostError(f"ends {response.length} bytes early")
         if len(content) <= most:
             return content, None
     raise UrlError(f"larger than {most:,} bytes")
@@ -141,8 +152,10 @@ def _connect(host: str, port: int) -> socket.socket:
     """A connection to the first of a host's public addresses that takes one."""
     try:
         found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    except (OSError, UnicodeError):
+    except UnicodeError:
         raise UrlError(f"{host}: no such host") from None
+    except OSError:  # which is also what a name server out of reach looks like
+        raise HostError(f"{host}: no such host") from None
     addresses = [address for address in dict.fromkeys(found) if is_public(address)]
     if not addresses:
         raise UrlError(f"{host}: its address {found[0]} is not a public one")

@@ -1,5 +1,6 @@
 """Renders by diffusers' pipelines in batches of one shape: for the families whose denoiser the slot engine does not join."""
 
+import time
 from collections.abc import Hashable, Iterator
 from itertools import groupby
 from typing import Any
@@ -25,7 +26,7 @@ class Batches:
     def __init__(self, model: LoadedModel, text: TextEncoder, batch: int):
         self._model, self._text, self._batch = model, text, batch
         self._queue: list[tuple[list[Job], Settled]] = []
-        self._evaluated = 0
+        self._evaluated, self._seconds = 0, 0.0
         model.denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def add(self, jobs: list[Job], settled: Settled) -> None:
@@ -38,6 +39,10 @@ class Batches:
     @property
     def busy(self) -> bool:
         return bool(self._queue)
+
+    def seconds(self) -> dict[str, float]:
+        """Spent in diffusers' pipelines, models and all, so far."""
+        return {"denoise": self._seconds}
 
     def step(self) -> None:
         """Render the jobs of one bucket."""
@@ -66,7 +71,9 @@ class Batches:
             some = jobs[start : start + self._batch]
             before = self._evaluated
             # One shape always: at another batch size the same sample has other bits.
+            started = time.monotonic()
             made = call(pipeline, self._text, some + [some[-1]] * (self._batch - len(some)))
+            self._seconds += time.monotonic() - started
             evaluations = (self._evaluated - before) // self._batch
             yield from (candidate(job, *one, evaluations) for job, one in zip(some, made, strict=False))
 

@@ -33,7 +33,9 @@ def call(pipeline: Any, text: TextEncoder, jobs: Sequence[Job]) -> list[tuple[np
         tuple((lora.name, lora.scale) for lora in request.loras),
         guided=request.guidance_scale > 1,
     )
-    result = pipeline(**said, **_arguments(pipeline, request, jobs))
+    # Not every family takes a negative prompt, a strength, a size, …
+    taken = inspect.signature(pipeline.__call__).parameters
+    result = pipeline(**{name: value for name, value in (said | _arguments(request, jobs)).items() if name in taken})
     flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
     # (B, 3, H, W) in 0 … 1, in the model's dtype: diffusers denormalises in it, so we do not before.
     images = result.images.permute(0, 2, 3, 1).float()
@@ -42,8 +44,8 @@ def call(pipeline: Any, text: TextEncoder, jobs: Sequence[Job]) -> list[tuple[np
     return list(zip(pixels, finite, map(bool, flagged), strict=True))
 
 
-def _arguments(pipeline: Any, request: Request, jobs: Sequence[Job]) -> dict[str, Any]:
-    """All but the text of a pipeline call, limited to what this pipeline takes."""
+def _arguments(request: Request, jobs: Sequence[Job]) -> dict[str, Any]:
+    """All but the text of a pipeline call."""
     said: dict[str, Any] = {
         "width": request.width,
         "height": request.height,
@@ -65,8 +67,7 @@ def _arguments(pipeline: Any, request: Request, jobs: Sequence[Job]) -> dict[str
         # One tensor for each ControlNet: the only form in which samples differ in their maps.
         maps = [_as_tensor([job.conditioning.controls[i] for job in jobs]) for i in range(len(request.controls))]
         said |= {"control_image" if inits else "image": _one_or_all(maps), **_steering(request)}
-    taken = inspect.signature(pipeline.__call__).parameters
-    return {name: value for name, value in said.items() if name in taken}
+    return said
 
 
 def _as_tensor(maps: list[np.ndarray]) -> torch.Tensor:

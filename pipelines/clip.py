@@ -1,7 +1,6 @@
 """Scores images under prompts with an open_clip model: 100 x cosine, in fp32, the same bits whatever else is in the batch."""
 
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,23 +11,21 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from open_clip.constants import HF_SAFE_WEIGHTS_NAME
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs.errors import nearest
 from configs.schema import HF_HUB, LOCAL_DIR, Ranking
 from pipelines.clip_preprocessing import preprocess
 from pipelines.clip_sources import (
-    NO_PICKLES,
     embedding_width,
     hub_file,
     known_name,
     model_config,
     model_folder,
     one_line,
+    tag_weights,
+    tokenizer_folder,
     weights_file,
 )
 from pipelines.errors import ModelError
@@ -145,23 +142,30 @@ def _exact(device: torch.device) -> Iterator[None]:
             setattr(backend, name, value)
 
 
-def load_clip(ranking: Ranking, device: torch.device | str) -> Clip:
+def load_clip(ranking: Ranking, device: torch.device | str, threads: int | None = None) -> Clip:
     """Load the model that a config's ranking names, from safetensors only.
+
+    Args:
+        threads: CPU threads of this process from now on; left as they are where not given.
 
     Raises:
         ModelError: One line on what is missing or cannot be loaded, and what would do.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     config = model_config(ranking)
     options: dict[str, Any] = {}
+    folder: Path | None = None
     if ranking.model.startswith((LOCAL_DIR, HF_HUB)):
         folder = model_folder(ranking)
         name, weights = f"{LOCAL_DIR}{folder}", weights_file(folder, ranking.model)
     else:
         name = known_name(ranking.model)
-        weights, options = _tagged(name, ranking)
+        weights, options = _tagged(ranking)
+    words = tokenizer_folder(ranking, config, folder)
     try:
         model = _build(name, weights, options)
-        tokenizer = _tokenizer(name, config)
+        tokenizer = _tokenizer(name, config, words)
     except Exception as error:  # open_clip raises nearly anything; each means that this model cannot be had
         raise ModelError(f"{ranking.model}: open_clip cannot load it: {one_line(error)}") from error
     target = torch.device(device)
@@ -171,22 +175,13 @@ def load_clip(ranking: Ranking, device: torch.device | str) -> Clip:
     return Clip(ranking.model, model, tokenizer, preprocessing, ranking.batch, embedding_width(ranking), target)
 
 
-def _tagged(name: str, ranking: Ranking) -> tuple[Path, dict[str, Any]]:
+def _tagged(ranking: Ranking) -> tuple[Path, dict[str, Any]]:
     """The weights behind open_clip's tag, fetched from the hub, and how their model has to be built."""
-    tag = ranking.pretrained or ""
-    entry, tags = get_pretrained_cfg(name, tag), list_pretrained_tags_by_model(name)
-    if not entry:
-        known = f"; tags: {', '.join(tags)}" if tags else "; it has none, so take another model"
-        raise ModelError(f"{ranking.model}: open_clip has no weights {tag!r} for it{nearest(tag, tags)}{known}")
-    repository, file = os.path.split(entry.get("hf_hub", ""))
-    if not repository:
-        raise ModelError(f"{ranking.model}: open_clip has {tag} as a pickle only; {NO_PICKLES}; take another tag")
-    # Where open_clip's table names a pickle, the same weights lie beside it.
-    safe = f"{Path(file).stem}.safetensors" if file else HF_SAFE_WEIGHTS_NAME
-    form = {key: entry[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in entry}
+    weights = tag_weights(ranking)
+    form = {key: weights.entry[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in weights.entry}
     # Many weights want QuickGELU where the architecture of that name has GELU; open_clip only warns.
-    options = {"force_preprocess_cfg": form, "force_quick_gelu": bool(entry.get("quick_gelu"))}
-    return hub_file(repository, safe, ranking.revision), options
+    options = {"force_preprocess_cfg": form, "force_quick_gelu": bool(weights.entry.get("quick_gelu"))}
+    return hub_file(weights.repository, weights.file, ranking.revision), options
 
 
 def _build(name: str, weights: Path, options: dict[str, Any]) -> Any:
@@ -211,7 +206,13 @@ def _without_warnings() -> Iterator[None]:
         logging.root.removeFilter(serious)
 
 
-def _tokenizer(name: str, config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
+def _tokenizer(name: str, config: dict[str, Any], words: Path | None) -> Callable[[list[str]], Tensor]:
+    if words is None:
+        return open_clip.get_tokenizer(name)
+    text = config["text_cfg"]
+    options = {**text.get("tokenizer_kwargs", {})}
+    if "context_length" in text:
+        options["context_length"] = text["context_length"]
     # A model's config may ask transformers to run code out of its repository; what is given here wins.
-    options = {"trust_remote_code": False} if config.get("text_cfg", {}).get("hf_tokenizer_name") else {}
-    return open_clip.get_tokenizer(name, **options)
+    options["trust_remote_code"] = False
+    return open_clip.tokenizer.HFTokenizer(str(words), tokenizer_mode=text.get("tokenizer_mode"), **options)

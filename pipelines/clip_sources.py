@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,24 @@ CONFIG = "open_clip_config.json"
 # The names that open_clip gives to weights, then the one that transformers gives.
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 NO_PICKLES = "pickles are not read, since they can run code"
+# One of these is in every tokenizer's folder, whatever its kind.
+TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+HUB_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class TagWeights:
+    """The weights behind an open_clip tag.
+
+    Attributes:
+        repository: Of the hub.
+        file: The safetensors in it.
+        entry: What open_clip's table says of them: how images are prepared, whether they want QuickGELU.
+    """
+
+    repository: str
+    file: str
+    entry: Mapping[str, Any]
 
 
 def embedding_width(ranking: Ranking) -> int:
@@ -117,6 +137,82 @@ def weights_file(folder: Path, model: str) -> Path:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pth", ".pt", ".ckpt"))
     only = f", only {', '.join(pickles)}" if pickles else ""
     raise ModelError(f"{model}: holds no .safetensors{only}; {NO_PICKLES}")
+
+
+def tag_weights(ranking: Ranking) -> TagWeights:
+    """The weights behind a named model's tag. Imports open_clip, and torch with it: its table is code.
+
+    Raises:
+        ModelError: open_clip has no such model or tag, or only as a pickle.
+    """
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    name, tag = known_name(ranking.model), ranking.pretrained or ""
+    entry, tags = get_pretrained_cfg(name, tag), list_pretrained_tags_by_model(name)
+    if not entry:
+        known = f"; tags: {', '.join(tags)}" if tags else "; it has none, so take another model"
+        raise ModelError(f"{ranking.model}: open_clip has no weights {tag!r} for it{nearest(tag, tags)}{known}")
+    repository, file = os.path.split(entry.get("hf_hub", ""))
+    if not repository:
+        raise ModelError(f"{ranking.model}: open_clip has {tag} as a pickle only; {NO_PICKLES}; take another tag")
+    # Where open_clip's table names a pickle, the same weights lie beside it.
+    return TagWeights(repository, f"{Path(file).stem}.safetensors" if file else HF_SAFE_WEIGHTS_NAME, entry)
+
+
+def commit_of(repository: str, file: str) -> str:
+    """The commit that a repository's main is at; where the hub cannot be asked, the one that a cached file is of.
+
+    Raises:
+        ModelError: Neither can be had.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        commit = HfApi().model_info(repository, timeout=HUB_TIMEOUT_S).sha
+    except Exception as error:  # the client's errors share no base, and each means that the hub does not say
+        cached = try_to_load_from_cache(repository, file)
+        if not isinstance(cached, str):
+            need = "set ranking.revision, or fetch it where there is a network"
+            raise ModelError(f"{repository}: its commit cannot be asked of the hub: {one_line(error)}; {need}") from error
+        return Path(cached).relative_to(_snapshots(Path(cached))).parts[0]
+    if not commit:
+        raise ModelError(f"{repository}: the hub names no commit; set ranking.revision")
+    return commit
+
+
+def _snapshots(file: Path) -> Path:
+    """The folder of a cached file's repository that holds a folder a commit."""
+    return next(folder for folder in file.parents if folder.name == "snapshots")
+
+
+def tokenizer_folder(ranking: Ranking, config: Mapping[str, Any], folder: Path | None) -> Path | None:
+    """The folder of a tokenizer that is not open_clip's own: that of the weights, since another repository is not pinned.
+
+    Args:
+        config: As `model_config`.
+        folder: That the model was found in; None for a named model, whose tokenizer is fetched from beside its weights.
+
+    Returns:
+        None where the tokenizer is open_clip's own.
+
+    Raises:
+        ModelError: There is no tokenizer beside the weights.
+    """
+    named = config.get("text_cfg", {}).get("hf_tokenizer_name")
+    if not named:
+        return None
+    if folder is None:
+        from huggingface_hub import snapshot_download
+
+        repository, wanted = tag_weights(ranking).repository, ["*.json", "*.txt", "*.model"]
+        fetched = _from_hub(lambda: snapshot_download(repository, revision=ranking.revision, allow_patterns=wanted), repository)
+        folder = Path(fetched)
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ModelError(
+            f"{ranking.model}: its tokenizer is in another repository, {named}, which nothing pins; take another model"
+        )
+    return folder
 
 
 def hub_file(repository: str, name: str, revision: str | None) -> Path:

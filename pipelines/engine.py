@@ -6,7 +6,9 @@ Units may be handed in from several threads: they share the batch, so that the e
 import queue
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,16 +17,13 @@ import torch
 from configs.schema import Model
 from manifests.images import Roots
 from pipelines.batches import Batches
+from pipelines.errors import FatalError
 from pipelines.loading import LoadedModel, load_model
 from pipelines.preparing import Conditioning, Job, jobs_of, prepare_request
 from pipelines.results import Candidate, Failure, Outcome, Rendered
 from pipelines.slots import Policy, Settled, Slots, is_fatal, keep_all
 from pipelines.text import TextEncoder
 from pipelines.units import Placed, Unit
-
-
-class FatalError(RuntimeError):
-    """This process cannot go on (memory ran out, the GPU is in an undefined state): it has to be replaced."""
 
 
 class Path(Protocol):
@@ -34,6 +33,7 @@ class Path(Protocol):
     @property
     def busy(self) -> bool: ...
     def step(self) -> None: ...
+    def seconds(self) -> dict[str, float]: ...
 
 
 def path_for(model: LoadedModel, text: TextEncoder, batch: int, policy: Policy = keep_all) -> Path:
@@ -48,7 +48,6 @@ class Pending:
 
     unit: Unit
     done: "Future[Rendered]"
-    began: float
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     ready: dict[int, tuple[Placed, Conditioning]] = field(default_factory=dict)
     candidates: dict[int, dict[int, Candidate]] = field(default_factory=dict)
@@ -76,6 +75,8 @@ class Engine:
         self.model = load_model(model, device)
         self.text = TextEncoder(self.model, model.batch)
         self.path = path_for(self.model, self.text, model.batch, policy)
+        self._spent: dict[str, float] = {}  # seconds by stage since the last unit ended
+        self._before: dict[str, float] = {}  # what was spent inside of models by then
         self._inbox: queue.SimpleQueue[Pending] = queue.SimpleQueue()
         self._pending: list[Pending] = []
         threading.Thread(target=self._work, name="engine", daemon=True).start()
@@ -89,7 +90,7 @@ class Engine:
         Raises:
             FatalError: Memory ran out, or the GPU failed.
         """
-        pending = Pending(unit, Future(), time.monotonic())
+        pending = Pending(unit, Future())
         self._inbox.put(pending)
         return pending.done.result()
 
@@ -106,8 +107,11 @@ class Engine:
     def _turn(self) -> None:
         """Take in what is there, waiting only with nothing to do, and go one step on."""
         while not self.path.busy or not self._inbox.empty():
-            self._take_in(self._inbox.get())
-        self.path.step()
+            pending = self._inbox.get()
+            with self._timed("images"):
+                self._take_in(pending)
+        with self._timed("steps"):
+            self.path.step()
 
     def _take_in(self, pending: Pending) -> None:
         self._pending.append(pending)
@@ -145,7 +149,22 @@ class Engine:
             pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated)
         self._pending.remove(pending)
         outcomes = tuple(pending.outcomes[placed.row] for placed in pending.unit.requests)
-        pending.done.set_result(Rendered(outcomes, {"render": time.monotonic() - pending.began}))
+        pending.done.set_result(Rendered(outcomes, self._take_seconds()))
+
+    def _take_seconds(self) -> dict[str, float]:
+        """Seconds by stage since this was last asked: over all units they add up, though units share the batch."""
+        inside = {"text": self.text.seconds, **self.path.seconds()}
+        spent = {**self._spent, **{name: seconds - self._before.get(name, 0.0) for name, seconds in inside.items()}}
+        # What is left of the steps is schedulers, guidance, latents: what diffusers' pipelines do around their models.
+        spent["steps"] = max(0.0, spent.get("steps", 0.0) - sum(spent[name] for name in inside))
+        self._before, self._spent = inside, {}
+        return spent
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._spent[stage] = self._spent.get(stage, 0.0) + time.monotonic() - started
 
     def _give_up(self, error: Exception) -> None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -6,3 +6,7 @@ class ModelError(RuntimeError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+class FatalError(RuntimeError):
+    """This process cannot go on (memory ran out, the GPU is in an undefined state): it has to be replaced."""

@@ -6,11 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from configs.parameters import MODES
 from configs.schedulers import SCHEDULERS
 from configs.schema import Model
 from pipelines.clip_sources import hub_file
 from pipelines.errors import ModelError
+from pipelines.families import modes_of
 from pipelines.sources import local_folder
 
 INDEX = "model_index.json"
@@ -39,28 +39,61 @@ def read_facts(model: Model) -> ModelFacts:
     """Read a model's config files, from its folder or from the hub at its revision.
 
     Raises:
-        ModelError: There is no such model, or it is not in diffusers' format.
+        ModelError: There is no such model, it is not in diffusers' format, or it is of a family that is not supported.
     """
     index = _read(model, INDEX)
     name = index.get("_class_name")
     if not isinstance(name, str):
         raise ModelError(f"{model.base}: its {INDEX} names no pipeline class")
+    unsupported = f"{model.base}: is of a family ({name}) that is not supported"
+    if _class_of(index, "vae") is None:
+        raise ModelError(f"{unsupported} yet: it has no vae")
+    modes = modes_of(name)
+    if not modes:
+        raise ModelError(f"{unsupported}: diffusers has no pipeline that makes images with it")
     vae = _read(model, "vae/config.json")
-    factor = 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
+    factor = 2 ** (_levels(vae) - 1)
     if "unet" in index:
-        channels = _read(model, "unet/config.json").get("in_channels", 4)
-        inpainting_only = channels > vae.get("latent_channels", 4)
+        channels = _count(_read(model, "unet/config.json"), "in_channels")
+        if channels > _count(vae, "latent_channels"):
+            modes = tuple(mode for mode in modes if mode == "inpaint")
         multiple = max(8, factor)
     else:
         # Transformers cut latents into patches of two by two.
-        inpainting_only, multiple = False, 2 * factor
-    modes = tuple(mode for mode in MODES if mode.endswith("inpaint")) if inpainting_only else MODES
-    if not model.controlnets:
-        modes = tuple(mode for mode in modes if not mode.startswith("controlnet"))
-    flows = str((index.get("scheduler") or [None, ""])[1]).startswith("FlowMatch")
-    return ModelFacts(
-        name, multiple, modes, ("euler",) if flows else tuple(SCHEDULERS), bool((index.get("safety_checker") or [None])[0])
-    )
+        multiple = 2 * factor
+    if model.controlnets:
+        if "unet" not in index:
+            raise ModelError(f"{model.base}: model.controlnets are for families with a UNet, and {name} has none")
+        modes += tuple(_controlled(mode) for mode in modes)
+    flows = (_class_of(index, "scheduler") or "").startswith("FlowMatch")
+    schedulers = ("euler",) if flows else tuple(SCHEDULERS)
+    return ModelFacts(name, multiple, modes, schedulers, _class_of(index, "safety_checker") is not None)
+
+
+def _controlled(mode: str) -> str:
+    return "controlnet" if mode == "txt2img" else f"controlnet_{mode}"
+
+
+def _class_of(index: dict[str, Any], part: str) -> str | None:
+    """The class of a part of a pipeline: written as [library, class], both null where the part is left out."""
+    match index.get(part):
+        case [str(), str(name)]:
+            return name
+    return None
+
+
+def _levels(vae: dict[str, Any]) -> int:
+    """How many sizes a VAE goes through, each half the last. Deep-compression ones have two lists, of one length."""
+    for key in ("block_out_channels", "encoder_block_out_channels"):
+        channels = vae.get(key)
+        if isinstance(channels, list) and channels:
+            return len(channels)
+    return 4
+
+
+def _count(config: dict[str, Any], key: str) -> int:
+    value = config.get(key)
+    return value if isinstance(value, int) else 4
 
 
 def _read(model: Model, name: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What GPUs this process can use."""
 
+import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,18 @@ class Gpu:
 def cuda_build() -> str | None:
     """The CUDA version that this torch was built for; None for a build without."""
     return torch.version.cuda
+
+
+def driver_version() -> str | None:
+    """The version of NVIDIA's driver, by the library that comes with it; None where there is none."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    said = ctypes.create_string_buffer(80)
+    if nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(said, len(said)):
+        return None
+    return said.value.decode()
 
 
 def gpus() -> list[Gpu]:

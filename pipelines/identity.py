@@ -1,55 +1,106 @@
 """Says exactly which weights and which libraries a dataset is made with; both are part of a plan's fingerprint."""
 
 import hashlib
+import os
+import tomllib
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from configs.schema import LOCAL_DIR, Model, Ranking
+from configs.schema import HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, Model, Ranking, Weights
+from pipelines.clip_sources import commit_of, tag_weights
 from pipelines.errors import ModelError
-from pipelines.sources import find_local, local_folder
+from pipelines.sources import ROOT, adapter_file, find_local, local_folder
 
 # Those whose versions decide pixels, scores or file bytes.
-LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "peft", "numpy", "pillow", "pyarrow")
-WEIGHT_ENDINGS = (".safetensors", ".json", ".txt", ".model")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "tokenizers",
+    "open_clip_torch",
+    "peft",
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+    "pillow",
+    "pyarrow",
+)
+WEIGHT_ENDINGS = (SAFETENSORS, ".json", ".txt", ".model")
 
 
 def library_versions() -> dict[str, str]:
-    """The installed version of every library that decides bytes."""
-    return {name: version(name) for name in LIBRARIES}
+    """The version of every library that decides bytes, and of promptmill itself."""
+    return {"promptmill": own_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def own_version() -> str:
+    """The version of this copy, which need not be the installed one."""
+    project = ROOT / "pyproject.toml"
+    return tomllib.loads(project.read_text())["project"]["version"] if project.is_file() else version("promptmill")
+
+
+def pinned(ranking: Ranking, before: Ranking | None = None) -> Ranking:
+    """The ranking with the commit of its weights: where a tag has no revision, what its repository holds now.
+
+    Args:
+        ranking: Of a config.
+        before: Of the plan that is there; where it is of the same weights its commit still holds, whatever the hub has now.
+
+    Raises:
+        ModelError: open_clip has no such weights, or the hub cannot be asked and they are not in its cache.
+    """
+    if ranking.revision or ranking.model.startswith((LOCAL_DIR, HF_HUB)):
+        return ranking
+    if before is not None and (before.model, before.pretrained) == (ranking.model, ranking.pretrained) and before.revision:
+        return ranking.model_copy(update={"revision": before.revision})
+    weights = tag_weights(ranking)
+    return ranking.model_copy(update={"revision": commit_of(weights.repository, weights.file)})
 
 
 def model_identity(model: Model, ranking: Ranking) -> dict[str, str]:
-    """For each set of weights, by its place in the config, what it is: repository@revision, or the SHA-256 of a folder.
+    """For each set of weights, by its place in the config, what it is: repository@revision, or the SHA-256 of what is local.
 
     Raises:
-        ModelError: A local folder is not there or holds no weights.
+        ModelError: A local folder is not there or holds no weights; or as `pinned`.
     """
-    named = {"model.base": (model.base, model.revision)}
+    named: dict[str, Weights] = {"model.base": Weights(source=model.base, revision=model.revision)}
     if model.vae:
-        named["model.vae"] = (model.vae.source, model.vae.revision)
-    named |= {f"model.controlnets.{name}": (w.source, w.revision) for name, w in model.controlnets.items()}
-    named |= {f"model.loras.{w.name}": (w.source, w.revision) for w in model.loras}
-    named |= {f"model.textual_inversions.{w.token}": (w.source, w.revision) for w in model.textual_inversions}
-    identity = {where: source_identity(source, revision) for where, (source, revision) in sorted(named.items())}
+        named["model.vae"] = model.vae
+    named |= {f"model.controlnets.{name}": weights for name, weights in model.controlnets.items()}
+    named |= {f"model.loras.{weights.name}": weights for weights in model.loras}
+    named |= {f"model.textual_inversions.{weights.token}": weights for weights in model.textual_inversions}
+    identity = {where: source_identity(weights) for where, weights in sorted(named.items())}
     return {**identity, "ranking.model": _ranking_identity(ranking)}
 
 
-def source_identity(source: str, revision: str | None) -> str:
-    """What a source of weights holds, by content where it is a folder, by commit where it is a repository."""
-    folder = local_folder(source)
-    return f"{source}@{revision}" if folder is None else _folder_identity(folder, source)
+def source_identity(weights: Weights) -> str:
+    """What a set of weights is, by content where it is local, by commit where it is a repository."""
+    if isinstance(weights, Adapter):
+        file = adapter_file(weights)
+        return f"sha256:{_sha256(file)}" if file else f"{weights.source}@{weights.revision}/{weights.file}"
+    place = local_folder(weights.source)
+    return f"{weights.source}@{weights.revision}" if place is None else _folder_identity(place, weights.source)
 
 
 def _folder_identity(folder: Path, source: str) -> str:
     if folder.is_file():
         return f"sha256:{_sha256(folder)}"
-    files = sorted(path for path in folder.rglob("*") if path.suffix in WEIGHT_ENDINGS and path.is_file())
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise ModelError(f"{source}: holds no .safetensors; pickles are not read, since they can run code")
+    files = sorted(_files(folder))
+    if not any(path.suffix == SAFETENSORS for path in files):
+        raise ModelError(f"{source}: holds no {SAFETENSORS}; pickles are not read, since they can run code")
     whole = hashlib.sha256()
     for path in files:
         whole.update(f"{path.relative_to(folder).as_posix()} {_sha256(path)}\n".encode())
     return f"sha256:{whole.hexdigest()}"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All that the loaders may open: through links, which they follow; but nothing hidden, such as the hub client's notes."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place) / name for name in names if name.endswith(WEIGHT_ENDINGS) and not name.startswith("."))
 
 
 def _sha256(path: Path) -> str:
@@ -60,4 +111,7 @@ def _sha256(path: Path) -> str:
 def _ranking_identity(ranking: Ranking) -> str:
     if ranking.model.startswith(LOCAL_DIR):
         return _folder_identity(find_local(ranking.model.removeprefix(LOCAL_DIR)), ranking.model)
-    return f"{ranking.model}/{ranking.pretrained}@{ranking.revision}"
+    if ranking.model.startswith(HF_HUB):
+        return f"{ranking.model}@{ranking.revision}"
+    weights = tag_weights(ranking)
+    return f"{ranking.model}/{ranking.pretrained}: {weights.repository}@{pinned(ranking).revision}/{weights.file}"

@@ -10,10 +10,10 @@ import transformers
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image, ControlNetModel
 
 from configs.schedulers import SCHEDULERS
-from configs.schema import Model, Weights
+from configs.schema import Adapter, Model, Weights
 from pipelines.errors import ModelError
 from pipelines.facts import read_facts
-from pipelines.sources import local_folder
+from pipelines.sources import adapter_file, local_folder
 
 TASKS = {
     "txt2img": AutoPipelineForText2Image,
@@ -104,8 +104,8 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         parts["vae"] = _load(diffusers.AutoencoderKL.from_pretrained, model.vae, dtype)
     if facts.safety_checker and not model.safety_checker:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
-    # An inpainting model (more channels in than latents have) is only ever loaded as what it is.
-    auto = TASKS["txt2img" if "txt2img" in facts.modes else "inpaint"]
+    # From text to images, but for what cannot: an inpainting model (more channels in than latents have), one that edits images.
+    auto = TASKS[facts.modes[0]]
     base = _load(auto.from_pretrained, Weights(source=model.base, revision=model.revision, variant=model.variant), dtype, **parts)
     base.set_progress_bar_config(disable=True)
     encoder = getattr(base, "text_encoder", None)
@@ -114,23 +114,21 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         # be the module itself, so past torch's own __setattr__.
         object.__setattr__(encoder, "text_model", encoder)
     for inversion in model.textual_inversions:
-        options = {"token": inversion.token, **_file(inversion.weight_name)}
-        _load(base.load_textual_inversion, inversion, None, **options)
+        _load(base.load_textual_inversion, inversion, None, token=inversion.token)
     for lora in model.loras:
-        _load(base.load_lora_weights, lora, None, adapter_name=lora.name, **_file(lora.weight_name))
+        _load(base.load_lora_weights, lora, None, adapter_name=lora.name)
     controlnets = {name: _load(ControlNetModel.from_pretrained, w, dtype).to(device) for name, w in model.controlnets.items()}
     base.to(device)
     return LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config))
 
 
-def _file(name: str | None) -> dict[str, str]:
-    return {"weight_name": name} if name else {}
-
-
 def _load(loader: Callable[..., Any], weights: Weights, dtype: torch.dtype | None, **options: Any) -> Any:
-    folder = local_folder(weights.source)
-    if folder is not None:
+    # Of a LoRA or an inversion the very file, since of a folder's several diffusers takes whichever the disk lists first.
+    place = adapter_file(weights) if isinstance(weights, Adapter) else local_folder(weights.source)
+    if place is not None:
         options["local_files_only"] = True
+    elif isinstance(weights, Adapter):
+        options["weight_name"] = weights.file
     if weights.variant:
         options["variant"] = weights.variant
     if dtype is not None:
@@ -138,7 +136,7 @@ def _load(loader: Callable[..., Any], weights: Weights, dtype: torch.dtype | Non
     if weights.revision:
         options["revision"] = weights.revision
     try:
-        return loader(str(folder or weights.source), use_safetensors=True, **options)
+        return loader(str(place or weights.source), use_safetensors=True, **options)
     except Exception as error:  # the loaders raise nearly anything; each means that this model cannot be had
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{weights.source}: cannot be loaded: {reason or type(error).__name__}") from error

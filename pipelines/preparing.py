@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from manifests.images import ImageError, Roots, load
+from configs.errors import shown
+from manifests.images import ImageError, Roots, UnreachableError, load, mismatch
 from manifests.requests import Request
 from pipelines.conditioning import control_map, prepare, prepare_mask
 from pipelines.results import Failure, Outcome
@@ -45,21 +46,33 @@ class Job:
 
 
 def prepare_request(placed: Placed, roots: Roots) -> Conditioning | Outcome:
-    """The images of a request, or what it failed of: an image that cannot be used, or is not the one that was planned."""
-    request = placed.request
+    """The images of a request, or what it failed of: an image that cannot be used or reached, or is another than was planned."""
     hashes: dict[str, str] = {}
+    try:
+        prepared = _prepared(placed, roots, hashes)
+    except Exception as error:  # such a picture concerns no other request
+        reason = shown(" ".join(str(error).split()), 300)
+        prepared = Failure("render_error", f"images: {type(error).__name__}: {reason}")
+    return Outcome(placed.row, (), prepared, hashes) if isinstance(prepared, Failure) else prepared
+
+
+def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str]) -> Conditioning | Failure:
+    """As `prepare_request`; fills in the hashes as far as it comes."""
+    request = placed.request
     read: dict[str, Image.Image] = {}
     for column, path in named_images(request):
         try:
-            picture = load(path, roots)
+            picture = load(path, roots, placed.file)
         except ImageError as error:
-            return Outcome(placed.row, (), Failure("bad_image", f"{column}: {error}"), hashes)
+            return Failure("unreachable" if isinstance(error, UnreachableError) else "bad_image", f"{column}: {error}")
         hashes[column], read[column] = picture.sha256, picture.image
         if placed.images.get(column, picture.sha256) != picture.sha256:
-            said = f"{column}: {path} is not what it was when the plan was made"
-            return Outcome(placed.row, (), Failure("image_changed", said), hashes)
-    size = request.width, request.height
+            return Failure("image_changed", f"{column}: {shown(path)} is not what it was when the plan was made")
     init, mask = read.get("init_image"), read.get("mask_image")
+    wrong = mismatch(init.size, mask.size) if init and mask else None
+    if wrong:
+        return Failure("bad_image", wrong)
+    size = request.width, request.height
     controls = (control_map(c.preprocess, prepare(read[f"controls.{i}.image"], *size)) for i, c in enumerate(request.controls))
     return Conditioning(
         prepare(init, *size) if init else None, prepare_mask(mask, *size) if mask else None, tuple(controls), hashes

@@ -11,7 +11,7 @@ InputError = Literal[
     "bad_row", "bad_image", "image_changed", "non_finite", "constant_image", "refused_content", "render_error", "given_up"
 ]
 # By infrastructure: another try may succeed, and `--retry-failed` takes them up.
-InfrastructureError = Literal["died", "deadline", "out_of_memory"]
+InfrastructureError = Literal["died", "deadline", "out_of_memory", "unreachable"]
 Code = InputError | InfrastructureError
 CODES: tuple[str, ...] = (*get_args(InputError), *get_args(InfrastructureError))
 

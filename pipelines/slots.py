@@ -84,6 +84,7 @@ class Slots:
         self._rows = 2 * batch
         vae, denoiser = model.base.vae, model.denoiser
         names = ("sample", "timestep", "encoder_hidden_states")
+        self._held = [(denoiser, "forward"), (vae, "decode"), *((net, "forward") for net in model.controlnets.values())]
         self.denoiser = Joined(denoiser.forward, names, self._rows, self._live_to_denoise)
         denoiser.forward = self.denoiser.hold
         self.controlnets: list[Joined] = []
@@ -93,6 +94,11 @@ class Slots:
             net.forward = _scaled_after(joined)
         self.decoder = Joined(_in_its_dtype(vae), ("z",), batch, self._live_to_decode)
         vae.decode = _without_generator(self.decoder)
+
+    def close(self) -> None:
+        """Give the model its own calls back."""
+        for module, name in self._held:
+            delattr(module, name)  # what stood in for the class's own
 
     def add(self, jobs: list[Job], settled: Settled) -> None:
         """Queue jobs; `settled` is called once for each. Those that share most stand together, the longest first."""
@@ -104,6 +110,11 @@ class Slots:
     @property
     def busy(self) -> bool:
         return bool(self._queue or self._groups)
+
+    def seconds(self) -> dict[str, float]:
+        """Spent inside of the models so far."""
+        control = sum(joined.seconds for joined in self.controlnets)
+        return {"denoise": self.denoiser.seconds, "control": control, "decode": self.decoder.seconds}
 
     @property
     def share(self) -> float:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from configs.errors import nearest
-from configs.schema import is_folder
+from configs.schema import SAFETENSORS, Adapter, is_folder
 from pipelines.errors import ModelError
 
 # Presets name the embedded weights from here, wherever they are used.
@@ -14,9 +14,39 @@ def local_folder(source: str) -> Path | None:
     """Where a source of weights lies on this machine; None for a hub repository, owner/name.
 
     Raises:
-        ModelError: As `find_local`.
+        ModelError: As `find_local`; or it is a file, but no safetensors.
     """
-    return find_local(source) if is_folder(source) else None
+    if not is_folder(source):
+        return None
+    place = find_local(source)
+    if place.is_file():
+        _check_safetensors(place.name, source)
+    return place
+
+
+def _check_safetensors(name: str, source: str) -> None:
+    if not name.endswith(SAFETENSORS):
+        raise ModelError(f"{source}: {name} is no {SAFETENSORS} file, and others are not read: pickles can run code")
+
+
+def adapter_file(weights: Adapter) -> Path | None:
+    """The one file that a local LoRA or textual inversion is; None for a hub repository.
+
+    Its name is checked here again, since diffusers unpickles a file of any other name, whatever it is told.
+
+    Raises:
+        ModelError: As `local_folder`; it is not there, or the folder holds several of which none has the usual name.
+    """
+    _check_safetensors(weights.file, weights.source)
+    place = local_folder(weights.source)
+    if place is None or place.is_file():
+        return place
+    found = sorted(path.name for path in place.glob(f"*{SAFETENSORS}"))
+    name = weights.weight_name or (found[0] if len(found) == 1 else weights.file)
+    if not (place / name).is_file():
+        there = f"; it has {', '.join(found)}: name one of them as weight_name" if found else f", nor any {SAFETENSORS}"
+        raise ModelError(f"{weights.source}: has no {name}{there}")
+    return place / name
 
 
 def find_local(name: str) -> Path:

@@ -8,6 +8,7 @@ from manifests.requests import Request
 
 # Of the denoiser, for each place in the batch, that a unit aims at: two batches of 20 guided steps. The bytes do not depend on it.
 UNIT_EVALUATIONS = 80
+UNIT_PIXELS = 128 * 2**20  # at most, of all candidates; three bytes each while they wait for a scorer
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,13 @@ class Placed:
         row: Counted from 0 in its shard.
         images: SHA-256 of the files of its images as the plan saw them, by column (`init_image`, `mask_image`,
             `controls.0.image`, …); empty where images are only looked at when they are used.
+        file: Which of the manifest's files the row is in, counted from 0: its paths start from that one's folder.
     """
 
     row: int
     request: Request
     images: Mapping[str, str] = field(default_factory=dict)
+    file: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,16 @@ def cut(shard: int, requests: Iterable[Placed], batch: int) -> Iterator[Unit]:
 
 def _filled(kind: list[Placed], wanted: int) -> Iterator[tuple[Placed, ...]]:
     some: list[Placed] = []
-    work = 0
+    work = pixels = 0
     for placed in kind:
-        more = placed.request.candidates * evaluations(placed.request)
-        if some and work + more > wanted:
+        request = placed.request
+        more = request.candidates * evaluations(request)
+        size = request.candidates * request.width * request.height
+        if some and (work + more > wanted or pixels + size > UNIT_PIXELS):
             yield tuple(some)
-            some, work = [], 0
+            some, work, pixels = [], 0, 0
         some.append(placed)
-        work += more
+        work, pixels = work + more, pixels + size
     yield tuple(some)
 
 

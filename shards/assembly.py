@@ -49,9 +49,10 @@ def assemble(
     Raises:
         AssemblyError: Not exactly the planned requests and candidates are settled, or a row contradicts itself.
         PartError, FileNotFoundError: As `read_part`.
+        StorageError: The output cannot be read or written.
         CommitError: The shard is committed already, with other content; then its files are left as they are.
     """
-    table, images = _gather(output, parts, failed, form)
+    table, images = _gather(output, parts, failed, form, fingerprint)
     _check_rows(shard, table, images)
     counts = _settled(shard, table, requests, planned)
 
@@ -80,12 +81,12 @@ def assemble(
 
 
 def _gather(
-    output: str, parts: Sequence[str], failed: Sequence[Mapping[str, Any]], form: pa.Schema
+    output: str, parts: Sequence[str], failed: Sequence[Mapping[str, Any]], form: pa.Schema, fingerprint: str
 ) -> tuple[pa.Table, dict[str, bytes]]:
     """All rows in the order of their keys, and the images by key."""
     tables, images = [make_table(failed, form)], dict[str, bytes]()
     for part in parts:
-        rows = read_part(output, part, form)
+        rows = read_part(output, part, form, fingerprint)
         # One part at a time, so that no image is in memory twice.
         shown = rows.select(["key", IMAGE]).filter(pc.is_valid(rows[IMAGE]))
         images.update(zip(shown["key"].to_pylist(), shown[IMAGE].to_pylist(), strict=True))

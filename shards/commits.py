@@ -3,11 +3,14 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from shards.storage import get, join, names, put_if_absent
 
 NAME = re.compile(r"([0-9]{6,})(?:\.([0-9]+))?")
+READERS = 16  # records under way at a time: on a remote storage each is a round trip
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,16 @@ def read_records(output: str) -> list[CommitRecord]:
     """
     found = (parse_shard_name(name.removesuffix(".json")) for name in names(join(output, "commits")) if name.endswith(".json"))
     last = dict(sorted(pair for pair in found if pair is not None))
-    return [read_record(output, shard, generation) for shard, generation in last.items()]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda pair: read_record(output, *pair), last.items()))
+
+
+def check_plan(output: str, records: Iterable[CommitRecord], fingerprint: str) -> None:
+    """Raise CommitError if a record is of a plan with another fingerprint: a dataset is of one."""
+    for record in records:
+        if record.fingerprint != fingerprint:
+            plans = f"{record.fingerprint[:16]}, this one is {fingerprint[:16]}"
+            raise CommitError(f"{_uri(output, record)}: is of another plan, {plans}; give another output")
 
 
 def read_record(output: str, shard: int, generation: int = 0) -> CommitRecord:

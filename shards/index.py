@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from shards.commits import CommitError, CommitRecord, read_records
+from shards.commits import CommitError, CommitRecord
 from shards.storage import join, put
 
 INDEX = "index.json"
@@ -47,17 +47,17 @@ def encode_index(records: Sequence[CommitRecord]) -> bytes:
     return (json.dumps(index, indent=1, sort_keys=True) + "\n").encode()
 
 
-def publish_index(output: str, shards: int) -> Totals:
+def publish_index(output: str, records: Sequence[CommitRecord], shards: int) -> Totals:
     """Say that a dataset is finished: write index.json, then an empty _SUCCESS.
 
     Args:
         output: The dataset's URI.
+        records: The last of each shard, in their order.
         shards: How many the plan has.
 
     Raises:
         CommitError: Not all of them are committed, or not all with one plan.
     """
-    records = read_records(output)
     if [record.shard for record in records] != list(range(shards)):
         raise CommitError(f"{output}: {len(records)} shards are committed of {shards} planned")
     plans = {record.fingerprint for record in records}

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.storage import get, join, put
+from shards.storage import delete, get, join, put
 from shards.tables import IMAGE, make_table
 
 # A page holds this many rows or more; with megabytes a row, the default of 1,024 makes pages beyond Parquet's 2 GiB.
@@ -16,6 +16,7 @@ ROWS_A_PAGE = 16
 
 DIGEST = hashlib.sha256
 END = b"PAR1"
+PLAN = b"promptmill.plan"  # the key, in a part's schema, of the fingerprint of the plan that it is of
 
 
 class PartError(ValueError):
@@ -27,7 +28,7 @@ def part_name(shard: int, unit: int, generation: int = 0) -> str:
     return f"{shard:06d}-{unit:05d}" + (f".{generation}" if generation else "") + ".parquet"
 
 
-def write_part(output: str, name: str, rows: Iterable[Mapping[str, Any]], form: pa.Schema) -> None:
+def write_part(output: str, name: str, rows: Iterable[Mapping[str, Any]], form: pa.Schema, fingerprint: str) -> None:
     """Put a part in its place, whole or not at all; the same bytes for the same rows.
 
     Args:
@@ -35,11 +36,13 @@ def write_part(output: str, name: str, rows: Iterable[Mapping[str, Any]], form: 
         name: By `part_name`.
         rows: As they will stand in the metadata, with one more column `image`: the file's bytes where it is kept.
         form: The metadata's schema.
+        fingerprint: Of the plan.
 
     Raises:
         ValueError: A row has a column that the schema does not know.
+        StorageError: It cannot be written.
     """
-    table = make_table(rows, _with_image(form))
+    table = make_table(rows, _with_image(form)).replace_schema_metadata({PLAN: fingerprint.encode()})
     file = io.BytesIO()
     # Image files are compressed already, and the rest is small and soon deleted.
     pq.write_table(
@@ -55,22 +58,44 @@ def write_part(output: str, name: str, rows: Iterable[Mapping[str, Any]], form: 
     put(join(output, "parts", name), _sealed(file.getvalue()))
 
 
-def read_part(output: str, name: str, form: pa.Schema) -> pa.Table:
+def read_part(output: str, name: str, form: pa.Schema, fingerprint: str) -> pa.Table:
     """A part's rows in the order of their keys, the column `image` behind those of the metadata.
 
     Raises:
-        PartError: It is truncated, altered, or has other columns.
+        PartError: It is truncated or altered, has other columns, or is of a plan with another fingerprint.
         FileNotFoundError: It is not there; if its shard is committed, it has done its duty.
     """
     uri = join(output, "parts", name)
     content = get(uri)
     if not _is_sealed(content):
-        raise PartError(f"{uri}: truncated or altered; delete it, and its unit is rendered again")
+        raise PartError(f"{uri}: truncated or altered")
     table = pq.read_table(io.BytesIO(content))
     wanted = _with_image(form)
     if not table.schema.equals(wanted):
-        raise PartError(f"{uri}: {_difference(table.schema, wanted)}; it belongs to another plan")
-    return table
+        raise PartError(f"{uri}: {_difference(table.schema, wanted)}; it is of another plan")
+    theirs = (table.schema.metadata or {}).get(PLAN, b"").decode()
+    if theirs != fingerprint:
+        raise PartError(f"{uri}: is of another plan, {theirs[:16] or 'without a fingerprint'}; this one is {fingerprint[:16]}")
+    # The mark is the part's own: what is made of parts must not depend on whether it was made of any.
+    return table.replace_schema_metadata(None)
+
+
+def drop_broken(output: str, names: Iterable[str], form: pa.Schema, fingerprint: str) -> list[PartError]:
+    """Delete those of the parts that `read_part` refuses, so that the next run renders their units again.
+
+    Returns:
+        What was wrong, an error for each that was deleted.
+    """
+    found = []
+    for name in names:
+        try:
+            read_part(output, name, form, fingerprint)
+        except PartError as error:
+            found.append(error)
+            delete(join(output, "parts", name))
+        except FileNotFoundError:
+            pass
+    return found
 
 
 def _with_image(form: pa.Schema) -> pa.Schema:

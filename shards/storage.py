@@ -8,6 +8,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,35 @@ import fsspec
 SCRATCH = ".tmp-"  # what half-written files begin with; nobody reads them, and they may be deleted at any time
 
 
+class StorageError(OSError):
+    """A storage that is not there, refuses or fails; the message is one line that begins with the URI."""
+
+
+@contextmanager
+def _naming(uri: str, absence: bool = False) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a StorageError; with `absence`, a file that is not there stays FileNotFoundError."""
+    try:
+        yield
+    except Exception as error:  # each storage's client has errors of its own, and few of them are OSErrors
+        if absence and isinstance(error, FileNotFoundError):
+            raise
+        raise StorageError(f"{uri}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(words.split())[:500] or type(error).__name__
+
+
 def is_local(uri: str) -> bool:
     """Whether a URI is a path of this machine's file system."""
     return "://" not in uri or uri.startswith(("file://", "local://"))
 
 
-def _local(uri: str) -> Path:
-    return Path(uri.removeprefix("file://").removeprefix("local://"))
+def local_path(uri: str) -> Path:
+    """Where a local URI points, `~` expanded."""
+    # Unlike Path's, this one leaves the home of a user who is not there as it stands.
+    return Path(os.path.expanduser(uri.removeprefix("file://").removeprefix("local://")))  # noqa: PTH111
 
 
 def _system(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -35,15 +58,20 @@ def join(folder: str, *names: str) -> str:
 
 
 def put(uri: str, content: bytes) -> None:
-    """Write a file, replacing the one that is there. A reader sees the old one or the new one, never a part."""
-    if not is_local(uri):
-        system, path = _system(uri)
-        system.pipe_file(path, content)
-        return
-    place = _local(uri)
-    scratch = _written_beside(place, content)
-    scratch.replace(place)
-    _flush_folder(place.parent)
+    """Write a file, replacing the one that is there. A reader sees the old one or the new one, never a part.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    with _naming(uri):
+        if not is_local(uri):
+            system, path = _system(uri)
+            system.pipe_file(path, content)
+            return
+        place = local_path(uri)
+        scratch = _written_beside(place, content)
+        scratch.replace(place)
+        _flush_folder(place.parent)
 
 
 def put_if_absent(uri: str, content: bytes) -> bool:
@@ -51,10 +79,15 @@ def put_if_absent(uri: str, content: bytes) -> bool:
 
     Returns:
         Whether it was written. If not, what is there is untouched: read it to see whether it is the same.
+
+    Raises:
+        StorageError: It cannot be written.
     """
-    if not is_local(uri):
-        return _put_remote_if_absent(uri, content)
-    place = _local(uri)
+    with _naming(uri):
+        return _put_local_if_absent(local_path(uri), content) if is_local(uri) else _put_remote_if_absent(uri, content)
+
+
+def _put_local_if_absent(place: Path, content: bytes) -> bool:
     scratch = _written_beside(place, content)
     try:
         # A hard link fails where the name exists, on every file system that has links, over NFS too.
@@ -123,35 +156,50 @@ def get(uri: str) -> bytes:
 
     Raises:
         FileNotFoundError: It is not there.
+        StorageError: It cannot be read.
     """
-    if is_local(uri):
-        return _local(uri).read_bytes()
-    system, path = _system(uri)
-    system.invalidate_cache()
-    return system.cat_file(path)
+    with _naming(uri, absence=True):
+        if is_local(uri):
+            return local_path(uri).read_bytes()
+        system, path = _system(uri)
+        system.invalidate_cache()
+        return system.cat_file(path)
 
 
 def delete(uri: str) -> None:
-    """Remove a file; one that is gone already is no error."""
-    if is_local(uri):
-        _local(uri).unlink(missing_ok=True)
-        return
-    system, path = _system(uri)
-    system.invalidate_cache()
-    if system.exists(path):
-        system.rm_file(path)
+    """Remove a file; one that is gone already is no error.
+
+    Raises:
+        StorageError: It cannot be removed.
+    """
+    with _naming(uri):
+        if is_local(uri):
+            local_path(uri).unlink(missing_ok=True)
+            return
+        system, path = _system(uri)
+        system.invalidate_cache()
+        if system.exists(path):
+            system.rm_file(path)
 
 
 def names(folder: str) -> Iterator[str]:
-    """The names of the whole files directly inside a folder, sorted; none where there is no folder."""
-    if is_local(folder):
-        place = _local(folder)
-        found = [entry.name for entry in os.scandir(place) if entry.is_file()] if place.is_dir() else []
-    else:
-        system, path = _system(folder)
-        system.invalidate_cache()
-        try:
-            found = [entry["name"].rsplit("/", 1)[-1] for entry in system.ls(path, detail=True) if entry["type"] == "file"]
-        except FileNotFoundError:
-            found = []
+    """The names of the whole files directly inside a folder, sorted; none where there is no folder.
+
+    Raises:
+        StorageError: It cannot be listed.
+    """
+    with _naming(folder):
+        found = _names(folder)
     yield from sorted(name for name in found if not name.startswith(SCRATCH))
+
+
+def _names(folder: str) -> list[str]:
+    if is_local(folder):
+        place = local_path(folder)
+        return [entry.name for entry in os.scandir(place) if entry.is_file()] if place.is_dir() else []
+    system, path = _system(folder)
+    system.invalidate_cache()
+    try:
+        return [entry["name"].rsplit("/", 1)[-1] for entry in system.ls(path, detail=True) if entry["type"] == "file"]
+    except FileNotFoundError:
+        return []

@@ -30,6 +30,8 @@ def test_presets_cover_the_families_and_pin_what_they_download():
         for weights in (config.model, *config.model.controlnets.values(), *config.model.loras):
             source = getattr(weights, "source", None) or weights.base
             assert source.startswith("./") or len(weights.revision) == 40
+        assert config.ranking.model.startswith("local-dir:./") or len(config.ranking.revision) == 40
+        assert all(lora.weight_name for lora in config.model.loras)
 
 
 def test_a_resolved_config_loads_as_itself(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from configs.schema import Ranking
+from configs.schema import LoraWeights, Ranking, TextualInversion
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -54,3 +54,32 @@ def test_a_ranking_model_that_cannot_be_meant_is_refused_with_what_would_do(give
     with pytest.raises(ValidationError) as caught:
         Ranking(**given)
     assert says.lower() in str(caught.value).lower()
+
+
+ADAPTERS = {LoraWeights: {"name": "x"}, TextualInversion: {"token": "<x>"}}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"weight_name": "x.bin"}, "only .safetensors files are read; pickles can run code"),
+        ({"weight_name": "x.safetensors.bin"}, "only .safetensors files are read"),
+        ({"weight_name": "x.SAFETENSORS"}, "only .safetensors files are read"),
+        ({"weight_name": ""}, "only .safetensors files are read"),
+        ({"weight_name": "../x.safetensors"}, "a file inside the source is meant"),
+        ({"weight_name": "/x.safetensors"}, "a file inside the source is meant"),
+        ({"source": "./x.bin"}, "only .safetensors files are read"),
+        ({"source": "./x.pt"}, "only .safetensors files are read"),
+    ],
+)
+def test_a_lora_or_inversion_that_is_no_safetensors_is_refused(kind, given, says):
+    with pytest.raises(ValidationError) as caught:
+        kind(**{"source": "./folder", **ADAPTERS[kind], **given})
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_a_lora_or_inversion_may_be_a_file_or_lie_in_a_folder(kind):
+    assert kind(source="./x.safetensors", **ADAPTERS[kind]).file.endswith(".safetensors")
+    assert kind(source="./x", weight_name="a/b.safetensors", **ADAPTERS[kind]).file == "a/b.safetensors"

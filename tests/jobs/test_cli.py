@@ -6,13 +6,21 @@ import subprocess
 import sys
 import time
 
+import click
 import jsonschema
 import pytest
 import yaml
 from click.testing import CliRunner
+from ray.exceptions import RayTaskError
 
-from jobs.cli import main
+from jobs.cli import main, one_line_errors
+from jobs.lanes import AbortError
 from pipelines.sources import ROOT
+from shards.commits import CommitError
+from shards.parts import PartError
+from shards.storage import StorageError, get, join, names, put
+from tests.jobs.test_running import published
+from tests.shards.conftest import s3_bucket, s3_endpoint  # noqa: F401 (fixtures)
 
 PROMPT = "a small red circle at the left on a black background"
 
@@ -31,6 +39,13 @@ def invoke(*arguments):
 def plan(manifest, *settings, config="embedded", out="out"):
     options = [part for setting in settings for part in ("--set", setting)]
     return invoke("plan", config, "--out", manifest.parent / out, "--no-measure", "--set", f"manifest={manifest}", *options)
+
+
+def says(result, status):
+    """The lines of a command that ended by itself: with this status, and not by an error that nobody expected."""
+    assert result.exit_code == status, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    return result.stderr.splitlines()
 
 
 def started(arguments, **options):
@@ -74,10 +89,8 @@ BAD_CONFIGS = {
 @pytest.mark.parametrize("name", BAD_CONFIGS)
 def test_a_bad_config_is_one_line_and_exit_2(manifest, name):
     config, settings, said = BAD_CONFIGS[name]
-    result = plan(manifest, *settings, config=config)
-    assert result.exit_code == 2
-    assert said in result.output
-    assert "Traceback" not in result.output
+    (line,) = says(plan(manifest, *settings, config=config), 2)
+    assert said in line
     assert not (manifest.parent / "out").exists()
 
 
@@ -147,7 +160,8 @@ def test_run_renders_from_nothing_says_where_to_look_and_verify_agrees(manifest)
     assert "data/000000.tar" in result.output
 
 
-def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_when_asked_again(manifest):
+@pytest.mark.usefixtures("ray_here")
+def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_to_the_same_bytes(manifest):
     out = manifest.parent / "out"
     lines = [json.dumps({"prompt": PROMPT, "seed": 10 * i}) for i in range(120)]
     manifest.write_text("\n".join(lines))
@@ -175,6 +189,10 @@ def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_when_asked_a
     assert all(path.stat().st_mtime_ns == then for path, then in parts.items())
     assert invoke("verify", out).exit_code == 0
 
+    calm = manifest.parent / "calm"
+    assert invoke("run", "embedded", "--out", calm, *arguments[4:]).exit_code == 0
+    assert published(calm) == published(out)
+
 
 def test_a_denied_output_is_one_line(manifest):
     if os.geteuid() == 0:
@@ -182,10 +200,8 @@ def test_a_denied_output_is_one_line(manifest):
         (manifest.parent / "out").write_text("")
     else:
         (manifest.parent / "out").mkdir(mode=0o500)
-    result = plan(manifest)
-    assert result.exit_code == 1
-    assert str(manifest.parent / "out") in result.output
-    assert "Traceback" not in result.output
+    (line,) = says(plan(manifest), 1)
+    assert line.startswith(f"{manifest.parent}/out/plan")
 
 
 def test_a_preset_works_from_any_folder(tmp_path):
@@ -196,3 +212,173 @@ def test_a_preset_works_from_any_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "here" / "plan" / "plan.json").exists()
     assert time.monotonic() - began < 60
+
+
+def remote(error):
+    """The error as Ray hands it over from a worker."""
+    return RayTaskError("assemble", "Traceback\n  over there\n" * 20, error, "worker", 1, "127.0.0.1").as_instanceof_cause()
+
+
+ERRORS = [
+    StorageError("s3://b/parts/x: Access Denied"),
+    PartError("x: truncated"),
+    CommitError("x: is of another plan"),
+    AbortError("x: full"),
+]
+
+
+WRAPPED = {
+    "bare": lambda error: error,
+    "remote": remote,
+    "grouped": lambda error: ExceptionGroup("a", [ExceptionGroup("b", [error])]),
+    "remote and grouped": lambda error: ExceptionGroup("a", [remote(error)]),
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+@pytest.mark.parametrize("error", ERRORS, ids=[type(error).__name__ for error in ERRORS])
+def test_an_error_is_its_own_line_however_it_was_wrapped_on_its_way(error, how):
+    @click.command()
+    def command():
+        with one_line_errors():
+            raise WRAPPED[how](error)
+
+    assert says(CliRunner().invoke(command), 1) == [str(error)]
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("a bug"), remote(KeyError("a bug")), ExceptionGroup("a", [ERRORS[0], KeyError("a bug")])]
+)
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)), one_line_errors():
+        raise error
+
+
+@pytest.mark.parametrize("uri", ["foo://x", "gs://bucket/x"])
+def test_a_storage_that_nobody_here_knows_is_one_line(manifest, uri, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    results = [invoke("plan", "embedded", "--out", uri, "--no-measure", "--set", f"manifest={manifest}")]
+    results += [invoke(command, uri) for command in ("status", "verify", "sheet")]
+    for result in results:
+        (line,) = says(result, 1)
+        assert line.startswith(f"{uri}/")
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["jobs.cli.look", "jobs.cli.make_plan", "jobs.cluster.ray.init"])
+def test_interrupted_before_anything_renders_is_one_line_and_exit_130(manifest, where, monkeypatch):
+    monkeypatch.setattr("jobs.cluster.ray.is_initialized", lambda: False)
+    monkeypatch.setattr(where, interrupt)
+    (line,) = says(invoke("run", "embedded", "--out", manifest.parent / "out", "--set", f"manifest={manifest}"), 130)
+    assert line == "stopped; what is done is durable, and the same command goes on"
+
+
+def test_of_many_bad_rows_fifty_are_named_and_the_rest_counted(manifest):
+    manifest.write_text('{"prompt": "x", "steps": 0}\n' * 60)
+    lines = says(plan(manifest), 2)
+    assert len(lines) == 51
+    assert lines[-1] == "… and 10 more like these"
+
+
+@pytest.mark.parametrize("place", ["~/out", "local://HOME/out", "file://HOME/out"])
+def test_an_output_may_begin_at_home_and_name_its_scheme(manifest, place, monkeypatch):
+    home = manifest.parent
+    monkeypatch.setenv("HOME", str(home))
+    uri = place.replace("HOME", str(home))
+    assert invoke("plan", "embedded", "--out", uri, "--no-measure", "--set", f"manifest={manifest}").exit_code == 0
+    assert (home / "out" / "plan" / "plan.json").exists()
+    assert says(invoke("status", uri), 0) == []
+
+
+def run_here(manifest, out, *options):
+    """A run of few steps within the tests' own cluster."""
+    return invoke("run", "embedded", "--out", out, "--set", f"manifest={manifest}", *FEW, *options)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_stop_that_comes_after_the_last_unit_still_finishes(manifest, monkeypatch):
+    from jobs.progress import JsonLines
+
+    counted = JsonLines.unit
+
+    def stop_at_last(self, receipt):
+        counted(self, receipt)
+        if self.tally.settled == self.tally.candidates:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(JsonLines, "unit", stop_at_last)
+    assert run_here(manifest, manifest.parent / "out").exit_code == 0
+    assert (manifest.parent / "out" / "_SUCCESS").exists()
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_truncated_part_is_one_line_and_healed_by_the_next_run(manifest):
+    out = manifest.parent / "out"
+    part = out / "parts" / "000000-00000.parquet"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"PAR1 and then nothing")
+    lines = says(run_here(manifest, out), 1)
+    said = "truncated or altered; deleted: run again, and what it held is rendered again"
+    assert [line for line in lines if not line.startswith("{")] == [f"{part}: {said}"]
+    assert not part.exists()
+    assert run_here(manifest, out).exit_code == 0
+    assert says(invoke("verify", out), 0) == []
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_parts_that_cannot_be_written_end_the_run_with_one_line(manifest):
+    out = manifest.parent / "out"
+    out.mkdir()
+    (out / "parts").write_text("a file where a folder has to be, which refuses root too")
+    lines = [line for line in says(run_here(manifest, out), 1) if not line.startswith("{")]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{out}/parts/000000-00000.parquet: ")
+    assert not (out / "commits").exists()
+
+
+def test_shards_of_another_plan_are_not_mixed_in(manifest):
+    out = manifest.parent / "out"
+    plan(manifest)
+    record = {"shard": 0, "generation": 0, "files": [], "fingerprint": "e" * 64}
+    counts = {"requests": 1, "candidates": 4, "kept": 1, "rejected": 3, "failed": 0, "failed_requests": 0}
+    put(f"{out}/commits/000000.json", json.dumps(record | counts).encode())
+    result = invoke("run", "embedded", "--out", out, "--set", f"manifest={manifest}")
+    (line,) = says(result, 1)
+    assert line.startswith(f"{out}/commits/000000.json: is of another plan, {'e' * 16}, this one is ")
+    assert not (out / "_SUCCESS").exists()
+    assert any("commits/000000.json: is of the plan" in line for line in invoke("verify", out).output.splitlines())
+
+
+def test_a_run_on_s3_from_its_plan_to_its_sheet(manifest, s3_bucket):  # noqa: F811
+    out = join(s3_bucket, "some", "out")
+    arguments = ["embedded", "--out", out, "--set", f"manifest={manifest}", *FEW]
+    assert invoke("plan", *arguments, "--no-measure").exit_code == 0
+    assert "not finished" in invoke("status", out).output
+    run = started(["run", *arguments])
+    _, said = run.communicate(timeout=280)
+    assert run.returncode == 0, said
+    assert f"shards       {out}/data" in said
+    assert list(names(join(out, "data"))) == ["000000.tar"]
+    assert list(names(join(out, "parts"))) == []
+    assert get(join(out, "_SUCCESS")) == b""
+    assert invoke("status", out).output.startswith("finished")
+    assert invoke("verify", out).exit_code == 0
+    assert invoke("sheet", out, "--to", manifest.parent / "sheet.png").output.startswith("1 images in")
+
+
+def test_a_tuned_plan_has_the_batch_that_pays_and_a_run_need_not_be_told(manifest):
+    out = manifest.parent / "tuned"
+    said = ["embedded", "--out", out, "--set", f"manifest={manifest}", "--no-measure"]
+    result = invoke("plan", *said, "--tune")
+    assert result.exit_code == 0, result.output
+    assert "batch 1 " in result.output
+    assert "<- pays" in result.output
+    batch = json.loads((out / "plan" / "plan.json").read_text())["tuned_batch"]
+    assert batch in (1, 2, 4, 8, 16, 32, 64)
+    assert invoke("plan", *said).exit_code == 0
+    again = invoke("plan", *said, "--tune")
+    assert again.exit_code == 2
+    assert "is planned already" in again.output

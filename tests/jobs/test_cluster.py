@@ -5,8 +5,9 @@ import pytest
 import ray
 
 from jobs.cluster import ClusterError, RayActor, cluster
-from jobs.lanes import DiedError
-from pipelines.engine import FatalError
+from jobs.lanes import AbortError, DiedError
+from pipelines.errors import FatalError
+from shards.storage import StorageError
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -18,6 +19,8 @@ class Fragile:
             os._exit(1)
         if how == "fatal":
             raise FatalError("out of memory at batch 3")
+        if how == "full":
+            raise StorageError("out/parts/x.parquet", OSError(28, "No space left on device"))
         if how == "error":
             raise KeyError("this unit is odd")
         return how
@@ -49,6 +52,11 @@ def test_a_process_that_ends_has_died_and_its_node_has_not():
 def test_a_fatal_error_counts_as_a_death_with_its_reason():
     with pytest.raises(DiedError, match="out of memory at batch 3"):
         called("fatal")
+
+
+def test_an_output_that_cannot_be_written_ends_the_run_and_blames_no_unit():
+    with pytest.raises(AbortError, match="No space left on device"):
+        called("full")
 
 
 def test_an_error_passes_as_it_was_raised():

@@ -1,14 +1,22 @@
 import dataclasses
 import json
 import shutil
+import tarfile
 import tracemalloc
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from configs.loading import load
+from jobs import planning
 from jobs.plan import PlanError, read_plan, read_shard, read_shards
 from jobs.planning import look, make_plan
 from pipelines.sources import ROOT
+from tests.manifests.test_bad_input import FILES
 
 
 def config_of(manifest, *settings):
@@ -129,6 +137,138 @@ def test_bad_rows_can_be_recorded_each_in_its_place(manifest, tmp_path):
     assert second.bad[0].id == "a"
     assert second.bad[0].message.startswith("manifest.jsonl, row 5: id: 'a' is also that of ")
     assert str(tmp_path) not in first.bad[0].message
+
+
+@pytest.mark.parametrize(("name", "content", "says"), FILES.values(), ids=FILES)
+def test_a_file_that_cannot_be_read_to_its_end_refuses_the_plan_though_bad_rows_are_recorded(tmp_path, name, content, says):
+    (tmp_path / "good.txt").write_text("a shard\n" * 200)
+    (tmp_path / name).write_bytes(content)
+    config = load(
+        "embedded", [f"manifest=[{tmp_path}/good.txt, {tmp_path / name}]", "shards.size=200", "runtime.on_bad_row=record"]
+    )
+    with pytest.raises(PlanError) as caught:
+        planned(config, tmp_path / "out")
+    assert caught.value.problems[-1].startswith(f"{tmp_path}/{says}")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["good", "good", "image", "column", "steps"])), max_size=12))
+def test_of_rows_with_one_id_the_first_good_one_is_a_request_and_each_row_has_one_place(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("doubled")
+    wrong = {"good": {}, "image": {"init_image": "gone.png"}, "column": {"sha256": "x"}, "steps": {"steps": 0}}
+    # One more row, so that there is a request.
+    write(folder / "m.jsonl", [{"id": id, "prompt": "x", **wrong[kind]} for id, kind in rows] + [{"id": "z", "prompt": "x"}])
+    config = config_of(folder / "m.jsonl", "runtime.on_bad_row=record", "shards.size=3")
+    plan = planned(config, folder / "out")
+    shards = list(read_shards(str(folder / "out"), plan))
+    kept = [3 * shard.shard + placed.row for shard in shards for placed in shard.requests]
+    bad = [3 * shard.shard + row.row for shard in shards for row in shard.bad]
+    good = [i for i, (_, kind) in enumerate(rows) if kind == "good"]
+    assert kept == [i for i in good if rows[i][0] not in [rows[j][0] for j in good if j < i]] + [len(rows)]
+    assert sorted([*kept, *bad]) == list(range(len(rows) + 1)) and bad == sorted(bad)
+    assert (plan.counts.rows, plan.counts.bad) == (len(rows) + 1, len(bad))
+    assert plan.inputs["requests"] == planned(config, folder / "again").inputs["requests"]
+
+
+def test_a_shard_is_mended_once_however_many_of_its_rows_have_doubled_ids(manifest, tmp_path, monkeypatch):
+    write(manifest, [{"id": str(i % 8), "prompt": "x"} for i in range(40)])
+    written = []
+    monkeypatch.setattr(planning, "write_shard", lambda output, shard: written.append(shard.shard) or str(shard))
+    monkeypatch.setattr(planning, "read_shard", lambda output, shard: planning.ShardPlan(shard, (), ()))
+    plan = planned(config_of(manifest, "runtime.on_bad_row=record"), tmp_path / "out")
+    assert written == [*range(10), *range(2, 10)]
+    assert plan.shards == 10
+
+
+def broken_folder(folder):
+    """A folder with two manifests in which nearly everything is wrong; the manifests."""
+    (folder / "more").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "text.png").write_text("no picture")
+    (folder / "text.tar").write_text("no tar")
+    images = ["gone.png", "text.png", "../x.png", "/etc/passwd", "text.tar::a.png", "a.png"]
+    rows = [{"id": "doubled", "prompt": "x", "init_image": image} for image in images]
+    write(folder / "m.jsonl", rows)
+    write(folder / "more" / "m.jsonl", [*rows, {"id": "doubled", "prompt": "x"}, {"id": "doubled", "prompt": "x"}])
+    (folder / "sample.txt").write_text("a prompt")
+    with tarfile.open(folder / "more" / "samples.tar", "w") as tar:
+        for place, name in (("a.png", "one.png"), ("sample.txt", "one.txt")):
+            info = tarfile.TarInfo(name)
+            info.size = (folder / place).stat().st_size
+            with (folder / place).open("rb") as file:
+                tar.addfile(info, file)
+    return [folder / "m.jsonl", folder / "more" / "m.jsonl", folder / "more" / "samples.tar"]
+
+
+def test_where_a_manifest_lies_is_in_no_byte_of_its_shards_and_not_in_the_fingerprint(tmp_path):
+    plans, contents = [], []
+    for name in ("here", "some/where/else"):
+        manifests = ", ".join(map(str, broken_folder(tmp_path / name)))
+        out = tmp_path / name / "out"
+        plans.append(planned(load("embedded", [f"manifest=[{manifests}]", "runtime.on_bad_row=record"]), out))
+        contents.append((out / "plan" / "shards" / "000000.json.gz").read_bytes())
+    assert plans[0].fingerprint == plans[1].fingerprint
+    assert contents[0] == contents[1]
+    (shard,) = read_shards(str(tmp_path / "here" / "out"), plans[0])
+    assert [(p.request.id, p.request.init_image, p.file) for p in shard.requests] == [
+        ("doubled", "a.png", 0),
+        ("one", "samples.tar::one.png", 2),
+    ]
+    assert "id: 'doubled' is also that of m.jsonl, row 6" in shard.bad[-1].message
+    assert not [bad for bad in shard.bad if str(tmp_path) in bad.message]
+
+
+def test_a_relative_path_leads_from_its_own_file_or_a_declared_root_and_never_from_another_file(tmp_path):
+    for name in ("one", "two", "declared"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "m.jsonl", [{"prompt": "x", "init_image": image} for image in ("both.png", "two.png")])
+    for place, colour in (("one/both", "red"), ("two/both", "blue"), ("two/two", "green")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{place}.png")
+    both = [f"manifest=[{tmp_path}/one/m.jsonl, {tmp_path}/two/m.jsonl]"]
+    with pytest.raises(PlanError) as caught:
+        planned(load("embedded", both), tmp_path / "out")
+    (line,) = caught.value.problems
+    assert line.startswith(f"{tmp_path}/one/m.jsonl, row 2: init_image: two.png: no such file")
+
+    Image.new("RGB", (8, 8), "yellow").save(tmp_path / "declared" / "two.png")
+    plan = planned(load("embedded", [*both, f"runtime.image_roots=[{tmp_path}/declared]"]), tmp_path / "out")
+    (shard,) = read_shards(str(tmp_path / "out"), plan)
+    found = [p.images["init_image"] for p in shard.requests]
+    places = ("one/both", "declared/two", "two/both", "two/two")
+    assert found == [planning._sha256(str(tmp_path / f"{place}.png")) for place in places]
+    assert [p.file for p in shard.requests] == [0, 0, 1, 1]
+
+
+def test_an_image_whose_storage_fails_refuses_the_plan_or_is_left_to_the_run(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    write(tmp_path / "m.jsonl", [{"prompt": "x", "init_image": "a.png"}, {"prompt": "x"}])
+    info = planning.fsspec.implementations.local.LocalFileSystem.info
+
+    def failing(self, path, **options):
+        if path.endswith(".png"):
+            raise OSError(5, "Input/output error")
+        return info(self, path, **options)
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.info", failing)
+    with pytest.raises(PlanError, match=r"row 1: init_image: a\.png: cannot be reached: Input/output error"):
+        planned(config_of(tmp_path / "m.jsonl"), tmp_path / "out")
+    plan = planned(config_of(tmp_path / "m.jsonl", "runtime.on_bad_row=record"), tmp_path / "out")
+    (shard,) = read_shards(str(tmp_path / "out"), plan)
+    assert (plan.counts.bad, [dict(p.images) for p in shard.requests]) == (0, [{}, {}])
+
+
+def test_our_own_output_without_its_images_says_which_root_to_declare(tmp_path):
+    ours = {"key": "000000-00000-0000", "candidate_index": 0, "selected": True, "pixel_sha256": "0", "prompt": "x"}
+    pq.write_table(pa.Table.from_pylist([{**ours, "init_image": "a.png"}]), tmp_path / "000000.parquet")
+    with pytest.raises(PlanError) as caught:
+        planned(config_of(tmp_path / "000000.parquet"), tmp_path / "out")
+    assert len(caught.value.problems) == 2
+    assert "name that folder in runtime.image_roots" in caught.value.problems[1]
+    write(tmp_path / "m.jsonl", [{"prompt": "x", "init_image": "a.png"}])
+    with pytest.raises(PlanError) as caught:
+        planned(config_of(tmp_path / "m.jsonl"), tmp_path / "out")
+    assert len(caught.value.problems) == 1
 
 
 def test_images_are_frozen_into_the_plan_unless_they_are_left_to_the_run(tmp_path, quickstart):

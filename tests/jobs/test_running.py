@@ -52,7 +52,7 @@ class Watching:
 def rendered(config, out, watching=None):
     plan = make_plan(look(config), str(out))
     watching = watching or Watching()
-    totals, _ = run(plan, str(out), watching)
+    totals = run(plan, str(out), watching)
     return totals, watching
 
 
@@ -188,7 +188,7 @@ def test_bad_rows_are_recorded_and_the_rest_renders(mixed):
     config = load("embedded", [*FEW, *settings, "shards.size=3"])
     plan = make_plan(look(config), str(mixed / "out"))
     (mixed / "late.png").write_bytes(b"\x89PNG no more")
-    totals, _ = run(plan, str(mixed / "out"), Watching())
+    totals = run(plan, str(mixed / "out"), Watching())
     assert (totals.requests, totals.kept, totals.failed_requests) == (5, 2, 3)
     assert totals.candidates == totals.kept + totals.rejected + totals.failed == 8
     found = dict(rows(mixed / "out", "id, error FROM RUNS WHERE status = 'failed'"))

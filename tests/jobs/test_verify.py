@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import io
+import json
 import shutil
 import tarfile
 
@@ -8,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from jobs.plan import fingerprint_of
 from jobs.verify import Verified, verify
-from shards.commits import FileRecord, read_record
+from shards.commits import FileRecord, read_record, read_records
 from shards.images import encode_image
 from shards.index import encode_index, publish_index
 from shards.sidecars import encode_rows
@@ -186,10 +188,37 @@ def test_records_of_two_plans_are_found(output):
     assert problems_of(output) == [f"commits: the records are of 2 plans, {'e' * 64}, {'f' * 64}"]
 
 
+def put_plan(output, fingerprint=None):
+    inputs = {"manifest": ["0" * 64]}
+    put(
+        join(output, "plan/plan.json"),
+        json.dumps({"inputs": inputs, "fingerprint": fingerprint or fingerprint_of(inputs)}).encode(),
+    )
+    return fingerprint_of(inputs)
+
+
+def test_records_that_are_not_of_the_plan_beside_them_are_found(output):
+    ours = put_plan(output)
+    says = f"is of the plan {'f' * 64}, plan/plan.json is {ours}"
+    assert problems_of(output) == [f"commits/00000{shard_}.json: {says}" for shard_ in range(3)]
+    for number in range(3):
+        rewrite_record(output, number, fingerprint=ours)
+    assert problems_of(output) == []
+
+
+def test_a_broken_plan_is_found(output):
+    put_plan(output, "f" * 64)
+    assert problems_of(output) == ["plan/plan.json: altered: its fingerprint is not that of what it says"]
+    for content in (b"", b"[]", b"{}"):
+        put(join(output, "plan/plan.json"), content)
+        (problem,) = problems_of(output)
+        assert problem.startswith("plan/plan.json: not a plan: ")
+
+
 def test_after_another_try_the_last_generation_holds(output):
     assembled(output, shard(0), generation=1)
     shutil.rmtree(f"{output}/parts")
-    publish_index(output, 3)
+    publish_index(output, read_records(output), 3)
     assert problems_of(output) == []
     for path in ("data/000000.tar", "metadata/000000.parquet"):
         delete(join(output, path))  # superseded

@@ -171,8 +171,8 @@ def test_ids_that_occur_twice_name_the_row_that_had_them_first(folder):
         ids.add(checked.request.id)
     again = list(find_doubled(find_files(str(folder / "rows.jsonl")), RULES, ids))
     assert [line for c in again for line in c.lines()] == [
-        f"{folder}/rows.jsonl, row 4: id: 'a' is also that of {folder}/rows.jsonl, row 1; ids are unique",
-        f"{folder}/rows.jsonl, row 5: id: '3' is also that of {folder}/rows.jsonl, row 3; ids are unique",
+        f"{folder}/rows.jsonl, row 4: id: 'a' is also that of rows.jsonl, row 1; ids are unique",
+        f"{folder}/rows.jsonl, row 5: id: '3' is also that of rows.jsonl, row 3; ids are unique",
     ]
 
 
@@ -194,7 +194,7 @@ def test_distinct_ids_take_eight_bytes_each():
 def test_declared_roots_are_searched_after_the_manifests_own(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     Image.new("RGB", (8, 8)).save(other / "there.png")
-    roots = Roots((str(folder), str(other)))
+    roots = Roots((str(folder),), declared=(str(other),))
     assert locate("there.png", roots) == str(other / "there.png")
     assert locate(str(other / "there.png"), roots) == str(other / "there.png")
     with pytest.raises(ImageError, match="leads out of"):

@@ -11,7 +11,7 @@ from PIL import Image
 from configs.parameters import Control, Defaults
 from manifests import checking, images, urls
 from manifests.checking import check_images, check_rows, look
-from manifests.images import ImageError, Roots, load, roots_of
+from manifests.images import ImageError, Roots, UnreachableError, load, roots_of
 from manifests.requests import Rules
 
 RULES = Rules(Defaults(), controls=("canny",))
@@ -166,6 +166,36 @@ def test_a_url_that_gives_no_image_says_why(host, url, hosts, says):
     assert says.format(host=host) in str(caught.value) and url.format(host=host)[:20] in str(caught.value)
 
 
+def test_a_host_that_fails_leaves_an_image_unreachable_and_one_that_has_none_does_not(host):
+    for failing, kind in ((f"http://{host}/gone.png", ImageError), ("http://127.0.0.1:1/a.png", UnreachableError)):
+        with pytest.raises(ImageError) as caught:
+            load(failing, Roots((), hosts=(host, "127.0.0.1:1")))
+        assert type(caught.value) is kind
+
+
+def test_a_remote_storage_that_cannot_be_reached_is_not_taken_for_one_without_the_image(monkeypatch):
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    with pytest.raises(UnreachableError) as caught:
+        load("a.png", Roots(("s3://bucket/folder",)))
+    assert str(caught.value) == "a.png: cannot be reached: EndpointConnectionError"
+
+
+def test_declared_roots_are_the_same_wherever_one_stands(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png())
+    monkeypatch.chdir(tmp_path)
+    roots = roots_of([str(tmp_path / "sub" / "rows.jsonl")], ["images"], 10**6)
+    monkeypatch.chdir("/")
+    assert load("a.png", roots).image.size == (8, 8)
+
+
 def rows_of(tmp_path, *rows):
     import json
 
@@ -189,7 +219,7 @@ def test_a_checked_row_has_the_hash_of_each_of_its_images(tmp_path):
 def test_an_image_that_many_rows_share_is_read_once(tmp_path, monkeypatch):
     (tmp_path / "map.png").write_bytes(png())
     read = []
-    monkeypatch.setattr(checking, "load", lambda path, roots: read.append(path) or images.load(path, roots))
+    monkeypatch.setattr(checking, "load", lambda path, *rest: read.append(path) or images.load(path, *rest))
     files = rows_of(tmp_path, *[{"controls": [{"type": "canny", "image": "map.png"}]}] * 50)
     checked = list(check_rows(files, RULES, roots_of(files, (), 10**6)))
     assert read == ["map.png"]
@@ -214,6 +244,7 @@ def test_a_row_lists_what_is_wrong_with_each_of_its_images(tmp_path):
     from dataclasses import replace
 
     request = replace(checked.request, mask_image="b.png", controls=(Control(type="canny", image="c.png"),))
-    found, problems = check_images(request, lambda path: look(path, roots_of(files, (), 10**6)))
+    found, problems, final = check_images(request, lambda path: look(path, 0, roots_of(files, (), 10**6)))
     assert [problem.split(":")[0] for problem in problems] == ["mask_image", "controls.0.image"]
+    assert final
     assert found["init_image"] == hashlib.sha256(png()).hexdigest()

@@ -57,7 +57,7 @@ def test_a_tar_of_images_with_texts_becomes_rows(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    place = f"{tmp_path}/m.tar::"
+    place = "m.tar::"
     assert values(tmp_path / "m.tar") == [
         {"id": "a", "init_image": place + "a.png", "prompt": "a cat"},
         {"id": "b", "init_image": place + "b.jpg", "prompt": "a dog", "strength": 0.5},

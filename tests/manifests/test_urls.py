@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifests import urls
-from manifests.urls import UrlError, allowed, fetch, is_public
+from manifests.urls import HostError, UrlError, allowed, fetch, is_public
 
 BODY = b"picture" * 1000
 
@@ -30,6 +30,8 @@ class Pages(BaseHTTPRequestHandler):
             self.answer(302, b"", Location=self.path.split("to-", 1)[1])
         elif kind == "missing":
             self.answer(404, b"no")
+        elif kind.startswith("answer-"):
+            self.answer(int(kind.removeprefix("answer-")), b"no")
         elif kind == "silent":
             time.sleep(1.5)
         elif kind == "trickle":
@@ -124,6 +126,21 @@ def test_what_does_not_come_whole_from_an_allowed_host_is_refused(port, path, sa
     with pytest.raises(UrlError) as caught:
         get(port, path.format(port=port))
     assert says.format(port=port) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("loopback_is_public")
+@pytest.mark.parametrize(
+    ("path", "again"),
+    [
+        ("answer-500", True), ("answer-503", True), ("answer-429", True), ("early", True), ("garbage", True), ("silent", True),
+        ("missing", False), ("answer-403", False), ("answer-410", False), ("to-http://example.com/picture.png", False),
+    ],
+)  # fmt: skip
+def test_what_another_try_may_bring_is_told_from_what_it_will_not(port, monkeypatch, path, again):
+    monkeypatch.setattr(urls, "SILENCE_S", 0.2)
+    with pytest.raises(UrlError) as caught:
+        get(port, path)
+    assert isinstance(caught.value, HostError) == again
 
 
 @pytest.mark.usefixtures("loopback_is_public")

@@ -236,6 +236,7 @@ def test_a_models_own_code_is_never_run_even_where_its_config_asks_for_it(tmp_pa
     text = {**tiny_clip.CONFIG["text_cfg"], "hf_tokenizer_name": ".", "tokenizer_kwargs": {"trust_remote_code": True}}
     folder = tiny_clip.save(tmp_path / "model", {**tiny_clip.CONFIG, "text_cfg": text})
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
+    (folder / "tokenizer.json").write_text("{}")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nclass Evil:\n    pass\n")
     with pytest.raises(ModelError, match="open_clip cannot load it"):
         load_clip(Ranking(model=f"local-dir:{folder}"), "cpu")

@@ -9,7 +9,8 @@ import open_clip
 import pytest
 
 from configs.schema import Ranking
-from pipelines.clip_sources import embedding_width, known_name, model_folder, named_configs, weights_file
+from pipelines import clip_sources
+from pipelines.clip_sources import embedding_width, known_name, model_folder, named_configs, tokenizer_folder, weights_file
 from pipelines.errors import ModelError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -161,3 +162,36 @@ def test_a_folder_without_a_usable_config_is_one_line(tmp_path, content, says):
         embedding_width(Ranking(model=f"local-dir:{tmp_path}"))
     message = str(caught.value)
     assert message.startswith(f"local-dir:{tmp_path}: {says}") and "\n" not in message
+
+
+WORDS = {"text_cfg": {"hf_tokenizer_name": "somebody/words"}}
+
+
+@pytest.mark.parametrize("ranking", [HUB, Ranking(model="local-dir:./clip")])
+def test_a_tokenizer_comes_from_beside_the_weights_or_not_at_all(tmp_path, ranking):
+    assert tokenizer_folder(ranking, {"text_cfg": {}}, tmp_path) is tokenizer_folder(ranking, {}, tmp_path) is None
+    folder_with(tmp_path, "open_clip_config.json", "tokenizer_config.json")
+    with pytest.raises(ModelError) as caught:
+        tokenizer_folder(ranking, WORDS, tmp_path)
+    assert str(caught.value).startswith(f"{ranking.model}: its tokenizer is in another repository, somebody/words, which nothing")
+    folder_with(tmp_path, "tokenizer.json")
+    assert tokenizer_folder(ranking, WORDS, tmp_path) == tmp_path
+
+
+def test_a_named_models_tokenizer_is_that_of_the_commit_of_its_weights(hub, monkeypatch):
+    there, asked = hub
+    tagged = Ranking(model="ViT-B-16-SigLIP", pretrained="webli", revision=COMMIT)
+    config = clip_sources.model_config(tagged)
+    folder_with(there, "open_clip_config.json", "open_clip_model.safetensors")
+    with pytest.raises(ModelError, match=r"its tokenizer is in another repository, timm/ViT-B-16-SigLIP, which nothing pins"):
+        tokenizer_folder(tagged, config, None)
+    folder_with(there, "tokenizer.json")
+    assert (tokenizer_folder(tagged, config, None) / "tokenizer.json").is_file()
+    assert {(repository, revision) for repository, revision, _ in asked} == {("timm/ViT-B-16-SigLIP", COMMIT)}
+
+
+def test_no_named_model_has_a_tokenizer_that_open_clip_would_fetch_unpinned():
+    # Those that are called SigLIP and name no tokenizer get one from a bucket on the web.
+    for name in named_configs():
+        named = clip_sources.model_config(Ranking(model=name, pretrained="x"))["text_cfg"].get("hf_tokenizer_name")
+        assert named or "siglip" not in name.lower()

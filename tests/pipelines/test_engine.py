@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from configs.parameters import Control, Lora
+from configs.parameters import Lora
 from configs.schedulers import SCHEDULERS
 from configs.schema import LoraWeights, Model, TextualInversion, Weights
 from manifests.images import Roots
-from manifests.requests import Request
-from pipelines.engine import Engine, FatalError
-from pipelines.errors import ModelError
+from pipelines.engine import Engine
+from pipelines.errors import FatalError, ModelError
 from pipelines.facts import read_facts
-from pipelines.units import Placed, Unit, candidate_seed
+from pipelines.units import Placed, Unit
 from tests.pipelines import tiny
+from tests.pipelines.plain import JOB_SEED, MODES, render_plain, request
 
 BATCH = 3
 
@@ -45,30 +45,7 @@ def model_of(folder, **options):
 
 @pytest.fixture(scope="module")
 def engine(folder):
-    return Engine(model_of(folder), 7, Roots((str(folder),)))
-
-
-def request(id="r", **values):
-    defaults = {
-        "prompt": "a small red circle",
-        "negative_prompt": "",
-        "mode": "txt2img",
-        "init_image": None,
-        "mask_image": None,
-        "controls": (),
-        "strength": None,
-        "width": 64,
-        "height": 64,
-        "steps": 3,
-        "guidance_scale": 4.0,
-        "scheduler": "ddim",
-        "seed": None,
-        "candidates": 2,
-        "keep": 1,
-        "loras": (),
-        "carried": {},
-    }
-    return Request(id=id, **{**defaults, **values})
+    return Engine(model_of(folder), JOB_SEED, Roots((str(folder),)))
 
 
 def render(engine, *requests):
@@ -82,76 +59,17 @@ def pixels(outcome):
     return [c.pixels for c in outcome.candidates]
 
 
-CANNY = Control(type="canny", image="b.png", scale=0.8)
-SEG = Control(type="seg", image="a.png", scale=0.4, start=0.0, end=0.5)
-MODES = {
-    "txt2img": ({}, "StableDiffusionPipeline"),
-    "img2img": ({"init_image": "a.png", "strength": 0.7}, "StableDiffusionImg2ImgPipeline"),
-    "inpaint": ({"init_image": "a.png", "mask_image": "mask.png", "strength": 0.9}, "StableDiffusionInpaintPipeline"),
-    "controlnet": ({"controls": (CANNY,)}, "StableDiffusionControlNetPipeline"),
-    "two controls": ({"controls": (CANNY, SEG), "mode": "controlnet"}, "StableDiffusionControlNetPipeline"),
-    "controlnet_img2img": (
-        {"init_image": "a.png", "strength": 0.7, "controls": (CANNY,)},
-        "StableDiffusionControlNetImg2ImgPipeline",
-    ),
-    "controlnet_inpaint": (
-        {"init_image": "a.png", "mask_image": "mask.png", "strength": 0.9, "controls": (CANNY, SEG)},
-        "StableDiffusionControlNetInpaintPipeline",
-    ),
-}
-
-
-def picture(path):
-    """A picture as a batch of (3, H, W) in 0 … 1."""
-    pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).contiguous()
-    return pixels.float().div(255).repeat(BATCH, 1, 1, 1)
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_a_request_is_bit_equal_to_what_plain_diffusers_makes_of_it_at_the_same_batch_shape(engine, folder, mode):
-    values, class_name = MODES[mode]
-    wanted = request(candidates=BATCH, negative_prompt="blue", **{"mode": mode, **values})
+    wanted = request(candidates=BATCH, negative_prompt="blue", **{"mode": mode, **MODES[mode]})
     (outcome,) = render(engine, wanted)
-
-    kind = getattr(diffusers, class_name)
-    nets = [diffusers.ControlNetModel.from_pretrained(folder / c.type) for c in wanted.controls]
-    parts = {"controlnet": nets[0] if len(nets) == 1 else nets} if nets else {}
-    plain = kind.from_pretrained(folder / "sd", safety_checker=None, requires_safety_checker=False, **parts)
-    plain.scheduler = diffusers.DDIMScheduler.from_config(plain.scheduler.config)
-    plain.set_progress_bar_config(disable=True)
-    said = {
-        "prompt": [wanted.prompt] * BATCH,
-        "negative_prompt": [wanted.negative_prompt] * BATCH,
-        "num_inference_steps": wanted.steps,
-        "guidance_scale": wanted.guidance_scale,
-        "generator": [torch.Generator().manual_seed(candidate_seed(7, wanted, k)) for k in range(BATCH)],
-        "output_type": "np",
-    }
-    if wanted.strength:
-        said["strength"] = wanted.strength
-    if wanted.init_image:
-        said["image"] = picture(folder / wanted.init_image)
-    if wanted.mask_image:
-        said["mask_image"] = picture(folder / wanted.mask_image)[:, :1]
-    if nets:
-        maps = [picture(folder / c.image) for c in wanted.controls]
-        said["control_image" if wanted.init_image else "image"] = maps[0] if len(maps) == 1 else maps
-        for name, values_ in (
-            ("controlnet_conditioning_scale", [c.scale for c in wanted.controls]),
-            ("control_guidance_start", [c.start for c in wanted.controls]),
-            ("control_guidance_end", [c.end for c in wanted.controls]),
-        ):
-            said[name] = values_[0] if len(values_) == 1 else values_
-    theirs = np.rint(plain(**said).images * 255).astype(np.uint8)
-    if wanted.mask_image:
-        keep = np.array(Image.open(folder / "mask.png")) < 128
-        theirs[:, keep] = np.array(Image.open(folder / "a.png"))[keep]
-    np.testing.assert_array_equal(pixels(outcome), theirs)
+    nets = {name: folder / name for name in ("canny", "seg")}
+    np.testing.assert_array_equal(pixels(outcome), render_plain(wanted, BATCH, folder / "sd", nets, folder))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_image_depends_neither_on_its_companions_nor_on_its_place_in_the_batch(engine, mode):
-    values, _ = MODES[mode]
+    values = MODES[mode]
     some = [request(f"r{i}", prompt=f"a {color} circle", **{"mode": mode, **values}) for i, color in enumerate(("red", "blue"))]
     together = [pixels(outcome) for outcome in render(engine, *some)]
     alone = [pixels(render(engine, one)[0]) for one in reversed(some)][::-1]
@@ -263,22 +181,22 @@ def test_a_prompt_longer_than_the_text_encoder_reads_is_said_to_be_truncated(eng
 
 
 def test_one_set_of_weights_serves_every_mode(engine):
-    for mode, (values, _) in MODES.items():
+    for mode, values in MODES.items():
         render(engine, request(**{"mode": mode, **values}))
     assert len({id(pipeline.unet) for pipeline in engine.model._pipelines.values()}) == 1
     assert {pipeline.unet.dtype for pipeline in engine.model._pipelines.values()} == {torch.float32}
 
 
 def test_shared_weights_keep_their_bf16_through_every_mode(folder):
-    engine = Engine(model_of(folder, dtype="bfloat16"), 7, Roots((str(folder),)))
-    for mode, (values, _) in MODES.items():
+    engine = Engine(model_of(folder, dtype="bfloat16"), JOB_SEED, Roots((str(folder),)))
+    for mode, values in MODES.items():
         assert len(pixels(render(engine, request(**{"mode": mode, **values}))[0])) == 2
     assert engine.model.base.unet.dtype == torch.bfloat16
     assert engine.model.controlnets["canny"].dtype == torch.bfloat16
 
 
 def test_outside_the_mask_the_picture_stays_as_it_was(engine, folder):
-    values, _ = MODES["inpaint"]
+    values = MODES["inpaint"]
     original = np.array(Image.open(folder / "a.png"))
     keep = np.array(Image.open(folder / "mask.png")) < 128
     for made in pixels(render(engine, request(mode="inpaint", **values))[0]):
@@ -288,31 +206,27 @@ def test_outside_the_mask_the_picture_stays_as_it_was(engine, folder):
 
 def test_sdxl_goes_through_the_same_code(folder):
     tiny.sdxl(folder / "sdxl")
-    engine = Engine(model_of(folder, base=str(folder / "sdxl"), controlnets={}), 7, Roots((str(folder),)))
+    engine = Engine(model_of(folder, base=str(folder / "sdxl"), controlnets={}), JOB_SEED, Roots((str(folder),)))
     for mode in ("txt2img", "img2img", "inpaint"):
-        values, _ = MODES[mode]
+        values = MODES[mode]
         some = [
             request(f"r{i}", mode=mode, prompt=p, negative_prompt=n, **values) for i, (p, n) in enumerate((("a", ""), ("b", "c")))
         ]
         together = [pixels(outcome) for outcome in render(engine, *some)]
         np.testing.assert_array_equal(together[1], pixels(render(engine, some[1])[0]))
 
-    plain = diffusers.StableDiffusionXLPipeline.from_pretrained(folder / "sdxl")
-    plain.scheduler = diffusers.DDIMScheduler.from_config(plain.scheduler.config)
     wanted = request(candidates=BATCH)
-    seeds = [torch.Generator().manual_seed(candidate_seed(7, wanted, k)) for k in range(BATCH)]
-    said = {"width": 64, "height": 64, "num_inference_steps": 3, "guidance_scale": 4.0, "output_type": "np"}
-    theirs = plain([wanted.prompt] * BATCH, generator=seeds, **said).images
-    np.testing.assert_array_equal(pixels(render(engine, wanted)[0]), np.rint(theirs * 255).astype(np.uint8))
+    theirs = render_plain(wanted, BATCH, folder / "sdxl", {}, folder, family="StableDiffusionXL")
+    np.testing.assert_array_equal(pixels(render(engine, wanted)[0]), theirs)
 
 
 def test_a_family_without_a_unet_goes_through_the_same_code(folder):
     model = model_of(folder, base=str(tiny.flux(folder / "flux")), controlnets={})
     facts = read_facts(model)
     assert (facts.schedulers, facts.pipeline) == (("euler",), "FluxPipeline")
-    engine = Engine(model, 7, Roots((str(folder),)))
+    engine = Engine(model, JOB_SEED, Roots((str(folder),)))
     for mode in ("txt2img", "img2img"):
-        values, _ = MODES[mode]
+        values = MODES[mode]
         some = [request(f"r{i}", mode=mode, prompt=p, scheduler="euler", **values) for i, p in enumerate(("a red", "blue circle"))]
         together = [pixels(outcome) for outcome in render(engine, *some)]
         np.testing.assert_array_equal(together[1], pixels(render(engine, some[1])[0]))
@@ -322,8 +236,8 @@ def test_an_inpainting_unet_of_nine_channels_serves_inpainting_and_nothing_else(
     tiny.inpainting(folder / "nine")
     model = model_of(folder, base=str(folder / "nine"), controlnets={})
     assert read_facts(model).modes == ("inpaint",)
-    engine = Engine(model, 7, Roots((str(folder),)))
-    values, _ = MODES["inpaint"]
+    engine = Engine(model, JOB_SEED, Roots((str(folder),)))
+    values = MODES["inpaint"]
     some = [request(f"r{i}", mode="inpaint", prompt=p, **values) for i, p in enumerate(("red", "blue"))]
     together = [pixels(outcome) for outcome in render(engine, *some)]
     np.testing.assert_array_equal(together[1], pixels(render(engine, some[1])[0]))
@@ -335,7 +249,9 @@ def test_a_lora_acts_on_the_requests_that_name_it_and_on_no_other(engine, folder
     unet = tiny.unet()
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
     diffusers.StableDiffusionPipeline.save_lora_weights(folder / "lora", unet_lora_layers=get_peft_model_state_dict(unet))
-    styled = Engine(model_of(folder, loras=(LoraWeights(name="style", source=str(folder / "lora")),)), 7, Roots((str(folder),)))
+    styled = Engine(
+        model_of(folder, loras=(LoraWeights(name="style", source=str(folder / "lora")),)), JOB_SEED, Roots((str(folder),))
+    )
     plain, with_it = request(), request(loras=(Lora(name="style", scale=1.0),))
     before = pixels(render(engine, plain)[0])
     assert not np.array_equal(pixels(render(styled, with_it)[0]), before)
@@ -355,7 +271,7 @@ def test_another_vae_a_textual_inversion_and_clip_skip_change_the_picture(engine
     before = pixels(render(engine, request(prompt="a <token>"))[0])
     inversion = TextualInversion(token="<token>", source=str(folder / "token.safetensors"))
     for options in ({"vae": Weights(source=str(folder / "vae"))}, {"textual_inversions": (inversion,)}, {"clip_skip": 1}):
-        changed = Engine(model_of(folder, **options), 7, Roots((str(folder),)))
+        changed = Engine(model_of(folder, **options), JOB_SEED, Roots((str(folder),)))
         assert not np.array_equal(pixels(render(changed, request(prompt="a <token>"))[0]), before), options
 
 
@@ -373,7 +289,7 @@ def test_what_the_safety_checker_refuses_is_an_outcome_of_its_own(folder):
     for runs, code in ((True, "refused_content"), (False, None)):
         model = model_of(folder, base=str(folder / "checked"), controlnets={}, safety_checker=runs)
         assert read_facts(model).safety_checker
-        (outcome,) = render(Engine(model, 7, Roots((str(folder),))), request())
+        (outcome,) = render(Engine(model, JOB_SEED, Roots((str(folder),))), request())
         assert {c.failure and c.failure.code for c in outcome.candidates} == {code}
 
 

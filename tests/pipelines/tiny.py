@@ -67,6 +67,16 @@ def unet(in_channels: int = 4, cross: int = 16, **options: object) -> UNet2DCond
     )
 
 
+SDXL_UNET = {
+    "cross": 32,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "transformer_layers_per_block": (1, 2),
+    "projection_class_embeddings_input_dim": 6 * 8 + 16,
+    "use_linear_projection": True,
+}
+
+
 def stable_diffusion(folder: Path) -> Path:
     """A Stable Diffusion 1.x of random weights, with an epsilon target, and a PNDM scheduler config as the real one has."""
     pipeline = StableDiffusionPipeline(
@@ -85,16 +95,9 @@ def inpainting(folder: Path) -> Path:
 
 def sdxl(folder: Path) -> Path:
     """A Stable Diffusion XL of random weights: two text encoders, pooled embeddings, sizes as conditions."""
-    form = {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "transformer_layers_per_block": (1, 2),
-        "projection_class_embeddings_input_dim": 6 * 8 + 16,
-        "use_linear_projection": True,
-    }
     first, second = text_encoder(16), text_encoder(16, projected=True, act="gelu")
     scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
-    parts = (vae(), first, second, tokenizer(), tokenizer(), unet(cross=32, **form), scheduler)
+    parts = (vae(), first, second, tokenizer(), tokenizer(), unet(**SDXL_UNET), scheduler)
     StableDiffusionXLPipeline(*parts, add_watermarker=False).save_pretrained(folder)
     return folder
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from shards.assembly import assemble
 from shards.card import CARD, Made, ModelMade, card
-from shards.commits import CommitRecord
+from shards.commits import CommitRecord, read_records
 from shards.images import Provenance, encode_image, pixel_sha256
 from shards.index import publish_index
 from shards.parts import part_name, write_part
@@ -108,23 +108,24 @@ def shard(number: int, requests: int = 8, statuses: tuple[str, str] = ("kept", "
     return Shard(number, parts, (refused(number, requests - 1),), requests, 2 * requests)
 
 
-def write_parts(output: str, made: Shard, form: pa.Schema = FORM) -> list[str]:
+def write_parts(output: str, made: Shard, form: pa.Schema = FORM, fingerprint: str = FINGERPRINT) -> list[str]:
     names = [part_name(made.number, unit) for unit in range(len(made.parts))]
     for name, rows in zip(names, made.parts, strict=True):
-        write_part(output, name, rows, form)
+        write_part(output, name, rows, form, fingerprint)
     return names
 
 
 def assembled(output: str, made: Shard, image_format: str = "png", form: pa.Schema = FORM, **more) -> CommitRecord:
     """Publish a shard; its parts stay."""
     values = {"requests": made.requests, "planned": made.planned, "fingerprint": FINGERPRINT} | more
-    return assemble(output, made.number, write_parts(output, made, form), made.failed, form, image_format, **values)
+    parts = write_parts(output, made, form, values["fingerprint"])
+    return assemble(output, made.number, parts, made.failed, form, image_format, **values)
 
 
 def publish(output: str, shards: list[Shard], image_format: str = "png", form: pa.Schema = FORM) -> None:
     """A finished dataset, but for the parts, which stay where they are."""
     for made in shards:
         assembled(output, made, image_format, form)
-    totals = publish_index(output, len(shards))
+    totals = publish_index(output, read_records(output), len(shards))
     models = (ModelMade("base", "embedded"), ModelMade("scorer", "owner/clip", "a" * 40))
     put(join(output, CARD), card(Made(totals, form, image_format, 90, models, {"txt2img": 9, "controlnet": 7}, FINGERPRINT)))

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.assembly import AssemblyError, assemble
-from shards.commits import CommitError, CommitRecord
+from shards.commits import CommitError, CommitRecord, read_records
 from shards.counting import Counts, count
 from shards.index import publish_index
-from shards.parts import PartError
+from shards.parts import PartError, write_part
 from shards.storage import get, join
 from shards.tables import make_table, read_table, schema
 from shards.tars import read_tar
@@ -168,6 +168,24 @@ def test_a_damaged_or_missing_part_publishes_nothing(tmp_path):
     assert not files(tmp_path)
 
 
+def test_parts_of_another_plan_are_not_mixed_in(tmp_path):
+    made = shard(0)
+    names = write_parts(str(tmp_path), made)
+    write_part(str(tmp_path), names[1], made.parts[1], FORM, "e" * 64)
+    with pytest.raises(PartError, match=rf"{names[1]}: is of another plan, {'e' * 16}"):
+        assemble(str(tmp_path), 0, names, made.failed, FORM, "png", made.requests, made.planned, FINGERPRINT)
+    assert not files(tmp_path)
+
+
+def test_the_plan_is_in_the_record_and_in_no_other_published_byte(tmp_path):
+    outputs = [tmp_path / plan for plan in "ef"]
+    for output in outputs:
+        assembled(str(output), shard(0), fingerprint=output.name * 64)
+    first, second = (files(output) for output in outputs)
+    assert first.pop("commits/000000.json") != second.pop("commits/000000.json")
+    assert first == second
+
+
 @given(st.lists(st.lists(st.sampled_from(["kept", "rejected", "failed"]), max_size=4), min_size=1, max_size=8))
 def test_requests_and_candidates_are_counted_by_what_became_of_them(requests):
     """No candidates stands for a request that failed as a whole, three planned."""
@@ -202,7 +220,7 @@ def test_the_index_sums_up_the_records_and_is_the_same_bytes_each_time(tmp_path)
         ["metadata/000001.parquet"],
     ]
     assert index["fingerprint"] == FINGERPRINT and (tmp_path / "_SUCCESS").read_bytes() == b""
-    publish_index(str(tmp_path), 2)
+    publish_index(str(tmp_path), read_records(str(tmp_path)), 2)
     assert (tmp_path / "index.json").read_bytes() == content
 
 
@@ -210,10 +228,10 @@ def test_no_dataset_is_finished_while_a_shard_is_missing_or_of_another_plan(tmp_
     assembled(str(tmp_path), shard(0))
     assembled(str(tmp_path), shard(2))
     with pytest.raises(CommitError, match="2 shards are committed of 3 planned"):
-        publish_index(str(tmp_path), 3)
+        publish_index(str(tmp_path), read_records(str(tmp_path)), 3)
     assembled(str(tmp_path), shard(1), fingerprint="e" * 64)
     with pytest.raises(CommitError, match=f"its shards are of 2 plans, {'e' * 64}, {FINGERPRINT}"):
-        publish_index(str(tmp_path), 3)
+        publish_index(str(tmp_path), read_records(str(tmp_path)), 3)
     assert not (tmp_path / "index.json").exists() and not (tmp_path / "_SUCCESS").exists()
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import threading
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from shards.commits import (
     CommitError,
     CommitRecord,
     FileRecord,
+    check_plan,
     check_unopposed,
     commit,
     parse_shard_name,
@@ -15,7 +17,7 @@ from shards.commits import (
     read_records,
     shard_name,
 )
-from shards.storage import get
+from shards.storage import StorageError, get
 
 RECORD = CommitRecord(12, 0, (FileRecord.of("data/000012.tar", b"tar"),), 4, 16, 4, 11, 1, 0, "f" * 64)
 
@@ -71,6 +73,32 @@ def test_of_each_shard_the_last_record_is_read_in_their_order(tmp_path):
     (tmp_path / "commits" / "notes.txt").write_text("not ours")
     assert [(record.shard, record.generation) for record in read_records(str(tmp_path))] == [(0, 10), (2, 0), (10, 0)]
     assert read_records(str(tmp_path / "nothing")) == []
+
+
+def test_records_are_read_many_at_a_time(tmp_path, monkeypatch):
+    for shard in range(16):
+        commit(str(tmp_path), dataclasses.replace(RECORD, shard=shard))
+    # Whoever reads one after another waits here for the others, in vain.
+    together = threading.Barrier(16)
+
+    def waiting(uri):
+        together.wait(timeout=20)
+        return get(uri)
+
+    monkeypatch.setattr("shards.commits.get", waiting)
+    assert [record.shard for record in read_records(str(tmp_path))] == list(range(16))
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "commits" / "000003.json").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"commits/000003.json: Is a directory"):
+        read_record(str(tmp_path), 3)
+
+
+def test_records_of_another_plan_are_refused(tmp_path):
+    check_plan(str(tmp_path), [RECORD], "f" * 64)
+    with pytest.raises(CommitError, match=rf"commits/000012.json: is of another plan, {'f' * 16}, this one is {'e' * 16}"):
+        check_plan(str(tmp_path), [RECORD], "e" * 64)
 
 
 def test_a_record_under_another_shards_name_is_refused(tmp_path):

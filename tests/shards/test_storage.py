@@ -1,11 +1,13 @@
+import errno
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 
 import pytest
 
-from shards.storage import SCRATCH, delete, get, join, names, put, put_if_absent
+from shards.storage import SCRATCH, StorageError, delete, get, join, names, put, put_if_absent
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -82,6 +84,71 @@ def test_a_writer_killed_at_any_moment_leaves_whole_files_only(tmp_path, moment)
 
 def test_a_write_that_is_refused_leaves_nothing_behind(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises((NotADirectoryError, FileExistsError)):
+    with pytest.raises(StorageError, match=rf"^{tmp_path}/file/below: (Not a directory|File exists)$"):
         put(str(tmp_path / "file" / "below"), b"x")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+OPERATIONS = {
+    "put": lambda uri: put(uri, b"x"),
+    "put_if_absent": lambda uri: put_if_absent(uri, b"x"),
+    "get": get,
+    "delete": delete,
+    "names": lambda uri: list(names(uri)),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("uri", ["foo://x/y", "gs://bucket/y"])
+def test_a_storage_that_nobody_here_knows_is_one_line_that_begins_with_its_uri(operation, uri, monkeypatch):
+    if uri.startswith("gs"):
+        monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
+    with pytest.raises(StorageError) as caught:
+        OPERATIONS[operation](uri)
+    assert str(caught.value).startswith(f"{uri}: ") and "\n" not in str(caught.value)
+    # Workers send it to the driver as it is.
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is StorageError and str(again) == str(caught.value)
+
+
+@pytest.mark.parametrize("operation", ["put", "put_if_absent", "get", "names"])
+def test_s3_without_credentials_is_one_line(operation, s3_bucket, monkeypatch, tmp_path):
+    import s3fs
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    s3fs.S3FileSystem.clear_instance_cache()  # one that has found its credentials keeps them
+    try:
+        with pytest.raises(StorageError, match=f"^{s3_bucket}/x: .*redentials"):
+            OPERATIONS[operation](f"{s3_bucket}/x")
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_bucket_that_is_not_there_cannot_be_written_and_holds_nothing(s3_bucket):
+    for operation in ("put", "put_if_absent"):
+        with pytest.raises(StorageError, match=f"^{s3_bucket}-not/x: "):
+            OPERATIONS[operation](f"{s3_bucket}-not/x")
+    with pytest.raises(FileNotFoundError):
+        get(f"{s3_bucket}-not/x")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for operation in ("put", "put_if_absent"):
+        with pytest.raises(StorageError, match=rf"^{tmp_path}/out/x: No space left on device$"):
+            OPERATIONS[operation](f"{tmp_path}/out/x")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("prefix", ["", "file://", "local://"])
+def test_a_local_place_may_be_written_in_three_ways_and_begin_at_home(tmp_path, prefix, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(f"{prefix}{tmp_path}/a", b"x")
+    assert get(f"{prefix}~/a") == b"x" and list(names(f"{prefix}~")) == ["a"]

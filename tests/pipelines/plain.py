@@ -1,0 +1,108 @@
+"""Requests for tests, and what plain diffusers makes of them: the reference that the engine is held to, bit for bit."""
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+
+from configs.parameters import Control
+from configs.schedulers import SCHEDULERS
+from manifests.requests import Request
+from pipelines.units import candidate_seed
+
+JOB_SEED = 7
+
+
+def request(id="r", **values):
+    defaults = {
+        "prompt": "a small red circle",
+        "negative_prompt": "",
+        "mode": "txt2img",
+        "init_image": None,
+        "mask_image": None,
+        "controls": (),
+        "strength": None,
+        "width": 64,
+        "height": 64,
+        "steps": 3,
+        "guidance_scale": 4.0,
+        "scheduler": "ddim",
+        "seed": None,
+        "candidates": 2,
+        "keep": 1,
+        "loras": (),
+        "carried": {},
+    }
+    return Request(id=id, **{**defaults, **values})
+
+
+CANNY = Control(type="canny", image="b.png", scale=0.8)
+SEG = Control(type="seg", image="a.png", scale=0.4, start=0.0, end=0.5)
+MODES = {
+    "txt2img": {},
+    "img2img": {"init_image": "a.png", "strength": 0.7},
+    "inpaint": {"init_image": "a.png", "mask_image": "mask.png", "strength": 0.9},
+    "controlnet": {"controls": (CANNY,)},
+    "two controls": {"controls": (CANNY, SEG), "mode": "controlnet"},
+    "controlnet_img2img": {"init_image": "a.png", "strength": 0.7, "controls": (CANNY,)},
+    "controlnet_inpaint": {"init_image": "a.png", "mask_image": "mask.png", "strength": 0.9, "controls": (CANNY, SEG)},
+}
+
+
+def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32, family="StableDiffusion"):
+    """The first `batch` candidates of a request by diffusers' own pipeline in one call, (B, H, W, 3) uint8.
+
+    Args:
+        request: Without LoRAs.
+        base: The folder of the model.
+        controlnets: Their folders by type.
+        folder: Of the images.
+        family: What the names of the pipeline classes begin with.
+    """
+    ending = {"txt2img": "", "controlnet": "ControlNet", "img2img": "Img2Img", "inpaint": "Inpaint"}
+    ending |= {"controlnet_img2img": "ControlNetImg2Img", "controlnet_inpaint": "ControlNetInpaint"}
+    kind = getattr(diffusers, f"{family}{ending[request.mode]}Pipeline")
+    nets = [diffusers.ControlNetModel.from_pretrained(controlnets[c.type], dtype=dtype) for c in request.controls]
+    parts = {"controlnet": nets[0] if len(nets) == 1 else nets} if nets else {}
+    if family == "StableDiffusion":
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
+    plain = kind.from_pretrained(base, dtype=dtype, **parts)
+    known = SCHEDULERS[request.scheduler]
+    plain.scheduler = getattr(diffusers, known.class_name).from_config(plain.scheduler.config, **known.options)
+    plain.set_progress_bar_config(disable=True)
+
+    def picture(name, channels=3):
+        # As tensors: of PIL images diffusers makes channels-last ones, and in that format a CPU's kernels make other bits.
+        pixels = torch.from_numpy(np.array(Image.open(folder / name).convert("RGB"))).permute(2, 0, 1).contiguous()
+        return pixels[:channels].float().div(255).repeat(batch, 1, 1, 1)
+
+    said = {
+        "prompt": [request.prompt] * batch,
+        "negative_prompt": [request.negative_prompt] * batch if request.negative_prompt else None,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "generator": [torch.Generator().manual_seed(candidate_seed(JOB_SEED, request, k)) for k in range(batch)],
+        "output_type": "np",
+    }
+    if request.mode != "img2img":
+        said |= {"width": request.width, "height": request.height}
+    if request.strength:
+        said["strength"] = request.strength
+    if request.init_image:
+        said["image"] = picture(request.init_image)
+    if request.mask_image:
+        said["mask_image"] = picture(request.mask_image, 1)
+    if nets:
+        maps = [picture(control.image) for control in request.controls]
+        said["control_image" if request.init_image else "image"] = maps[0] if len(maps) == 1 else maps
+        for name, values in (
+            ("controlnet_conditioning_scale", [c.scale for c in request.controls]),
+            ("control_guidance_start", [c.start for c in request.controls]),
+            ("control_guidance_end", [c.end for c in request.controls]),
+        ):
+            said[name] = values[0] if len(values) == 1 else values
+    made = np.rint(plain(**said).images * 255).astype(np.uint8)
+    if request.mask_image:
+        keep = np.array(Image.open(folder / request.mask_image)) < 128
+        made[:, keep] = np.array(Image.open(folder / request.init_image))[keep]
+    return made

@@ -1,0 +1,119 @@
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.schedulers import SCHEDULERS
+from manifests.images import Roots
+from pipelines.engine import Engine
+from pipelines.slots import Slots
+from pipelines.units import Placed, Unit
+from tests.pipelines.plain import JOB_SEED, MODES, request
+from tests.pipelines.test_engine import BATCH, engine, folder, model_of, pixels, render  # noqa: F401 (fixtures)
+
+REQUESTS = st.builds(
+    lambda mode, seed, **values: request(seed=seed, prompt=f"a circle {seed}", **{"mode": mode, **MODES[mode], **values}),
+    mode=st.sampled_from(sorted(MODES)),
+    seed=st.integers(0, 5),
+    steps=st.integers(2, 4),
+    guidance_scale=st.sampled_from([1.0, 2.0, 7.0]),
+    scheduler=st.sampled_from(sorted(SCHEDULERS)),
+    candidates=st.integers(1, 4),
+    negative_prompt=st.sampled_from(["", "blue"]),
+)
+
+
+@settings(max_examples=12)
+@given(st.lists(REQUESTS, min_size=2, max_size=6))
+def test_in_any_mixture_each_image_is_the_one_rendered_alone(engine, some):  # noqa: F811
+    some = [replace(one, id=str(i)) for i, one in enumerate(some)]
+    alone = [pixels(render(engine, one)[0]) for one in some]
+    for outcome, wanted in zip(render(engine, *some), alone, strict=True):
+        np.testing.assert_array_equal(pixels(outcome), wanted)
+
+
+def test_units_from_several_threads_share_the_batch_and_keep_their_bits(engine):  # noqa: F811
+    units = [Unit(0, n, tuple(Placed(row, request(f"{n}-{row}", steps=3 + n)) for row in range(3))) for n in range(2)]
+    alone = [engine.render(unit).outcomes for unit in units]
+    calls = engine.path.denoiser.calls
+    engine.render(units[0])
+    engine.render(units[1])
+    apart = engine.path.denoiser.calls - calls
+    made = {}
+    threads = [
+        threading.Thread(target=lambda unit=unit: made.update({unit.number: engine.render(unit).outcomes})) for unit in units
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for unit, outcomes in zip(units, alone, strict=True):
+        for mine, theirs in zip(made[unit.number], outcomes, strict=True):
+            np.testing.assert_array_equal(pixels(mine), pixels(theirs))
+    assert engine.path.denoiser.calls - calls - apart <= apart
+
+
+def test_a_mixed_queue_keeps_the_batch_full(engine):  # noqa: F811
+    slots: Slots = engine.path
+    slots.denoiser.calls = slots.denoiser.rows = 0
+    modes = ["txt2img", "img2img", "inpaint"]
+    some = [
+        request(f"r{i}", steps=2 + i % 7, scheduler=["ddim", "euler"][i % 2], **{"mode": modes[i % 3], **MODES[modes[i % 3]]})
+        for i in range(60)
+    ]
+    render(engine, *some)
+    assert slots.share > 0.97
+
+
+def half_way(job, steps):
+    return job.index % 2 == 1 and steps == job.request.steps // 2
+
+
+@pytest.fixture(scope="module")
+def pruning(folder):  # noqa: F811
+    return Engine(model_of(folder), JOB_SEED, Roots((str(folder),)), policy=half_way)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_candidates_given_up_cost_their_steps_and_the_others_are_what_they_would_have_been(engine, pruning, mode):  # noqa: F811
+    wanted = request(steps=6, candidates=4, **{"mode": mode, **MODES[mode], "strength": 1.0 if "im" in mode[3:] else None})
+    if mode not in ("img2img", "inpaint", "controlnet_img2img", "controlnet_inpaint"):
+        wanted = replace(wanted, strength=None)
+    (whole,), (pruned,) = render(engine, wanted), render(pruning, wanted)
+    assert [c.failure.code if c.failure else None for c in pruned.candidates] == [None, "given_up", None, "given_up"]
+    for index in (0, 2):
+        np.testing.assert_array_equal(pruned.candidates[index].pixels, whole.candidates[index].pixels)
+    assert sum(c.evaluations for c in pruned.candidates) * 4 == sum(c.evaluations for c in whole.candidates) * 3
+
+
+def test_a_group_that_is_given_up_as_a_whole_ends_there(folder):  # noqa: F811
+    giving_up = Engine(model_of(folder), JOB_SEED, Roots((str(folder),)), policy=lambda job, steps: steps == 2)
+    (outcome,) = render(giving_up, request(candidates=BATCH, steps=5))
+    assert [(c.failure.code, c.evaluations) for c in outcome.candidates] == [("given_up", 4)] * BATCH
+
+
+def test_a_request_that_raises_in_the_middle_leaves_its_neighbours_their_bits(engine, monkeypatch):  # noqa: F811
+    some = [request(f"r{i}", steps=3 + i, scheduler="ddim") for i in range(3)]
+    calm = [pixels(outcome) for outcome in render(engine, *some)]
+    real = engine.model.scheduler
+
+    def scheduler(name):
+        made = real(name)
+        if name == "lms":
+
+            def step(*args, **kwargs):
+                raise ValueError("breaks at its first step")
+
+            made.step = step
+        return made
+
+    monkeypatch.setattr(engine.model, "scheduler", scheduler)
+    broken = request("broken", scheduler="lms", candidates=2)
+    *rest, outcome = render(engine, *some, broken)
+    assert outcome.failure.code == "render_error"
+    assert "breaks at its first step" in outcome.failure.message
+    for made, wanted in zip(rest, calm, strict=True):
+        np.testing.assert_array_equal(pixels(made), wanted)
