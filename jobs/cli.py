@@ -264,6 +264,24 @@ def sheet(out: str, file: Path, most: int, columns: int) -> None:
 
 
 @main.command()
+@click.argument("out")
+@click.argument("key")
+@click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=False), help="Where the image goes; else KEY beside you.")
+def regenerate(out: str, key: str, file: Path | None) -> None:
+    """Make one image again, alone, and compare it. Exits with 1 where its pixels are others."""
+    from jobs.regenerate import regenerate as made_again
+
+    with one_line_errors():
+        made = made_again(out, key)
+        place = file or Path(f"{key}.{made.ending}")
+        place.write_bytes(made.image)
+        if not made.same:
+            why = f": made on {made.hardware}" if made.hardware else ""
+            stop(FAILED, f"{place}: not the pixels of {out}{why}")
+        click.echo(f"{place}: the same pixels, bit for bit")
+
+
+@main.command()
 def doctor() -> None:
     """What this machine has: GPU, versions, model caches, Ray."""
     from jobs.doctor import doctor as look_around

@@ -12,9 +12,9 @@ import numpy as np
 from pipelines.clip import Clip
 from pipelines.ranking import rank
 from pipelines.results import Candidate, Outcome, Rendered, Scored
-from pipelines.rows import Facts, candidate_row, failed_request, request_row
+from pipelines.rows import Facts, candidate_row, failed_request, provenance_of, request_row
 from pipelines.units import Placed, Unit
-from shards.images import Provenance, encode_image, pixel_sha256
+from shards.images import encode_image, pixel_sha256
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,7 @@ def _request_rows(
 
 def _encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, facts: Facts) -> dict[str, Any]:
     request, config = placed.request, facts.config
-    provenance = Provenance(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        steps=request.steps,
-        scheduler=request.scheduler,
-        guidance_scale=request.guidance_scale,
-        seed=candidate.seed,
-        width=request.width,
-        height=request.height,
-        model=config.model.base,
-    )
+    provenance = provenance_of(request, candidate.seed, config.model.base)
     image = encode_image(pixels, config.shards.image_format, config.shards.quality, provenance)
     return {"selected": True, "status": "kept", "image": image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
 

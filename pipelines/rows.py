@@ -9,6 +9,7 @@ from manifests.carried import cast
 from manifests.requests import Request
 from pipelines.results import Candidate, Failure, Outcome
 from pipelines.units import Placed, Unit, sample_key
+from shards.images import Provenance
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,18 @@ def candidate_row(shared: Mapping[str, Any], shard: int, row: int, candidate: Ca
         "seed": candidate.seed,
         "unet_evaluations": candidate.evaluations,
     }
+
+
+def provenance_of(request: Request, seed: int, model: str) -> Provenance:
+    """What an image says of how it was made."""
+    return Provenance(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        steps=request.steps,
+        scheduler=request.scheduler,
+        guidance_scale=request.guidance_scale,
+        seed=seed,
+        width=request.width,
+        height=request.height,
+        model=model,
+    )

@@ -165,7 +165,7 @@ def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_to_the_same_
     out = manifest.parent / "out"
     lines = [json.dumps({"prompt": PROMPT, "seed": 10 * i}) for i in range(120)]
     manifest.write_text("\n".join(lines))
-    arguments = ["run", "embedded", "--out", out, "--set", f"manifest={manifest}", *FEW, "--set", "shards.size=20"]
+    arguments = ["run", "embedded", "--out", out, "--set", f"manifest={manifest}", *FEW, "--set", "shards.size=20", "--set", "defaults.steps=10"]
     run = started(arguments)
     for line in run.stdout:
         if json.loads(line)["event"] == "progress":

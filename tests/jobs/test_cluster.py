@@ -20,7 +20,7 @@ class Fragile:
         if how == "fatal":
             raise FatalError("out of memory at batch 3")
         if how == "full":
-            raise StorageError("out/parts/x.parquet", OSError(28, "No space left on device"))
+            raise StorageError("out/parts/x.parquet: No space left on device")
         if how == "error":
             raise KeyError("this unit is odd")
         return how

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ import pytest
 
 from configs.loading import load
 from jobs.lanes import StartError
+from jobs.plan import PlanError
 from jobs.planning import look, make_plan
 from jobs.progress import Tally
+from jobs.regenerate import regenerate
 from jobs.running import run
 from jobs.verify import verify
 from pipelines.units import parse_key
@@ -263,3 +266,17 @@ def test_keys_say_where_an_image_stands(calm):
     for key, shard, candidate in rows(out, "key, shard, candidate_index FROM RUNS"):
         assert parse_key(key)[0] == shard
         assert parse_key(key)[2] == candidate
+
+
+def test_any_candidate_kept_or_not_can_be_made_again_alone(calm):
+    out, _, _ = calm
+    some = "key FROM RUNS WHERE id IN ('txt2img-01', 'txt2img-02', 'img2img-01', 'inpaint-01', 'canny-seg-01') ORDER BY key"
+    for (key,) in rows(out, some):
+        made = regenerate(str(out), key)
+        assert made.same, key
+        if rows(out, f"selected FROM RUNS WHERE key = '{key}'") == [(True,)]:
+            ((sha,),) = rows(out, f"sha256 FROM RUNS WHERE key = '{key}'")
+            assert hashlib.sha256(made.image).hexdigest() == sha
+    for wrong in ("000000-00000-0099", "000099-00000-0000", "x"):
+        with pytest.raises(PlanError, match=wrong):
+            regenerate(str(out), wrong)

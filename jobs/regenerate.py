@@ -1,0 +1,79 @@
+"""Makes one image of a dataset again, alone, and compares it with what its metadata says: without Ray, on this machine."""
+
+import json
+from dataclasses import dataclass, replace
+
+from jobs.plan import PlanError, read_plan, read_shard
+from pipelines.rows import provenance_of
+from pipelines.units import Unit, candidate_seed, parse_key
+from shards.commits import read_record
+from shards.images import encode_image, pixel_sha256
+from shards.storage import get, join
+from shards.tables import read_table
+
+
+@dataclass(frozen=True)
+class Regenerated:
+    """An image made again.
+
+    Attributes:
+        image: The file, encoded as the dataset's are.
+        ending: Of its name.
+        same: Whether its pixels are those that the metadata has the hash of.
+        hardware: What the run's kind of hardware has that this one has not, where they differ; then other bits are no wonder.
+    """
+
+    image: bytes
+    ending: str
+    same: bool
+    hardware: str
+
+
+def regenerate(output: str, key: str) -> Regenerated:
+    """Render the candidate that a key names, kept or not.
+
+    Raises:
+        PlanError: There is no such output or candidate, or it did not become an image then or now.
+        ModelError: The model cannot be loaded.
+    """
+    plan = read_plan(output)
+    if plan is None:
+        raise PlanError([f"{output}: nothing was planned there"])
+    try:
+        shard, row, index = parse_key(key)
+    except ValueError:
+        raise PlanError([f"{key}: not a key, which is like 000012-00003-0001: shard, row, candidate"]) from None
+    try:
+        placed = next(placed for placed in read_shard(output, shard).requests if placed.row == row)
+        wanted = _pixel_sha256(output, shard, key)
+    except (StopIteration, FileNotFoundError):
+        raise PlanError([f"{key}: no such candidate in {output}"]) from None
+    if wanted is None:
+        raise PlanError([f"{key}: did not become an image; its row says why"])
+
+    # Loading takes seconds, which a wrong key need not wait for.
+    from pipelines.engine import Engine
+    from pipelines.hardware import hardware_kind
+
+    config = plan.config
+    seed = candidate_seed(config.seed, placed.request, index)
+    # A row's own seed counts up from candidate 0, so a request of one candidate with this seed is this candidate.
+    alone = replace(placed, request=replace(placed.request, seed=seed, candidates=1, keep=1))
+    (outcome,) = Engine(config.model, config.seed, plan.roots).render(Unit(shard, 0, (alone,))).outcomes
+    failure = outcome.failure or outcome.candidates[0].failure
+    pixels = outcome.candidates[0].pixels if outcome.candidates else None
+    if failure or pixels is None:
+        raise PlanError([f"{key}: {failure.message if failure else 'did not become an image'}"])
+    form, quality = config.shards.image_format, config.shards.quality
+    image = encode_image(pixels, form, quality, provenance_of(placed.request, seed, config.model.base))
+    there = json.loads(get(join(output, "plan", "hardware.json")))
+    here = hardware_kind(config.model.threads)
+    different = ", ".join(f"{name} {value}, here {here.get(name)}" for name, value in there.items() if here.get(name) != value)
+    return Regenerated(image, form, pixel_sha256(pixels) == wanted, different)
+
+
+def _pixel_sha256(output: str, shard: int, key: str) -> str | None:
+    record = read_record(output, shard)
+    name = next(file.path for file in record.files if file.path.startswith("metadata/"))
+    rows = read_table(get(join(output, name))).select(["key", "pixel_sha256"]).to_pylist()
+    return next(row["pixel_sha256"] for row in rows if row["key"] == key)
