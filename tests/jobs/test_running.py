@@ -125,7 +125,7 @@ def test_three_generators_make_the_same_bytes_as_one(calm, tmp_path):
 
 def test_units_of_another_length_make_the_same_bytes(calm, tmp_path, monkeypatch):
     out, _, _ = calm
-    monkeypatch.setattr("pipelines.units.UNIT_EVALUATIONS", 8)
+    monkeypatch.setattr("pipelines.units.UNIT_EVALUATIONS", 2)
     _, watching = rendered(quickstart_config(), tmp_path / "short")
     assert len(watching.receipts) > len(calm[2].receipts)
     assert published(tmp_path / "short") == published(out)

@@ -6,6 +6,7 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import numpy as np
 import pytest
+import s3fs
 from PIL import Image
 
 from configs.parameters import Control, Defaults
@@ -182,6 +183,7 @@ def test_a_remote_storage_that_cannot_be_reached_is_not_taken_for_one_without_th
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    s3fs.S3FileSystem.clear_instance_cache()  # one that another test made knows another endpoint
     with pytest.raises(UnreachableError) as caught:
         load("a.png", Roots(("s3://bucket/folder",)))
     assert str(caught.value) == "a.png: cannot be reached: EndpointConnectionError"
