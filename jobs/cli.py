@@ -22,7 +22,7 @@ from jobs.plan import Plan, PlanError, read_plan, read_shard
 from jobs.planning import first_request, look, make_plan, with_batch
 from jobs.progress import JsonLines, Tally, Terminal
 from pipelines.errors import ModelError
-from shards.commits import CommitError
+from shards.commits import CommitError, read_records
 from shards.parts import PartError
 from shards.storage import is_local, local_path
 
@@ -228,15 +228,17 @@ def verify(out: str) -> None:
 
     with one_line_errors():
         started = time.monotonic()
+        if read_plan(out) is None and not read_records(out):
+            stop(USAGE, f"{out}: nothing was planned there")
         for problem in problems_of(out):
             if isinstance(problem, str):
                 click.echo(problem)
                 continue
             found, totals = problem.problems, problem.totals
             if found:
-                stop(FAILED, f"{out}: {found:,} problems")
+                stop(FAILED, f"{out}: {summary.many(found, 'problem')}")
             sort = "finished" if problem.finished else "unfinished"
-            what = f"{totals.shards:,} shards, {totals.kept:,} images, {summary.size(totals.bytes)}"
+            what = f"{summary.many(totals.shards, 'shard')}, {summary.many(totals.kept, 'image')}, {summary.size(totals.bytes)}"
             click.echo(f"{sort}, and every file is as its record says: {what} ({time.monotonic() - started:.1f} s)")
 
 

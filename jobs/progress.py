@@ -205,7 +205,7 @@ def facts(tally: Tally) -> str:
         parts.append(f"{tally.images_s:.2f}/s")
     if tally.eta_s:
         parts.append(f"{duration(tally.eta_s)} left")
-    parts.append(f"{tally.kept:,} kept, {tally.failed:,} failed")
+    parts.append(f"{tally.kept:,} kept, {tally.failed:,} failed{' in this run' if tally.before else ''}")
     if tally.best is not None:
         parts.append(f"score {tally.worst:.1f} … {tally.best:.1f}")
     return " · ".join(parts)

@@ -5,6 +5,7 @@ import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -14,7 +15,8 @@ from shards.tables import read_table
 from shards.tars import TarError, read_tar
 
 TILE = 160  # pixels a side
-TEXT = 64  # pixels below each
+TEXT = 78  # pixels below each
+LINES = 4  # of the prompt, there
 GAP = 8
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")  # of a sheet's own file
 
@@ -75,6 +77,7 @@ def _kept(output: str, tar: str, parquet: str, most: int) -> list[Shown]:
 
 def sheet(shown: list[Shown], columns: int) -> Image.Image:
     """The images in a grid, scaled to fit their tiles, each with its mode, score and prompt below."""
+    columns = min(columns, len(shown))
     rows = math.ceil(len(shown) / columns)
     whole = Image.new("RGB", (columns * (TILE + GAP) + GAP, rows * (TILE + TEXT + GAP) + GAP), "white")
     pen, font = ImageDraw.Draw(whole), ImageFont.load_default(size=11)
@@ -86,7 +89,12 @@ def sheet(shown: list[Shown], columns: int) -> Image.Image:
         # Enlarged pixels stay square, so that a small image looks as it is.
         method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
         whole.paste(one.image.resize(size, method), (left, top))
-        lines = textwrap.wrap(one.prompt, 30)
-        text = [f"{one.mode} · {one.score:.1f}", *lines[:3], *(["…"] if len(lines) > 3 else [])]
-        pen.multiline_text((left, top + TILE + 2), "\n".join(text[:4]), fill="black", font=font, spacing=2)
+        text = [f"{one.mode} · {one.score:.1f}", *_wrapped(one.prompt, font)]
+        pen.multiline_text((left, top + TILE + 2), "\n".join(text), fill="black", font=font, spacing=2)
     return whole
+
+
+def _wrapped(prompt: str, font: Any) -> list[str]:
+    """A prompt in lines as wide as a tile; what is beyond the last is an ellipsis."""
+    letters = max(1, int(TILE / font.getlength("n")))
+    return textwrap.wrap(prompt, letters, max_lines=LINES, placeholder=" …")

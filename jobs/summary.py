@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from configs.errors import nearest
 from jobs.estimate import Estimate
 from jobs.plan import Plan, read_plan
 from jobs.progress import Tally, duration
+from manifests.requests import KNOWN_COLUMNS
 from shards.commits import read_records
 from shards.index import SUCCESS, Totals, total
 from shards.storage import join, names
@@ -24,13 +26,16 @@ def plan_lines(plan: Plan, estimate: Estimate | None) -> Iterator[str]:
     modes = ", ".join(f"{mode} {number:,}" for mode, number in counts.modes.items())
     yield f"requests     {counts.requests:,} ({modes})"
     yield f"images       {counts.candidates:,} candidates, at most {counts.keep:,} kept"
-    yield f"units        {counts.units:,} in {counts.buckets:,} buckets and {plan.shards:,} shards"
+    yield f"units        {counts.units:,} in {many(counts.buckets, 'bucket')} and {many(plan.shards, 'shard')}"
+    if plan.carried:
+        # A misspelled column is carried like any other, so it is shown, and what it may have meant.
+        yield f"carried      {', '.join(f'{name}{nearest(name, KNOWN_COLUMNS)}' for name in plan.carried)}"
     yield f"price        {counts.evaluations:,} evaluations of the denoiser"
     if estimate:
         alone = duration(estimate.seconds)
         here = duration(estimate.seconds / estimate.generators)
-        many = "" if estimate.generators == 1 else f"; {alone} on one generator alone"
-        yield f"time         about {here} on this machine with {estimate.generators} generators, start-up apart{many}"
+        apart = "" if estimate.generators == 1 else f"; {alone} on one generator alone"
+        yield f"time         about {here} on this machine with {estimate.generators} generators, start-up apart{apart}"
         yield f"disk         about {size(estimate.disk)}"
     yield f"fingerprint  {plan.fingerprint[:16]}"
 
@@ -55,7 +60,7 @@ def run_lines(totals: Totals, tally: Tally, output: str) -> Iterator[str]:
     kinds = f"{totals.kept:,} kept, {totals.rejected:,} rejected{failed}"
     yield f"{totals.requests:,} requests, {totals.candidates:,} candidates: {kinds}"
     if totals.failed_requests:
-        yield f"{totals.failed_requests:,} requests have no image; see status and error in {output}/metadata"
+        yield f"{many(totals.failed_requests, 'request')} without an image; see status and error in {output}/metadata"
     if tally.best is not None:
         yield f"CLIP scores  worst {tally.worst:.1f}, mean {tally.scores / max(1, tally.scored):.1f}, best {tally.best:.1f}"
     if tally.rendered:
@@ -63,7 +68,7 @@ def run_lines(totals: Totals, tally: Tally, output: str) -> Iterator[str]:
         whole = sum(tally.stages.values()) or 1.0
         shares = ", ".join(f"{name} {100 * spent / whole:.0f}%" for name, spent in tally.stages.items() if spent / whole >= 0.005)
         yield f"stages       {shares} of {duration(whole)} in actors"
-    yield f"shards       {output}/data ({totals.shards:,}, {size(totals.bytes)})"
+    yield f"shards       {output}/data ({many(totals.shards, 'shard')}, {size(totals.bytes)})"
     yield f"metadata     {output}/metadata, a row for each candidate"
     yield f"card         {output}/README.md says how to load it; `promptmill verify {output}` checks every byte"
 
@@ -113,7 +118,7 @@ def status_lines(status: Status) -> Iterator[str]:
     kinds = f"{totals.kept:,} kept, {totals.rejected:,} rejected, {totals.failed:,} failed"
     yield f"candidates   {totals.candidates:,} of {counts.candidates:,}: {kinds}"
     if status.units:
-        yield f"units        {status.units:,} more are durable, in shards under way"
+        yield f"units        {status.units:,} of {counts.units:,} are durable besides, in shards under way"
     yield f"bytes        {size(totals.bytes)}"
 
 
@@ -121,6 +126,11 @@ def status_facts(status: Status) -> dict[str, Any]:
     """A status, for a program."""
     plan = {"shards": status.plan.shards, **asdict(status.plan.counts)}
     return {"finished": status.finished, "plan": plan, "done": asdict(status.totals), "units_waiting": status.units}
+
+
+def many(number: int, what: str) -> str:
+    """1 shard, 2 shards."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def size(bytes_: float) -> str:

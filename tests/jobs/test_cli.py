@@ -59,7 +59,7 @@ def test_plan_says_rows_images_units_and_price(manifest):
     assert result.exit_code == 0
     assert "requests     1 (txt2img 1)" in result.output
     assert "images       4 candidates, at most 1 kept" in result.output
-    assert "units        1 in 1 buckets and 1 shards" in result.output
+    assert "units        1 in 1 bucket and 1 shard" in result.output
     assert "price        160 evaluations" in result.output
 
 
@@ -149,7 +149,7 @@ def test_run_renders_from_nothing_says_where_to_look_and_verify_agrees(manifest)
     assert (done["exit"], done["totals"]["kept"], done["totals"]["failed_requests"]) == (3, 1, 1)
     assert set(done["seconds"]) == {"starting Ray", "loading models", "rendering", "publishing"}
     assert f"shards       {out}/data" in summary
-    assert "1 requests have no image" in summary
+    assert "1 request without an image" in summary
 
     assert invoke("verify", out).exit_code == 0
     assert "finished" in invoke("status", out).output
@@ -165,7 +165,19 @@ def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_to_the_same_
     out = manifest.parent / "out"
     lines = [json.dumps({"prompt": PROMPT, "seed": 10 * i}) for i in range(120)]
     manifest.write_text("\n".join(lines))
-    arguments = ["run", "embedded", "--out", out, "--set", f"manifest={manifest}", *FEW, "--set", "shards.size=20", "--set", "defaults.steps=10"]
+    arguments = [
+        "run",
+        "embedded",
+        "--out",
+        out,
+        "--set",
+        f"manifest={manifest}",
+        *FEW,
+        "--set",
+        "shards.size=20",
+        "--set",
+        "defaults.steps=10",
+    ]
     run = started(arguments)
     for line in run.stdout:
         if json.loads(line)["event"] == "progress":
