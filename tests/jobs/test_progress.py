@@ -44,7 +44,7 @@ def test_the_live_line_says_rate_time_left_counts_and_scores():
     tally.add(receipt(kept=1, rejected=2, failed=1, scores=(18.25, 20.0, 21.0)))
     tally.last = 1004.0
     # Eight in four seconds; 72 are left.
-    assert facts(tally) == "28/100 images · 2.00/s · 36 s left · 2 kept, 1 failed · score 18.2 … 25.5"
+    assert facts(tally) == "28/100 images · 2.00/s · 36 s left · 2 kept, 1 failed in this run · score 18.2 … 25.5"
 
 
 def test_a_unit_without_scores_leaves_best_and_worst_alone():
@@ -77,7 +77,7 @@ def test_a_terminal_shows_each_phase_and_the_figures():
             step()
             shown._progress.refresh()
             assert said in console.export_text()
-    assert "1 kept, 0 failed · score 20.0 … 25.5" in console.file.getvalue()
+    assert "1 kept, 0 failed in this run · score 20.0 … 25.5" in console.file.getvalue()
 
 
 def test_json_lines_say_the_last_unit_whenever_it_comes():
