@@ -97,7 +97,7 @@ def main(minutes: float) -> None:
         shards = sum(event["event"] == "shard" for event in events)
         left = len(list((out / "parts").iterdir()))
     click.echo(
-        f"{settled:,} images in units of at most 16, {shards} shards, {minutes:g} minutes; stopped with {status}, {left} parts left"
+        f"{settled:,} images in small units, {shards} shards, {minutes:g} minutes; stopped with {status}, {left} parts left"
     )
     click.echo("| process | MiB after a fifth | MiB at the end | MiB a minute |")
     click.echo("|---|---:|---:|---:|")
