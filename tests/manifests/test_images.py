@@ -184,9 +184,12 @@ def test_a_remote_storage_that_cannot_be_reached_is_not_taken_for_one_without_th
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
     s3fs.S3FileSystem.clear_instance_cache()  # one that another test made knows another endpoint
-    with pytest.raises(UnreachableError) as caught:
-        load("a.png", Roots(("s3://bucket/folder",)))
-    assert str(caught.value) == "a.png: cannot be reached: EndpointConnectionError"
+    try:
+        with pytest.raises(UnreachableError) as caught:
+            load("a.png", Roots(("s3://bucket/folder",)))
+        assert str(caught.value) == "a.png: cannot be reached: EndpointConnectionError"
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_declared_roots_are_the_same_wherever_one_stands(tmp_path, monkeypatch):
