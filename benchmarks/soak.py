@@ -96,9 +96,7 @@ def main(minutes: float) -> None:
         settled = [event for event in events if event["event"] == "progress"][-1]["settled"]
         shards = sum(event["event"] == "shard" for event in events)
         left = len(list((out / "parts").iterdir()))
-    click.echo(
-        f"{settled:,} images in small units, {shards} shards, {minutes:g} minutes; stopped with {status}, {left} parts left"
-    )
+    click.echo(f"{settled:,} images in small units, {shards} shards, {minutes:g} minutes; stopped with {status}, {left} parts left")
     click.echo("| process | MiB after a fifth | MiB at the end | MiB a minute |")
     click.echo("|---|---:|---:|---:|")
     leaks = []
