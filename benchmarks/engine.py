@@ -59,6 +59,7 @@ def request(number: int, mode: str = "txt2img", **values: object) -> Request:
         "height": 64,
         "steps": 20,
         "guidance_scale": 3.0,
+        "guidance_rescale": 0.0,
         "scheduler": "dpmpp_2m",
         "seed": None,
         "candidates": 1,

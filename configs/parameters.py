@@ -24,6 +24,7 @@ Scheduler = Annotated[str, AfterValidator(scheduler_name)]
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
 Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Rescale = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Window = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -79,6 +80,7 @@ class Defaults(Strict):
     height: Side = 512
     steps: int = Field(20, ge=1, le=MAX_STEPS)
     guidance_scale: Guidance = 7.5
+    guidance_rescale: Rescale = 0.0
     scheduler: Scheduler = "dpmpp_2m"
     strength: Strength = 0.8
     candidates: int = Field(4, ge=1, le=MAX_CANDIDATES)

@@ -86,6 +86,15 @@ class TextualInversion(Adapter):
     token: str = Field(min_length=1)
 
 
+class Kernels(Strict):
+    """How the denoiser is computed. Each switch changes speed, and with it the last bits of the pixels."""
+
+    attention: Literal["sdpa", "plain"] = Field("sdpa", description="Fused attention, or attention step by step.")
+    channels_last: bool = Field(False, description="Weights and activations with the channels innermost.")
+    compile: bool = Field(False, description="Each repeated block compiled at fixed shapes; minutes once a process, then faster.")
+    fp8: bool = Field(False, description="Linear layers of the blocks in FP8, scaled row by row; needs torchao and a recent GPU.")
+
+
 class Model(Strict):
     """The diffusion model: any base that diffusers' AutoPipeline classes load, and what is put on top of it."""
 
@@ -103,10 +112,18 @@ class Model(Strict):
     )
     batch: int = Field(8, ge=1, le=1024, description="Candidates a denoising batch; part of what decides the bytes.")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a generator; another number makes other bits on a CPU.")
+    kernels: Kernels = Field(default_factory=Kernels)
 
     @model_validator(mode="after")
     def _pinned(self) -> "Model":
         check_pinned(self.base, self.revision)
+        return self
+
+    @model_validator(mode="after")
+    def _compiled(self) -> "Model":
+        # Switching a LoRA, or its scale, makes another graph of every block.
+        if self.loras and (self.kernels.compile or self.kernels.fp8):
+            raise ValueError("kernels.compile and kernels.fp8 do not go with loras; set them to false, or declare no loras")
         return self
 
     @field_validator("loras", "textual_inversions")

@@ -75,7 +75,7 @@ def look(config: Config, output: str | None = None) -> Sources:
             "manifest": [_sha256(file) for file in files],
             "config": config.render_config(),
             "models": model_identity(config.model, config.ranking),
-            "versions": library_versions(),
+            "versions": library_versions(config.model),
         }
         width = embedding_width(config.ranking)
     except (ManifestError, ModelError) as error:
@@ -89,6 +89,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         multiple=facts.multiple,
         modes=facts.modes,
         schedulers=facts.schedulers,
+        rescaled=facts.rescaled,
         strict=config.runtime.strict,
     )
     runtime = config.runtime

@@ -20,6 +20,7 @@ from configs.parameters import (
     ImagePath,
     Lora,
     Mode,
+    Rescale,
     Scheduler,
     Seed,
     Side,
@@ -48,6 +49,7 @@ class Columns(Strict):
     height: Side | None = None
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     guidance_scale: Guidance | None = None
+    guidance_rescale: Rescale | None = None
     scheduler: Scheduler | None = None
     seed: Seed | None = None
     candidates: int | None = Field(None, ge=1, le=MAX_CANDIDATES)
@@ -82,6 +84,7 @@ class Request:
     height: int
     steps: int
     guidance_scale: float
+    guidance_rescale: float
     scheduler: str
     seed: int | None
     candidates: int
@@ -101,6 +104,7 @@ class Rules:
         multiple: Width and height are multiples of this many pixels, as the model needs.
         modes: Those that the model serves.
         schedulers: The names of those that fit the model.
+        rescaled: The modes in which the model can rescale guidance.
         strict: Unknown columns are refused rather than carried.
     """
 
@@ -110,6 +114,7 @@ class Rules:
     multiple: int = 8
     modes: Collection[str] = MODES
     schedulers: Collection[str] = tuple(SCHEDULERS)
+    rescaled: Collection[str] = MODES
     strict: bool = False
 
 
@@ -209,6 +214,7 @@ def _resolve(columns: Columns, number: int, defaults: Defaults, carried: Mapping
         height=_or(columns.height, defaults.height),
         steps=_or(columns.steps, defaults.steps),
         guidance_scale=_or(columns.guidance_scale, defaults.guidance_scale),
+        guidance_rescale=_or(columns.guidance_rescale, defaults.guidance_rescale),
         scheduler=_or(columns.scheduler, defaults.scheduler),
         seed=columns.seed,
         candidates=_or(columns.candidates, defaults.candidates),
@@ -239,6 +245,9 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
         wrong.append(f"mode: {request.mode} is not served by the model; it serves {', '.join(rules.modes)}")
     if request.scheduler not in rules.schedulers:
         wrong.append(f"scheduler: {request.scheduler} does not fit the model, which takes {', '.join(rules.schedulers)}")
+    if request.guidance_rescale and request.mode not in rules.rescaled:
+        can = f"only in {', '.join(rules.rescaled)}" if rules.rescaled else "in no mode"
+        wrong.append(f"guidance_rescale: not in mode {request.mode}; the model takes it {can}")
     if request.mask_image is not None and request.init_image is None:
         wrong.append("mask_image: given without an init_image to repaint")
     if columns.strength is not None and request.init_image is None:

@@ -130,7 +130,8 @@ def _cat(values: list[tuple[Any, int, list[int]]], shape: int, name: str) -> Any
 
 def _rows(result: Any, some: slice, shape: int) -> Any:
     if isinstance(result, torch.Tensor):
-        return result[some] if result.ndim and len(result) == shape else result
+        # Contiguous, whatever format the module computes in: what callers reduce over has one order.
+        return result[some].contiguous() if result.ndim and len(result) == shape else result
     return type(result)(_rows(item, some, shape) for item in result)
 
 

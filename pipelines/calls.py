@@ -1,7 +1,7 @@
 """One call of a diffusers pipeline: its arguments from the jobs of a bucket, and candidates from what it returns."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,18 +10,22 @@ import torch
 
 from manifests.requests import Request
 from pipelines.conditioning import composite
+from pipelines.copies import Copy, to_device, to_host
 from pipelines.preparing import Job
 from pipelines.results import Candidate, Failure
 from pipelines.text import TextEncoder
 
 
-def call(pipeline: Any, text: TextEncoder, jobs: Sequence[Job]) -> list[tuple[np.ndarray, bool, bool]]:
+def call(
+    pipeline: Any, text: TextEncoder, jobs: Sequence[Job], wait: Callable[[Copy], None] = Copy.wait
+) -> list[tuple[np.ndarray, bool, bool]]:
     """Render jobs of one bucket in one call.
 
     Args:
         pipeline: For their mode and kinds of control, with their scheduler.
         text: Of the same model.
         jobs: One a sample.
+        wait: Called with the images on their way to the host; returns once they are there.
 
     Returns:
         For each its pixels, (H, W, 3) uint8, whether all values were finite, and whether a safety checker refused it.
@@ -35,22 +39,24 @@ def call(pipeline: Any, text: TextEncoder, jobs: Sequence[Job]) -> list[tuple[np
     )
     # Not every family takes a negative prompt, a strength, a size, …
     taken = inspect.signature(pipeline.__call__).parameters
-    result = pipeline(**{name: value for name, value in (said | _arguments(request, jobs)).items() if name in taken})
+    result = pipeline(**{name: value for name, value in (said | _arguments(request, jobs, text.device)).items() if name in taken})
     flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
     # (B, 3, H, W) in 0 … 1, in the model's dtype: diffusers denormalises in it, so we do not before.
     images = result.images.permute(0, 2, 3, 1).float()
-    finite = images.isfinite().flatten(1).all(1).tolist()
-    pixels = (images.nan_to_num(0.0) * 255).round().to(torch.uint8).cpu().numpy()
-    return list(zip(pixels, finite, map(bool, flagged), strict=True))
+    copy = to_host((images.nan_to_num(0.0) * 255).round().to(torch.uint8), images.isfinite().flatten(1).all(1))
+    wait(copy)
+    pixels, finite = copy.tensors
+    return list(zip(pixels.numpy(), finite.tolist(), map(bool, flagged), strict=True))
 
 
-def _arguments(request: Request, jobs: Sequence[Job]) -> dict[str, Any]:
+def _arguments(request: Request, jobs: Sequence[Job], device: torch.device) -> dict[str, Any]:
     """All but the text of a pipeline call."""
     said: dict[str, Any] = {
         "width": request.width,
         "height": request.height,
         "num_inference_steps": request.steps,
         "guidance_scale": request.guidance_scale,
+        "guidance_rescale": request.guidance_rescale,
         "generator": [torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
         "output_type": "pt",
     }
@@ -60,19 +66,19 @@ def _arguments(request: Request, jobs: Sequence[Job]) -> dict[str, Any]:
     masks = [job.conditioning.mask for job in jobs if job.conditioning.mask is not None]
     # As tensors: of PIL images diffusers makes channels-last ones, which would bring that format into the denoiser.
     if inits:
-        said["image"] = _as_tensor(inits)
+        said["image"] = _as_tensor(inits, device)
     if masks:
-        said["mask_image"] = torch.from_numpy(np.stack(masks)).unsqueeze(1).float()
+        said["mask_image"] = to_device(torch.from_numpy(np.stack(masks)).unsqueeze(1).float(), device)
     if request.controls:
         # One tensor for each ControlNet: the only form in which samples differ in their maps.
-        maps = [_as_tensor([job.conditioning.controls[i] for job in jobs]) for i in range(len(request.controls))]
+        maps = [_as_tensor([job.conditioning.controls[i] for job in jobs], device) for i in range(len(request.controls))]
         said |= {"control_image" if inits else "image": _one_or_all(maps), **_steering(request)}
     return said
 
 
-def _as_tensor(maps: list[np.ndarray]) -> torch.Tensor:
+def _as_tensor(maps: list[np.ndarray], device: torch.device) -> torch.Tensor:
     """(H, W, 3) uint8 each as one (B, 3, H, W) in 0 … 1."""
-    return torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).contiguous().float() / 255
+    return to_device(torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).contiguous().float() / 255, device)
 
 
 def _one_or_all(values: list[Any]) -> Any:

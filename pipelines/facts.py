@@ -25,6 +25,7 @@ class ModelFacts:
         multiple: Width and height are multiples of this many pixels.
         modes: Those it serves.
         schedulers: The names that fit it; a flow-matching model has only its own, called `euler`.
+        rescaled: The modes whose pipelines take a guidance rescale.
         safety_checker: Whether it brings one.
     """
 
@@ -32,6 +33,7 @@ class ModelFacts:
     multiple: int
     modes: tuple[str, ...]
     schedulers: tuple[str, ...]
+    rescaled: tuple[str, ...]
     safety_checker: bool
 
 
@@ -67,7 +69,15 @@ def read_facts(model: Model) -> ModelFacts:
         modes += tuple(_controlled(mode) for mode in modes)
     flows = (_class_of(index, "scheduler") or "").startswith("FlowMatch")
     schedulers = ("euler",) if flows else tuple(SCHEDULERS)
-    return ModelFacts(name, multiple, modes, schedulers, _class_of(index, "safety_checker") is not None)
+    rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
+    return ModelFacts(name, multiple, modes, schedulers, rescaled, _class_of(index, "safety_checker") is not None)
+
+
+def _rescaled(pipeline: str) -> tuple[str, ...]:
+    """The modes in which diffusers' pipelines of a family take a guidance rescale (arXiv:2305.08891, section 3.4)."""
+    if pipeline.startswith("StableDiffusionXL"):
+        return ("txt2img", "img2img", "inpaint", "controlnet_inpaint")
+    return ("txt2img",) if pipeline.startswith("StableDiffusion") else ()
 
 
 def _controlled(mode: str) -> str:

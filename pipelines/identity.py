@@ -4,7 +4,7 @@ import hashlib
 import os
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from configs.schema import HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, Model, Ranking, Weights
@@ -30,9 +30,20 @@ LIBRARIES = (
 WEIGHT_ENDINGS = (SAFETENSORS, ".json", ".txt", ".model")
 
 
-def library_versions() -> dict[str, str]:
-    """The version of every library that decides bytes, and of promptmill itself."""
-    return {"promptmill": own_version(), **{name: version(name) for name in LIBRARIES}}
+def library_versions(model: Model) -> dict[str, str]:
+    """The version of every library that decides the bytes that a model makes, and of promptmill itself.
+
+    Raises:
+        ModelError: The model needs one that is not installed.
+    """
+    return {"promptmill": own_version(), **{name: version(name) for name in LIBRARIES}, **_torchao(model)}
+
+
+def _torchao(model: Model) -> dict[str, str]:
+    try:
+        return {"torchao": version("torchao")} if model.kernels.fp8 else {}
+    except PackageNotFoundError:
+        raise ModelError("model.kernels.fp8 needs torchao: pip install 'promptmill[fp8]'") from None
 
 
 def own_version() -> str:

@@ -1,5 +1,6 @@
 """Loads a diffusion model once, by diffusers' own loaders, so that one set of weights in memory serves every mode."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from configs.schedulers import SCHEDULERS
 from configs.schema import Adapter, Model, Weights
 from pipelines.errors import ModelError
 from pipelines.facts import read_facts
+from pipelines.kernels import put_on
 from pipelines.sources import adapter_file, local_folder
 
 TASKS = {
@@ -85,6 +87,8 @@ class LoadedModel:
 def device_here() -> torch.device:
     """The first GPU, or the CPU. Nothing here chooses kernels by timing, which would differ between processes."""
     torch.backends.cudnn.benchmark = False
+    # cuBLAS is reproducible only with a workspace of fixed size; read as CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -119,7 +123,9 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         _load(base.load_lora_weights, lora, None, adapter_name=lora.name)
     controlnets = {name: _load(ControlNetModel.from_pretrained, w, dtype).to(device) for name, w in model.controlnets.items()}
     base.to(device)
-    return LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config))
+    loaded = LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config))
+    put_on(model.kernels, (loaded.denoiser, *controlnets.values()), device)
+    return loaded
 
 
 def _load(loader: Callable[..., Any], weights: Weights, dtype: torch.dtype | None, **options: Any) -> Any:

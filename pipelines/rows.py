@@ -59,6 +59,7 @@ _REQUEST_COLUMNS = (
     "height",
     "steps",
     "guidance_scale",
+    "guidance_rescale",
     "scheduler",
     "strength",
     "candidates",

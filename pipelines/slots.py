@@ -12,10 +12,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 
 from pipelines.batching import GivenUpError, Joined, go_on
 from pipelines.calls import call, candidate
+from pipelines.copies import Copy
 from pipelines.loading import LoadedModel
 from pipelines.preparing import Job
 from pipelines.results import Candidate, Failure
@@ -80,6 +81,7 @@ class Slots:
         self._model, self._text, self._policy = model, text, policy
         self._queue: deque[Waiting] = deque()
         self._groups: dict[greenlet, Group] = {}
+        self._copies: deque[tuple[greenlet, Copy]] = deque()
         self._kind: Hashable = None
         self._rows = 2 * batch
         vae, denoiser = model.base.vae, model.denoiser
@@ -122,9 +124,13 @@ class Slots:
         return self.denoiser.rows / max(1, self.denoiser.calls * self._rows)
 
     def step(self) -> None:
-        """Fill what is free, run one batch of one module, and let those go on that it answers."""
+        """Fill what is free, run one batch of one module, and let those go on that it answers, and whose images have come."""
         self._admit()
         joined = self._next()
+        while self._copies and (joined is None or self._copies[0][1].done):
+            caller, copy = self._copies.popleft()
+            copy.wait()
+            self._go_on(caller, caller.switch)
         if joined is None:
             return
         for caller, answer in joined.run_batch():
@@ -179,7 +185,7 @@ class Slots:
         pipeline = copy.copy(shared)
         pipeline.scheduler = self._model.scheduler(request.scheduler)
         try:
-            made = call(pipeline, self._text, jobs)
+            made = call(pipeline, self._text, jobs, self._wait)
         except GivenUpError:
             made = []
         for place, member in enumerate(group.members):
@@ -206,6 +212,14 @@ class Slots:
     def _guided(self, job: Job) -> bool:
         # As diffusers decides it: a model distilled from guidance takes the scale as an input instead.
         return job.request.guidance_scale > 1 and getattr(self._model.denoiser.config, "time_cond_proj_dim", None) is None
+
+    def _wait(self, copy: Copy) -> None:
+        """Stop the calling greenlet until its images have come to the host; the denoiser goes on meanwhile."""
+        if not copy.done:
+            caller = getcurrent()
+            self._copies.append((caller, copy))
+            assert caller.parent is not None
+            caller.parent.switch()
 
     def _live(self, caller: greenlet, rows: int) -> list[int]:
         """The rows of a group's call that are wanted: with guidance, candidate k has rows k and k + n."""

@@ -19,7 +19,7 @@ class TextEncoder:
     """
 
     def __init__(self, model: LoadedModel, batch: int):
-        self._model, self._batch = model, batch
+        self._model, self._batch, self.device = model, batch, model.device
         self.seconds = 0.0  # spent so far
         self._kept: OrderedDict[tuple[Any, ...], tuple[torch.Tensor, ...]] = OrderedDict()
         self._bytes = 0

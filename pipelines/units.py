@@ -61,7 +61,7 @@ def bucket_of(request: Request) -> Hashable:
     controls = tuple((c.type, c.scale, c.start, c.end) for c in request.controls)
     loras = tuple((lora.name, lora.scale) for lora in request.loras)
     shape = (request.mode, request.width, request.height, request.steps, request.scheduler)
-    return (*shape, request.guidance_scale, request.strength, controls, loras)
+    return (*shape, request.guidance_scale, request.guidance_rescale, request.strength, controls, loras)
 
 
 def kind_of(request: Request) -> Hashable:

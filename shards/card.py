@@ -222,6 +222,7 @@ MEANINGS = {
     "height": "in pixels",
     "steps": "of denoising",
     "guidance_scale": "classifier-free guidance",
+    "guidance_rescale": "share of the guided prediction rescaled to the spread of the unguided one; 0 is none",
     "scheduler": "the sampler",
     "strength": "of img2img and inpainting: the share of the steps that is run",
     "seed": "of this candidate's noise",

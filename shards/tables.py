@@ -39,6 +39,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "height": pa.int32(),
     "steps": pa.int32(),
     "guidance_scale": pa.float64(),
+    "guidance_rescale": pa.float64(),
     "scheduler": pa.string(),
     "strength": pa.float64(),
     "seed": pa.int64(),

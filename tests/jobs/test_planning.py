@@ -79,7 +79,7 @@ def test_the_fingerprint_changes_with_weights_versions_and_images(manifest, tmp_
         file.write(b"\x7f")
     assert planned(config_of(manifest, f"model.base={weights}"), tmp_path / "c").inputs["models"]["model.base"] != named
 
-    monkeypatch.setattr("jobs.planning.library_versions", lambda: {"torch": "9"})
+    monkeypatch.setattr("jobs.planning.library_versions", lambda model: {"torch": "9"})
     assert planned(config_of(manifest), tmp_path / "d").fingerprint != first
     monkeypatch.undo()
 

@@ -26,6 +26,7 @@ def request(id="r", **values):
         "height": 64,
         "steps": 3,
         "guidance_scale": 4.0,
+        "guidance_rescale": 0.0,
         "scheduler": "ddim",
         "seed": None,
         "candidates": 2,
@@ -49,7 +50,7 @@ MODES = {
 }
 
 
-def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32, family="StableDiffusion"):
+def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32, family="StableDiffusion", decoded=None):
     """The first `batch` candidates of a request by diffusers' own pipeline in one call, (B, H, W, 3) uint8.
 
     Args:
@@ -58,6 +59,7 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
         controlnets: Their folders by type.
         folder: Of the images.
         family: What the names of the pipeline classes begin with.
+        decoded: How many images are decoded at a time, where that is not `batch`.
     """
     ending = {"txt2img": "", "controlnet": "ControlNet", "img2img": "Img2Img", "inpaint": "Inpaint"}
     ending |= {"controlnet_img2img": "ControlNetImg2Img", "controlnet_inpaint": "ControlNetInpaint"}
@@ -70,6 +72,8 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
     known = SCHEDULERS[request.scheduler]
     plain.scheduler = getattr(diffusers, known.class_name).from_config(plain.scheduler.config, **known.options)
     plain.set_progress_bar_config(disable=True)
+    decode = plain.vae.decode
+    plain.vae.decode = lambda z, **_: (torch.cat([decode(some, return_dict=False)[0] for some in z.split(decoded or batch)]),)
 
     def picture(name, channels=3):
         # As tensors: of PIL images diffusers makes channels-last ones, and in that format a CPU's kernels make other bits.
@@ -84,6 +88,8 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
         "generator": [torch.Generator().manual_seed(candidate_seed(JOB_SEED, request, k)) for k in range(batch)],
         "output_type": "np",
     }
+    if request.guidance_rescale:
+        said["guidance_rescale"] = request.guidance_rescale
     if request.mode != "img2img":
         said |= {"width": request.width, "height": request.height}
     if request.strength:

@@ -42,7 +42,7 @@ def jobs():
 @pytest.mark.parametrize("kind", [Flux2LikePipeline, PixArtLikePipeline])
 def test_a_pipeline_is_given_only_what_it_takes(kind):
     pipeline = kind()
-    text = TextEncoder(SimpleNamespace(base=pipeline, clip_skip=0, device="cpu"), 2)
+    text = TextEncoder(SimpleNamespace(base=pipeline, clip_skip=0, device=torch.device("cpu")), 2)
     results = call(pipeline, text, jobs())
     assert [(pixels.shape, finite, refused) for pixels, finite, refused in results] == [((64, 64, 3), True, False)] * 2
     if kind is PixArtLikePipeline:

@@ -117,3 +117,33 @@ def test_a_request_that_raises_in_the_middle_leaves_its_neighbours_their_bits(en
     assert "breaks at its first step" in outcome.failure.message
     for made, wanted in zip(rest, calm, strict=True):
         np.testing.assert_array_equal(pixels(made), wanted)
+
+
+class LateCopy:
+    """Images on their way to a host that has not got them until somebody waits, or the engine has asked a few times."""
+
+    def __init__(self, *tensors):
+        self.tensors, self.asked, self.waited = tensors, 0, False
+
+    @property
+    def done(self):
+        self.asked += 1
+        return self.waited or self.asked > 3
+
+    def wait(self):
+        self.waited = True
+
+
+def test_the_denoiser_goes_on_while_images_are_copied(folder, monkeypatch):  # noqa: F811
+    slots = Engine(model_of(folder), JOB_SEED, Roots((str(folder),)))
+    some = [request(f"r{i}", steps=3 + i % 3, seed=i) for i in range(6)]
+    usual = [pixels(outcome) for outcome in render(slots, *some)]
+    batches, copies = slots.path.denoiser.calls, []
+    meanwhile = []
+    monkeypatch.setattr("pipelines.calls.to_host", lambda *tensors: copies.append(LateCopy(*tensors)) or copies[-1])
+    run_batch = slots.path.denoiser.run_batch
+    slots.path.denoiser.run_batch = lambda: meanwhile.append(len(slots.path._copies)) or run_batch()
+    late = [pixels(outcome) for outcome in render(slots, *some)]
+    np.testing.assert_array_equal(late, usual)
+    assert slots.path.denoiser.calls == 2 * batches
+    assert any(meanwhile) and all(copy.waited for copy in copies) and not slots.path._copies

@@ -77,12 +77,11 @@ SDXL_UNET = {
 }
 
 
-def stable_diffusion(folder: Path) -> Path:
-    """A Stable Diffusion 1.x of random weights, with an epsilon target, and a PNDM scheduler config as the real one has."""
-    pipeline = StableDiffusionPipeline(
-        vae(), text_encoder(16), tokenizer(), unet(), _ddim(), None, None, requires_safety_checker=False
-    )
-    pipeline.save_pretrained(folder)
+def stable_diffusion(folder: Path, prediction_type: str = "epsilon", **options: object) -> Path:
+    """A Stable Diffusion 1.x of random weights; 2.x with `v_prediction`, and what further options of the UNet make of it."""
+    scheduler = _ddim(prediction_type)
+    parts = (vae(), text_encoder(16), tokenizer(), unet(**options), scheduler, None, None)
+    StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)
     return folder
 
 
@@ -155,7 +154,6 @@ def controlnet(folder: Path, seed: int = 3, **options: object) -> Path:
     return folder
 
 
-def _ddim() -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
-    )
+def _ddim(prediction_type: str = "epsilon") -> DDIMScheduler:
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type)

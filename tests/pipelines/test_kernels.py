@@ -1,0 +1,53 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from configs.schema import Kernels, LoraWeights, Model
+from manifests.images import Roots
+from pipelines.engine import Engine
+from pipelines.errors import ModelError
+from pipelines.kernels import put_on
+from tests.pipelines.plain import JOB_SEED, MODES, request
+from tests.pipelines.test_engine import engine, folder, model_of, pixels, render  # noqa: F401 (fixtures)
+
+SWITCHES = [{"attention": "plain"}, {"channels_last": True}, {"compile": True}]
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_with_any_kernels_an_image_is_the_one_rendered_alone_and_nearly_the_usual_one(engine, folder, switch):  # noqa: F811
+    other = Engine(model_of(folder, kernels=Kernels(**switch)), JOB_SEED, Roots((str(folder),)))
+    some = [request(mode, **{"mode": mode, **MODES[mode]}) for mode in ("txt2img", "controlnet", "controlnet_inpaint")]
+    together = [pixels(outcome) for outcome in render(other, *some)]
+    for one, made in zip(some, together, strict=True):
+        np.testing.assert_array_equal(made, pixels(render(other, one)[0]))
+        # Levels: of rounding in another order, some steps on.
+        assert np.abs(np.array(made, int) - pixels(render(engine, one)[0])).max() <= 2
+
+
+def test_a_compiled_block_is_compiled_once_for_a_shape(folder):  # noqa: F811
+    compiled = Engine(model_of(folder, kernels=Kernels(compile=True)), JOB_SEED, Roots((str(folder),)))
+    render(compiled, request())
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs
+    render(compiled, request("other", steps=5, scheduler="euler", candidates=1))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_what_this_machine_cannot_do_is_one_line(folder, monkeypatch):  # noqa: F811
+    cpu = torch.device("cpu")
+    with pytest.raises(ModelError, match=r"^model\.kernels\.fp8 needs "):
+        put_on(Kernels(fp8=True), [torch.nn.Linear(1, 1)], cpu)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ModelError, match="needs a C\\+\\+ compiler") as raised:
+        Engine(model_of(folder, kernels=Kernels(compile=True)), JOB_SEED, Roots((str(folder),)))
+    assert "\n" not in str(raised.value)
+    with pytest.raises(ModelError, match="attention plain does not go with a Linear"):
+        put_on(Kernels(attention="plain"), [torch.nn.Linear(1, 1)], cpu)
+
+
+def test_loras_are_refused_where_switching_them_would_compile_again():
+    with pytest.raises(ValidationError, match="do not go with loras"):
+        Model(base="./a", loras=(LoraWeights(name="style", source="./b"),), kernels=Kernels(compile=True))
