@@ -51,6 +51,6 @@ class Scorer:
 
         finished = finish(unit, rendered, self._clip, self._facts)
         started = time.monotonic()
-        write_part(self._output, part_name(unit.shard, unit.number), finished.rows, self._form, self._fingerprint)
+        write_part(self._output, part_name(unit.name), finished.rows, self._form, self._fingerprint)
         seconds = {**rendered.seconds, **finished.seconds, "write": time.monotonic() - started}
         return Receipt.of(unit, finished.rows, finished.scores, seconds)

@@ -46,7 +46,14 @@ async def through_lanes(lanes: int, units: int, generators: list[Standin]) -> No
     async def convict(unit: int, reasons: list[str]) -> None:
         raise AssertionError(f"unit {unit} was convicted: {reasons}")
 
-    flow = Lanes(range(units), pool(lanes, 2, 2 * UNIT_S, generators), pool(max(1, lanes // 20), 1, 0.5, []), convict, 4 * lanes)
+    flow = Lanes(
+        range(units),
+        pool(lanes, 2, 2 * UNIT_S, generators),
+        pool(max(1, lanes // 20), 1, 0.5, []),
+        convict,
+        lambda unit: [unit],
+        4 * lanes,
+    )
     settled = [0]
     async for _ in flow.run():
         settled[0] += 1

@@ -1,7 +1,7 @@
 """Reads a config: a YAML file or a preset's name, with `--set key.path=value` on top."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -123,8 +123,3 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
-
-
-def as_mapping(config: Config) -> Mapping[str, Any]:
-    """The resolved config as plain JSON values, every default spelled out."""
-    return config.model_dump(mode="json")

@@ -4,10 +4,10 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
@@ -19,12 +19,17 @@ from jobs import summary
 from jobs.estimate import Estimate
 from jobs.lanes import AbortError
 from jobs.plan import Plan, PlanError, read_plan, read_shard
-from jobs.planning import first_request, look, make_plan, with_batch
+from jobs.planning import Sources, first_request, look, make_plan, with_batch
 from jobs.progress import JsonLines, Tally, Terminal
 from pipelines.errors import ModelError
-from shards.commits import CommitError, read_records
+from shards.commits import CommitError
+from shards.lease import LeaseError, hold
 from shards.parts import PartError
-from shards.storage import is_local, local_path
+from shards.storage import StorageError, check_uri, is_local, join, local_path, names
+
+if TYPE_CHECKING:
+    from jobs.problems import Problem
+    from jobs.repair import Cleared
 
 FAILED, USAGE, SOME_FAILED, STOPPED = 1, 2, 3, 130
 
@@ -62,7 +67,7 @@ def one_line_errors() -> Iterator[None]:
                 stop(USAGE, *error.problems)
             case ModelError() as error:
                 stop(USAGE, str(error))
-            case CommitError() | PartError() | AbortError() as error:
+            case CommitError() | PartError() | AbortError() | LeaseError() as error:
                 stop(FAILED, str(error))
             case OSError() as error:
                 where = f"{error.filename}: " if error.filename else ""
@@ -92,16 +97,36 @@ def configured(config: str, out: str | None, settings: Sequence[str]) -> tuple[C
     """The config, and the output as an absolute path or a URI: workers do not stand where we stand."""
     loaded = load(config, settings)
     output = out or loaded.output or f"runs/{Path(config).stem}"
-    return loaded, str(local_path(output).absolute()) if is_local(output) else output.rstrip("/")
+    try:
+        for uri in (output, *([loaded.manifest] if isinstance(loaded.manifest, str) else loaded.manifest)):
+            check_uri(uri)
+    except StorageError as error:
+        raise PlanError([str(error)]) from None
+    return loaded, absolute(output)
 
 
-def planned(config: Config, output: str, console: Console | None, tuned: int | None = None) -> Plan:
+def absolute(output: str) -> str:
+    """An output as an absolute path or a URI."""
+    return str(local_path(output).absolute()) if is_local(output) else output.rstrip("/")
+
+
+def planned(config: Config, output: str, console: Console | None, tuned: int | None = None, accept_changes: bool = False) -> Plan:
     """The plan of the output, made if it is not there."""
     sources = look(config if tuned is None else with_batch(config, tuned), output)
+    # Accepting takes away what another run might be working on.
+    with hold(output) if accept_changes else nullcontext():
+        return _planned(sources, output, console, tuned, accept_changes)
+
+
+def _planned(sources: Sources, output: str, console: Console | None, tuned: int | None, accept_changes: bool) -> Plan:
     if console is None:
-        return make_plan(sources, output, tuned_batch=tuned)
+        return make_plan(sources, output, tuned_batch=tuned, accept_changes=accept_changes)
     with console.status("checking the manifest") as status:
-        return make_plan(sources, output, lambda rows: status.update(f"checking the manifest: {rows:,} rows"), tuned)
+
+        def progress(rows: int) -> None:
+            status.update(f"checking the manifest: {rows:,} rows")
+
+        return make_plan(sources, output, progress, tuned, accept_changes)
 
 
 def tuned_batch(config: Config, output: str) -> int:
@@ -163,16 +188,22 @@ def estimated(plan: Plan, output: str, asked: bool) -> Estimate | None:
 @main.command()
 @takes_config
 @click.option("--address", help="The Ray cluster; without it and without runtime.address, this machine by itself.")
-def run(config: str, out: str | None, settings: tuple[str, ...], address: str | None) -> None:
+@click.option("--retry-failed", is_flag=True, help="Try again what failed by infrastructure: deaths, deadlines, memory.")
+@click.option("--accept-changes", is_flag=True, help="Go on though the plan changed; committed shards stay as they are.")
+def run(
+    config: str, out: str | None, settings: tuple[str, ...], address: str | None, retry_failed: bool, accept_changes: bool
+) -> None:
     """Plan if needed, then render, or go on where an earlier run was cut off."""
     with one_line_errors():
         loaded, output = configured(config, out, [*settings, *([f"runtime.address={address}"] if address else [])])
         console = terminal()
-        made = planned(loaded, output, console)
-        sys.exit(rendered(made, output, console))
+        made = planned(loaded, output, console, accept_changes=accept_changes)
+        sys.exit(rendered(made, output, console, retry_failed))
 
 
-def rendered(plan: Plan, output: str, console: Console | None) -> int:
+def rendered(
+    plan: Plan, output: str, console: Console | None, retry_failed: bool = False, generations: Mapping[int, int] | None = None
+) -> int:
     """Run a plan, showing how it goes; returns the exit status."""
     # Ray takes a second to import, which only this command has to wait for.
     from actors.pools import ResourcesError
@@ -185,7 +216,7 @@ def rendered(plan: Plan, output: str, console: Console | None) -> int:
     shown = Terminal(tally, console) if console else JsonLines(tally)
     try:
         with shown:
-            totals = run_plan(plan, output, shown, shown.say)
+            totals = run_plan(plan, output, shown, shown.say, retry_failed, generations)
     except StoppedError:
         click.echo(f"stopped; what is done is durable, and the same command goes on: {output}", err=True)
         return STOPPED
@@ -222,24 +253,72 @@ def status(out: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("out")
-def verify(out: str) -> None:
+@click.option("--repair", is_flag=True, help="Make damaged shards again, and no others, to the same bytes.")
+def verify(out: str, repair: bool) -> None:
     """Reopen every file, check every hash, count, key and orphan. Exits with 1 where anything is wrong."""
-    from jobs.verify import verify as problems_of
+    from jobs.repair import clear, remembered
 
     with one_line_errors():
-        started = time.monotonic()
-        if read_plan(out) is None and not read_records(out):
+        if not any(name for folder in ("plan", "commits") for name in names(join(out, folder))):
             stop(USAGE, f"{out}: nothing was planned there")
-        for problem in problems_of(out):
-            if isinstance(problem, str):
-                click.echo(problem)
-                continue
-            found, totals = problem.problems, problem.totals
-            if found:
-                stop(FAILED, f"{out}: {summary.many(found, 'problem')}")
-            sort = "finished" if problem.finished else "unfinished"
+        if not repair:
+            if found := found_wrong(out):
+                stop(FAILED, f"{out}: {summary.many(len(found), 'problem')}")
+            return
+        output = absolute(out)
+        with hold(output):
+            found = found_wrong(output)
+            if not found and not remembered(output).shards:
+                return
+            cleared = clear(output, found)
+        if cleared.shards or not all(problem.surplus for problem in found):
+            made_again(output, cleared)
+        elif found_wrong(output):
+            stop(FAILED, f"{out}: not repaired")
+        click.echo(repaired(output, cleared))
+
+
+def found_wrong(output: str) -> "list[Problem]":
+    """Verify an output, say each thing that is wrong with it, or that nothing is."""
+    from jobs.verify import Verified
+    from jobs.verify import verify as problems_of
+
+    started = time.monotonic()
+    found = []
+    for problem in problems_of(output):
+        if not isinstance(problem, Verified):
+            click.echo(str(problem))
+            found.append(problem)
+        elif not problem.problems:
+            totals, sort = problem.totals, "finished" if problem.finished else "unfinished"
             what = f"{summary.many(totals.shards, 'shard')}, {summary.many(totals.kept, 'image')}, {summary.size(totals.bytes)}"
             click.echo(f"{sort}, and every file is as its record says: {what} ({time.monotonic() - started:.1f} s)")
+    return found
+
+
+def made_again(output: str, cleared: "Cleared") -> None:
+    """Render what was cleared away, and whatever else is missing, by the output's own plan; stops where that does not end well."""
+    made = read_plan(output)
+    assert made is not None
+    status = rendered(made, output, terminal(), generations=cleared.shards)
+    if status not in (0, SOME_FAILED):
+        sys.exit(status)
+    if found := found_wrong(output):
+        stop(FAILED, f"{output}: {summary.many(len(found), 'problem')} left")
+
+
+def repaired(output: str, cleared: "Cleared") -> str:
+    """How a repair ended; stops where bytes are others than they were."""
+    from jobs.repair import differing, forget
+
+    lines = differing(output, cleared)
+    forget(output)
+    if lines:
+        stop(FAILED, *lines)
+    if not cleared.shards:
+        return "repaired: no shard had to be made again"
+    same = "; of some nothing told what they were" if cleared.unknown else ", the same bytes as before"
+    return f"repaired: {summary.many(len(cleared.shards), 'shard')} made again{same}"
 
 
 @main.command()

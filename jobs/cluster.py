@@ -8,6 +8,8 @@ from typing import Any
 
 # Before Ray is imported: nothing is reported to anyone, and zero GPUs for an actor leaves its environment alone.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Every error is ours to handle: of an actor's two results the second, which nobody asks for then, has it too.
+os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
@@ -18,7 +20,7 @@ from actors.pools import Sizes
 from actors.scorer import Scorer
 from jobs.lanes import AbortError, DiedError, LostError, Pool, StartError
 from jobs.plan import Plan
-from pipelines.errors import FatalError, ModelError
+from pipelines.errors import MISFIT, FatalError, ModelError
 from pipelines.rows import Facts
 from shards.storage import StorageError
 
@@ -77,7 +79,7 @@ class RayActor:
                 raise LostError(_reason(cause)) from None
             if isinstance(cause, FatalError):
                 # The process lives, but must not go on: its lane replaces it as if it had died.
-                raise DiedError(_reason(cause)) from None
+                raise DiedError(_reason(cause), as_a_whole=str(cause).startswith(MISFIT)) from None
             if isinstance(cause, StorageError):
                 raise AbortError(str(cause)) from None  # no fact about this unit: the next one would fare no better
             raise cause from None

@@ -3,15 +3,15 @@
     source ─▶ supply ─▶ generator lanes ─▶ made ─▶ scorer lanes ─▶ receipts
 
 Every actor has a lane, with as many hands as it takes calls at a time. A hand takes a unit, awaits the actor, hands the result on.
-Backpressure is the bounded channels; closing the source is the gentle stop. A dead actor is replaced by its lane, and what was in
-flight on it goes back: the next time each such unit runs alone on its actor, so that one that kills is told from one that stood
-behind it. One that dies alone `PATIENCE` times is convicted, and settled as failed. A unit can run twice (its receipt was lost with
-its actor), so what actors do has to be idempotent. Every unit is settled once.
+Backpressure is the bounded channels; closing the source is the gentle stop. A dead actor is replaced by its lane, and what was
+in flight on it goes back in its smallest pieces: each runs alone on its actor, so that one that kills is told from those beside it.
+One that dies alone `PATIENCE` times is convicted, and settled as failed. A piece can run twice (its receipt was lost with its
+actor), so what actors do has to be idempotent. Every unit, or each of its pieces, is settled once.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -23,10 +23,11 @@ Unit = TypeVar("Unit")
 
 
 class DiedError(Exception):
-    """The process behind an actor is gone. `by_infrastructure`: its node went, so no unit is to blame."""
+    """The process behind an actor is gone. `by_infrastructure`: its node went, so no unit is to blame. `as_a_whole`: the unit
+    does not fit, in pieces neither; it has one more try, in a fresh process."""
 
-    def __init__(self, reason: str, by_infrastructure: bool = False):
-        self.by_infrastructure = by_infrastructure
+    def __init__(self, reason: str, by_infrastructure: bool = False, as_a_whole: bool = False):
+        self.by_infrastructure, self.as_a_whole = by_infrastructure, as_a_whole
         super().__init__(reason)
 
 
@@ -39,7 +40,7 @@ class StartError(Exception):
 
 
 class AbortError(Exception):
-    """What is wrong is no fact about a unit (the output cannot be written, say): the run ends with this reason."""
+    """What is wrong is no fact about a unit (the output cannot be written, say): the run ends with it."""
 
 
 class Actor(Protocol):
@@ -67,12 +68,12 @@ class Pool:
 
 @dataclass
 class Ticket(Generic[Unit]):
-    """A unit on its way: what was made of it so far, and what it has been through."""
+    """A unit on its way: what was made of it so far, and what it has been through. `PATIENCE` strikes convict it."""
 
     unit: Unit
     made: Any = None
     alone: bool = False
-    deaths_alone: int = 0
+    strikes: int = 0
     reasons: list[str] = field(default_factory=list)
 
 
@@ -84,6 +85,7 @@ class Lanes(Generic[Unit]):
         generators: Called with (unit, alone); what they return goes to a scorer as it is.
         scorers: Called with (unit, made, alone); what they return is the receipt.
         convict: Settles a unit that cannot be done: takes it and the reasons, returns its receipt.
+        split: The pieces that a unit is tried in once it died; itself alone where it has none.
         waiting: How many made units may wait for a scorer.
     """
 
@@ -93,10 +95,11 @@ class Lanes(Generic[Unit]):
         generators: Pool,
         scorers: Pool,
         convict: Callable[[Unit, list[str]], Awaitable[Any]],
+        split: Callable[[Unit], list[Unit]],
         waiting: int = 4,
     ):
         self._source: Iterator[Unit] | None = iter(source)
-        self._generators, self._scorers, self._convict = generators, scorers, convict
+        self._generators, self._scorers, self._convict, self._split = generators, scorers, convict, split
         self._again: Channel[Ticket[Unit]] = Channel(1)
         self._made: Channel[Ticket[Unit]] = Channel(waiting)
         self._receipts: Channel[Any] = Channel(waiting)
@@ -137,11 +140,7 @@ class Lanes(Generic[Unit]):
                             group.create_task(self._hand(lane, take, serve))
                 self._close_if_done()
         except ExceptionGroup as group:
-            # The others were cancelled for the first of them.
-            error: Exception = group
-            while isinstance(error, ExceptionGroup):
-                error = error.exceptions[0]
-            raise error from None
+            raise group.exceptions[0] from None  # the others were cancelled for it
 
     async def _hand(self, lane: "_Lane", take: Callable[[], Awaitable[Ticket | None]], serve: Callable) -> None:
         # The actor first: a lane whose actor never comes holds no work.
@@ -152,12 +151,12 @@ class Lanes(Generic[Unit]):
             except LostError as error:
                 self._return(ticket, str(error), blame=False)
             except DiedError as error:
-                self._return(ticket, str(error), blame=not error.by_infrastructure)
+                self._return(ticket, str(error), blame=not error.by_infrastructure, as_a_whole=error.as_a_whole)
             except (StartError, AbortError):
                 raise
             except Exception as error:  # whatever an actor raises is a fact about this unit, not about the run
                 self._return(ticket, f"{type(error).__name__}: {error}", blame=True)
-            if ticket.deaths_alone >= PATIENCE:
+            if ticket.strikes >= PATIENCE:
                 await self._settle(await self._convict(ticket.unit, ticket.reasons))
         lane.close()
 
@@ -190,13 +189,20 @@ class Lanes(Generic[Unit]):
         ticket.made = None
         await self._settle(receipt)
 
-    def _return(self, ticket: Ticket[Unit], reason: str, blame: bool) -> None:
+    def _return(self, ticket: Ticket[Unit], reason: str, blame: bool, as_a_whole: bool = False) -> None:
         """Back to the generators, whatever it failed at: what was made may be gone, and making it again is always right."""
         ticket.reasons.append(reason)
         ticket.made = None
-        ticket.deaths_alone += ticket.alone and blame
-        ticket.alone |= blame
-        if ticket.deaths_alone < PATIENCE:
+        pieces = self._split(ticket.unit) if blame and not as_a_whole else []
+        if len(pieces) > 1:
+            self._open += len(pieces) - 1
+            for piece in pieces:
+                self._again.give_back(Ticket(piece, alone=True, reasons=[*ticket.reasons]))
+            return
+        if blame:
+            ticket.strikes += PATIENCE - 1 if as_a_whole else ticket.alone
+            ticket.alone = True
+        if ticket.strikes < PATIENCE:
             self._again.give_back(ticket)
 
     async def _settle(self, receipt: Any) -> None:
@@ -220,16 +226,14 @@ class _Starts:
     async def start(self) -> Actor:
         while True:
             try:
-                actor = await self.pool.start()
+                actor, self.failures = await self.pool.start(), 0
+                return actor
             except (StartError, AbortError):
                 raise  # it would fail again
             except Exception as error:
                 self.failures += 1
                 if self.failures >= PATIENCE:
                     raise StartError(str(error)) from error
-            else:
-                self.failures = 0
-                return actor
 
 
 class _Lane:
@@ -254,8 +258,14 @@ class _Lane:
             else:
                 # Only the way in is one by one; once in, the hands share the actor.
                 await kept.pop_all().aclose()
-            kept.enter_context(self._counted())
-            yield await self.up()
+            self._busy += 1
+            self._idle.clear()
+            try:
+                yield await self.up()
+            finally:
+                self._busy -= 1
+                if self._busy == 0:
+                    self._idle.set()
 
     async def up(self) -> Actor:
         """The living actor, started where there is none."""
@@ -263,17 +273,6 @@ class _Lane:
             if self._actor is None:
                 self._actor = await self._starts.start()
             return self._actor
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._busy += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._busy -= 1
-            if self._busy == 0:
-                self._idle.set()
 
     async def call(self, actor: Actor, *work: Any) -> Any:
         """One call within the deadline. Whoever finds the actor dead, or makes it so, has the lane replace it."""

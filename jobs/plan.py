@@ -2,24 +2,27 @@
 
 plan/plan.json                the fingerprint, what it is over, counts, the resolved config; written last, so that a plan is whole
 plan/shards/000000.json.gz    one shard: its requests, its units, and the rows that make no request
+plan/hardware.json            the kind of hardware that the first worker found
+plan/earlier/FINGERPRINT.json a plan that was given up for changes that the user accepted; committed shards may be of it
 
-It is the only input that workers get.
+The JSON files hold the hash of themselves. It is the only input that workers get.
 """
 
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from configs.schema import Config
+from jobs.seals import SEAL, sealed
 from manifests.images import Roots
 from manifests.requests import from_json, to_json
 from pipelines.units import Placed, Unit
-from shards.storage import get, join, put
+from shards.storage import delete, get, join, names, put, put_if_absent
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Plan:
         config: Resolved.
         roots: Where images may lie.
         tuned_batch: The denoising batch where `plan --tune` found it, rather than the config.
+        accepted: By the fingerprint of each plan that was here before, what had changed since, a line each.
     """
 
     inputs: Mapping[str, Any]
@@ -109,6 +113,7 @@ class Plan:
     config: Config
     roots: Roots = field(default_factory=lambda: Roots(()))
     tuned_batch: int | None = None
+    accepted: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -132,8 +137,13 @@ def fingerprint_of(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def shard_hash(shard: ShardPlan) -> str:
+    """The SHA-256, in hex, of what a shard is asked for."""
+    return hashlib.sha256(shard.requests_json()).hexdigest()
+
+
 def write_shard(output: str, shard: ShardPlan) -> str:
-    """Write one shard's plan; returns the SHA-256 of what it is asked for."""
+    """Write one shard's plan; returns its `shard_hash`."""
     content = shard.requests_json()
     whole = content[:-1] + b',"units":' + _dumps(shard.units) + b"}"
     put(_shard_uri(output, shard.shard), gzip.compress(whole, compresslevel=1, mtime=0))
@@ -145,13 +155,8 @@ def read_shard(output: str, shard: int) -> ShardPlan:
     return ShardPlan.from_json(gzip.decompress(get(_shard_uri(output, shard))))
 
 
-def read_shards(output: str, plan: Plan) -> Iterator[ShardPlan]:
-    """All of them, in order, one in memory at a time."""
-    return (read_shard(output, number) for number in range(plan.shards))
-
-
-def write_plan(output: str, plan: Plan) -> None:
-    """Write the plan itself; its shards are there already."""
+def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
+    """Write the plan itself, its shards being there already; or, `earlier`, put it aside."""
     content = {
         "format": FORMAT,
         "fingerprint": plan.fingerprint,
@@ -163,24 +168,26 @@ def write_plan(output: str, plan: Plan) -> None:
         "config": plan.config.model_dump(mode="json"),
         "roots": asdict(plan.roots),
         "tuned_batch": plan.tuned_batch,
+        "accepted": plan.accepted,
     }
-    put(_plan_uri(output), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    put(_plan_uri(output, plan.fingerprint if earlier else None), sealed(content))
 
 
-def read_plan(output: str) -> Plan | None:
-    """The plan of an output, or None where there is none.
+def read_plan(output: str, earlier: str | None = None) -> Plan | None:
+    """The plan of an output, or the earlier one with this fingerprint; None where there is none.
 
     Raises:
         PlanError: It is broken, or of another version of promptmill.
     """
+    uri = _plan_uri(output, earlier)
     try:
-        content = get(_plan_uri(output))
+        content = get(uri)
     except FileNotFoundError:
         return None
     try:
         values = json.loads(content)
         if values["format"] != FORMAT:
-            raise PlanError([f"{_plan_uri(output)}: format {values['format']}, this promptmill reads {FORMAT}"])
+            raise PlanError([f"{uri}: format {values['format']}, this promptmill reads {FORMAT}"])
         roots: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values["roots"].items()}
         plan = Plan(
             values["inputs"],
@@ -191,18 +198,55 @@ def read_plan(output: str) -> Plan | None:
             Config.model_validate(values["config"]),
             Roots(**roots),
             values["tuned_batch"],
+            values["accepted"],
         )
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, PlanError):
             raise
-        raise PlanError([f"{_plan_uri(output)}: not a plan: {' '.join(str(error).split())[:200]}"]) from None
+        raise PlanError([f"{uri}: not a plan: {' '.join(str(error).split())[:200]}"]) from None
     if plan.fingerprint != values["fingerprint"]:
-        raise PlanError([f"{_plan_uri(output)}: altered: its fingerprint is not that of what it says"])
+        raise PlanError([f"{uri}: altered: its fingerprint is not that of what it says"])
     return plan
 
 
-def _plan_uri(output: str) -> str:
-    return join(output, "plan", "plan.json")
+def put_hardware(output: str, kind: Mapping[str, str]) -> bool:
+    """Write down the kind of hardware that makes a dataset's bits; False where one is written down already."""
+    return put_if_absent(_hardware_uri(output), sealed(dict(sorted(kind.items()))))
+
+
+def read_hardware(output: str) -> dict[str, str]:
+    """The kind of hardware that is written down.
+
+    Raises:
+        PlanError: It cannot be read.
+        FileNotFoundError: There is none.
+    """
+    try:
+        values = json.loads(get(_hardware_uri(output)))
+        wrong = [name for name, value in values.items() if not isinstance(value, str)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is no text")
+        return {name: value for name, value in values.items() if name != SEAL}
+    except (ValueError, AttributeError) as error:
+        raise PlanError([f"{_hardware_uri(output)}: not a kind of hardware: {' '.join(str(error).split())[:200]}"]) from None
+
+
+def drop_plan(output: str) -> None:
+    """Remove the plan; its shards stay."""
+    delete(_plan_uri(output))
+
+
+def earlier_plans(output: str) -> list[str]:
+    """The fingerprints of the plans that were put aside."""
+    return [name.removesuffix(".json") for name in names(join(output, "plan", "earlier"))]
+
+
+def _plan_uri(output: str, earlier: str | None = None) -> str:
+    return join(output, "plan", "earlier", f"{earlier}.json") if earlier else join(output, "plan", "plan.json")
+
+
+def _hardware_uri(output: str) -> str:
+    return join(output, "plan", "hardware.json")
 
 
 def _shard_uri(output: str, shard: int) -> str:

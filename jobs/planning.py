@@ -12,7 +12,21 @@ import fsspec
 
 from configs.parameters import MODES
 from configs.schema import Config
-from jobs.plan import BadRow, Counts, Plan, PlanError, ShardPlan, fingerprint_of, read_plan, read_shard, write_plan, write_shard
+from jobs.accepting import Aside, changes, put_aside
+from jobs.plan import (
+    BadRow,
+    Counts,
+    Plan,
+    PlanError,
+    ShardPlan,
+    earlier_plans,
+    fingerprint_of,
+    read_plan,
+    read_shard,
+    shard_hash,
+    write_plan,
+    write_shard,
+)
 from manifests.carried import Types
 from manifests.checking import Checked, check_rows, find_doubled
 from manifests.duplicates import Ids
@@ -111,32 +125,6 @@ def _sha256(file: str) -> str:
         raise ManifestError(f"{file}: {error.strerror or error}") from None
 
 
-def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[str]:
-    """What differs between what a plan was made from and what is there now, a line each."""
-    then = {name: value for name, value in _flat(plan.inputs) if not name.startswith("requests")}
-    now = dict(_flat(inputs))
-    lines = []
-    for name in sorted({*then, *now}):
-        if then.get(name) != now.get(name):
-            lines.append(f"{name}: was {_shown(then, name)}, is {_shown(now, name)}")
-    return lines
-
-
-def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, Mapping) and values:
-        for name, value in values.items():
-            yield from _flat(value, f"{path}.{name}" if path else str(name))
-    elif isinstance(values, list | tuple) and values:
-        for number, value in enumerate(values):
-            yield from _flat(value, f"{path}.{number}")
-    else:
-        yield path, values
-
-
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    return repr(values[name])[:60] if name in values else "not there"
-
-
 def first_request(sources: Sources) -> Placed:
     """The first row that makes a request, with its images looked at.
 
@@ -157,10 +145,23 @@ def with_batch(config: Config, batch: int) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"batch": batch})})
 
 
-def make_plan(sources: Sources, output: str, progress: Progress = lambda rows: None, tuned_batch: int | None = None) -> Plan:
+def make_plan(
+    sources: Sources,
+    output: str,
+    progress: Progress = lambda rows: None,
+    tuned_batch: int | None = None,
+    accept_changes: bool = False,
+) -> Plan:
     """Go through the manifest and write the plan under the output, or find that the one there is the same.
 
     Memory is flat: one shard and 8 bytes a row.
+
+    Args:
+        sources: What it is made from.
+        output: The dataset's URI.
+        progress: Told of the rows gone through.
+        tuned_batch: Of the denoiser, where it was tuned.
+        accept_changes: Put a plan aside that was made from something else, with the parts made for it; its committed shards stay.
 
     Raises:
         PlanError: A file of the manifest cannot be read to its end; bad rows, one line each, where the config does not say to
@@ -169,18 +170,22 @@ def make_plan(sources: Sources, output: str, progress: Progress = lambda rows: N
     there = read_plan(output)
     if there is not None:
         different = changes(there, sources.inputs)
-        if different:
-            what = [f"{output} was planned from something else; give another --out, or go back on what changed:", *different]
-            raise PlanError(what)
-        # Where images lie now, and how this run is to go, are not what was planned.
-        return replace(there, roots=sources.roots, config=sources.config)
-    making = _Making(sources, output, progress)
+        if not different:
+            # Where images lie now, and how this run is to go, are not what was planned.
+            return replace(there, roots=sources.roots, config=sources.config)
+        if not accept_changes:
+            ways = "give another --out, go back on what changed, or give --accept-changes"
+            raise PlanError([f"{output} was planned from something else; {ways}:", *different])
+    elif earlier_plans(output) and not accept_changes:
+        raise PlanError([f"{output}: its plan was put aside for changes; give --accept-changes to go on with these"])
+    aside = put_aside(output, there, sources.inputs)
+    making = _Making(sources, output, progress, aside)
     try:
         plan = making.run()
     except BaseException:
         making.clean()
         raise
-    plan = replace(plan, tuned_batch=tuned_batch)
+    plan = replace(plan, tuned_batch=tuned_batch, accepted=aside.accepted)
     write_plan(output, plan)
     return plan
 
@@ -188,8 +193,8 @@ def make_plan(sources: Sources, output: str, progress: Progress = lambda rows: N
 class _Making:
     """One pass over a manifest."""
 
-    def __init__(self, sources: Sources, output: str, progress: Progress):
-        self.sources, self.output, self.progress = sources, output, progress
+    def __init__(self, sources: Sources, output: str, progress: Progress, aside: Aside):
+        self.sources, self.output, self.progress, self.aside = sources, output, progress, aside
         self.config = sources.config
         self.recording = self.config.runtime.on_bad_row == "record"
         self.counts = Counts()
@@ -215,8 +220,9 @@ class _Making:
             raise self.refused("the manifest has no rows")
         if self.counts.rows == self.counts.bad:
             raise self.refused("no row makes a request")
-        inputs = {**self.sources.inputs, "requests": fingerprint_of({"shards": self.hashes})}
         carried = self.types.result()
+        self.aside.check(len(self.hashes), self.config.shards.size, carried, self.sources.embedding)
+        inputs = {**self.sources.inputs, "requests": fingerprint_of({"shards": self.hashes})}
         counts = replace(self.counts, buckets=len(self.buckets))
         return Plan(inputs, len(self.hashes), counts, carried, self.sources.embedding, self.config, self.sources.roots)
 
@@ -262,6 +268,13 @@ class _Making:
         """The rows so far are a shard."""
         if not self.rows:
             return
+        if len(self.hashes) in self.aside.committed:
+            # As it was committed, whatever its rows are now.
+            kept = self.aside.shard(len(self.hashes), len(self.rows))
+            self.rows = []
+            self.count(kept)
+            self.hashes.append(shard_hash(kept))
+            return
         placed, bad = [], []
         for row, checked in enumerate(self.rows):
             if checked.request:
@@ -299,7 +312,7 @@ class _Making:
             doubled = {(checked.number - 1) % size: checked for checked in some}
             for checked in doubled.values():
                 self.note(checked.lines())
-            if not self.recording:
+            if not self.recording or number in self.aside.committed:
                 continue
             shard = read_shard(self.output, number)
             self.count(shard, -1)
@@ -313,7 +326,8 @@ class _Making:
     def clean(self) -> None:
         folder = join(self.output, "plan", "shards")
         for name in names(folder):
-            delete(join(folder, name))
+            if int(name.split(".")[0]) not in self.aside.committed:
+                delete(join(folder, name))
 
 
 def _with_units(shard: ShardPlan, batch: int) -> ShardPlan:

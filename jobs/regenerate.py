@@ -1,12 +1,11 @@
 """Makes one image of a dataset again, alone, and compares it with what its metadata says: without Ray, on this machine."""
 
-import json
 from dataclasses import dataclass, replace
 
-from jobs.plan import PlanError, read_plan, read_shard
+from jobs.plan import PlanError, read_hardware, read_plan, read_shard
 from pipelines.rows import provenance_of
 from pipelines.units import Unit, candidate_seed, parse_key
-from shards.commits import read_record
+from shards.commits import CommitRecord, last_record
 from shards.images import encode_image, pixel_sha256
 from shards.storage import get, join
 from shards.tables import read_table
@@ -44,10 +43,14 @@ def regenerate(output: str, key: str) -> Regenerated:
     except ValueError:
         raise PlanError([f"{key}: not a key, which is like 000012-00003-0001: shard, row, candidate"]) from None
     try:
+        record = last_record(output, shard)
         placed = next(placed for placed in read_shard(output, shard).requests if placed.row == row)
-        wanted = _pixel_sha256(output, shard, key)
+        wanted = _pixel_sha256(output, record, key)
     except (StopIteration, FileNotFoundError):
         raise PlanError([f"{key}: no such candidate in {output}"]) from None
+    if record.fingerprint != plan.fingerprint:
+        # Committed before changes that were accepted.
+        plan = read_plan(output, record.fingerprint) or plan
     if wanted is None:
         raise PlanError([f"{key}: did not become an image; its row says why"])
 
@@ -66,14 +69,13 @@ def regenerate(output: str, key: str) -> Regenerated:
         raise PlanError([f"{key}: {failure.message if failure else 'did not become an image'}"])
     form, quality = config.shards.image_format, config.shards.quality
     image = encode_image(pixels, form, quality, provenance_of(placed.request, seed, config.model.base))
-    there = json.loads(get(join(output, "plan", "hardware.json")))
+    there = read_hardware(output)
     here = hardware_kind(config.model.threads)
     different = ", ".join(f"{name} {value}, here {here.get(name)}" for name, value in there.items() if here.get(name) != value)
     return Regenerated(image, form, pixel_sha256(pixels) == wanted, different)
 
 
-def _pixel_sha256(output: str, shard: int, key: str) -> str | None:
-    record = read_record(output, shard)
+def _pixel_sha256(output: str, record: CommitRecord, key: str) -> str | None:
     name = next(file.path for file in record.files if file.path.startswith("metadata/"))
     rows = read_table(get(join(output, name))).select(["key", "pixel_sha256"]).to_pylist()
     return next(row["pixel_sha256"] for row in rows if row["key"] == key)

@@ -4,26 +4,31 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from actors.assembler import assemble_shard
 from actors.pools import Sizes, size_pools
 from actors.receipts import Receipt
 from jobs.cluster import cluster, generators, scorers
-from jobs.lanes import Lanes, StartError
-from jobs.plan import BadRow, Plan, ShardPlan, read_shard
+from jobs.lanes import PATIENCE, AbortError, Lanes, StartError
+from jobs.opening import Open, units_of
+from jobs.plan import BadRow, Plan, put_hardware, read_hardware, read_shard
+from jobs.publishing import finish
+from jobs.repair import remembered
 from jobs.stats import Stats
 from manifests.carried import arrow_types
-from pipelines.results import Code, Failure
+from pipelines.errors import MISFIT
+from pipelines.results import Code, Failure, InfrastructureError
 from pipelines.rows import Facts, failed_unit
 from pipelines.units import Unit, sample_key
-from shards.card import CARD, Made, ModelMade, card
 from shards.commits import CommitRecord, check_plan, read_records
-from shards.index import Totals, publish_index, total
+from shards.generations import failed_rows
+from shards.index import INDEX, SUCCESS, Totals
+from shards.lease import Lease, hold
 from shards.parts import part_name, write_part
-from shards.storage import delete, get, join, names, put, put_if_absent
+from shards.storage import delete, join, names, put
 from shards.tables import schema
 
 ASSEMBLING = 2  # shards at a time
@@ -45,18 +50,6 @@ class StoppedError(Exception):
 
 
 @dataclass
-class Open:
-    """A shard under way: the units that have no part yet, and what its assembly needs."""
-
-    plan: ShardPlan
-    left: set[str]
-
-    @property
-    def parts(self) -> list[str]:
-        return [part_name(self.plan.shard, number) for number in range(len(self.plan.units))]
-
-
-@dataclass
 class Run:
     """One run of a plan, from where the last one ended.
 
@@ -65,6 +58,10 @@ class Run:
         listener: Told of every unit and shard.
         parts: Those that are there.
         records: Of each shard that is committed; those that this run commits come to them.
+        again: By shard, the rows of committed ones that are rendered again.
+        generations: By shard, what those that are not committed are committed as, where that is not 0.
+        lease: Says whether somebody else has taken the output over.
+        settled, misfits: Units so far; those of them that did not fit into memory.
     """
 
     plan: Plan
@@ -72,9 +69,14 @@ class Run:
     listener: Listener
     parts: frozenset[str]
     records: dict[int, CommitRecord]
+    again: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    generations: Mapping[int, int] = field(default_factory=dict)
+    lease: Lease | None = None
     open: dict[int, Open] = field(default_factory=dict)
     sizes: Sizes | None = None
     stopped: bool = False
+    settled: int = 0
+    misfits: int = 0
 
     def __post_init__(self) -> None:
         config = self.plan.config
@@ -84,6 +86,7 @@ class Run:
         self._broken: BaseException | None = None
         self._turns = asyncio.Semaphore(ASSEMBLING)
         self.stats = Stats(self.output)
+        self.left = {number for number in range(self.plan.shards) if number not in self.records} | set(self.again)
 
     async def render(self, nodes: list[dict[str, float]]) -> None:
         """Render what is left, and commit every shard.
@@ -100,6 +103,7 @@ class Run:
             generators(self.plan, sizes, self.check_hardware),
             scorers(self.plan, sizes, self.output, self.facts, self.form),
             self.convict,
+            lambda unit: self.open[unit.shard].split(unit),
             waiting=2 * sizes.scorers + 2,
         )
         with self.stop_on_interrupt(lanes):
@@ -111,24 +115,33 @@ class Run:
         if self._broken:
             raise self._broken
         # A stop that comes when nothing is left has nothing to stop.
-        if self.stopped and len(self.records) < self.plan.shards:
+        if self.stopped and self.left:
             raise StoppedError
 
     def units(self) -> Iterator[Unit]:
         """The units that have no part, shard by shard; drawn as the lanes have room."""
         for number in range(self.plan.shards):
-            if number in self.records:
+            if number not in self.left:
                 self.listener.skipped(self.records[number].candidates)
                 continue
-            plan = read_shard(self.output, number)
-            units = [unit for unit in plan.cut() if part_name(unit.shard, unit.number) not in self.parts]
-            self.listener.skipped(plan.candidates - sum(unit.candidates for unit in units))
-            self.open[plan.shard] = Open(plan, {unit.name for unit in units})
+            shard = self.opened(number)
+            units = shard.take_in(units_of(shard, self.plan.config.model.batch), self.parts)
+            self.listener.skipped(shard.plan.candidates - sum(unit.candidates for unit in units))
+            self.open[number] = shard
             if not units:
-                self.assemble(plan.shard)
+                self.assemble(number)
             yield from units
 
+    def opened(self, number: int) -> Open:
+        plan, before = read_shard(self.output, number), self.records.get(number)
+        if before is None:
+            return Open(plan, self.generations.get(number, 0))
+        return Open(plan, before.generation + 1, before, self.again[number])
+
     async def settle(self, receipt: Receipt) -> None:
+        if self.lease is not None and self.lease.lost:
+            raise AbortError(f"{self.output}: {self.lease.why}")
+        self.settled += 1
         self.listener.unit(receipt)
         self.stats.add(receipt)
         if self.stats.full and (taken := self.stats.take()):
@@ -141,6 +154,9 @@ class Run:
         """Settle a unit that cannot be done: a part that says so."""
         reason = reasons[-1]
         code: Code = "out_of_memory" if "out of memory" in reason else "deadline" if "deadline" in reason else "died"
+        self.misfits += reason.startswith(MISFIT)
+        if self.misfits >= PATIENCE and self.settled < self.misfits:
+            raise AbortError(f"{reason}; no unit has got through: `promptmill plan --tune` finds the batch that fits")
         # What the process said as it died has hosts and numbers of processes in it: that is for stats/, not for the dataset.
         said = {
             "out_of_memory": f"out of memory at batch {self.plan.config.model.batch}; set model.batch lower",
@@ -148,7 +164,7 @@ class Run:
             "died": "its process failed each time that it was rendered alone",
         }
         rows = failed_unit(self.facts, unit, Failure(code, said[code]))
-        await asyncio.to_thread(write_part, self.output, part_name(unit.shard, unit.number), rows, self.form, self.plan.fingerprint)
+        await asyncio.to_thread(write_part, self.output, part_name(unit.name), rows, self.form, self.plan.fingerprint)
         return replace(Receipt.of(unit, rows, [], {}), reasons=tuple(reasons))
 
     def assemble(self, shard: int) -> None:
@@ -169,25 +185,28 @@ class Run:
                 "output": self.output,
                 "shard": plan.shard,
                 "parts": shard.parts,
-                "failed": [bad_row(self.facts, plan.shard, bad) for bad in plan.bad],
+                "failed": [] if shard.before else [bad_row(self.facts, plan.shard, bad) for bad in plan.bad],
                 "form": self.form,
                 "image_format": self.plan.config.shards.image_format,
                 "requests": len(plan.requests) + len(plan.bad),
                 "planned": plan.candidates,
                 "fingerprint": self.plan.fingerprint,
+                "generation": shard.generation,
+                "before": shard.before,
+                "again": shard.again,
             }
-            record = await assemble_shard.options(num_cpus=self.sizes.task_cpus).remote(arguments)
+            others = sorted(part_name(name) for name in shard.others)
+            record = await assemble_shard.options(num_cpus=self.sizes.task_cpus).remote(arguments, others)
         self.records[plan.shard] = record
+        self.left.discard(plan.shard)
         self.listener.shard(record)
 
     def check_hardware(self, kind: dict[str, str]) -> None:
         """The first worker's kind of hardware is the plan's; another kind would make other bits."""
         self.listener.loaded()
-        uri = join(self.output, "plan", "hardware.json")
-        mine = json.dumps(kind, indent=1, sort_keys=True) + "\n"
-        if put_if_absent(uri, mine.encode()):
+        if put_hardware(self.output, kind):
             return
-        first = json.loads(get(uri))
+        first = read_hardware(self.output)
         if first != kind and not self.plan.config.runtime.mixed_hardware:
             said = ", ".join(
                 f"{name} {first.get(name)} → {kind.get(name)}" for name in {**first, **kind} if first.get(name) != kind.get(name)
@@ -242,8 +261,23 @@ def bad_row(facts: Facts, shard: int, bad: BadRow) -> dict[str, Any]:
     }
 
 
-def run(plan: Plan, output: str, listener: Listener, say: Callable[[str], None] = lambda line: None) -> Totals:
+def run(
+    plan: Plan,
+    output: str,
+    listener: Listener,
+    say: Callable[[str], None] = lambda line: None,
+    retry_failed: bool = False,
+    generations: Mapping[int, int] | None = None,
+) -> Totals:
     """Run a plan to its end, or go on where an earlier run was cut off.
+
+    Args:
+        plan: Of the output.
+        output: The dataset's URI.
+        listener: Told of every unit and shard.
+        say: Told what it is at, before there is anything to listen to.
+        retry_failed: Try the rows of committed shards again that failed by infrastructure.
+        generations: As in `Run`; what a repair that was cut off has noted where it is not given.
 
     Returns:
         What the finished dataset holds, by its commit records.
@@ -251,49 +285,30 @@ def run(plan: Plan, output: str, listener: Listener, say: Callable[[str], None] 
     Raises:
         ClusterError, ResourcesError, StartError, StoppedError: One line each.
         CommitError: What is committed there is of another plan.
+        LeaseError: Another run is writing there.
+        AbortError: The output was taken over by another run, or it cannot be written.
         PartError, StorageError: Parts are broken, or the output cannot be read or written.
     """
-    config = plan.config
-    records = {record.shard: record for record in read_records(output)}
-    check_plan(output, records.values(), plan.fingerprint)
-    here = Run(plan, output, listener, frozenset(names(join(output, "parts"))), records)
-    if len(records) < plan.shards:
-        say("starting Ray")
-        try:
-            with cluster(config.runtime.address) as nodes:
-                asyncio.run(here.render(nodes))
-        finally:
-            here.stats.flush()
-    return finish(plan, output, here)
+    with hold(output, say) as lease:
+        records = {record.shard: record for record in read_records(output)}
+        check_plan(output, records.values(), plan.fingerprint, plan.accepted)
+        again = _failed(output, records.values()) if retry_failed else {}
+        parts = frozenset(names(join(output, "parts")))
+        generations = remembered(output).shards if generations is None else generations
+        here = Run(plan, output, listener, parts, records, again, generations, lease)
+        if here.left:
+            for name in (SUCCESS, INDEX):
+                delete(join(output, name))
+            say("starting Ray")
+            try:
+                with cluster(plan.config.runtime.address) as nodes:
+                    asyncio.run(here.render(nodes))
+            finally:
+                here.stats.flush()
+        return finish(plan, output, [here.records[shard] for shard in sorted(here.records)])
 
 
-def finish(plan: Plan, output: str, here: Run) -> Totals:
-    """What comes last: the card, the index, the mark of success; then the parts, which have done their duty, go."""
-    records = [here.records[shard] for shard in sorted(here.records)]
-    made = Made(
-        totals=total(records),
-        form=here.form,
-        image_format=plan.config.shards.image_format,
-        quality=plan.config.shards.quality,
-        models=models(plan),
-        modes=plan.counts.modes,
-        fingerprint=plan.fingerprint,
-    )
-    put(join(output, CARD), card(made))
-    publish_index(output, records, plan.shards)
-    for name in names(join(output, "parts")):
-        delete(join(output, "parts", name))
-    return made.totals
-
-
-def models(plan: Plan) -> list[ModelMade]:
-    """All models that take part, for the card."""
-    model, ranking = plan.config.model, plan.config.ranking
-    made = [ModelMade("base", model.base, model.revision)]
-    if model.vae:
-        made.append(ModelMade("VAE", model.vae.source, model.vae.revision))
-    made += [ModelMade(f"ControlNet {name}", w.source, w.revision) for name, w in model.controlnets.items()]
-    made += [ModelMade(f"LoRA {w.name}", w.source, w.revision) for w in model.loras]
-    made += [ModelMade(f"textual inversion {w.token}", w.source, w.revision) for w in model.textual_inversions]
-    name = f"{ranking.model}/{ranking.pretrained}" if ranking.pretrained else ranking.model
-    return [*made, ModelMade("scorer", name, ranking.revision)]
+def _failed(output: str, records: Iterable[CommitRecord]) -> dict[int, frozenset[int]]:
+    """By shard, the rows that another try may mend."""
+    found = {record.shard: failed_rows(output, record, get_args(InfrastructureError)) for record in records}
+    return {shard: rows for shard, rows in found.items() if rows}

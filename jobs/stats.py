@@ -1,4 +1,4 @@
-"""What differs between runs (times, hosts, what failed on the way), kept under stats/: a line a unit, in files of some thousand."""
+"""What differs between runs (times, hosts, what failed on the way), kept under stats/: a line a unit, in files of a thousand."""
 
 import datetime
 import json
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from actors.receipts import Receipt
 from shards.storage import join, put
 
-LINES = 10_000  # a file; a killed driver loses at most so many
+LINES = 1_000  # a file; a killed driver loses at most so many
 
 
 class Stats:

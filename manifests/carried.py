@@ -95,12 +95,6 @@ class Types:
             some = shown(", ".join(sorted(self._seen)))
             raise ManifestError(f"the manifest has more than {MAX_COLUMNS:,} columns of its own ({some}); put what varies into one")
 
-    def merge(self, other: "Types") -> None:
-        """Take the rows into account that another has seen."""
-        for name, kinds in other._seen.items():
-            self._seen[name] = self._seen.get(name, 0) | kinds
-        self._check_number()
-
     def result(self) -> dict[str, str]:
         """Column to type, sorted by name."""
         return {name: _type(kinds) for name, kinds in sorted(self._seen.items())}

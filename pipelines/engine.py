@@ -17,7 +17,7 @@ import torch
 from configs.schema import Model
 from manifests.images import Roots
 from pipelines.batches import Batches
-from pipelines.errors import FatalError
+from pipelines.errors import MISFIT, FatalError
 from pipelines.loading import LoadedModel, load_model
 from pipelines.preparing import Conditioning, Job, jobs_of, prepare_request
 from pipelines.results import Candidate, Failure, Outcome, Rendered
@@ -169,7 +169,7 @@ class Engine:
     def _give_up(self, error: Exception) -> None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if is_fatal(error) and "CUDA error" not in reason:
-            reason = f"out of memory at batch {self._batch}; set model.batch lower"
+            reason = f"{MISFIT} {self._batch}; set model.batch lower"
         for pending in self._pending:
             pending.done.set_exception(FatalError(reason))
         self._pending.clear()

@@ -5,16 +5,18 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.clip import Clip
 from pipelines.ranking import rank
 from pipelines.results import Candidate, Outcome, Rendered, Scored
 from pipelines.rows import Facts, candidate_row, failed_request, provenance_of, request_row
 from pipelines.units import Placed, Unit
 from shards.images import encode_image, pixel_sha256
+
+if TYPE_CHECKING:
+    from pipelines.clip import Clip
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Finished:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def finish(unit: Unit, rendered: Rendered, clip: Clip, facts: Facts) -> Finished:
+def finish(unit: Unit, rendered: Rendered, clip: "Clip", facts: Facts) -> Finished:
     """Score all candidates of a unit under their prompts, rank them within their requests, encode those kept."""
     seconds: dict[str, float] = {}
     with _timed(seconds, "score"):
@@ -45,7 +47,7 @@ def finish(unit: Unit, rendered: Rendered, clip: Clip, facts: Facts) -> Finished
     return Finished(rows, [one.score for one in scored.values()], seconds)
 
 
-def _score(unit: Unit, rendered: Rendered, clip: Clip) -> dict[tuple[int, int], Scored]:
+def _score(unit: Unit, rendered: Rendered, clip: "Clip") -> dict[tuple[int, int], Scored]:
     prompts, images, places = [], [], []
     for placed, outcome in zip(unit.requests, rendered.outcomes, strict=True):
         for candidate in outcome.candidates:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from manifests.requests import Request
 
@@ -30,15 +30,30 @@ class Placed:
 
 @dataclass(frozen=True)
 class Unit:
-    """Requests of one kind and one shard, `number` counted from 0 in the shard."""
+    """Requests of one kind and one shard, `number` counted from 0 in the shard.
+
+    Attributes:
+        row: Of its only request, where it is a piece of a unit that did not get through as a whole.
+        generation: 0, or how often failed rows of the shard were tried again.
+    """
 
     shard: int
     number: int
     requests: tuple[Placed, ...]
+    row: int | None = None
+    generation: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.shard:06d}-{self.number:05d}"
+        """000012-00003; of a piece of it 000012-00003-00007; of a later generation 000012-00003.1."""
+        piece = "" if self.row is None else f"-{self.row:05d}"
+        return f"{self.shard:06d}-{self.number:05d}{piece}" + (f".{self.generation}" if self.generation else "")
+
+    def pieces(self) -> "list[Unit]":
+        """A unit for each of its requests, or itself where there is only one."""
+        if len(self.requests) == 1:
+            return [self]
+        return [replace(self, requests=(placed,), row=placed.row) for placed in self.requests]
 
     @property
     def candidates(self) -> int:

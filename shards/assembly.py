@@ -1,7 +1,7 @@
 """Makes a shard of its parts: its tar, its Parquet and, last, the record that publishes both."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from shards.commits import CommitRecord, FileRecord, check_unopposed, commit, shard_name
 from shards.counting import Counts, count
+from shards.generations import taken_over
 from shards.parts import read_part
 from shards.sidecars import encode_rows
 from shards.storage import join, put
@@ -31,6 +32,8 @@ def assemble(
     planned: int,
     fingerprint: str,
     generation: int = 0,
+    before: CommitRecord | None = None,
+    again: Collection[int] = (),
 ) -> CommitRecord:
     """Publish a shard. Doing it again, with the parts in any order, changes nothing.
 
@@ -45,6 +48,8 @@ def assemble(
         planned: How many candidates.
         fingerprint: Of the plan.
         generation: 0, or how often failed rows were tried again.
+        before: The record of the generation that is there, whose rows are taken over.
+        again: But for these, counted from 0 in the shard, which the parts have.
 
     Raises:
         AssemblyError: Not exactly the planned requests and candidates are settled, or a row contradicts itself.
@@ -52,7 +57,8 @@ def assemble(
         StorageError: The output cannot be read or written.
         CommitError: The shard is committed already, with other content; then its files are left as they are.
     """
-    table, images = _gather(output, parts, failed, form, fingerprint)
+    base = taken_over(output, before, again, form) if before else (make_table(failed, form), dict[str, bytes]())
+    table, images = _gather(output, parts, base, form, fingerprint)
     _check_rows(shard, table, images)
     counts = _settled(shard, table, requests, planned)
 
@@ -81,10 +87,10 @@ def assemble(
 
 
 def _gather(
-    output: str, parts: Sequence[str], failed: Sequence[Mapping[str, Any]], form: pa.Schema, fingerprint: str
+    output: str, parts: Sequence[str], base: tuple[pa.Table, dict[str, bytes]], form: pa.Schema, fingerprint: str
 ) -> tuple[pa.Table, dict[str, bytes]]:
-    """All rows in the order of their keys, and the images by key."""
-    tables, images = [make_table(failed, form)], dict[str, bytes]()
+    """All rows in the order of their keys, and the images by key: those of the parts, beside others."""
+    tables, images = [base[0]], base[1]
     for part in parts:
         rows = read_part(output, part, form, fingerprint)
         # One part at a time, so that no image is in memory twice.

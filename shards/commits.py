@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -116,8 +116,13 @@ def check_unopposed(output: str, record: CommitRecord) -> None:
     _compare(output, uri, there, record)
 
 
+def record_uri(output: str, shard: int, generation: int = 0) -> str:
+    """Where a shard's record lies."""
+    return join(output, "commits", f"{shard_name(shard, generation)}.json")
+
+
 def _uri(output: str, record: CommitRecord) -> str:
-    return join(output, "commits", f"{shard_name(record.shard, record.generation)}.json")
+    return record_uri(output, record.shard, record.generation)
 
 
 def _compare(output: str, uri: str, there: bytes, record: CommitRecord) -> None:
@@ -132,16 +137,29 @@ def read_records(output: str) -> list[CommitRecord]:
     Raises:
         CommitError: One that is broken, or is not of the shard that its name says.
     """
-    found = (parse_shard_name(name.removesuffix(".json")) for name in names(join(output, "commits")) if name.endswith(".json"))
-    last = dict(sorted(pair for pair in found if pair is not None))
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda pair: read_record(output, *pair), last.items()))
+        return list(pool.map(lambda pair: read_record(output, *pair), _last_generations(output).items()))
 
 
-def check_plan(output: str, records: Iterable[CommitRecord], fingerprint: str) -> None:
-    """Raise CommitError if a record is of a plan with another fingerprint: a dataset is of one."""
+def last_record(output: str, shard: int) -> CommitRecord:
+    """The record of one shard, of its last generation.
+
+    Raises:
+        CommitError: As `read_records`.
+        FileNotFoundError: The shard is not committed.
+    """
+    return read_record(output, shard, _last_generations(output).get(shard, 0))
+
+
+def _last_generations(output: str) -> dict[int, int]:
+    found = (parse_shard_name(name.removesuffix(".json")) for name in names(join(output, "commits")) if name.endswith(".json"))
+    return dict(sorted(pair for pair in found if pair is not None))
+
+
+def check_plan(output: str, records: Iterable[CommitRecord], fingerprint: str, accepted: Collection[str] = ()) -> None:
+    """Raise CommitError if a record is of a plan with another fingerprint, unless that change was accepted: a dataset is of one."""
     for record in records:
-        if record.fingerprint != fingerprint:
+        if record.fingerprint != fingerprint and record.fingerprint not in accepted:
             plans = f"{record.fingerprint[:16]}, this one is {fingerprint[:16]}"
             raise CommitError(f"{_uri(output, record)}: is of another plan, {plans}; give another output")
 

@@ -32,6 +32,11 @@ def request_of(key: str) -> str:
     return "-".join(key.split("-")[:2])
 
 
+def row_of(key: str) -> int:
+    """The row in its shard that a key is of: 3 of 000012-00003-0001."""
+    return int(key.split("-")[1])
+
+
 def count(table: pa.Table) -> Counts:
     """The counts of metadata. A request that failed as a whole, one row without a candidate, counts all of its candidates.
 

@@ -1,7 +1,7 @@
 """The index of a finished dataset and the mark that it is finished, made of the commit records and nothing else."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
 from shards.commits import CommitError, CommitRecord
@@ -43,24 +43,27 @@ def encode_index(records: Sequence[CommitRecord]) -> bytes:
         records: The last of each shard, in their order.
     """
     shards = [{name: value for name, value in asdict(record).items() if name != "fingerprint"} for record in records]
-    index = {"fingerprint": records[0].fingerprint if records else None, "totals": asdict(total(records)), "shards": shards}
+    plans = list(dict.fromkeys(record.fingerprint for record in records))
+    # Several only where changes were accepted in between.
+    index = {"fingerprint": plans[0] if len(plans) == 1 else plans or None, "totals": asdict(total(records)), "shards": shards}
     return (json.dumps(index, indent=1, sort_keys=True) + "\n").encode()
 
 
-def publish_index(output: str, records: Sequence[CommitRecord], shards: int) -> Totals:
+def publish_index(output: str, records: Sequence[CommitRecord], shards: int, accepted: Collection[str] = ()) -> Totals:
     """Say that a dataset is finished: write index.json, then an empty _SUCCESS.
 
     Args:
         output: The dataset's URI.
         records: The last of each shard, in their order.
         shards: How many the plan has.
+        accepted: Fingerprints of earlier plans whose shards may stand beside those of the last.
 
     Raises:
         CommitError: Not all of them are committed, or not all with one plan.
     """
     if [record.shard for record in records] != list(range(shards)):
         raise CommitError(f"{output}: {len(records)} shards are committed of {shards} planned")
-    plans = {record.fingerprint for record in records}
+    plans = {record.fingerprint for record in records} - set(accepted)
     if len(plans) > 1:
         raise CommitError(f"{output}: its shards are of {len(plans)} plans, {', '.join(sorted(plans))}")
     put(join(output, INDEX), encode_index(records))

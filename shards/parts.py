@@ -23,9 +23,9 @@ class PartError(ValueError):
     """A part that is not whole, or not of this plan; the message names the file."""
 
 
-def part_name(shard: int, unit: int, generation: int = 0) -> str:
-    """The name of a unit's part: 000012-00003.parquet, and 000012-00003.1.parquet where failed rows are tried again."""
-    return f"{shard:06d}-{unit:05d}" + (f".{generation}" if generation else "") + ".parquet"
+def part_name(unit: str) -> str:
+    """The name of the part of a unit, by the unit's own."""
+    return f"{unit}.parquet"
 
 
 def write_part(output: str, name: str, rows: Iterable[Mapping[str, Any]], form: pa.Schema, fingerprint: str) -> None:

@@ -1,18 +1,28 @@
 """Puts files where they belong, on a local disk or any fsspec storage: whole or not at all, and never over another.
 
 Locally a file is written beside its place, flushed to the disk and hard-linked (or renamed) into it. On S3 a put is whole by
-itself, and conditional where it must not replace.
+itself, and conditional where it must not replace. What a remote storage fails at for a passing reason is tried again.
 """
 
 import errno
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
+
+from shards.credentials import without_credentials
+from shards.retries import GaveUpError, Result, answer_code, origins, persistently
+
+CONNECT_TIMEOUT = 5.0  # seconds until S3 took a connection
+READ_TIMEOUT = 20.0  # seconds without a byte of an answer from S3
+REQUEST_TRIES = 3  # of each request, by the S3 client itself, which pauses with jitter: a long listing is not begun anew
+# The client bounds the wait for an answer, not the sending: a server that stops reading would hold an upload forever.
+UPLOAD_TIMEOUT = 60.0  # seconds for any upload, and those that its bytes take at
+SLOWEST_UPLOAD = 100_000  # bytes per second
 
 SCRATCH = ".tmp-"  # what half-written files begin with; nobody reads them, and they may be deleted at any time
 
@@ -26,15 +36,33 @@ def _naming(uri: str, absence: bool = False) -> Iterator[None]:
     """Whatever goes wrong inside becomes a StorageError; with `absence`, a file that is not there stays FileNotFoundError."""
     try:
         yield
+    except StorageError:
+        raise
     except Exception as error:  # each storage's client has errors of its own, and few of them are OSErrors
         if absence and isinstance(error, FileNotFoundError):
             raise
-        raise StorageError(f"{uri}: {_reason(error)}") from error
+        raise StorageError(f"{without_credentials(uri)}: {_reason(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    if isinstance(error, GaveUpError) and error.__cause__ is not None:
+        return f"{_reason(error.__cause__)} ({error})"
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(words.split())[:500] or type(error).__name__
+    # Hidden before it is cut: half a secret is no longer found, and still too much.
+    return " ".join(without_credentials(words).split())[:500] or type(error).__name__
+
+
+def check_uri(uri: str) -> None:
+    """Refuse a URI that carries credentials: it would be written into logs, plans and records.
+
+    Raises:
+        StorageError: It does; the message does not.
+    """
+    if not is_local(uri) and (hidden := without_credentials(uri)) != uri:
+        raise StorageError(
+            f"{hidden}: a URI must not carry credentials, which would be written into logs and records; "
+            "set them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or in the storage's own configuration"
+        )
 
 
 def is_local(uri: str) -> bool:
@@ -48,8 +76,38 @@ def local_path(uri: str) -> Path:
     return Path(os.path.expanduser(uri.removeprefix("file://").removeprefix("local://")))  # noqa: PTH111
 
 
+def _is_s3(uri: str) -> bool:
+    return uri.startswith(("s3://", "s3a://"))
+
+
 def _system(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    return fsspec.core.url_to_fs(uri)
+    if not _is_s3(uri):
+        return fsspec.core.url_to_fs(uri)
+    said = {**fsspec.config.conf.get("s3", {}), **fsspec.config.conf.get("s3a", {})}.get("config_kwargs", {})
+    ours = {
+        "connect_timeout": CONNECT_TIMEOUT,
+        "read_timeout": READ_TIMEOUT,
+        "retries": {"mode": "standard", "total_max_attempts": REQUEST_TRIES},
+    }
+    # A kept listing would hide what others wrote meanwhile.
+    system, path = fsspec.core.url_to_fs(uri, use_listings_cache=False, config_kwargs={**ours, **said})
+    system.retries = 1  # s3fs's own tries would only multiply the client's and ours
+    return system, path
+
+
+def _remotely(uri: str, action: Callable[[fsspec.AbstractFileSystem, str], Result]) -> Result:
+    """What an idempotent action on a remote storage and a path in it returns, tried again while it may help."""
+    system, path = _system(uri)
+
+    def once() -> Result:
+        system.invalidate_cache()
+        return action(system, path)
+
+    return persistently(once)
+
+
+def _upload_limit(system: fsspec.AbstractFileSystem, content: bytes) -> dict[str, float]:
+    return {"timeout": UPLOAD_TIMEOUT + len(content) / SLOWEST_UPLOAD} if isinstance(system, AsyncFileSystem) else {}
 
 
 def join(folder: str, *names: str) -> str:
@@ -65,8 +123,7 @@ def put(uri: str, content: bytes) -> None:
     """
     with _naming(uri):
         if not is_local(uri):
-            system, path = _system(uri)
-            system.pipe_file(path, content)
+            _remotely(uri, lambda system, path: system.pipe_file(path, content, **_upload_limit(system, content)))
             return
         place = local_path(uri)
         scratch = _written_beside(place, content)
@@ -75,7 +132,10 @@ def put(uri: str, content: bytes) -> None:
 
 
 def put_if_absent(uri: str, content: bytes) -> bool:
-    """Write a file unless there is one; of many who try at once, exactly one succeeds.
+    """Write a file unless there is one; of many who try at once with different contents, exactly one succeeds.
+
+    An answer can be lost after the file was written, and the next try then finds it there. So on a remote storage a file with
+    exactly this content counts as written by us, whoever wrote it: a claim must hold something only its claimant writes.
 
     Returns:
         Whether it was written. If not, what is there is untouched: read it to see whether it is the same.
@@ -93,7 +153,9 @@ def _put_local_if_absent(place: Path, content: bytes) -> bool:
         # A hard link fails where the name exists, on every file system that has links, over NFS too.
         os.link(scratch, place)
     except FileExistsError:
-        return False
+        # Over NFS it also fails when the answer to one that succeeded was lost; the count of links tells.
+        if scratch.stat().st_nlink < 2:
+            return False
     finally:
         scratch.unlink(missing_ok=True)
     _flush_folder(place.parent)
@@ -101,31 +163,37 @@ def _put_local_if_absent(place: Path, content: bytes) -> bool:
 
 
 def _put_remote_if_absent(uri: str, content: bytes) -> bool:
-    system, path = _system(uri)
+    if _remotely(uri, lambda system, path: _created(system, path, content)):
+        return True
+    try:
+        return get(uri) == content
+    except FileNotFoundError:
+        return False  # it was another's, and is gone again
+
+
+def _created(system: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
     try:
         # s3fs sends If-None-Match; other stores take fsspec's exclusive mode or say that they cannot.
-        system.pipe_file(path, content, mode="create")
+        system.pipe_file(path, content, mode="create", **_upload_limit(system, content))
     except FileExistsError:
         return False
-    except OSError as error:
-        if error.errno == errno.EEXIST or _is_precondition_failure(error):
+    except Exception as error:
+        if _is_precondition_failure(error):
             return False
         raise
     return True
 
 
 def _is_precondition_failure(error: BaseException) -> bool:
-    """Whether S3 answered 412 or 409 to a conditional put, however deep the client wrapped it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        response: Any = getattr(seen, "response", None)
-        if isinstance(response, dict) and response.get("Error", {}).get("Code") in (
-            "PreconditionFailed",
-            "ConditionalRequestConflict",
-        ):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return "PreconditionFailed" in str(error) or "pre-conditions" in str(error)
+    """Whether S3 answered 412 to a conditional put, however deep the client wrapped it."""
+    return (
+        any(
+            answer_code(each) in ("PreconditionFailed", "412") or getattr(each, "errno", 0) == errno.EEXIST
+            for each in origins(error)
+        )
+        or "PreconditionFailed" in str(error)
+        or "pre-conditions" in str(error)
+    )
 
 
 def _written_beside(place: Path, content: bytes) -> Path:
@@ -161,9 +229,9 @@ def get(uri: str) -> bytes:
     with _naming(uri, absence=True):
         if is_local(uri):
             return local_path(uri).read_bytes()
-        system, path = _system(uri)
-        system.invalidate_cache()
-        return system.cat_file(path)
+        # One request for the whole: ranges that several requests fetch may be of two versions of the file.
+        whole = {"max_concurrency": 1} if _is_s3(uri) else {}
+        return _remotely(uri, lambda system, path: system.cat_file(path, **whole))
 
 
 def delete(uri: str) -> None:
@@ -176,10 +244,8 @@ def delete(uri: str) -> None:
         if is_local(uri):
             local_path(uri).unlink(missing_ok=True)
             return
-        system, path = _system(uri)
-        system.invalidate_cache()
-        if system.exists(path):
-            system.rm_file(path)
+        with suppress(FileNotFoundError):
+            _remotely(uri, lambda system, path: system.rm_file(path))
 
 
 def names(folder: str) -> Iterator[str]:
@@ -193,13 +259,24 @@ def names(folder: str) -> Iterator[str]:
     yield from sorted(name for name in found if not name.startswith(SCRATCH))
 
 
+def sweep_scratch(folder: str) -> None:
+    """Remove the half-written files that killed writers have left in a local folder; elsewhere there are none.
+
+    Raises:
+        StorageError: One cannot be removed.
+    """
+    if is_local(folder) and local_path(folder).is_dir():
+        with _naming(folder):
+            for scratch in local_path(folder).glob(f"{SCRATCH}*"):
+                scratch.unlink(missing_ok=True)
+
+
 def _names(folder: str) -> list[str]:
     if is_local(folder):
         place = local_path(folder)
         return [entry.name for entry in os.scandir(place) if entry.is_file()] if place.is_dir() else []
-    system, path = _system(folder)
-    system.invalidate_cache()
     try:
-        return [entry["name"].rsplit("/", 1)[-1] for entry in system.ls(path, detail=True) if entry["type"] == "file"]
+        entries = _remotely(folder, lambda system, path: system.ls(path, detail=True))
     except FileNotFoundError:
         return []
+    return [entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file"]

@@ -108,15 +108,6 @@ def encode_table(table: pa.Table) -> bytes:
     return file.getvalue()
 
 
-def write_table(rows: Iterable[Mapping[str, Any]], form: pa.Schema) -> bytes:
-    """Rows as a Parquet file, in the order of their keys. What a row does not say is null.
-
-    Raises:
-        ValueError: A row has a column that the schema does not know.
-    """
-    return encode_table(make_table(rows, form))
-
-
 def read_table(content: bytes) -> pa.Table:
     """A Parquet file of ours.
 

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from configs.loading import load
 from jobs.cli import main
 from jobs.planning import look, make_plan
+from jobs.problems import Problem
 from jobs.running import run
 from jobs.verify import verify
 from tests.jobs.test_running import Watching
@@ -67,4 +68,4 @@ def test_every_broken_row_can_be_recorded_while_the_rest_renders(broken):
     assert (totals.requests, totals.failed_requests, totals.kept, totals.rejected) == (number, number - 1, 1, 1)
     found = duckdb.sql(f"SELECT status, error, count(*) FROM '{out}/metadata/*.parquet' GROUP BY ALL ORDER BY ALL").fetchall()
     assert found == [("failed", "bad_row", number - 1), ("kept", None, 1), ("rejected", None, 1)]
-    assert [line for line in verify(out) if isinstance(line, str)] == []
+    assert [problem for problem in verify(out) if isinstance(problem, Problem)] == []

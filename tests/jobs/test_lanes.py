@@ -12,6 +12,11 @@ from tests.jobs.virtual_time import DeadlockError, run
 DEADLINE = 1000.0
 
 
+def pieces_of(unit):
+    """A tuple is a unit of several requests, a number one of a single request."""
+    return list(unit) if isinstance(unit, tuple) else [unit]
+
+
 class World:
     """Stand-in actors that do to each unit what the test says, and keep count."""
 
@@ -35,7 +40,8 @@ class World:
         return ("convicted", unit, tuple(reasons))
 
     def lanes(self, units, generators=(1, 2), scorers=(1, 1), waiting=4):
-        return Lanes(units, self.pool("generator", *generators), self.pool("scorer", *scorers), self.convict, waiting)
+        pools = self.pool("generator", *generators), self.pool("scorer", *scorers)
+        return Lanes(units, *pools, self.convict, pieces_of, waiting)
 
 
 class Standin:
@@ -64,7 +70,7 @@ class Standin:
         await asyncio.sleep(world.random.uniform(0, 2) * world.seconds[self.kind == "scorer"])
         trouble = world.trouble.get((self.kind, unit), [])
         what = trouble.pop() if trouble else None
-        if unit in world.poison and self.kind == "generator":
+        if world.poison & set(pieces_of(unit)) and self.kind == "generator":
             what = "die"
         if what in ("die", "node"):
             self.kill()
@@ -160,6 +166,46 @@ def test_a_poison_unit_dies_once_in_company_and_is_tried_alone_three_times():
     ((_, unit, reasons),) = [r for r in receipts if r[0] == "convicted"]
     assert unit == 3 and len(reasons) in (PATIENCE, PATIENCE + 1)
     assert all(world.scored[unit] == 1 for unit in range(10) if unit != 3)
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=12),
+    st.sets(st.integers(0, 71), max_size=4),
+    st.sets(st.integers(0, 71), max_size=3),
+    st.integers(0, 2**32),
+)
+def test_of_a_unit_that_dies_only_the_poison_is_convicted_and_its_neighbours_are_made_in_pieces(sizes, poison, mishaps, seed):
+    numbers = iter(range(100))
+    units = [tuple(next(numbers) for _ in range(size)) for size in sizes]
+    trouble = {("generator" if seed % 2 else "scorer", units[i % len(units)]): ["die"] for i in mishaps}
+    world = World(seed, trouble, poison)
+    receipts, _ = run(receipts_of(world.lanes(units, (2, 2), (1, 1))))
+    settled = sorted(request for _, unit, *_ in receipts for request in pieces_of(unit))
+    assert settled == sorted(request for unit in units for request in unit)
+    assert {unit for verdict, unit, *_ in receipts if verdict == "convicted"} == poison & set(settled)
+
+
+def test_what_does_not_fit_is_tried_once_more_as_a_whole_and_then_fails_as_a_whole():
+    tries = Counter()
+
+    class Small(Standin):
+        async def _work(self, unit):
+            tries[unit] += 1
+            if unit == (3, 4) or (unit == (5, 6) and tries[unit] == 1):
+                raise DiedError("out of memory", as_a_whole=True)
+            return await super()._work(unit)
+
+    world = World()
+
+    async def start(kind):
+        world.starts += 1
+        return Small(world, kind) if kind == "generator" else Standin(world, kind)
+
+    world.start = start
+    receipts, _ = run(receipts_of(world.lanes([(1, 2), (3, 4), (5, 6)], (1, 1))))
+    assert sorted(r[:2] for r in receipts) == [("convicted", (3, 4)), ("scored", (1, 2)), ("scored", (5, 6))]
+    assert tries[(3, 4)] == tries[(5, 6)] == 2
+    assert world.starts == 2 + 3
 
 
 def test_deaths_by_infrastructure_convict_nobody():

@@ -13,10 +13,14 @@ from PIL import Image
 
 from configs.loading import load
 from jobs import planning
-from jobs.plan import PlanError, read_plan, read_shard, read_shards
+from jobs.plan import PlanError, read_plan, read_shard
 from jobs.planning import look, make_plan
 from pipelines.sources import ROOT
 from tests.manifests.test_bad_input import FILES
+
+
+def all_shards(output, plan):
+    return [read_shard(output, number) for number in range(plan.shards)]
 
 
 def config_of(manifest, *settings):
@@ -40,7 +44,7 @@ def planned(config, output):
 
 def test_a_plan_holds_every_row_in_order_in_shards_of_the_size(manifest, tmp_path):
     plan = planned(config_of(manifest), tmp_path / "out")
-    shards = list(read_shards(str(tmp_path / "out"), plan))
+    shards = list(all_shards(str(tmp_path / "out"), plan))
     assert [[p.row for p in shard.requests] for shard in shards] == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1]]
     assert [p.request.prompt for shard in shards for p in shard.requests] == [f"prompt {i}" for i in range(10)]
     assert (plan.counts.rows, plan.counts.requests, plan.counts.candidates, plan.counts.keep) == (10, 10, 40, 10)
@@ -130,7 +134,7 @@ def test_bad_rows_can_be_recorded_each_in_its_place(manifest, tmp_path):
     write(manifest, BAD)
     plan = planned(config_of(manifest, "runtime.on_bad_row=record"), tmp_path / "out")
     assert (plan.counts.rows, plan.counts.bad, plan.counts.requests, plan.counts.candidates) == (7, 5, 2, 8)
-    first, second = read_shards(str(tmp_path / "out"), plan)
+    first, second = all_shards(str(tmp_path / "out"), plan)
     assert [bad.row for bad in first.bad] == [1, 2, 3]
     assert [bad.row for bad in second.bad] == [0, 2]
     assert [placed.request.id for placed in (*first.requests, *second.requests)] == ["a", "e"]
@@ -161,7 +165,7 @@ def test_of_rows_with_one_id_the_first_good_one_is_a_request_and_each_row_has_on
     write(folder / "m.jsonl", [{"id": id, "prompt": "x", **wrong[kind]} for id, kind in rows] + [{"id": "z", "prompt": "x"}])
     config = config_of(folder / "m.jsonl", "runtime.on_bad_row=record", "shards.size=3")
     plan = planned(config, folder / "out")
-    shards = list(read_shards(str(folder / "out"), plan))
+    shards = list(all_shards(str(folder / "out"), plan))
     kept = [3 * shard.shard + placed.row for shard in shards for placed in shard.requests]
     bad = [3 * shard.shard + row.row for shard in shards for row in shard.bad]
     good = [i for i, (_, kind) in enumerate(rows) if kind == "good"]
@@ -210,7 +214,7 @@ def test_where_a_manifest_lies_is_in_no_byte_of_its_shards_and_not_in_the_finger
         contents.append((out / "plan" / "shards" / "000000.json.gz").read_bytes())
     assert plans[0].fingerprint == plans[1].fingerprint
     assert contents[0] == contents[1]
-    (shard,) = read_shards(str(tmp_path / "here" / "out"), plans[0])
+    (shard,) = all_shards(str(tmp_path / "here" / "out"), plans[0])
     assert [(p.request.id, p.request.init_image, p.file) for p in shard.requests] == [
         ("doubled", "a.png", 0),
         ("one", "samples.tar::one.png", 2),
@@ -233,7 +237,7 @@ def test_a_relative_path_leads_from_its_own_file_or_a_declared_root_and_never_fr
 
     Image.new("RGB", (8, 8), "yellow").save(tmp_path / "declared" / "two.png")
     plan = planned(load("embedded", [*both, f"runtime.image_roots=[{tmp_path}/declared]"]), tmp_path / "out")
-    (shard,) = read_shards(str(tmp_path / "out"), plan)
+    (shard,) = all_shards(str(tmp_path / "out"), plan)
     found = [p.images["init_image"] for p in shard.requests]
     places = ("one/both", "declared/two", "two/both", "two/two")
     assert found == [planning._sha256(str(tmp_path / f"{place}.png")) for place in places]
@@ -254,7 +258,7 @@ def test_an_image_whose_storage_fails_refuses_the_plan_or_is_left_to_the_run(tmp
     with pytest.raises(PlanError, match=r"row 1: init_image: a\.png: cannot be reached: Input/output error"):
         planned(config_of(tmp_path / "m.jsonl"), tmp_path / "out")
     plan = planned(config_of(tmp_path / "m.jsonl", "runtime.on_bad_row=record"), tmp_path / "out")
-    (shard,) = read_shards(str(tmp_path / "out"), plan)
+    (shard,) = all_shards(str(tmp_path / "out"), plan)
     assert (plan.counts.bad, [dict(p.images) for p in shard.requests]) == (0, [{}, {}])
 
 
@@ -275,7 +279,7 @@ def test_images_are_frozen_into_the_plan_unless_they_are_left_to_the_run(tmp_pat
     for check, frozen in (("all", True), ("at_run", False)):
         out = tmp_path / check
         plan = planned(load("quickstart", [f"runtime.check_images={check}"]), out)
-        shards = list(read_shards(str(out), plan))
+        shards = list(all_shards(str(out), plan))
         assert any(p.images for shard in shards for p in shard.requests) == frozen
 
 

@@ -14,6 +14,7 @@ from configs.loading import load
 from jobs.lanes import StartError
 from jobs.plan import PlanError
 from jobs.planning import look, make_plan
+from jobs.problems import Problem
 from jobs.progress import Tally
 from jobs.regenerate import regenerate
 from jobs.running import run
@@ -66,7 +67,7 @@ def published(out):
 
 
 def problems(out):
-    return [line for line in verify(str(out)) if isinstance(line, str)]
+    return [str(problem) for problem in verify(str(out)) if isinstance(problem, Problem)]
 
 
 def rows(out, sql):

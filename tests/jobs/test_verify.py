@@ -1,7 +1,8 @@
 import dataclasses
+import gzip
 import hashlib
 import io
-import json
+import random
 import shutil
 import tarfile
 
@@ -9,7 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from jobs.plan import fingerprint_of
+from benchmarks.mutations import missed, mutate
+from jobs.plan import read_shard, write_plan, write_shard
+from jobs.problems import Problem
+from jobs.publishing import finish
 from jobs.verify import Verified, verify
 from shards.commits import FileRecord, read_record, read_records
 from shards.images import encode_image
@@ -18,6 +22,7 @@ from shards.sidecars import encode_rows
 from shards.storage import delete, get, join, put
 from shards.tables import encode_table, read_table
 from shards.tars import Sample, read_tar, write_tar
+from tests.jobs.datasets import planned_dataset
 from tests.shards.conftest import s3_bucket, s3_endpoint  # noqa: F401 (fixtures)
 from tests.shards.made import assembled, pixels_of, provenance, publish, shard
 
@@ -41,8 +46,8 @@ def output(clean, tmp_path):
 def problems_of(output) -> list[str]:
     *problems, verified = verify(output)
     assert isinstance(verified, Verified) and verified.problems == len(problems)
-    assert all(isinstance(problem, str) and "\n" not in problem for problem in problems)
-    return problems
+    assert all(isinstance(problem, Problem) and "\n" not in str(problem) for problem in problems)
+    return [str(problem) for problem in problems]
 
 
 def test_a_clean_dataset_has_no_problem_and_its_totals_are_told(output):
@@ -161,15 +166,15 @@ def rewrite_record(output, number=0, index=True, **values):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"requests": 9}, "requests are 8, the record says 9"),
-        ({"failed_requests": 0}, "failed_requests are 1, the record says 0"),
-        ({"candidates": 17, "failed": 3}, "candidates are 16, the record says 17"),
-        ({"kept": 8, "rejected": 6}, "kept are 7, the record says 8"),
+        ({"requests": 9}, "says requests 9, metadata/000000.parquet has 8"),
+        ({"failed_requests": 0}, "says failed_requests 0, metadata/000000.parquet has 1"),
+        ({"candidates": 17, "failed": 3}, "says candidates 17, metadata/000000.parquet has 16"),
+        ({"kept": 8, "rejected": 6}, "says kept 8, metadata/000000.parquet has 7"),
     ],
 )
 def test_a_wrong_count_is_found(output, values, says):
     rewrite_record(output, **values)
-    assert f"metadata/000000.parquet: {says}" in problems_of(output)
+    assert f"commits/000000.json: {says}" in problems_of(output)
 
 
 def test_a_record_that_names_other_files_is_found(output):
@@ -188,31 +193,190 @@ def test_records_of_two_plans_are_found(output):
     assert problems_of(output) == [f"commits: the records are of 2 plans, {'e' * 64}, {'f' * 64}"]
 
 
-def put_plan(output, fingerprint=None):
-    inputs = {"manifest": ["0" * 64]}
-    put(
-        join(output, "plan/plan.json"),
-        json.dumps({"inputs": inputs, "fingerprint": fingerprint or fingerprint_of(inputs)}).encode(),
-    )
-    return fingerprint_of(inputs)
+def test_every_problem_says_which_shard_has_to_be_made_again(output):
+    for path in ("data/000009.tar", "parts/000000-00001.parquet", "commits/notes.txt"):
+        put(join(output, path), b"")
+    put(join(output, "commits/000000.1.json"), get(join(output, "commits/000000.json")))
+    put(join(output, "_SUCCESS"), b"yes")
+    put(join(output, "commits/000001.json"), b"{}")
+    delete(join(output, "data/000002.tar"))
+    delete(join(output, "README.md"))
+    found = {problem.file: (problem.shard, problem.surplus) for problem in verify(output) if isinstance(problem, Problem)}
+    assert found == {
+        "data/000009.tar": (None, True),
+        "parts/000000-00001.parquet": (None, True),
+        "commits/notes.txt": (None, True),
+        "commits/000000.1.json": (None, True),
+        "_SUCCESS": (None, False),
+        "README.md": (None, False),
+        "commits/000001.json": (1, False),
+        "data/000002.tar": (2, False),
+    }
 
 
-def test_records_that_are_not_of_the_plan_beside_them_are_found(output):
-    ours = put_plan(output)
-    says = f"is of the plan {'f' * 64}, plan/plan.json is {ours}"
-    assert problems_of(output) == [f"commits/00000{shard_}.json: {says}" for shard_ in range(3)]
-    for number in range(3):
-        rewrite_record(output, number, fingerprint=ours)
-    assert problems_of(output) == []
+@pytest.mark.parametrize("what", ["sha256", "size", "path"])
+def test_a_record_that_is_wrong_of_its_file_is_named_and_the_file_is_not(output, what):
+    record = read_record(output, 0)
+    tar, parquet = record.files
+    wrong = dataclasses.replace(tar, **{what: {"sha256": "0" * 64, "size": 7, "path": "data/000000.tbr"}[what]})
+    rewrite_record(output, index=False, files=(wrong, parquet))
+    problems = problems_of(output)
+    # Under another path it is also what nobody names.
+    (problem,) = (problem for problem in problems if problem != "data/000000.tar: no commit record names it")
+    assert problem.startswith("commits/000000.json: ") and len(problems) == 1 + (what == "path")
 
 
-def test_a_broken_plan_is_found(output):
-    put_plan(output, "f" * 64)
-    assert problems_of(output) == ["plan/plan.json: altered: its fingerprint is not that of what it says"]
+def test_without_its_record_a_shard_is_looked_at_by_what_the_index_says(output):
+    put(join(output, "commits/000000.json"), b"{}")
+    delete(join(output, "data/000000.tar"))
+    first, second = problems_of(output)
+    assert first.startswith("commits/000000.json: not a commit record: ") and second == "data/000000.tar: missing"
+
+
+def test_a_record_written_otherwise_than_records_are_is_found(output):
+    put(join(output, "commits/000000.json"), get(join(output, "commits/000000.json")) + b" ")
+    assert problems_of(output) == ["commits/000000.json: is not written as records are"]
+
+
+# Beside a plan.
+
+
+@pytest.fixture(scope="module")
+def clean_planned(tmp_path_factory):
+    return planned_dataset(tmp_path_factory.mktemp("planned"))
+
+
+@pytest.fixture
+def planned(clean_planned, tmp_path):
+    return str(shutil.copytree(clean_planned[1], tmp_path / "out"))
+
+
+def test_a_clean_dataset_beside_its_plan_has_no_problem(planned):
+    assert problems_of(planned) == []
+
+
+def test_records_that_are_not_of_the_plan_beside_them_are_found(planned):
+    ours = read_record(planned, 0).fingerprint
+    rewrite_record(planned, 1, index=False, fingerprint="e" * 64)
+    assert problems_of(planned) == [f"commits/000001.json: is of the plan {'e' * 64}, plan/plan.json is {ours}"]
+
+
+def test_records_of_an_earlier_plan_are_taken_where_its_changes_were_accepted(clean_planned, planned):
+    plan, _ = clean_planned
+    earlier = dataclasses.replace(plan, inputs={**plan.inputs, "manifest": ["0" * 64]})
+    write_plan(planned, dataclasses.replace(plan, accepted={earlier.fingerprint: ["manifest.0: was another"]}))
+    rewrite_record(planned, 1, fingerprint=earlier.fingerprint)
+    path = f"plan/earlier/{earlier.fingerprint}.json"
+    assert problems_of(planned) == [f"{path}: missing, while the plan says that it was before it"]
+    write_plan(planned, earlier, earlier=True)
+    assert problems_of(planned) == []
+    put(join(planned, path), get(join(planned, path)).replace(b'"rows": 24', b'"rows": 25'))
+    assert problems_of(planned) == [f"{path}: altered: the hash that it holds is not its own"]
+
+
+def test_a_broken_plan_is_found(planned):
+    whole = get(join(planned, "plan/plan.json"))
     for content in (b"", b"[]", b"{}"):
-        put(join(output, "plan/plan.json"), content)
-        (problem,) = problems_of(output)
+        put(join(planned, "plan/plan.json"), content)
+        (problem,) = problems_of(planned)
         assert problem.startswith("plan/plan.json: not a plan: ")
+    put(join(planned, "plan/plan.json"), whole.replace(b'"candidates": 2', b'"candidates": 3'))
+    assert problems_of(planned) == ["plan/plan.json: altered: its fingerprint is not that of what it says"]
+    put(join(planned, "plan/plan.json"), whole.replace(b'"roots"', b'"rootz"'))
+    assert problems_of(planned) == ["plan/plan.json: not a plan: 'roots'"]
+    put(join(planned, "plan/plan.json"), whole.replace(b'"rows": 24', b'"rows": 25'))
+    assert problems_of(planned) == ["plan/plan.json: altered: the hash that it holds is not its own"]
+    delete(join(planned, "plan/plan.json"))
+    assert problems_of(planned) == ["plan/plan.json: missing, while the rest of the plan is there"]
+    shutil.rmtree(f"{planned}/plan")
+    assert problems_of(planned) == []
+
+
+def test_a_broken_plan_of_a_shard_is_found(clean_planned, planned):
+    path = "plan/shards/000001.json.gz"
+    whole, another = get(join(planned, path)), get(join(planned, "plan/shards/000000.json.gz"))
+    unit_short = gzip.compress(gzip.decompress(whole).replace(b'"units":[[0,', b'"units":[['), 1, mtime=0)
+    for content, says in {
+        whole[:-9]: "altered: truncated",
+        whole + b"\0": "altered: 1 bytes follow its end",
+        whole[:4] + b"\1" + whole[5:]: "altered: it does not begin as gzip does",
+        whole[:9] + b"\7" + whole[10:]: "altered: it does not begin as gzip does",
+        whole[:90] + bytes([whole[90] ^ 1]) + whole[91:]: "altered: ",
+        another: "altered: is the plan of shard 000000",
+        unit_short: "altered: its units do not hold each of its requests once",
+    }.items():
+        put(join(planned, path), content)
+        (problem,) = problems_of(planned)
+        assert problem.startswith(f"{path}: {says}")
+    delete(join(planned, path))
+    assert problems_of(planned) == [f"{path}: missing"]
+    plan = read_shard(clean_planned[1], 1)
+    other = dataclasses.replace(plan.requests[0], request=dataclasses.replace(plan.requests[0].request, prompt="another"))
+    write_shard(planned, dataclasses.replace(plan, requests=(other, *plan.requests[1:])))
+    assert problems_of(planned) == ["plan/shards: altered: what the shards are asked for is not what the fingerprint is over"]
+    put(join(planned, path), whole)
+    put(join(planned, "plan/shards/000003.json.gz"), whole)
+    assert problems_of(planned) == ["plan/shards/000003.json.gz: the plan has no such shard"]
+
+
+def test_a_kind_of_hardware_that_is_not_as_it_was_written_is_found(planned):
+    whole = get(join(planned, "plan/hardware.json"))
+    put(join(planned, "plan/hardware.json"), whole.replace(b"x86", b"x87"))
+    assert problems_of(planned) == ["plan/hardware.json: altered: the hash that it holds is not its own"]
+    put(join(planned, "plan/hardware.json"), whole[:-3])
+    assert problems_of(planned)[0].startswith("plan/hardware.json: not a kind of hardware: ")
+    put(join(planned, "plan/hardware.json"), get(join(planned, "plan/plan.json")))
+    assert problems_of(planned) == ["plan/hardware.json: not a kind of hardware: format is no text"]
+    delete(join(planned, "plan/hardware.json"))
+    assert problems_of(planned) == ["plan/hardware.json: missing, while shards are committed"]
+
+
+def test_a_plausible_record_with_other_counts_than_planned_is_found(planned):
+    rewrite_record(planned, 1, index=False, requests=9, candidates=18, rejected=9)
+    problems = problems_of(planned)
+    assert problems[:2] == [
+        "commits/000001.json: says requests 9, the plan has 8",
+        "commits/000001.json: says candidates 18, the plan has 16",
+    ]
+    assert all(problem.startswith("commits/000001.json: ") for problem in problems)
+
+
+def test_a_shard_beyond_the_plan_is_found(planned):
+    put(join(planned, "commits/000003.json"), dataclasses.replace(read_record(planned, 0), shard=3).to_json())
+    assert problems_of(planned) == ["commits/000003.json: the plan has no such shard"]
+
+
+def test_columns_that_are_not_the_plans_are_found(clean_planned, planned):
+    plan, _ = clean_planned
+    write_plan(planned, dataclasses.replace(plan, carried={**plan.carried, "weight": "string"}))
+    said = [problem for problem in problems_of(planned) if problem.startswith("metadata/")]
+    assert said == [f"metadata/00000{shard_}.parquet: its columns are not those of the plan" for shard_ in range(3)]
+
+
+def test_a_card_that_is_not_of_the_plan_and_the_records_is_found_but_its_licence_may_be_chosen(clean_planned, planned):
+    whole = get(join(planned, "README.md"))
+    for content in (whole.replace(b"14", b"15"), whole[:-1], whole + b"\n", whole.replace(b"# license", b"$ license"), b""):
+        put(join(planned, "README.md"), content)
+        assert problems_of(planned) == ["README.md: is not the card that the plan and the commit records make"]
+    comment = whole.split(b"\n")[1]
+    chosen = whole.replace(comment, b"license: cc0-1.0")
+    put(join(planned, "README.md"), chosen)
+    assert problems_of(planned) == []
+    finish(clean_planned[0], planned, read_records(planned))
+    assert get(join(planned, "README.md")) == chosen
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_random_damage_every_file_is_named(clean_planned, tmp_path, seed):
+    rng = random.Random(seed)
+    for _ in range(15):
+        out = shutil.copytree(clean_planned[1], tmp_path / "out")
+        mutation = mutate(out, rng)
+        assert missed(out, mutation) == [], mutation
+        shutil.rmtree(out)
+
+
+# Generations.
 
 
 def test_after_another_try_the_last_generation_holds(output):
@@ -325,7 +489,6 @@ def replaced(table, column, number, value):
             lambda t: replaced(t, "id", 1, "x"),
             "000000-00000-0001: its id is 'x', another candidate's of this request 'request 0/0'",
         ),
-        (lambda t: t.slice(0, t.num_rows - 1), "requests are 7, the record says 8"),
         (lambda t: t.drop_columns(["rank"]), "lacks the columns rank"),
         (lambda t: t.set_column(3, "rank", t["rank"].cast(pa.int64())), "its column rank is int64, not int32"),
     ],

@@ -14,7 +14,7 @@ from manifests.checking import check_rows
 from manifests.outputs import ADDED_COLUMNS
 from manifests.requests import KNOWN_COLUMNS, Rules
 from manifests.sources import ManifestError, find_files, read_rows
-from shards.tables import COLUMNS, schema, write_table
+from shards.tables import COLUMNS, encode_table, make_table, schema
 
 ROWS = [{"id": "a", "prompt": "first, with a comma"}, {"id": "b", "prompt": 'second "quoted"', "seed": 7}]
 
@@ -94,7 +94,7 @@ def test_our_own_rows_with_controls_make_requests_again(tmp_path):
     control = {"type": "canny", "image": "c.png", "preprocess": "none", "scale": 0.5, "start": 0.0, "end": 1.0, "sha256": "0" * 64}
     row = {"key": "000000-00000-0000", "id": "a", "candidate_index": 0, "selected": True, "pixel_sha256": "0", "shard": 0}
     row |= {"prompt": "p", "controls": [control], "loras": [], "seed": 3, "steps": 7, "mode": "controlnet", "candidates": 4}
-    (tmp_path / "m.parquet").write_bytes(write_table([row], schema({}, embedding=None)))
+    (tmp_path / "m.parquet").write_bytes(encode_table(make_table([row], schema({}, embedding=None))))
     (checked,) = check_rows(find_files(str(tmp_path / "m.parquet")), Rules(Defaults(), controls=("canny",)))
     assert not checked.problems, checked.lines()
     assert (checked.request.id, checked.request.controls[0].scale, checked.request.steps) == ("000000-00000-0000", 0.5, 7)

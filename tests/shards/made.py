@@ -109,7 +109,7 @@ def shard(number: int, requests: int = 8, statuses: tuple[str, str] = ("kept", "
 
 
 def write_parts(output: str, made: Shard, form: pa.Schema = FORM, fingerprint: str = FINGERPRINT) -> list[str]:
-    names = [part_name(made.number, unit) for unit in range(len(made.parts))]
+    names = [part_name(f"{made.number:06d}-{unit:05d}") for unit in range(len(made.parts))]
     for name, rows in zip(names, made.parts, strict=True):
         write_part(output, name, rows, form, fingerprint)
     return names

@@ -14,7 +14,7 @@ from shards.tables import schema
 from tests.shards.made import FINGERPRINT, FORM, candidate, refused
 
 ROWS = [candidate(0, 0, 0, "kept"), candidate(0, 0, 1, "rejected"), candidate(0, 1, 0, "failed"), refused(0, 2)]
-NAME = part_name(0, 3)
+NAME = part_name("000000-00003")
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,8 @@ def whole(tmp_path_factory):
     return (output / "parts" / NAME).read_bytes()
 
 
-def test_names_say_shard_unit_and_generation():
-    assert part_name(12, 3) == "000012-00003.parquet"
-    assert part_name(12, 3, generation=1) == "000012-00003.1.parquet"
+def test_a_part_is_named_like_its_unit():
+    assert part_name("000012-00003") == "000012-00003.parquet"
 
 
 def test_rows_and_images_read_back_in_the_order_of_keys(tmp_path):
@@ -108,7 +107,7 @@ def test_what_a_part_says_of_its_plan_does_not_leave_it(tmp_path):
 
 
 def test_only_broken_parts_and_those_of_another_plan_are_dropped(tmp_path):
-    parts = [part_name(0, unit) for unit in range(5)]
+    parts = [part_name(f"000000-{unit:05d}") for unit in range(5)]
     for name in parts[:4]:
         write_part(str(tmp_path), name, ROWS, FORM, "e" * 64 if name == parts[2] else FINGERPRINT)
     broken = tmp_path / "parts" / parts[1]
@@ -139,4 +138,4 @@ def test_on_s3(s3_bucket):
     write_part(output, NAME, ROWS, FORM, FINGERPRINT)
     assert read_part(output, NAME, FORM, FINGERPRINT)["image"].to_pylist()[0] == ROWS[0]["image"]
     with pytest.raises(FileNotFoundError):
-        read_part(output, part_name(0, 4), FORM, FINGERPRINT)
+        read_part(output, part_name("000000-00004"), FORM, FINGERPRINT)

@@ -111,7 +111,7 @@ def test_a_storage_that_nobody_here_knows_is_one_line_that_begins_with_its_uri(o
     assert type(again) is StorageError and str(again) == str(caught.value)
 
 
-@pytest.mark.parametrize("operation", ["put", "put_if_absent", "get", "names"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_s3_without_credentials_is_one_line(operation, s3_bucket, monkeypatch, tmp_path):
     import s3fs
 

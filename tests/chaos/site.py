@@ -1,0 +1,181 @@
+"""A place where drivers of stand-in work run, are killed, and are started again; and what they leave is compared."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
+
+from configs.loading import load
+from jobs.planning import look, make_plan
+from jobs.verify import verify
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ("data", "metadata", "commits")
+LEFT_ALONE_S = 180  # a driver that takes longer hangs
+
+
+def plan(
+    folder: Path,
+    units: int,
+    shard_size: int = 12,
+    prompts: Callable[[int], str] = "prompt {}".format,
+    requests: int = 3,
+    candidates: int = 2,
+) -> Path:
+    """Plan an output of so many units of so many requests and candidates each; returns it."""
+    manifest = folder / "manifest.jsonl"
+    rows = ({"id": f"r{i}", "prompt": prompts(i)} for i in range(requests * units))
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = [f"shards.size={shard_size}", f"defaults.candidates={candidates}"]
+    sizes += ["defaults.steps=1", "defaults.guidance_scale=1", "model.batch=1"]
+    out = folder / "template"
+    with mock.patch("pipelines.units.UNIT_EVALUATIONS", requests * candidates):
+        made = make_plan(look(load("embedded", [f"manifest={manifest}", *sizes])), str(out))
+    assert made.counts.units == units
+    return out
+
+
+def published(out: Path) -> dict[str, bytes]:
+    """Every published byte, by path."""
+    files = [path for folder in PUBLISHED for path in (out / folder).rglob("*") if path.is_file()]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in [*files, out / "index.json", out / "README.md"]}
+
+
+def problems(out: str) -> list[str]:
+    return [str(found) for found in verify(out) if not hasattr(found, "totals")]
+
+
+@dataclass
+class Ended:
+    """A driver's end: exit status (negative: the signal), what it said, and the seconds it took."""
+
+    status: int
+    said: str
+    errors: str
+    seconds: float
+
+
+@dataclass
+class Site:
+    """An output under attack, and the notes of who rendered what.
+
+    Args:
+        out: A copy of a planned output, local or not.
+        notes: A folder of this site's own.
+        address: Of a Ray cluster; each driver starts its own without.
+    """
+
+    out: str
+    notes: Path
+    address: str | None = None
+    options: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, template: Path, folder: Path, address: str | None = None, *options: str) -> "Site":
+        """A fresh site in a folder, its output a copy of a planned one."""
+        notes = folder / "notes"
+        notes.mkdir(parents=True)
+        shutil.copytree(template, folder / "out")
+        return cls(str(folder / "out"), notes, address, options)
+
+    @property
+    def command(self) -> list[str]:
+        address = ["--address", self.address] if self.address else []
+        return [sys.executable, "-m", "tests.chaos.driver", self.out, str(self.notes), *self.options, *address]
+
+    @contextmanager
+    def driver(self, *options: str) -> Iterator[subprocess.Popen[str]]:
+        """A running driver; killed if it is still there at the end."""
+        command = [*self.command, *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
+        # To files, since a pipe that nobody reads stops who writes.
+        with (self.notes / "said").open("a+") as said, (self.notes / "errors").open("a+") as errors:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=errors, text=True, env=environment)
+            try:
+                yield process
+            finally:
+                process.kill()
+                process.wait()
+
+    def run(self, *options: str, attack: Callable[[int], None] = lambda pid: None) -> Ended:
+        """Run a driver to its end; once it renders, `attack` is called with its process number."""
+        said_before, errors_before = self._length("said"), self._length("errors")
+        started = time.monotonic()
+        with self.driver(*options) as process:
+            while process.poll() is None and '"loaded"' not in self._said("said", said_before):
+                time.sleep(0.02)
+                assert time.monotonic() - started < LEFT_ALONE_S, self._said("errors", errors_before)
+            if process.poll() is None:
+                attack(process.pid)
+            process.wait(LEFT_ALONE_S)
+        spent = time.monotonic() - started
+        return Ended(process.returncode, self._said("said", said_before), self._said("errors", errors_before), spent)
+
+    def finish(self, *options: str) -> int:
+        """Start drivers until one ends well; returns how many it took."""
+        for number in range(1, 6):
+            ended = self.run(*options)
+            if ended.status in (0, 3):
+                return number
+        raise AssertionError(f"{self.out}: does not end: {ended.status}\n{ended.said[-2000:]}\n{ended.errors[-4000:]}")
+
+    def rendered(self) -> int:
+        """Requests that were rendered so far, those rendered twice counted twice."""
+        log = self.notes / "rendered"
+        return sum(int(line.split()[1]) for line in log.read_text().splitlines()) if log.exists() else 0
+
+    @property
+    def fired(self) -> bool:
+        return (self.notes / "fired").exists()
+
+    def _length(self, name: str) -> int:
+        path = self.notes / name
+        return path.stat().st_size if path.exists() else 0
+
+    def _said(self, name: str, start: int) -> str:
+        return (self.notes / name).read_bytes()[start:].decode()
+
+
+def workers(title: str, root: int) -> list[int]:
+    """The Ray workers with this title that descend from a process."""
+    parents, found = {}, []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int(fields[1])
+                if (entry / "cmdline").read_bytes().startswith(title.encode()) and fields[0] != "Z":
+                    found.append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # gone in between
+
+    def descends(pid: int) -> bool:
+        while pid > 1 and pid != root:
+            pid = parents.get(pid, 0)
+        return pid == root
+
+    return [pid for pid in found if descends(pid)]
+
+
+def kill_one(title: str, root: int, rng: random.Random, within_s: float = 30.0) -> bool:
+    """SIGKILL one of the workers with this title; waits until there is one. Whether there was."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        if found := workers(title, root):
+            try:
+                os.kill(rng.choice(found), signal.SIGKILL)
+                return True
+            except ProcessLookupError:
+                pass
+        time.sleep(0.01)
+    return False

@@ -1,0 +1,159 @@
+"""Stand-ins for the two models: a generator that paints noise of its seeds and a CLIP that scores by hash. All else is the real
+thing: the actors' processes, the lanes, ranking, encoding, parts, assembly, commits.
+
+Here too is what goes wrong on purpose: poison in prompts, and processes that kill themselves at one step of their writing.
+"""
+
+import ctypes
+import hashlib
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from jobs import cluster, running
+from pipelines.errors import MISFIT, FatalError
+from pipelines.finishing import finish
+from pipelines.results import Candidate, Outcome, Rendered, Scored
+from pipelines.units import Unit, candidate_seed
+from shards.parts import part_name, write_part
+
+
+@dataclass(frozen=True)
+class Chaos:
+    """What goes wrong, and where it is written down.
+
+    Attributes:
+        folder: Of this run's notes: `rendered` has a line a unit, `fired` is there once a process has killed itself.
+        seconds: That a unit takes.
+        role, step: Which kind of process kills itself before which of its operations on files, counted from 1; never where 0.
+        under: Only operations on paths that have this in them count.
+    """
+
+    folder: str
+    seconds: float = 0.05
+    role: str = ""
+    step: int = 0
+    under: str = ""
+
+    def note(self, name: str, line: str) -> None:
+        with (Path(self.folder) / name).open("a") as file:
+            file.write(line + "\n")
+
+    @property
+    def fired(self) -> Path:
+        return Path(self.folder) / "fired"
+
+    def arm(self, role: str) -> None:
+        """From now on count this process's operations on files, if it is of the kind."""
+        if role == self.role and self.step and not _ARMED.steps:
+            _ARMED.steps = -1
+            sys.addaudithook(lambda event, arguments: self._count(event, arguments))
+
+    def _count(self, event: str, arguments: tuple) -> None:
+        if event not in ("open", "os.rename", "os.link", "os.remove", "os.mkdir") or not any(
+            isinstance(argument, str | os.PathLike) and self.under in os.fspath(argument) for argument in arguments
+        ):
+            return
+        _ARMED.steps = max(0, _ARMED.steps) + 1
+        if _ARMED.steps == self.step:
+            try:
+                os.close(os.open(self.fired, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return  # once a run
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class _Armed:
+    steps: int = 0
+
+
+_ARMED = _Armed()
+
+
+class Clip:
+    """Scores by hash, with embeddings as wide as the embedded family's."""
+
+    def score(self, prompts: list[str], images: list[np.ndarray]) -> list[Scored]:
+        return [self._score(prompt, image) for prompt, image in zip(prompts, images, strict=True)]
+
+    def _score(self, prompt: str, image: np.ndarray) -> Scored:
+        digest = hashlib.sha256(prompt.encode() + image.tobytes()).digest()
+        embedding = np.resize(np.frombuffer(digest, np.uint8), 128).astype(np.float32)
+        return Scored(float(int.from_bytes(digest[8:10], "big")) / 1000, embedding / np.linalg.norm(embedding))
+
+
+def paint(seed: int, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8 that depends on the seed alone."""
+    coarse = np.random.Generator(np.random.PCG64(seed)).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.ascontiguousarray(coarse.repeat(height // 4, 0).repeat(width // 4, 1))
+
+
+def poison(prompt: str, cured: bool) -> None:
+    """Do to this process what a prompt says, as a broken library would."""
+    word = "" if cured else prompt.split(" ", 1)[0]
+    if word == "segfault":
+        ctypes.string_at(0)
+    if word == "exit":
+        os._exit(7)
+    if word == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if word == "hang":
+        time.sleep(3600)
+    if word == "memory":
+        raise FatalError(f"{MISFIT} 8; set model.batch lower")
+
+
+def install(chaos: Chaos) -> None:
+    """Put the stand-ins in the places of the actors, in this driver and in the workers that it starts."""
+
+    @ray.remote(max_restarts=0)
+    class Generator:
+        def __init__(self, model, job_seed, roots):
+            self._job_seed = job_seed
+
+        def load(self):
+            return {"cpu": "stand-in"}
+
+        @ray.method(num_returns=2)
+        def render(self, unit: Unit):
+            chaos.note("rendered", f"{unit.name} {len(unit.requests)}")
+            time.sleep(chaos.seconds)
+            return None, Rendered(tuple(self._outcome(placed) for placed in unit.requests), {"denoise": chaos.seconds})
+
+        def _outcome(self, placed) -> Outcome:
+            request = placed.request
+            poison(request.prompt, (Path(chaos.folder) / "cured").exists())
+            seeds = [candidate_seed(self._job_seed, request, index) for index in range(request.candidates)]
+            made = (Candidate(i, seed, paint(seed, request.height, request.width), 1) for i, seed in enumerate(seeds))
+            return Outcome(placed.row, tuple(made))
+
+    @ray.remote(max_restarts=0)
+    class Scorer:
+        def __init__(self, output, facts, form, fingerprint):
+            self._output, self._facts, self._form, self._fingerprint = output, facts, form, fingerprint
+
+        def load(self):
+            chaos.arm("scorer")
+
+        def finish(self, unit: Unit, rendered: Rendered):
+            from actors.receipts import Receipt
+
+            finished = finish(unit, rendered, Clip(), self._facts)
+            write_part(self._output, part_name(unit.name), finished.rows, self._form, self._fingerprint)
+            return Receipt.of(unit, finished.rows, finished.scores, {**rendered.seconds, **finished.seconds})
+
+    real = running.assemble_shard._function
+
+    @ray.remote(max_retries=3, scheduling_strategy="SPREAD")
+    def assemble_shard(arguments, others=()):
+        chaos.arm("assembler")
+        return real(arguments, others)
+
+    cluster.Generator, cluster.Scorer, running.assemble_shard = Generator, Scorer, assemble_shard

@@ -1,0 +1,38 @@
+"""Datasets with their plans for tests: planned from a real manifest, of shards that nobody had to render."""
+
+import dataclasses
+import json
+
+from configs.loading import load
+from jobs.plan import put_hardware, write_plan
+from jobs.planning import look, make_plan
+from jobs.publishing import finish, made_of
+from shards.commits import read_records
+from tests.shards.made import assembled, shard
+
+SHARDS = 3
+ROWS = 8  # a shard
+
+
+def planned_dataset(folder):
+    """A finished dataset of three shards in folder/out, the second without a kept image; returns the plan and the URI."""
+    manifest, output = folder / "manifest.jsonl", str(folder / "out")
+    rows = [{"prompt": f"a “cat”, number {row}", "topic": "cats", "weight": 7.5} for row in range(SHARDS * ROWS)]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load("embedded", [f"manifest={manifest}", f"shards.size={ROWS}", "defaults.candidates=2"])
+    plan = dataclasses.replace(make_plan(look(config), output), embedding=4)
+    write_plan(output, plan)
+    put_hardware(output, {"cpu": "x86_64", "threads": "1"})
+    commit_planned(output, plan, range(SHARDS))
+    finish(plan, output, read_records(output))
+    return plan, output
+
+
+def commit_planned(output, plan, shards, generations=None):
+    """What a run would do with these shards of the dataset, at no cost; the same bytes each time."""
+    for number in shards:
+        made = shard(number, statuses=("rejected", "failed") if number == 1 else ("kept", "rejected"))
+        # Of the plan's carried columns, lists are none.
+        parts = tuple(tuple({k: v for k, v in row.items() if k != "tags"} for row in part) for part in made.parts)
+        more = {"fingerprint": plan.fingerprint, "generation": (generations or {}).get(number, 0)}
+        assembled(output, dataclasses.replace(made, parts=parts), form=made_of(plan, []).form, **more)

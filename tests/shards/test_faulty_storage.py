@@ -1,0 +1,383 @@
+import errno
+import os
+import random
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import aiohttp
+import pytest
+import s3fs
+
+from shards import retries, storage
+from shards.retries import GaveUpError, is_passing, persistently
+from shards.storage import StorageError, check_uri, delete, get, join, names, put, put_if_absent
+from tests.chaos.proxy import KINDS, FaultyProxy
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No long pauses, no long waits, and every fault is met by our own tries rather than by the client's."""
+    for module, name, value in [
+        (retries, "FIRST_PAUSE", 0.01),
+        (retries, "LONGEST_PAUSE", 0.05),
+        (retries, "TRIES", 30),
+        (storage, "REQUEST_TRIES", 1),
+        (storage, "READ_TIMEOUT", 0.4),
+    ]:
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.fixture
+def through(s3_bucket, s3_endpoint, monkeypatch):
+    """Starts a faulty proxy, which from then on stands between the storage and the bucket."""
+    proxies = []
+
+    def start(share, **options):
+        proxy = FaultyProxy(s3_endpoint, share, seed=5, **{"stall": 0.6, **options})
+        proxy.start()
+        proxies.append(proxy)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        return proxy
+
+    yield start
+    for proxy in proxies:
+        proxy.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def _use_everything(uri, seed):
+    """All operations on files of one's own, each checked; returns how many there were."""
+    chance = random.Random(seed)
+    first, second = (chance.randbytes(chance.choice([0, 1, 1_000, 70_000])) + bytes([n]) for n in range(2))
+    put(join(uri, "a"), first)
+    assert get(join(uri, "a")) == first
+    put(join(uri, "a"), second)
+    assert get(join(uri, "a")) == second
+    assert put_if_absent(join(uri, "b"), first) is True
+    assert put_if_absent(join(uri, "b"), second) is False
+    assert get(join(uri, "b")) == first
+    assert list(names(uri)) == ["a", "b"]
+    delete(join(uri, "a"))
+    delete(join(uri, "a"))
+    with pytest.raises(FileNotFoundError):
+        get(join(uri, "a"))
+    assert list(names(uri)) == ["b"]
+    assert list(names(join(uri, "none"))) == []
+    return 13
+
+
+def test_with_a_third_of_the_requests_harmed_everything_succeeds_with_the_right_contents(quick, through, s3_bucket):
+    proxy = through(0.3)
+    with ThreadPoolExecutor(16) as workers:
+        done = sum(workers.map(lambda number: _use_everything(f"{s3_bucket}/{number}", number), range(32)))
+    assert done == 416 and set(proxy.faults) == set(KINDS)
+    assert proxy.faults.total() > 100
+
+
+def test_so_it_does_with_the_clients_own_tries_first(through, s3_bucket, monkeypatch):
+    monkeypatch.setattr(storage, "READ_TIMEOUT", 1.0)
+    proxy = through(0.1)
+    with ThreadPoolExecutor(8) as workers:
+        assert list(workers.map(lambda number: _use_everything(f"{s3_bucket}/{number}", number), range(8)))
+    assert proxy.faults.total() > 5
+
+
+EACH = {
+    "put": lambda bucket: put(join(bucket, "a"), b"one") is None,
+    "get": lambda bucket: get(join(bucket, "there")) == b"x" * 1000,
+    "put if absent": lambda bucket: put_if_absent(join(bucket, "b"), b"two") is True,
+    "put where one is": lambda bucket: put_if_absent(join(bucket, "there"), b"two") is False,
+    "names": lambda bucket: list(names(bucket)) == ["a", "b", "there"],
+    "delete": lambda bucket: delete(join(bucket, "a")) is None,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_harm_alone_is_survived(quick, through, s3_bucket, kind):
+    limit = 1 if kind == "stall" else 2  # each takes its time
+    harmed = {"conflict": {"put if absent": limit, "put where one is": limit}, "exists_after": {"put if absent": 1}}
+    proxy = through(1.0, kinds=[kind], limit=0)
+    put(join(s3_bucket, "there"), b"x" * 1000)
+    for operation, succeeds in EACH.items():
+        before = proxy.faults.total()
+        proxy.limit = before + limit
+        assert succeeds(s3_bucket), operation
+        assert proxy.faults.total() - before == harmed.get(kind, dict.fromkeys(EACH, limit)).get(operation, 0), operation
+    proxy.limit = 0
+    assert get(join(s3_bucket, "b")) == b"two" and list(names(s3_bucket)) == ["b", "there"]
+
+
+def test_a_conditional_put_whose_answer_is_lost_was_written_by_us(quick, through, s3_bucket):
+    for kind in ("reset_after", "cut", "exists_after"):
+        proxy = through(1.0, kinds=[kind], limit=1)
+        assert put_if_absent(join(s3_bucket, kind), b"mine") is True
+        assert proxy.faults == {kind: 1} and get(join(s3_bucket, kind)) == b"mine"
+        assert put_if_absent(join(s3_bucket, kind), b"another's") is False
+
+
+def test_of_contents_put_at_once_through_faults_exactly_one_is_written_and_stands(quick, through, s3_bucket):
+    proxy = through(0.6, kinds=["conflict", "exists_after", "reset_after", "cut"])
+    with ThreadPoolExecutor(8) as workers:
+        for number in range(3):
+            uri = join(s3_bucket, f"record-{number}")
+            contents = [f"{number} by {writer}".encode() for writer in range(8)]
+            outcomes = list(workers.map(lambda content, uri=uri: put_if_absent(uri, content), contents))
+            (winner,) = [content for content, won in zip(contents, outcomes, strict=True) if won]
+            assert get(uri) == winner
+    assert proxy.faults["conflict"] and proxy.faults["reset_after"]
+
+
+@pytest.mark.parametrize("size", [1, 1_000, 3_000_000])
+def test_a_body_that_always_breaks_off_is_never_returned(quick, through, s3_bucket, size, monkeypatch):
+    monkeypatch.setattr(retries, "TRIES", 3)
+    put(join(s3_bucket, "a"), b"x" * size)
+    proxy = through(1.0, kinds=["cut"])
+    with pytest.raises(StorageError, match=r"tried 3 times in \d s\)$"):
+        get(join(s3_bucket, "a"))
+    assert proxy.requests == {"GET": 3}
+
+
+OPERATIONS = {
+    "put": lambda uri: put(uri, b"x"),
+    "put_if_absent": lambda uri: put_if_absent(uri, b"x"),
+    "get": get,
+    "delete": delete,
+    "names": lambda uri: list(names(uri)),
+}
+
+
+@pytest.mark.parametrize("kind", ["error", "slow_down", "reset_before", "stall"])
+def test_when_all_tries_fail_one_line_says_how_often(quick, through, s3_bucket, monkeypatch, kind):
+    monkeypatch.setattr(retries, "TRIES", 3)
+    monkeypatch.setattr(storage, "READ_TIMEOUT", 0.2)
+    proxy = through(1.0, kinds=[kind], stall=0.4)
+    for operation in OPERATIONS.values():
+        proxy.requests.clear()
+        with pytest.raises(StorageError, match=rf"^{s3_bucket}/x: \S.* \(tried 3 times in \d s\)$") as caught:
+            operation(f"{s3_bucket}/x")
+        assert "\n" not in str(caught.value)
+        assert 3 <= proxy.requests.total() <= 6  # the client's pool sends once more what a reset connection took
+
+
+def test_a_server_that_takes_nothing_in_does_not_hold_an_upload_forever(quick, s3_bucket, monkeypatch):
+    monkeypatch.setattr(storage, "UPLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(storage, "SLOWEST_UPLOAD", 10**9)
+    monkeypatch.setattr(storage, "READ_TIMEOUT", 60.0)
+    monkeypatch.setattr(retries, "TRIES", 2)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        began = time.monotonic()
+        with pytest.raises(StorageError, match=rf"^{s3_bucket}/x: .*tried 2 times"):
+            put(f"{s3_bucket}/x", b"x" * 30_000_000)
+        assert time.monotonic() - began < 8
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_what_will_not_pass_is_not_tried_again(through, s3_bucket, s3_endpoint):
+    proxy = through(0.0)
+    began = time.monotonic()
+    for operation in ("put", "put_if_absent"):
+        with pytest.raises(StorageError, match=f"^{s3_bucket}-not/x: .*does not exist$"):
+            OPERATIONS[operation](f"{s3_bucket}-not/x")
+    with pytest.raises(FileNotFoundError):
+        get(f"{s3_bucket}/none")
+    assert proxy.requests == {"PUT": 2, "GET": 1} and time.monotonic() - began < 5
+
+
+class _AnswerError(Exception):
+    def __init__(self, status, code):
+        super().__init__(code)
+        self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (_AnswerError(500, "InternalError"), True),
+        (_AnswerError(502, "502"), True),
+        (_AnswerError(503, "SlowDown"), True),
+        (_AnswerError(504, "504"), True),
+        (_AnswerError(400, "RequestTimeout"), True),
+        (_AnswerError(409, "ConditionalRequestConflict"), True),
+        (_AnswerError(404, "NoSuchUpload"), True),
+        (_AnswerError(403, "AccessDenied"), False),
+        (_AnswerError(403, "403"), False),
+        (_AnswerError(404, "NoSuchBucket"), False),
+        (_AnswerError(404, "NoSuchKey"), False),
+        (_AnswerError(501, "NotImplemented"), False),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (aiohttp.ClientPayloadError(), True),
+        (PermissionError(), False),
+        (FileNotFoundError(), False),
+        (ValueError(), False),
+    ],
+)
+def test_it_is_known_what_passes(error, passing):
+    assert is_passing(error) is passing
+    wrapped = OSError("translated")
+    wrapped.__cause__ = error
+    assert is_passing(wrapped) is passing
+
+
+def test_a_file_that_is_there_is_known_from_every_form_of_the_answer(monkeypatch):
+    """Clients of other versions do not make a FileExistsError of it."""
+    answered = OSError(errno.EINVAL, "At least one condition failed")
+    answered.__cause__ = _AnswerError(412, "PreconditionFailed")
+    for error in (answered, OSError(errno.EEXIST, "there"), RuntimeError("412: At least one of the pre-conditions ...")):
+
+        def failing(*arguments, error=error, **options):
+            raise error
+
+        put("memory://known/x", b"one")
+        with monkeypatch.context() as patch:
+            patch.setattr("fsspec.implementations.memory.MemoryFileSystem.pipe_file", failing)
+            assert put_if_absent("memory://known/x", b"two") is False
+            assert put_if_absent("memory://known/x", b"one") is True
+
+
+def test_pauses_grow_to_a_bound_with_chance_and_the_tries_end_by_number_and_by_time(monkeypatch):
+    now, pauses = [0.0], []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def fail(taking):
+        now[0] += taking
+        raise ConnectionResetError
+
+    with pytest.raises(GaveUpError, match=r"^tried 8 times in \d+ s$"):
+        persistently(lambda: fail(0))
+    assert len(pauses) == retries.TRIES - 1 and sum(pauses) < 60
+    for pause, whole in zip(pauses, [0.5, 1, 2, 4, 8, 15, 15], strict=True):
+        assert whole / 2 <= pause <= whole
+    assert len({pause / whole for pause, whole in zip(pauses, [0.5, 1, 2, 4, 8, 15, 15], strict=True)}) == 7
+    now[0] = 0.0
+    with pytest.raises(GaveUpError, match=r"^tried 2 times in 12\d s$"):
+        persistently(lambda: fail(60))
+    with pytest.raises(GaveUpError, match=r"^tried 1 time in 200 s$"):
+        persistently(lambda: fail(200))
+
+
+def test_a_link_whose_answer_is_lost_was_written_by_us(tmp_path, monkeypatch):
+    link = os.link
+
+    def forgetful(source, place):
+        link(source, place)
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "link", forgetful)
+    assert put_if_absent(str(tmp_path / "a"), b"one") is True
+    monkeypatch.setattr(os, "link", link)
+    assert put_if_absent(str(tmp_path / "a"), b"one") is False
+
+
+SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"s3://AKIDEXAMPLE:{SECRET}@bucket/data",
+        f"s3://user:p@{SECRET}@bucket/data",
+        f"s3://bucket/data?secret={SECRET}",
+        f"s3://bucket/data?key=AKIDEXAMPLE&secret={SECRET}&x=1",
+        f"https://host/file?X-Amz-Expires=60&X-Amz-Security-Token={SECRET}",
+        f"https://account.blob/x?sig={SECRET}",
+        f"simplecache::ftp://user:{SECRET}@host/x",
+        f"s3://bucket/{SECRET}",
+    ],
+)
+def test_a_uri_with_credentials_is_refused_in_one_line_that_does_not_repeat_them(uri, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET if uri.startswith("s3://bucket/w") else "test")
+    with pytest.raises(StorageError, match=r"^\S+: a URI must not carry credentials") as caught:
+        check_uri(uri)
+    assert not {SECRET, SECRET.split("/")[0], SECRET.split("/")[1]} & set(str(caught.value).replace("@", " ").split())
+    assert SECRET not in str(caught.value) and "K7MDENG" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/data",
+        "s3://bucket/a@b:c",
+        "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/mine/a@b",
+        "s3://bucket/rows?.jsonl",
+        "s3://bucket/file?versionId=1",
+        "abfs://container@account.dfs.core.windows.net/x",
+        "hdfs://host:8020/a@b",
+        "sftp://user@host/x",
+        "/a:b@c/?secret=local",
+        "file:///a:b@c?key=1",
+        "out",
+    ],
+)
+def test_a_uri_without_credentials_is_taken(uri):
+    check_uri(uri)
+
+
+@pytest.mark.parametrize("variable", ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+def test_no_message_holds_a_secret_even_where_the_storage_says_it(variable, monkeypatch):
+    import fsspec
+
+    monkeypatch.setenv(variable, SECRET)
+    said = "x" * 480 + f" {SECRET} " + SECRET.replace("/", "%2F").replace("+", "%2B") + " http://me:pass-word@host/?token=to-ken"
+
+    def failing(*arguments, **options):
+        raise OSError(said)
+
+    monkeypatch.setattr(fsspec.filesystem("memory").__class__, "cat_file", failing)
+    with pytest.raises(StorageError) as caught:
+        get("memory://u:pass-word@x/y?secret=to-ken")
+    message = str(caught.value)
+    assert not [part for part in ("wJalr", "K7MDENG", "pass-word", "to-ken") if part in message]
+
+
+def test_an_endpoint_with_a_password_is_not_repeated(quick, s3_bucket, monkeypatch):
+    monkeypatch.setattr(retries, "TRIES", 2)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://me:pass-word@127.0.0.1:{port}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError, match=r"tried 2 times") as caught:
+        get(f"{s3_bucket}/x")
+    assert "pass-word" not in str(caught.value)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_the_proxy_passes_on_what_it_does_not_harm(through, s3_endpoint):
+    """Chunked bodies, heads, and a connection that is kept."""
+    import http.client
+
+    proxy = through(0.0)
+    connection = http.client.HTTPConnection(proxy.url.removeprefix("http://"))
+    name = f"/c{threading.get_ident()}"
+    for method, path, body, status in [
+        ("PUT", name, None, 200),
+        ("PUT", f"{name}/key", iter([b"one", b"two"]), 200),
+        ("HEAD", f"{name}/key", None, 200),
+        ("GET", f"{name}/key", None, 200),
+        ("POST", f"{name}?delete", b"<Delete><Object><Key>key</Key></Object></Delete>", 200),
+        ("GET", f"{name}/key", None, 404),
+        ("DELETE", name, None, 204),
+    ]:
+        headers = {"Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request"}
+        connection.request(method, path, body, headers, encode_chunked=True)
+        socket_before = connection.sock
+        answer = connection.getresponse()
+        content = answer.read()
+        assert answer.status == status, (method, content)
+        assert connection.sock is socket_before is not None
+        if method == "GET" and status == 200:
+            assert content == b"onetwo"
+        if method == "HEAD":
+            assert answer.getheader("Content-Length") == "6"
+    assert proxy.faults == {} and proxy.requests.total() == 7
