@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from shards.assembly import assemble
-from shards.commits import CommitRecord, read_record
+from shards.commits import CommitRecord, check_plan, read_record
 from shards.generations import drop_earlier
 from shards.parts import PartError, drop_broken
 from shards.storage import delete, join
@@ -30,6 +30,7 @@ def assemble_shard(arguments: dict[str, Any], others: Sequence[str] = ()) -> Com
     except FileNotFoundError:
         # Another try of this task came first, and has cleared up behind itself.
         record = read_record(output, arguments["shard"], arguments["generation"])
+        check_plan(output, [record], arguments["fingerprint"])
     except PartError as error:
         dropped = drop_broken(output, parts, arguments["form"], arguments["fingerprint"])
         more = f" (and {len(dropped) - 1} more parts of its shard)" if len(dropped) > 1 else ""

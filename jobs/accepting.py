@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from configs.errors import shown
 from jobs.plan import Plan, PlanError, ShardPlan, drop_plan, earlier_plans, read_plan, read_shard, write_plan
 from shards.commits import CommitRecord, read_records
 from shards.index import INDEX, SUCCESS
@@ -13,7 +14,7 @@ from shards.storage import delete, join, names
 def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[str]:
     """What differs between what a plan was made from and what is there now, a line each."""
     then = {name: value for name, value in _flat(plan.inputs) if not name.startswith("requests")}
-    now = dict(_flat(inputs))
+    now = {name: value for name, value in _flat(inputs) if not name.startswith("requests")}
     lines = []
     for name in sorted({*then, *now}):
         if then.get(name) != now.get(name):
@@ -38,62 +39,82 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
 
 @dataclass(frozen=True)
 class Aside:
-    """What plans that were put aside leave behind.
+    """What plans that were put aside, or are to be, leave behind.
 
     Attributes:
-        accepted: By the fingerprint of each, what had changed since, a line each.
+        plans: By their fingerprints.
+        accepted: By the same, what had changed since, a line each.
         committed: The shards that stay, by number.
-        last: The latest of them; None where there was none.
     """
 
     output: str
+    plans: Mapping[str, Plan]
     accepted: Mapping[str, Sequence[str]]
     committed: Mapping[int, CommitRecord]
-    last: Plan | None = None
 
-    def shard(self, number: int, rows: int) -> ShardPlan:
-        """A committed shard's plan, to which the manifest now gives so many rows.
+    def shard(self, number: int, ids: Sequence[str]) -> ShardPlan:
+        """A committed shard's plan.
+
+        Args:
+            number: Of the shard.
+            ids: Of the rows that the manifest now gives it.
 
         Raises:
-            PlanError: They are not as many as were committed.
+            PlanError: They are not those that were committed: rows would be lost, or rendered twice.
         """
-        record = self.committed[number]
-        if record.requests != rows:
-            now = f"the manifest now gives it {rows:,}"
-            raise PlanError([f"shard {number:06d} is committed with {record.requests:,} rows, {now}; give another --out"])
-        return read_shard(self.output, number)
+        plan = read_shard(self.output, number)
+        then = [id for _, id in sorted([(p.row, p.request.id) for p in plan.requests] + [(bad.row, bad.id) for bad in plan.bad])]
+        if len(then) != len(ids):
+            now = f"the manifest now gives it {len(ids):,}"
+            raise PlanError([f"shard {number:06d} is committed with {len(then):,} rows, {now}; give another --out"])
+        for row, (was, is_) in enumerate(zip(then, ids, strict=True)):
+            if was != is_:
+                where = f"shard {number:06d}, row {row}"
+                raise PlanError(
+                    [f"{where}: is committed as {shown(was)!r}, the manifest now has {shown(is_)!r}; give another --out"]
+                )
+        return plan
 
     def check(self, shards: int, size: int, carried: Mapping[str, str], embedding: int | None) -> None:
         """Raise PlanError where a new plan's shards cannot stand beside those that are committed."""
-        if self.last is None or not self.committed:
-            return
-        if max(self.committed) >= shards:
-            last = max(self.committed)
+        last = max(self.committed, default=-1)
+        if last >= shards:
             raise PlanError([f"shard {last:06d} is committed, and the manifest now makes {shards:,} shards; give another --out"])
-        for what, then, now in (
-            ("shards.size", self.last.config.shards.size, size),
-            ("carried columns", dict(self.last.carried), dict(carried)),
-            ("embeddings", self.last.embedding, embedding),
-        ):
-            if then != now:
-                raise PlanError([f"{what}: {then} in the shards that are committed, {now} now; give another --out"])
+        for fingerprint in sorted({record.fingerprint for record in self.committed.values()}):
+            if fingerprint not in self.plans:
+                raise PlanError(
+                    [f"{self.output}: its shards are of a plan that is not there, {fingerprint[:16]}; give another --out"]
+                )
+            plan = self.plans[fingerprint]
+            for what, then, now in (
+                ("shards.size", plan.config.shards.size, size),
+                ("carried columns", dict(plan.carried), dict(carried)),
+                ("embeddings", plan.embedding, embedding),
+            ):
+                if then != now:
+                    raise PlanError([f"{what}: {then} in the shards that are committed, {now} now; give another --out"])
 
 
-def put_aside(output: str, there: Plan | None, inputs: Mapping[str, Any]) -> Aside:
-    """Put the plan that is there aside, with what was made for it and is not committed. May be cut off and done again."""
-    earlier = {fingerprint: read_plan(output, fingerprint) for fingerprint in earlier_plans(output)}
+def look_aside(output: str, there: Plan | None, inputs: Mapping[str, Any]) -> Aside:
+    """What would be left of the plan that is there and of those put aside before it, were a plan made from these inputs."""
+    read = {fingerprint: read_plan(output, fingerprint) for fingerprint in earlier_plans(output)}
+    plans = {fingerprint: plan for fingerprint, plan in read.items() if plan is not None}
+    if there is not None:
+        plans[there.fingerprint] = there
+    accepted = {fingerprint: changes(plan, inputs) for fingerprint, plan in sorted(plans.items())}
+    committed = {record.shard: record for record in read_records(output)} if plans else {}
+    return Aside(output, plans, accepted, committed)
+
+
+def put_aside(output: str, there: Plan | None) -> None:
+    """Put the plan that is there aside, and remove what says that it is finished and the parts made for it.
+
+    May be cut off anywhere and done again.
+    """
     if there is not None:
         write_plan(output, there, earlier=True)
-        earlier[there.fingerprint] = there
-    plans = {fingerprint: plan for fingerprint, plan in earlier.items() if plan is not None}
-    if not plans:
-        return Aside(output, {}, {})
-    # The one that the others led to.
-    last = there or max(plans.values(), key=lambda plan: len(plan.accepted))
-    committed = {record.shard: record for record in read_records(output)}
     for name in (SUCCESS, INDEX):
         delete(join(output, name))
     drop_plan(output)
     for name in names(join(output, "parts")):
         delete(join(output, "parts", name))
-    return Aside(output, {**last.accepted, last.fingerprint: changes(last, inputs)}, committed, last)

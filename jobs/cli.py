@@ -97,24 +97,31 @@ def configured(config: str, out: str | None, settings: Sequence[str]) -> tuple[C
     """The config, and the output as an absolute path or a URI: workers do not stand where we stand."""
     loaded = load(config, settings)
     output = out or loaded.output or f"runs/{Path(config).stem}"
+    for manifest in [loaded.manifest] if isinstance(loaded.manifest, str) else loaded.manifest:
+        without_credentials(manifest)
+    return loaded, absolute(output)
+
+
+def without_credentials(uri: str) -> str:
+    """A URI, which says nothing that belongs into the environment."""
     try:
-        for uri in (output, *([loaded.manifest] if isinstance(loaded.manifest, str) else loaded.manifest)):
-            check_uri(uri)
+        check_uri(uri)
     except StorageError as error:
         raise PlanError([str(error)]) from None
-    return loaded, absolute(output)
+    return uri
 
 
 def absolute(output: str) -> str:
     """An output as an absolute path or a URI."""
+    output = without_credentials(output)
     return str(local_path(output).absolute()) if is_local(output) else output.rstrip("/")
 
 
 def planned(config: Config, output: str, console: Console | None, tuned: int | None = None, accept_changes: bool = False) -> Plan:
     """The plan of the output, made if it is not there."""
     sources = look(config if tuned is None else with_batch(config, tuned), output)
-    # Accepting takes away what another run might be working on.
-    with hold(output) if accept_changes else nullcontext():
+    # Nobody else may plan meanwhile, nor run what changes are accepted of.
+    with hold(output) if accept_changes or read_plan(output) is None else nullcontext():
         return _planned(sources, output, console, tuned, accept_changes)
 
 
@@ -241,6 +248,7 @@ def rendered(
 def status(out: str, as_json: bool) -> None:
     """What is done, failed and left, from the records alone."""
     with one_line_errors():
+        without_credentials(out)
         found = summary.status(out)
         if found is None:
             stop(USAGE, f"{out}: nothing was planned there")
@@ -256,9 +264,10 @@ def status(out: str, as_json: bool) -> None:
 @click.option("--repair", is_flag=True, help="Make damaged shards again, and no others, to the same bytes.")
 def verify(out: str, repair: bool) -> None:
     """Reopen every file, check every hash, count, key and orphan. Exits with 1 where anything is wrong."""
-    from jobs.repair import clear, remembered
+    from jobs.repair import check_repairable, clear, remembered
 
     with one_line_errors():
+        without_credentials(out)
         if not any(name for folder in ("plan", "commits") for name in names(join(out, folder))):
             stop(USAGE, f"{out}: nothing was planned there")
         if not repair:
@@ -270,6 +279,7 @@ def verify(out: str, repair: bool) -> None:
             found = found_wrong(output)
             if not found and not remembered(output).shards:
                 return
+            check_repairable(output, found)
             cleared = clear(output, found)
         if cleared.shards or not all(problem.surplus for problem in found):
             made_again(output, cleared)
@@ -309,10 +319,9 @@ def made_again(output: str, cleared: "Cleared") -> None:
 
 def repaired(output: str, cleared: "Cleared") -> str:
     """How a repair ended; stops where bytes are others than they were."""
-    from jobs.repair import differing, forget
+    from jobs.repair import differing
 
     lines = differing(output, cleared)
-    forget(output)
     if lines:
         stop(FAILED, *lines)
     if not cleared.shards:
@@ -335,6 +344,7 @@ def sheet(out: str, file: Path, most: int, columns: int) -> None:
         if file.suffix.lower() not in ENDINGS:
             stop(USAGE, f"{file}: no ending of an image; use one of {' '.join(ENDINGS)}")
         try:
+            without_credentials(out)
             shown = list(kept_images(out, most))
         except SheetError as error:
             stop(FAILED, f"{error}; `promptmill verify {out}` says what else is wrong")
@@ -353,6 +363,7 @@ def regenerate(out: str, key: str, file: Path | None) -> None:
     from jobs.regenerate import regenerate as made_again
 
     with one_line_errors():
+        without_credentials(out)
         made = made_again(out, key)
         place = file or Path(f"{key}.{made.ending}")
         place.write_bytes(made.image)

@@ -20,7 +20,7 @@ from actors.pools import Sizes
 from actors.scorer import Scorer
 from jobs.lanes import AbortError, DiedError, LostError, Pool, StartError
 from jobs.plan import Plan
-from pipelines.errors import MISFIT, FatalError, ModelError
+from pipelines.errors import MEMORY, MISFIT, FatalError, ModelError
 from pipelines.rows import Facts
 from shards.storage import StorageError
 
@@ -70,7 +70,7 @@ class RayActor:
         except exceptions.ObjectLostError as error:
             raise LostError(_reason(error)) from None
         except exceptions.OutOfMemoryError as error:
-            raise DiedError(f"out of memory: {_reason(error)}") from None
+            raise DiedError(f"{MEMORY}: {_reason(error)}") from None
         except (exceptions.RayActorError, exceptions.WorkerCrashedError) as error:
             raise DiedError(_reason(error), by_infrastructure=_by_infrastructure(error)) from None
         except exceptions.RayTaskError as error:

@@ -17,6 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from jobs.channels import Channel
 
+DEADLINE = "past its deadline of"
 PATIENCE = 3  # times a unit may die alone, and times in a row an actor may fail to start
 
 Unit = TypeVar("Unit")
@@ -281,7 +282,7 @@ class _Lane:
                 return await actor.call(*work)
         except TimeoutError:
             self._drop(actor)
-            raise DiedError(f"past its deadline of {self._starts.pool.deadline_s:g} s") from None
+            raise DiedError(f"{DEADLINE} {self._starts.pool.deadline_s:g} s") from None
         except DiedError:
             self._drop(actor)
             raise

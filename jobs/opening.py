@@ -14,7 +14,7 @@ class Open:
     """A shard under way.
 
     Attributes:
-        plan: What is asked for.
+        shard: Its number.
         generation: That it will be committed as.
         before: The record of the generation that is there, whose rows stay but for those `again`; None for a shard made whole.
         again: Rows, counted from 0 in the shard.
@@ -23,7 +23,7 @@ class Open:
         others: The names of parts of it that may lie there besides.
     """
 
-    plan: ShardPlan
+    shard: int
     generation: int = 0
     before: CommitRecord | None = None
     again: frozenset[int] = frozenset()
@@ -62,10 +62,10 @@ class Open:
         return pieces
 
 
-def units_of(shard: Open, batch: int) -> list[Unit]:
+def units_of(shard: Open, plan: ShardPlan, batch: int) -> list[Unit]:
     """The units of a shard as planned, or, of one that is there, new ones of the rows that are rendered again."""
     if shard.before is None:
-        planned = shard.plan.cut()
+        planned = plan.cut()
     else:
-        planned = list(cut(shard.plan.shard, (placed for placed in shard.plan.requests if placed.row in shard.again), batch))
+        planned = list(cut(shard.shard, (placed for placed in plan.requests if placed.row in shard.again), batch))
     return [replace(unit, generation=shard.generation) for unit in planned]

@@ -236,6 +236,14 @@ def drop_plan(output: str) -> None:
     delete(_plan_uri(output))
 
 
+def drop_shards(output: str, shards: int) -> None:
+    """Remove the plans of shards that a larger manifest once had."""
+    folder = join(output, "plan", "shards")
+    for name in names(folder):
+        if name.split(".")[0].isdigit() and int(name.split(".")[0]) >= shards:
+            delete(join(folder, name))
+
+
 def earlier_plans(output: str) -> list[str]:
     """The fingerprints of the plans that were put aside."""
     return [name.removesuffix(".json") for name in names(join(output, "plan", "earlier"))]

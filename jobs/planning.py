@@ -12,13 +12,14 @@ import fsspec
 
 from configs.parameters import MODES
 from configs.schema import Config
-from jobs.accepting import Aside, changes, put_aside
+from jobs.accepting import Aside, changes, look_aside, put_aside
 from jobs.plan import (
     BadRow,
     Counts,
     Plan,
     PlanError,
     ShardPlan,
+    drop_shards,
     earlier_plans,
     fingerprint_of,
     read_plan,
@@ -178,7 +179,11 @@ def make_plan(
             raise PlanError([f"{output} was planned from something else; {ways}:", *different])
     elif earlier_plans(output) and not accept_changes:
         raise PlanError([f"{output}: its plan was put aside for changes; give --accept-changes to go on with these"])
-    aside = put_aside(output, there, sources.inputs)
+    aside = look_aside(output, there, sources.inputs)
+    if aside.plans:
+        # A first pass that writes nothing: what would be refused is refused before anything is put aside.
+        _Making(sources, output, progress, aside, writing=False).run()
+        put_aside(output, there)
     making = _Making(sources, output, progress, aside)
     try:
         plan = making.run()
@@ -187,14 +192,15 @@ def make_plan(
         raise
     plan = replace(plan, tuned_batch=tuned_batch, accepted=aside.accepted)
     write_plan(output, plan)
+    drop_shards(output, plan.shards)
     return plan
 
 
 class _Making:
-    """One pass over a manifest."""
+    """One pass over a manifest; `writing` the shards, or only looking whether anything is to be refused."""
 
-    def __init__(self, sources: Sources, output: str, progress: Progress, aside: Aside):
-        self.sources, self.output, self.progress, self.aside = sources, output, progress, aside
+    def __init__(self, sources: Sources, output: str, progress: Progress, aside: Aside, writing: bool = True):
+        self.sources, self.output, self.progress, self.aside, self.writing = sources, output, progress, aside, writing
         self.config = sources.config
         self.recording = self.config.runtime.on_bad_row == "record"
         self.counts = Counts()
@@ -270,7 +276,8 @@ class _Making:
             return
         if len(self.hashes) in self.aside.committed:
             # As it was committed, whatever its rows are now.
-            kept = self.aside.shard(len(self.hashes), len(self.rows))
+            ids = [checked.request.id if checked.request else _bad_row(row, checked).id for row, checked in enumerate(self.rows)]
+            kept = self.aside.shard(len(self.hashes), ids)
             self.rows = []
             self.count(kept)
             self.hashes.append(shard_hash(kept))
@@ -285,7 +292,7 @@ class _Making:
         shard = _with_units(ShardPlan(len(self.hashes), tuple(placed), (), tuple(bad)), self.config.model.batch)
         self.count(shard)
         # A plan that will be refused is not worth writing.
-        writes = self.recording or not self.problems
+        writes = self.writing and (self.recording or not self.problems)
         self.hashes.append(write_shard(self.output, shard) if writes else "")
 
     def count(self, shard: ShardPlan, sign: int = 1) -> None:
@@ -312,7 +319,7 @@ class _Making:
             doubled = {(checked.number - 1) % size: checked for checked in some}
             for checked in doubled.values():
                 self.note(checked.lines())
-            if not self.recording or number in self.aside.committed:
+            if not self.writing or not self.recording or number in self.aside.committed:
                 continue
             shard = read_shard(self.output, number)
             self.count(shard, -1)

@@ -13,6 +13,7 @@ from shards.storage import delete, get, join, names, put, sweep_scratch
 from shards.tables import schema
 
 FOLDERS = ("", "data", "metadata", "commits", "parts", "plan", "plan/shards", "plan/earlier", "stats")
+REPAIR_NOTE = "stats/repair.json"  # what a repair that was cut off goes on from
 LICENCE = re.compile(rb"license: [A-Za-z0-9.-]+")
 
 
@@ -33,6 +34,7 @@ def finish(plan: Plan, output: str, records: Sequence[CommitRecord]) -> Totals:
         drop_earlier(output, record.shard, record.generation)
     for name in names(join(output, "parts")):
         delete(join(output, "parts", name))
+    delete(join(output, REPAIR_NOTE))
     for folder in FOLDERS:
         sweep_scratch(join(output, folder))
     return totals

@@ -9,15 +9,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from jobs.plan import Plan, PlanError, read_plan
+from jobs.accepting import changes
+from jobs.plan import Plan, PlanError, read_hardware, read_plan
 from jobs.plan_checks import Planned
 from jobs.problems import Problem
+from jobs.publishing import REPAIR_NOTE
 from jobs.verify import read_all_records, read_index
+from pipelines.identity import library_versions, model_identity
 from shards.commits import CommitRecord, parse_shard_name, read_records, shard_name
 from shards.index import INDEX, SUCCESS
 from shards.storage import delete, get, join, names, put
-
-NOTE = ("stats", "repair.json")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def clear(output: str, problems: Iterable[Problem]) -> Cleared:
             hashes |= _hashes(shards[shard], said)
     cleared = Cleared(dict(sorted(shards.items())), hashes)
     if damaged:
-        put(join(output, *NOTE), (json.dumps(asdict(cleared), indent=1) + "\n").encode())
+        put(join(output, REPAIR_NOTE), (json.dumps(asdict(cleared), indent=1) + "\n").encode())
         delete(join(output, SUCCESS))
         delete(join(output, INDEX))
     for shard in sorted(damaged):
@@ -83,10 +84,40 @@ def clear(output: str, problems: Iterable[Problem]) -> Cleared:
     return cleared
 
 
+def check_repairable(output: str, problems: Sequence[Problem]) -> None:
+    """See whether what is damaged can be made again here, to the same bytes, before anything is deleted.
+
+    Raises:
+        PlanError: Model, libraries or hardware are others than made it, a damaged shard was committed before changes that were
+            accepted, or as `clear`.
+        ModelError: The model is not there.
+    """
+    damaged = {problem.shard for problem in problems if problem.shard is not None} | set(remembered(output).shards)
+    if not damaged:
+        return
+    plan = _plan(output, problems)
+    config = plan.config
+    now = {"models": model_identity(config.model, config.ranking), "versions": library_versions(config.model)}
+    different = changes(plan, {**plan.inputs, **now})
+    if not different and config.runtime.address is None and not config.runtime.mixed_hardware:
+        # Loading torch takes seconds, which other obstacles need not wait for.
+        from pipelines.hardware import hardware_kind
+
+        then, here = read_hardware(output), hardware_kind(config.model.threads)
+        different = [f"{name}: was {then.get(name)}, is {here.get(name)}" for name in here if then.get(name) != here.get(name)]
+    if different:
+        raise PlanError([f"{output}: cannot be made again here to the same bytes, since this has changed:", *different])
+    if plan.accepted:
+        records = read_all_records(output, Planned(plan), listed := read_index(output)).known
+        mine = {record.shard for record in [*records, *listed.values()] if record.fingerprint == plan.fingerprint}
+        for shard in sorted(damaged - mine):
+            raise PlanError([f"shard {shard:06d} was committed before changes that were accepted; this plan cannot make it again"])
+
+
 def remembered(output: str) -> Cleared:
     """The repair that was begun and is not over; nothing where there is none."""
     try:
-        values = json.loads(get(join(output, *NOTE)))
+        values = json.loads(get(join(output, REPAIR_NOTE)))
         return Cleared({int(shard): generation for shard, generation in values["shards"].items()}, values["hashes"])
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return Cleared()
@@ -105,11 +136,6 @@ def differing(output: str, cleared: Cleared) -> list[str]:
     known = {_stem(path) for path in cleared.hashes}
     lines += [f"{path}: was not there before" for path in sorted(there) if path not in cleared.hashes and _stem(path) in known]
     return lines
-
-
-def forget(output: str) -> None:
-    """Say that a repair is over."""
-    delete(join(output, *NOTE))
 
 
 def _plan(output: str, problems: Sequence[Problem]) -> Plan:

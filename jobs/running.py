@@ -12,14 +12,14 @@ from actors.assembler import assemble_shard
 from actors.pools import Sizes, size_pools
 from actors.receipts import Receipt
 from jobs.cluster import cluster, generators, scorers
-from jobs.lanes import PATIENCE, AbortError, Lanes, StartError
+from jobs.lanes import DEADLINE, PATIENCE, AbortError, Lanes, StartError
 from jobs.opening import Open, units_of
-from jobs.plan import BadRow, Plan, put_hardware, read_hardware, read_shard
+from jobs.plan import BadRow, Plan, PlanError, put_hardware, read_hardware, read_plan, read_shard
 from jobs.publishing import finish
 from jobs.repair import remembered
 from jobs.stats import Stats
 from manifests.carried import arrow_types
-from pipelines.errors import MISFIT
+from pipelines.errors import MEMORY, MISFIT
 from pipelines.results import Code, Failure, InfrastructureError
 from pipelines.rows import Facts, failed_unit
 from pipelines.units import Unit, sample_key
@@ -106,7 +106,7 @@ class Run:
             lambda unit: self.open[unit.shard].split(unit),
             waiting=2 * sizes.scorers + 2,
         )
-        with self.stop_on_interrupt(lanes):
+        with self.stop_on_interrupt(lanes), self.stop_without_lease():
             async for receipt in lanes.run():
                 await self.settle(receipt)
                 if self._broken:
@@ -124,23 +124,21 @@ class Run:
             if number not in self.left:
                 self.listener.skipped(self.records[number].candidates)
                 continue
-            shard = self.opened(number)
-            units = shard.take_in(units_of(shard, self.plan.config.model.batch), self.parts)
-            self.listener.skipped(shard.plan.candidates - sum(unit.candidates for unit in units))
+            plan, shard = read_shard(self.output, number), self.opened(number)
+            units = shard.take_in(units_of(shard, plan, self.plan.config.model.batch), self.parts)
+            self.listener.skipped(plan.candidates - sum(unit.candidates for unit in units))
             self.open[number] = shard
             if not units:
                 self.assemble(number)
             yield from units
 
     def opened(self, number: int) -> Open:
-        plan, before = read_shard(self.output, number), self.records.get(number)
+        before = self.records.get(number)
         if before is None:
-            return Open(plan, self.generations.get(number, 0))
-        return Open(plan, before.generation + 1, before, self.again[number])
+            return Open(number, self.generations.get(number, 0))
+        return Open(number, before.generation + 1, before, self.again[number])
 
     async def settle(self, receipt: Receipt) -> None:
-        if self.lease is not None and self.lease.lost:
-            raise AbortError(f"{self.output}: {self.lease.why}")
         self.settled += 1
         self.listener.unit(receipt)
         self.stats.add(receipt)
@@ -153,7 +151,7 @@ class Run:
     async def convict(self, unit: Unit, reasons: list[str]) -> Receipt:
         """Settle a unit that cannot be done: a part that says so."""
         reason = reasons[-1]
-        code: Code = "out_of_memory" if "out of memory" in reason else "deadline" if "deadline" in reason else "died"
+        code: Code = "out_of_memory" if reason.startswith(MEMORY) else "deadline" if reason.startswith(DEADLINE) else "died"
         self.misfits += reason.startswith(MISFIT)
         if self.misfits >= PATIENCE and self.settled < self.misfits:
             raise AbortError(f"{reason}; no unit has got through: `promptmill plan --tune` finds the batch that fits")
@@ -180,7 +178,8 @@ class Run:
     async def _assemble(self, shard: Open) -> None:
         assert self.sizes is not None
         async with self._turns:
-            plan = shard.plan
+            # Read again: shards that wait for their turn, many at a resume, would fill the memory with theirs.
+            plan = await asyncio.to_thread(read_shard, self.output, shard.shard)
             arguments = {
                 "output": self.output,
                 "shard": plan.shard,
@@ -197,8 +196,8 @@ class Run:
             }
             others = sorted(part_name(name) for name in shard.others)
             record = await assemble_shard.options(num_cpus=self.sizes.task_cpus).remote(arguments, others)
-        self.records[plan.shard] = record
-        self.left.discard(plan.shard)
+        self.records[shard.shard] = record
+        self.left.discard(shard.shard)
         self.listener.shard(record)
 
     def check_hardware(self, kind: dict[str, str]) -> None:
@@ -212,6 +211,28 @@ class Run:
                 f"{name} {first.get(name)} → {kind.get(name)}" for name in {**first, **kind} if first.get(name) != kind.get(name)
             )
             raise StartError(f"this hardware makes other bits than what began the run ({said}); runtime.mixed_hardware allows it")
+
+    @contextlib.contextmanager
+    def stop_without_lease(self) -> Iterator[None]:
+        """Stop at once when another run has taken the output over."""
+        loop, work, lease = asyncio.get_running_loop(), asyncio.current_task(), self.lease
+        assert work is not None
+        if lease is None:
+            yield
+            return
+
+        def lost() -> None:
+            self._broken = AbortError(lease.why)
+            work.cancel()
+
+        def tell() -> None:  # from the thread that renews
+            loop.call_soon_threadsafe(lost)
+
+        lease.on_lost = tell
+        try:
+            yield
+        finally:
+            lease.on_lost = None
 
     @contextlib.contextmanager
     def stop_on_interrupt(self, lanes: Lanes) -> Iterator[None]:
@@ -236,7 +257,7 @@ class Run:
         try:
             yield
         except asyncio.CancelledError:
-            raise StoppedError from None
+            raise (self._broken or StoppedError()) from None
         finally:
             loop.remove_signal_handler(signal.SIGINT)
             loop.remove_signal_handler(signal.SIGTERM)
@@ -285,14 +306,18 @@ def run(
     Raises:
         ClusterError, ResourcesError, StartError, StoppedError: One line each.
         CommitError: What is committed there is of another plan.
+        PlanError: The output has another plan by now.
         LeaseError: Another run is writing there.
         AbortError: The output was taken over by another run, or it cannot be written.
         PartError, StorageError: Parts are broken, or the output cannot be read or written.
     """
     with hold(output, say) as lease:
+        there = read_plan(output)
+        if there is None or there.fingerprint != plan.fingerprint:
+            raise PlanError([f"{output}: was planned anew while this run waited for it; run again"])
         records = {record.shard: record for record in read_records(output)}
         check_plan(output, records.values(), plan.fingerprint, plan.accepted)
-        again = _failed(output, records.values()) if retry_failed else {}
+        again = _failed(output, plan, records.values(), say) if retry_failed else {}
         parts = frozenset(names(join(output, "parts")))
         generations = remembered(output).shards if generations is None else generations
         here = Run(plan, output, listener, parts, records, again, generations, lease)
@@ -305,10 +330,16 @@ def run(
                     asyncio.run(here.render(nodes))
             finally:
                 here.stats.flush()
+        if lease.lost:
+            raise AbortError(lease.why)
         return finish(plan, output, [here.records[shard] for shard in sorted(here.records)])
 
 
-def _failed(output: str, records: Iterable[CommitRecord]) -> dict[int, frozenset[int]]:
-    """By shard, the rows that another try may mend."""
-    found = {record.shard: failed_rows(output, record, get_args(InfrastructureError)) for record in records}
-    return {shard: rows for shard, rows in found.items() if rows}
+def _failed(output: str, plan: Plan, records: Iterable[CommitRecord], say: Callable[[str], None]) -> dict[int, frozenset[int]]:
+    """By shard, the rows that another try may mend. A shard of an earlier plan stays: its other rows are as that one said."""
+    found = {record.shard: (record, failed_rows(output, record, get_args(InfrastructureError))) for record in records}
+    again = {shard: rows for shard, (record, rows) in found.items() if rows and record.fingerprint == plan.fingerprint}
+    earlier = sum(bool(rows) for _, rows in found.values()) - len(again)
+    if earlier:
+        say(f"{earlier} shards with failed rows were committed before changes that were accepted, and stay as they are")
+    return again

@@ -201,12 +201,19 @@ def _check_orphans(output: str, records: Records) -> Iterator[Problem]:
             parsed = parse_shard_name(name.rpartition(".")[0])
             if f"{folder}/{name}" not in named and not (parsed and parsed[0] in records.broken):
                 yield Problem(f"{folder}/{name}", "no commit record names it", surplus=True)
-    committed = {record.shard for record in records.known}
+    committed = {record.shard: record.generation for record in records.last}
     finished = SUCCESS in names(output)
     for name in names(join(output, "parts")):
         shard = name.partition("-")[0]
-        if finished or (shard.isdigit() and int(shard) in committed):
+        # Those of a generation to come are a try that was cut off.
+        if finished or (shard.isdigit() and committed.get(int(shard), -1) >= _generation(name)):
             yield Problem(f"parts/{name}", "left over, its shard is committed", surplus=True)
+
+
+def _generation(part: str) -> int:
+    """1 of 000012-00003.1.parquet."""
+    said = part.removesuffix(".parquet").partition(".")[2]
+    return int(said) if said.isdigit() else 0
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What goes wrong with a model as a whole; what goes wrong with one request is a `results.Failure`."""
 
-MISFIT = "out of memory at batch"  # how a FatalError begins where the denoising batch does not fit, whatever is in it
+MEMORY = "out of memory"
+MISFIT = f"{MEMORY} at batch"  # how a FatalError begins where the denoising batch does not fit, whatever is in it
 
 
 class ModelError(RuntimeError):

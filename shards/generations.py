@@ -17,13 +17,16 @@ def failed_rows(output: str, record: CommitRecord, codes: Collection[str]) -> fr
     """The rows of a committed shard, counted from 0, that failed with one of these codes, as a whole or in a candidate.
 
     Raises:
-        CommitError: Its Parquet is not what the record says.
+        CommitError: Its files are not what the record says.
     """
     if not record.failed and not record.failed_requests:
         return frozenset()
     table = _metadata(output, record).select(["key", "error"])
     failed = table.filter(pc.is_in(table["error"], pa.array(sorted(codes))))
-    return frozenset(row_of(key) for key in failed["key"].to_pylist())
+    rows = frozenset(row_of(key) for key in failed["key"].to_pylist())
+    if rows and record.kept:
+        _content(output, record, "data")  # found out now rather than once they are rendered
+    return rows
 
 
 def taken_over(output: str, record: CommitRecord, again: Collection[int], form: pa.Schema) -> tuple[pa.Table, dict[str, bytes]]:

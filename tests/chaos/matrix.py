@@ -22,7 +22,7 @@ from pathlib import Path
 
 import click
 
-from tests.chaos.site import Site, kill_one, plan, problems, published
+from tests.chaos.site import Site, kill_one, plan, problems, published, workers
 
 UNITS, GENERATORS, SECONDS = 24, 2, 0.25  # SECONDS a unit takes; a generator works on two at once
 # Units that may be rendered twice: of a generator those in flight on it, of a scorer the one on it; of a driver and a raylet all
@@ -47,6 +47,8 @@ class Row:
         lost = f"{statistics.mean(self.lost):.1f}, {max(self.lost):.1f}" if self.lost else "-"
         seconds = f"{statistics.mean(self.seconds):+.1f}" if self.seconds else "-"
         same = f"{len(self.lost) - len(self.wrong)} of {len(self.lost)}"
+        if self.missed:
+            same += f" ({self.missed} more met nobody)"
         return f"| {self.kind} | {len(self.lost)} | {lost} | {self.bound} | {seconds} | {same} |"
 
 
@@ -119,6 +121,12 @@ class Calm:
         row, rng = Row(kind, BOUNDS[kind]), random.Random(f"{kind}{seed}")
         while len(row.lost) < number and row.missed < 3 * number:
             self.trial(row, self.site(), self._attack(kind, rng))
+        return self._met(row, number)
+
+    def _met(self, row: Row, number: int) -> Row:
+        """The row, which is wrong where fewer kills than wanted met anybody."""
+        if len(row.lost) < number:
+            row.wrong.append(f"{row.kind}: {len(row.lost)} kills of {number} met anybody")
         return row
 
     def _attack(self, kind: str, rng: random.Random) -> Callable[[int], bool]:
@@ -139,19 +147,21 @@ class Calm:
     def raylet_kills(self, number: int, seed: int = 0) -> Row:
         """Kills of the second node's raylet; a new node comes for each."""
         row, rng = Row("raylet", BOUNDS["raylet"]), random.Random(seed)
-        for _ in range(number):
+        while len(row.lost) < number and row.missed < 3 * number:
             node = self.cluster.add_node(num_cpus=2)
             pause = rng.uniform(0, self.rendering)
 
             def attack(driver: int, node: object = node, pause: float = pause) -> bool:
                 time.sleep(pause)
-                for info in node.all_processes["raylet"]:  # type: ignore[attr-defined]
-                    os.kill(info.process.pid, signal.SIGKILL)
-                return True
+                raylets = [info.process.pid for info in node.all_processes["raylet"]]  # type: ignore[attr-defined]
+                met = any(workers(title, raylet) for title in TITLES.values() for raylet in raylets)
+                for raylet in raylets:
+                    os.kill(raylet, signal.SIGKILL)
+                return met
 
             self.trial(row, self.site(), attack)
             self.cluster.remove_node(node, allow_graceful=False)
-        return row
+        return self._met(row, number)
 
     def stops(self, number: int, seed: int = 0) -> Row:
         """One run of a larger plan, stopped so many times at random: interrupted, terminated or killed, and each time resumed."""
@@ -184,7 +194,7 @@ class Calm:
             site = self.site()
             site.options += ("--die", role, str(step), "--under", site.out)
             self.trial(row, site, lambda pid: False)
-        return row
+        return self._met(row, len(range(1, STEPS[role] + 1, every)))
 
 
 @click.command()

@@ -7,6 +7,7 @@ from configs.loading import load
 from jobs.plan import put_hardware, write_plan
 from jobs.planning import look, make_plan
 from jobs.publishing import finish, made_of
+from pipelines.hardware import hardware_kind
 from shards.commits import read_records
 from tests.shards.made import assembled, shard
 
@@ -22,7 +23,7 @@ def planned_dataset(folder):
     config = load("embedded", [f"manifest={manifest}", f"shards.size={ROWS}", "defaults.candidates=2"])
     plan = dataclasses.replace(make_plan(look(config), output), embedding=4)
     write_plan(output, plan)
-    put_hardware(output, {"cpu": "x86_64", "threads": "1"})
+    put_hardware(output, hardware_kind(config.model.threads))
     commit_planned(output, plan, range(SHARDS))
     finish(plan, output, read_records(output))
     return plan, output

@@ -226,8 +226,8 @@ def test_killed_at_any_step_it_leaves_what_the_next_try_ends(plan, output, was, 
         left = 1000
         if how == "again":
             cleared = clear(there, problems_of(there))
-            ran(plan, there, cleared.shards)
             assert cleared == remembered(there)
+            ran(plan, there, cleared.shards)
             assert cleared.shards == {0: 0, 1: 0}
             assert differing(there, cleared) == []
         else:
@@ -252,7 +252,7 @@ def test_what_a_cut_off_repair_wrote_down_is_not_forgotten_and_what_was_made_sin
     assert clear(output, problems_of(output)) == before
     ran(plan, output)
     made = files_of(Path(output))
-    assert clear(output, problems_of(output)) == before
+    assert clear(output, problems_of(output)) == Cleared(), "once all is made again it is over"
     assert files_of(Path(output)) == made
 
 
@@ -395,3 +395,24 @@ def test_damaged_shards_are_rendered_again_to_the_same_bytes_and_no_others(tmp_p
     other = out / "data" / "000002.tar"
     assert other.stat().st_mtime_ns == times[other]
     assert not (out / "stats" / "repair.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changed", ["jobs.repair.library_versions", "jobs.repair.model_identity", "pipelines.hardware.hardware_kind"]
+)
+def test_where_model_libraries_or_hardware_are_others_nothing_is_deleted(output, monkeypatch, changed):
+    flip(output, "data/000000.tar")
+    before = files_of(Path(output))
+    monkeypatch.setattr(changed, lambda *_: {"torch": "0.1"})
+    done = CliRunner().invoke(main, ["verify", output, "--repair"])
+    assert done.exit_code == 2
+    assert "cannot be made again here to the same bytes, since this has changed:" in done.output
+    assert files_of(Path(output)) == before
+
+
+def test_a_repair_that_a_plain_run_has_finished_is_forgotten(plan, output):
+    flip(output, "data/000000.tar")
+    clear(output, problems_of(output))
+    assert remembered(output).shards == {0: 0}
+    ran(plan, output)
+    assert remembered(output).shards == {}
