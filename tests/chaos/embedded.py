@@ -19,7 +19,7 @@ from tests.chaos.matrix import TITLES
 from tests.chaos.site import Site, kill_one, problems, published
 
 SETTINGS = ("defaults.steps=2", "defaults.candidates=2", "model.batch=8", "shards.size=7")
-RENDERING = 12.0  # seconds, about, that a calm run renders and publishes
+RENDERING = 8.0  # seconds, about, that a calm run renders
 
 
 @dataclass
@@ -50,8 +50,9 @@ def main(kills: int, seed: int) -> None:
         calm.finish()
         click.echo(f"the calm run took {time.monotonic() - began:.0f} s")
         click.echo("| killed | seconds after loading | resumed | the same bytes |\n|---|---:|---|---|")
-        wrong = 0
-        for number in range(kills):
+        wrong = met = number = 0
+        while met < kills and number < 4 * kills:
+            number += 1
             kind, pause = rng.choice(["driver", *TITLES]), rng.uniform(0, RENDERING)
             here, hit = site(folder, str(number)), []
 
@@ -71,9 +72,11 @@ def main(kills: int, seed: int) -> None:
                 here.finish()
             same = published(Path(here.out)) == published(Path(calm.out)) and not problems(here.out)
             wrong += not same
-            met = kind if any(hit) else f"{kind} (had gone)"
-            click.echo(f"| {met} | {pause:.1f} | {'yes' if ended.status else 'no'} | {'yes' if same else 'NO'} |")
-    sys.exit(1 if wrong else 0)
+            met += any(hit)
+            who = kind if any(hit) else f"{kind} (had gone)"
+            click.echo(f"| {who} | {pause:.1f} | {'yes' if ended.status else 'no'} | {'yes' if same else 'NO'} |")
+        click.echo(f"{met} of {number} kills met somebody")
+    sys.exit(1 if wrong or met < kills else 0)
 
 
 if __name__ == "__main__":

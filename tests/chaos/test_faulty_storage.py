@@ -3,24 +3,12 @@
 import random
 import secrets
 
-import fsspec
 import pytest
 
 from tests.chaos.proxy import FaultyProxy
-from tests.chaos.site import PUBLISHED, Site, kill_one, problems
+from tests.chaos.site import Site, kill_one, problems
+from tests.chaos.stored import everything, stored, upload
 from tests.shards.conftest import s3_bucket, s3_endpoint  # noqa: F401 (fixtures)
-
-
-def stored(uri):
-    system, place = fsspec.core.url_to_fs(uri)
-    system.invalidate_cache()
-    files = {path.removeprefix(f"{place}/"): system.cat_file(path) for path in system.find(place)}
-    return {path: content for path, content in files.items() if path.split("/")[0] in (*PUBLISHED, "index.json", "README.md")}
-
-
-def everything(uri):
-    system, place = fsspec.core.url_to_fs(uri)
-    return [system.cat_file(path) for path in system.find(place)]
 
 
 @pytest.mark.parametrize("killed", ["ray::Scorer", "ray::assemble_shard"])
@@ -32,8 +20,7 @@ def test_through_failing_requests_and_a_kill_the_bytes_are_the_same_and_no_secre
     killed,
 ):
     secret = f"secret-{secrets.token_hex(16)}"
-    system, _ = fsspec.core.url_to_fs(s3_bucket)
-    system.put(f"{calm.template}/", f"{s3_bucket}/out/", recursive=True)
+    upload(calm.template, f"{s3_bucket}/out")
     with FaultyProxy(s3_endpoint, share=0.2, seed=len(killed), stall=0.5) as proxy:
         environment = {"AWS_ENDPOINT_URL": proxy.url, "AWS_SECRET_ACCESS_KEY": secret}
         site = Site(f"{s3_bucket}/out", tmp_path, None, ("--seconds", "0.05"), environment)
@@ -45,6 +32,6 @@ def test_through_failing_requests_and_a_kill_the_bytes_are_the_same_and_no_secre
         assert sum(proxy.faults.values()) > 5, "the proxy failed nothing"
     assert stored(f"{s3_bucket}/out") == calm.bytes
     assert problems(f"{s3_bucket}/out") == []
-    told = [ended.said.encode(), ended.errors.encode(), *everything(f"{s3_bucket}/out")]
+    told = [ended.said.encode(), ended.errors.encode(), *everything(f"{s3_bucket}/out").values()]
     assert len(told) > len(calm.bytes)
     assert not any(secret.encode() in content for content in told)
