@@ -29,7 +29,7 @@ def assemble_shard(arguments: dict[str, Any], others: Sequence[str] = ()) -> Com
         record = assemble(**arguments)
     except FileNotFoundError:
         # Another try of this task came first, and has cleared up behind itself.
-        record = read_record(output, arguments["shard"], arguments["generation"])
+        record = read_record(output, arguments["shard"], arguments.get("generation", 0))
         check_plan(output, [record], arguments["fingerprint"])
     except PartError as error:
         dropped = drop_broken(output, parts, arguments["form"], arguments["fingerprint"])

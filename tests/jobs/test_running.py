@@ -1,8 +1,8 @@
 import hashlib
 import json
 import os
+import random
 import shutil
-import signal
 import threading
 import time
 from pathlib import Path
@@ -20,6 +20,7 @@ from jobs.regenerate import regenerate
 from jobs.running import run
 from jobs.verify import verify
 from pipelines.units import parse_key
+from tests.chaos.site import kill_one
 from tests.pipelines import tiny
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -156,16 +157,14 @@ def test_a_run_goes_on_from_the_units_and_shards_that_are_durable(calm, tmp_path
 
 def test_a_killed_generator_changes_no_byte(calm, tmp_path):
     out, _, _ = calm
+    killed = []
 
     def kill():
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(b"ray::Generator"):
-                os.kill(int(entry.name), signal.SIGKILL)
-                return
-        raise AssertionError("no generator runs")
+        killed.append(kill_one("ray::Generator", os.getpid(), random.Random(0)))
 
     watching = Watching(at_first_unit=lambda: threading.Thread(target=kill).start())
     rendered(quickstart_config("runtime.generators=1"), tmp_path / "killed", watching)
+    assert killed == [True]
     assert published(tmp_path / "killed") == published(out)
 
 
