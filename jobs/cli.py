@@ -97,6 +97,7 @@ def configured(config: str, out: str | None, settings: Sequence[str]) -> tuple[C
     """The config, and the output as an absolute path or a URI: workers do not stand where we stand."""
     loaded = load(config, settings)
     output = out or loaded.output or f"runs/{Path(config).stem}"
+    without_credentials(loaded.model.base)
     for manifest in [loaded.manifest] if isinstance(loaded.manifest, str) else loaded.manifest:
         without_credentials(manifest)
     return loaded, absolute(output)
@@ -205,6 +206,9 @@ def run(
         loaded, output = configured(config, out, [*settings, *([f"runtime.address={address}"] if address else [])])
         console = terminal()
         made = planned(loaded, output, console, accept_changes=accept_changes)
+        if accept_changes:
+            for line in summary.accepted_lines(made):
+                click.echo(line, err=True)
         sys.exit(rendered(made, output, console, retry_failed))
 
 

@@ -50,6 +50,7 @@ def made_of(plan: Plan, records: Sequence[CommitRecord]) -> Made:
         models=models(plan),
         modes=plan.counts.modes,
         fingerprint=plan.fingerprint,
+        earlier=len(plan.accepted),
     )
 
 

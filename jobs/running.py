@@ -339,6 +339,8 @@ def _failed(output: str, plan: Plan, records: Iterable[CommitRecord], say: Calla
     """By shard, the rows that another try may mend. A shard of an earlier plan stays: its other rows are as that one said."""
     found = {record.shard: (record, failed_rows(output, record, get_args(InfrastructureError))) for record in records}
     again = {shard: rows for shard, (record, rows) in found.items() if rows and record.fingerprint == plan.fingerprint}
+    if not any(rows for _, rows in found.values()):
+        say(f"nothing has failed that another try may mend: {', '.join(get_args(InfrastructureError))}")
     earlier = sum(bool(rows) for _, rows in found.values()) - len(again)
     if earlier:
         say(f"{earlier} shards with failed rows were committed before changes that were accepted, and stay as they are")

@@ -40,6 +40,13 @@ def plan_lines(plan: Plan, estimate: Estimate | None) -> Iterator[str]:
     yield f"fingerprint  {plan.fingerprint[:16]}"
 
 
+def accepted_lines(plan: Plan) -> Iterator[str]:
+    """What has changed since the plans whose committed shards stay, for a person."""
+    for fingerprint, changes in plan.accepted.items():
+        yield f"shards of plan {fingerprint[:16]} stay as they are; since then:"
+        yield from (f"  {change}" for change in changes)
+
+
 def tuned_lines(tuned: "Tuned") -> Iterator[str]:
     """What --tune tried, for a person."""
     for trial in tuned.trials:
@@ -62,7 +69,8 @@ def run_lines(totals: Totals, tally: Tally, output: str) -> Iterator[str]:
     if totals.failed_requests:
         yield f"{many(totals.failed_requests, 'request')} without an image; see status and error in {output}/metadata"
     if tally.best is not None:
-        yield f"CLIP scores  worst {tally.worst:.1f}, mean {tally.scores / max(1, tally.scored):.1f}, best {tally.best:.1f}"
+        mean, rest = tally.scores / max(1, tally.scored), f" of the {tally.scored:,} rendered now" if tally.before else ""
+        yield f"CLIP scores  worst {tally.worst:.1f}, mean {mean:.1f}, best {tally.best:.1f}{rest}"
     if tally.rendered:
         yield f"time         {', '.join(f'{name} {duration(spent)}' for name, spent in tally.seconds().items())}"
         whole = sum(tally.stages.values()) or 1.0

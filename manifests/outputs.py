@@ -6,8 +6,8 @@ from typing import Any
 # What promptmill adds to the rows of its own output, and what cannot hold for a second pass.
 ADDED_COLUMNS = frozenset(
     """
-    key id candidate_index rank selected status error error_message unet_evaluations batch_shape model revision dtype versions
-    clip_score clip_embedding sha256 pixel_sha256 bytes shard prompt_truncated candidates keep mode
+    key id candidate_index rank selected status error error_message unet_evaluations batch_shape kernels model revision dtype
+    versions clip_score clip_embedding sha256 pixel_sha256 bytes shard prompt_truncated candidates keep mode
     init_image_sha256 mask_image_sha256
     """.split()  # noqa: SIM905 (twenty lines of one word each say no more)
 )

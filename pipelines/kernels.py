@@ -48,13 +48,13 @@ def _plain_attention(module: Any) -> None:
 
 def _fp8(module: Any, device: torch.device) -> None:
     """The linear layers in FP8: weights once, activations as they come, one scale for each row, so that rows stay independent."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        have = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+        raise ModelError(f"model.kernels.fp8 needs a GPU of compute capability 8.9 or more, and this is {have}; set it to false")
     try:
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
     except ImportError:
         raise ModelError("model.kernels.fp8 needs torchao: pip install 'promptmill[fp8]'") from None
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
-        have = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
-        raise ModelError(f"model.kernels.fp8 needs a GPU of compute capability 8.9 or more, and this is {have}; set it to false")
     quantize_(module, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), _fits_fp8)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from configs.schema import Config
+from configs.schema import Config, Kernels
 from manifests.carried import cast
 from manifests.requests import Request
 from pipelines.results import Candidate, Failure, Outcome
@@ -45,6 +45,7 @@ def request_row(facts: Facts, shard: int, placed: Placed, outcome: Outcome) -> d
         "revision": model.revision,
         "dtype": model.dtype,
         "batch_shape": batch_shape(request, model.batch),
+        "kernels": kernels(model.kernels),
         "versions": facts.versions,
         "shard": shard,
         **{name: cast(request.carried.get(name), kind) for name, kind in facts.carried.items()},
@@ -72,6 +73,11 @@ _REQUEST_COLUMNS = (
 def batch_shape(request: Request, batch: int) -> str:
     """The shape of the denoising batch, as in 16x64x64: candidates, height, width."""
     return f"{batch}x{request.height}x{request.width}"
+
+
+def kernels(switches: Kernels) -> str:
+    """The kernels as one word: the kind of attention, and the switches that are on."""
+    return "+".join([switches.attention, *(name for name, value in switches if value is True)])
 
 
 def failed_request(facts: Facts, shard: int, placed: Placed, outcome: Outcome, failure: Failure) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Made:
         models: All that took part.
         modes: Requests by mode.
         fingerprint: Of the plan.
+        earlier: How many plans there were before it, whose shards stayed when changes were accepted.
         title: The heading.
     """
 
@@ -45,6 +46,7 @@ class Made:
     models: Sequence[ModelMade]
     modes: Mapping[str, int] = field(default_factory=dict)
     fingerprint: str = ""
+    earlier: int = 0
     title: str = "Synthetic images rendered by promptmill"
 
 
@@ -115,6 +117,13 @@ Kept candidates are the images in `data/`. Rejected and failed ones have a row i
 """
 
 
+def _earlier(plans: int) -> str:
+    if not plans:
+        return ""
+    said = "an earlier plan" if plans == 1 else f"{plans} earlier plans"
+    return f"Shards may be of {said}, which `plan/earlier/` holds, with what changed; each commit record names its plan.\n"
+
+
 def _how(made: Made) -> str:
     models = "\n".join(f"| {m.role} | {_code(m.name)} | {_code(m.revision) if m.revision else ''} |" for m in made.models)
     form = made.image_format if made.image_format == "png" else f"{made.image_format} at quality {made.quality}"
@@ -129,7 +138,7 @@ are ranked by that, and the best are encoded as {form}.
 |---|---|---|
 {models}
 
-Fingerprint of the plan: {_code(made.fingerprint)}. `promptmill verify FOLDER` opens every file again and
+{_earlier(made.earlier)}Fingerprint of the plan: {_code(made.fingerprint)}. `promptmill verify FOLDER` opens every file again and
 checks it against the records in `commits/`.
 """
 
@@ -239,6 +248,7 @@ MEANINGS = {
     "revision": "of the base model",
     "dtype": "that it ran in",
     "batch_shape": "the fixed batch sizes that bits depend on",
+    "kernels": "how the denoiser was computed, which bits depend on too",
     "versions": "of the libraries that bits depend on",
     "unet_evaluations": "how often the denoiser was evaluated for this candidate",
     "clip_score": "100 × cosine of prompt and image",

@@ -56,6 +56,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "revision": pa.string(),
     "dtype": pa.string(),
     "batch_shape": pa.string(),
+    "kernels": pa.string(),
     "versions": pa.string(),
     "unet_evaluations": pa.int32(),
     "clip_score": pa.float32(),
