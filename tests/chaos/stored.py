@@ -4,6 +4,7 @@ moto's server on loopback; the proxy answers 500 or 503, resets before or after 
 409, or 412 after success. Every published object is compared with the files of a calm run on a local disk.
 """
 
+import logging
 import os
 import random
 import signal
@@ -47,6 +48,7 @@ def stored(output: str) -> dict[str, bytes]:
 @click.option("--share", default=0.05, show_default=True, help="Of the requests that fail.")
 def main(kills: int, share: float) -> None:
     """Kill runs on S3."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it says every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

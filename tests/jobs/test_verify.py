@@ -13,8 +13,9 @@ import pytest
 from benchmarks.mutations import missed, mutate
 from jobs.plan import read_shard, write_plan, write_shard
 from jobs.problems import Problem
-from jobs.publishing import finish
+from jobs.publishing import finish, made_of
 from jobs.verify import Verified, verify
+from shards.card import CARD, card
 from shards.commits import FileRecord, read_record, read_records
 from shards.images import encode_image
 from shards.index import encode_index, publish_index
@@ -264,8 +265,10 @@ def test_records_that_are_not_of_the_plan_beside_them_are_found(planned):
 def test_records_of_an_earlier_plan_are_taken_where_its_changes_were_accepted(clean_planned, planned):
     plan, _ = clean_planned
     earlier = dataclasses.replace(plan, inputs={**plan.inputs, "manifest": ["0" * 64]})
-    write_plan(planned, dataclasses.replace(plan, accepted={earlier.fingerprint: ["manifest.0: was another"]}))
+    later = dataclasses.replace(plan, accepted={earlier.fingerprint: ["manifest.0: was another"]})
+    write_plan(planned, later)
     rewrite_record(planned, 1, fingerprint=earlier.fingerprint)
+    put(join(planned, CARD), card(made_of(later, read_records(planned))))
     path = f"plan/earlier/{earlier.fingerprint}.json"
     assert problems_of(planned) == [f"{path}: missing, while the plan says that it was before it"]
     write_plan(planned, earlier, earlier=True)

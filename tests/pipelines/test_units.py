@@ -9,6 +9,7 @@ def request(id, steps=5, candidates=1, seed=None):
     numbers = {
         "steps": steps,
         "guidance_scale": 3.0,
+        "guidance_rescale": 0.0,
         "candidates": candidates,
         "keep": 1,
         "width": 64,
