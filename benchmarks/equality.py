@@ -16,7 +16,6 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from PIL import Image
 
 from configs.schedulers import SCHEDULERS
 from configs.schema import Model, Weights
@@ -24,7 +23,7 @@ from manifests.images import Roots
 from pipelines.engine import Engine
 from pipelines.units import Placed, Unit
 from tests.pipelines import tiny
-from tests.pipelines.plain import JOB_SEED, MODES, render_plain, request
+from tests.pipelines.plain import JOB_SEED, MODES, paint, render_plain, request
 
 BATCH = 2
 STEPS = 4
@@ -34,12 +33,7 @@ EMBEDDED = Path(__file__).parents[1] / "embedded" / "weights"
 
 def prepare(folder: Path) -> dict[str, tuple[Path, dict[str, Path], str]]:
     """The models: their folder, their ControlNets, and what their pipeline classes' names begin with."""
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{name}.png")
-    mask = np.zeros((64, 64), np.uint8)
-    mask[:, 20:44] = 255
-    Image.fromarray(mask).save(folder / "mask.png")
+    paint(folder)
     tiny.stable_diffusion(folder / "sd")
     tiny.sdxl(folder / "sdxl")
     own = {name: tiny.controlnet(folder / name, seed=seed) for name, seed in (("canny", 3), ("seg", 4))}

@@ -50,6 +50,16 @@ MODES = {
 }
 
 
+def paint(folder):
+    """The pictures that `MODES` name: two of noise, and a mask."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 20:44] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+
+
 def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32, family="StableDiffusion", decoded=None):
     """The first `batch` candidates of a request by diffusers' own pipeline in one call, (B, H, W, 3) uint8.
 

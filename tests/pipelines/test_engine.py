@@ -16,7 +16,7 @@ from pipelines.errors import FatalError, ModelError
 from pipelines.facts import read_facts
 from pipelines.units import Placed, Unit
 from tests.pipelines import tiny
-from tests.pipelines.plain import JOB_SEED, MODES, render_plain, request
+from tests.pipelines.plain import JOB_SEED, MODES, paint, render_plain, request
 
 BATCH = 3
 
@@ -28,12 +28,7 @@ def folder(tmp_path_factory):
     tiny.stable_diffusion(folder / "sd")
     tiny.controlnet(folder / "canny")
     tiny.controlnet(folder / "seg", seed=4)
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{name}.png")
-    mask = np.zeros((64, 64), np.uint8)
-    mask[:, 20:44] = 255
-    Image.fromarray(mask).save(folder / "mask.png")
+    paint(folder)
     (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:500])
     return folder
 

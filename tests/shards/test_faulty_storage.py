@@ -14,6 +14,7 @@ from shards import retries, storage
 from shards.retries import GaveUpError, is_passing, persistently
 from shards.storage import StorageError, check_uri, delete, get, join, names, put, put_if_absent
 from tests.chaos.proxy import KINDS, FaultyProxy
+from tests.shards.test_storage import OPERATIONS
 
 
 @pytest.fixture
@@ -138,15 +139,6 @@ def test_a_body_that_always_breaks_off_is_never_returned(quick, through, s3_buck
     with pytest.raises(StorageError, match=r"tried 3 times in \d s\)$"):
         get(join(s3_bucket, "a"))
     assert proxy.requests == {"GET": 3}
-
-
-OPERATIONS = {
-    "put": lambda uri: put(uri, b"x"),
-    "put_if_absent": lambda uri: put_if_absent(uri, b"x"),
-    "get": get,
-    "delete": delete,
-    "names": lambda uri: list(names(uri)),
-}
 
 
 @pytest.mark.parametrize("kind", ["error", "slow_down", "reset_before", "stall"])
