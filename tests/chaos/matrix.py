@@ -22,7 +22,7 @@ from pathlib import Path
 
 import click
 
-from tests.chaos.site import Site, kill_one, plan, problems, published, workers
+from tests.chaos.site import Site, kill_one, never_torn, plan, problems, published, workers
 
 UNITS, GENERATORS, SECONDS = 24, 2, 0.25  # SECONDS a unit takes; a generator works on two at once
 # Units that may be rendered twice: of a generator those in flight on it, of a scorer the one on it; of a driver and a raylet all
@@ -100,9 +100,10 @@ class Calm:
         """One run under attack, resumed until it ends; what came of it goes into the row, if the attack met anybody."""
         hit = []
         began = time.monotonic()
-        ended = site.run(attack=lambda pid: hit.append(attack(pid)))
-        if ended.status != 0:
-            site.finish()
+        with never_torn(Path(site.out), row.wrong):
+            ended = site.run(attack=lambda pid: hit.append(attack(pid)))
+            if ended.status != 0:
+                site.finish()
         spent = time.monotonic() - began
         if not any(hit) and not site.fired:
             row.missed += 1

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,29 @@ def published(out: Path) -> dict[str, bytes]:
     """Every published byte, by path."""
     files = [path for folder in PUBLISHED for path in (out / folder).rglob("*") if path.is_file()]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in [*files, out / "index.json", out / "README.md"]}
+
+
+@contextmanager
+def never_torn(out: Path, wrong: list[str]) -> Iterator[None]:
+    """Watch an output as a reader would: what a commit record names is there, whole, at every moment; else it goes to `wrong`."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            for record in (out / "commits").glob("*.json"):
+                for file in json.loads(record.read_bytes())["files"]:
+                    place = out / file["path"]
+                    if not place.exists() or place.stat().st_size != file["size"]:
+                        wrong.append(f"{record}: is there before {place} is")
+                        return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def problems(out: str) -> list[str]:
