@@ -33,7 +33,7 @@ class Batches:
         """Queue jobs; `settled` is called once for each."""
         buckets: dict[Hashable, list[Job]] = {}
         for job in jobs:
-            buckets.setdefault(bucket_of(job.request), []).append(job)
+            buckets.setdefault((bucket_of(job.request), job.placed.preview), []).append(job)
         self._queue += [(some, settled) for some in buckets.values()]
 
     @property

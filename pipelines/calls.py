@@ -12,6 +12,7 @@ from manifests.requests import Request
 from pipelines.conditioning import composite
 from pipelines.copies import Copy, to_device, to_host
 from pipelines.preparing import Job
+from pipelines.previews import ending_after
 from pipelines.results import Candidate, Failure
 from pipelines.text import TextEncoder
 
@@ -37,6 +38,8 @@ def call(
         tuple((lora.name, lora.scale) for lora in request.loras),
         guided=request.guidance_scale > 1,
     )
+    if (preview := jobs[0].placed.preview) is not None:
+        said["callback_on_step_end"] = ending_after(preview, pipeline, request.strength)
     # Not every family takes a negative prompt, a strength, a size, …
     taken = inspect.signature(pipeline.__call__).parameters
     result = pipeline(**{name: value for name, value in (said | _arguments(request, jobs, text.device)).items() if name in taken})

@@ -90,9 +90,13 @@ class Engine:
         Raises:
             FatalError: Memory ran out, or the GPU failed.
         """
+        return self.submit(unit).result()
+
+    def submit(self, unit: Unit) -> "Future[Rendered]":
+        """Hand in a unit without waiting for it; see `render`."""
         pending = Pending(unit, Future())
         self._inbox.put(pending)
-        return pending.done.result()
+        return pending.done
 
     def _work(self) -> None:
         torch.set_num_threads(self._threads)

@@ -22,12 +22,14 @@ class Placed:
         images: SHA-256 of the files of its images as the plan saw them, by column (`init_image`, `mask_image`,
             `controls.0.image`, …); empty where images are only looked at when they are used.
         file: Which of the manifest's files the row is in, counted from 0: its paths start from that one's folder.
+        preview: Steps after which the picture that is predicted then is decoded instead of the final one; calibration alone asks.
     """
 
     row: int
     request: Request
     images: Mapping[str, str] = field(default_factory=dict)
     file: int = 0
+    preview: int | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import click
 
+from jobs.cli.calibrating import calibrate
 from jobs.cli.checking import regenerate, status, verify
 from jobs.cli.clusters import job, submit
 from jobs.cli.curating import dedup
@@ -17,7 +18,24 @@ def main() -> None:
     """Batch rendering of synthetic image datasets: prompts in, CLIP-ranked WebDataset shards out."""
 
 
-COMMANDS = (plan, run, submit, job, status, verify, regenerate, sheet, report, push, export, dedup, doctor, schema, presets)
+COMMANDS = (
+    plan,
+    calibrate,
+    run,
+    submit,
+    job,
+    status,
+    verify,
+    regenerate,
+    sheet,
+    report,
+    push,
+    export,
+    dedup,
+    doctor,
+    schema,
+    presets,
+)
 
 for command in COMMANDS:
     main.add_command(command)

@@ -16,16 +16,18 @@ from shards.storage import StorageError, check_uri, is_local, local_path
 Command = Callable[..., Any]
 
 
-def takes_config(command: Command) -> Command:
-    """CONFIG, --out and --set, for every command that takes a config."""
-    options = (
-        click.argument("config"),
-        click.option("--out", metavar="URI", help="Where the dataset goes; else the config's output, else runs/NAME."),
-        click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override a key of the config; repeatable."),
+def takes_settings(command: Command) -> Command:
+    """CONFIG and --set, for a command that takes a config and makes no dataset."""
+    setting = click.option(
+        "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override a key of the config; repeatable."
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return click.argument("config")(setting(command))
+
+
+def takes_config(command: Command) -> Command:
+    """CONFIG, --out and --set, for every command that takes a config and makes a dataset."""
+    out = click.option("--out", metavar="URI", help="Where the dataset goes; else the config's output, else runs/NAME.")
+    return out(takes_settings(command))
 
 
 def configured(config: str, out: str | None, settings: Sequence[str]) -> tuple[Config, str]:

@@ -1,0 +1,244 @@
+"""What ranking buys, and for how little: best-of-N, drafts beside x0 previews, thresholds, growing, and the wall time of real runs.
+
+    python -m benchmarks.ranking --folder /tmp/ranking
+
+Half of the requests are scenes from text, half change a picture into another scene at a strength where that often fails; all of
+the tenth that training never saw. The oracle, which reads pixels and none of the models, says what is right. All intervals are
+95%, by resampling requests. What is measured stays in the folder, so the same command goes on where it was stopped.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from configs.drafts import Draft
+from configs.loading import load
+from embedded.evaluate import scenes_for
+from embedded.oracle import is_right
+from embedded.pictures import draw as draw_pictures
+from embedded.world import describe, parse
+from jobs.calibration.gains import Gains, Measure, measured
+from jobs.calibration.policies import FINAL, Trial, policies, sights_of
+from jobs.calibration.sample import draw
+from jobs.calibration.saying import find_out, lines
+from jobs.calibration.trials import Notes, identity, observe
+from jobs.planning import look
+from jobs.report.ranking import weights
+from manifests.requests import Request
+
+SEED = 41
+SCENES = 240
+STRENGTH = 0.5
+CANDIDATES, MOST = 8, 16
+DRAFTS = {20: (3, 4, 6, 8, 10), 40: (4, 6, 8, 12, 16)}
+PREVIEWS = {20: (4, 8, 12), 40: (8, 16, 24)}
+WANTED = 0.98
+ORACLE = "oracle"
+
+
+def write_manifest(folder: Path, requests: int) -> Path:
+    """Requests of both kinds by turns, their pictures beside them."""
+    scenes, _ = scenes_for(SEED, requests)
+    others, rng = scenes_for(SEED + 1, requests)
+    pictures = draw_pictures(others, rng).pixels
+    rows = []
+    for number, scene in enumerate(scenes):
+        row = {"id": f"{number:04d}", "prompt": describe(scene)}
+        if number % 2:
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            path = f"images/{number:04d}.png"
+            Image.fromarray(pictures[number]).save(folder / path)
+            row |= {"init_image": path, "strength": STRENGTH}
+        rows.append(json.dumps(row) + "\n")
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(rows))
+    return manifest
+
+
+def settings(manifest: Path, steps: int, candidates: object, *more: str) -> list[str]:
+    said = (f"manifest={manifest}", f"defaults.steps={steps}", f"defaults.candidates={json.dumps(candidates)}")
+    return [*said, "shards.size=60", *more]
+
+
+def right(request: Request, pixels: np.ndarray) -> float:
+    return float(is_right(parse(request.prompt), pixels))
+
+
+def seen(manifest: Path, requests: int, steps: int, candidates: int, cascades: bool) -> tuple[list[Trial], list, list]:
+    """Requests observed; and the cascades of drafts and of previews that were, if they are wanted."""
+    sources = look(load("embedded", settings(manifest, steps, candidates)))
+    sample, _ = draw(sources, requests)
+    asked = [placed.request for placed in sample]
+    tried = policies("draft", DRAFTS[steps], asked) if cascades else []
+    compared = policies("preview", PREVIEWS[steps], asked) if cascades else []
+    notes = Notes(manifest.parent / f"trials-{steps}-{candidates}.jsonl", identity(sources))
+
+    def progress(done: int, all_: int) -> None:
+        if done % 20 == 0:
+            click.echo(f"finals of {steps} steps, {candidates} candidates: {done} of {all_}", err=True)
+
+    failed = observe(sources, sample, list(sights_of([*tried, *compared])), notes, {ORACLE: right}, progress)
+    if failed:
+        sys.exit(f"could not be rendered: {failed}")
+    return [trial for request in asked if (trial := notes.trial(request))], tried, compared
+
+
+def best_of(trials: Sequence[Trial]) -> Iterator[str]:
+    """The best of n by CLIP, in expectation over which n of all candidates there are."""
+    scores = np.array([trial.scores["clip"] for trial in trials])
+    truth = np.array([trial.scores[ORACLE] for trial in trials])
+    order = scores.argsort(1)
+    chances = weights(scores.shape[1], scores.shape[1])
+    by_clip = np.take_along_axis(truth, order, 1) @ chances
+    by_oracle = np.sort(truth, 1) @ chances
+    points = np.take_along_axis(scores, order, 1) @ chances
+    yield "| best of | right, by CLIP | right, a perfect judge | CLIP score |"
+    yield "|---:|---:|---:|---:|"
+    for n in (1, 2, 4, 8, 16):
+        whole = (percent(measured(of[:, n - 1])) for of in (by_clip, by_oracle))
+        yield f"| {n} | {' | '.join(whole)} | {plain(measured(points[:, n - 1]))} |"
+
+
+def thresholds(trials: Sequence[Trial]) -> Iterator[str]:
+    """What a minimum score leaves of the best of all, and how much of that is right."""
+    best = [max(range(trial.candidates), key=lambda i, t=trial: t.scores["clip"][i]) for trial in trials]
+    scores = np.array([trial.scores["clip"][i] for trial, i in zip(trials, best, strict=True)])
+    truth = np.array([trial.scores[ORACLE][i] for trial, i in zip(trials, best, strict=True)])
+    yield "| min_score | requests that keep an image | of these right |"
+    yield "|---:|---:|---:|"
+    for share in (0, 0.05, 0.1, 0.25, 0.5, 0.75):
+        least = float(np.quantile(scores, share))
+        kept = scores >= least
+        yield f"| {least:.1f} | {percent(measured(kept.astype(float)))} | {percent(measured(truth[kept]))} |"
+
+
+def growing(folder: Path, manifest: Path, trials: Sequence[Trial], steps: int) -> Iterator[str]:
+    """Images above a threshold for each thousand evaluations: a real run that grows, against a fixed number of candidates."""
+    scores = np.array([trial.scores["clip"] for trial in trials])
+    prices = np.array([trial.sights[FINAL].evaluations for trial in trials], float)
+    for share in (0.25, 0.5, 0.75):
+        least = float(np.quantile(scores.max(1), 1 - share))
+        rows = run(folder, manifest, f"growing-{share:g}", steps, {"start": 2, "max": MOST, "until_score": round(least, 3)})
+        own = {trial.id: trial for trial in trials}
+        agree = sum(row["clip_score"] == own[row["id"]].scores["clip"][row["candidate_index"]] for row in rows)
+        by_request: dict[str, list[dict]] = {}
+        for row in rows:
+            by_request.setdefault(row["id"], []).append(row)
+        above = np.array([max(r["clip_score"] for r in by_request[t.id]) >= round(least, 3) for t in trials], float)
+        price = np.array([sum(r["unet_evaluations"] for r in by_request[t.id]) for t in trials], float)
+        yield f"Score {least:.2f}, which the best of {MOST} reaches in {100 * share:.0f}% of requests:"
+        yield ""
+        yield "| candidates | requests above | evaluations a request | above for a thousand evaluations |"
+        yield "|---|---:|---:|---:|"
+        yield rate(f"2, growing to {MOST}", above, price)
+        for n in (1, 2, 4, 8, 16):
+            yield rate(f"{n}", (scores[:, :n].max(1) >= round(least, 3)).astype(float), prices[:, :n].sum(1))
+        yield ""
+        yield f"{agree} of {len(rows)} candidates of the run that grew have the score that they have among {MOST}."
+        yield ""
+
+
+def rate(name: str, above: np.ndarray, price: np.ndarray) -> str:
+    drawn = np.random.default_rng(0).multinomial(len(above), np.full(len(above), 1 / len(above)), 2000)
+    rates = 1000 * (drawn @ above) / (drawn @ price)
+    whole = 1000 * above.sum() / price.sum()
+    interval = f"{whole:.2f} ({np.quantile(rates, 0.025):.2f} – {np.quantile(rates, 0.975):.2f})"
+    return f"| {name} | {percent(measured(above))} | {price.mean():.0f} | {interval} |"
+
+
+def run(folder: Path, manifest: Path, name: str, steps: int, candidates: object, *more: str) -> list[dict]:
+    """The rows of a real run, begun or gone on with; what it said lies beside its dataset."""
+    out = folder / name
+    if not (out / "_SUCCESS").exists():
+        options = [part for one in settings(manifest, steps, candidates, *more) for part in ("--set", one)]
+        command = [sys.executable, "-m", "jobs", "run", "embedded", "--out", str(out), *options]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        (folder / f"{name}.jsonl").write_text(done.stdout)
+    return pq.read_table(out / "metadata").to_pylist()
+
+
+def wall(folder: Path, manifest: Path, drafts: Sequence[Draft], steps: int) -> Iterator[str]:
+    """Real runs with a cascade and without: time against price, and that what is finished is the same."""
+    written = json.dumps([draft.model_dump(exclude_none=True) for draft in drafts])
+    whole = run(folder, manifest, f"full-{steps}", steps, CANDIDATES)
+    drafted = run(folder, manifest, f"drafts-{steps}", steps, CANDIDATES, f"ranking.drafts={written}")
+    price = sum(row["unet_evaluations"] for row in drafted) / sum(row["unet_evaluations"] for row in whole)
+    time = seconds(folder / f"drafts-{steps}.jsonl") / seconds(folder / f"full-{steps}.jsonl")
+    pixels = {row["key"]: row["pixel_sha256"] for row in whole}
+    files = {row["key"]: row["sha256"] for row in whole if row["status"] == "kept"}
+    finished = [row for row in drafted if row["status"] != "drafted"]
+    same = sum(row["pixel_sha256"] == pixels[row["key"]] for row in finished)
+    both = [row for row in finished if row["status"] == "kept" and row["key"] in files]
+    images = sum(row["sha256"] == files[row["key"]] for row in both)
+    yield (
+        f"Runs of {len({row['id'] for row in whole})} requests, finals of {steps} steps: {100 * price:.1f}% of the evaluations,"
+        f" {100 * time:.1f}% of the seconds from the first model loaded to the last unit. Of {len(finished)} finished candidates"
+        f" {same} have the pixels, of {len(both)} kept by both {images} the file that they have without drafts."
+    )
+
+
+def seconds(said: Path) -> float:
+    events = [json.loads(line) for line in said.read_text().splitlines()]
+    return next(event for event in events if event["event"] == "done")["seconds"]["rendering"]
+
+
+def percent(measure: Measure) -> str:
+    return f"{100 * measure.value:.1f}% ({100 * measure.low:.1f} – {100 * measure.high:.1f})"
+
+
+def plain(measure: Measure) -> str:
+    return f"{measure.value:.2f} ({measure.low:.2f} – {measure.high:.2f})"
+
+
+@click.command()
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where everything is kept.")
+@click.option("--requests", default=200, show_default=True, help=f"At most {SCENES}.")
+@click.option("--timed", default=120, show_default=True, help="Requests of the runs that are timed.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(["best-of", "drafts-20", "drafts-40", "growing", "wall"]))
+def main(folder: Path, requests: int, timed: int, parts: tuple[str, ...]) -> None:
+    """Measure all of it, or parts."""
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = write_manifest(folder, SCENES)
+    wanted = set(parts) or {"best-of", "drafts-20", "drafts-40", "growing", "wall"}
+    if wanted & {"best-of", "growing"}:
+        trials, _, _ = seen(manifest, requests, 20, MOST, cascades=False)
+        kinds = {"all": trials, "from text": trials_of(trials, 0), "of pictures": trials_of(trials, 1)}
+        if "best-of" in wanted:
+            for name, some in kinds.items():
+                say(f"Best of N, {name}: {len(some)} requests, 20 steps", best_of(some))
+            say(f"Thresholds on the best of {MOST}", thresholds(trials))
+        if "growing" in wanted:
+            say("Growing to a threshold", growing(folder, manifest, trials, 20))
+    for steps in (20, 40):
+        if wanted & {f"drafts-{steps}", "wall"}:
+            trials, tried, compared = seen(manifest, requests, steps, CANDIDATES, cascades=True)
+            found = find_out("clip", WANTED, len(trials), Gains.of(trials, tried), Gains.of(trials, compared), {})
+            if f"drafts-{steps}" in wanted:
+                say(f"Drafts, best of {CANDIDATES}, finals of {steps} steps", iter(["```", *lines(found), "```"]))
+            if "wall" in wanted and found.cascade:
+                fewer = folder / "timed"
+                fewer.mkdir(exist_ok=True)
+                say("Wall time", wall(fewer, write_manifest(fewer, timed), found.cascade, steps))
+
+
+def trials_of(trials: Sequence[Trial], odd: int) -> list[Trial]:
+    return [trial for trial in trials if int(trial.id) % 2 == odd]
+
+
+def say(title: str, told: Iterator[str]) -> None:
+    click.echo(f"\n### {title}\n")
+    for line in told:
+        click.echo(line)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What policies keep of the gain that ranking brings, and at what price, with intervals from resampling requests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from jobs.calibration.policies import Policy, Trial, outcome
+
+RESAMPLES = 2000
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What became of R requests under each of P policies.
+
+    The gain of a request is the mean score of what is kept of it, less the mean of all its candidates. Shares are of sums over
+    requests: a share of the gain by all candidates in full, of their price.
+
+    Attributes:
+        prices: (P, R), evaluations of the denoiser; `full_price`, (R,), of all candidates in full.
+        gains: (P, R) by the scorer's name; `full`, (R,), of all candidates in full.
+    """
+
+    policies: Sequence[Policy]
+    prices: np.ndarray
+    full_price: np.ndarray
+    gains: dict[str, np.ndarray]
+    full: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, trials: Sequence[Trial], policies: Sequence[Policy]) -> "Gains":
+        """Try every policy on every trial, whose scores are all by the same scorers."""
+        names = list(trials[0].scores)
+        whole = [outcome(trial, None) for trial in trials]
+        tried = [[outcome(trial, policy) for trial in trials] for policy in policies]
+        gains = {
+            name: np.array([[_gain(t, name, kept) for t, (kept, _) in zip(trials, row, strict=True)] for row in tried])
+            for name in names
+        }
+        return cls(
+            policies,
+            np.array([[price for _, price in row] for row in tried], float).reshape(len(policies), len(trials)),
+            np.array([price for _, price in whole], float),
+            {name: some.reshape(len(policies), len(trials)) for name, some in gains.items()},
+            {name: np.array([_gain(t, name, kept) for t, (kept, _) in zip(trials, whole, strict=True)]) for name in names},
+        )
+
+    @property
+    def requests(self) -> int:
+        return len(self.full_price)
+
+    def some(self, requests: np.ndarray) -> "Gains":
+        """Of these requests alone, by their places."""
+        gains = {name: of[:, requests] for name, of in self.gains.items()}
+        full = {name: of[requests] for name, of in self.full.items()}
+        return Gains(self.policies, self.prices[:, requests], self.full_price[requests], gains, full)
+
+    @cached_property
+    def price(self) -> np.ndarray:
+        """(P,): the share of the price."""
+        return self.prices.sum(1) / self.full_price.sum()
+
+    def share(self, score: str) -> np.ndarray:
+        """(P,): the share of the gain; not a number where there is none."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.gains[score].sum(1) / self.full[score].sum()
+
+    def interval(self, score: str) -> tuple[np.ndarray, np.ndarray]:
+        """(P,) each: the ends of the 95% intervals of the shares (percentile bootstrap over requests)."""
+        weights = _resampled(self.requests)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = (weights @ self.gains[score].T) / (weights @ self.full[score])[:, None]
+        return np.quantile(shares, 0.025, axis=0), np.quantile(shares, 0.975, axis=0)
+
+    def gain(self, score: str) -> Measure:
+        """The mean gain by all candidates in full."""
+        return measured(self.full[score])
+
+    def measure(self, score: str, place: int) -> Measure:
+        """The share of the gain that a policy keeps, by its place."""
+        only = Gains([self.policies[place]], self.prices[[place]], self.full_price, {score: self.gains[score][[place]]}, self.full)
+        low, high = only.interval(score)
+        return Measure(float(only.share(score)[0]), float(low[0]), float(high[0]))
+
+    def cheapest(self, score: str, wanted: float) -> int | None:
+        """The place of the cheapest policy, cheaper than all in full, whose share of the gain has all its 95% interval at `wanted`
+        or above; None where there is none."""
+        enough = np.flatnonzero((self.interval(score)[0] >= wanted) & (self.price < 1))
+        return int(min(enough, key=lambda place: (self.price[place], -self.share(score)[place]))) if len(enough) else None
+
+    def frontier(self, score: str) -> list[int]:
+        """The places of the policies that keep more than every cheaper one, the cheapest first."""
+        shares, found, most = self.share(score), [], -np.inf
+        for place in sorted(range(len(self.policies)), key=lambda place: (self.price[place], -shares[place])):
+            if shares[place] > most and self.price[place] < 1:
+                found.append(place)
+                most = shares[place]
+        return found
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How choosing itself does: chosen on four fifths of the requests, judged on the others, for each fifth."""
+
+    price: float
+    gains: dict[str, Measure]
+
+
+def held_out(gains: Gains, score: str, wanted: float) -> HeldOut | None:
+    """Judge the choice on requests that had no part in it; None of fewer than ten. A fold where nothing is enough renders all."""
+    if gains.requests < 2 * FOLDS:
+        return None
+    price, kept = gains.full_price.copy(), {name: full.copy() for name, full in gains.full.items()}
+    numbers = np.arange(gains.requests)
+    for fold in range(FOLDS):
+        apart = numbers % FOLDS == fold
+        place = gains.some(numbers[~apart]).cheapest(score, wanted)
+        if place is not None:
+            price[apart] = gains.prices[place, apart]
+            for name in kept:
+                kept[name][apart] = gains.gains[name][place, apart]
+    chosen = Gains([gains.policies[0]], price[None], gains.full_price, {name: of[None] for name, of in kept.items()}, gains.full)
+    return HeldOut(float(chosen.price[0]), {name: chosen.measure(name, 0) for name in kept})
+
+
+def measured(values: np.ndarray) -> Measure:
+    """The mean of values, (R,), with its percentile bootstrap."""
+    means = _resampled(len(values)) @ values
+    return Measure(float(values.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975)))
+
+
+def _resampled(requests: int) -> np.ndarray:
+    """(RESAMPLES, requests): how much each request weighs in each resample; the same every time."""
+    return np.random.default_rng(0).multinomial(requests, np.full(requests, 1 / requests), RESAMPLES) / requests
+
+
+def _gain(trial: Trial, score: str, kept: Sequence[int]) -> float:
+    there = [of for of in trial.scores[score] if of is not None]
+    values = [of for index in kept if (of := trial.scores[score][index]) is not None]
+    # Where nothing is left to keep nothing is gained.
+    return float(np.mean(values) - np.mean(there)) if values else 0.0

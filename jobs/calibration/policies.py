@@ -1,0 +1,137 @@
+"""What calibration tries: cascades of drafts, and of previews for comparison; and what each would have kept of a request."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Literal
+
+from configs.drafts import Draft, applied, in_words, misfits
+from manifests.requests import Request
+from pipelines.passes import best
+
+Kind = Literal["draft", "preview"]
+FINAL = "final"
+SHARES = (0.15, 0.2, 0.3, 0.4, 0.5)  # of the finals' steps, where nobody says which drafts to try
+DEEPEST = 2  # drafts of a cascade; a third was never worth its price in what has been measured
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A cascade that might be run.
+
+    Attributes:
+        kind: What its stages are. After previews, who goes on is rendered on from there; after drafts, from the beginning.
+    """
+
+    kind: Kind
+    stages: tuple[Draft, ...]
+
+    def __str__(self) -> str:
+        words = in_words(self.stages)
+        return words if self.kind == "draft" else words.replace(" steps", " of the steps")
+
+
+@dataclass(frozen=True)
+class Sight:
+    """All candidates of a request, seen in one way.
+
+    Attributes:
+        ranks: What ranks each; None for one that failed.
+        evaluations: Of the denoiser, for each.
+    """
+
+    ranks: Sequence[float | None]
+    evaluations: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One request, seen in all ways.
+
+    Attributes:
+        keep: How many of its candidates it keeps.
+        sights: By name: FINAL, and those of `sight_of`.
+        scores: Of its finals by each scorer's name; None for one that failed.
+    """
+
+    id: str
+    keep: int
+    sights: Mapping[str, Sight]
+    scores: Mapping[str, Sequence[float | None]]
+
+    @property
+    def candidates(self) -> int:
+        return len(self.sights[FINAL].ranks)
+
+
+def sight_of(kind: Kind, stage: Draft) -> str:
+    """The name of how a stage sees candidates: draft 6, draft 6 euler, preview 6."""
+    return f"{kind} {stage.steps}{f' {stage.scheduler}' if stage.scheduler else ''}"
+
+
+def usual_steps(requests: Iterable[Request]) -> list[int]:
+    """The steps of drafts worth trying, by the shortest finals among these."""
+    shortest = min(request.steps for request in requests)
+    return sorted({max(1, round(share * shortest)) for share in SHARES} - {shortest})
+
+
+def policies(
+    kind: Kind, steps: Sequence[int], requests: Iterable[Request], schedulers: Sequence[str | None] = (None,)
+) -> list[Policy]:
+    """The cascades of up to DEEPEST stages that every one of these requests could go through.
+
+    Args:
+        steps: Of the stages, ascending.
+        schedulers: Of drafts; None is the request's own.
+    """
+    shapes = {(r.candidates, r.keep, r.steps, r.strength, r.scheduler) for r in requests}
+    most = max(candidates for candidates, *_ in shapes)
+    found = []
+    for depth in range(1, DEEPEST + 1):
+        for chosen, keeps in product(combinations(steps, depth), combinations(_keeps(most), depth)):
+            for scheduler in schedulers:
+                stages = tuple(Draft(steps=n, keep=k, scheduler=scheduler) for n, k in zip(chosen, keeps, strict=True))
+                if all(_fits(stages, *shape) for shape in shapes):
+                    found.append(Policy(kind, stages))
+    return found
+
+
+def _fits(stages: Sequence[Draft], candidates: int, keep: int, steps: int, strength: float | None, scheduler: str) -> bool:
+    return not misfits(stages, True, candidates=candidates, keep=keep, steps=steps, strength=strength, scheduler=scheduler)
+
+
+def _keeps(candidates: int) -> list[int]:
+    """How many may go on, the most first: 1, 2, 3, 4, 6, 8, 12, 16, …"""
+    ladder = [1, 2, 3, *(number for power in range(2, 14) for number in (2**power, 3 * 2 ** (power - 1)))]
+    return sorted({keep for keep in ladder if keep < candidates}, reverse=True)
+
+
+def outcome(trial: Trial, policy: Policy | None) -> tuple[tuple[int, ...], int]:
+    """Which candidates of a request a policy keeps, and how many evaluations of the denoiser that takes.
+
+    Args:
+        policy: None renders all in full.
+    """
+    final = trial.sights[FINAL]
+    living: tuple[int, ...] = tuple(range(trial.candidates))
+    price, behind = 0, dict.fromkeys(living, 0)
+    for stage in policy.stages if policy else ():
+        if not applied([stage], len(living)):
+            continue
+        sight = trial.sights[sight_of(policy.kind, stage)] if policy else final
+        price += sum(sight.evaluations[index] - behind[index] for index in living)
+        if policy and policy.kind == "preview":
+            behind = {index: sight.evaluations[index] for index in living}
+        living = best({index: sight.ranks[index] for index in living}, stage.keep)
+    price += sum(final.evaluations[index] - behind[index] for index in living)
+    return best({index: final.ranks[index] for index in living}, trial.keep), price
+
+
+def sights_of(some: Iterable[Policy]) -> Iterator[tuple[Kind, Draft]]:
+    """Each way of seeing that these policies need, once."""
+    seen = set()
+    for policy in some:
+        for stage in policy.stages:
+            if (name := sight_of(policy.kind, stage)) not in seen:
+                seen.add(name)
+                yield policy.kind, stage

@@ -1,0 +1,185 @@
+"""What a calibration found: a table for a person, a mapping for a program, a config to go on with."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+
+from configs.drafts import Draft
+from configs.loading import find, override, read
+from configs.schedulers import SCHEDULERS
+from jobs.calibration.gains import Gains, HeldOut, Measure, held_out
+from jobs.calibration.policies import Policy
+
+ROWS = 12  # of a table
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a calibration.
+
+    Attributes:
+        score: What ranks, by its name among the scores.
+        wanted: The share of the gain.
+        rows: Of the manifest that could have been drawn.
+        drafts, previews: What the cascades of each kind come to; None where none could be tried.
+        chosen: The place among the drafts' policies of the cheapest that keeps enough; None where none does.
+        apart: How choosing does on requests that it did not see.
+        without: By name, what could not be seen or tried, and why.
+    """
+
+    score: str
+    wanted: float
+    rows: int
+    drafts: Gains
+    previews: Gains | None
+    chosen: int | None
+    apart: HeldOut | None
+    without: Mapping[str, str]
+
+    @property
+    def cascade(self) -> tuple[Draft, ...]:
+        """The chosen cascade."""
+        return self.drafts.policies[self.chosen].stages if self.chosen is not None else ()
+
+    @property
+    def best_preview(self) -> int | None:
+        """The place of the cheapest cascade of previews that keeps enough."""
+        return self.previews.cheapest(self.score, self.wanted) if self.previews else None
+
+
+def find_out(score: str, wanted: float, rows: int, drafts: Gains, previews: Gains | None, without: Mapping[str, str]) -> Found:
+    """Choose, and judge the choice."""
+    chosen = drafts.cheapest(score, wanted)
+    return Found(score, wanted, rows, drafts, previews, chosen, held_out(drafts, score, wanted), without)
+
+
+def lines(found: Found) -> Iterator[str]:
+    """For a person."""
+    drafts, names = found.drafts, list(found.drafts.gains)
+    candidates = f"{drafts.full_price.sum():,.0f} evaluations of the denoiser with all candidates in full"
+    yield f"sample       {drafts.requests:,} of {found.rows:,} requests, {candidates}"
+    for name in names:
+        gain = drafts.gain(name)
+        yield f"gain         {gain.value:.3f} ({gain.low:.3f} to {gain.high:.3f}) by {name}: the kept less the mean of all"
+    yield ""
+    yield from _table("drafts", drafts, found, names)
+    if found.previews:
+        yield ""
+        yield from _table("x0 previews", found.previews, found, names)
+    for way, why in found.without.items():
+        yield f"{way}: {why}"
+    yield ""
+    yield from _verdict(found)
+
+
+def _table(title: str, gains: Gains, found: Found, names: Sequence[str]) -> Iterator[str]:
+    places = _shown(gains, found)
+    words = {place: str(gains.policies[place]) for place in places}
+    wide = max(len(title), *(len(some) for some in words.values()))
+    yield f"{title:<{wide}}   price   " + "   ".join(f"{f'gain by {name}':<22}" for name in names).rstrip()
+    for place in places:
+        measures = (f"{_percent(gains.measure(name, place)):<22}" for name in names)
+        mark = "  <- chosen" if gains is found.drafts and place == found.chosen else ""
+        yield f"{words[place]:<{wide}}  {100 * gains.price[place]:5.1f}%   {'   '.join(measures).rstrip()}{mark}"
+
+
+def _shown(gains: Gains, found: Found) -> list[int]:
+    """The cheapest for each share of the gain, those around what is wanted, and the chosen one."""
+    frontier = gains.frontier(found.score)
+    shares = gains.share(found.score)
+    enough = [place for place in frontier if shares[place] >= found.wanted]
+    less = [place for place in frontier if shares[place] < found.wanted]
+    some = [*less[-(ROWS - min(len(enough), ROWS // 2)) :], *enough[: ROWS // 2]]
+    chosen = found.chosen if gains is found.drafts else found.best_preview
+    return sorted({*some, *([chosen] if chosen is not None else [])}, key=lambda place: gains.price[place])
+
+
+def _verdict(found: Found) -> Iterator[str]:
+    drafts, score = found.drafts, found.score
+    if found.chosen is None:
+        shares = drafts.share(score)
+        nearest = max(range(len(drafts.policies)), key=lambda place: shares[place])
+        yield f"no cascade is shown to keep {100 * found.wanted:g}% of the gain by {score}, with all of its 95% interval"
+        yield f"the most is  {_told(drafts, score, nearest)}; try more --requests or other --drafts"
+        return
+    yield f"chosen       {_told(drafts, score, found.chosen)}"
+    if found.apart:
+        kept = ", ".join(f"{_percent(measure)} by {name}" for name, measure in found.apart.gains.items())
+        price = f"{100 * found.apart.price:.1f}% of the price"
+        yield f"held out     chosen likewise on four fifths of the sample, on the other fifths: {kept} for {price}"
+    if found.previews:
+        place = found.best_preview
+        yield f"previews     {'none keeps as much' if place is None else _told(found.previews, score, place)}"
+
+
+def _told(gains: Gains, score: str, place: int) -> str:
+    """6 steps keep 2: 98.4% (97.1 to 99.2) of the gain by clip for 55.0% of the price."""
+    kept = _percent(gains.measure(score, place))
+    return f"{gains.policies[place]}: {kept} of the gain by {score} for {100 * gains.price[place]:.1f}% of the price"
+
+
+def _percent(measure: Measure) -> str:
+    if not math.isfinite(measure.value):
+        return "none to keep"
+    return f"{100 * measure.value:.1f}% ({100 * measure.low:.1f} to {100 * measure.high:.1f})"
+
+
+def facts(found: Found) -> dict[str, Any]:
+    """For a program: every policy that was tried, with its figures."""
+    chosen = found.chosen
+    return {
+        "score": found.score,
+        "wanted": found.wanted,
+        "requests": found.drafts.requests,
+        "of": found.rows,
+        "full_price": int(found.drafts.full_price.sum()),
+        "gain": {name: asdict(found.drafts.gain(name)) for name in found.drafts.gains},
+        "drafts": _policies(found.drafts),
+        "previews": _policies(found.previews) if found.previews else [],
+        "chosen": _policy(found.drafts, chosen) if chosen is not None else None,
+        "held_out": asdict(found.apart) if found.apart else None,
+        "without": dict(found.without),
+    }
+
+
+def _policies(gains: Gains) -> list[dict[str, Any]]:
+    return [_policy(gains, place) for place in sorted(range(len(gains.policies)), key=lambda place: gains.price[place])]
+
+
+def _policy(gains: Gains, place: int) -> dict[str, Any]:
+    measures = {name: asdict(gains.measure(name, place)) for name in gains.gains}
+    return {"stages": _stages(gains.policies[place].stages), "price": float(gains.price[place]), "gain": measures}
+
+
+def _stages(stages: Sequence[Draft]) -> list[dict[str, Any]]:
+    return [stage.model_dump(exclude_none=True) for stage in stages]
+
+
+def stochastic(policy: Policy, schedulers: Sequence[str]) -> bool:
+    """Whether a cascade has samplers in it that add noise of their own, its requests' among them."""
+    names = {stage.scheduler for stage in policy.stages if stage.scheduler} | set(schedulers)
+    return any(SCHEDULERS[name].stochastic for name in names)
+
+
+def config_with(found: Found, config: str, settings: Sequence[str], noisy: bool) -> str:
+    """The config as YAML, with the chosen cascade in it and where that came from above it.
+
+    Args:
+        config: Its file or preset, and `settings` as given for it.
+        noisy: Whether drafts by samplers that add noise of their own are to be allowed.
+    """
+    content = read(find(config))
+    for setting in settings:
+        override(content, setting)
+    ranking = content.setdefault("ranking", {})
+    ranking["drafts"] = _stages(found.cascade)
+    ranking.pop("drafts_stochastic", None)
+    if noisy:
+        ranking["drafts_stochastic"] = True
+    assert found.chosen is not None
+    said = _told(found.drafts, found.score, found.chosen)
+    head = f"# {config} with the drafts that `promptmill calibrate` found on {found.drafts.requests} requests:\n# {said}.\n"
+    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

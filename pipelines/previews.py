@@ -1,0 +1,72 @@
+"""Previews: a trajectory left before its end, and what it was thought to end in then (its x0) decoded as its picture.
+
+Published pruning ranks candidates by these. Calibration makes them to compare drafts with; a run never does.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def ending_after(steps: int, pipeline: Any, strength: float | None = None) -> Callable[..., dict[str, Any]]:
+    """What makes one call of a diffusers pipeline end after so many steps, as its `callback_on_step_end`.
+
+    Args:
+        steps: Of the schedule as a whole; of one that `strength` shortens, the same share.
+        pipeline: With a scheduler of its own, whose `step` is listened to from now on.
+        strength: Of img2img and inpainting.
+
+    Raises:
+        ValueError: The pipeline cannot be left before its end.
+    """
+    if not isinstance(getattr(type(pipeline), "interrupt", None), property):
+        raise ValueError(f"{type(pipeline).__name__} cannot be left before its end, so there are no previews of it")
+    scheduler, seen = pipeline.scheduler, dict[str, torch.Tensor]()
+    original = scheduler.step
+    # Samplers of second order take two turns of the loop for a step.
+    turns = max(1, int(steps * (strength or 1.0))) * getattr(scheduler, "order", 1)
+
+    def listening(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        made = original(model_output, timestep, sample, *args, **kwargs)
+        seen["x0"] = predicted(scheduler, model_output, timestep, sample, made)
+        return made
+
+    def after_step(running: Any, turn: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if turn + 1 < turns:
+            return tensors
+        running._interrupt = True
+        return {**tensors, "latents": seen["x0"].to(tensors["latents"].dtype)}
+
+    scheduler.step = listening
+    return after_step
+
+
+def predicted(scheduler: Any, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, made: Any) -> torch.Tensor:
+    """The picture that a step expects in the end, in latents.
+
+    Of what the model says as noise (arXiv:2006.11239, equation 15), as velocity (arXiv:2202.00512, section 4) or as a flow
+    (arXiv:2403.03206, equation 13).
+
+    Args:
+        model_output: Guidance included.
+        sample: That it was said of.
+        made: What the scheduler made of both, as a tuple; of many its second entry is the answer.
+    """
+    if len(made) > 1:
+        return made[1]
+    sample, said = sample.float(), model_output.float()
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return sample - float(scheduler.sigmas[scheduler.step_index - 1]) * said
+    if hasattr(scheduler, "sigmas"):
+        # Ratios of noise to picture, of a sample that has a variance of one; the step has moved the index on.
+        ratio = float(scheduler.sigmas[scheduler.step_index - 1])
+        alpha = (1 + ratio**2) ** -0.5
+        sigma = ratio * alpha
+    else:
+        alpha = float(scheduler.alphas_cumprod[int(timestep)]) ** 0.5
+        sigma = (1 - alpha**2) ** 0.5
+    kind = scheduler.config.prediction_type
+    if kind == "sample":
+        return said
+    return alpha * sample - sigma * said if kind == "v_prediction" else (sample - sigma * said) / alpha

@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.drafts import Draft, check_cascade
+from configs.loading import load
+from jobs.calibration.policies import FINAL, Policy, outcome, policies, sight_of, sights_of, usual_steps
+from pipelines.passes import as_draft, begin
+from pipelines.results import Candidate, Outcome, Rendered
+from pipelines.units import evaluations, price
+from tests.jobs.calibration.made import REQUEST, STEPS, trial
+from tests.pipelines.plain import request
+from tests.pipelines.test_passes import BROKEN, PIXEL
+
+ALL = policies("draft", STEPS, [REQUEST])
+
+
+def run(trial, drafts):
+    """Which candidates the real passes finish, the best of them, and the price, where all is as a trial saw it."""
+    requests = {0: replace(REQUEST, keep=trial.keep)}
+    course = begin(requests, drafts)
+    scored, passes = {}, []
+    while course.turns:
+        turn = course.turns[0]
+        draft = None if turn.draft is None else drafts[turn.draft]
+        asked = as_draft(REQUEST, draft) if draft else REQUEST
+        sight = trial.sights[sight_of("draft", draft) if draft else FINAL]
+        made = tuple(
+            Candidate(i, i, None, evaluations(asked), BROKEN)
+            if sight.ranks[i] is None
+            else Candidate(i, i, PIXEL, evaluations(asked))
+            for i in turn.candidates
+        )
+        rendered = Rendered((Outcome(0, made),))
+        scores = {(0, i): sight.ranks[i] for i in turn.candidates if sight.ranks[i] is not None}
+        if draft is None:
+            passes.append(rendered)
+            scored = {index: score for (_, index), score in scores.items()}
+        course = course.after(requests, rendered, scores, {})
+    (settled,) = course.outcomes(passes)
+    ranked = sorted(scored, key=lambda index: (-scored[index], index))
+    return set(ranked[: trial.keep]), sum(candidate.evaluations for candidate in settled.candidates)
+
+
+@given(st.integers(0, 2**31), st.sampled_from(ALL), st.sampled_from([0.0, 0.3]), st.integers(1, 2))
+def test_what_calibration_says_of_a_cascade_is_what_a_run_does_with_it(seed, policy, broken, keep):
+    some = trial(seed, broken=broken, keep=keep)
+    kept, price_ = outcome(some, policy)
+    assert (set(kept), price_) == run(some, policy.stages)
+
+
+@given(st.integers(0, 2**31), st.sampled_from(ALL))
+def test_the_price_of_a_cascade_is_that_of_the_plan(seed, policy):
+    assert outcome(trial(seed), policy)[1] == price(REQUEST, policy.stages)
+    assert outcome(trial(seed), None)[1] == price(REQUEST, ())
+
+
+@given(st.integers(0, 2**31), st.sampled_from(policies("preview", STEPS, [REQUEST])))
+def test_who_goes_on_after_a_preview_pays_only_for_the_steps_that_are_left(seed, policy):
+    some = trial(seed)
+    living, behind, paid = 8, 0, 0
+    for stage in policy.stages:
+        paid += living * 2 * (stage.steps - behind)
+        living, behind = stage.keep, stage.steps
+    assert outcome(some, policy)[1] == paid + living * 2 * (20 - behind) < outcome(some, None)[1]
+
+
+def test_every_policy_is_a_cascade_that_a_config_takes_and_all_requests_go_through():
+    some = [REQUEST, replace(REQUEST, keep=2), replace(REQUEST, steps=9), replace(REQUEST, candidates=4)]
+    found = policies("draft", (4, 6, 10), some)
+    assert found
+    for policy in found:
+        check_cascade(policy.stages, False)
+        assert min(stage.keep for stage in policy.stages) >= 2
+        assert max(stage.steps for stage in policy.stages) < 9
+    assert Policy("draft", (Draft(steps=4, keep=6), Draft(steps=6, keep=2))) in found
+    assert not policies("draft", (20,), [REQUEST])
+
+
+def test_drafts_too_short_for_a_strength_are_not_tried():
+    weak = replace(request("weak", steps=20, candidates=8), strength=0.2, mode="img2img")
+    assert {policy.stages[0].steps for policy in policies("draft", (3, 4, 5, 6), [REQUEST, weak])} == {5, 6}
+
+
+def test_each_sight_that_policies_need_is_named_once():
+    names = [sight_of(*stage) for stage in sights_of(ALL)]
+    assert sorted(names) == sorted(f"draft {steps}" for steps in STEPS)
+    other = policies("draft", (4,), [REQUEST], (None, "euler"))
+    assert [sight_of(*stage) for stage in sights_of(other)] == ["draft 4", "draft 4 euler"]
+
+
+def test_the_usual_drafts_are_shorter_than_the_shortest_finals():
+    assert usual_steps([REQUEST, replace(REQUEST, steps=40)]) == [3, 4, 6, 8, 10]
+    assert usual_steps([replace(REQUEST, steps=2)]) == [1]
+    assert load("embedded", ["manifest=x"]).defaults.steps == 20
