@@ -10,6 +10,7 @@ from configs.errors import nearest
 from jobs.estimate import Estimate
 from jobs.plan import Plan, read_plan
 from jobs.progress import Tally, duration
+from jobs.ranked import Ranked, ranked_lines
 from manifests.requests import KNOWN_COLUMNS
 from shards.commits import read_records
 from shards.counting import RARE
@@ -82,8 +83,8 @@ def plan_facts(plan: Plan, estimate: Estimate | None) -> dict[str, Any]:
     return {**facts, "estimate": asdict(estimate) if estimate else None}
 
 
-def run_lines(totals: Totals, tally: Tally, output: str) -> Iterator[str]:
-    """A finished run, for a person: what there is, what it took, and where to look."""
+def run_lines(totals: Totals, tally: Tally, output: str, ranked: Ranked | None = None) -> Iterator[str]:
+    """A finished run, for a person: what there is, what ranking bought, what it took, and where to look."""
     failed = f", {totals.failed:,} failed ({_errors(tally.errors)})" if totals.failed else ""
     kinds = f"{totals.kept:,} kept, {totals.rejected:,} rejected{_rare(totals)}{failed}"
     yield f"{many(totals.requests, 'row')}, {totals.candidates:,} candidates: {kinds}"
@@ -92,6 +93,8 @@ def run_lines(totals: Totals, tally: Tally, output: str) -> Iterator[str]:
     if tally.best is not None:
         mean, rest = tally.scores / max(1, tally.scored), f" of the {tally.scored:,} rendered now" if tally.before else ""
         yield f"CLIP scores  worst {tally.worst:.1f}, mean {mean:.1f}, best {tally.best:.1f}{rest}"
+    if ranked is not None:
+        yield from ranked_lines(ranked)
     if tally.rendered:
         yield f"time         {', '.join(f'{name} {duration(spent)}' for name, spent in tally.seconds().items())}"
         whole = sum(tally.stages.values()) or 1.0

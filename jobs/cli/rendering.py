@@ -18,6 +18,7 @@ from jobs.estimate import Estimate
 from jobs.plan import Plan, PlanError, read_plan, read_shard
 from jobs.planning import Sources, first_request, look, make_plan, with_batch
 from jobs.progress import JsonLines, Tally, Terminal
+from jobs.ranked import Ranked, look_back, ranked_facts
 from shards.lease import hold, holder_of
 
 
@@ -162,9 +163,19 @@ def rendered(
         click.echo(str(error), err=True)
         return FAILED
     status = SOME_FAILED if totals.failed or totals.failed_requests else 0
+    ranked = _looked_back(output, plan)
     if isinstance(shown, JsonLines):
         spent = {name: round(seconds, 3) for name, seconds in tally.seconds().items()}
-        shown.event("done", exit=status, output=output, totals=dataclasses.asdict(totals), seconds=spent)
-    for line in summary.run_lines(totals, tally, output):
+        ranking = ranked_facts(ranked) if ranked else None
+        shown.event("done", exit=status, output=output, totals=dataclasses.asdict(totals), seconds=spent, ranking=ranking)
+    for line in summary.run_lines(totals, tally, output, ranked):
         click.echo(line, err=console is None)
     return status
+
+
+def _looked_back(output: str, plan: Plan) -> Ranked | None:
+    """What ranking came to; of a dataset that cannot be read back `verify` is the one to tell."""
+    try:
+        return look_back(output, plan)
+    except (OSError, ValueError, LookupError):
+        return None

@@ -1,12 +1,13 @@
 """What ranking bought: the best of n candidates for each n, in expectation, and the kept ones against the mean."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 LONGEST_CURVE = 64  # candidates
+YIELDS = (0.95, 0.9, 0.75, 0.5, 0.25, 0.1)  # shares of the requests
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Bought:
         kept, mean: Their kept candidates' mean score and their candidates', each request counting once.
         gain, margin: Kept less mean, and half of its 95% confidence interval over requests.
         curve: The expected best score of 1, 2, … candidates, over `curve_requests` requests that have so many.
+        yields: By the share of all requests with a scored candidate, the highest score that the best of so many reaches: as a
+            minimum score it leaves them an image.
     """
 
     requests: int
@@ -27,6 +30,7 @@ class Bought:
     margin: float
     curve: Sequence[float]
     curve_requests: int
+    yields: Mapping[float, float]
 
 
 def weights(count: int, most: int) -> np.ndarray:
@@ -69,7 +73,11 @@ def bought(request: np.ndarray, score: np.ndarray, kept: np.ndarray) -> Bought |
     gains = kept_means - means
     margin = 1.96 * gains.std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
     curve, over = best_of(scores, starts, counts)
-    return Bought(len(gains), float(kept_means.mean()), float(means.mean()), float(gains.mean()), float(margin), curve, over)
+    best = -np.sort(-np.maximum.reduceat(scores, starts))
+    yields = {share: float(best[math.ceil(share * len(best)) - 1]) for share in YIELDS}
+    return Bought(
+        len(gains), float(kept_means.mean()), float(means.mean()), float(gains.mean()), float(margin), curve, over, yields
+    )
 
 
 def best_of(scores: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[list[float], int]:

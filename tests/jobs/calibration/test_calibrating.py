@@ -181,9 +181,7 @@ def test_bad_input_is_one_line_each(whole, manifest, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("pays", [True, False])
-def test_drafts_by_samplers_with_noise_of_their_own_are_allowed_only_where_they_pay(
-    manifest, tmp_path, monkeypatch, pays
-):
+def test_drafts_by_samplers_with_noise_of_their_own_are_allowed_only_where_they_pay(manifest, tmp_path, monkeypatch, pays):
     noisy = ("defaults.scheduler=euler_a", "defaults.candidates=8")
     trials, target = tmp_path / "trials.jsonl", tmp_path / "drafted.yaml"
     sources = look(load("embedded", [f"manifest={manifest}", *noisy]))

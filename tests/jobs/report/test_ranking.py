@@ -43,6 +43,9 @@ def test_what_ranking_bought_is_what_plain_loops_say(some):
     assert made.requests == len(ranked)
     assert made.gain == pytest.approx(statistics.fmean(best - mean for best, mean in pairs))
     assert (made.kept, made.mean) == pytest.approx(tuple(map(statistics.fmean, zip(*pairs, strict=True))))
+    best = [max(s for s, _ in one) for one in some]
+    for share, least in made.yields.items():
+        assert sum(b > least for b in best) < share * len(best) <= sum(b >= least for b in best)
     most = len(made.curve)
     enough = [[s for s, _ in one] for one in some if len(one) >= most]
     assert made.curve_requests == len(enough) >= len(some) / 2 > sum(len(one) > most for one in some)
