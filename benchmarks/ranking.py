@@ -2,9 +2,10 @@
 
     python -m benchmarks.ranking --folder /tmp/ranking
 
-Half of the requests are scenes from text, half change a picture into another scene at a strength where that often fails; all of
-the tenth that training never saw. The oracle, which reads pixels and none of the models, says what is right. All intervals are
-95%, by resampling requests. What is measured stays in the folder, so the same command goes on where it was stopped.
+Three kinds of requests, all of scenes that training never saw: `plain`, from text, where the family is nearly always right;
+`harder`, from text with a negative prompt that it never learnt, which misleads it; `pictures`, that change a picture into another
+scene at a strength where that often fails. The oracle, which reads pixels and none of the models, says what is right. All intervals
+are 95%, by resampling requests. What is measured stays in the folder, so the same command goes on where it was stopped.
 """
 
 import json
@@ -34,32 +35,37 @@ from jobs.report.ranking import weights
 from manifests.requests import Request
 
 SEED = 41
-SCENES = 240
+SCENES = 240  # of the plain and the pictures, by turns
 STRENGTH = 0.5
+NEGATIVE = "a picture"
 CANDIDATES, MOST = 8, 16
-DRAFTS = {20: (3, 4, 6, 8, 10), 40: (4, 6, 8, 12, 16)}
+DRAFTS = {20: (6, 8, 9, 10), 40: (8, 11, 12, 16)}
 PREVIEWS = {20: (4, 8, 12), 40: (8, 16, 24)}
 WANTED = 0.98
 ORACLE = "oracle"
+PARTS = ("best-of", "drafts-20", "drafts-40", "growing", "wall")
 
 
-def write_manifest(folder: Path, requests: int) -> Path:
-    """Requests of both kinds by turns, their pictures beside them."""
-    scenes, _ = scenes_for(SEED, requests)
-    others, rng = scenes_for(SEED + 1, requests)
+def write_manifests(folder: Path) -> dict[str, Path]:
+    """By the kind of their requests; `mixed` is the plain and the pictures together."""
+    scenes, _ = scenes_for(SEED, SCENES)
+    others, rng = scenes_for(SEED + 1, SCENES)
     pictures = draw_pictures(others, rng).pixels
-    rows = []
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[dict]] = {"plain": [], "pictures": [], "harder": []}
     for number, scene in enumerate(scenes):
         row = {"id": f"{number:04d}", "prompt": describe(scene)}
         if number % 2:
-            (folder / "images").mkdir(parents=True, exist_ok=True)
             path = f"images/{number:04d}.png"
             Image.fromarray(pictures[number]).save(folder / path)
             row |= {"init_image": path, "strength": STRENGTH}
-        rows.append(json.dumps(row) + "\n")
-    manifest = folder / "manifest.jsonl"
-    manifest.write_text("".join(rows))
-    return manifest
+        rows["pictures" if number % 2 else "plain"].append(row)
+    hard, _ = scenes_for(SEED + 2, SCENES)
+    rows["harder"] = [{"id": f"h{n:04d}", "prompt": describe(s), "negative_prompt": NEGATIVE} for n, s in enumerate(hard)]
+    rows["mixed"] = sorted([*rows["plain"], *rows["pictures"]], key=lambda row: row["id"])
+    for kind, some in rows.items():
+        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    return {kind: folder / f"{kind}.jsonl" for kind in rows}
 
 
 def settings(manifest: Path, steps: int, candidates: object, *more: str) -> list[str]:
@@ -74,20 +80,19 @@ def right(request: Request, pixels: np.ndarray) -> float:
 def seen(manifest: Path, requests: int, steps: int, candidates: int, cascades: bool) -> tuple[list[Trial], list, list]:
     """Requests observed; and the cascades of drafts and of previews that were, if they are wanted."""
     sources = look(load("embedded", settings(manifest, steps, candidates)))
-    sample, _ = draw(sources, requests)
-    asked = [placed.request for placed in sample]
-    tried = policies("draft", DRAFTS[steps], asked) if cascades else []
-    compared = policies("preview", PREVIEWS[steps], asked) if cascades else []
+    sample = draw(sources, requests)
+    tried = policies("draft", DRAFTS[steps], sample.shapes) if cascades else []
+    compared = policies("preview", PREVIEWS[steps], sample.shapes) if cascades else []
     notes = Notes(manifest.parent / f"trials-{steps}-{candidates}.jsonl", identity(sources))
 
     def progress(done: int, all_: int) -> None:
         if done % 20 == 0:
-            click.echo(f"finals of {steps} steps, {candidates} candidates: {done} of {all_}", err=True)
+            click.echo(f"{manifest.stem}, {candidates} candidates, finals of {steps} steps: {done} of {all_}", err=True)
 
-    failed = observe(sources, sample, list(sights_of([*tried, *compared])), notes, {ORACLE: right}, progress)
+    failed = observe(sources, sample.requests, list(sights_of([*tried, *compared])), notes, {ORACLE: right}, progress)
     if failed:
         sys.exit(f"could not be rendered: {failed}")
-    return [trial for request in asked if (trial := notes.trial(request))], tried, compared
+    return [trial for placed in sample.requests if (trial := notes.trial(placed))], tried, compared
 
 
 def best_of(trials: Sequence[Trial]) -> Iterator[str]:
@@ -127,6 +132,7 @@ def growing(folder: Path, manifest: Path, trials: Sequence[Trial], steps: int) -
         least = float(np.quantile(scores.max(1), 1 - share))
         rows = run(folder, manifest, f"growing-{share:g}", steps, {"start": 2, "max": MOST, "until_score": round(least, 3)})
         own = {trial.id: trial for trial in trials}
+        rows = [row for row in rows if row["id"] in own]
         agree = sum(row["clip_score"] == own[row["id"]].scores["clip"][row["candidate_index"]] for row in rows)
         by_request: dict[str, list[dict]] = {}
         for row in rows:
@@ -199,34 +205,43 @@ def plain(measure: Measure) -> str:
 
 @click.command()
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where everything is kept.")
-@click.option("--requests", default=200, show_default=True, help=f"At most {SCENES}.")
+@click.option(
+    "--requests", default=200, show_default=True, help=f"Of the harder, and of the two other kinds together; at most {SCENES}."
+)
 @click.option("--timed", default=120, show_default=True, help="Requests of the runs that are timed.")
-@click.option("--part", "parts", multiple=True, type=click.Choice(["best-of", "drafts-20", "drafts-40", "growing", "wall"]))
-def main(folder: Path, requests: int, timed: int, parts: tuple[str, ...]) -> None:
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS))
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(["harder", "plain", "pictures"]), help="Of the drafts.")
+def main(folder: Path, requests: int, timed: int, parts: tuple[str, ...], kinds: tuple[str, ...]) -> None:
     """Measure all of it, or parts."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = write_manifest(folder, SCENES)
-    wanted = set(parts) or {"best-of", "drafts-20", "drafts-40", "growing", "wall"}
+    manifests = write_manifests(folder)
+    wanted = set(parts or PARTS)
     if wanted & {"best-of", "growing"}:
-        trials, _, _ = seen(manifest, requests, 20, MOST, cascades=False)
-        kinds = {"all": trials, "from text": trials_of(trials, 0), "of pictures": trials_of(trials, 1)}
+        trials, _, _ = seen(manifests["mixed"], requests, 20, MOST, cascades=False)
         if "best-of" in wanted:
-            for name, some in kinds.items():
+            for name, some in {
+                "plain and pictures": trials,
+                "plain": trials_of(trials, 0),
+                "pictures": trials_of(trials, 1),
+            }.items():
                 say(f"Best of N, {name}: {len(some)} requests, 20 steps", best_of(some))
             say(f"Thresholds on the best of {MOST}", thresholds(trials))
         if "growing" in wanted:
-            say("Growing to a threshold", growing(folder, manifest, trials, 20))
+            say("Growing to a threshold", growing(folder, manifests["mixed"], trials, 20))
     for steps in (20, 40):
-        if wanted & {f"drafts-{steps}", "wall"}:
-            trials, tried, compared = seen(manifest, requests, steps, CANDIDATES, cascades=True)
-            found = find_out("clip", WANTED, len(trials), Gains.of(trials, tried), Gains.of(trials, compared), {})
-            if f"drafts-{steps}" in wanted:
-                say(f"Drafts, best of {CANDIDATES}, finals of {steps} steps", iter(["```", *lines(found), "```"]))
-            if "wall" in wanted and found.cascade:
-                fewer = folder / "timed"
-                fewer.mkdir(exist_ok=True)
-                say("Wall time", wall(fewer, write_manifest(fewer, timed), found.cascade, steps))
+        for kind in kinds or ("harder", "plain", "pictures"):
+            if f"drafts-{steps}" in wanted or ("wall" in wanted and kind == "harder"):
+                some = requests if kind == "harder" else requests // 2
+                trials, tried, compared = seen(manifests[kind], some, steps, CANDIDATES, cascades=True)
+                found = find_out("clip", WANTED, len(trials), Gains.of(trials, tried), Gains.of(trials, compared), {})
+                if f"drafts-{steps}" in wanted:
+                    said = ["```", *lines(found), "```"]
+                    say(f"Drafts, {kind}: best of {CANDIDATES}, finals of {steps} steps", iter(said))
+                if "wall" in wanted and kind == "harder" and found.cascade:
+                    few = folder / "harder-few.jsonl"
+                    few.write_text("".join(manifests[kind].read_text().splitlines(keepends=True)[:timed]))
+                    say(f"Wall time, finals of {steps} steps", wall(folder, few, found.cascade, steps))
 
 
 def trials_of(trials: Sequence[Trial], odd: int) -> list[Trial]:

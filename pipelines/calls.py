@@ -38,11 +38,14 @@ def call(
         tuple((lora.name, lora.scale) for lora in request.loras),
         guided=request.guidance_scale > 1,
     )
-    if (preview := jobs[0].placed.preview) is not None:
-        said["callback_on_step_end"] = ending_after(preview, pipeline, request.strength)
     # Not every family takes a negative prompt, a strength, a size, …
     taken = inspect.signature(pipeline.__call__).parameters
-    result = pipeline(**{name: value for name, value in (said | _arguments(request, jobs, text.device)).items() if name in taken})
+    given = {name: value for name, value in (said | _arguments(request, jobs, text.device)).items() if name in taken}
+    if (preview := jobs[0].placed.preview) is None:
+        result = pipeline(**given)
+    else:
+        with ending_after(preview, pipeline, request.strength) as after_step:
+            result = pipeline(**given, callback_on_step_end=after_step)
     flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
     # (B, 3, H, W) in 0 … 1, in the model's dtype: diffusers denormalises in it, so we do not before.
     images = result.images.permute(0, 2, 3, 1).float()

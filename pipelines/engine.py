@@ -55,6 +55,10 @@ class Pending:
     left: int = 0
 
 
+class _ClosedError(Exception):
+    """Nobody wants anything any more."""
+
+
 class Engine:
     """A loaded model that renders units.
 
@@ -77,9 +81,10 @@ class Engine:
         self.path = path_for(self.model, self.text, model.batch, policy)
         self._spent: dict[str, float] = {}  # seconds by stage since the last unit ended
         self._before: dict[str, float] = {}  # what was spent inside of models by then
-        self._inbox: queue.SimpleQueue[Pending] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._pending: list[Pending] = []
-        threading.Thread(target=self._work, name="engine", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
 
     def render(self, unit: Unit) -> Rendered:
         """Render a unit, or what is next on its course, beside those that other threads have handed in.
@@ -98,6 +103,11 @@ class Engine:
         self._inbox.put(pending)
         return pending.done
 
+    def close(self) -> None:
+        """Leave what is under way after this step. A process that ends while its engine computes is aborted by torch."""
+        self._inbox.put(None)
+        self._thread.join()
+
     def _work(self) -> None:
         torch.set_num_threads(self._threads)
         # Held here for good: pipelines enter and leave it in an order of their own.
@@ -105,6 +115,8 @@ class Engine:
             while True:
                 try:
                     self._turn()
+                except _ClosedError:
+                    return
                 except Exception as error:  # nobody else would see it: those who wait for their units do
                     self._give_up(error)
 
@@ -112,6 +124,8 @@ class Engine:
         """Take in what is there, waiting only with nothing to do, and go one step on."""
         while not self.path.busy or not self._inbox.empty():
             pending = self._inbox.get()
+            if pending is None:
+                raise _ClosedError
             with self._timed("images"):
                 self._take_in(pending)
         with self._timed("steps"):

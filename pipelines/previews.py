@@ -3,18 +3,21 @@
 Published pruning ranks candidates by these. Calibration makes them to compare drafts with; a run never does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
 
 
-def ending_after(steps: int, pipeline: Any, strength: float | None = None) -> Callable[..., dict[str, Any]]:
+@contextmanager
+def ending_after(steps: int, pipeline: Any, strength: float | None = None) -> Iterator[Callable[..., dict[str, Any]]]:
     """What makes one call of a diffusers pipeline end after so many steps, as its `callback_on_step_end`.
 
     Args:
         steps: Of the schedule as a whole; of one that `strength` shortens, the same share.
-        pipeline: With a scheduler of its own, whose `step` is listened to from now on.
+        pipeline: With a scheduler of its own, whose `step` is listened to meanwhile.
         strength: Of img2img and inpainting.
 
     Raises:
@@ -27,6 +30,7 @@ def ending_after(steps: int, pipeline: Any, strength: float | None = None) -> Ca
     # Samplers of second order take two turns of the loop for a step.
     turns = max(1, int(steps * (strength or 1.0))) * getattr(scheduler, "order", 1)
 
+    @wraps(original)  # diffusers looks at its arguments for a generator
     def listening(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         made = original(model_output, timestep, sample, *args, **kwargs)
         seen["x0"] = predicted(scheduler, model_output, timestep, sample, made)
@@ -39,7 +43,10 @@ def ending_after(steps: int, pipeline: Any, strength: float | None = None) -> Ca
         return {**tensors, "latents": seen["x0"].to(tensors["latents"].dtype)}
 
     scheduler.step = listening
-    return after_step
+    try:
+        yield after_step
+    finally:
+        del scheduler.step  # what stood in for the class's own
 
 
 def predicted(scheduler: Any, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, made: Any) -> torch.Tensor:
@@ -56,17 +63,22 @@ def predicted(scheduler: Any, model_output: torch.Tensor, timestep: Any, sample:
     if len(made) > 1:
         return made[1]
     sample, said = sample.float(), model_output.float()
-    if type(scheduler).__name__.startswith("FlowMatch"):
-        return sample - float(scheduler.sigmas[scheduler.step_index - 1]) * said
+    # A flow-matching scheduler says so by its name alone.
+    flow = type(scheduler).__name__.startswith("FlowMatch")
+    kind = "flow_prediction" if flow else scheduler.config.prediction_type
     if hasattr(scheduler, "sigmas"):
-        # Ratios of noise to picture, of a sample that has a variance of one; the step has moved the index on.
-        ratio = float(scheduler.sigmas[scheduler.step_index - 1])
+        ratio = float(scheduler.sigmas[scheduler.step_index - 1])  # of noise to picture; the step has moved the index on
+        if kind == "flow_prediction":
+            return sample - ratio * said
         alpha = (1 + ratio**2) ** -0.5
         sigma = ratio * alpha
     else:
         alpha = float(scheduler.alphas_cumprod[int(timestep)]) ** 0.5
         sigma = (1 - alpha**2) ** 0.5
-    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return (sample - sigma * said) / alpha
+    if kind == "v_prediction":
+        return alpha * sample - sigma * said
     if kind == "sample":
         return said
-    return alpha * sample - sigma * said if kind == "v_prediction" else (sample - sigma * said) / alpha
+    raise ValueError(f"previews of a model that predicts {kind} are not known")

@@ -44,7 +44,7 @@ class Waiting:
 
     @property
     def bucket(self) -> Hashable:
-        return (bucket_of(self.job.request), self.job.placed.preview, self.job.placed.row if self.apart else None)
+        return (bucket_of(self.job.request), self.job.placed.preview, id(self.job.placed) if self.apart else None)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -77,27 +77,38 @@ class Gains:
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.gains[score].sum(1) / self.full[score].sum()
 
+    @cached_property
+    def measures(self) -> dict[str, list[Measure]]:
+        """By the scorer's name, the share of the gain that each policy keeps."""
+        made = {}
+        for name in self.gains:
+            low, high = self.interval(name)
+            made[name] = [Measure(*map(float, of)) for of in zip(self.share(name), low, high, strict=True)]
+        return made
+
     def interval(self, score: str) -> tuple[np.ndarray, np.ndarray]:
         """(P,) each: the ends of the 95% intervals of the shares (percentile bootstrap over requests)."""
         weights = _resampled(self.requests)
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = (weights @ self.gains[score].T) / (weights @ self.full[score])[:, None]
-        return np.quantile(shares, 0.025, axis=0), np.quantile(shares, 0.975, axis=0)
+        low, high = np.quantile(shares, (0.025, 0.975), axis=0)
+        return low, high
 
     def gain(self, score: str) -> Measure:
         """The mean gain by all candidates in full."""
         return measured(self.full[score])
 
-    def measure(self, score: str, place: int) -> Measure:
-        """The share of the gain that a policy keeps, by its place."""
-        only = Gains([self.policies[place]], self.prices[[place]], self.full_price, {score: self.gains[score][[place]]}, self.full)
-        low, high = only.interval(score)
-        return Measure(float(only.share(score)[0]), float(low[0]), float(high[0]))
-
     def cheapest(self, score: str, wanted: float) -> int | None:
-        """The place of the cheapest policy, cheaper than all in full, whose share of the gain has all its 95% interval at `wanted`
-        or above; None where there is none."""
-        enough = np.flatnonzero((self.interval(score)[0] >= wanted) & (self.price < 1))
+        """The place of the cheapest policy, cheaper than all in full, that is shown to keep `wanted` of the gain; None where none
+        is, or where there is no gain to show.
+
+        Shown is what the lower end of the 95% interval says of one request more, of which nothing is kept: where by chance no
+        request of a small sample loses anything, its interval has no width, which the next request need not know.
+        """
+        if self.gain(score).low <= 0:
+            return None
+        least = self.interval(score)[0] * self.requests / (self.requests + 1)
+        enough = np.flatnonzero((least >= wanted) & (self.price < 1))
         return int(min(enough, key=lambda place: (self.price[place], -self.share(score)[place]))) if len(enough) else None
 
     def frontier(self, score: str) -> list[int]:
@@ -132,7 +143,7 @@ def held_out(gains: Gains, score: str, wanted: float) -> HeldOut | None:
             for name in kept:
                 kept[name][apart] = gains.gains[name][place, apart]
     chosen = Gains([gains.policies[0]], price[None], gains.full_price, {name: of[None] for name, of in kept.items()}, gains.full)
-    return HeldOut(float(chosen.price[0]), {name: chosen.measure(name, 0) for name in kept})
+    return HeldOut(float(chosen.price[0]), {name: of[0] for name, of in chosen.measures.items()})
 
 
 def measured(values: np.ndarray) -> Measure:
@@ -141,6 +152,7 @@ def measured(values: np.ndarray) -> Measure:
     return Measure(float(values.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975)))
 
 
+@lru_cache(maxsize=8)
 def _resampled(requests: int) -> np.ndarray:
     """(RESAMPLES, requests): how much each request weighs in each resample; the same every time."""
     return np.random.default_rng(0).multinomial(requests, np.full(requests, 1 / requests), RESAMPLES) / requests

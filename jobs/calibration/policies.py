@@ -3,15 +3,17 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from math import comb
 from typing import Literal
 
 from configs.drafts import Draft, applied, in_words, misfits
-from manifests.requests import Request
+from jobs.calibration.sample import Shape
 from pipelines.passes import best
 
 Kind = Literal["draft", "preview"]
 FINAL = "final"
 SHARES = (0.15, 0.2, 0.3, 0.4, 0.5)  # of the finals' steps, where nobody says which drafts to try
+MOST = 5_000  # cascades
 DEEPEST = 2  # drafts of a cascade; a third was never worth its price in what has been measured
 
 
@@ -69,41 +71,61 @@ def sight_of(kind: Kind, stage: Draft) -> str:
     return f"{kind} {stage.steps}{f' {stage.scheduler}' if stage.scheduler else ''}"
 
 
-def usual_steps(requests: Iterable[Request]) -> list[int]:
+def usual_steps(shapes: Iterable[Shape]) -> list[int]:
     """The steps of drafts worth trying, by the shortest finals among these."""
-    shortest = min(request.steps for request in requests)
+    shortest = min(shape.steps for shape in shapes)
     return sorted({max(1, round(share * shortest)) for share in SHARES} - {shortest})
 
 
-def policies(
-    kind: Kind, steps: Sequence[int], requests: Iterable[Request], schedulers: Sequence[str | None] = (None,)
-) -> list[Policy]:
-    """The cascades of up to DEEPEST stages that every one of these requests could go through.
+def policies(kind: Kind, steps: Sequence[int], shapes: Sequence[Shape], schedulers: Sequence[str | None] = (None,)) -> list[Policy]:
+    """The cascades of up to DEEPEST stages that requests of every one of these shapes could go through.
 
     Args:
+        shapes: Those of the defaults last.
         steps: Of the stages, ascending.
         schedulers: Of drafts; None is the request's own.
+
+    Raises:
+        ValueError: There is none; the message says what stands in the way.
     """
-    shapes = {(r.candidates, r.keep, r.steps, r.strength, r.scheduler) for r in requests}
-    most = max(candidates for candidates, *_ in shapes)
-    found = []
-    for depth in range(1, DEEPEST + 1):
-        for chosen, keeps in product(combinations(steps, depth), combinations(_keeps(most), depth)):
+    keepable = _keeps(shapes)
+    depths = range(1, DEEPEST + 1)
+    if len(schedulers) * sum(comb(len(steps), depth) * comb(len(keepable), depth) for depth in depths) > MOST:
+        raise ValueError(f"these make more than {MOST:,}; name fewer steps")
+    found, wrong = [], f"they leave nobody out of defaults.candidates {shapes[-1].candidates} that is not kept"
+    for depth in depths:
+        for chosen, keeps in product(combinations(steps, depth), combinations(keepable, depth)):
             for scheduler in schedulers:
                 stages = tuple(Draft(steps=n, keep=k, scheduler=scheduler) for n, k in zip(chosen, keeps, strict=True))
-                if all(_fits(stages, *shape) for shape in shapes):
+                misfit = next((said for shape in shapes for said in _misfits(stages, shape)), None)
+                if misfit is None:
                     found.append(Policy(kind, stages))
+                wrong = misfit or wrong
+    if not found:
+        raise ValueError(wrong)
     return found
 
 
-def _fits(stages: Sequence[Draft], candidates: int, keep: int, steps: int, strength: float | None, scheduler: str) -> bool:
-    return not misfits(stages, True, candidates=candidates, keep=keep, steps=steps, strength=strength, scheduler=scheduler)
+def _misfits(stages: Sequence[Draft], shape: Shape) -> list[str]:
+    return misfits(
+        stages,
+        True,
+        candidates=shape.candidates,
+        keep=shape.keep,
+        steps=shape.steps,
+        strength=shape.strength,
+        scheduler=shape.scheduler,
+    )
 
 
-def _keeps(candidates: int) -> list[int]:
-    """How many may go on, the most first: 1, 2, 3, 4, 6, 8, 12, 16, …"""
+def _keeps(shapes: Sequence[Shape]) -> list[int]:
+    """How many may go on, the most first: of 1, 2, 3, 4, 6, 8, 12, 16, … those that leave somebody out and enough to keep.
+
+    A config wants its first draft to leave somebody out of its defaults' candidates, which are the last of the shapes.
+    """
+    fewest, most = max(shape.keep for shape in shapes), shapes[-1].candidates
     ladder = [1, 2, 3, *(number for power in range(2, 14) for number in (2**power, 3 * 2 ** (power - 1)))]
-    return sorted({keep for keep in ladder if keep < candidates}, reverse=True)
+    return sorted({keep for keep in ladder if fewest <= keep < most}, reverse=True)
 
 
 def outcome(trial: Trial, policy: Policy | None) -> tuple[tuple[int, ...], int]:

@@ -2,43 +2,111 @@
 
 import hashlib
 import heapq
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
+from configs.parameters import Defaults, Growing
 from jobs.plan import PlanError
 from jobs.planning import Sources
-from manifests.checking import check_rows
+from manifests.checking import check_images, check_rows, look
 from manifests.requests import Request
 from manifests.sources import ManifestError
 from pipelines.units import Placed
 
+MAX_PROBLEMS = 5  # lines
 
-def draw(sources: Sources, count: int) -> tuple[list[Placed], int]:
-    """Draw requests with two candidates or more, one pass over the manifest in flat memory; their images are not looked at yet.
 
-    Returns:
-        The sample in the order of its hashes, and how many such requests there are.
+@dataclass(frozen=True)
+class Shape:
+    """What a cascade has to fit of a request.
+
+    Attributes:
+        candidates: That go through it together; of those that grow, a round.
+    """
+
+    candidates: int
+    keep: int
+    steps: int
+    scheduler: str
+    strength: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Requests drawn from a manifest.
+
+    Attributes:
+        requests: With two candidates or more, in the order of their hashes.
+        rows: That make such requests, in all the manifest.
+        shapes: Of all of its requests that have more candidates than one, and of the defaults: a config is held to both.
+        bad: Rows that make no request.
+        broken: By id, what is wrong with the images of those that cannot be rendered.
+    """
+
+    requests: Sequence[Placed]
+    rows: int
+    shapes: Sequence[Shape]
+    bad: int
+    broken: Mapping[str, str]
+
+
+def draw(sources: Sources, count: int) -> Sample:
+    """Draw requests, one pass over the manifest in flat memory.
 
     Raises:
-        PlanError: The manifest cannot be read, or there is no such request.
+        PlanError: The manifest cannot be read, or there is no request with anything to rank.
     """
     chosen: list[tuple[int, int, Placed]] = []
-    there = 0
+    shapes: dict[Shape, float | None] = {}
+    rows, bad, lines = 0, 0, list[str]()
     try:
         for checked in check_rows(sources.files, sources.rules):
-            if checked.request is None or checked.request.at_a_time < 2:
-                continue
-            there += 1
-            # Negated, since the heap's first is the one to give way; rows with one id differ by their numbers.
-            entry = (-_hash(checked.request.id), -checked.number, Placed(0, _one_round(checked.request), file=checked.file))
-            if len(chosen) < count:
-                heapq.heappush(chosen, entry)
-            elif entry > chosen[0]:
-                heapq.heapreplace(chosen, entry)
+            if checked.request is None:
+                bad += 1
+                lines += checked.lines()[: MAX_PROBLEMS - len(lines)]
+            elif checked.request.at_a_time > 1:
+                rows += 1
+                request = _one_round(checked.request)
+                _note(shapes, request)
+                # Negated, since the heap's first is the one to give way.
+                entry = (-_hash(request.id), -checked.number, Placed(0, request, file=checked.file))
+                if len(chosen) < count:
+                    heapq.heappush(chosen, entry)
+                elif entry > chosen[0]:
+                    heapq.heapreplace(chosen, entry)
     except ManifestError as error:
         raise PlanError([str(error)]) from None
-    if not there:
-        raise PlanError(["no row makes a request of two candidates or more, so there is nothing to rank; set defaults.candidates"])
-    return [placed for _, _, placed in sorted(chosen, reverse=True)], there
+    if not rows:
+        raise PlanError([*lines, "no row makes a request of two candidates or more, so there is nothing to rank"])
+    found, broken = _looked_at(sources, [placed for _, _, placed in sorted(chosen, reverse=True)])
+    all_shapes = [replace(shape, strength=strength) for shape, strength in shapes.items()]
+    return Sample(found, rows, [*all_shapes, _of_defaults(sources.config.defaults)], bad, broken)
+
+
+def _note(shapes: dict[Shape, float | None], request: Request) -> None:
+    """Of requests that differ in their strength alone, the weakest is the hardest to fit."""
+    shape = Shape(request.candidates, request.keep, request.steps, request.scheduler)
+    known = shapes.get(shape)
+    shapes[shape] = request.strength if known is None else min(known, request.strength or 1.0)
+
+
+def _of_defaults(defaults: Defaults) -> Shape:
+    candidates = defaults.candidates.start if isinstance(defaults.candidates, Growing) else defaults.candidates
+    return Shape(candidates, min(defaults.keep, candidates), defaults.steps, defaults.scheduler)
+
+
+def _looked_at(sources: Sources, drawn: Iterable[Placed]) -> tuple[list[Placed], dict[str, str]]:
+    """Those whose images can be used, with what these are; the first of those with one id. And what is wrong with the others."""
+    found: dict[str, Placed] = {}
+    broken: dict[str, str] = {}
+    for placed in drawn:
+        images, problems, _ = check_images(placed.request, partial(look, file=placed.file, roots=sources.roots))
+        if problems:
+            broken[placed.request.id] = problems[0]
+        else:
+            found.setdefault(placed.request.id, replace(placed, images=images))
+    return list(found.values()), broken
 
 
 def _hash(id: str) -> int:

@@ -6,12 +6,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from configs.drafts import Draft
-from configs.loading import find, override, read
+from configs.drafts import Draft, applied
+from configs.errors import describe
+from configs.loading import find, known_keys, override, read
 from configs.schedulers import SCHEDULERS
+from configs.schema import Config
 from jobs.calibration.gains import Gains, HeldOut, Measure, held_out
 from jobs.calibration.policies import Policy
+from jobs.calibration.sample import Shape
+from jobs.plan import PlanError
 
 ROWS = 12  # of a table
 
@@ -61,6 +66,8 @@ def lines(found: Found) -> Iterator[str]:
     drafts, names = found.drafts, list(found.drafts.gains)
     candidates = f"{drafts.full_price.sum():,.0f} evaluations of the denoiser with all candidates in full"
     yield f"sample       {drafts.requests:,} of {found.rows:,} requests, {candidates}"
+    for what, why in found.without.items():
+        yield f"left out     {what}: {why}"
     for name in names:
         gain = drafts.gain(name)
         yield f"gain         {gain.value:.3f} ({gain.low:.3f} to {gain.high:.3f}) by {name}: the kept less the mean of all"
@@ -69,19 +76,20 @@ def lines(found: Found) -> Iterator[str]:
     if found.previews:
         yield ""
         yield from _table("x0 previews", found.previews, found, names)
-    for way, why in found.without.items():
-        yield f"{way}: {why}"
     yield ""
     yield from _verdict(found)
 
 
 def _table(title: str, gains: Gains, found: Found, names: Sequence[str]) -> Iterator[str]:
     places = _shown(gains, found)
+    if not places:
+        yield f"{title}: none keeps anything for less than all in full"
+        return
     words = {place: str(gains.policies[place]) for place in places}
     wide = max(len(title), *(len(some) for some in words.values()))
     yield f"{title:<{wide}}   price   " + "   ".join(f"{f'gain by {name}':<22}" for name in names).rstrip()
     for place in places:
-        measures = (f"{_percent(gains.measure(name, place)):<22}" for name in names)
+        measures = (f"{_share(gains, name, place):<22}" for name in names)
         mark = "  <- chosen" if gains is found.drafts and place == found.chosen else ""
         yield f"{words[place]:<{wide}}  {100 * gains.price[place]:5.1f}%   {'   '.join(measures).rstrip()}{mark}"
 
@@ -100,49 +108,64 @@ def _shown(gains: Gains, found: Found) -> list[int]:
 def _verdict(found: Found) -> Iterator[str]:
     drafts, score = found.drafts, found.score
     if found.chosen is None:
-        shares = drafts.share(score)
-        nearest = max(range(len(drafts.policies)), key=lambda place: shares[place])
-        yield f"no cascade is shown to keep {100 * found.wanted:g}% of the gain by {score}, with all of its 95% interval"
-        yield f"the most is  {_told(drafts, score, nearest)}; try more --requests or other --drafts"
+        if drafts.gain(score).low <= 0:
+            yield f"ranking by {score} is not shown to gain anything here, so there is nothing that drafts could keep"
+            return
+        yield f"no cascade is shown to keep {100 * found.wanted:g}% of the gain by {score} for less than the full price"
+        if frontier := drafts.frontier(score):
+            yield f"the most is  {_told(drafts, score, frontier[-1])}; try more --requests or other --drafts"
         return
     yield f"chosen       {_told(drafts, score, found.chosen)}"
     if found.apart:
-        kept = ", ".join(f"{_percent(measure)} by {name}" for name, measure in found.apart.gains.items())
+        kept = ", ".join(f"{_percent(measure)} by {name}" for name, measure in found.apart.gains.items() if _gained(drafts, name))
         price = f"{100 * found.apart.price:.1f}% of the price"
         yield f"held out     chosen likewise on four fifths of the sample, on the other fifths: {kept} for {price}"
+        if found.apart.gains[score].value < found.wanted:
+            yield "warning      held out it keeps less than is wanted; more --requests would tell"
     if found.previews:
         place = found.best_preview
-        yield f"previews     {'none keeps as much' if place is None else _told(found.previews, score, place)}"
+        yield f"previews     {'none is shown to keep as much' if place is None else _told(found.previews, score, place)}"
 
 
 def _told(gains: Gains, score: str, place: int) -> str:
     """6 steps keep 2: 98.4% (97.1 to 99.2) of the gain by clip for 55.0% of the price."""
-    kept = _percent(gains.measure(score, place))
+    kept = _percent(gains.measures[score][place])
     return f"{gains.policies[place]}: {kept} of the gain by {score} for {100 * gains.price[place]:.1f}% of the price"
 
 
+def _gained(gains: Gains, name: str) -> bool:
+    """Whether there is a gain by this score that a share could be of."""
+    return gains.gain(name).low > 0
+
+
+def _share(gains: Gains, name: str, place: int) -> str:
+    return _percent(gains.measures[name][place]) if _gained(gains, name) else "no gain shown"
+
+
 def _percent(measure: Measure) -> str:
-    if not math.isfinite(measure.value):
-        return "none to keep"
     return f"{100 * measure.value:.1f}% ({100 * measure.low:.1f} to {100 * measure.high:.1f})"
 
 
 def facts(found: Found) -> dict[str, Any]:
-    """For a program: every policy that was tried, with its figures."""
-    chosen = found.chosen
+    """For a program: every policy that was tried, with its figures; null where there is no gain to have a share of."""
+    drafts, chosen, apart = found.drafts, found.chosen, found.apart
     return {
         "score": found.score,
         "wanted": found.wanted,
-        "requests": found.drafts.requests,
+        "requests": drafts.requests,
         "of": found.rows,
-        "full_price": int(found.drafts.full_price.sum()),
-        "gain": {name: asdict(found.drafts.gain(name)) for name in found.drafts.gains},
-        "drafts": _policies(found.drafts),
+        "full_price": int(drafts.full_price.sum()),
+        "gain": {name: _figures(drafts.gain(name)) for name in drafts.gains},
+        "drafts": _policies(drafts),
         "previews": _policies(found.previews) if found.previews else [],
-        "chosen": _policy(found.drafts, chosen) if chosen is not None else None,
-        "held_out": asdict(found.apart) if found.apart else None,
+        "chosen": _policy(drafts, chosen) if chosen is not None else None,
+        "held_out": {"price": apart.price, "gain": {n: _figures(m) for n, m in apart.gains.items()}} if apart else None,
         "without": dict(found.without),
     }
+
+
+def _figures(measure: Measure) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in asdict(measure).items()}
 
 
 def _policies(gains: Gains) -> list[dict[str, Any]]:
@@ -150,26 +173,29 @@ def _policies(gains: Gains) -> list[dict[str, Any]]:
 
 
 def _policy(gains: Gains, place: int) -> dict[str, Any]:
-    measures = {name: asdict(gains.measure(name, place)) for name in gains.gains}
-    return {"stages": _stages(gains.policies[place].stages), "price": float(gains.price[place]), "gain": measures}
+    kept = {name: _figures(of[place]) for name, of in gains.measures.items()}
+    return {"stages": _stages(gains.policies[place].stages), "price": float(gains.price[place]), "gain": kept}
 
 
 def _stages(stages: Sequence[Draft]) -> list[dict[str, Any]]:
     return [stage.model_dump(exclude_none=True) for stage in stages]
 
 
-def stochastic(policy: Policy, schedulers: Sequence[str]) -> bool:
-    """Whether a cascade has samplers in it that add noise of their own, its requests' among them."""
-    names = {stage.scheduler for stage in policy.stages if stage.scheduler} | set(schedulers)
-    return any(SCHEDULERS[name].stochastic for name in names)
+def noisy(policy: Policy, shapes: Sequence[Shape]) -> bool:
+    """Whether a cascade that requests of these shapes go through has samplers in it that add noise of their own."""
+    own = {shape.scheduler for shape in shapes if applied(policy.stages, shape.candidates)}
+    return any(SCHEDULERS[name].stochastic for name in own | {stage.scheduler for stage in policy.stages if stage.scheduler})
 
 
-def config_with(found: Found, config: str, settings: Sequence[str], noisy: bool) -> str:
+def config_with(found: Found, config: str, settings: Sequence[str], stochastic: bool) -> str:
     """The config as YAML, with the chosen cascade in it and where that came from above it.
 
     Args:
         config: Its file or preset, and `settings` as given for it.
-        noisy: Whether drafts by samplers that add noise of their own are to be allowed.
+
+    Raises:
+        PlanError: Such a config would be refused.
+        stochastic: Whether drafts by samplers that add noise of their own are to be allowed.
     """
     content = read(find(config))
     for setting in settings:
@@ -177,9 +203,14 @@ def config_with(found: Found, config: str, settings: Sequence[str], noisy: bool)
     ranking = content.setdefault("ranking", {})
     ranking["drafts"] = _stages(found.cascade)
     ranking.pop("drafts_stochastic", None)
-    if noisy:
+    if stochastic:
         ranking["drafts_stochastic"] = True
     assert found.chosen is not None
     said = _told(found.drafts, found.score, found.chosen)
+    try:
+        Config.model_validate(content)
+    except ValidationError as error:
+        reasons = "; ".join(describe(error, known_keys(Config)))
+        raise PlanError([f"the config with these drafts would not do: {reasons}"]) from None
     head = f"# {config} with the drafts that `promptmill calibrate` found on {found.drafts.requests} requests:\n# {said}.\n"
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -8,21 +8,22 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from configs.drafts import Draft
-from configs.schema import Ranking
+from configs.schema import Config
 from configs.scorers import CLIP
 from jobs.calibration.policies import FINAL, Kind, Sight, Trial, sight_of
 from jobs.plan import PlanError, fingerprint_of
 from jobs.planning import Sources
-from manifests.requests import Request
+from manifests.requests import Request, to_json
+from pipelines.errors import FatalError, ModelError
 from pipelines.passes import as_draft
-from pipelines.results import Outcome, Scored
+from pipelines.results import Candidate, Outcome, Scored
 from pipelines.units import Placed, Unit
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pipelines.scorers import Scorers
 
 RANK = "rank"  # the name of what ranks, where it is not CLIP's score alone
-IN_FLIGHT = 3  # requests; enough that the batch never empties
+IN_FLIGHT = 2  # batches of candidates, about; enough that the denoiser never waits for a scorer
 
 Judge = Callable[[Request, np.ndarray], float]
 Stage = tuple[Kind, Draft]
@@ -70,14 +71,12 @@ class Notes:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise PlanError([f"{self._place}: not a file of trials; give another --trials"]) from None
         if there != self._fingerprint:
-            raise PlanError(
-                [f"{self._place}: trials of another manifest, config, model or version; give another --trials, or remove it"]
-            )
+            raise PlanError([f"{self._place}: trials of another config, model or version; give another --trials, or remove it"])
         if whole != content:
             os.truncate(self._place, len(whole))
 
     def _take(self, line: Mapping[str, Any]) -> None:
-        known = self._known.setdefault(line["id"], {"sights": {}, "scores": {}})
+        known = self._known.setdefault(line["request"], {"sights": {}, "scores": {}})
         known["sights"] |= {name: Sight(**sight) for name, sight in line["sights"].items()}
         known["scores"] |= line["scores"]
 
@@ -87,28 +86,35 @@ class Notes:
             file.flush()
             os.fsync(file.fileno())
 
-    def add(self, id: str, sights: Mapping[str, Sight], scores: Mapping[str, Sequence[float | None]]) -> None:
-        line = {"id": id, "sights": {name: asdict(sight) for name, sight in sights.items()}, "scores": dict(scores)}
+    def add(self, placed: Placed, sights: Mapping[str, Sight], scores: Mapping[str, Sequence[float | None]]) -> None:
+        seen = {name: asdict(sight) for name, sight in sights.items()}
+        line = {"id": placed.request.id, "request": _hash(placed), "sights": seen, "scores": dict(scores)}
         self._append(line)
         self._take(line)
 
-    def sights(self, id: str) -> set[str]:
+    def sights(self, placed: Placed) -> set[str]:
         """In what ways a request was seen."""
-        return set(self._known.get(id, {}).get("sights", ()))
+        return set(self._known.get(_hash(placed), {}).get("sights", ()))
 
-    def trial(self, request: Request) -> Trial | None:
+    def trial(self, placed: Placed) -> Trial | None:
         """All that is known of a request; None where not even its finals are."""
-        known = self._known.get(request.id)
+        known = self._known.get(_hash(placed))
         if known is None or FINAL not in known["sights"]:
             return None
-        return Trial(request.id, request.keep, known["sights"], known["scores"])
+        return Trial(placed.request.id, placed.request.keep, known["sights"], known["scores"])
+
+
+def _hash(placed: Placed) -> str:
+    """Of all that a row asks for, its images included."""
+    return fingerprint_of({"request": to_json(placed.request), "images": dict(placed.images)})
 
 
 def identity(sources: Sources) -> dict[str, Any]:
-    """What trials are a function of: all that decides the bytes, but for the drafts that are to be found."""
-    config = sources.config
-    ranking = config.ranking.model_copy(update={"drafts": (), "drafts_stochastic": False})
-    return {**sources.inputs, "config": config.model_copy(update={"ranking": ranking}).render_config()}
+    """What trials are a function of beside their requests: models, libraries, and the render config but for its drafts."""
+    ranking = sources.config.ranking.model_copy(update={"drafts": (), "drafts_stochastic": False})
+    config = sources.config.model_copy(update={"ranking": ranking}).render_config()
+    # What requests take of the defaults is in the requests, and the form of shards is no matter here.
+    return {**sources.inputs, "manifest": None, "config": {**config, "defaults": None, "shards": None}}
 
 
 def observe(
@@ -127,26 +133,40 @@ def observe(
         progress: Told of the requests seen, and of how many there are.
 
     Returns:
-        By id, what the requests failed of that have no trial; and by the name of a sight, why nothing can be seen that way.
+        By id or by the name of a sight, why there is no trial of a request, or why it could not be seen that way.
 
     Raises:
-        ModelError: A model cannot be loaded.
+        ModelError: A model cannot be loaded, or memory ran out.
     """
     ways: dict[str, Stage | None] = {FINAL: None, **{sight_of(*stage): stage for stage in stages}}
-    left = [(placed, missing) for placed in sample if (missing := [w for w in ways if w not in notes.sights(placed.request.id)])]
+    left = [(placed, missing) for placed in sample if (missing := [w for w in ways if w not in notes.sights(placed)])]
     done, failed = len(sample) - len(left), dict[str, str]()
     progress(done, len(sample))
     if not left:
         return failed
     engine, scorers = _loaded(sources)
-    for number, (placed, missing, outcomes) in enumerate(_rendered(engine, left, ways), 1):
-        if broken := outcomes[missing.index(FINAL)].failure if FINAL in missing else None:
-            failed[placed.request.id] = broken.message
-        else:
-            seen = _seen(placed.request, missing, outcomes, scorers, sources.config.ranking, judges or {})
-            notes.add(placed.request.id, *seen)
-            failed |= {way: outcome.failure.message for way, outcome in zip(missing, outcomes, strict=True) if outcome.failure}
-        progress(done + number, len(sample))
+    try:
+        found = _Seeing(sources.config, scorers, judges or {})
+        ends = {id(placed): missing[-1] for placed, missing in left}
+        for placed, way, outcome in _rendered(engine, left, ways, IN_FLIGHT * sources.config.model.batch):
+            if outcome.failure:
+                failed[placed.request.id if way == FINAL else way] = outcome.failure.message
+            else:
+                found.take(placed.request, way, outcome.candidates)
+            if way == ends[id(placed)]:
+                sights, scores = found.leave()
+                if sights:
+                    notes.add(placed, sights, scores)
+                done += 1
+                progress(done, len(sample))
+    except FatalError as error:
+        raise ModelError(f"{sources.config.model.base}: {error}") from None
+    except (RuntimeError, MemoryError) as error:
+        if "out of memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        raise ModelError("memory ran out while scoring, beside the denoiser; set ranking.batch or model.batch lower") from None
+    finally:
+        engine.close()
     return failed
 
 
@@ -157,72 +177,65 @@ def _loaded(sources: Sources) -> "tuple[Engine, Scorers]":
     from pipelines.scorers import load_scorers
 
     config = sources.config
-    engine = Engine(config.model, config.seed, sources.roots)
-    return engine, load_scorers(config.ranking, device_here())
+    scorers = load_scorers(config.ranking, device_here())
+    return Engine(config.model, config.seed, sources.roots), scorers
 
 
 def _rendered(
-    engine: "Engine", left: Sequence[tuple[Placed, list[str]]], ways: Mapping[str, Stage | None]
-) -> Iterator[tuple[Placed, list[str], Sequence[Outcome]]]:
-    """Each request with how it was to be seen and what came of it, a few requests ahead of what is taken."""
-    waiting: deque[tuple[Placed, list[str], Future[Rendered]]] = deque()
-    for number, (placed, missing) in enumerate(left):
-        rows = tuple(_as_seen(placed, row, ways[way]) for row, way in enumerate(missing))
-        waiting.append((placed, missing, engine.submit(Unit(0, number, rows))))
-        if len(waiting) == IN_FLIGHT:
-            yield _settled(waiting)
-    while waiting:
-        yield _settled(waiting)
+    engine: "Engine", left: Sequence[tuple[Placed, list[str]]], ways: Mapping[str, Stage | None], ahead: int
+) -> Iterator[tuple[Placed, str, Outcome]]:
+    """Each request in each way that it is to be seen in, about `ahead` candidates further than what is taken."""
+    waiting: deque[tuple[Placed, str, Future[Rendered]]] = deque()
+    under_way = 0
+    for number, (placed, way) in enumerate((placed, way) for placed, missing in left for way in missing):
+        waiting.append((placed, way, engine.submit(Unit(0, number, (_as_seen(placed, ways[way]),)))))
+        under_way += placed.request.candidates
+        while under_way > ahead:
+            first, as_, rendered = waiting.popleft()
+            under_way -= first.request.candidates
+            yield first, as_, rendered.result().outcomes[0]
+    yield from ((first, as_, rendered.result().outcomes[0]) for first, as_, rendered in waiting)
 
 
-def _settled(
-    waiting: "deque[tuple[Placed, list[str], Future[Rendered]]]",
-) -> tuple[Placed, list[str], Sequence[Outcome]]:
-    placed, missing, rendered = waiting.popleft()
-    return placed, missing, rendered.result().outcomes
-
-
-def _as_seen(placed: Placed, row: int, stage: Stage | None) -> Placed:
+def _as_seen(placed: Placed, stage: Stage | None) -> Placed:
     if stage is None:
-        return replace(placed, row=row)
+        return placed
     kind, draft = stage
-    if kind == "preview":
-        return replace(placed, row=row, preview=draft.steps)
-    return replace(placed, row=row, request=as_draft(placed.request, draft))
+    return replace(placed, preview=draft.steps) if kind == "preview" else replace(placed, request=as_draft(placed.request, draft))
 
 
-def _seen(
-    request: Request,
-    ways: Sequence[str],
-    outcomes: Sequence[Outcome],
-    scorers: "Scorers",
-    ranking: Ranking,
-    judges: Mapping[str, Judge],
-) -> tuple[dict[str, Sight], dict[str, list[float | None]]]:
-    """A request as it was seen in some ways, and what its finals score, if they are among them."""
-    from pipelines.ranking import non_finite, rank_score
+@dataclass
+class _Seeing:
+    """Takes in one request, way after way: of its images only what they score stays."""
 
-    shown = [(way, made) for way, outcome in zip(ways, outcomes, strict=True) for made in outcome.candidates]
-    images = [made.pixels for _, made in shown if made.pixels is not None]
-    given: Iterator[Scored] = iter(scorers.score([request.prompt] * len(images), images) if images else [])
-    scored = [next(given) if made.pixels is not None else None for _, made in shown]
-    fit = [one if one is not None and not non_finite(one, ranking) else None for one in scored]
-    ranks = [None if one is None else rank_score(one, ranking) for one in fit]
-    sights = {}
-    for way, outcome in zip(ways, outcomes, strict=True):
-        if outcome.failure is None:
-            places = [place for place, (of, _) in enumerate(shown) if of == way]
-            sights[way] = Sight([ranks[place] for place in places], [shown[place][1].evaluations for place in places])
-    finals = [place for place, (way, _) in enumerate(shown) if way == FINAL]
-    if not finals:
-        return sights, {}
-    scores: dict[str, list[float | None]] = {}
-    if ranking.scorers:
-        scores[RANK] = [ranks[place] for place in finals]
-    scores[CLIP] = [None if (one := fit[place]) is None else one.score for place in finals]
-    for scorer in ranking.scorers:
-        scores[scorer.name] = [None if (one := fit[place]) is None else one.others[scorer.name] for place in finals]
-    for name, judge in judges.items():
-        pixels = [shown[place][1].pixels if fit[place] is not None else None for place in finals]
-        scores[name] = [None if of is None else float(judge(request, of)) for of in pixels]
-    return sights, scores
+    config: Config
+    scorers: "Scorers"
+    judges: Mapping[str, Judge]
+    sights: dict[str, Sight] = field(default_factory=dict)
+    scores: dict[str, list[float | None]] = field(default_factory=dict)
+
+    def take(self, request: Request, way: str, candidates: Sequence[Candidate]) -> None:
+        from pipelines.ranking import non_finite, rank_score
+
+        ranking = self.config.ranking
+        images = [made.pixels for made in candidates if made.pixels is not None]
+        given: Iterator[Scored] = iter(self.scorers.score([request.prompt] * len(images), images) if images else [])
+        scored = [next(given) if made.pixels is not None else None for made in candidates]
+        fit = [one if one is not None and not non_finite(one, ranking) else None for one in scored]
+        ranks = [None if one is None else rank_score(one, ranking) for one in fit]
+        self.sights[way] = Sight(ranks, [made.evaluations for made in candidates])
+        if way != FINAL:
+            return
+        if ranking.scorers:
+            self.scores[RANK] = ranks
+        self.scores[CLIP] = [None if one is None else one.score for one in fit]
+        for scorer in ranking.scorers:
+            self.scores[scorer.name] = [None if one is None else one.others[scorer.name] for one in fit]
+        for name, judge in self.judges.items():
+            pixels = (made.pixels if one is not None else None for made, one in zip(candidates, fit, strict=True))
+            self.scores[name] = [None if of is None else float(judge(request, of)) for of in pixels]
+
+    def leave(self) -> tuple[dict[str, Sight], dict[str, list[float | None]]]:
+        """What was seen of the request, which is done."""
+        seen, self.sights, self.scores = (self.sights, self.scores), {}, {}
+        return seen

@@ -9,19 +9,22 @@ from pathlib import Path
 import click
 
 from configs.errors import ConfigError
+from configs.loading import ENDINGS
 from configs.parameters import MAX_STEPS
 from configs.schedulers import scheduler_name
 from configs.schema import Config
+from configs.scorers import CLIP
 from jobs.calibration.gains import Gains
-from jobs.calibration.policies import policies, sight_of, sights_of, usual_steps
+from jobs.calibration.policies import Policy, policies, sight_of, sights_of, usual_steps
 from jobs.calibration.sample import draw
-from jobs.calibration.saying import Found, config_with, facts, find_out, lines, stochastic
+from jobs.calibration.saying import Found, config_with, facts, find_out, lines, noisy
 from jobs.calibration.trials import RANK, Notes, identity, observe
 from jobs.cli.arguments import configured, takes_settings
 from jobs.cli.endings import FAILED, USAGE, one_line_errors, stop
 from jobs.plan import PlanError
 from jobs.planning import look
 from jobs.progress import duration
+from pipelines.units import Placed
 
 SAY_EVERY_S = 15.0
 
@@ -42,10 +45,12 @@ class Steps(click.ParamType):
 
 @click.command()
 @takes_settings
-@click.option("--requests", type=click.IntRange(2, 100_000), default=200, show_default=True, help="Rows of the manifest to sample.")
+@click.option("--requests", type=click.IntRange(2, 10_000), default=200, show_default=True, help="Rows of the manifest to sample.")
 @click.option("--drafts", "steps", type=Steps(), help="Steps of the drafts to try.  [default: 15, 20, 30, 40, 50% of the finals']")
 @click.option("--sampler", "samplers", multiple=True, metavar="NAME", help="Try drafts by this sampler too; repeatable.")
-@click.option("--gain", type=click.FloatRange(1, 100), default=98.0, show_default=True, help="Percent of the gain to keep.")
+@click.option(
+    "--gain", type=click.FloatRange(1, 100, max_open=True), default=98.0, show_default=True, help="Percent of the gain to keep."
+)
 @click.option("--previews/--no-previews", default=True, help="Compare with x0 previews after as many steps.")
 @click.option("--to", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the config with what was chosen here.")
 @click.option(
@@ -70,25 +75,34 @@ def calibrate(
     """Find the cheapest drafts that keep what ranking gains: render a sample in full and as drafts, and compare. Exits with 1 where
     no cascade is shown to keep enough."""
     with one_line_errors():
-        if target and target.exists():
-            stop(USAGE, f"{target} is there already; name a new file for --to")
+        if target:
+            _check_new(target)
         loaded, _ = configured(config, None, settings)
         place = place or Path("runs") / f"{Path(config).stem}-trials.jsonl"
-        found, noisy = calibrated(loaded, place, requests, steps, samplers, gain / 100, previews)
+        found, stochastic = calibrated(loaded, place, requests, steps, samplers, gain / 100, previews)
         if as_json:
-            click.echo(json.dumps(facts(found)))
+            click.echo(json.dumps(facts(found), allow_nan=False))
         else:
             for line in lines(found):
                 click.echo(line)
         if found.chosen is None:
             sys.exit(FAILED)
-        if noisy:
-            click.echo(
-                "warning: these drafts are by samplers that add noise of their own; ranking.drafts_stochastic allows them", err=True
-            )
+        if stochastic:
+            click.echo("warning: these drafts are by samplers that add noise of their own; drafts_stochastic allows them", err=True)
         if target:
-            target.write_text(config_with(found, config, settings, noisy), encoding="utf-8")
+            content = config_with(found, config, settings, stochastic)
+            with target.open("x", encoding="utf-8") as file:
+                file.write(content)
             click.echo(f"written to {target}; `promptmill run {target}` renders with it", err=as_json)
+
+
+def _check_new(target: Path) -> None:
+    if target.exists():
+        stop(USAGE, f"{target} is there already; name a new file for --to")
+    if not target.parent.is_dir():
+        stop(USAGE, f"{target.parent} is no folder, so --to cannot write there")
+    if target.suffix not in ENDINGS:
+        stop(USAGE, f"{target}: a config ends in .yaml; name the file for --to so")
 
 
 def calibrated(
@@ -104,37 +118,39 @@ def calibrated(
     # Whatever drafts there are, these are to be found; and rows are held to none while they are not.
     ranking = config.ranking.model_copy(update={"drafts": (), "drafts_stochastic": False})
     sources = look(config.model_copy(update={"ranking": ranking}))
-    schedulers = (None, *dict.fromkeys(_sampler(name, sources.rules.schedulers) for name in samplers))
-    sample, rows = draw(sources, requests)
-    asked = [placed.request for placed in sample]
-    steps = steps or usual_steps(asked)
-    tried = policies("draft", steps, asked, schedulers)
-    if not tried:
-        shortest = min(request.steps for request in asked)
-        raise PlanError([f"--drafts: no cascade with drafts of {', '.join(map(str, steps))} steps fits finals of {shortest}"])
-    compared = policies("preview", steps, asked) if with_previews else []
+    sample = draw(sources, requests)
+    own = {shape.scheduler for shape in sample.shapes}
+    others = dict.fromkeys(_sampler(name, sources.rules.schedulers) for name in samplers)
+    # One that all finals are by is tried anyway.
+    schedulers = (None, *(name for name in others if own != {name}))
+    steps = steps or usual_steps(sample.shapes)
+    try:
+        tried = policies("draft", steps, sample.shapes, schedulers)
+        compared = policies("preview", steps, sample.shapes) if with_previews else []
+    except ValueError as error:
+        raise PlanError([f"no cascade with drafts of {', '.join(map(str, steps))} steps fits: {error}"]) from None
     notes = Notes(place, identity(sources))
-    failed = observe(sources, sample, list(sights_of([*tried, *compared])), notes, progress=_Said())
-    trials = [trial for request in asked if (trial := notes.trial(request))]
-    if not trials:
-        raise PlanError([f"none of {len(sample)} requests could be rendered: {next(iter(failed.values()))}"])
-    everywhere = set.intersection(*(set(trial.sights) for trial in trials))
-    kept = {
-        kind: [p for p in some if all(sight_of(p.kind, s) in everywhere for s in p.stages)]
-        for kind, some in (("draft", tried), ("preview", compared))
-    }
-    if not kept["draft"]:
-        raise PlanError([f"drafts could not be rendered: {next(iter(failed.values()))}"])
-    found = find_out(
-        RANK if ranking.scorers else next(iter(trials[0].scores)),
-        wanted,
-        rows,
-        Gains.of(trials, kept["draft"]),
-        Gains.of(trials, kept["preview"]) if kept["preview"] else None,
-        failed,
-    )
-    own = [request.scheduler for request in asked]
-    return found, found.chosen is not None and stochastic(found.drafts.policies[found.chosen], own)
+    failed = observe(sources, sample.requests, list(sights_of([*tried, *compared])), notes, progress=_Said())
+    without = {**sample.broken, **failed}
+    if sample.bad:
+        without["rows that make no request"] = f"{sample.bad:,}; `promptmill plan` says why"
+    drafts = _judged(sample.requests, notes, tried)
+    if drafts is None:
+        raise PlanError([f"nothing could be rendered: {next(iter(without.values()), 'no request is left')}"])
+    score = RANK if ranking.scorers else CLIP
+    found = find_out(score, wanted, sample.rows, drafts, _judged(sample.requests, notes, compared), without)
+    return found, found.chosen is not None and noisy(drafts.policies[found.chosen], sample.shapes)
+
+
+def _judged(sample: Sequence[Placed], notes: Notes, some: Sequence[Policy]) -> Gains | None:
+    """What becomes of these policies on the requests that were seen in all the ways they need; of ways in which hardly any
+    request could be seen, the policies are left out instead."""
+    trials = [trial for placed in sample if (trial := notes.trial(placed))]
+    ways = {sight_of(*stage) for stage in sights_of(some)}
+    seen = {way for way in ways if sum(way in trial.sights for trial in trials) > len(trials) / 2}
+    usable = [policy for policy in some if {sight_of(policy.kind, stage) for stage in policy.stages} <= seen]
+    whole = [trial for trial in trials if seen <= set(trial.sights)]
+    return Gains.of(whole, usable) if whole and usable else None
 
 
 def _sampler(name: str, fitting: Collection[str]) -> str:

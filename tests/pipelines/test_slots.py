@@ -95,9 +95,9 @@ def test_a_group_that_is_given_up_as_a_whole_ends_there(folder):  # noqa: F811
     assert [(c.failure.code, c.evaluations) for c in outcome.candidates] == [("given_up", 4)] * BATCH
 
 
-def test_a_request_that_raises_in_the_middle_leaves_its_neighbours_their_bits(engine, monkeypatch):  # noqa: F811
-    some = [request(f"r{i}", steps=3 + i, scheduler="ddim") for i in range(3)]
-    calm = [pixels(outcome) for outcome in render(engine, *some)]
+@pytest.fixture
+def breaking(engine, monkeypatch):  # noqa: F811
+    """An engine in which requests by LMS raise at their first step."""
     real = engine.model.scheduler
 
     def scheduler(name):
@@ -111,12 +111,28 @@ def test_a_request_that_raises_in_the_middle_leaves_its_neighbours_their_bits(en
         return made
 
     monkeypatch.setattr(engine.model, "scheduler", scheduler)
+    return engine
+
+
+def test_a_request_that_raises_in_the_middle_leaves_its_neighbours_their_bits(engine, breaking):  # noqa: F811
+    some = [request(f"r{i}", steps=3 + i, scheduler="ddim") for i in range(3)]
+    calm = [pixels(outcome) for outcome in render(engine, *some)]
     broken = request("broken", scheduler="lms", candidates=2)
-    *rest, outcome = render(engine, *some, broken)
+    *rest, outcome = render(breaking, *some, broken)
     assert outcome.failure.code == "render_error"
     assert "breaks at its first step" in outcome.failure.message
     for made, wanted in zip(rest, calm, strict=True):
         np.testing.assert_array_equal(pixels(made), wanted)
+
+
+def test_requests_of_two_units_that_raise_together_are_told_apart_though_their_rows_have_one_number(breaking):
+    first = breaking.submit(Unit(0, 0, (Placed(0, request("first", candidates=BATCH, steps=4)),)))
+    # In one group, as soon as the first unit leaves the batch.
+    broken = [Unit(shard, 0, (Placed(0, request(f"broken {shard}", scheduler="lms", candidates=1)),)) for shard in range(2)]
+    pending = [breaking.submit(unit) for unit in broken]
+    assert first.result(60).outcomes[0].failure is None
+    for one in pending:
+        assert one.result(60).outcomes[0].failure.code == "render_error"
 
 
 class LateCopy:

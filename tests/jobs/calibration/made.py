@@ -4,11 +4,13 @@ import numpy as np
 
 from configs.drafts import Draft
 from jobs.calibration.policies import FINAL, Sight, Trial, sight_of
+from jobs.calibration.sample import Shape
 from pipelines.units import evaluations
 from tests.pipelines.plain import request
 
 STEPS = (4, 6, 10)
 REQUEST = request(steps=20, candidates=8, guidance_scale=3.0)
+SHAPE = Shape(8, 1, 20, "ddim")  # its
 
 
 def trial(seed, noise=1.0, broken=0.0, candidates=8, keep=1, steps=STEPS, extra=()):

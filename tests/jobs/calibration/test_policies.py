@@ -1,19 +1,18 @@
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.drafts import Draft, check_cascade
-from configs.loading import load
 from jobs.calibration.policies import FINAL, Policy, outcome, policies, sight_of, sights_of, usual_steps
 from pipelines.passes import as_draft, begin
 from pipelines.results import Candidate, Outcome, Rendered
 from pipelines.units import evaluations, price
-from tests.jobs.calibration.made import REQUEST, STEPS, trial
-from tests.pipelines.plain import request
+from tests.jobs.calibration.made import REQUEST, SHAPE, STEPS, trial
 from tests.pipelines.test_passes import BROKEN, PIXEL
 
-ALL = policies("draft", STEPS, [REQUEST])
+ALL = policies("draft", STEPS, [SHAPE])
 
 
 def run(trial, drafts):
@@ -56,7 +55,7 @@ def test_the_price_of_a_cascade_is_that_of_the_plan(seed, policy):
     assert outcome(trial(seed), None)[1] == price(REQUEST, ())
 
 
-@given(st.integers(0, 2**31), st.sampled_from(policies("preview", STEPS, [REQUEST])))
+@given(st.integers(0, 2**31), st.sampled_from(policies("preview", STEPS, [SHAPE])))
 def test_who_goes_on_after_a_preview_pays_only_for_the_steps_that_are_left(seed, policy):
     some = trial(seed)
     living, behind, paid = 8, 0, 0
@@ -67,7 +66,7 @@ def test_who_goes_on_after_a_preview_pays_only_for_the_steps_that_are_left(seed,
 
 
 def test_every_policy_is_a_cascade_that_a_config_takes_and_all_requests_go_through():
-    some = [REQUEST, replace(REQUEST, keep=2), replace(REQUEST, steps=9), replace(REQUEST, candidates=4)]
+    some = [replace(SHAPE, keep=2), replace(SHAPE, steps=9), replace(SHAPE, candidates=4), SHAPE]
     found = policies("draft", (4, 6, 10), some)
     assert found
     for policy in found:
@@ -75,22 +74,34 @@ def test_every_policy_is_a_cascade_that_a_config_takes_and_all_requests_go_throu
         assert min(stage.keep for stage in policy.stages) >= 2
         assert max(stage.steps for stage in policy.stages) < 9
     assert Policy("draft", (Draft(steps=4, keep=6), Draft(steps=6, keep=2))) in found
-    assert not policies("draft", (20,), [REQUEST])
+
+
+@pytest.mark.parametrize(
+    ("steps", "shapes", "said"),
+    [
+        ((20,), [SHAPE], "steps: 20 are not more than the 20 of a draft"),
+        ((4,), [SHAPE, replace(SHAPE, candidates=1)], "leave nobody out of defaults.candidates 1"),
+        ((4,), [replace(SHAPE, keep=8), SHAPE], "leave nobody out of defaults.candidates 8 that is not kept"),
+        (range(1, 400), [replace(SHAPE, steps=999)], "more than 5,000; name fewer steps"),
+    ],
+)
+def test_where_no_cascade_fits_it_says_what_stands_in_the_way(steps, shapes, said):
+    with pytest.raises(ValueError, match=said):
+        policies("draft", steps, shapes)
 
 
 def test_drafts_too_short_for_a_strength_are_not_tried():
-    weak = replace(request("weak", steps=20, candidates=8), strength=0.2, mode="img2img")
-    assert {policy.stages[0].steps for policy in policies("draft", (3, 4, 5, 6), [REQUEST, weak])} == {5, 6}
+    weak = replace(SHAPE, strength=0.2)
+    assert {policy.stages[0].steps for policy in policies("draft", (3, 4, 5, 6), [weak, SHAPE])} == {5, 6}
 
 
 def test_each_sight_that_policies_need_is_named_once():
     names = [sight_of(*stage) for stage in sights_of(ALL)]
     assert sorted(names) == sorted(f"draft {steps}" for steps in STEPS)
-    other = policies("draft", (4,), [REQUEST], (None, "euler"))
+    other = policies("draft", (4,), [SHAPE], (None, "euler"))
     assert [sight_of(*stage) for stage in sights_of(other)] == ["draft 4", "draft 4 euler"]
 
 
 def test_the_usual_drafts_are_shorter_than_the_shortest_finals():
-    assert usual_steps([REQUEST, replace(REQUEST, steps=40)]) == [3, 4, 6, 8, 10]
-    assert usual_steps([replace(REQUEST, steps=2)]) == [1]
-    assert load("embedded", ["manifest=x"]).defaults.steps == 20
+    assert usual_steps([SHAPE, replace(SHAPE, steps=40)]) == [3, 4, 6, 8, 10]
+    assert usual_steps([replace(SHAPE, steps=2)]) == [1]
