@@ -111,6 +111,7 @@ def test_in_every_mode_a_preview_is_nearer_to_its_final_the_later_it_is(shapes, 
     wanted = request(
         mode,
         steps=12,
+        candidates=1,
         prompt="a large red circle at the left on a blue background",
         scheduler="dpmpp_2m",
         **{"mode": mode, **MODES[mode]},
@@ -124,7 +125,7 @@ def test_in_every_mode_a_preview_is_nearer_to_its_final_the_later_it_is(shapes, 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_by_every_sampler_a_preview_is_the_same_again_early_ones_are_pictures_and_late_ones_the_final_nearly(shapes, name):
-    wanted = request(steps=12, prompt="a large red circle at the left on a blue background", scheduler=name)
+    wanted = request(steps=12, candidates=1, prompt="a large red circle at the left on a blue background", scheduler=name)
     at = (3, 11, 11)
     *previews, final = shapes.render(unit_of(*(Placed(0, wanted, preview=n) for n in at), Placed(0, wanted))).outcomes
     early, late, again = (np.mean([far(*pair) for pair in zip(made_of(p), made_of(final), strict=True)]) for p in previews)
