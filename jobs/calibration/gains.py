@@ -1,5 +1,6 @@
 """What policies keep of the gain that ranking brings, and at what price, with intervals from resampling requests."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -108,7 +109,7 @@ class Gains:
         if self.gain(score).low <= 0:
             return None
         least = self.interval(score)[0] * self.requests / (self.requests + 1)
-        enough = np.flatnonzero((least >= wanted) & (self.price < 1))
+        enough = np.flatnonzero((least >= wanted - 1e-9) & (self.price < 1))
         return int(min(enough, key=lambda place: (self.price[place], -self.share(score)[place]))) if len(enough) else None
 
     def frontier(self, score: str) -> list[int]:
@@ -129,9 +130,15 @@ class HeldOut:
     gains: dict[str, Measure]
 
 
+def fewest(wanted: float) -> int:
+    """How many requests can show that a policy keeps so much, if none of them loses anything."""
+    return math.ceil(wanted / (1 - wanted) - 1e-9)
+
+
 def held_out(gains: Gains, score: str, wanted: float) -> HeldOut | None:
-    """Judge the choice on requests that had no part in it; None of fewer than ten. A fold where nothing is enough renders all."""
-    if gains.requests < 2 * FOLDS:
+    """Judge the choice on requests that had no part in it; None where a fold less leaves too few to choose by, or fewer than ten
+    in all. A fold where nothing is enough renders all."""
+    if gains.requests < 2 * FOLDS or gains.requests * (FOLDS - 1) // FOLDS < fewest(wanted):
         return None
     price, kept = gains.full_price.copy(), {name: full.copy() for name, full in gains.full.items()}
     numbers = np.arange(gains.requests)

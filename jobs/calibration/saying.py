@@ -13,7 +13,7 @@ from configs.errors import describe
 from configs.loading import find, known_keys, override, read
 from configs.schedulers import SCHEDULERS
 from configs.schema import Config
-from jobs.calibration.gains import Gains, HeldOut, Measure, held_out
+from jobs.calibration.gains import Gains, HeldOut, Measure, fewest, held_out
 from jobs.calibration.policies import Policy
 from jobs.calibration.sample import Shape
 from jobs.plan import PlanError
@@ -58,7 +58,8 @@ class Found:
 def find_out(score: str, wanted: float, rows: int, drafts: Gains, previews: Gains | None, without: Mapping[str, str]) -> Found:
     """Choose, and judge the choice."""
     chosen = drafts.cheapest(score, wanted)
-    return Found(score, wanted, rows, drafts, previews, chosen, held_out(drafts, score, wanted), without)
+    apart = held_out(drafts, score, wanted) if chosen is not None else None
+    return Found(score, wanted, rows, drafts, previews, chosen, apart, without)
 
 
 def lines(found: Found) -> Iterator[str]:
@@ -111,6 +112,9 @@ def _verdict(found: Found) -> Iterator[str]:
         if drafts.gain(score).low <= 0:
             yield f"ranking by {score} is not shown to gain anything here, so there is nothing that drafts could keep"
             return
+        if drafts.requests < (needed := fewest(found.wanted)):
+            most, wanted = 100 * drafts.requests / (drafts.requests + 1), f"{100 * found.wanted:g}%"
+            yield f"{drafts.requests:,} requests can show {most:.1f}% at most, whatever they keep; {wanted} needs {needed:,}"
         yield f"no cascade is shown to keep {100 * found.wanted:g}% of the gain by {score} for less than the full price"
         if frontier := drafts.frontier(score):
             yield f"the most is  {_told(drafts, score, frontier[-1])}; try more --requests or other --drafts"

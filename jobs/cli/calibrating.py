@@ -16,7 +16,7 @@ from configs.schema import Config
 from configs.scorers import CLIP
 from jobs.calibration.gains import Gains
 from jobs.calibration.policies import Policy, policies, sight_of, sights_of, usual_steps
-from jobs.calibration.sample import draw
+from jobs.calibration.sample import Shape, draw
 from jobs.calibration.saying import Found, config_with, facts, find_out, lines, noisy
 from jobs.calibration.trials import RANK, Notes, identity, observe
 from jobs.cli.arguments import configured, takes_settings
@@ -86,6 +86,8 @@ def calibrate(
             for line in lines(found):
                 click.echo(line)
         if found.chosen is None:
+            if target:
+                click.echo(f"{target}: not written", err=True)
             sys.exit(FAILED)
         if stochastic:
             click.echo("warning: these drafts are by samplers that add noise of their own; drafts_stochastic allows them", err=True)
@@ -131,7 +133,7 @@ def calibrated(
         raise PlanError([f"no cascade with drafts of {', '.join(map(str, steps))} steps fits: {error}"]) from None
     notes = Notes(place, identity(sources))
     failed = observe(sources, sample.requests, list(sights_of([*tried, *compared])), notes, progress=_Said())
-    without = {**sample.broken, **failed}
+    without = {**sample.broken, **failed, **_left_out(steps, tried, sample.shapes)}
     if sample.bad:
         without["rows that make no request"] = f"{sample.bad:,}; `promptmill plan` says why"
     drafts = _judged(sample.requests, notes, tried)
@@ -140,6 +142,18 @@ def calibrated(
     score = RANK if ranking.scorers else CLIP
     found = find_out(score, wanted, sample.rows, drafts, _judged(sample.requests, notes, compared), without)
     return found, found.chosen is not None and noisy(drafts.policies[found.chosen], sample.shapes)
+
+
+def _left_out(steps: Sequence[int], tried: Sequence[Policy], shapes: Sequence[Shape]) -> dict[str, str]:
+    """Why drafts of so many steps are in none of the cascades."""
+    used, without = {stage.steps for policy in tried for stage in policy.stages}, {}
+    for number in steps:
+        if number not in used:
+            try:
+                policies("draft", [number], shapes)
+            except ValueError as error:
+                without[f"drafts of {number} steps"] = str(error)
+    return without
 
 
 def _judged(sample: Sequence[Placed], notes: Notes, some: Sequence[Policy]) -> Gains | None:

@@ -193,6 +193,9 @@ def test_where_nothing_keeps_enough_it_says_so_and_writes_nothing(many, tmp_path
     assert result.exit_code == 1, result.output
     assert "no cascade is shown to keep 90% of the gain by clip for less than the full price\nthe most is  " in result.output
     assert not target.exists()
+    assert "not written" in result.output
+    few = calibrate(many, trials, *GIVEN, "--requests", "8", settings=EIGHT)
+    assert "8 requests can show 88.9% at most, whatever they keep; 90% needs 9" in few.output
 
 
 def test_cascades_that_cost_as_much_as_all_in_full_are_not_chosen_and_not_shown(manifest, tmp_path, monkeypatch):
@@ -279,7 +282,8 @@ def test_rows_that_were_not_drawn_have_their_say_in_what_is_tried(many, tmp_path
     filled(own, tmp_path / "trials.jsonl", *EIGHT)
     result = calibrate(own, tmp_path / "trials.jsonl", *GIVEN, settings=EIGHT)
     assert "4 steps" in result.output
-    assert "6 steps" not in result.output
+    assert "6 steps keep" not in result.output
+    assert "left out     drafts of 6 steps: steps: 5 are not more than the 6" in result.output
 
 
 @pytest.mark.parametrize("pays", [True, False])
