@@ -25,7 +25,7 @@ from embedded.evaluate import scenes_for
 from embedded.oracle import is_right
 from embedded.pictures import draw as draw_pictures
 from embedded.world import describe, parse
-from jobs.calibration.gains import Gains, Measure, measured
+from jobs.calibration.gains import Gains, Measure, judged_apart, measured
 from jobs.calibration.policies import FINAL, Trial, policies, sights_of
 from jobs.calibration.sample import draw
 from jobs.calibration.saying import find_out, lines
@@ -42,6 +42,7 @@ CANDIDATES, MOST = 8, 16
 DRAFTS = {20: (6, 8, 9, 10), 40: (8, 11)}
 PREVIEWS = {20: (4, 8, 12), 40: (16, 24)}
 WANTED = 0.98
+BUDGETS = {20: 0.60, 40: 0.42}  # shares of the price
 ORACLE = "oracle"
 PARTS = ("best-of", "drafts-20", "drafts-40", "growing", "wall")
 
@@ -170,6 +171,24 @@ def run(folder: Path, manifest: Path, name: str, steps: int, candidates: object,
     return pq.read_table(out / "metadata").to_pylist()
 
 
+def most_within(gains: Gains, budget: float) -> int:
+    """The place of the policy that keeps the most of CLIP's gain for at most so much of the price."""
+    return int(np.where(gains.price <= budget, gains.share("clip"), -np.inf).argmax())
+
+
+def within(drafts: Gains, previews: Gains, budget: float) -> Iterator[str]:
+    """The best of both kinds within a budget; and the same choice made on four fifths of the requests, judged on the other."""
+    title = f"for at most {100 * budget:.0f}% of the price"
+    yield f"| {title} | price | gain by CLIP | by the oracle | CLIP, chosen apart | oracle, chosen apart |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for name, gains in (("drafts", drafts), ("x0 previews", previews)):
+        place = most_within(gains, budget)
+        apart = judged_apart(gains, lambda some: most_within(some, budget))
+        figures = [gains.measures["clip"][place], gains.measures[ORACLE][place], apart.gains["clip"], apart.gains[ORACLE]]
+        cells = " | ".join(percent(figure) for figure in figures)
+        yield f"| {name}: {gains.policies[place]} | {100 * gains.price[place]:.1f}% | {cells} |"
+
+
 def wall(folder: Path, manifest: Path, drafts: Sequence[Draft], steps: int) -> Iterator[str]:
     """Real runs with a cascade and without: time against price, and that what is finished is the same."""
     written = json.dumps([draft.model_dump(exclude_none=True) for draft in drafts])
@@ -238,10 +257,13 @@ def main(folder: Path, requests: int, timed: int, parts: tuple[str, ...], kinds:
                 if f"drafts-{steps}" in wanted:
                     said = ["```", *lines(found), "```"]
                     say(f"Drafts, {kind}: best of {CANDIDATES}, finals of {steps} steps", iter(said))
-                if "wall" in wanted and kind == "harder" and found.cascade:
+                    assert found.previews is not None
+                    say(f"Within a budget, {kind}", within(found.drafts, found.previews, BUDGETS[steps]))
+                if "wall" in wanted and kind == "harder":
+                    cascade = found.drafts.policies[most_within(found.drafts, BUDGETS[steps])].stages
                     few = folder / "harder-few.jsonl"
                     few.write_text("".join(manifests[kind].read_text().splitlines(keepends=True)[:timed]))
-                    say(f"Wall time, finals of {steps} steps", wall(folder, few, found.cascade, steps))
+                    say(f"Wall time, finals of {steps} steps", wall(folder, few, cascade, steps))
 
 
 def trials_of(trials: Sequence[Trial], odd: int) -> list[Trial]:

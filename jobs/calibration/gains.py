@@ -1,7 +1,7 @@
 """What policies keep of the gain that ranking brings, and at what price, with intervals from resampling requests."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -140,11 +140,16 @@ def held_out(gains: Gains, score: str, wanted: float) -> HeldOut | None:
     in all. A fold where nothing is enough renders all."""
     if gains.requests < 2 * FOLDS or gains.requests * (FOLDS - 1) // FOLDS < fewest(wanted):
         return None
+    return judged_apart(gains, lambda some: some.cheapest(score, wanted))
+
+
+def judged_apart(gains: Gains, choose: Callable[[Gains], int | None]) -> HeldOut:
+    """Judge any choice so: made on four fifths of the requests, judged on the other fifth, for each fifth."""
     price, kept = gains.full_price.copy(), {name: full.copy() for name, full in gains.full.items()}
     numbers = np.arange(gains.requests)
     for fold in range(FOLDS):
         apart = numbers % FOLDS == fold
-        place = gains.some(numbers[~apart]).cheapest(score, wanted)
+        place = choose(gains.some(numbers[~apart]))
         if place is not None:
             price[apart] = gains.prices[place, apart]
             for name in kept:
