@@ -171,8 +171,10 @@ def run(folder: Path, manifest: Path, name: str, steps: int, candidates: object,
     return pq.read_table(out / "metadata").to_pylist()
 
 
-def most_within(gains: Gains, budget: float) -> int:
-    """The place of the policy that keeps the most of CLIP's gain for at most so much of the price."""
+def most_within(gains: Gains, budget: float) -> int | None:
+    """The place of the policy that keeps the most of CLIP's gain for at most so much of the price; None where none is so cheap."""
+    if not (gains.price <= budget).any():
+        return None
     return int(np.where(gains.price <= budget, gains.share("clip"), -np.inf).argmax())
 
 
@@ -183,9 +185,13 @@ def within(drafts: Gains, previews: Gains, budget: float) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---:|"
     for name, gains in (("drafts", drafts), ("x0 previews", previews)):
         place = most_within(gains, budget)
+        if place is None:
+            yield f"| {name}: none of those tried | | | | | |"
+            continue
         apart = judged_apart(gains, lambda some: most_within(some, budget))
         figures = [gains.measures["clip"][place], gains.measures[ORACLE][place], apart.gains["clip"], apart.gains[ORACLE]]
-        cells = " | ".join(percent(figure) for figure in figures)
+        shown = [gains.gain(score).low > 0 for score in ("clip", ORACLE)] * 2
+        cells = " | ".join(percent(figure) if there else "no gain shown" for figure, there in zip(figures, shown, strict=True))
         yield f"| {name}: {gains.policies[place]} | {100 * gains.price[place]:.1f}% | {cells} |"
 
 
@@ -260,7 +266,9 @@ def main(folder: Path, requests: int, timed: int, parts: tuple[str, ...], kinds:
                     assert found.previews is not None
                     say(f"Within a budget, {kind}", within(found.drafts, found.previews, BUDGETS[steps]))
                 if "wall" in wanted and kind == "harder":
-                    cascade = found.drafts.policies[most_within(found.drafts, BUDGETS[steps])].stages
+                    place = most_within(found.drafts, BUDGETS[steps])
+                    assert place is not None
+                    cascade = found.drafts.policies[place].stages
                     few = folder / "harder-few.jsonl"
                     few.write_text("".join(manifests[kind].read_text().splitlines(keepends=True)[:timed]))
                     say(f"Wall time, finals of {steps} steps", wall(folder, few, cascade, steps))
