@@ -39,6 +39,7 @@ SCENES = 240  # of the plain and the pictures, by turns
 STRENGTH = 0.5
 NEGATIVE = "a picture"
 CANDIDATES, MOST = 8, 16
+ROUND = 2  # candidates
 DRAFTS = {20: (6, 8, 9, 10), 40: (8, 11)}
 PREVIEWS = {20: (4, 8, 12), 40: (16, 24)}
 WANTED = 0.98
@@ -125,31 +126,43 @@ def thresholds(trials: Sequence[Trial]) -> Iterator[str]:
         yield f"| {least:.1f} | {percent(measured(kept.astype(float)))} | {percent(measured(truth[kept]))} |"
 
 
-def growing(folder: Path, manifest: Path, trials: Sequence[Trial], steps: int) -> Iterator[str]:
-    """Images above a threshold for each thousand evaluations: a real run that grows, against a fixed number of candidates."""
+def growing(folder: Path, few: Path, trials: Sequence[Trial], steps: int) -> Iterator[str]:
+    """Images above a threshold for each thousand evaluations, by twos until one is above it, against a fixed number of candidates.
+
+    Candidate k is the same image however many there are, so that all follows from the trials; a real run of a few requests is
+    held to that.
+    """
     scores = np.array([trial.scores["clip"] for trial in trials])
     prices = np.array([trial.sights[FINAL].evaluations for trial in trials], float)
-    for share in (0.5, 0.75):
-        least = float(np.quantile(scores.max(1), 1 - share))
-        rows = run(folder, manifest, f"growing-{share:g}", steps, {"start": 2, "max": MOST, "until_score": round(least, 3)})
-        own = {trial.id: trial for trial in trials}
-        rows = [row for row in rows if row["id"] in own]
-        agree = sum(row["clip_score"] == own[row["id"]].scores["clip"][row["candidate_index"]] for row in rows)
-        by_request: dict[str, list[dict]] = {}
-        for row in rows:
-            by_request.setdefault(row["id"], []).append(row)
-        above = np.array([max(r["clip_score"] for r in by_request[t.id]) >= round(least, 3) for t in trials], float)
-        price = np.array([sum(r["unet_evaluations"] for r in by_request[t.id]) for t in trials], float)
+    for share in (0.25, 0.5, 0.75):
+        least = round(float(np.quantile(scores.max(1), 1 - share)), 3)
+        needed = grown(scores, least)
         yield f"Score {least:.2f}, which the best of {MOST} reaches in {100 * share:.0f}% of requests:"
         yield ""
         yield "| candidates | requests above | evaluations a request | above for a thousand evaluations |"
         yield "|---|---:|---:|---:|"
-        yield rate(f"2, growing to {MOST}", above, price)
+        spent = np.where(np.arange(MOST) < needed[:, None], prices, 0.0).sum(1)
+        yield rate(f"by {ROUND}, until one is above, up to {MOST}", (scores.max(1) >= least).astype(float), spent)
         for n in (1, 2, 4, 8, 16):
-            yield rate(f"{n}", (scores[:, :n].max(1) >= round(least, 3)).astype(float), prices[:, :n].sum(1))
+            yield rate(f"{n}", (scores[:, :n].max(1) >= least).astype(float), prices[:, :n].sum(1))
         yield ""
-        yield f"{agree} of {len(rows)} candidates of the run that grew have the score that they have among {MOST}."
-        yield ""
+    rows = run(folder, few, "growing", steps, {"start": ROUND, "max": MOST, "until_score": least})
+    own = {trial.id: place for place, trial in enumerate(trials)}
+    rows = [row for row in rows if row["id"] in own]
+    some = sorted({row["id"] for row in rows})
+    as_many = sum(sum(row["id"] == id for row in rows) == needed[own[id]] for id in some)
+    agree = sum(row["clip_score"] == scores[own[row["id"]], row["candidate_index"]] for row in rows)
+    yield (
+        f"A run that grows to {least:.2f}: {as_many} of {len(some)} requests have as many candidates as that,"
+        f" {agree} of {len(rows)} candidates the very score."
+    )
+
+
+def grown(scores: np.ndarray, least: float) -> np.ndarray:
+    """(R,): how many candidates each request renders, by their scores, (R, N)."""
+    reached = np.maximum.accumulate(scores, axis=1)[:, ROUND - 1 :: ROUND] >= least
+    rounds = np.where(reached.any(1), reached.argmax(1) + 1, reached.shape[1])
+    return rounds * ROUND
 
 
 def rate(name: str, above: np.ndarray, price: np.ndarray) -> str:
@@ -233,7 +246,7 @@ def plain(measure: Measure) -> str:
 @click.option(
     "--requests", default=200, show_default=True, help=f"Of the harder, and of the two other kinds together; at most {SCENES}."
 )
-@click.option("--timed", default=60, show_default=True, help="Requests of the runs that are timed.")
+@click.option("--timed", default=60, show_default=True, help="Requests of real runs.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS))
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(["harder", "plain", "pictures"]), help="Of the drafts.")
 def main(folder: Path, requests: int, timed: int, parts: tuple[str, ...], kinds: tuple[str, ...]) -> None:
@@ -253,7 +266,7 @@ def main(folder: Path, requests: int, timed: int, parts: tuple[str, ...], kinds:
                 say(f"Best of N, {name}: {len(some)} requests, 20 steps", best_of(some))
             say(f"Thresholds on the best of {MOST}", thresholds(trials))
         if "growing" in wanted:
-            say("Growing to a threshold", growing(folder, manifests["mixed"], trials, 20))
+            say("Growing to a threshold", growing(folder, first(manifests["mixed"], timed), trials, 20))
     for steps in (20, 40):
         for kind in kinds or ("harder", "plain", "pictures"):
             if f"drafts-{steps}" in wanted or ("wall" in wanted and kind == "harder"):
@@ -269,9 +282,15 @@ def main(folder: Path, requests: int, timed: int, parts: tuple[str, ...], kinds:
                     place = most_within(found.drafts, BUDGETS[steps])
                     assert place is not None
                     cascade = found.drafts.policies[place].stages
-                    few = folder / "harder-few.jsonl"
-                    few.write_text("".join(manifests[kind].read_text().splitlines(keepends=True)[:timed]))
+                    few = first(manifests[kind], timed)
                     say(f"Wall time, finals of {steps} steps", wall(folder, few, cascade, steps))
+
+
+def first(manifest: Path, rows: int) -> Path:
+    """A manifest of its first rows."""
+    few = manifest.with_name(f"{manifest.stem}-few.jsonl")
+    few.write_text("".join(manifest.read_text().splitlines(keepends=True)[:rows]))
+    return few
 
 
 def trials_of(trials: Sequence[Trial], odd: int) -> list[Trial]:
