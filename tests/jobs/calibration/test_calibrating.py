@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 import pytest
@@ -118,7 +119,10 @@ def test_what_is_known_is_not_rendered_again_and_what_is_new_is(whole, manifest,
 def begun(manifest, trials, lines):
     """A calibration in a process of its own that has seen so many requests, and many not yet."""
     command = [sys.executable, "-m", "jobs", *arguments(manifest, trials, *TRIED, "--json")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, preexec_fn=heeding, **quiet)
     until = time.monotonic() + 120
     while not trials.exists() or trials.read_bytes().count(b"\n") <= lines:
         assert process.poll() is None and time.monotonic() < until
