@@ -66,10 +66,10 @@ class Open:
 
 def units_of(shard: Open, plan: ShardPlan, config: Config) -> list[Unit]:
     """The units of a shard as planned, or, of one that is there, new ones of the rows that are rendered again."""
-    drafts = config.ranking.drafts
+    drafts, diversity = config.ranking.drafts, config.ranking.diversity
     if shard.before is None:
         planned = plan.cut()
     else:
         planned = list(cut(shard.shard, (p for p in plan.requests if p.row in shard.again), config.model.batch, drafts))
-    courses = (begin({placed.row: placed.request for placed in unit.requests}, drafts) for unit in planned)
+    courses = (begin({placed.row: placed.request for placed in unit.requests}, drafts, diversity) for unit in planned)
     return [replace(unit, generation=shard.generation, course=course) for unit, course in zip(planned, courses, strict=True)]

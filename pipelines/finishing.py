@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configs.schema import Ranking
+from configs.scorers import Diversity
+from manifests.requests import Request
 from pipelines.passes import Course
-from pipelines.ranking import broken_limit, choose, non_finite, rank_score
+from pipelines.ranking import Look, broken_limit, choose, non_finite, rank_score
 from pipelines.results import Candidate, Failure, Outcome, Rendered, Scored
 from pipelines.rows import Facts, candidate_row, failed_request, provenance_of, ranking_row, request_row
 from pipelines.units import Placed, Unit
@@ -55,7 +57,9 @@ def finish(unit: Unit, rendered: Rendered, scorers: "Scorers", facts: Facts, ear
     outcomes: Sequence[Outcome] = rendered.outcomes
     if unit.course:
         requests = {placed.row: placed.request for placed in unit.requests}
-        course = unit.course.after(requests, rendered, _counting(scored, facts.config.ranking, unit.course.in_full), seconds)
+        counting = _counting(scored, facts.config.ranking, unit.course.in_full)
+        looks = _looks(requests, rendered, scored, counting, unit.course.diversity) if unit.course.in_full else {}
+        course = unit.course.after(requests, rendered, counting, seconds, looks)
         if course.turns:
             return course
         # Scored again rather than kept through all passes, embeddings and all: it is the same, and takes little.
@@ -76,6 +80,25 @@ def _counting(scored: Mapping[tuple[int, int], Scored], ranking: Ranking, in_ful
     """What ranks the candidates of a pass; without those that have no such number, nor, in full, those that may not be kept."""
     fit = {place: one for place, one in scored.items() if not non_finite(one, ranking)}
     return {place: rank_score(one, ranking) for place, one in fit.items() if not (in_full and broken_limit(one, ranking))}
+
+
+def _looks(
+    requests: Mapping[int, Request],
+    rendered: Rendered,
+    scored: Mapping[tuple[int, int], Scored],
+    counting: Collection[tuple[int, int]],
+    diversity: Diversity | None,
+) -> dict[tuple[int, int], Look]:
+    """How those look that count towards a request's end of growing, where only unlike ones do."""
+    if diversity is None:
+        return {}
+    return {
+        (outcome.row, made.index): Look.of(scored[outcome.row, made.index], made.pixels, diversity)
+        for outcome in rendered.outcomes
+        if requests[outcome.row].growing
+        for made in outcome.candidates
+        if made.pixels is not None and (outcome.row, made.index) in counting
+    }
 
 
 def _score(unit: Unit, passes: Sequence[Rendered], scorers: "Scorers") -> dict[tuple[int, int], Scored]:

@@ -9,10 +9,12 @@ All here is a function of requests, drafts and scores. So a unit may be cut, tri
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from configs.drafts import Draft, applied
+from configs.scorers import Diversity
 from manifests.requests import Request
-from pipelines.ranking import rank
+from pipelines.ranking import Look, rank, told_apart
 from pipelines.results import Candidate, Failure, Outcome, Rendered
 
 
@@ -49,6 +51,7 @@ class Standing:
         begun: How many of its candidates have been rendered in any way, once that turn has.
         drafted: Its candidates that were drafted, by index.
         finished: The scores of those rendered in full, by index; None for one that failed.
+        looks: Of these, how those look that are good enough to end its growing, where only unlike ones count.
         outcome: Of its last pass, without candidates; None before the first.
     """
 
@@ -56,6 +59,7 @@ class Standing:
     begun: int
     drafted: Mapping[int, Drafted] = field(default_factory=dict)
     finished: Mapping[int, float | None] = field(default_factory=dict)
+    looks: Mapping[int, Look] = field(default_factory=dict)
     outcome: Outcome | None = None
 
 
@@ -65,12 +69,14 @@ class Course:
 
     Attributes:
         drafts: The cascade.
+        diversity: What makes two images one, of which a request that grows counts one.
         seconds: That the passes so far took, by stage.
         rendering_s: Of these, those that generators spent.
     """
 
     drafts: tuple[Draft, ...]
     standings: Mapping[int, Standing]
+    diversity: Diversity | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     rendering_s: float = 0.0
 
@@ -99,6 +105,7 @@ class Course:
         rendered: Rendered,
         scores: Mapping[tuple[int, int], float],
         seconds: Mapping[str, float],
+        looks: Mapping[tuple[int, int], Look] = MappingProxyType({}),
     ) -> "Course":
         """Where the requests stand after a pass.
 
@@ -107,22 +114,27 @@ class Course:
             rendered: What the pass made.
             scores: By row and candidate; of those that became an image.
             seconds: That it took, by stage.
+            looks: As `scores`; where there is diversity, of those that it rendered in full for requests that grow.
         """
         standings = dict(self.standings)
         for outcome in rendered.outcomes:
             own = {made.index: scores.get((outcome.row, made.index)) for made in outcome.candidates}
-            standings[outcome.row] = self._after(requests[outcome.row], standings[outcome.row], outcome, own)
+            seen = {index: look for (row, index), look in looks.items() if row == outcome.row}
+            standings[outcome.row] = self._after(requests[outcome.row], standings[outcome.row], outcome, own, seen)
         spent = {stage: self.seconds.get(stage, 0.0) + seconds.get(stage, 0.0) for stage in {**self.seconds, **seconds}}
-        return Course(self.drafts, standings, spent, self.rendering_s + sum(rendered.seconds.values()))
+        rendering_s = self.rendering_s + sum(rendered.seconds.values())
+        return replace(self, standings=standings, seconds=spent, rendering_s=rendering_s)
 
-    def _after(self, request: Request, before: Standing, outcome: Outcome, scores: Mapping[int, float | None]) -> Standing:
+    def _after(
+        self, request: Request, before: Standing, outcome: Outcome, scores: Mapping[int, float | None], looks: Mapping[int, Look]
+    ) -> Standing:
         assert before.turn is not None
         stage = before.turn.draft
         standing = replace(before, turn=None, outcome=replace(outcome, candidates=()))
         if outcome.failure:
             return standing
         if stage is None:
-            standing = replace(standing, finished={**before.finished, **scores})
+            standing = replace(standing, finished={**before.finished, **scores}, looks={**before.looks, **looks})
             return self._grown(request, standing)
         drafted = {made.index: _drafted(before.drafted.get(made.index), stage, made, scores) for made in outcome.candidates}
         standing = replace(standing, drafted={**before.drafted, **drafted})
@@ -136,8 +148,12 @@ class Course:
         growing, begun = request.growing, standing.begun
         if growing is None or begun >= request.candidates:
             return standing
-        if sum(place.kept for place in rank(list(standing.finished.values()), request.keep, growing.until_score)) >= request.keep:
+        reached = {i: score for i, score in standing.finished.items() if score is not None and score >= growing.until_score}
+        best_first = sorted(reached, key=lambda index: (-reached[index], index))
+        seen = told_apart(best_first, standing.looks.__getitem__, request.keep, self.diversity)
+        if sum(twin is None for twin in seen.values()) >= request.keep:
             return standing
+        standing = replace(standing, looks={index: look for index, look in standing.looks.items() if index in reached})
         more = min(begun + growing.start, request.candidates)
         return replace(standing, turn=_next_turn(tuple(range(begun, more)), self.drafts, 0), begun=more)
 
@@ -169,13 +185,13 @@ class Course:
         return replace(outcome, candidates=tuple(candidates))
 
 
-def begin(requests: Mapping[int, Request], drafts: Sequence[Draft]) -> Course | None:
+def begin(requests: Mapping[int, Request], drafts: Sequence[Draft], diversity: Diversity | None = None) -> Course | None:
     """Where requests, by row, stand before their first pass; None where all are rendered in full, all at once."""
     if not any(request.growing or applied(drafts, request.candidates) for request in requests.values()):
         return None
     drafts = tuple(drafts)
     first = {row: tuple(range(request.at_a_time)) for row, request in requests.items()}
-    return Course(drafts, {row: Standing(_next_turn(some, drafts, 0), len(some)) for row, some in first.items()})
+    return Course(drafts, {row: Standing(_next_turn(some, drafts, 0), len(some)) for row, some in first.items()}, diversity)
 
 
 def best(scores: Mapping[int, float | None], keep: int) -> tuple[int, ...]:

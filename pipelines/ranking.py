@@ -1,7 +1,7 @@
 """Ranks the candidates of a request by their scores, and says which are kept."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,22 +93,51 @@ def choose(scored: Sequence[Scored | None], images: Sequence[np.ndarray | None],
     scores = [rank_score(one, ranking) if one else None for one in scored]
     ranked = rank(scores, keep, None)
     chosen = [Choice(place.rank, score=score) for place, score in zip(ranked, scores, strict=True)]
-    kept: dict[int, Look] = {}
-    for _, index in sorted((choice.rank, index) for index, choice in enumerate(chosen) if choice.rank is not None):
-        one, image = scored[index], images[index]
-        assert one is not None and image is not None
-        broken = broken_limit(one, ranking)
-        if broken or len(kept) == keep:
-            chosen[index] = replace(chosen[index], rejected_for=broken or "outranked")
-            continue
-        look = Look.of(one, image, ranking.diversity)
-        twin = next((other for other, seen in kept.items() if look.is_like(seen, ranking.diversity)), None)
-        if twin is None:
-            kept[index] = look
+
+    shown = {index: one for index, one in enumerate(scored) if one}
+
+    def look(index: int) -> Look:
+        image = images[index]
+        assert image is not None and ranking.diversity
+        return Look.of(shown[index], image, ranking.diversity)
+
+    best_first = sorted(shown, key=lambda index: chosen[index].rank or 0)
+    broken = {index: broken_limit(one, ranking) for index, one in shown.items()}
+    seen = told_apart([index for index in best_first if not broken[index]], look, keep, ranking.diversity)
+    for index in best_first:
+        if index not in seen:
+            chosen[index] = replace(chosen[index], rejected_for=broken[index] or "outranked")
+        elif (twin := seen[index]) is None:
             chosen[index] = replace(chosen[index], kept=True)
         else:
             chosen[index] = replace(chosen[index], rejected_for="near_duplicate", near_duplicate_of=twin)
     return chosen
+
+
+def told_apart(
+    best_first: Sequence[int], look: Callable[[int], "Look"], keep: int, diversity: Diversity | None
+) -> dict[int, int | None]:
+    """Go through candidates until so many are kept that no two of them are nearly the same.
+
+    Args:
+        best_first: Their indices.
+        look: Of the candidate of an index; asked only where there is diversity.
+
+    Returns:
+        By index, of those gone through: None for one kept, else the kept one that it is nearly the same as.
+    """
+    if diversity is None:
+        return dict.fromkeys(best_first[:keep])
+    seen: dict[int, int | None] = {}
+    kept: dict[int, Look] = {}
+    for index in best_first:
+        if len(kept) == keep:
+            break
+        mine = look(index)
+        seen[index] = next((other for other, its in kept.items() if mine.is_like(its, diversity)), None)
+        if seen[index] is None:
+            kept[index] = mine
+    return seen
 
 
 def broken_limit(scored: Scored, ranking: Ranking) -> str | None:
@@ -138,17 +167,15 @@ class Look:
     colours: np.ndarray | None = None
 
     @classmethod
-    def of(cls, scored: Scored, image: np.ndarray, diversity: Diversity | None) -> "Look":
+    def of(cls, scored: Scored, image: np.ndarray, diversity: Diversity) -> "Look":
         """Args as in `choose`, of one candidate."""
-        if diversity is None or diversity.hash is None:
+        if diversity.hash is None:
             return cls(scored.embedding)
         picture = Image.fromarray(image)
         return cls(scored.embedding, phash(picture), colours(picture))
 
-    def is_like(self, other: "Look", diversity: Diversity | None) -> bool:
+    def is_like(self, other: "Look", diversity: Diversity) -> bool:
         """Whether one of the two is superfluous."""
-        if diversity is None:
-            return False
         if diversity.embedding is not None and float((self.embedding * other.embedding).sum()) > diversity.embedding:
             return True
         if diversity.hash is None or self.colours is None or other.colours is None:

@@ -35,7 +35,8 @@ def take(render, unit, facts, clip=None, seen=lambda unit, rendered: None):
         seen: Told of every pass.
     """
     clip = clip or HashClip()
-    unit = replace(unit, course=begin({placed.row: placed.request for placed in unit.requests}, facts.config.ranking.drafts))
+    ranking = facts.config.ranking
+    unit = replace(unit, course=begin({placed.row: placed.request for placed in unit.requests}, ranking.drafts, ranking.diversity))
     kept, passes = [], 0
     while True:
         rendered = render(unit)

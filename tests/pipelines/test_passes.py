@@ -193,6 +193,34 @@ def test_a_request_grows_until_it_has_its_images_and_the_winner_may_be_of_any_ro
         assert len(row["pixel_sha256"]) == 64
 
 
+class Pairs(Rising):
+    """Scores like `Rising`, and sees candidates 2k and 2k + 1 as the same picture, unlike all others."""
+
+    def score(self, prompts, images):
+        return [
+            replace(one, embedding=np.eye(8, dtype=np.float32)[int(one.score - 10) // 2]) for one in super().score(prompts, images)
+        ]
+
+
+def test_a_request_grows_until_its_images_above_the_score_are_unlike_each_other():
+    def grown(start, keep, until, *settings):
+        one = request(candidates=9, keep=keep, growing=Growing(start=start, max=9, until_score=until))
+        facts = facts_of("shards.embeddings=none", *settings, growing=True)
+        rows, _ = take(paint, Unit(0, 0, (Placed(0, one),)), facts, Pairs())
+        return len(rows), [row["candidate_index"] for row in rows if row["selected"]]
+
+    unlike = "ranking.diversity={embedding: 0.9}"
+    assert grown(2, 2, 10) == (2, [0, 1])
+    assert grown(2, 2, 10, unlike) == (4, [1, 3])
+    # Of 2, 3 and 4 the first two are one: a round of one at a time looks at those of the rounds before.
+    assert grown(1, 2, 12) == (4, [2, 3])
+    assert grown(1, 2, 12, unlike) == (5, [3, 4])
+    # A draft that it is alike to does not make a final superfluous: only what is rendered in full counts.
+    assert grown(2, 2, 10, unlike, "ranking.drafts=[{steps: 2, keep: 1}]") == (4, [1, 3])
+    # At most so many are unlike: it ends with the most that it may have.
+    assert grown(3, 6, 10, unlike) == (9, [1, 3, 5, 7, 8])
+
+
 def test_how_a_request_grows_depends_on_nothing_but_its_own_scores():
     grows = Growing(start=2, max=9, until_score=14)
     one = request("x", candidates=9, growing=grows)
