@@ -1,11 +1,11 @@
 """What changed since a plan was made, and going on with it all the same: the plan is put aside, its committed shards stay."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import shown
+from jobs.differences import differences
 from jobs.plan import Plan, PlanError, ShardPlan, drop_plan, earlier_plans, read_plan, read_shard, write_plan
 from pipelines.rows import ranking_columns
 from shards.commits import CommitRecord, read_records
@@ -15,34 +15,12 @@ from shards.storage import delete, join, names
 
 def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[str]:
     """What differs between what a plan was made from and what is there now, a line each."""
-    then = {name: value for name, value in _flat(plan.inputs) if not name.startswith("requests")}
-    now = {name: value for name, value in _flat(inputs) if not name.startswith("requests")}
-    lines = []
-    for name in sorted({*then, *now}):
-        if then.get(name) != now.get(name):
-            # A hash tells a person only that it is another.
-            rows = f" ({plan.counts.rows:,} rows)" if name == "manifest.0" else ""
-            lines.append(f"{name}: was {_shown(then, name)}{rows}, is {_shown(now, name)}")
-    return lines
-
-
-def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, Mapping) and values:
-        for name, value in values.items():
-            yield from _flat(value, f"{path}.{name}" if path else str(name))
-    elif isinstance(values, list | tuple) and values:
-        for number, value in enumerate(values):
-            yield from _flat(value, f"{path}.{number}")
-    else:
-        yield path, values
-
-
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    if name not in values:
-        return "not there"
-    value = values[name]
-    # Of a hash its beginning is enough to tell it from another.
-    return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value) else shown(repr(value), 60)
+    return [
+        # A hash tells a person only that it is another.
+        f"{name}: {was} ({plan.counts.rows:,} rows), {is_}" if name == "manifest.0" else f"{name}: {was}, {is_}"
+        for name, was, is_ in differences(plan.inputs, inputs)
+        if not name.startswith("requests")
+    ]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from configs.drafts import Draft
 from configs.schema import Config
 from configs.scorers import CLIP
 from jobs.calibration.policies import FINAL, Kind, Sight, Trial, sight_of
+from jobs.differences import differences
 from jobs.plan import PlanError, fingerprint_of
 from jobs.planning import Sources
 from manifests.requests import Request, to_json
@@ -52,28 +53,33 @@ class Notes:
     """
 
     def __init__(self, place: Path, of: Mapping[str, Any]):
-        self._place, self._fingerprint = place, fingerprint_of(of)
+        self._place, self._of, self._fingerprint = place, of, fingerprint_of(of)
         self._known: dict[str, dict[str, Any]] = {}
         if place.exists():
             self._read()
         else:
             place.parent.mkdir(parents=True, exist_ok=True)
-            self._append({"calibration": self._fingerprint})
+            self._append({"calibration": self._fingerprint, "of": of})
 
     def _read(self) -> None:
         content = self._place.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]  # the last line is torn where its writer was killed
         try:
             head, *rest = [json.loads(line) for line in whole.splitlines()]
-            there = head["calibration"]
+            there, of = head["calibration"], head["of"]
             for line in rest:
                 self._take(line)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise PlanError([f"{self._place}: not a file of trials; give another --trials"]) from None
         if there != self._fingerprint:
-            raise PlanError([f"{self._place}: trials of another config, model or version; give another --trials, or remove it"])
+            raise PlanError([f"{self._place}: {self._another(of)}; give another --trials, or remove it"])
         if whole != content:
             os.truncate(self._place, len(whole))
+
+    def _another(self, of: Mapping[str, Any]) -> str:
+        (name, was, is_), *more = differences(of, json.loads(json.dumps(self._of)))
+        rest = f", and {len(more)} more" if more else ""
+        return f"trials of another config, model or version: {name}: {was}, {is_}{rest}"
 
     def _take(self, line: Mapping[str, Any]) -> None:
         known = self._known.setdefault(line["request"], {"sights": {}, "scores": {}})

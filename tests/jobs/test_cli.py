@@ -196,7 +196,7 @@ def test_run_renders_from_nothing_says_where_to_look_and_verify_agrees(manifest)
 @pytest.mark.usefixtures("ray_here")
 def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_to_the_same_bytes(manifest):
     out = manifest.parent / "out"
-    lines = [json.dumps({"prompt": PROMPT, "seed": 10 * i}) for i in range(120)]
+    lines = [json.dumps({"prompt": PROMPT, "seed": 10 * i}) for i in range(80)]
     manifest.write_text("\n".join(lines))
     arguments = [
         "run",
@@ -207,7 +207,7 @@ def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_to_the_same_
         f"manifest={manifest}",
         *FEW,
         "--set",
-        "shards.size=20",
+        "shards.size=8",
         "--set",
         "defaults.steps=10",
     ]
@@ -230,7 +230,7 @@ def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_to_the_same_
     again = started(arguments)
     said, _ = again.communicate(timeout=280)
     assert again.returncode == 0
-    assert json.loads(said.splitlines()[-1])["totals"]["kept"] == 120
+    assert json.loads(said.splitlines()[-1])["totals"]["kept"] == 80
     assert all(path.stat().st_mtime_ns == then for path, then in parts.items())
     assert invoke("verify", out).exit_code == 0
 

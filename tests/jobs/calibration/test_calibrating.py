@@ -253,7 +253,10 @@ def test_bad_input_is_one_line_each(whole, manifest, tmp_path, monkeypatch):
     assert there.read_text() == "mine: 1\n"
     refused(calibrate(manifest, trials, "--to", tmp_path / "nowhere" / "x.yaml"), "is no folder")
     refused(calibrate(manifest, trials, "--to", tmp_path / "x.txt"), "a config ends in .yaml")
-    refused(calibrate(manifest, whole[0], *TRIED, settings=(*SMALL, "seed=5")), "trials of another config, model or version")
+    refused(
+        calibrate(manifest, whole[0], *TRIED, settings=(*SMALL, "seed=5")),
+        "trials of another config, model or version: config.seed: was 0, is 5",
+    )
     junk = tmp_path / "junk.jsonl"
     junk.write_text("hello\n")
     refused(calibrate(manifest, junk, *TRIED), "not a file of trials")
