@@ -103,11 +103,16 @@ class Slots:
             delattr(module, name)  # what stood in for the class's own
 
     def add(self, jobs: list[Job], settled: Settled) -> None:
-        """Queue jobs; `settled` is called once for each. Those that share most stand together, the longest first."""
-        waiting = [Waiting(job, settled) for job in jobs]
-        self._queue.extend(
-            sorted(waiting, key=lambda one: (str(kind_of(one.job.request)), -one.job.request.steps, str(one.bucket)))
-        )
+        """Queue jobs; `settled` is called once for each.
+
+        Kinds wait in the order in which they came. Within one those with the most steps go first, whenever they came, and the short
+        ones fill what they leave free: else the finals of a cascade, few and long, run in a half empty batch once all drafts are
+        done. Those that share most stand together.
+        """
+        waiting = [*self._queue, *(Waiting(job, settled) for job in jobs)]
+        kinds = {kind: place for place, kind in enumerate(dict.fromkeys(kind_of(one.job.request) for one in waiting))}
+        waiting.sort(key=lambda one: (kinds[kind_of(one.job.request)], -one.job.request.steps, str(one.bucket)))
+        self._queue = deque(waiting)
 
     @property
     def busy(self) -> bool:

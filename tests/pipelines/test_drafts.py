@@ -143,13 +143,15 @@ def test_a_request_whose_image_is_broken_fails_once_and_is_not_tried_at_every_pa
     assert len(rows) == 7
 
 
-def test_two_units_in_flight_keep_the_batch_full_through_all_passes(engine):  # noqa: F811
+# Of the second the finals are few and long, and would run alone if they waited until all that is drafted meanwhile had begun.
+@pytest.mark.parametrize(("steps", "draft", "candidates"), [(20, 6, 4), (30, 9, 6)])
+def test_two_units_in_flight_keep_the_batch_full_through_all_passes(engine, steps, draft, candidates):  # noqa: F811
     slots: Slots = engine.path
-    facts = facts_of("defaults.steps=20", "ranking.drafts=[{steps: 6, keep: 1}]")
+    facts = facts_of(f"defaults.steps={steps}", f"ranking.drafts=[{{steps: {draft}, keep: 1}}]")
     drafts = facts.config.ranking.drafts
-    placed = [Placed(row, request(str(row), steps=20, candidates=4)) for row in range(25)]
+    placed = [Placed(row, request(str(row), steps=steps, candidates=candidates)) for row in range(25)]
     units = list(cut(0, placed, BATCH, drafts))
-    assert len(units) == 5
+    assert len(units) >= 5
     slots.denoiser.calls = slots.denoiser.rows = 0
     waiting, paid = iter(units), []
 
@@ -164,4 +166,4 @@ def test_two_units_in_flight_keep_the_batch_full_through_all_passes(engine):  # 
     for one in hands:
         one.join()
     assert sum(paid) == slots.denoiser.rows == sum(price(one.request, drafts) for one in placed)
-    assert slots.share > 0.93
+    assert slots.share > 0.95
