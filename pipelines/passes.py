@@ -147,12 +147,12 @@ class Course:
         """After a round: with the next one before it, where one is needed."""
         growing, begun = request.growing, standing.begun
         if growing is None or begun >= request.candidates:
-            return standing
+            return replace(standing, looks={})
         reached = {i: score for i, score in standing.finished.items() if score is not None and score >= growing.until_score}
         best_first = sorted(reached, key=lambda index: (-reached[index], index))
         seen = told_apart(best_first, standing.looks.__getitem__, request.keep, self.diversity)
         if sum(twin is None for twin in seen.values()) >= request.keep:
-            return standing
+            return replace(standing, looks={})
         standing = replace(standing, looks={index: look for index, look in standing.looks.items() if index in reached})
         more = min(begun + growing.start, request.candidates)
         return replace(standing, turn=_next_turn(tuple(range(begun, more)), self.drafts, 0), begun=more)
@@ -197,7 +197,8 @@ def begin(requests: Mapping[int, Request], drafts: Sequence[Draft], diversity: D
 def best(scores: Mapping[int, float | None], keep: int) -> tuple[int, ...]:
     """The candidates that go on after a draft, by their indices: the best by its scores, of equals the first."""
     indices = sorted(scores)
-    return tuple(index for index, place in zip(indices, rank([scores[i] for i in indices], keep, None), strict=True) if place.kept)
+    places = zip(indices, rank([scores[index] for index in indices]), strict=True)
+    return tuple(index for index, place in places if place is not None and place <= keep)
 
 
 def as_draft(request: Request, draft: Draft) -> Request:

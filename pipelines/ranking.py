@@ -13,35 +13,21 @@ from pipelines.results import Scored
 from shards.phash import colours, distance, phash, same_colours
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """The place of one candidate: 1 is the best; None for one that has no score."""
-
-    rank: int | None
-    kept: bool
-
-
-def rank(scores: Sequence[float | None], keep: int, min_score: float | None) -> list[Ranked]:
-    """Rank by score, the higher first, equals by their index.
+def rank(scores: Sequence[float | None]) -> list[int | None]:
+    """The place of each: 1 is the highest, equals by their index; None for one without a score.
 
     Args:
         scores: Of each candidate in order; None for one that failed.
-        keep: How many are kept at most.
-        min_score: What a kept candidate reaches; one below is ranked all the same.
 
     Raises:
-        ValueError: A score or the minimum is not finite, or `keep` is below 1.
+        ValueError: A score is not finite.
     """
-    numbers = [*scores, min_score]
-    if not all(math.isfinite(number) for number in numbers if number is not None):
-        raise ValueError(f"scores are finite numbers or None, not {list(scores)} with a minimum of {min_score}")
-    if keep < 1:
-        raise ValueError(f"keep is at least 1, not {keep}")
-    scored = [(-score, index) for index, score in enumerate(scores) if score is not None]
-    ranked = [Ranked(None, False)] * len(scores)
-    for place, (negated, index) in enumerate(sorted(scored), 1):
-        ranked[index] = Ranked(place, place <= keep and (min_score is None or -negated >= min_score))
-    return ranked
+    if not all(math.isfinite(score) for score in scores if score is not None):
+        raise ValueError(f"scores are finite numbers or None, not {list(scores)}")
+    places: list[int | None] = [None] * len(scores)
+    for place, (_, index) in enumerate(sorted((-score, index) for index, score in enumerate(scores) if score is not None), 1):
+        places[index] = place
+    return places
 
 
 @dataclass(frozen=True)
@@ -49,7 +35,7 @@ class Choice:
     """What becomes of one candidate.
 
     Attributes:
-        rank: As in `Ranked`.
+        rank: 1 is the best; None for one that has no score.
         kept: Whether its image is.
         score: What ranks it: its rank score, or CLIP's where no other scorer is declared.
         rejected_for: Why it is not kept, though it has a score: `outranked`, `near_duplicate`, or the limit that it breaks, as
@@ -88,12 +74,10 @@ def choose(scored: Sequence[Scored | None], images: Sequence[np.ndarray | None],
         keep: How many are kept at most.
 
     Raises:
-        ValueError: As `rank`.
+        ValueError: What ranks a candidate is not finite.
     """
     scores = [rank_score(one, ranking) if one else None for one in scored]
-    ranked = rank(scores, keep, None)
-    chosen = [Choice(place.rank, score=score) for place, score in zip(ranked, scores, strict=True)]
-
+    chosen = [Choice(place, score=score) for place, score in zip(rank(scores), scores, strict=True)]
     shown = {index: one for index, one in enumerate(scored) if one}
 
     def look(index: int) -> Look:

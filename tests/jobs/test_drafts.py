@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from configs.loading import load
 from jobs.cli import main
-from jobs.plan import PlanError, read_plan
+from jobs.opening import Open, units_of
+from jobs.plan import PlanError, read_plan, read_shard
 from jobs.planning import look, make_plan
 from jobs.regenerate import regenerate
 from jobs.report.making import make
@@ -113,6 +114,15 @@ def test_a_plan_says_its_drafts_its_price_and_what_grows(drafted):
     price, whole = 2 * (8 + 10) + 2 * 10 + 2 * 2 * 2 * (6 + 10), 2 * 5 * (4 + 2 + 6 + 6)
     assert lines["price"] == f"{price} evaluations of the denoiser, {100 * price / whole:.0f}% of the price without drafts"
     assert "warning" not in lines
+
+
+def test_units_are_begun_with_the_drafts_and_the_diversity_of_the_config(drafted):
+    folder, _, _ = drafted
+    ranking = ("ranking.diversity={embedding: 0.9}", DRAFTS)
+    config = load("embedded", [f"manifest={folder / 'rows.jsonl'}", *SETTINGS, *ranking])
+    for unit in units_of(Open(1), read_shard(str(folder / "out"), 1), config):
+        assert (unit.course.drafts, unit.course.diversity) == (config.ranking.drafts, config.ranking.diversity)
+        assert unit.course.diversity
 
 
 def test_drafts_are_no_change_that_committed_shards_can_stand_beside(drafted):

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from configs.drafts import Draft
 from configs.parameters import Growing
+from configs.scorers import Diversity
 from manifests.requests import from_json, to_json
 from pipelines.passes import Course, as_draft, begin, best
+from pipelines.ranking import Look
 from pipelines.results import Candidate, Failure, Outcome, Rendered, Scored
 from pipelines.units import Placed, Unit, evaluations, price
 from tests.pipelines.courses import facts_of, take
@@ -39,10 +41,16 @@ def requests(draw):
 
 
 class Models:
-    """Scores by row, candidate and steps that a seed makes, some of them none; every pass that was asked for."""
+    """Scores by row, candidate and steps that a seed makes, some of them none; every pass that was asked for.
 
-    def __init__(self, seed, broken):
-        self.seed, self.broken, self.rendered = seed, broken, []
+    Candidates whose indices leave the same rest, divided by `kinds`, are the same picture; none are where it is None.
+    """
+
+    def __init__(self, seed, broken, kinds=None):
+        self.seed, self.broken, self.kinds, self.rendered = seed, broken, kinds, []
+
+    def looks(self, scores):
+        return {} if self.kinds is None else {place: Look(np.eye(self.kinds)[place[1] % self.kinds]) for place in scores}
 
     def score(self, row, index, steps):
         rng = np.random.default_rng([self.seed, row, index, steps])
@@ -78,7 +86,8 @@ class Models:
                 return {row: outcome for piece in pieces for row, outcome in piece.items()}
             rendered, scores = self.render(requests, course)
             kept = [*kept, rendered] if course.in_full else kept
-            course = course.after(requests, rendered, scores, {"denoise": 1.0})
+            looks = self.looks(scores) if course.in_full else {}
+            course = course.after(requests, rendered, scores, {"denoise": 1.0}, looks)
             passes += 1
             assert passes <= 12 * (1 + len(course.drafts)), "it never ends"
         assert course.seconds["denoise"] >= passes
@@ -87,7 +96,7 @@ class Models:
 
 def by_the_book(models, row, one, drafts):
     """What becomes of one request, said plainly: by candidate its draft scores, its price, and whether it was finished."""
-    found, finished, begun = {}, [], 0
+    found, good, begun = {}, set(), 0
     while True:
         living = list(range(begun, min(begun + one.at_a_time, one.candidates)))
         begun += len(living)
@@ -105,8 +114,10 @@ def by_the_book(models, row, one, drafts):
         for index in living:
             before, paid, _ = found[index]
             found[index] = (before, paid + evaluations(one), True)
-            finished.append(models.score(row, index, one.steps))
-        enough = one.growing and sum(s is not None and s >= one.growing.until_score for s in finished) >= one.keep
+            score = models.score(row, index, one.steps)
+            if one.growing and score is not None and score >= one.growing.until_score:
+                good.add(index if models.kinds is None else index % models.kinds)
+        enough = len(good) >= one.keep
         if not one.growing or enough or begun == one.candidates:
             return found
 
@@ -117,14 +128,15 @@ def by_the_book(models, row, one, drafts):
     st.integers(0, 99),
     st.sampled_from([0.0, 0.0, 0.3, 1.0]),
     st.integers(0, 6),
+    st.none() | st.integers(1, 4),
 )
-def test_a_course_does_what_the_book_says_however_its_unit_is_cut(some, drafts, seed, broken, apart_at):
+def test_a_course_does_what_the_book_says_however_its_unit_is_cut(some, drafts, seed, broken, apart_at, kinds):
     asked = dict(enumerate(some))
-    course = begin(asked, drafts)
+    course = begin(asked, drafts, Diversity(embedding=0.5) if kinds else None)
     if course is None:
         assert all(one.growing is None and all(draft.keep >= one.candidates for draft in drafts) for one in some)
         return
-    models = Models(seed, broken)
+    models = Models(seed, broken, kinds)
     whole = models.through(asked, course)
     assert len(set(models.rendered)) == len(models.rendered)
     assert models.through(asked, course, apart_at) == whole
@@ -215,8 +227,13 @@ def test_a_request_grows_until_its_images_above_the_score_are_unlike_each_other(
     # Of 2, 3 and 4 the first two are one: a round of one at a time looks at those of the rounds before.
     assert grown(1, 2, 12) == (4, [2, 3])
     assert grown(1, 2, 12, unlike) == (5, [3, 4])
-    # A draft that it is alike to does not make a final superfluous: only what is rendered in full counts.
-    assert grown(2, 2, 10, unlike, "ranking.drafts=[{steps: 2, keep: 1}]") == (4, [1, 3])
+    # The two that a draft leaves of four are one, and so are those of the next four.
+    drafts = "ranking.drafts=[{steps: 2, keep: 2}]"
+    assert grown(4, 2, 10, drafts) == (4, [2, 3])
+    assert grown(4, 2, 10, drafts, unlike) == (8, [3, 7])
+    # Another sign by which all are one; and who breaks a limit counts as little as without diversity.
+    assert grown(2, 2, 10, "ranking.diversity={hash: 0}") == (9, [8])
+    assert grown(2, 2, 13, "ranking.min_score=13", unlike) == (6, [3, 5])
     # At most so many are unlike: it ends with the most that it may have.
     assert grown(3, 6, 10, unlike) == (9, [1, 3, 5, 7, 8])
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import Ranking
-from pipelines.ranking import Ranked, choose, non_finite, rank, rank_score
+from pipelines.ranking import choose, non_finite, rank, rank_score
 from pipelines.results import Scored
 
 SCORES = st.lists(st.none() | st.floats(-100, 100) | st.sampled_from([20.0, 20.5]), max_size=12)
@@ -15,60 +15,42 @@ KEEPS = st.integers(1, 14)
 MINIMA = st.none() | st.floats(-100, 100) | st.just(20.0)
 
 
-@given(SCORES, KEEPS, MINIMA)
-def test_those_with_a_score_have_the_ranks_from_1_and_the_others_none(scores, keep, minimum):
-    ranks = [ranked.rank for ranked in rank(scores, keep, minimum)]
+@given(SCORES)
+def test_those_with_a_score_have_the_ranks_from_1_and_the_others_none(scores):
+    ranks = rank(scores)
     assert [r is None for r in ranks] == [s is None for s in scores]
     assert sorted(r for r in ranks if r) == list(range(1, 1 + sum(s is not None for s in scores)))
 
 
-@given(SCORES, KEEPS, MINIMA)
-def test_a_better_rank_has_a_higher_score_or_the_same_and_a_lower_index(scores, keep, minimum):
-    ranked = rank(scores, keep, minimum)
-    order = sorted((r.rank, index) for index, r in enumerate(ranked) if r.rank)
+@given(SCORES)
+def test_a_better_rank_has_a_higher_score_or_the_same_and_a_lower_index(scores):
+    order = sorted((r, index) for index, r in enumerate(rank(scores)) if r)
     for (_, better), (_, worse) in pairwise(order):
         assert scores[better] > scores[worse] or (scores[better] == scores[worse] and better < worse)
 
 
-@given(SCORES, KEEPS, MINIMA)
-def test_kept_are_exactly_the_best_that_reach_the_minimum(scores, keep, minimum):
-    ranked = rank(scores, keep, minimum)
-    for score, r in zip(scores, ranked, strict=True):
-        assert r.kept == (r.rank is not None and r.rank <= keep and (minimum is None or score >= minimum))
-    reaching = sum(s is not None and (minimum is None or s >= minimum) for s in scores)
-    assert sum(r.kept for r in ranked) == min(keep, reaching)
-
-
-@given(st.lists(st.floats(-100, 100), unique=True, max_size=12), KEEPS, MINIMA, st.randoms())
-def test_without_ties_the_order_of_candidates_does_not_matter(scores, keep, minimum, random):
+@given(st.lists(st.floats(-100, 100), unique=True, max_size=12), st.randoms())
+def test_without_ties_the_order_of_candidates_does_not_matter(scores, random):
     order = random.sample(range(len(scores)), len(scores))
-    ranked = rank(scores, keep, minimum)
-    assert rank([scores[i] for i in order], keep, minimum) == [ranked[i] for i in order]
+    ranks = rank(scores)
+    assert rank([scores[i] for i in order]) == [ranks[i] for i in order]
 
 
-@given(SCORES, KEEPS, MINIMA, st.integers(0, 12))
-def test_a_failed_candidate_changes_nothing_for_the_others(scores, keep, minimum, place):
-    ranked = rank(scores, keep, minimum)
-    ranked.insert(place, Ranked(None, False))
-    assert rank([*scores[:place], None, *scores[place:]], keep, minimum) == ranked
+@given(SCORES, st.integers(0, 12))
+def test_a_failed_candidate_changes_nothing_for_the_others(scores, place):
+    ranks = rank(scores)
+    ranks.insert(place, None)
+    assert rank([*scores[:place], None, *scores[place:]]) == ranks
 
 
 def test_scores_may_be_of_numpy():
-    assert rank([np.float32(21.5), None, np.float32(23)], 1, 22.0) == [Ranked(2, False), Ranked(None, False), Ranked(1, True)]
+    assert rank([np.float32(21.5), None, np.float32(23)]) == [2, None, 1]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, np.float32("nan")])
-def test_a_score_or_minimum_that_is_no_number_is_refused(bad):
+def test_a_score_that_is_no_number_is_refused(bad):
     with pytest.raises(ValueError, match="finite"):
-        rank([1.0, bad], 1, None)
-    with pytest.raises(ValueError, match="finite"):
-        rank([1.0], 1, bad)
-
-
-@pytest.mark.parametrize("keep", [0, -1])
-def test_keeping_less_than_one_is_refused(keep):
-    with pytest.raises(ValueError, match="keep is at least 1"):
-        rank([1.0], keep, None)
+        rank([1.0, bad])
 
 
 # Rankings by several scores, with limits, and of candidates that are alike.
@@ -128,11 +110,15 @@ def test_a_limit_that_is_broken_is_named():
 
 
 @given(SCORES, KEEPS, MINIMA)
-def test_without_scorers_clip_ranks_as_ever(scores, keep, minimum):
+def test_without_scorers_clip_ranks_and_kept_are_exactly_the_best_that_reach_the_minimum(scores, keep, minimum):
     scored = [None if score is None else Scored(float(np.float32(score)), np.zeros(2)) for score in scores]
     minimum = None if minimum is None else float(np.float32(minimum))
-    wanted = rank([one and one.score for one in scored], keep, minimum)
-    assert [Ranked(c.rank, c.kept) for c in choose(scored, [NOISE[0]] * len(scored), keep, Ranking(min_score=minimum))] == wanted
+    chosen = choose(scored, [NOISE[0]] * len(scored), keep, Ranking(min_score=minimum))
+    assert [choice.rank for choice in chosen] == rank([one and one.score for one in scored])
+    for one, choice in zip(scored, chosen, strict=True):
+        assert choice.kept == (choice.rank is not None and choice.rank <= keep and (minimum is None or one.score >= minimum))
+    reaching = sum(one is not None and (minimum is None or one.score >= minimum) for one in scored)
+    assert sum(choice.kept for choice in chosen) == min(keep, reaching)
 
 
 def test_clip_alone_ranks_where_no_weight_is_given():
