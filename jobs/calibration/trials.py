@@ -66,7 +66,7 @@ class Notes:
         whole = content[: content.rfind(b"\n") + 1]  # the last line is torn where its writer was killed
         try:
             head, *rest = [json.loads(line) for line in whole.splitlines()]
-            there, of = head["calibration"], head["of"]
+            there, of = head["calibration"], head.get("of", {})
             for line in rest:
                 self._take(line)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -77,9 +77,11 @@ class Notes:
             os.truncate(self._place, len(whole))
 
     def _another(self, of: Mapping[str, Any]) -> str:
-        (name, was, is_), *more = differences(of, json.loads(json.dumps(self._of)))
-        rest = f", and {len(more)} more" if more else ""
-        return f"trials of another config, model or version: {name}: {was}, {is_}{rest}"
+        said = [f"{name}: {was}, {is_}" for name, was, is_ in differences(of, json.loads(json.dumps(self._of)))]
+        rest = [f"and {len(said) - 1} more"] if len(said) > 1 else []
+        # An older version did not write down what they are of.
+        what = f": {', '.join(said[:1] + rest)}" if of and said else ""
+        return f"trials of another config, model or version{what}"
 
     def _take(self, line: Mapping[str, Any]) -> None:
         known = self._known.setdefault(line["request"], {"sights": {}, "scores": {}})

@@ -207,7 +207,9 @@ def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_to_the_same_
         f"manifest={manifest}",
         *FEW,
         "--set",
-        "shards.size=8",
+        "shards.size=4",  # so many units that most are not in flight at the signal
+        "--set",
+        "runtime.generators=2",
         "--set",
         "defaults.steps=10",
     ]
