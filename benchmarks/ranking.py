@@ -208,13 +208,21 @@ def within(drafts: Gains, previews: Gains, budget: float) -> Iterator[str]:
         yield f"| {name}: {gains.policies[place]} | {100 * gains.price[place]:.1f}% | {cells} |"
 
 
-def wall(folder: Path, manifest: Path, drafts: Sequence[Draft], steps: int) -> Iterator[str]:
-    """Real runs with a cascade and without: time against price, and that what is finished is the same."""
-    written = json.dumps([draft.model_dump(exclude_none=True) for draft in drafts])
-    whole = run(folder, manifest, f"full-{steps}", steps, CANDIDATES)
-    drafted = run(folder, manifest, f"drafts-{steps}", steps, CANDIDATES, f"ranking.drafts={written}")
+def wall(folder: Path, manifest: Path, drafts: Sequence[Draft], steps: int, repeats: int) -> Iterator[str]:
+    """Real runs with a cascade and without, by turns: time against price, and that what is finished is the same.
+
+    Machines slow down and speed up meanwhile, so each run without drafts is held to the mean of those before and after it.
+    """
+    cascade = f"ranking.drafts={json.dumps([draft.model_dump(exclude_none=True) for draft in drafts])}"
+    drafted = run(folder, manifest, f"drafts-{steps}-0", steps, CANDIDATES, cascade)
+    times = [seconds(folder / f"drafts-{steps}-0.jsonl")]
+    shares = []
+    for number in range(1, repeats + 1):
+        whole = run(folder, manifest, f"full-{steps}-{number}", steps, CANDIDATES)
+        drafted = run(folder, manifest, f"drafts-{steps}-{number}", steps, CANDIDATES, cascade)
+        times += [seconds(folder / f"{kind}-{steps}-{number}.jsonl") for kind in ("full", "drafts")]
+        shares.append((times[-3] + times[-1]) / 2 / times[-2])
     price = sum(row["unet_evaluations"] for row in drafted) / sum(row["unet_evaluations"] for row in whole)
-    time = seconds(folder / f"drafts-{steps}.jsonl") / seconds(folder / f"full-{steps}.jsonl")
     pixels = {row["key"]: row["pixel_sha256"] for row in whole}
     files = {row["key"]: row["sha256"] for row in whole if row["status"] == "kept"}
     finished = [row for row in drafted if row["status"] != "drafted"]
@@ -223,7 +231,8 @@ def wall(folder: Path, manifest: Path, drafts: Sequence[Draft], steps: int) -> I
     images = sum(row["sha256"] == files[row["key"]] for row in both)
     yield (
         f"Runs of {len({row['id'] for row in whole})} requests, finals of {steps} steps: {100 * price:.1f}% of the evaluations,"
-        f" {100 * time:.1f}% of the seconds from the first model loaded to the last unit. Of {len(finished)} finished candidates"
+        f" {' and '.join(f'{100 * share:.1f}%' for share in shares)} of the seconds from the first model loaded to the last unit"
+        f" (by turns with drafts and without: {', '.join(f'{time:.0f}' for time in times)}). Of {len(finished)} finished candidates"
         f" {same} have the pixels, of {len(both)} kept by both {images} the file that they have without drafts."
     )
 
@@ -246,10 +255,11 @@ def plain(measure: Measure) -> str:
 @click.option(
     "--requests", default=200, show_default=True, help=f"Of the harder, and of the two other kinds together; at most {SCENES}."
 )
-@click.option("--timed", default=60, show_default=True, help="Requests of real runs.")
+@click.option("--timed", default=110, show_default=True, help="Requests of real runs.")
+@click.option("--repeats", default=2, show_default=True, help="Of timed runs without drafts, each between two with them.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS))
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(["harder", "plain", "pictures"]), help="Of the drafts.")
-def main(folder: Path, requests: int, timed: int, parts: tuple[str, ...], kinds: tuple[str, ...]) -> None:
+def main(folder: Path, requests: int, timed: int, repeats: int, parts: tuple[str, ...], kinds: tuple[str, ...]) -> None:
     """Measure all of it, or parts."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -283,7 +293,7 @@ def main(folder: Path, requests: int, timed: int, parts: tuple[str, ...], kinds:
                     assert place is not None
                     cascade = found.drafts.policies[place].stages
                     few = first(manifests[kind], timed)
-                    say(f"Wall time, finals of {steps} steps", wall(folder, few, cascade, steps))
+                    say(f"Wall time, finals of {steps} steps", wall(folder, few, cascade, steps, repeats))
 
 
 def first(manifest: Path, rows: int) -> Path:
