@@ -29,8 +29,8 @@ class Batches:
         self._evaluated, self._seconds = 0, 0.0
         model.denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
 
-    def add(self, jobs: list[Job], settled: Settled) -> None:
-        """Queue jobs; `settled` is called once for each."""
+    def add(self, jobs: list[Job], settled: Settled, ahead: bool = False) -> None:
+        """Queue jobs; `settled` is called once for each. None goes ahead: a batch is full or not whatever the order."""
         buckets: dict[Hashable, list[Job]] = {}
         for job in jobs:
             buckets.setdefault((bucket_of(job.request), job.placed.preview), []).append(job)

@@ -29,7 +29,7 @@ from pipelines.units import Placed, Unit
 class Path(Protocol):
     """A way to render jobs, a step at a time."""
 
-    def add(self, jobs: list[Job], settled: Settled) -> None: ...
+    def add(self, jobs: list[Job], settled: Settled, ahead: bool = False) -> None: ...
     @property
     def busy(self) -> bool: ...
     def step(self) -> None: ...
@@ -154,7 +154,8 @@ class Engine:
                 self._finish(pending)
 
         if jobs:
-            self.path.add(jobs, settled)
+            course = pending.unit.course
+            self.path.add(jobs, settled, ahead=course is not None and course.begun)
         else:
             self._finish(pending)
 

@@ -95,6 +95,11 @@ class Course:
         """Whether the next pass renders in full, rather than drafts."""
         return any(turn.draft is None for turn in self.turns.values())
 
+    @property
+    def begun(self) -> bool:
+        """Whether a pass is behind any of its requests."""
+        return any(standing.outcome for standing in self.standings.values())
+
     def of(self, row: int) -> "Course":
         """That of one request alone."""
         return replace(self, standings={row: self.standings[row]})

@@ -102,17 +102,23 @@ class Slots:
         for module, name in self._held:
             delattr(module, name)  # what stood in for the class's own
 
-    def add(self, jobs: list[Job], settled: Settled) -> None:
-        """Queue jobs; `settled` is called once for each.
+    def add(self, jobs: list[Job], settled: Settled, ahead: bool = False) -> None:
+        """Queue jobs; `settled` is called once for each. Those that share most stand together, the longest first.
 
-        Kinds wait in the order in which they came. Within one those with the most steps go first, whenever they came, and the short
-        ones fill what they leave free: else the finals of a cascade, few and long, run in a half empty batch once all drafts are
-        done. Those that share most stand together.
+        Args:
+            jobs: Of one kind where they go ahead.
+            ahead: Before what waits of their kind. Finals of a cascade, few and long, would else begin when all that another unit
+                drafts has begun, and run in a half empty batch.
         """
-        waiting = [*self._queue, *(Waiting(job, settled) for job in jobs)]
-        kinds = {kind: place for place, kind in enumerate(dict.fromkeys(kind_of(one.job.request) for one in waiting))}
-        waiting.sort(key=lambda one: (kinds[kind_of(one.job.request)], -one.job.request.steps, str(one.bucket)))
-        self._queue = deque(waiting)
+        waiting = [Waiting(job, settled) for job in jobs]
+        waiting.sort(key=lambda one: (str(kind_of(one.job.request)), -one.job.request.steps, str(one.bucket)))
+        queue = list(self._queue)
+        place = len(queue)
+        if ahead:
+            kinds = [kind_of(one.job.request) for one in queue]
+            kind = kind_of(jobs[0].request)
+            place = kinds.index(kind) if kind in kinds else place
+        self._queue = deque([*queue[:place], *waiting, *queue[place:]])
 
     @property
     def busy(self) -> bool:
