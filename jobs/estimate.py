@@ -14,7 +14,7 @@ from jobs.plan import Plan, PlanError, ShardPlan
 from manifests.images import Roots
 from pipelines.errors import ModelError
 from pipelines.sources import local_folder
-from pipelines.units import Placed, Unit, bucket_of
+from pipelines.units import Placed, Unit, bucket_of, decodes
 
 if TYPE_CHECKING:
     from pipelines.tuning import Tuned
@@ -26,7 +26,7 @@ ROW_BYTES = 700  # of metadata a candidate, compressed, and of its JSON in the t
 
 @dataclass(frozen=True)
 class Estimate:
-    """From one bucket of the plan's first shard; other sizes are scaled by their pixels.
+    """From one bucket of the plan's first shard; other sizes are scaled by their pixels, drafts of others decoded as often.
 
     Attributes:
         seconds: Of one generator like this machine's, for the whole plan, start-up apart.
@@ -100,7 +100,9 @@ def measure(plan: Plan, shard: ShardPlan) -> Estimate | None:
     an_evaluation = max(0.0, more - few) / evaluated
     an_image = max(0.0, few - an_evaluation * sum(c.evaluations for c in candidates)) / config.model.batch
     scale = plan.counts.pixels / max(1, plan.counts.candidates) / (request.width * request.height)
-    seconds = scale * (an_evaluation * plan.counts.evaluations + an_image * plan.counts.candidates)
+    requests = [placed.request for placed in shard.requests]
+    decoded = sum(decodes(each, config.ranking.drafts) for each in requests) / sum(each.candidates for each in requests)
+    seconds = scale * (an_evaluation * plan.counts.evaluations + an_image * decoded * plan.counts.candidates)
 
     provenance = Provenance(request.prompt, "", request.steps, request.scheduler, 1.0, 0, request.width, request.height, "")
     image = len(encode_image(pixels, config.shards.image_format, config.shards.quality, provenance))

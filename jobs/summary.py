@@ -47,7 +47,9 @@ def plan_lines(plan: Plan, estimate: Estimate | None) -> Iterator[str]:
 def _ranking_lines(plan: Plan) -> Iterator[str]:
     counts, ranking = plan.counts, plan.config.ranking
     if counts.growing:
-        yield f"growing      {many(counts.growing, 'request')} until enough reach a score; candidates and price are the most"
+        unlike = " and are unlike each other" if ranking.diversity else ""
+        requests = many(counts.growing, "request")
+        yield f"growing      {requests} until enough reach a score{unlike}; candidates and price are the most"
     price = f"{counts.evaluations:,} evaluations of the denoiser"
     if ranking.drafts:
         yield f"drafts       {in_words(ranking.drafts)}"

@@ -113,14 +113,22 @@ def evaluations(request: Request) -> int:
 
 def price(request: Request, drafts: Sequence[Draft]) -> int:
     """About how often the denoiser is evaluated for all candidates of a request, drafts and all; at most, where they grow."""
-    evaluated = 0
+    return sum(living * evaluations(each) for living, each in _passes(request, drafts))
+
+
+def decodes(request: Request, drafts: Sequence[Draft]) -> int:
+    """How many images are decoded and scored for a request, drafts and finals; at most, where its candidates grow."""
+    return sum(living for living, _ in _passes(request, drafts))
+
+
+def _passes(request: Request, drafts: Sequence[Draft]) -> Iterator[tuple[int, Request]]:
+    """How many candidates go through each pass, and the request as it stands there."""
     for start in range(0, request.candidates, request.at_a_time):
         living = min(request.at_a_time, request.candidates - start)
         for draft in [drafts[number] for number in applied(drafts, living)]:
-            evaluated += living * evaluations(as_draft(request, draft))
+            yield living, as_draft(request, draft)
             living = draft.keep
-        evaluated += living * evaluations(request)
-    return evaluated
+        yield living, request
 
 
 def cut(shard: int, requests: Iterable[Placed], batch: int, drafts: Sequence[Draft] = ()) -> Iterator[Unit]:

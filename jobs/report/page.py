@@ -100,7 +100,10 @@ def _asked(report: Report) -> list[tuple[str, str]]:
 
 
 def _growing(plan: Plan) -> str:
-    return f"{many(plan.counts.growing, 'request')} until enough candidates reach a score" if plan.counts.growing else ""
+    if not plan.counts.growing:
+        return ""
+    unlike = " and are unlike each other" if plan.config.ranking.diversity else ""
+    return f"{many(plan.counts.growing, 'request')} until enough candidates reach a score{unlike}"
 
 
 def _counted(numbers: Mapping[str, int]) -> str:

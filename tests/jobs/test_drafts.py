@@ -1,6 +1,7 @@
 """Drafts and growing candidates through a whole job of the embedded family: what is published, proved and made again."""
 
 import json
+from dataclasses import replace
 
 import duckdb
 import pytest
@@ -109,7 +110,7 @@ def test_a_plan_says_its_drafts_its_price_and_what_grows(drafted):
     folder, _, _ = drafted
     lines = dict(line.split(maxsplit=1) for line in plan_lines(read_plan(str(folder / "out")), None))
     assert lines["drafts"] == "2 steps keep 2"
-    assert lines["growing"].startswith("2 requests until enough reach a score")
+    assert lines["growing"].startswith("2 requests until enough reach a score;")
     # 4 drafts of 2 steps and 2 finals of 5; 2 finals; twice two rounds of 3 drafts and 2 finals.
     price, whole = 2 * (8 + 10) + 2 * 10 + 2 * 2 * 2 * (6 + 10), 2 * 5 * (4 + 2 + 6 + 6)
     assert lines["price"] == f"{price} evaluations of the denoiser, {100 * price / whole:.0f}% of the price without drafts"
@@ -120,6 +121,8 @@ def test_units_are_begun_with_the_drafts_and_the_diversity_of_the_config(drafted
     folder, _, _ = drafted
     ranking = ("ranking.diversity={embedding: 0.9}", DRAFTS)
     config = load("embedded", [f"manifest={folder / 'rows.jsonl'}", *SETTINGS, *ranking])
+    said = dict(line.split(maxsplit=1) for line in plan_lines(replace(read_plan(str(folder / "out")), config=config), None))
+    assert said["growing"].startswith("2 requests until enough reach a score and are unlike each other;")
     for unit in units_of(Open(1), read_shard(str(folder / "out"), 1), config):
         assert (unit.course.drafts, unit.course.diversity) == (config.ranking.drafts, config.ranking.diversity)
         assert unit.course.diversity

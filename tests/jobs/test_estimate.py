@@ -89,6 +89,16 @@ def test_steps_and_images_are_told_apart_at_every_strength(tmp_path, monkeypatch
     assert found.seconds == pytest.approx(plan.counts.evaluations * 2.0 + plan.counts.candidates * 3.0)
 
 
+def test_drafts_are_images_to_decode_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "Engine", Told)
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: getattr(Told, "now", 0.0))
+    Told.now = 0.0
+    drafts = "ranking.drafts=[{steps: 10, keep: 3}, {steps: 15, keep: 1}]"
+    plan, shard = plan_of(tmp_path, drafts, steps=100, width=64, height=64, candidates=8)
+    assert plan.counts.evaluations == 2 * (8 * 10 + 3 * 15 + 100)
+    assert measure(plan, shard).seconds == pytest.approx(plan.counts.evaluations * 2.0 + (8 + 3 + 1) * 3.0)
+
+
 def test_a_batch_that_does_not_fit_is_one_line(tmp_path, monkeypatch):
     def full(self, unit):
         raise engine.FatalError("out of memory at batch 2; set model.batch lower")
