@@ -40,7 +40,7 @@ rm -f "$here".*
 # shellcheck disable=SC2329 # traps call it
 tell() { # HERE
     if mv "$1.pid" "$1.told" 2>/dev/null; then
-        kill -TERM "$(cat "$1.told")"
+        kill -TERM "$(cat "$1.told")" 2>/dev/null || true # it may have ended by itself
     fi
 }
 
@@ -50,7 +50,8 @@ driver() { # HERE CONFIG …
     local here=$1 status=0
     shift
     promptmill run "$@" --address auto --wait 90 &
-    echo "$!" >"$here.pid"
+    echo "$!" >"$here.new"
+    mv "$here.new" "$here.pid" # whole, since whoever tells it may come at once
     [ ! -e "$here.stop" ] || tell "$here" # asked for before there was a driver
     wait "$!" || status=$?
     echo "$status" >"$here.status"

@@ -324,7 +324,7 @@ def test_slurm_takes_the_drivers_word_over_that_of_a_node_that_died(slurm):
 )
 def test_slurm_stops_the_driver_once_and_goes_on_later_where_the_time_was_up(slurm, sent, driver, requeued):
     job, log = slurm(STOPPED=str(driver))
-    until(log, "promptmill run")
+    until(log, "\npromptmill run a b.yaml ")  # not the srun line, which holds the text of the function
     job.send_signal(sent)
     until(log, "\nTERM\n")
     job.send_signal(sent)
