@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from jobs.channels import Channel
-from jobs.places import PATIENCE, AbortError, Actor, DiedError, LostError, Place, Pool, StartError, Starts
+from jobs.places import PATIENCE, AbortError, Actor, DiedError, GoneError, LostError, Place, Pool, StartError, Starts
 
 Unit = TypeVar("Unit")
 
@@ -119,6 +119,8 @@ class Lanes(Generic[Unit]):
             try:
                 async with lane.turn(alone=ticket.alone) as actor:
                     await serve(lane, actor, ticket)
+            except GoneError:  # another lane may have one sooner
+                self._again.give_back(ticket)
             except LostError as error:
                 if ticket.kept:  # which of it is gone nobody knows
                     ticket.unit, ticket.kept = ticket.drawn, ()

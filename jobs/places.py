@@ -26,6 +26,10 @@ class LostError(Exception):
     """What a generator made is not there any more (the node that held it died): it has to be made again."""
 
 
+class GoneError(Exception):
+    """The actor died before the turn came. Another may never come, so that whoever has the turn must not wait for it with work."""
+
+
 class StartError(Exception):
     """Actors fail to start, several in a row or for a reason that stays: the run ends with it."""
 
@@ -90,7 +94,11 @@ class Place:
 
     @asynccontextmanager
     async def turn(self, alone: bool) -> AsyncIterator[Actor]:
-        """The living actor, shared with the other hands or, `alone`, with none."""
+        """The living actor, shared with the other hands or, `alone`, with none.
+
+        Raises:
+            GoneError: It is alive no more.
+        """
         async with AsyncExitStack() as kept:
             await kept.enter_async_context(self._exclusive)
             if alone:
@@ -101,7 +109,9 @@ class Place:
             self._busy += 1
             self._idle.clear()
             try:
-                yield await self.up()
+                if self._actor is None:
+                    raise GoneError
+                yield self._actor
             finally:
                 self._busy -= 1
                 if self._busy == 0:

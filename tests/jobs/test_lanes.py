@@ -189,6 +189,29 @@ def test_an_actor_that_never_comes_holds_no_unit_back():
     assert Counter(r[0] for r in receipts) == {"scored": 20}
 
 
+@settings(max_examples=150)
+@given(
+    seed=st.integers(0, 2**32),
+    units=st.integers(1, 12),
+    size=st.integers(2, 4),
+    hands=st.integers(1, 3),
+    deaths=st.dictionaries(st.integers(0, 11), st.sampled_from(["node", "die"]), max_size=3),
+)
+def test_a_dead_actor_that_nobody_replaces_holds_no_unit_back_while_another_lives(seed, units, size, hands, deaths):
+    trouble = {("generator", unit): [what] for unit, what in list(deaths.items())[: size - 1]}
+    world = World(seed, trouble)
+    starts = iter(range(100))
+
+    async def start(kind):
+        if kind == "generator" and next(starts) >= size:
+            await asyncio.get_running_loop().create_future()
+        return Standin(world, kind)
+
+    world.start = start
+    receipts, _ = run(receipts_of(world.lanes(range(units), (size, hands), (1, 1))))
+    assert sorted(receipts) == [("scored", unit) for unit in range(units)]
+
+
 def test_what_is_no_fact_about_a_unit_ends_the_run_with_its_reason():
     world = World()
 
