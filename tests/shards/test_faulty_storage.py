@@ -13,7 +13,7 @@ import s3fs
 from shards import retries, storage
 from shards.retries import GaveUpError, is_passing, persistently
 from shards.storage import StorageError, check_uri, delete, get, join, names, put, put_if_absent
-from tests.chaos.proxy import KINDS, FaultyProxy
+from tests.chaos.proxy import CONDITIONAL, KINDS, FaultyProxy
 from tests.shards.test_storage import OPERATIONS
 
 
@@ -74,8 +74,9 @@ def test_with_a_third_of_the_requests_harmed_everything_succeeds_with_the_right_
     proxy = through(0.3)
     with ThreadPoolExecutor(16) as workers:
         done = sum(workers.map(lambda number: _use_everything(f"{s3_bucket}/{number}", number), range(32)))
-    assert done == 416 and set(proxy.faults) == set(KINDS)
-    assert proxy.faults.total() > 100
+    assert done == 416 and proxy.faults.total() > 100
+    # Conditional puts are few here: chance may spare them a kind that is theirs alone. They have tests of their own below.
+    assert set(KINDS) - set(CONDITIONAL) <= set(proxy.faults)
 
 
 def test_so_it_does_with_the_clients_own_tries_first(through, s3_bucket, monkeypatch):
@@ -83,7 +84,7 @@ def test_so_it_does_with_the_clients_own_tries_first(through, s3_bucket, monkeyp
     proxy = through(0.1)
     with ThreadPoolExecutor(8) as workers:
         assert list(workers.map(lambda number: _use_everything(f"{s3_bucket}/{number}", number), range(8)))
-    assert proxy.faults.total() > 5
+    assert proxy.faults.total() > 0
 
 
 EACH = {
@@ -122,7 +123,7 @@ def test_a_conditional_put_whose_answer_is_lost_was_written_by_us(quick, through
 def test_of_contents_put_at_once_through_faults_exactly_one_is_written_and_stands(quick, through, s3_bucket):
     proxy = through(0.6, kinds=["conflict", "exists_after", "reset_after", "cut"])
     with ThreadPoolExecutor(8) as workers:
-        for number in range(3):
+        for number in range(6):  # so many that chance spares neither kind below
             uri = join(s3_bucket, f"record-{number}")
             contents = [f"{number} by {writer}".encode() for writer in range(8)]
             outcomes = list(workers.map(lambda content, uri=uri: put_if_absent(uri, content), contents))
