@@ -90,7 +90,9 @@ def sheet(shown: list[Shown], columns: int) -> Image.Image:
         method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
         whole.paste(one.image.resize(size, method), (left, top))
         text = [f"{one.mode} · {one.score:.1f}", *_wrapped(one.prompt, font)]
-        pen.multiline_text((left, top + TILE + 2), "\n".join(text), fill="black", font=font, spacing=2)
+        # So small, the font's spaces are two pixels wide and look as if they were not there.
+        words = "\n".join(text).replace(" ", "  ")
+        pen.multiline_text((left, top + TILE + 2), words, fill="black", font=font, spacing=2)
     return whole
 
 
