@@ -191,24 +191,26 @@ def test_an_actor_that_never_comes_holds_no_unit_back():
 
 @settings(max_examples=150)
 @given(
+    kind=st.sampled_from(["generator", "scorer"]),
     seed=st.integers(0, 2**32),
     units=st.integers(1, 12),
     size=st.integers(2, 4),
     hands=st.integers(1, 3),
     deaths=st.dictionaries(st.integers(0, 11), st.sampled_from(["node", "die"]), max_size=3),
 )
-def test_a_dead_actor_that_nobody_replaces_holds_no_unit_back_while_another_lives(seed, units, size, hands, deaths):
-    trouble = {("generator", unit): [what] for unit, what in list(deaths.items())[: size - 1]}
+def test_a_dead_actor_that_nobody_replaces_holds_no_unit_back_while_another_lives(kind, seed, units, size, hands, deaths):
+    trouble = {(kind, unit): [what] for unit, what in list(deaths.items())[: size - 1]}
     world = World(seed, trouble)
     starts = iter(range(100))
 
-    async def start(kind):
-        if kind == "generator" and next(starts) >= size:
+    async def start(of):
+        if of == kind and next(starts) >= size:
             await asyncio.get_running_loop().create_future()
-        return Standin(world, kind)
+        return Standin(world, of)
 
     world.start = start
-    receipts, _ = run(receipts_of(world.lanes(range(units), (size, hands), (1, 1))))
+    pools = {"generators": (1, 2), "scorers": (1, 1), f"{kind}s": (size, hands)}
+    receipts, _ = run(receipts_of(world.lanes(range(units), **pools)))
     assert sorted(receipts) == [("scored", unit) for unit in range(units)]
 
 
