@@ -1,3 +1,4 @@
+import logging
 import os
 
 from hypothesis import settings
@@ -10,3 +11,6 @@ os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112
 # Machines that run this are shared: a slow example says nothing about the code.
 settings.register_profile("shared", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("shared")
+
+# The S3 server of the tests says every request: what a test that fails has to say would be lost in thousands of lines.
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
