@@ -61,7 +61,8 @@ driver() { # HERE CONFIG …
 # shellcheck disable=SC2329 # traps call it
 stop() { # requeue | end
     echo "promptmill: stopping ($1)"
-    echo "$1" >"$here.stop"
+    # Who ended the job does not want it back, whatever comes after.
+    [ "$(cat "$here.stop" 2>/dev/null)" = end ] || echo "$1" >"$here.stop"
     tell "$here"
 }
 trap 'stop requeue' USR1

@@ -334,6 +334,17 @@ def test_slurm_stops_the_driver_once_and_goes_on_later_where_the_time_was_up(slu
     assert ("scontrol requeue 41003" in said) == requeued
 
 
+@pytest.mark.parametrize("sent", [(signal.SIGTERM, signal.SIGUSR1), (signal.SIGUSR1, signal.SIGTERM)])
+def test_a_job_that_somebody_ended_does_not_come_back_when_its_time_is_up_meanwhile(slurm, sent):
+    job, log = slurm(STOPPED="130")
+    until(log, "\npromptmill run a b.yaml ")
+    job.send_signal(sent[0])
+    until(log, "\nTERM\n")
+    job.send_signal(sent[1])
+    assert job.wait(10) == 130
+    assert "scontrol" not in log.read_text()
+
+
 def test_slurm_stops_a_driver_that_is_not_there_yet(slurm):
     job, log = slurm(STOPPED="130", LATE="yes")
     until(log, "waited for")
