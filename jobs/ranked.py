@@ -81,8 +81,8 @@ def ranked_lines(ranked: Ranked) -> Iterator[str]:
     """For a person."""
     made = ranked.bought
     name = "CLIP" if ranked.by == CLIP_SCORE else ranked.by
-    of = " that were finished" if ranked.drafted else ""
-    yield f"ranking      a kept image scores {made.kept:.2f} by {name}, its request's mean candidate{of} {made.mean:.2f}"
+    finished = "finished " if ranked.drafted else ""
+    yield f"ranking      a kept image scores {made.kept:.2f} by {name}, its request's mean {finished}candidate {made.mean:.2f}"
     curve = ", ".join(f"{n}: {made.curve[n - 1]:.2f}" for n in CURVE if n <= len(made.curve))
     if len(made.curve) > 1 and not ranked.drafted:
         yield f"best of n    {curve}"
