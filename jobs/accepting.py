@@ -1,16 +1,21 @@
 """What changed since a plan was made, and going on with it all the same: the plan is put aside, its committed shards stay."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from configs.errors import shown
+from configs.schema import Config
 from jobs.differences import differences
-from jobs.plan import Plan, PlanError, ShardPlan, drop_plan, earlier_plans, read_plan, read_shard, write_plan
+from jobs.plan import Plan, PlanError, Rerender, ShardPlan, drop_plan, earlier_plans, read_plan, read_shard, write_plan
+from jobs.row_changes import RowChanges, as_ranges
 from pipelines.rows import ranking_columns
 from shards.commits import CommitRecord, read_records
 from shards.index import INDEX, SUCCESS
 from shards.storage import delete, join, names
+
+# Whether changes are accepted, and what becomes of committed rows that were edited; True asks where there are any.
+Accepting = bool | Literal["keep", "rerender"]
 
 
 def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[str]:
@@ -23,6 +28,11 @@ def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def is_of_rows(changed: Sequence[str]) -> bool:
+    """Return whether lines of `changes` tell of the manifest's files alone: then each row decides whether anything changed."""
+    return bool(changed) and all(line.startswith("manifest.") for line in changed)
+
+
 @dataclass(frozen=True)
 class Aside:
     """What plans that were put aside, or are to be, leave behind.
@@ -31,35 +41,75 @@ class Aside:
         plans: By their fingerprints.
         accepted: By the same, what had changed since, a line each.
         committed: The shards that stay, by number.
+        there: The plan that is about to be put aside; None where it was already.
+        inputs: What the new plan is made from.
+        again: Committed rows that are to be rendered again, of these changes or of earlier ones.
     """
 
     output: str
     plans: Mapping[str, Plan]
     accepted: Mapping[str, Sequence[str]]
     committed: Mapping[int, CommitRecord]
+    there: Plan | None
+    inputs: Mapping[str, Any]
+    again: tuple[Rerender, ...] = ()
 
-    def shard(self, number: int, ids: Sequence[str]) -> ShardPlan:
-        """A committed shard's plan.
+    def size_of(self, number: int, size: int) -> int:
+        """Return how many rows a shard takes: `size`, or as many as it was committed with."""
+        return min(size, self.committed[number].requests) if number in self.committed else size
 
-        Args:
-            number: Of the shard.
-            ids: Of the rows that the manifest now gives it.
+    def compare(self, found: RowChanges, now: ShardPlan, config: Config) -> None:
+        """Compare a shard, as the manifest makes it now, with what was planned in its place; `found` takes what differs."""
+        committed, then = now.shard in self.committed, self._planned(now.shard)
+        if then is None and self.there is None:
+            return  # put aside already; nobody knows what was planned here
+        before = self._plan_of(now.shard) if committed else self.there
+        found.see(then, now, before.config if before else config, config, committed)
+
+    def compare_removed(self, found: RowChanges, shards: int, config: Config) -> None:
+        """Compare the shards that the manifest has no rows for any more."""
+        for number in range(shards, self.there.shards if self.there else 0):
+            found.see(self._planned(number), None, config, config, False)
+
+    def _planned(self, number: int) -> ShardPlan | None:
+        there = self.there is not None and number < self.there.shards
+        return read_shard(self.output, number) if there or number in self.committed else None
+
+    def _plan_of(self, number: int) -> Plan | None:
+        return self.plans.get(self.committed[number].fingerprint)
+
+    def with_rerendered(self, edited: RowChanges) -> "Aside":
+        """Return this with the committed rows that were edited marked as to be rendered again.
+
+        Where more changed than the manifest, all rows of their shards are: a shard is of one render config.
+        """
+        again = {some.shard: some for some in self.again}
+        for number, ranges in edited.committed.items():
+            record, plan = self.committed[number], self._plan_of(number)
+            alone = plan is not None and is_of_rows(changes(plan, self.inputs))
+            rows = Rerender(number, record.generation, ranges if alone else ((0, record.requests - 1),))
+            before = again[number].numbers if number in again else frozenset()
+            again[number] = replace(rows, rows=as_ranges(sorted(rows.numbers | before)))
+        return replace(self, again=tuple(again[number] for number in sorted(again)))
+
+    def committed_plan(self, now: ShardPlan) -> ShardPlan | None:
+        """Return the plan that a shard was committed by and goes on with; None where rows of the shard are to be rendered again.
 
         Raises:
-            PlanError: They are not those that were committed: rows would be lost, or rendered twice.
+            PlanError: Its rows have other ids than those that were committed: rows would be lost, or rendered twice.
         """
+        number = now.shard
+        ids = [id for _, id in sorted([(p.row, p.request.id) for p in now.requests] + [(bad.row, bad.id) for bad in now.bad])]
         plan = read_shard(self.output, number)
         then = [id for _, id in sorted([(p.row, p.request.id) for p in plan.requests] + [(bad.row, bad.id) for bad in plan.bad])]
         if len(then) != len(ids):
-            now = f"the manifest now gives it {len(ids):,}"
-            raise PlanError([f"shard {number:06d} is committed with {len(then):,} rows, {now}; give another --out"])
+            said = f"is committed with {len(then):,} rows, the manifest now gives it {len(ids):,}"
+            raise PlanError([f"shard {number:06d} {said}; give another --out"])
         for row, (was, is_) in enumerate(zip(then, ids, strict=True)):
             if was != is_:
-                where = f"shard {number:06d}, row {row}"
-                raise PlanError(
-                    [f"{where}: is committed as {shown(was)!r}, the manifest now has {shown(is_)!r}; give another --out"]
-                )
-        return plan
+                said = f"is committed as {shown(was)!r}, the manifest now has {shown(is_)!r}; give another --out"
+                raise PlanError([f"shard {number:06d}, row {row}: {said}"])
+        return None if any(some.shard == number for some in self.again) else plan
 
     def check(self, made: Plan) -> None:
         """Raise PlanError where a new plan's shards cannot stand beside those that are committed."""
@@ -93,16 +143,28 @@ def look_aside(output: str, there: Plan | None, inputs: Mapping[str, Any]) -> As
         plans[there.fingerprint] = there
     accepted = {fingerprint: changes(plan, inputs) for fingerprint, plan in sorted(plans.items())}
     committed = {record.shard: record for record in read_records(output)} if plans else {}
-    return Aside(output, plans, accepted, committed)
+    pending = tuple(to_rerender(plans.values(), committed).values())
+    return Aside(output, plans, accepted, committed, there, inputs, pending)
 
 
-def put_aside(output: str, there: Plan | None) -> None:
+def to_rerender(plans: Iterable[Plan], committed: Mapping[int, CommitRecord]) -> dict[int, Rerender]:
+    """Return, by shard, the committed rows that plans want rendered again and that no later generation has made yet."""
+    found: dict[int, Rerender] = {}
+    for some in (some for plan in plans for some in plan.rerender):
+        if some.shard in committed and committed[some.shard].generation == some.generation:
+            before = found[some.shard].numbers if some.shard in found else frozenset()
+            found[some.shard] = replace(some, rows=as_ranges(sorted(some.numbers | before)))
+    return dict(sorted(found.items()))
+
+
+def put_aside(output: str, there: Plan | None, again: tuple[Rerender, ...] = (), earlier: Plan | None = None) -> None:
     """Put the plan that is there aside, and remove what says that it is finished and the parts made for it.
 
-    May be cut off anywhere and done again.
+    May be cut off anywhere and done again: the plan that is put aside says which rows are to be rendered `again`, since the plans
+    of their shards are written over before the new plan is there. Where no plan is there, `earlier`, put aside before, says so.
     """
-    if there is not None:
-        write_plan(output, there, earlier=True)
+    if (holder := there or (earlier if again else None)) is not None:
+        write_plan(output, replace(holder, rerender=again), earlier=True)
     for name in (SUCCESS, INDEX):
         delete(join(output, name))
     drop_plan(output)

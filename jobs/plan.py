@@ -100,6 +100,25 @@ class ShardPlan:
 
 
 @dataclass(frozen=True)
+class Rerender:
+    """Name the rows of a committed shard that are to be rendered again, since the manifest has edited them.
+
+    Attributes:
+        shard: Its number.
+        generation: The one that is committed; once a later one is, nothing is left to do.
+        rows: Ranges (first, last) of the rows, counted from 0 in the shard.
+    """
+
+    shard: int
+    generation: int
+    rows: tuple[tuple[int, int], ...]
+
+    @property
+    def numbers(self) -> frozenset[int]:
+        return frozenset(row for first, last in self.rows for row in range(first, last + 1))
+
+
+@dataclass(frozen=True)
 class Plan:
     """A plan but for its shards, which are read one by one.
 
@@ -113,6 +132,7 @@ class Plan:
         tuned_batch: The denoising batch where `plan --tune` found it, rather than the config.
         accepted: By the fingerprint of each plan that was here before, what had changed since, a line each.
         licences: Of the models, by their places in the config, as far as their cards said when the plan was made.
+        rerender: What of committed shards is to be rendered again.
     """
 
     inputs: Mapping[str, Any]
@@ -125,6 +145,7 @@ class Plan:
     tuned_batch: int | None = None
     accepted: Mapping[str, Sequence[str]] = field(default_factory=dict)
     licences: Mapping[str, str] = field(default_factory=dict)
+    rerender: tuple[Rerender, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -134,6 +155,11 @@ class Plan:
     def growing(self) -> bool:
         """Whether candidates of any request grow."""
         return self.counts.growing > 0
+
+    def rerenders(self, shard: int, generation: int) -> frozenset[int]:
+        """Return the rows of a committed shard, counted from 0, that a later generation than this is to have rendered again."""
+        found = (some.numbers for some in self.rerender if some.shard == shard and some.generation >= generation)
+        return frozenset().union(*found)
 
     @property
     def form(self) -> pa.Schema:
@@ -194,6 +220,8 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "accepted": plan.accepted,
         "licences": plan.licences,
     }
+    if plan.rerender:
+        content["rerender"] = [asdict(some) for some in plan.rerender]
     put(_plan_uri(output, plan.fingerprint if earlier else None), sealed(content))
 
 
@@ -224,6 +252,7 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
             values["tuned_batch"],
             values["accepted"],
             values.get("licences", {}),  # plans from before it was written down say nothing
+            tuple(_rerender(**some) for some in values.get("rerender", ())),
         )
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, PlanError):
@@ -232,6 +261,10 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
     if plan.fingerprint != values["fingerprint"]:
         raise PlanError([f"{uri}: altered: its fingerprint is not that of what it says"])
     return plan
+
+
+def _rerender(shard: int, generation: int, rows: Sequence[Sequence[int]]) -> Rerender:
+    return Rerender(int(shard), int(generation), tuple((int(first), int(last)) for first, last in rows))
 
 
 def put_hardware(output: str, kind: Mapping[str, str]) -> bool:

@@ -1,18 +1,20 @@
 """Makes a plan: goes through the manifest once, as a stream, checks every row, and writes shard after shard."""
 
+import bisect
 import hashlib
 import itertools
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import fsspec
 
 from configs.parameters import MODES
 from configs.schema import Config
-from jobs.accepting import Aside, changes, look_aside, put_aside
+from jobs.accepting import Accepting, Aside, changes, is_of_rows, look_aside, put_aside
 from jobs.plan import (
     BadRow,
     Counts,
@@ -20,7 +22,6 @@ from jobs.plan import (
     PlanError,
     ShardPlan,
     drop_shards,
-    earlier_plans,
     fingerprint_of,
     read_plan,
     read_shard,
@@ -28,6 +29,7 @@ from jobs.plan import (
     write_plan,
     write_shard,
 )
+from jobs.row_changes import RowChanges
 from manifests.carried import Types
 from manifests.checking import Checked, check_rows, find_doubled
 from manifests.duplicates import Ids
@@ -162,7 +164,7 @@ def make_plan(
     output: str,
     progress: Progress = lambda rows: None,
     tuned_batch: int | None = None,
-    accept_changes: bool = False,
+    accept_changes: Accepting = False,
 ) -> Plan:
     """Go through the manifest and write the plan under the output, or find that the one there is the same.
 
@@ -174,43 +176,81 @@ def make_plan(
         progress: Told of the rows gone through.
         tuned_batch: Of the denoiser, where it was tuned.
         accept_changes: Put a plan aside that was made from something else, with the parts made for it; its committed shards stay.
+            Where committed rows were edited, `keep` leaves their images and `rerender` has them rendered again; True asks which.
 
     Raises:
         PlanError: A file of the manifest cannot be read to its end; bad rows, one line each, where the config does not say to
             record them; or the output has another plan.
     """
     there = read_plan(output)
-    if there is not None:
-        different = changes(there, sources.inputs)
-        if not different:
-            # Where images lie now, and how this run is to go, are not what was planned.
-            return replace(there, roots=sources.roots, config=sources.config)
-        if not accept_changes:
-            ways = "give another --out, go back on what changed, or give --accept-changes"
-            raise PlanError([f"{output} was planned from something else; {ways}:", *different])
-    elif earlier_plans(output) and not accept_changes:
-        raise PlanError([f"{output}: its plan was put aside for changes; give --accept-changes to go on with these"])
+    different = changes(there, sources.inputs) if there else []
+    if there is not None and not different:
+        # Where images lie now, and how this run is to go, are not what was planned.
+        return replace(there, roots=sources.roots, config=sources.config)
     aside = look_aside(output, there, sources.inputs)
+    doubled: Mapping[int, Checked] = {}
     if aside.plans:
         # A first pass that writes nothing: what would be refused is refused before anything is put aside.
-        _Making(sources, output, progress, aside, writing=False).run()
-        put_aside(output, there)
-    making = _Making(sources, output, progress, aside)
+        try:
+            looking = _look_through(sources, output, progress, aside)
+        except PlanError as error:
+            if accept_changes:
+                raise
+            raise PlanError([*_refusal(output, there, different), *error.problems]) from None
+        rows, doubled = looking.compared, looking.doubled
+        if there is not None and is_of_rows(different) and not rows and looking.requests == there.inputs["requests"]:
+            # Other line ends, say: every row asks for what it asked for.
+            return replace(there, roots=sources.roots, config=sources.config)
+        if not accept_changes:
+            raise PlanError([*_refusal(output, there, different), *(rows.lines() if rows else [])])
+        if rows.committed and accept_changes is True:
+            ways = "--accept-changes=keep leaves their images as they are, --accept-changes=rerender renders these rows again"
+            raise PlanError([f"{output}: {rows.committed_rows:,} committed rows were edited; {ways}:", *rows.lines(True)])
+        if accept_changes == "rerender":
+            aside = aside.with_rerendered(rows)
+        put_aside(output, there, aside.again, next(iter(aside.plans.values())))
+    making = _Making(sources, output, progress, aside, doubled=doubled)
     try:
         plan = making.run()
     except BaseException:
         making.clean()
         raise
-    plan = replace(plan, tuned_batch=tuned_batch, accepted=aside.accepted)
+    plan = replace(plan, tuned_batch=tuned_batch, accepted=aside.accepted, rerender=aside.again)
     write_plan(output, plan)
     drop_shards(output, plan.shards)
     return plan
 
 
+def _refusal(output: str, there: Plan | None, different: Sequence[str]) -> list[str]:
+    if there is None:
+        return [f"{output}: its plan was put aside for changes; give --accept-changes to go on with these"]
+    ways = "give another --out, go back on what changed, or give --accept-changes"
+    return [f"{output} was planned from something else; {ways}:", *different]
+
+
+def _look_through(sources: Sources, output: str, progress: Progress, aside: Aside) -> "_Making":
+    """Go through the manifest without writing anything, and compare its rows with those that were planned."""
+    looking = _Making(sources, output, progress, aside, writing=False)
+    looking.run()
+    if looking.doubled:
+        # Which ids occur twice is only known at the end; each later row of such an id is a bad row.
+        looking = _Making(sources, output, progress, aside, writing=False, doubled=looking.doubled)
+        looking.run()
+    return looking
+
+
 class _Making:
     """One pass over a manifest; `writing` the shards, or only looking whether anything is to be refused."""
 
-    def __init__(self, sources: Sources, output: str, progress: Progress, aside: Aside, writing: bool = True):
+    def __init__(
+        self,
+        sources: Sources,
+        output: str,
+        progress: Progress,
+        aside: Aside,
+        writing: bool = True,
+        doubled: Mapping[int, Checked] = MappingProxyType({}),
+    ):
         self.sources, self.output, self.progress, self.aside, self.writing = sources, output, progress, aside, writing
         self.config = sources.config
         self.recording = self.config.runtime.on_bad_row == "record"
@@ -222,12 +262,17 @@ class _Making:
         self.bad = array("Q")  # numbers of rows; each row takes its 8 bytes either here or in ids
         self.hashes: list[str] = []
         self.rows: list[Checked] = []
+        self.ends = array("Q")  # of each shard, the number of its last row
+        self.doubled = dict(doubled)  # rows whose id an earlier row has, by their numbers
+        self.requests = ""
+        self.compared = RowChanges()
 
     def run(self) -> Plan:
         try:
             for checked in self.checked():
                 self.take(checked)
             self.flush()
+            self.aside.compare_removed(self.compared, len(self.hashes), self.config)
             self.mend_doubled()
         except ManifestError as error:
             # No row to record: nobody knows how many are behind it.
@@ -239,7 +284,8 @@ class _Making:
         if self.counts.rows == self.counts.bad:
             raise self.refused("no row makes a request")
         carried = self.types.result()
-        inputs = {**self.sources.inputs, "requests": fingerprint_of({"shards": self.hashes})}
+        self.requests = fingerprint_of({"shards": self.hashes})
+        inputs = {**self.sources.inputs, "requests": self.requests}
         counts = replace(self.counts, buckets=len(self.buckets))
         known = licences(self.config.model, self.config.ranking)
         shards, width, roots = len(self.hashes), self.sources.embedding, self.sources.roots
@@ -254,6 +300,7 @@ class _Making:
         return check_rows(self.sources.files, self.sources.rules, self.sources.roots, max_images=limit)
 
     def take(self, checked: Checked) -> None:
+        checked = self.doubled.get(checked.number, checked)
         if checked.request:
             problems = self.types.see(checked.request.carried)
             if problems:
@@ -265,7 +312,8 @@ class _Making:
         if checked.problems:
             self.note(checked.lines())
         self.rows.append(checked)
-        if len(self.rows) == self.config.shards.size:
+        # A shard that was committed with fewer rows stays as it is; rows added behind them begin another.
+        if len(self.rows) == self.aside.size_of(len(self.hashes), self.config.shards.size):
             self.flush()
             self.progress(self.counts.rows)
 
@@ -289,26 +337,25 @@ class _Making:
         """The rows so far are a shard."""
         if not self.rows:
             return
-        if len(self.hashes) in self.aside.committed:
-            # As it was committed, whatever its rows are now.
-            ids = [checked.request.id if checked.request else _bad_row(row, checked).id for row, checked in enumerate(self.rows)]
-            kept = self.aside.shard(len(self.hashes), ids)
-            self.rows = []
-            self.count(kept)
-            self.hashes.append(shard_hash(kept))
-            return
+        number = len(self.hashes)
         placed, bad = [], []
         for row, checked in enumerate(self.rows):
             if checked.request:
                 placed.append(Placed(row, checked.request, checked.images, checked.file))
             else:
                 bad.append(_bad_row(row, checked))
+        self.ends.append(self.counts.rows + len(self.rows))
         self.rows = []
-        shard = self.with_units(ShardPlan(len(self.hashes), tuple(placed), (), tuple(bad)))
+        shard = ShardPlan(number, tuple(placed), (), tuple(bad))
+        if not self.writing:
+            self.aside.compare(self.compared, shard, self.config)
+        # As it was committed, whatever its rows are now, unless they are to be rendered again.
+        stays = self.aside.committed_plan(shard) if number in self.aside.committed else None
+        shard = stays or self.with_units(shard)
         self.count(shard)
         # A plan that will be refused is not worth writing.
-        writes = self.writing and (self.recording or not self.problems)
-        self.hashes.append(write_shard(self.output, shard) if writes else "")
+        writes = self.writing and stays is None and (self.recording or not self.problems)
+        self.hashes.append(write_shard(self.output, shard) if writes else shard_hash(shard))
 
     def count(self, shard: ShardPlan, sign: int = 1) -> None:
         counts, requests, drafts = self.counts, [placed.request for placed in shard.requests], self.config.ranking.drafts
@@ -330,12 +377,13 @@ class _Making:
 
     def mend_doubled(self) -> None:
         """Rows whose id an earlier row has become bad rows, in the shards already written."""
-        size = self.config.shards.size
         found = find_doubled(self.sources.files, self.sources.rules, self.ids, self.bad)
-        for number, some in itertools.groupby(found, lambda checked: (checked.number - 1) // size):
-            doubled = {(checked.number - 1) % size: checked for checked in some}
+        for number, some in itertools.groupby(found, lambda checked: bisect.bisect_left(self.ends, checked.number)):
+            first = self.ends[number - 1] + 1 if number else 1
+            doubled = {checked.number - first: checked for checked in some}
             for checked in doubled.values():
                 self.note(checked.lines())
+                self.doubled[checked.number] = checked
             if not self.writing or not self.recording or number in self.aside.committed:
                 continue
             shard = read_shard(self.output, number)

@@ -66,6 +66,7 @@ def regenerate(output: str, key: str, image_roots: Sequence[str] = ()) -> Regene
         status, wanted = _row(output, record, key)
     except (LookupError, FileNotFoundError):
         raise PlanError([f"{key}: no such candidate in {output}"]) from None
+    again.check_up_to_date(record, key)
     (made,) = again.images(record, {key: wanted})
     return replace(made, drafted=status == "drafted")
 
@@ -96,6 +97,11 @@ class Again:
             raise PlanError([f"{output}: nothing was planned there"])
         self._output, self._plan, self._image_roots = output, plan, image_roots
         self._engines: dict[str, Engine] = {}  # by the plan's fingerprint
+
+    def check_up_to_date(self, record: CommitRecord, key: str) -> None:
+        """Raise PlanError where the row of a key was edited since its image was made, and waits to be rendered again."""
+        if parse_key(key)[1] in self._plan.rerenders(record.shard, record.generation):
+            raise PlanError([f"{key}: its row was edited and is to be rendered again; `promptmill run` does so"])
 
     def images(
         self, record: CommitRecord, wanted: Mapping[str, str | None], lost: dict[str, str] | None = None

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from actors.assembler import assemble_shard
 from actors.pools import Sizes, size_pools
 from actors.receipts import Receipt
+from jobs.accepting import to_rerender
 from jobs.cluster import StepBackError, cluster, generators, scorers
 from jobs.lanes import Lanes
 from jobs.listening import Both, Listener
@@ -196,7 +197,7 @@ class Run:
                 "output": self.output,
                 "shard": plan.shard,
                 "parts": shard.parts,
-                "failed": [] if shard.before else [bad_row(self.facts, plan.shard, bad) for bad in plan.bad],
+                "failed": [bad_row(self.facts, plan.shard, bad) for bad in plan.bad if not shard.before or bad.row in shard.again],
                 "form": self.form,
                 "image_format": self.plan.config.shards.image_format,
                 "requests": len(plan.requests) + len(plan.bad),
@@ -343,6 +344,8 @@ def run(
         records = {record.shard: record for record in read_records(output)}
         check_plan(output, records.values(), plan.fingerprint, plan.accepted)
         again = _failed(output, plan, records.values(), say) if retry_failed else {}
+        for edited in to_rerender([plan], records).values():
+            again[edited.shard] = again.get(edited.shard, frozenset()) | edited.numbers
         parts = frozenset(names(join(output, "parts")))
         only, generations = generations, remembered(output).shards if generations is None else generations
         here = Run(plan, output, listener, parts, records, again, generations, only, lease, say=say)

@@ -66,8 +66,11 @@ def warnings(plan: Plan) -> Iterator[str]:
 
 def accepted_lines(plan: Plan) -> Iterator[str]:
     """What has changed since the plans whose committed shards stay, for a person."""
+    if plan.rerender:
+        rows = sum(len(some.numbers) for some in plan.rerender)
+        yield f"{many(rows, 'committed row')} in {many(len(plan.rerender), 'shard')} {'is' if rows == 1 else 'are'} rendered again"
     for fingerprint, changes in plan.accepted.items():
-        yield f"shards of plan {fingerprint[:16]} stay as they are; since then:"
+        yield f"shards of plan {fingerprint[:16]} stay as they are{', but for these rows' if plan.rerender else ''}; since then:"
         yield from (f"  {change}" for change in changes)
 
 
@@ -124,6 +127,7 @@ class Status:
         units: Parts that lie there, of shards that are not committed.
         totals: Of the committed shards.
         writer: Who is at it right now, if anybody.
+        rerender: Committed rows that were edited and are to be rendered again.
     """
 
     plan: Plan
@@ -131,6 +135,7 @@ class Status:
     units: int
     totals: Totals
     writer: Holder | None = None
+    rerender: int = 0
 
 
 def status(output: str) -> Status | None:
@@ -146,7 +151,8 @@ def status(output: str) -> Status | None:
     committed = {f"{record.shard:06d}" for record in records}
     parts = Counter(name.split("-")[0] for name in names(join(output, "parts")))
     waiting = sum(number for shard, number in parts.items() if shard not in committed)
-    return Status(plan, SUCCESS in set(names(output)), waiting, total(records), holder_of(output))
+    edited = sum(len(plan.rerenders(record.shard, record.generation)) for record in records)
+    return Status(plan, SUCCESS in set(names(output)), waiting, total(records), holder_of(output), edited)
 
 
 def status_lines(status: Status) -> Iterator[str]:
@@ -162,6 +168,8 @@ def status_lines(status: Status) -> Iterator[str]:
     yield f"candidates   {totals.candidates:,} of {counts.candidates:,}: {kinds}"
     if status.units:
         yield f"units        {status.units:,} of {counts.units:,} are durable besides, in shards under way"
+    if status.rerender:
+        yield f"edited       {many(status.rerender, 'committed row')} to be rendered again"
     yield f"bytes        {size(totals.bytes)}"
 
 
@@ -169,7 +177,12 @@ def status_facts(status: Status) -> dict[str, Any]:
     """A status, for a program."""
     plan = {"shards": status.plan.shards, **asdict(status.plan.counts)}
     writer = str(status.writer) if status.writer else None
-    done = {"done": asdict(status.totals), "units_waiting": status.units, "being_written_by": writer}
+    done = {
+        "done": asdict(status.totals),
+        "units_waiting": status.units,
+        "being_written_by": writer,
+        "to_rerender": status.rerender,
+    }
     return {"finished": status.finished, "plan": plan, **done}
 
 

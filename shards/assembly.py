@@ -57,8 +57,9 @@ def assemble(
         StorageError: The output cannot be read or written.
         CommitError: The shard is committed already, with other content; then its files are left as they are.
     """
-    base = taken_over(output, before, again, form) if before else (make_table(failed, form), dict[str, bytes]())
-    table, images = _gather(output, parts, base, form, fingerprint)
+    base, kept = taken_over(output, before, again, form) if before else (form.empty_table(), dict[str, bytes]())
+    base = pa.concat_tables([base, make_table(failed, form)]) if failed else base
+    table, images = _gather(output, parts, (base, kept), form, fingerprint)
     return publish(output, shard, table, images, image_format, requests, planned, fingerprint, generation)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from configs.loading import load
 from configs.schema import Config
+from jobs.accepting import Accepting
 from jobs.plan import PlanError
 from shards.storage import StorageError, check_uri, is_local, local_path
 
@@ -28,6 +29,45 @@ def takes_config(command: Command) -> Command:
     """CONFIG, --out and --set, for every command that takes a config and makes a dataset."""
     out = click.option("--out", metavar="URI", help="Where the dataset goes; else the config's output, else runs/NAME.")
     return out(takes_settings(command))
+
+
+ACCEPT = "--accept-changes"
+ASK = "ask"  # what the option means without a value
+
+
+class AcceptsChanges(click.Command):
+    """A command whose --accept-changes may stand without a value, whatever follows it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [f"{ACCEPT}={ASK}" if argument == ACCEPT else argument for argument in args])
+
+
+class _Accepting(click.ParamType):
+    name = "accepting"
+
+    def convert(self, value: str | bool, param: click.Parameter | None, ctx: click.Context | None) -> Accepting:
+        known: dict[str | bool, Accepting] = {ASK: True, True: True, "keep": "keep", "rerender": "rerender"}
+        if value not in known:
+            self.fail(f"{value!r} is neither keep nor rerender", param, ctx)
+        return known[value]
+
+
+def accepts_changes(command: Command) -> Command:
+    """Add --accept-changes[=keep|rerender] to a command of the class `AcceptsChanges`."""
+    return click.option(
+        ACCEPT,
+        metavar="[=keep|rerender]",
+        type=_Accepting(),
+        default=None,
+        callback=lambda ctx, param, value: value or False,
+        help="Go on though the plan changed; committed shards stay as they are. Committed rows that were edited keep their images,"
+        " or are rendered again, as said here.",
+    )(command)
+
+
+def accepting_option(accepting: Accepting) -> list[str]:
+    """Return the option as another promptmill is given it."""
+    return [ACCEPT] if accepting is True else [f"{ACCEPT}={accepting}"] if accepting else []
 
 
 def configured(config: str, out: str | None, settings: Sequence[str]) -> tuple[Config, str]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.cli.arguments import Command, configured, takes_config, terminal
+from jobs.accepting import Accepting
+from jobs.cli.arguments import AcceptsChanges, Command, accepting_option, accepts_changes, configured, takes_config, terminal
 from jobs.cli.endings import FAILED, STOPPED, USAGE, one_line_errors, stop
 from shards.storage import is_local, local_path
 
@@ -34,12 +35,12 @@ def remote(address: str) -> "Remote":
     return Remote(address)
 
 
-@click.command()
+@click.command(cls=AcceptsChanges)
 @takes_config
 @takes_address
 @click.option("--detach", is_flag=True, help="Do not follow the job; say its id and return.")
 @click.option("--retry-failed", is_flag=True, help="As of `promptmill run`.")
-@click.option("--accept-changes", is_flag=True, help="As of `promptmill run`.")
+@accepts_changes
 @click.option("--env", "variables", metavar="NAME=VALUE", multiple=True, help="Of the job's environment; never a secret.")
 @click.option("--install", is_flag=True, help="Have each node install what requirements.lock pins, where its image lacks it.")
 def submit(
@@ -49,7 +50,7 @@ def submit(
     address: str,
     detach: bool,
     retry_failed: bool,
-    accept_changes: bool,
+    accept_changes: Accepting,
     variables: tuple[str, ...],
     install: bool,
 ) -> None:
@@ -62,7 +63,7 @@ def submit(
         if is_local(output) and local_path(output).is_absolute():
             output = str(local_path(output))
         given = dict(_variable(text) for text in variables)
-        options = ["--retry-failed"] * retry_failed + ["--accept-changes"] * accept_changes
+        options = ["--retry-failed"] * retry_failed + accepting_option(accept_changes)
         there = remote(address)
         id = there.submit(loaded, output, f"promptmill-{_plain(config)}", options, given, install)
         click.echo(f"job {id} on {there.address}", err=True)

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from configs.schema import Config
 from jobs import summary
-from jobs.cli.arguments import configured, takes_config, terminal
+from jobs.accepting import Accepting
+from jobs.cli.arguments import AcceptsChanges, accepts_changes, configured, takes_config, terminal
 from jobs.cli.endings import FAILED, SOME_FAILED, STOPPED, one_line_errors
 from jobs.estimate import Estimate
 from jobs.plan import Plan, PlanError, read_plan, read_shard
@@ -22,7 +23,9 @@ from jobs.ranked import Ranked, look_back, ranked_facts
 from shards.lease import hold, holder_of
 
 
-def planned(config: Config, output: str, console: Console | None, tuned: int | None = None, accept_changes: bool = False) -> Plan:
+def planned(
+    config: Config, output: str, console: Console | None, tuned: int | None = None, accept_changes: Accepting = False
+) -> Plan:
     """The plan of the output, made if it is not there."""
     sources = look(config if tuned is None else with_batch(config, tuned), output)
     # Nobody else may plan meanwhile, nor run what changes are accepted of.
@@ -30,7 +33,7 @@ def planned(config: Config, output: str, console: Console | None, tuned: int | N
         return _planned(sources, output, console, tuned, accept_changes)
 
 
-def _planned(sources: Sources, output: str, console: Console | None, tuned: int | None, accept_changes: bool) -> Plan:
+def _planned(sources: Sources, output: str, console: Console | None, tuned: int | None, accept_changes: Accepting) -> Plan:
     if console is None:
         return make_plan(sources, output, tuned_batch=tuned, accept_changes=accept_changes)
     with console.status("checking the manifest") as status:
@@ -92,11 +95,11 @@ def estimated(plan: Plan, output: str, asked: bool) -> Estimate | None:
     return estimate
 
 
-@click.command()
+@click.command(cls=AcceptsChanges)
 @takes_config
 @click.option("--address", help="The Ray cluster; without it and without runtime.address, this machine by itself.")
 @click.option("--retry-failed", is_flag=True, help="Try again what failed by infrastructure: deaths, deadlines, memory.")
-@click.option("--accept-changes", is_flag=True, help="Go on though the plan changed; committed shards stay as they are.")
+@accepts_changes
 @click.option(
     "--wait", "wait_s", metavar="SECONDS", type=click.FloatRange(0), default=0, help="For another run of the output to end."
 )
@@ -106,7 +109,7 @@ def run(
     settings: tuple[str, ...],
     address: str | None,
     retry_failed: bool,
-    accept_changes: bool,
+    accept_changes: Accepting,
     wait_s: float,
 ) -> None:
     """Plan if needed, then render, or go on where an earlier run was cut off."""
