@@ -158,7 +158,14 @@ def test_nothing_that_a_metric_raises_reaches_a_lane_or_stops_an_actors_start(ca
 
 @pytest.mark.parametrize(
     ("output", "label"),
-    [("s3://zoo/birds/", "birds"), ("/tmp/猫", "%E7%8C%AB"), ("é/out", "out"), ("100%", "100%25"), ("a b", "a b"), ("a\nb", "a%0Ab")],
+    [
+        ("s3://zoo/birds/", "birds"),
+        ("/tmp/猫", "%E7%8C%AB"),
+        ("é/out", "out"),
+        ("100%", "100%25"),
+        ("a b", "a b"),
+        ("a\nb", "a%0Ab"),
+    ],
 )
 def test_the_label_of_a_dataset_is_printable_ascii_and_tells_names_apart(output, label):
     assert label_of(output) == label
