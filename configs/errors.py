@@ -1,10 +1,13 @@
 """What a user got wrong, in one line: where, what was found, what would do."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+
+from configs.keys import key_path, keys_of
 
 # Tags of pydantic for the forms that a value may have; they are no part of its path.
 A_NUMBER, AN_OBJECT = "(a number)", "(an object)"
@@ -37,39 +40,69 @@ def shown(text: str, most: int = LONGEST_WORD) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def describe(error: ValidationError, known_keys: dict[tuple[str, ...], Sequence[str]]) -> list[str]:
-    """The lines for what pydantic found: `model.bsae: unknown key; did you mean 'base'?`.
+def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Return the lines for what pydantic found: `model.bsae: unknown key; did you mean 'base'?`.
 
     Args:
         error: Of one model.
-        known_keys: For the path of each nested model, its keys.
+        model: That one.
     """
-    lines = []
-    for problem in error.errors():
-        path = tuple(shown(str(part)) for part in problem["loc"] if part not in (A_NUMBER, AN_OBJECT))
-        where = ".".join(path) or "the whole"
-        if problem["type"] == "extra_forbidden":
-            siblings = known_keys.get(tuple(p for p in path[:-1] if not p.isdigit()), ())
-            hint = nearest(path[-1], siblings) or (f"; known: {', '.join(siblings)}" if siblings else "")
-            lines.append(f"{where}: unknown key{hint}")
+    lines: dict[str, str] = {}
+    tried: dict[str, list[str]] = {}  # by key, what is wrong with it in each of the forms that it may have
+    found: dict[str, str] = {}
+    for number, problem in enumerate(error.errors()):
+        unknown = problem["type"] == "extra_forbidden"
+        keys, forms = key_path((model,), problem["loc"], unknown)
+        where = ".".join(shown(key) for key in keys) or "the whole"
+        message = problem["msg"].removeprefix("Value error, ")
+        if unknown:
+            siblings = keys_of(forms)
+            hint = nearest(keys[-1], siblings) or (f"; known: {', '.join(siblings)}" if siblings else "")
+            lines[str(number)] = f"{where}: unknown key{hint}"
         elif problem["type"] == "union_tag_invalid":
             kinds = problem["ctx"]["expected_tags"].replace("'", "")
             tag = problem["ctx"]["tag"]
-            lines.append(f"{where}.kind: {shown(tag)!r} is none{nearest(tag, kinds.split(', '))}; there are {kinds}")
+            lines[str(number)] = f"{where}.kind: {shown(tag)!r} is none{nearest(tag, kinds.split(', '))}; there are {kinds}"
         elif problem["type"] == "union_tag_not_found":
-            lines.append(f"{where}.kind: missing; it has to be given")
+            lines[str(number)] = f"{where}.kind: missing; it has to be given"
         elif problem["type"] == "missing":
-            lines.append(f"{where}: missing; it has to be given")
-        elif problem["type"] == "value_error" and not path:
-            lines.append(problem["msg"].removeprefix("Value error, "))
+            lines[str(number)] = f"{where}: missing; it has to be given"
+        elif problem["type"] == "value_error" and not keys:
+            lines[str(number)] = message
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {message[0].lower() + message[1:]}{_found(problem['input'])}")
-    return [" ".join(line.split()) for line in lines]
+            lines[where] = ""
+            tried.setdefault(where, []).append(PYTHONS_WORDS.sub(_in_words, message[0].lower() + message[1:]))
+            found[where] = _found(problem["input"])
+    for where, messages in tried.items():
+        if any(other.startswith(f"{where}.") for other in tried) and len(messages) == 1 and _is_of_a_form(messages[0]):
+            del lines[where]  # it has the other form, within which something is wrong
+        else:
+            lines[where] = f"{where}: {_either(messages)}{found[where]}"
+    return [" ".join(line.split()) for line in lines.values()]
+
+
+SHOULD_BE = "input should be "
+PYTHONS_WORDS = re.compile("a valid tuple|a valid dictionary( or instance of .*)?")
+
+
+def _in_words(found: re.Match[str]) -> str:
+    return "a list" if found[0].endswith("tuple") else "keys and values"
+
+
+def _is_of_a_form(message: str) -> bool:
+    return message.startswith(f"{SHOULD_BE}a ") or message == f"{SHOULD_BE}keys and values"
+
+
+def _either(messages: Sequence[str]) -> str:
+    """Return the messages of the forms that a value may have as one: input should be a valid integer or 'auto'."""
+    if len(messages) == 1 or not all(message.startswith(SHOULD_BE) for message in messages):
+        return "; or ".join(dict.fromkeys(messages))
+    forms = (message.removeprefix(SHOULD_BE).partition(", unable to")[0] for message in messages)
+    return SHOULD_BE + " or ".join(dict.fromkeys(forms))
 
 
 def _found(value: Any) -> str:
     if isinstance(value, dict | list) or value is None:
         return ""
-    text = repr(value)
+    text = repr(value).lower() if isinstance(value, bool) else repr(value)
     return f" (found {text if len(text) <= 60 else text[:57] + '…'})"

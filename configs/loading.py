@@ -3,13 +3,15 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from configs.errors import ConfigError, describe, nearest, shown
+from configs.keys import within
 from configs.schema import Config
+from configs.yaml_values import parse, parse_setting
 
 PRESETS = Path(__file__).parent / "presets"
 ENDINGS = (".yaml", ".yml")
@@ -20,7 +22,8 @@ def load(name: str, settings: Sequence[str] = ()) -> Config:
 
     Args:
         name: A path that ends in .yaml or .yml, or the name of a preset.
-        settings: `key.path=value`, each value written as YAML; a number in the path is an index into a list.
+        settings: `key.path=value`; a number in the path is an index into a list. A value is the text as it stands where the key
+            takes text, and is written as YAML elsewhere.
 
     Raises:
         ConfigError: One line for each thing wrong, each beginning with the file.
@@ -32,7 +35,7 @@ def load(name: str, settings: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        lines = describe(error, known_keys(Config))
+        lines = describe(error, Config)
         raise ConfigError([f"{_blamed(line.split(': ')[0], name, path, settings)}: {line}" for line in lines]) from None
 
 
@@ -67,7 +70,7 @@ def read(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds. A key given twice is an error, since YAML would silently take the last."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        content = yaml.load(text, Loader=_UniqueKeys)
+        content = parse(text, (Config,))
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8 (byte {error.start})"]) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
@@ -80,26 +83,17 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, but a mapping that names a key twice is refused."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def override(content: dict[str, Any], setting: str) -> None:
     """Apply one `key.path=value` in place; what lies on the way is made where it is not there."""
     path, equals, text = setting.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError([f"--set {setting}: not of the form key.path=value"])
+    forms: tuple[Any, ...] = (Config,)
+    for key in keys:
+        forms = within(forms, key)
     try:
-        value = yaml.load(text, Loader=_UniqueKeys)
+        value = parse_setting(text, forms)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         raise ConfigError([f"--set {setting}: {text!r} is not a YAML value; quote it"]) from None
     at: Any = content
@@ -119,21 +113,3 @@ def _index(at: list[Any], key: str, setting: str) -> int:
 def json_schema() -> str:
     """The JSON Schema of a config, for editors."""
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
-
-
-def known_keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Sequence[str]]:
-    """For the path of every nested model, the keys that it knows; entries of lists and mappings are found below their key."""
-    known: dict[tuple[str, ...], Sequence[str]] = {path: tuple(model.model_fields)}
-    for name, field in model.model_fields.items():
-        for nested in _models(field.annotation):
-            # Pydantic names the kind of an entry that may be of several.
-            known |= known_keys(
-                nested, (*path, name, *(get_args(kind.annotation) if (kind := nested.model_fields.get("kind")) else ()))
-            )
-    return known
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]

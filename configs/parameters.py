@@ -1,10 +1,21 @@
 """The parameters of a request: what a manifest row may override and a config's `defaults` sets, with their types and ranges."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from configs.errors import A_NUMBER, AN_OBJECT
+from configs.keys import forms_of
 from configs.schedulers import scheduler_name
 
 MODES = ("txt2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")
@@ -33,10 +44,32 @@ ImagePath = Annotated[str, Field(min_length=1, max_length=MAX_PATH)]
 Name = Annotated[str, Field(max_length=MAX_NAME)]
 
 
-class Strict(BaseModel):
-    """The base of everything a user writes: immutable, unknown keys refused."""
+class Closed(BaseModel):
+    """The base of everything a user writes: immutable, unknown keys refused. Enough where no number is written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+
+
+def no_boolean(value: Any) -> Any:
+    """Return a value as it is.
+
+    Raises:
+        ValueError: It is true or false, which Python takes for 1 and 0.
+    """
+    if isinstance(value, bool):
+        raise ValueError("input should not be true or false")
+    return value
+
+
+class Strict(Closed):
+    """The base of what has numbers in it: a boolean is refused where something else is meant."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and bool not in forms_of(cls.model_fields[info.field_name or ""].annotation):
+            return no_boolean(value)
+        return value
 
 
 class Lora(Strict):

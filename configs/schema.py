@@ -3,11 +3,11 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from configs.drafts import MAX_DRAFTS, Draft, check_cascade, misfits
 from configs.errors import A_NUMBER, AN_OBJECT, nearest, shown
-from configs.parameters import Defaults, Growing, Seed, Strict
+from configs.parameters import Defaults, Growing, Seed, Strict, no_boolean
 from configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
 from configs.weights import FOLDER_OR_REPOSITORY, Adapter, OpenClip, Revision, Weights, check_pinned
 
@@ -82,7 +82,7 @@ class Model(Strict):
         return value
 
 
-class Ranking(OpenClip):
+class Ranking(OpenClip, Strict):
     """How candidates are scored and which are kept."""
 
     model: str = Field(
@@ -106,7 +106,7 @@ class Ranking(OpenClip):
 
     # Left out where they are not given, so that they change no fingerprint of a plan without them.
     scorers: tuple[AnyScorer, ...] = Field((), exclude_if=_is_empty, description="What scores candidates beside CLIP.")
-    weights: dict[str, Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]] = Field(
+    weights: dict[str, Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False), BeforeValidator(no_boolean)]] = Field(
         default_factory=dict,
         exclude_if=_is_empty,
         description="By name, what each score counts in the sum that ranks; clip is the model above, and ranks alone without any.",

@@ -2,19 +2,19 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from configs.parameters import Strict
+from configs.parameters import Closed, Strict, no_boolean
 from configs.weights import Adapter, OpenClip, Weights
 
 CLIP = "clip"  # the ranking's own model, where scorers are named
 # Names whose columns, NAME_score, are or may be promptmill's own.
 RESERVED = frozenset({CLIP, "rank", "draft"})
 
-Limit = Annotated[float | None, Field(allow_inf_nan=False)]
+Limit = Annotated[float | None, Field(allow_inf_nan=False), BeforeValidator(no_boolean)]
 
 
-class _Scorer(Strict):
+class _Scorer(Closed):
     """What every scorer has: its name, which its column is called by, and the scores that a kept image may have."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,39}$", description="Its column is NAME_score.")

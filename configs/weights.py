@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from configs.parameters import Strict
+from configs.parameters import Closed
 
 Revision = Annotated[str | None, Field(pattern=r"^[0-9a-f]{40}$", description="The full commit hash; needed for a hub repository.")]
 FOLDER_OR_REPOSITORY = "A local folder, or a hub repository as owner/name."
@@ -28,7 +28,7 @@ def check_pinned(source: str, revision: str | None) -> None:
         raise ValueError(f"{source} is a hub repository and {need}; a local folder is written ./{source}")
 
 
-class Weights(Strict):
+class Weights(Closed):
     """Where a set of weights comes from."""
 
     source: str = Field(min_length=1, description=FOLDER_OR_REPOSITORY)
@@ -69,7 +69,7 @@ class Adapter(Weights):
         return value
 
 
-class OpenClip(Strict):
+class OpenClip(Closed):
     """An open_clip model, as open_clip names it."""
 
     model: str = Field(min_length=1, description="An open_clip model: by name, as local-dir:FOLDER, or as hf-hub:owner/name.")

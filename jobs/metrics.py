@@ -12,16 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
+from urllib.parse import quote
 
 from ray.util import metrics as ray_metrics
 
 from actors.pools import Sizes
 from actors.receipts import Receipt
+from jobs.listening import Guard
 from jobs.places import AbortError, Actor, DiedError, LostError, Pool, StartError
 from pipelines.errors import MEMORY
 from shards.commits import CommitRecord
 from shards.counting import RARE, STATUSES
 
+PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")  # what a label shows as it is
 SHOWN_S = 1.0  # how often gauges are set: Ray forgets one that is not set for two of its report intervals
 
 Role = Literal["generators", "scorers"]
@@ -29,7 +32,7 @@ Role = Literal["generators", "scorers"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. All carry the label `dataset`, the last part of the output's path; none a prompt or a key.
+    """One metric. All carry the label `dataset`, the last part of the output's path (see `label_of`); none a prompt or a key.
 
     Attributes:
         labels: Beside that one.
@@ -81,8 +84,16 @@ def record(name: str, value: float, labels: dict[str, str]) -> None:
         instrument.inc(value, labels)
 
 
+def label_of(output: str) -> str:
+    """Return the last part of an output's path as a label. Ray takes ASCII only: other characters are percent-encoded."""
+    name = output.partition("?")[0].rstrip("/").rpartition("/")[2]
+    return quote(name, safe=PRINTABLE, errors="surrogateescape")
+
+
 class Metrics:
     """A run's metrics: a listener that counts, and a watch on the pools. Counters start with the run, a resumed one's anew.
+
+    Nothing that `put` raises reaches the run: the first failure is said on stderr.
 
     Args:
         output: The dataset's URI.
@@ -91,8 +102,9 @@ class Metrics:
     """
 
     def __init__(self, output: str, planned: int, put: Callable[[str, float, dict[str, str]], None] = record):
-        self._dataset = output.partition("?")[0].rstrip("/").rpartition("/")[2]
+        self._dataset = label_of(output)
         self._planned, self._put = planned, put
+        self.guard = Guard("recording metrics")
         self._gauges: dict[tuple[str, str | None], float] = {}
         self._settled = 0
         self._alive: Counter[str] = Counter()
@@ -135,14 +147,14 @@ class Metrics:
 
     def watched(self, pool: Pool, role: Role) -> Pool:
         """The same pool, with its actors and their calls counted."""
-        self.show("promptmill_actors_wanted", pool.size, pool=role)
-        self.alive(role, 0)
+        self.guard(self.show, "promptmill_actors_wanted", pool.size, pool=role)
+        self.guard(self.alive, role, 0)
 
         async def start() -> Actor:
             try:
                 return Watched(await pool.start(), self, role)
             except DiedError:
-                self.put("promptmill_actor_deaths_total", 1, pool=role)
+                self.guard(self.put, "promptmill_actor_deaths_total", 1, pool=role)
                 raise
 
         return replace(pool, start=start)
@@ -154,18 +166,19 @@ class Metrics:
         async def again() -> None:
             while True:
                 await asyncio.sleep(SHOWN_S)
-                self._set_gauges()
+                self.guard(self._set_gauges)
 
         task = asyncio.get_running_loop().create_task(again())
         try:
             yield
         finally:
             task.cancel()
-            self._set_gauges()
+            self.guard(self._set_gauges)
 
     def put(self, name: str, value: float, **labels: str) -> None:
         """Add to a counter."""
-        self._put(name, value, {"dataset": self._dataset, **labels})
+        # Guarded one by one, so that a metric that cannot be recorded takes no other one with it.
+        self.guard(self._put, name, value, {"dataset": self._dataset, **labels})
 
     def show(self, name: str, value: float, pool: str | None = None) -> None:
         """Let a gauge be at a value, from the next time that they are set."""
@@ -224,17 +237,18 @@ class Metrics:
 
 
 class Watched:
-    """An actor whose calls and whose end are counted."""
+    """An actor whose calls and whose end are counted. What counting raises reaches neither the lane nor the actor."""
 
     def __init__(self, actor: Actor, told: Metrics, role: Role):
         self._actor, self._told, self._role = actor, told, role
+        self._tell = told.guard
         self._died = False
         self._cut_off: list[Any] = []  # units of calls that were cancelled: past their deadline if the actor is ended then
-        told.alive(role, 1)
+        self._tell(told.alive, role, 1)
 
     async def call(self, *work: Any) -> Any:
         unit, alone = work[0], work[-1]
-        self._told.begun(self._role, unit, alone)
+        self._tell(self._told.begun, self._role, unit, alone)
         try:
             made = await self._actor.call(*work)
         except asyncio.CancelledError:
@@ -244,19 +258,19 @@ class Watched:
             raise
         except Exception as error:
             self._died |= isinstance(error, DiedError)
-            self._told.failed(self._role, unit, _reason(error))
+            self._tell(self._told.failed, self._role, unit, _reason(error))
             raise
         finally:
-            self._told.ended(self._role)
-        self._told.made(self._role)
+            self._tell(self._told.ended, self._role)
+        self._tell(self._told.made, self._role)
         return made
 
     def kill(self) -> None:
         for unit in self._cut_off:
-            self._told.failed(self._role, unit, "deadline")
+            self._tell(self._told.failed, self._role, unit, "deadline")
         if self._died or self._cut_off:
-            self._told.put("promptmill_actor_deaths_total", 1, pool=self._role)
-        self._told.alive(self._role, -1)
+            self._tell(self._told.put, "promptmill_actor_deaths_total", 1, pool=self._role)
+        self._tell(self._told.alive, self._role, -1)
         self._actor.kill()
 
 

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, get_args
 
 from actors.assembler import assemble_shard
@@ -15,7 +16,7 @@ from actors.receipts import Receipt
 from jobs.accepting import to_rerender
 from jobs.cluster import StepBackError, cluster, generators, scorers
 from jobs.lanes import Lanes
-from jobs.listening import Both, Listener
+from jobs.listening import Both, Guard, Guarded, Listener
 from jobs.metrics import Metrics
 from jobs.opening import Open, units_of
 from jobs.places import DEADLINE, PATIENCE, AbortError, StartError
@@ -92,7 +93,7 @@ class Run:
         self._turns = asyncio.Semaphore(ASSEMBLING)
         self.stats = Stats(self.output)
         self.metrics = Metrics(self.output, self.plan.counts.candidates)
-        self.told = Both(self.listener, self.metrics)
+        self.told = Both(Guarded(self.listener, "showing how the run goes"), Guarded(self.metrics, "recording metrics"))
         wanted = range(self.plan.shards) if self.only is None else self.only
         self.left = {number for number in wanted if number not in self.records} | set(self.again)
 
@@ -337,6 +338,7 @@ def run(
         AbortError: The output was taken over by another run, or it cannot be written.
         PartError, StorageError: Parts are broken, or the output cannot be read or written.
     """
+    say = partial(Guard("saying what the run is at"), say)
     with hold(output, say) as lease:
         there = read_plan(output)
         if there is None or there.fingerprint != plan.fingerprint:

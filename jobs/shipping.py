@@ -11,10 +11,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
 from configs.schema import Config
 from configs.weights import LOCAL_DIR, OpenClip, Weights, is_folder
+from configs.yaml_values import dump
 from jobs.plan import PlanError
 from manifests.images import ImageError, Roots, locate
 from manifests.requests import RowError, Rules, make_request
@@ -58,7 +57,7 @@ def pack(config: Config, output: str, folder: Path) -> None:
     _own(folder)
     resolved = config.model_copy(update={"manifest": tuple(shipped), "output": output})
     (folder / CONFIG).parent.mkdir(exist_ok=True)
-    (folder / CONFIG).write_text(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False))
+    (folder / CONFIG).write_text(dump(resolved.model_dump(mode="json")))
     if (whole := sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())) > MOST_BYTES:
         raise PlanError([f"{whole / 1e6:,.0f} MB are too much to ship, at most {MOST_BYTES / 1e6:,.0f}; {_ELSEWHERE}"])
 

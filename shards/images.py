@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import struct
 from dataclasses import dataclass
 from typing import Literal
 from xml.sax.saxutils import quoteattr
@@ -14,6 +15,10 @@ ImageFormat = Literal["png", "jpg", "webp"]
 
 # IPTC's term for media made by a trained model.
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # EXIF's tags
+LONG, UNDEFINED = 4, 7  # TIFF's types
+MOST_EXIF = 65_000  # bytes; a segment of a JPEG holds 65,533
 
 # Level 1 takes a fourth of the default's time for a few percent more bytes; encoding can outweigh a few-step model.
 PNG_LEVEL = 1
@@ -85,13 +90,36 @@ def encode_image(pixels: np.ndarray, form: ImageFormat, quality: int, provenance
         text.add_itxt("XML:com.adobe.xmp", provenance.xmp().decode())
         image.save(file, "PNG", pnginfo=text, compress_level=PNG_LEVEL)
         return file.getvalue()
-    exif = Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + provenance.parameters().encode("utf-16-be")  # UserComment
+    exif = user_comment(provenance.parameters())
     if form == "jpg":
         image.save(file, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, xmp=provenance.xmp(), exif=exif)
     else:
-        image.save(file, "WEBP", quality=quality, lossless=quality == 100, method=4, xmp=provenance.xmp(), exif=exif.tobytes())
+        image.save(file, "WEBP", quality=quality, lossless=quality == 100, method=4, xmp=provenance.xmp(), exif=exif)
     return file.getvalue()
+
+
+def user_comment(text: str) -> bytes:
+    """Return an EXIF block whose only entry is the user comment, in UTF-16 of the block's byte order.
+
+    The block is written here, since Pillow writes a comment as BYTE where the EXIF standard says UNDEFINED, and web UIs fail
+    at it. A text that does not fit into a JPEG loses its middle, where an ellipsis stands; its last line stays whole.
+    """
+    room = (MOST_EXIF - 8) // 2  # UTF-16 code units, of which no character takes more than two
+    if len(text.encode("utf-16-be")) > 2 * room:
+        head, _, last = text.rpartition("\n")
+        kept = head.encode("utf-16-be")[: 2 * (room - 2 - min(len(last), 1000) * 2)].decode("utf-16-be", "ignore")
+        text = f"{kept}…\n{last[:1000]}"
+    comment = b"UNICODE\0" + text.encode("utf-16-be")
+    first, second = 8, 8 + 2 + 12 + 4  # where the two directories begin, of one entry each
+    return b"".join(
+        (
+            b"Exif\0\0",
+            struct.pack(">2sHI", b"MM", 42, first),
+            struct.pack(">HHHIII", 1, EXIF_IFD, LONG, 1, second, 0),
+            struct.pack(">HHHIII", 1, USER_COMMENT, UNDEFINED, len(comment), second + 18, 0),
+            comment,
+        )
+    )
 
 
 def _is_latin1(text: str) -> bool:

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from configs.drafts import Draft, applied
 from configs.errors import describe
-from configs.loading import find, known_keys, override, read
+from configs.loading import find, override, read
 from configs.schedulers import SCHEDULERS
 from configs.schema import Config
+from configs.yaml_values import dump
 from jobs.calibration.gains import Gains, HeldOut, Measure, fewest, held_out
 from jobs.calibration.policies import Policy
 from jobs.calibration.sample import Shape
@@ -214,7 +214,7 @@ def config_with(found: Found, config: str, settings: Sequence[str], stochastic: 
     try:
         Config.model_validate(content)
     except ValidationError as error:
-        reasons = "; ".join(describe(error, known_keys(Config)))
+        reasons = "; ".join(describe(error, Config))
         raise PlanError([f"the config with these drafts would not do: {reasons}"]) from None
     head = f"# {config} with the drafts that `promptmill calibrate` found on {found.drafts.requests} requests:\n# {said}.\n"
-    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return head + dump(content)

@@ -20,7 +20,11 @@ Command = Callable[..., Any]
 def takes_settings(command: Command) -> Command:
     """CONFIG and --set, for a command that takes a config and makes no dataset."""
     setting = click.option(
-        "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override a key of the config; repeatable."
+        "--set",
+        "settings",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Override a key of the config; repeatable. VALUE is YAML, or the text as it stands where the key takes text.",
     )
     return click.argument("config")(setting(command))
 

@@ -136,25 +136,28 @@ def repaired(output: str, cleared: "Cleared") -> str:
 @click.command()
 @click.argument("out")
 @click.argument("key")
-@click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=False), help="Where the image goes; else KEY beside you.")
+@click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=False), help="Where the image goes; else it is not kept.")
 @click.option("--image-root", metavar="FOLDER", multiple=True, help="Where the manifest's images lie now; repeatable.")
 def regenerate(out: str, key: str, file: Path | None, image_root: tuple[str, ...]) -> None:
     """Make one image again, alone, and compare it. Exits with 1 where its pixels are others. One that failed is tried again, one
-    that was only drafted is made in full."""
+    that was only drafted is made in full. Writes nothing but what --to asks for."""
     from jobs.regenerate import regenerate as made_again
 
     with one_line_errors():
         without_credentials(out)
+        if file is not None and not file.absolute().parent.is_dir():
+            stop(USAGE, f"--to {file}: there is no folder {file.absolute().parent}")
         made = made_again(out, key, image_root)
-        place = file or Path(f"{key}.{made.ending}")
-        place.write_bytes(made.image)
+        place, kept = file or key, "" if file else f"; --to FILE.{made.ending} keeps the image"
+        if file is not None:
+            file.write_bytes(made.image)
         if made.same is None:
             said = (
                 "was only drafted; this is what it would have been" if made.drafted else "became an image this time; it had failed"
             )
-            click.echo(f"{place}: {said}")
+            click.echo(f"{place}: {said}{kept}")
             return
         if not made.same:
             why = f": made on {made.hardware}" if made.hardware else ""
-            stop(FAILED, f"{place}: not the pixels of {out}{why}")
-        click.echo(f"{place}: the same pixels, bit for bit")
+            stop(FAILED, f"{place}: not the pixels of {out}{why}{kept}")
+        click.echo(f"{place}: the same pixels, bit for bit{kept}")

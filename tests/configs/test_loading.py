@@ -1,15 +1,27 @@
 import json
+from typing import get_args
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, describe
+from configs.keys import forms_of
 from configs.loading import json_schema, load, preset_names
+from configs.parameters import Control
 from configs.schedulers import SCHEDULERS, scheduler_name
 from configs.schema import Config
+from configs.yaml_values import dump, parse
 
 GOOD = {"manifest": "rows.jsonl", "model": {"base": "./model"}}
+
+
+words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1) | st.sampled_from(
+    ["010", "1e3", "0o7", "yes", "1:30", "~"]
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words
 
 
 def written(tmp_path, text):
@@ -98,7 +110,23 @@ BROKEN = {
     "not YAML": ("a: [1", ", line 2: not YAML"),
     "doubled key": ("seed: 1\nseed: 2", ", line 2: not YAML: key 'seed' is given twice"),
     "Latin-1": ("output: caf\xe9".encode("latin-1"), "not UTF-8 (byte 11)"),
-    "impossible date": ("seed: 2024-99-99", "not YAML: month must be in"),
+    "impossible date": ("seed: 2024-99-99", "seed: input should be a valid integer"),
+    "boolean for a number": ("shards: {size: true}", "shards.size: input should not be true or false (found true)"),
+    "yes for a number": ("seed: yes", "seed: input should be a valid integer, unable to parse string as an integer (found 'yes')"),
+    "sexagesimal": ("seed: 1:30", "seed: input should be a valid integer, unable to parse string as an integer (found '1:30')"),
+    "neither of two forms": (
+        "runtime: {scorers: lots}",
+        "runtime.scorers: input should be a valid integer or 'auto' (found 'lots')",
+    ),
+    "number below one form": ("runtime: {scorers: 0}", "runtime.scorers: input should be greater than or equal to 1 or 'auto'"),
+    "within one form of two": ("manifest: [a, {b: c}]", "manifest.1: input should be a valid string"),
+    "no mapping": ("model: 3", "model: input should be keys and values (found 3)"),
+    "no list": ("model: {base: ./m, loras: x}", "model.loras: input should be a list (found 'x')"),
+    "aliases of aliases": (
+        "\n".join(["a0: &a0 [x]", *(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]" for n in range(9))]),
+        "not YAML: more than 1,000,000 values",
+    ),
+    "an alias of what holds it": ("seed: &a [*a]", "not YAML"),
     "list as a key": ("? [1, 2]\n: 3", "not YAML"),
     "control character": ("seed: \x01", "not YAML"),
     "no generators": ("runtime: {generators: 0}", "input should be greater than or equal to 1"),
@@ -151,6 +179,99 @@ def test_what_a_setting_gets_wrong_is_blamed_on_it_and_not_on_the_file(tmp_path,
             load(name, ["seed=1", setting, "model.batch=2"])
         (line,) = error.value.problems
         assert line.startswith(f"--set {setting}: ")
+
+
+def value_at(config, key):
+    for part in key.split("."):
+        config = config[int(part)] if part.isdecimal() else getattr(config, part)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("defaults.negative_prompt=blurry, #nsfw", "blurry, #nsfw"),
+        ("defaults.negative_prompt=null", "null"),
+        ("defaults.negative_prompt=", ""),
+        ("defaults.prompt=010", "010"),
+        ("defaults.prompt=a: b, [c", "a: b, [c"),
+        ("defaults.prompt=[a cat]", "[a cat]"),
+        ("defaults.prompt= yes ", " yes "),
+        ("defaults.prompt='a, b'", "a, b"),
+        ('defaults.prompt="a" or "b"', '"a" or "b"'),
+        ("defaults.prompt=null", None),
+        ("model.variant=1e3", "1e3"),
+        ("manifest=2024-01-01", "2024-01-01"),
+        ("manifest=[010, 'b c']", ("010", "b c")),
+        ("output=", None),
+        ("seed=010", 10),
+        ("seed=0x10", 16),
+        ("defaults.width=0104", 104),
+        ("defaults.guidance_scale=1e1", 10.0),
+        ("runtime.require_gpus=true", True),
+        ("runtime.generators=auto", "auto"),
+        (f"model.controlnets.canny.revision={'0123456789' * 4}", "0123456789" * 4),
+        (f"model.controlnets.canny={{source: o/n, revision: {'0123456789' * 4}}}", "0123456789" * 4),
+    ],
+)
+def test_text_is_taken_as_it_stands_and_numbers_are_decimal_in_settings_and_files(tmp_path, setting, value):
+    key, _, text = setting.partition("=")
+    at = "model.controlnets" if "revision" in setting else key
+    found = value_at(load("embedded", [setting]), at)
+    assert (found["canny"].revision if isinstance(found, dict) else found) == value
+    if text in ("", "null") or text != text.strip() or any(sign in text for sign in ("#", ": ", '" ', "[a")) or ".revision" in key:
+        return  # which a file says otherwise, or not alone
+    top, *inner = key.split(".")
+    for part in reversed(inner):
+        text = f"{{{part}: {text}}}"
+    given = {"model": "{base: ./m}", "manifest": "rows.jsonl"}
+    given[top] = text.replace("{", "{base: ./m, ", 1) if top == "model" else text
+    found = value_at(load(written(tmp_path, "".join(f"{name}: {said}\n" for name, said in given.items()))), at)
+    assert (found["canny"].revision if isinstance(found, dict) else found) == value
+
+
+def models_of(model):
+    """A model of the schema and all within it."""
+    yield model
+    for field in model.model_fields.values():
+        for form in forms_of(field.annotation):
+            for part in (form, *(inner for argument in get_args(form) for inner in forms_of(argument))):
+                if isinstance(part, type) and issubclass(part, BaseModel):
+                    yield from models_of(part)
+
+
+def test_no_number_of_the_schema_takes_a_boolean():
+    numbers = []
+    for model in dict.fromkeys((*models_of(Config), Control)):
+        for name, field in model.model_fields.items():
+            forms = forms_of(field.annotation)
+            inside = tuple(form for outer in forms for argument in get_args(outer) for form in forms_of(argument))
+            if {int, float} & {*forms, *inside} and bool not in forms:
+                numbers.append(name)
+                wrong = {"clip": True} if {int, float} & {*inside} else True
+                with pytest.raises(ValidationError) as caught:
+                    model.model_validate({name: wrong})
+                said = [line for line in describe(caught.value, model) if line.startswith((f"{name}: ", f"{name}.clip: "))]
+                assert said == [f"{said[0].split(': ')[0]}: input should not be true or false (found true)"], model
+    assert len(numbers) > 40 and {"steps", "batch", "weights", "floor", "start", "scale", "min"} <= {*numbers}
+
+
+def test_a_mapping_is_merged_into_another_which_has_the_last_word(tmp_path):
+    text = "x: &x {width: 64, steps: 3}\n"
+    assert parse(f"{text}y: {{<<: *x, steps: 5}}") == {"x": {"width": 64, "steps": 3}, "y": {"width": 64, "steps": 5}}
+    assert parse(f"{text}y: {{<<: [{{steps: 9}}, *x]}}")["y"] == {"steps": 9, "width": 64}
+
+
+@given(st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=8))
+def test_what_is_written_is_read_as_it_was(value):
+    assert parse(dump(value)) == value
+    assert yaml.safe_load(dump(value)) == value  # by readers of YAML 1.1
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_is_a_text_by_a_setting(text):
+    said = load("embedded", [f"defaults.negative_prompt={text}"]).defaults.negative_prompt
+    assert said == text or text.strip()[:1] in ("'", '"')
 
 
 def test_a_pool_that_is_no_pool_is_one_line_without_the_schemas_own_words():

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from actors.receipts import Receipt
 from configs.loading import load
-from jobs.metrics import METRICS, Metrics
+from jobs.metrics import METRICS, Metrics, label_of
 from jobs.places import DiedError
 from jobs.planning import look, make_plan
 from jobs.running import run
@@ -124,6 +124,52 @@ def test_an_actor_that_dies_while_it_starts_is_a_death():
         run_in_virtual_time(watched.start())
     assert said.about("actor_deaths_total") == {("actor_deaths_total", "generators"): 1}
     assert said.about("actors_alive") == {}
+
+
+def test_nothing_that_a_metric_raises_reaches_a_lane_or_stops_an_actors_start(capsys, monkeypatch):
+    told = Counter()
+
+    def refuse(*args, **labels):
+        told["calls"] += 1
+        raise UnicodeEncodeError("ascii", "猫", 0, 1, "ordinal not in range(128)")
+
+    trouble = {("generator", 1): ["die"], ("generator", 3): ["hang"], ("scorer", 4): ["error"], ("scorer", 7): ["die"]}
+    # With what is put at Ray refused, and with every call of the listener itself raising.
+    for broken in ((), ("alive", "begun", "ended", "made", "failed", "put", "show", "_set_gauges")):
+        world = World(trouble={key: list(what) for key, what in trouble.items()}, poison=[6])
+        metrics = Metrics("s3://zoo/猫/", 10, refuse)
+        for name in broken:
+            monkeypatch.setattr(metrics, name, refuse)
+
+        async def through(world=world, metrics=metrics):
+            lanes = world.lanes([Work(number) for number in range(10)], generators=(2, 2))
+            lanes._generators = metrics.watched(lanes._generators, "generators")
+            lanes._scorers = metrics.watched(lanes._scorers, "scorers")
+            with metrics.showing():
+                return [receipt async for receipt in lanes.run()]
+
+        receipts, _ = run_in_virtual_time(through())
+        assert sorted(int(unit) for _, unit, *_ in receipts) == list(range(10))
+        assert {int(unit) for verdict, unit, *_ in receipts if verdict == "convicted"} == {6}
+        assert told.pop("calls") > 20
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("recording metrics failed (UnicodeEncodeError: ")
+
+
+@pytest.mark.parametrize(
+    ("output", "label"),
+    [
+        ("s3://zoo/birds/", "birds"),
+        ("/tmp/猫", "%E7%8C%AB"),
+        ("é/out", "out"),
+        ("100%", "100%25"),
+        ("a b", "a b"),
+        ("a\nb", "a%0Ab"),
+    ],
+)
+def test_the_label_of_a_dataset_is_printable_ascii_and_tells_names_apart(output, label):
+    assert label_of(output) == label
+    assert label.isascii() and label.isprintable()
 
 
 class Silent:

@@ -168,6 +168,44 @@ def test_a_killed_generator_changes_no_byte(calm, tmp_path):
     assert published(tmp_path / "killed") == published(out)
 
 
+class Refusing:
+    """A listener that raises at every call, and remembers what it was told."""
+
+    def __init__(self):
+        self.told = set()
+
+    def __getattr__(self, name):
+        def refuse(*_):
+            self.told.add(name)
+            raise RuntimeError(f"{name} is more than I can bear")
+
+        return refuse
+
+
+def test_an_output_of_any_name_is_written_though_every_listener_raises_at_every_call(calm, tmp_path, monkeypatch, capsys):
+    out, totals, _ = calm
+
+    def refuse(*_):
+        raise OSError("no metrics today")
+
+    monkeypatch.setattr("jobs.metrics._instrument", refuse)
+    listener = Refusing()
+    plan = make_plan(look(quickstart_config("runtime.generators=1")), str(tmp_path / "猫"))
+    assert run(plan, str(tmp_path / "猫"), listener, listener.say) == totals
+    assert published(tmp_path / "猫") == published(out)
+    assert listener.told == {"ready", "loaded", "skipped", "unit", "shard", "say"}
+    # Each says its first failure, and no other.
+    said = [line.partition(" failed (")[0] for line in capsys.readouterr().err.splitlines() if " failed (" in line]
+    assert sorted(said) == ["recording metrics", "saying what the run is at", "showing how the run goes"]
+
+
+def test_an_output_whose_last_folder_is_not_ascii_is_written(calm, tmp_path):
+    out, totals, _ = calm
+    found, _ = rendered(quickstart_config("runtime.generators=1"), tmp_path / "é" / "猫")
+    assert found == totals
+    assert published(tmp_path / "é" / "猫") == published(out)
+
+
 @pytest.fixture
 def mixed(tmp_path, quickstart):
     """A manifest with rows that are bad before the run, and one whose image breaks behind the plan's back."""

@@ -224,8 +224,8 @@ ROWS = {
         jsonl(controls=[{"type": "canny", "image": "good.png"}] * 17),
         "controls: tuple should have at most 16 items",
     ),
-    "control that is a word": (jsonl(controls=["canny"]), "controls.0: input should be a valid dictionary"),
-    "control that is an object": (jsonl(controls={"type": "canny"}), "controls: input should be a valid tuple"),
+    "control that is a word": (jsonl(controls=["canny"]), "controls.0: input should be keys and values"),
+    "control that is an object": (jsonl(controls={"type": "canny"}), "controls: input should be a list"),
     "LoRA without a name": (jsonl(loras=[{"scale": 1}]), "loras.0.name: missing; it has to be given"),
     "scale of a LoRA": (jsonl(loras=[{"name": "style", "scale": 99}]), "loras.0.scale: input should be less than or equal to 10"),
     "scale of a control": (
