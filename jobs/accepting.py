@@ -46,9 +46,10 @@ class Aside:
             ids: Of the rows that the manifest now gives it.
 
         Raises:
-            PlanError: They are not those that were committed: rows would be lost, or rendered twice.
+            PlanError: They are not those that were committed: rows would be lost, or rendered twice. Or the shard's plan is not
+                what the plan says that it was committed by.
         """
-        plan = read_shard(self.output, number)
+        plan = read_shard(self.output, number, self.plans.get(self.committed[number].fingerprint))
         then = [id for _, id in sorted([(p.row, p.request.id) for p in plan.requests] + [(bad.row, bad.id) for bad in plan.bad])]
         if len(then) != len(ids):
             now = f"the manifest now gives it {len(ids):,}"

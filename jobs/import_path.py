@@ -1,7 +1,7 @@
 """Keeps the folder where a person stands out of the places that Python takes modules from, here and in Ray's workers.
 
 That folder may hold what somebody else has made: a `torch.py` beside a downloaded manifest must not run. `python -m jobs` names the
-folder, and so does an entry of PYTHONPATH that is empty or relative. Ray names the driver's folder to its workers, before all others.
+folder, and so does an entry of PYTHONPATH that is empty or relative. Ray names the driver's folder to its workers, as the first.
 """
 
 import os
