@@ -72,8 +72,13 @@ class Aside:
             found.see(self._planned(number), None, config, config, False)
 
     def _planned(self, number: int) -> ShardPlan | None:
-        there = self.there is not None and number < self.there.shards
-        return read_shard(self.output, number) if there or number in self.committed else None
+        if self.there is not None and number < self.there.shards:
+            return read_shard(self.output, number, self.there)
+        if number not in self.committed:
+            return None
+        # Where rows are to be rendered again, the shard's plan is of the plan that was never finished.
+        written_over = any(some.shard == number for some in self.again)
+        return read_shard(self.output, number, None if written_over else self._plan_of(number))
 
     def _plan_of(self, number: int) -> Plan | None:
         return self.plans.get(self.committed[number].fingerprint)
@@ -96,11 +101,13 @@ class Aside:
         """Return the plan that a shard was committed by and goes on with; None where rows of the shard are to be rendered again.
 
         Raises:
-            PlanError: Its rows have other ids than those that were committed: rows would be lost, or rendered twice.
+            PlanError: Its rows have other ids than those that were committed: rows would be lost, or rendered twice. Or the shard's
+                plan is not what the plan says.
         """
         number = now.shard
         ids = [id for _, id in sorted([(p.row, p.request.id) for p in now.requests] + [(bad.row, bad.id) for bad in now.bad])]
-        plan = read_shard(self.output, number)
+        plan = self._planned(number)
+        assert plan is not None
         then = [id for _, id in sorted([(p.row, p.request.id) for p in plan.requests] + [(bad.row, bad.id) for bad in plan.bad])]
         if len(then) != len(ids):
             said = f"is committed with {len(then):,} rows, the manifest now gives it {len(ids):,}"

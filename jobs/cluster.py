@@ -10,10 +10,12 @@ from typing import Any
 
 import ray
 from ray import exceptions
+from ray.job_config import JobConfig
 
 from actors.generator import Generator
 from actors.pools import ClusterError, Sizes
 from actors.scorer import Scorer
+from jobs import import_path
 from jobs.lanes import Again
 from jobs.places import AbortError, DiedError, LostError, Pool, StartError
 from jobs.plan import Plan
@@ -28,6 +30,14 @@ CONNECT_S = 10.0
 STEP_BACK_S = 60.0
 NODE_GONE_S = 1.0
 HANDS = 2  # units in flight on a generator, so that it never waits for the driver
+
+
+class _OwnModules(JobConfig):
+    """What Ray tells the workers of a run: of the folder where the driver stands, where Ray would have them look first, nothing."""
+
+    def _serialize(self) -> str:
+        self._py_driver_sys_path = import_path.for_workers()
+        return super()._serialize()
 
 
 class StepBackError(Exception):
@@ -48,6 +58,9 @@ def cluster(address: str | None, quiet: bool = True, metrics_port: int | None = 
     """
     here = not address or address == "local"
     options: dict[str, Any] = {"include_dashboard": False, "_metrics_export_port": metrics_port} if here else {}
+    if "://" not in (address or ""):
+        # Ray's client is none of the driver's machine: nothing from here is put there.
+        options["job_config"] = _OwnModules()
     mine = not ray.is_initialized()
     if mine:
         if address and not here:

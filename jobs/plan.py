@@ -5,14 +5,16 @@ plan/shards/000000.json.gz    one shard: its requests, its units, and the rows t
 plan/hardware.json            the kind of hardware that the first worker found
 plan/earlier/FINGERPRINT.json a plan that was given up for changes that the user accepted; committed shards may be of it
 
-The JSON files hold the hash of themselves. It is the only input that workers get.
+The JSON files hold the hash of themselves, plan.json that of each shard's plan, too: a shard's plan that was altered is refused
+before anything of the shard is rendered. The plan is the only input that workers get.
 """
 
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -83,6 +85,11 @@ class ShardPlan:
         return [Unit(self.shard, number, tuple(self.requests[i] for i in some)) for number, some in enumerate(self.units)]
 
     @property
+    def units_are_whole(self) -> bool:
+        """Whether the units hold each of the requests once."""
+        return sorted(place for unit in self.units for place in unit) == list(range(len(self.requests)))
+
+    @property
     def candidates(self) -> int:
         return sum(placed.request.candidates for placed in self.requests)
 
@@ -133,6 +140,7 @@ class Plan:
         accepted: By the fingerprint of each plan that was here before, what had changed since, a line each.
         licences: Of the models, by their places in the config, as far as their cards said when the plan was made.
         rerender: What of committed shards is to be rendered again.
+        shard_hashes: The `shard_hash` of each shard; none in a plan of an earlier promptmill, which `with_shard_hashes` mends.
     """
 
     inputs: Mapping[str, Any]
@@ -146,6 +154,7 @@ class Plan:
     accepted: Mapping[str, Sequence[str]] = field(default_factory=dict)
     licences: Mapping[str, str] = field(default_factory=dict)
     rerender: tuple[Rerender, ...] = ()
+    shard_hashes: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -198,9 +207,52 @@ def write_shard(output: str, shard: ShardPlan) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read_shard(output: str, shard: int) -> ShardPlan:
-    """Read one shard's plan."""
-    return ShardPlan.from_json(gzip.decompress(get(_shard_uri(output, shard))))
+def read_shard(output: str, shard: int, plan: Plan | None = None) -> ShardPlan:
+    """Read one shard's plan, and hold it against the hash that the whole plan has of it.
+
+    Args:
+        output: The dataset's URI.
+        shard: Its number.
+        plan: Of the output, with its hashes; without it, the shard's plan is taken as it is.
+
+    Raises:
+        PlanError: The shard's plan is missing, damaged, or not what the whole plan says.
+    """
+    uri = _shard_uri(output, shard)
+    try:
+        read = ShardPlan.from_json(gzip.decompress(get(uri)))
+    except FileNotFoundError:
+        raise PlanError([f"{uri}: missing; {_FROM_A_COPY}"]) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise PlanError([f"{uri}: damaged ({' '.join(str(error).split())[:200]}); {_FROM_A_COPY}"]) from None
+    if plan is not None and plan.shard_hashes and shard_hash(read) != plan.shard_hashes[shard]:
+        raise PlanError([f"{uri}: altered: what it asks for is not what the plan's fingerprint is over; {_FROM_A_COPY}"])
+    if not read.units_are_whole:
+        raise PlanError([f"{uri}: altered: its units do not hold each of its requests once; {_FROM_A_COPY}"])
+    return read
+
+
+_FROM_A_COPY = "bring it back from a copy, or plan anew with another --out"
+
+
+def with_shard_hashes(output: str, plan: Plan) -> Plan:
+    """Return the plan with the hash of each shard's plan; where the plan has none yet, all shards' plans are read once.
+
+    Raises:
+        PlanError: A shard's plan is missing or damaged, or they are not what the fingerprint is over.
+    """
+    if plan.shard_hashes:
+        return plan
+    hashes = tuple(shard_hash(read_shard(output, shard)) for shard in range(plan.shards))
+    if requests_hash(hashes) != plan.inputs.get("requests"):
+        altered = "altered: what the shards are asked for is not what the plan's fingerprint is over"
+        raise PlanError([f"{join(output, 'plan', 'shards')}: {altered}; {_FROM_A_COPY}"])
+    return replace(plan, shard_hashes=hashes)
+
+
+def requests_hash(hashes: Sequence[str]) -> str:
+    """The SHA-256, in hex, of what all shards are asked for, by the `shard_hash` of each: the fingerprint is over it."""
+    return fingerprint_of({"shards": list(hashes)})
 
 
 def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
@@ -219,6 +271,7 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "tuned_batch": plan.tuned_batch,
         "accepted": plan.accepted,
         "licences": plan.licences,
+        "shard_hashes": plan.shard_hashes,
     }
     if plan.rerender:
         content["rerender"] = [asdict(some) for some in plan.rerender]
@@ -253,6 +306,7 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
             values["accepted"],
             values.get("licences", {}),  # plans from before it was written down say nothing
             tuple(_rerender(**some) for some in values.get("rerender", ())),
+            tuple(values.get("shard_hashes", ())),
         )
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, PlanError):
@@ -260,6 +314,9 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
         raise PlanError([f"{uri}: not a plan: {' '.join(str(error).split())[:200]}"]) from None
     if plan.fingerprint != values["fingerprint"]:
         raise PlanError([f"{uri}: altered: its fingerprint is not that of what it says"])
+    hashes = plan.shard_hashes
+    if hashes and (len(hashes) != plan.shards or requests_hash(hashes) != plan.inputs.get("requests")):
+        raise PlanError([f"{uri}: altered: its fingerprint is not over the hashes of its shards"])
     return plan
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from jobs.plan import Plan, PlanError, ShardPlan, fingerprint_of, read_hardware, read_plan, shard_hash
+from jobs.plan import Plan, PlanError, ShardPlan, read_hardware, read_plan, requests_hash, shard_hash
 from jobs.problems import Problem
 from jobs.seals import is_whole
 from shards.storage import get, join, names
 
 ALTERED = "altered: the hash that it holds is not its own"
+OTHERWISE = "altered: what it asks for is not what the fingerprint is over"
 SYSTEMS = b"\x03\x13\xff"  # what gzip names Unix, macOS and none: whoever wrote the plan
 
 
@@ -75,10 +76,14 @@ def check_plan(output: str, committed: bool) -> Planned:
             problems.append(Problem(f"plan/shards/{name}", f"altered: {' '.join(str(error).split())[:200]}"))
         else:
             hashes.append(shard_hash(shard))
+            if plan is not None and plan.shard_hashes and hashes[-1] != plan.shard_hashes[shard.shard]:
+                problems.append(Problem(f"plan/shards/{name}", OTHERWISE))
+                continue
             shards[shard.shard] = (len(shard.requests) + len(shard.bad), shard.candidates)
-    if plan is not None and len(hashes) == plan.shards and fingerprint_of({"shards": hashes}) != plan.inputs.get("requests"):
+    untold = plan is not None and not plan.shard_hashes and len(hashes) == plan.shards  # an earlier promptmill's: not which it is
+    if plan is not None and untold and requests_hash(hashes) != plan.inputs.get("requests"):
         shards.clear()
-        problems.append(Problem("plan/shards", "altered: what the shards are asked for is not what the fingerprint is over"))
+        problems.append(Problem("plan/shards", OTHERWISE))
     problems += [*_check_hardware(output, committed), *(_check_earlier(output, plan) if plan else ())]
     return Planned(plan, shards if plan else {}, tuple(problems))
 
@@ -100,7 +105,7 @@ def _parse_shard(content: bytes, name: str) -> ShardPlan:
     shard = ShardPlan.from_json(whole)
     if name != f"{shard.shard:06d}.json.gz":
         raise ValueError(f"is the plan of shard {shard.shard:06d}")
-    if sorted(place for unit in shard.units for place in unit) != list(range(len(shard.requests))):
+    if not shard.units_are_whole:
         raise ValueError("its units do not hold each of its requests once")
     return shard
 

@@ -22,9 +22,9 @@ from jobs.plan import (
     PlanError,
     ShardPlan,
     drop_shards,
-    fingerprint_of,
     read_plan,
     read_shard,
+    requests_hash,
     shard_hash,
     write_plan,
     write_shard,
@@ -284,12 +284,12 @@ class _Making:
         if self.counts.rows == self.counts.bad:
             raise self.refused("no row makes a request")
         carried = self.types.result()
-        self.requests = fingerprint_of({"shards": self.hashes})
+        self.requests = requests_hash(self.hashes)
         inputs = {**self.sources.inputs, "requests": self.requests}
         counts = replace(self.counts, buckets=len(self.buckets))
         known = licences(self.config.model, self.config.ranking)
         shards, width, roots = len(self.hashes), self.sources.embedding, self.sources.roots
-        plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known)
+        plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known, shard_hashes=tuple(self.hashes))
         self.aside.check(plan)
         return plan
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from jobs.plan import Plan, PlanError, read_hardware, read_plan, read_shard
+from jobs.plan import Plan, PlanError, read_hardware, read_plan, read_shard, with_shard_hashes
 from manifests.images import with_declared
 from pipelines.rows import provenance_of
 from pipelines.units import Placed, candidate_seed, cut, parse_key
@@ -88,14 +88,14 @@ class Again:
         image_roots: Folders that its manifest's images lie in now, besides those that the plan knows.
 
     Raises:
-        PlanError: Nothing was planned there.
+        PlanError: Nothing was planned there, or a shard's plan was altered.
     """
 
     def __init__(self, output: str, image_roots: Sequence[str] = ()):
         plan = read_plan(output)
         if plan is None:
             raise PlanError([f"{output}: nothing was planned there"])
-        self._output, self._plan, self._image_roots = output, plan, image_roots
+        self._output, self._plan, self._image_roots = output, with_shard_hashes(output, plan), image_roots
         self._engines: dict[str, Engine] = {}  # by the plan's fingerprint
 
     def check_up_to_date(self, record: CommitRecord, key: str) -> None:
@@ -120,7 +120,7 @@ class Again:
         plan = self._plan if record.fingerprint == self._plan.fingerprint else None
         # Committed before changes that were accepted, it is of an earlier one.
         plan = plan or read_plan(self._output, record.fingerprint) or self._plan
-        placed = {placed.row: placed for placed in read_shard(self._output, record.shard).requests}
+        placed = {placed.row: placed for placed in read_shard(self._output, record.shard, self._plan).requests}
         keys, seeds, alone = sorted(wanted), list[int](), list[Placed]()
         for number, key in enumerate(keys):
             _, row, index = parse_key(key)

@@ -154,7 +154,7 @@ def _image_folders(output: str, plan: Plan, shards: Iterable[int], records: Sequ
     folders = set[str]()
     look_at = functools.lru_cache(maxsize=100_000)(functools.partial(look, roots=plan.roots))
     for shard in sorted(shards):
-        requests = [placed for placed in read_shard(output, shard).requests if next(named_images(placed.request), None)]
+        requests = [placed for placed in read_shard(output, shard, plan).requests if next(named_images(placed.request), None)]
         seen = _seen_images(output, [record for record in records if record.shard == shard]) if requests else {}
         for placed in requests:
             then = seen.get(sample_key(shard, placed.row, None), {})

@@ -20,7 +20,7 @@ from jobs.listening import Both, Guard, Guarded, Listener
 from jobs.metrics import Metrics
 from jobs.opening import Open, units_of
 from jobs.places import DEADLINE, PATIENCE, AbortError, StartError
-from jobs.plan import BadRow, Plan, PlanError, put_hardware, read_hardware, read_plan, read_shard
+from jobs.plan import BadRow, Plan, PlanError, put_hardware, read_hardware, read_plan, read_shard, with_shard_hashes
 from jobs.publishing import REPAIR_NOTE, finish
 from jobs.repair import remembered
 from jobs.room import Room
@@ -138,7 +138,7 @@ class Run:
                 if number in self.records:
                     self.told.skipped(self.records[number].candidates)
                 continue
-            plan, shard = read_shard(self.output, number), self.opened(number)
+            plan, shard = read_shard(self.output, number, self.plan), self.opened(number)
             units = shard.take_in(units_of(shard, plan, self.plan.config), self.parts)
             self.told.skipped(plan.candidates - sum(unit.candidates for unit in units))
             self.open[number] = shard
@@ -193,7 +193,7 @@ class Run:
         assert self.sizes is not None
         async with self._turns:
             # Read again: shards that wait for their turn, many at a resume, would fill the memory with theirs.
-            plan = await asyncio.to_thread(read_shard, self.output, shard.shard)
+            plan = await asyncio.to_thread(read_shard, self.output, shard.shard, self.plan)
             arguments = {
                 "output": self.output,
                 "shard": plan.shard,
@@ -333,7 +333,7 @@ def run(
     Raises:
         ClusterError, ResourcesError, StartError, StoppedError: One line each.
         CommitError: What is committed there is of another plan.
-        PlanError: The output has another plan by now.
+        PlanError: The output has another plan by now, or the plan of a shard was altered.
         LeaseError: Another run is writing there.
         AbortError: The output was taken over by another run, or it cannot be written.
         PartError, StorageError: Parts are broken, or the output cannot be read or written.
@@ -343,6 +343,7 @@ def run(
         there = read_plan(output)
         if there is None or there.fingerprint != plan.fingerprint:
             raise PlanError([f"{output}: was planned anew while this run waited for it; run again"])
+        plan = with_shard_hashes(output, plan)
         records = {record.shard: record for record in read_records(output)}
         check_plan(output, records.values(), plan.fingerprint, plan.accepted)
         again = _failed(output, plan, records.values(), say) if retry_failed else {}

@@ -88,7 +88,7 @@ def estimated(plan: Plan, output: str, asked: bool) -> Estimate | None:
     if reason:
         click.echo(f"no estimate of the time: {reason}; --measure renders a batch all the same", err=True)
         return None
-    shards = (read_shard(output, number) for number in range(plan.shards))
+    shards = (read_shard(output, number, plan) for number in range(plan.shards))
     estimate = measure(plan, next(shard for shard in shards if shard.requests))
     if estimate is None:
         click.echo("no estimate of the time: the request that was tried could not be rendered", err=True)
