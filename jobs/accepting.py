@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from configs.errors import shown
+from configs.errors import quoted
 from configs.schema import Config
 from jobs.differences import differences
 from jobs.plan import Plan, PlanError, Rerender, ShardPlan, drop_plan, earlier_plans, read_plan, read_shard, write_plan
@@ -114,7 +114,7 @@ class Aside:
             raise PlanError([f"shard {number:06d} {said}; give another --out"])
         for row, (was, is_) in enumerate(zip(then, ids, strict=True)):
             if was != is_:
-                said = f"is committed as {shown(was)!r}, the manifest now has {shown(is_)!r}; give another --out"
+                said = f"is committed as {quoted(was)}, the manifest now has {quoted(is_)}; give another --out"
                 raise PlanError([f"shard {number:06d}, row {row}: {said}"])
         return None if any(some.shard == number for some in self.again) else plan
 

@@ -15,6 +15,7 @@ import click
 from jobs.accepting import Accepting
 from jobs.cli.arguments import AcceptsChanges, Command, accepting_option, accepts_changes, configured, takes_config, terminal
 from jobs.cli.endings import FAILED, STOPPED, USAGE, one_line_errors, stop
+from jobs.printing import echo, echo_log
 from shards.storage import is_local, local_path
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ def submit(
         options = ["--retry-failed"] * retry_failed + accepting_option(accept_changes)
         there = remote(address)
         id = there.submit(loaded, output, f"promptmill-{_plain(config)}", options, given, install)
-        click.echo(f"job {id} on {there.address}", err=True)
-        click.echo(f"`promptmill job attach {id} --address {there.address}` follows it, `promptmill job stop` ends it", err=True)
+        echo(f"job {id} on {there.address}", err=True)
+        echo(f"`promptmill job attach {id} --address {there.address}` follows it, `promptmill job stop` ends it", err=True)
         if detach:
-            click.echo(id)
+            echo(id)
             return
         sys.exit(follow(there, id))
 
@@ -105,7 +106,7 @@ def follow(there: "Remote", id: str) -> int:
         asyncio.run(shown())
     job = there.job(id)
     if not job.ended:
-        click.echo(f"left job {id} running; `promptmill job attach {id} --address {there.address}` follows it again", err=True)
+        echo(f"left job {id} running; `promptmill job attach {id} --address {there.address}` follows it again", err=True)
         return STOPPED
     return ended(there, id)
 
@@ -116,7 +117,7 @@ def ended(there: "Remote", id: str) -> int:
     if job.status == "STOPPED":
         return STOPPED
     if job.exit is None:
-        click.echo(f"job {id}: {job.status.lower()}: {' '.join(job.message.split())[:500]}", err=True)
+        echo(f"job {id}: {job.status.lower()}: {' '.join(job.message.split())[:500]}", err=True)
         return FAILED
     return job.exit
 
@@ -132,7 +133,7 @@ def list_(address: str) -> None:
     """The jobs that promptmill submitted to a cluster."""
     with one_line_errors():
         for found in remote(address).jobs():
-            click.echo(f"{found.id:48}{found.status:12}{found.output}")
+            echo(f"{found.id:48}{found.status:12}{found.output}")
 
 
 @job.command()
@@ -144,11 +145,11 @@ def status(id: str, address: str, as_json: bool) -> None:
     with one_line_errors():
         found = remote(address).job(id)
         if as_json:
-            click.echo(json.dumps(dataclasses.asdict(found)))
+            echo(json.dumps(dataclasses.asdict(found)))
             return
         exit = "" if found.exit is None else f", its run exited with {found.exit}"
-        click.echo(f"{found.status.lower()}{exit}")
-        click.echo(f"output       {found.output}; `promptmill status {found.output}` says what is done")
+        echo(f"{found.status.lower()}{exit}")
+        echo(f"output       {found.output}; `promptmill status {found.output}` says what is done")
 
 
 @job.command()
@@ -157,7 +158,7 @@ def status(id: str, address: str, as_json: bool) -> None:
 def logs(id: str, address: str) -> None:
     """All that a job has said so far."""
     with one_line_errors():
-        click.echo(remote(address).logs(id), nl=False)
+        echo_log(remote(address).logs(id))
 
 
 @job.command()
@@ -179,4 +180,4 @@ def stop_(id: str, address: str) -> None:
         if there.job(id).ended:
             stop(USAGE, f"{id}: has ended already")
         there.stop(id)
-        click.echo(f"stopping {id}: what is in flight is finished; `promptmill job attach` shows it")
+        echo(f"stopping {id}: what is in flight is finished; `promptmill job attach` shows it")
