@@ -1,15 +1,22 @@
-"""The task that makes a shard of its parts and commits it."""
+"""The tasks that make a unit's part of those of its slices, and a shard of its parts, and commit it."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import pyarrow as pa
 import ray
 
+from actors.receipts import Receipt
+from pipelines.joining import join_slices
+from pipelines.rows import Facts
+from pipelines.units import Unit
 from shards.assembly import assemble
 from shards.commits import CommitRecord, check_plan, read_record
 from shards.generations import drop_earlier
-from shards.parts import PartError, drop_broken
+from shards.parts import PartError, drop_broken, part_name
 from shards.storage import delete, join
+from shards.tables import slice_form
 
 
 @ray.remote(max_retries=3, scheduling_strategy="SPREAD")
@@ -32,10 +39,33 @@ def assemble_shard(arguments: dict[str, Any], others: Sequence[str] = ()) -> Com
         record = read_record(output, arguments["shard"], arguments.get("generation", 0))
         check_plan(output, [record], arguments["fingerprint"])
     except PartError as error:
-        dropped = drop_broken(output, parts, arguments["form"], arguments["fingerprint"])
-        more = f" (and {len(dropped) - 1} more parts of its shard)" if len(dropped) > 1 else ""
-        raise PartError(f"{error}{more}; deleted: run again, and what it held is rendered again") from None
+        raise _dropped(error, output, parts, arguments["form"], arguments["fingerprint"]) from None
     drop_earlier(output, record.shard, record.generation)
     for part in (*parts, *others):
         delete(join(output, "parts", part))
     return record
+
+
+@ray.remote(max_retries=3, scheduling_strategy="SPREAD")
+def join_unit(
+    output: str, unit: Unit, slices: Sequence[Unit], fresh: Collection[str], facts: Facts, form: pa.Schema, fingerprint: str
+) -> Receipt:
+    """`pipelines.joining.join_slices` with these arguments; returns what the receipts of fresh slices did not tell.
+
+    Raises:
+        PartError: As `assemble_shard`, of a slice.
+        Otherwise as `join_slices`.
+    """
+    started = time.monotonic()
+    try:
+        joined = join_slices(output, unit, slices, fresh, facts, form, fingerprint)
+    except PartError as error:
+        raise _dropped(error, output, [part_name(one.name) for one in slices], slice_form(form), fingerprint) from None
+    return Receipt.of_joined(unit, joined, {"join": time.monotonic() - started})
+
+
+def _dropped(error: PartError, output: str, parts: Sequence[str], form: pa.Schema, fingerprint: str) -> PartError:
+    """Delete the parts that are broken; returns the error with what was done."""
+    dropped = drop_broken(output, parts, form, fingerprint)
+    more = f" (and {len(dropped) - 1} more parts of its shard)" if len(dropped) > 1 else ""
+    return PartError(f"{error}{more}; deleted: run again, and what it held is rendered again")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.joining import Joined
 from pipelines.units import Unit
 from shards.tables import SPARED
 
@@ -16,7 +17,7 @@ class Receipt:
 
     Attributes:
         name: Of the unit.
-        requests: All of its; `failed_requests` of them have no image at all.
+        requests: All of its; `failed_requests` of them have no image at all. A slice has none: its unit counts them once joined.
         kept, rejected, failed, drafted, spared: Candidates; spared are those that were never begun, since enough were good.
         errors: How often each code occurred.
         scores: Lowest, mean and highest CLIP score of its candidates; None where nothing was scored.
@@ -50,22 +51,54 @@ class Receipt:
 
     @classmethod
     def of(cls, unit: Unit, rows: Sequence[Mapping[str, Any]], scores: Sequence[float], seconds: Mapping[str, float]) -> "Receipt":
-        """From the rows of its part."""
+        """Return the receipt of a unit by the rows of its part.
+
+        Of a slice, candidates that may still be kept are not settled yet, and errors of a slice that failed as a whole are not
+        counted yet: `of_joined` does both.
+        """
         candidates = Counter(row["status"] for row in rows if row.get("candidate_index") is not None)
         whole = [row for row in rows if row.get("candidate_index") is None]
         rendered = {row["id"] for row in rows if row["status"] in ("kept", "rejected")}
+        errors = Counter(row["error"] for row in rows if row.get("error"))
+        if unit.span:
+            open_ = sum(row.get("sha256") is not None for row in rows)
+            candidates["rejected"] -= open_
+            scores = [row["clip_score"] for row in rows if row["status"] == "rejected" and row.get("sha256") is None]
+            errors = Counter(row["error"] for row in rows if row.get("error") and row not in whole)
         return cls(
             name=unit.name,
             shard=unit.shard,
-            requests=len(unit.requests),
+            requests=0 if unit.span else len(unit.requests),
             kept=candidates["kept"],
             rejected=candidates["rejected"],
-            failed=candidates["failed"] + sum(row["candidates"] for row in whole),
-            failed_requests=sum(placed.request.id not in rendered for placed in unit.requests),
-            errors=dict(sorted(Counter(row["error"] for row in rows if row.get("error")).items())),
-            scores=(min(scores), sum(scores) / len(scores), max(scores)) if scores else None,
+            failed=candidates["failed"] + (unit.candidates if unit.span and whole else sum(row["candidates"] for row in whole)),
+            failed_requests=0 if unit.span else sum(placed.request.id not in rendered for placed in unit.requests),
+            errors=dict(sorted(errors.items())),
+            scores=_spread(scores),
             seconds=dict(seconds),
             host=platform.node(),
             drafted=candidates["drafted"],
             spared=sum({row["id"]: row.get(SPARED) or 0 for row in rows}.values()),
         )
+
+    @classmethod
+    def of_joined(cls, unit: Unit, joined: Joined, seconds: Mapping[str, float]) -> "Receipt":
+        """Return the receipt of a unit that was made of its slices, of what theirs did not tell."""
+        return cls(
+            name=unit.name,
+            shard=unit.shard,
+            requests=len(unit.requests),
+            kept=joined.kept,
+            rejected=joined.rejected,
+            failed=joined.failed,
+            failed_requests=0 if joined.rendered else len(unit.requests),
+            errors=joined.errors,
+            scores=_spread(joined.scores),
+            seconds=dict(seconds),
+            part_bytes=joined.part_bytes,
+            host=platform.node(),
+        )
+
+
+def _spread(scores: Sequence[float]) -> tuple[float, float, float] | None:
+    return (min(scores), sum(scores) / len(scores), max(scores)) if scores else None

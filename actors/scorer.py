@@ -2,6 +2,7 @@
 
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,10 @@ from pipelines.rows import Facts
 from pipelines.units import Unit
 from shards.parts import part_name, write_part
 from shards.storage import StorageError, join, names
+from shards.tables import slice_form
 
 if TYPE_CHECKING:
+    from pipelines.finishing import Waiting
     from pipelines.results import Rendered
     from pipelines.scorers import Scorers
 
@@ -51,25 +54,30 @@ class Scorer:
         self._scorers: Scorers = load_scorers(self._facts.config.ranking, device_here(), threads=1)
         return hardware_kind(self._facts.config.model.threads)
 
-    def finish(self, unit: Unit, rendered: "Rendered", *earlier: "Rendered") -> Receipt | Course:
+    @ray.method(num_returns=2)
+    def finish(
+        self, unit: Unit, rendered: "Rendered", earlier: Sequence["ray.ObjectRef[Waiting]"] = ()
+    ) -> tuple[Receipt | Course, "Waiting | None"]:
         """Score, rank, encode, and write the part. Doing it again writes the same bytes under the same name.
 
         Args:
-            earlier: What passes made before that rendered in full.
+            earlier: References to the second results of the passes before. They are fetched only once the unit is at its end.
 
         Returns:
-            The receipt, or, of a unit that has to pass again, what course it goes on with; then nothing is written.
+            The receipt and None; or, of a unit that has to pass again, what course it goes on with, and what of this pass its end
+            needs, which stays where it is. Then nothing is written.
 
         Raises:
             StorageError: The part cannot be written, which is no fault of the unit.
         """
-        from pipelines.finishing import finish
+        from pipelines.finishing import Onward, finish
 
-        finished = finish(unit, rendered, self._scorers, self._facts, earlier)
-        if isinstance(finished, Course):
-            return finished
+        finished = finish(unit, rendered, self._scorers, self._facts, lambda: ray.get([*earlier]))
+        if isinstance(finished, Onward):
+            return finished.course, finished.waiting
         started = time.monotonic()
-        size = write_part(self._output, part_name(unit.name), finished.rows, self._form, self._fingerprint)
+        form = slice_form(self._form) if unit.span else self._form
+        size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
         seconds = {**finished.seconds, "write": time.monotonic() - started}
         receipt = Receipt.of(unit, finished.rows, finished.scores, seconds)
-        return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size)
+        return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size), None

@@ -167,10 +167,13 @@ async def _render(handle: Any, unit: Any, alone: bool) -> Any:
 
 
 async def _finish(handle: Any, unit: Unit, rendered: Any, earlier: tuple[Any, ...], alone: bool) -> Any:
-    said = await handle.finish.remote(unit, rendered, *earlier)
+    # In a list, so that Ray hands on the references themselves: they are needed at the unit's end only.
+    answer, waiting = handle.finish.remote(unit, rendered, [*earlier])
+    said = await answer
     if isinstance(said, Course):
-        # Of drafts nothing is needed any more but their scores; images rendered in full wait for the unit's end.
-        return Again(replace(unit, course=said), keeps=unit.course is not None and unit.course.in_full)
+        # Of drafts nothing is needed any more but their scores; what was rendered in full waits for the unit's end.
+        in_full = unit.course is not None and unit.course.in_full
+        return Again(replace(unit, course=said), waiting if in_full else None)
     return said
 
 

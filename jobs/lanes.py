@@ -27,17 +27,21 @@ Unit = TypeVar("Unit")
 
 @dataclass(frozen=True)
 class Again(Generic[Unit]):
-    """What a scorer returns for a unit that has to pass once more: the unit as it goes on. `keeps`: what was made of it at this
-    pass is handed to its scorer at the later ones too."""
+    """What a scorer returns for a unit that has to pass once more.
+
+    Attributes:
+        unit: The unit as it goes on.
+        keeps: What of this pass is handed to the unit's scorer at the later ones too; None is nothing.
+    """
 
     unit: Unit
-    keeps: bool = False
+    keeps: Any = None
 
 
 @dataclass
 class Ticket(Generic[Unit]):
-    """A unit on its way: as it was drawn and as it stands; what was made of it at this pass, and at earlier ones where that is
-    still needed; what it has been through. `PATIENCE` strikes convict it."""
+    """A unit on its way: as it was drawn and as it stands; what was made of it at this pass, and what its scorers keep of earlier
+    ones; what it has been through. `PATIENCE` strikes convict it."""
 
     drawn: Unit
     unit: Unit
@@ -161,11 +165,11 @@ class Lanes(Generic[Unit]):
 
     async def _score(self, lane: Place, actor: Actor, ticket: Ticket[Unit]) -> None:
         said = await lane.call(actor, ticket.unit, ticket.made, ticket.kept, ticket.alone)
-        made, ticket.made = ticket.made, None
+        ticket.made = None
         if not isinstance(said, Again):
             await self._settle(said)
             return
-        ticket.unit, ticket.kept = said.unit, (*ticket.kept, made) if said.keeps else ticket.kept
+        ticket.unit, ticket.kept = said.unit, ticket.kept if said.keeps is None else (*ticket.kept, said.keeps)
         self._again.give_back(ticket)
 
     def _return(self, ticket: Ticket[Unit], reason: str, blame: bool, as_a_whole: bool = False) -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from configs.schema import Config
 from jobs.plan import ShardPlan
 from pipelines.passes import begin
-from pipelines.units import Unit, cut
+from pipelines.units import Unit, at_once, cut
 from shards.commits import CommitRecord
 from shards.parts import part_name
 
@@ -23,6 +24,7 @@ class Open:
         made_of: The names of the units, or pieces of them, whose parts make the shard.
         left: Those of them that have no part yet.
         others: The names of parts of it that may lie there besides.
+        joins: Of units among `made_of` that are joined of their slices: the unit and its slices.
     """
 
     shard: int
@@ -32,24 +34,34 @@ class Open:
     made_of: set[str] = field(default_factory=set)
     left: set[str] = field(default_factory=set)
     others: set[str] = field(default_factory=set)
+    joins: dict[str, tuple[Unit, list[Unit]]] = field(default_factory=dict)
 
     @property
     def parts(self) -> list[str]:
         return sorted(part_name(name) for name in self.made_of)
 
-    def take_in(self, units: Iterable[Unit], parts: Collection[str]) -> list[Unit]:
-        """Look at which units are durable; returns what is to be rendered: units, or what is left of those already in pieces."""
+    def take_in(self, units: Iterable[Unit], parts: Collection[str], batch: int) -> list[Unit]:
+        """Look at which units are durable. Return what is to be rendered: units, their slices, or what is left of pieces.
+
+        Args:
+            parts: The names of those that are there.
+            batch: Candidates a denoising batch, which slices are cut by.
+        """
         todo: list[Unit] = []
         for unit in units:
-            pieces = [piece for piece in unit.pieces() if piece is not unit]
+            slices = unit.slices(batch)
+            pieces = slices or [piece for piece in unit.pieces() if piece is not unit]
             there = {piece.name for piece in pieces if part_name(piece.name) in parts}
-            if part_name(unit.name) in parts or not there:
+            if slices or part_name(unit.name) in parts or not there:
                 self.made_of.add(unit.name)
-                self.others |= there
-                todo += [unit] if part_name(unit.name) not in parts else []
+                self.others |= {piece.name for piece in slices} or there
             else:
                 self.made_of |= {piece.name for piece in pieces}
-                todo += [piece for piece in pieces if piece.name not in there]
+            if part_name(unit.name) in parts:
+                continue
+            if slices:
+                self.joins[unit.name] = unit, slices
+            todo += [piece for piece in pieces if piece.name not in there] if slices or there else [unit]
         self.left = {unit.name for unit in todo}
         return todo
 
@@ -71,5 +83,6 @@ def units_of(shard: Open, plan: ShardPlan, config: Config) -> list[Unit]:
         planned = plan.cut()
     else:
         planned = list(cut(shard.shard, (p for p in plan.requests if p.row in shard.again), config.model.batch, drafts))
-    courses = (begin({placed.row: placed.request for placed in unit.requests}, drafts, diversity) for unit in planned)
+    most = partial(at_once, batch=config.model.batch)
+    courses = (begin({placed.row: placed.request for placed in unit.requests}, drafts, diversity, most) for unit in planned)
     return [replace(unit, generation=shard.generation, course=course) for unit, course in zip(planned, courses, strict=True)]

@@ -45,7 +45,7 @@ from pipelines.licences import licences
 from pipelines.rows import ranking_columns
 from pipelines.scorer_sources import check_scorers
 from pipelines.sources import ROOT
-from pipelines.units import Placed, cut, kind_of, price
+from pipelines.units import Placed, cut, kind_of, price, slices_of
 from shards.storage import delete, join, names
 from shards.tables import RESERVED
 
@@ -367,13 +367,18 @@ class _Making:
             requests=counts.requests + sign * len(requests),
             candidates=counts.candidates + sign * shard.candidates,
             keep=counts.keep + sign * sum(request.keep for request in requests),
-            units=counts.units + sign * len(shard.units),
+            units=counts.units + sign * sum(self.rendered_as(shard, unit) for unit in shard.units),
             evaluations=counts.evaluations + sign * sum(price(r, drafts) for r in requests),
             pixels=counts.pixels + sign * sum(r.width * r.height * r.candidates for r in requests),
             modes={mode: n for mode in MODES if (n := counts.modes.get(mode, 0) + sign * sum(r.mode == mode for r in requests))},
             undrafted=counts.undrafted + sign * sum(price(r, ()) for r in requests),
             growing=counts.growing + sign * sum(r.growing is not None for r in requests),
         )
+
+    def rendered_as(self, shard: ShardPlan, unit: Sequence[int]) -> int:
+        """Return how many units a planned one is rendered as: more than one where its only request is cut into slices."""
+        drafts, batch = self.config.ranking.drafts, self.config.model.batch
+        return slices_of(shard.requests[unit[0]].request, batch, drafts) if len(unit) == 1 else 1
 
     def mend_doubled(self) -> None:
         """Rows whose id an earlier row has become bad rows, in the shards already written."""

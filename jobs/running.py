@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
-from actors.assembler import assemble_shard
+from actors.assembler import assemble_shard, join_unit
 from actors.pools import Sizes, size_pools
 from actors.receipts import Receipt
 from jobs.accepting import to_rerender
@@ -35,6 +35,7 @@ from shards.index import INDEX, SUCCESS, Totals, total
 from shards.lease import Lease, hold
 from shards.parts import part_name, write_part
 from shards.storage import delete, join, names, put
+from shards.tables import slice_form
 
 ASSEMBLING = 2  # shards at a time
 MOST_WAITING = 16  # rendered units that wait for a scorer: they are lost with the driver, and take memory
@@ -139,7 +140,7 @@ class Run:
                     self.told.skipped(self.records[number].candidates)
                 continue
             plan, shard = read_shard(self.output, number, self.plan), self.opened(number)
-            units = shard.take_in(units_of(shard, plan, self.plan.config), self.parts)
+            units = shard.take_in(units_of(shard, plan, self.plan.config), self.parts, self.plan.config.model.batch)
             self.told.skipped(plan.candidates - sum(unit.candidates for unit in units))
             self.open[number] = shard
             if not units:
@@ -154,13 +155,16 @@ class Run:
 
     async def settle(self, receipt: Receipt) -> None:
         self.settled += 1
+        await self._note(receipt)
+        self.open[receipt.shard].left.discard(receipt.name)
+        if not self.open[receipt.shard].left:
+            self.assemble(receipt.shard)
+
+    async def _note(self, receipt: Receipt) -> None:
         self.told.unit(receipt)
         self.stats.add(receipt)
         if self.stats.full and (taken := self.stats.take()):
             await asyncio.to_thread(put, *taken)
-        self.open[receipt.shard].left.discard(receipt.name)
-        if not self.open[receipt.shard].left:
-            self.assemble(receipt.shard)
 
     async def convict(self, unit: Unit, reasons: list[str]) -> Receipt:
         """Settle a unit that cannot be done: a part that says so."""
@@ -176,7 +180,8 @@ class Run:
             "died": "its process failed each time that it was rendered alone",
         }
         rows = failed_unit(self.facts, unit, Failure(code, said[code]))
-        size = await asyncio.to_thread(write_part, self.output, part_name(unit.name), rows, self.form, self.plan.fingerprint)
+        form = slice_form(self.form) if unit.span else self.form
+        size = await asyncio.to_thread(write_part, self.output, part_name(unit.name), rows, form, self.plan.fingerprint)
         return replace(Receipt.of(unit, rows, [], {}), part_bytes=size, reasons=tuple(reasons))
 
     def assemble(self, shard: int) -> None:
@@ -192,6 +197,10 @@ class Run:
     async def _assemble(self, shard: Open) -> None:
         assert self.sizes is not None
         async with self._turns:
+            for unit, slices in shard.joins.values():
+                fresh = [one.name for one in slices if part_name(one.name) not in self.parts]
+                told = self.output, unit, slices, fresh, self.facts, self.form, self.plan.fingerprint
+                await self._note(await join_unit.options(num_cpus=self.sizes.task_cpus).remote(*told))
             # Read again: shards that wait for their turn, many at a resume, would fill the memory with theirs.
             plan = await asyncio.to_thread(read_shard, self.output, shard.shard, self.plan)
             arguments = {

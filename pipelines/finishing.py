@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,14 @@ import numpy as np
 from configs.schema import Ranking
 from configs.scorers import Diversity
 from manifests.requests import Request
+from pipelines.found import Found, closed
 from pipelines.passes import Course
-from pipelines.ranking import Look, broken_limit, choose, non_finite, rank_score
+from pipelines.ranking import Look, broken_limit, contenders, decide, looking, non_finite, rank_score
 from pipelines.results import Candidate, Failure, Outcome, Rendered, Scored
-from pipelines.rows import Facts, candidate_row, failed_request, provenance_of, ranking_row, request_row
+from pipelines.rows import Facts, candidate_row, failed_request, provenance_of, scores_row, shared_row
 from pipelines.units import Placed, Unit
 from shards.images import encode_image, pixel_sha256
-from shards.tables import DRAFT_SCORES, SPARED
+from shards.tables import FOUND
 
 if TYPE_CHECKING:
     from pipelines.scorers import Scorers
@@ -29,6 +30,7 @@ class Finished:
     """A unit's rows, each with its `image` (the encoded file, or None), and what to tell of them.
 
     Attributes:
+        rows: Those of a slice are open: they have the column `FOUND`, and none is chosen yet.
         scores: CLIP's, of all candidates that were rendered in full and scored.
         seconds: By stage, those of its generators too.
         rendering_s: Of these, those that generators spent.
@@ -40,40 +42,115 @@ class Finished:
     rendering_s: float = 0.0
 
 
-def finish(unit: Unit, rendered: Rendered, scorers: "Scorers", facts: Facts, earlier: Sequence[Rendered] = ()) -> Finished | Course:
-    """Score all candidates of a unit under their prompts, rank them within their requests, encode those kept.
+@dataclass(frozen=True)
+class Waiting:
+    """What a pass rendered in full, scored. The pixels are gone.
+
+    Attributes:
+        rendered: Its outcomes; their candidates have no pixels.
+        found: By row and candidate, the columns of those that became an image and were scored; of those that may be kept the
+            encoded image, too.
+    """
+
+    rendered: Rendered
+    found: Mapping[tuple[int, int], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Onward:
+    """A unit that passes again: the course that it goes on with, and what of this pass its end needs."""
+
+    course: Course
+    waiting: Waiting | None = None
+
+
+def finish(
+    unit: Unit,
+    rendered: Rendered,
+    scorers: "Scorers",
+    facts: Facts,
+    earlier: Callable[[], Sequence[Waiting]] = lambda: (),
+) -> Finished | Onward:
+    """Score the candidates of a unit under their prompts, rank them within their requests, encode those that are kept.
 
     Args:
-        unit: Where its course is not at an end after this, nothing is encoded yet.
+        unit: Whole, a slice, or with a course. Of a slice and of a course that goes on, all images are encoded that may be kept.
         rendered: What its latest pass made.
-        earlier: What those passes made before that rendered in full.
+        earlier: Called once the course ends: what waits since the passes before that rendered in full.
 
     Returns:
         The rows, or the course that the unit goes on with.
     """
     seconds, rendering_s = dict(rendered.seconds), sum(rendered.seconds.values())
     with _timed(seconds, "score"):
-        scored = _score(unit, [rendered], scorers)
-    outcomes: Sequence[Outcome] = rendered.outcomes
-    if unit.course:
+        scored = _score(unit, rendered, scorers)
+    course, here = unit.course, None
+    if course is None or course.in_full:
+        with _timed(seconds, "encode"):
+            here = _looked_at(unit, rendered, scored, facts)
+    passes = [here] if here else []
+    if course:
         requests = {placed.row: placed.request for placed in unit.requests}
-        counting = _counting(scored, facts.config.ranking, unit.course.in_full)
-        looks = _looks(requests, rendered, scored, counting, unit.course.diversity) if unit.course.in_full else {}
-        course = unit.course.after(requests, rendered, counting, seconds, looks)
+        counting = _counting(scored, facts.config.ranking, course.in_full)
+        looks = _looks(requests, rendered, scored, counting, course.diversity) if here else {}
+        course = course.after(requests, rendered, counting, seconds, looks)
         if course.turns:
-            return course
-        # Scored again rather than kept through all passes, embeddings and all: it is the same, and takes little.
+            return Onward(course, here)
         seconds, rendering_s = dict(course.seconds), course.rendering_s
-        with _timed(seconds, "score"):
-            scored = {**_score(unit, earlier, scorers), **scored}
-        outcomes = course.outcomes([*earlier, *([rendered] if unit.course.in_full else [])])
+        passes = [*earlier(), *passes]
+        outcomes = course.outcomes([one.rendered for one in passes])
+    else:
+        outcomes = tuple(outcome for one in passes for outcome in one.rendered.outcomes)
+    found = {place: columns for one in passes for place, columns in one.found.items()}
     with _timed(seconds, "encode"):
         rows = [
             row
             for placed, outcome in zip(unit.requests, outcomes, strict=True)
-            for row in _request_rows(unit.shard, placed, outcome, scored, facts)
+            for row in _request_rows(unit, placed, outcome, found, facts)
         ]
-    return Finished(rows, [one.score for one in scored.values()], seconds, rendering_s)
+    own = {placed.row for placed in unit.requests}
+    scores = [columns["clip_score"] for (row, _), columns in found.items() if row in own]
+    return Finished(rows, scores, seconds, rendering_s)
+
+
+def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], facts: Facts) -> Waiting:
+    """Encode what may be kept, and let go of all pixels."""
+    placed_at = {placed.row: placed for placed in unit.requests}
+    ranking = facts.config.ranking
+    outcomes, found = [], dict[tuple[int, int], dict[str, Any]]()
+    for outcome in rendered.outcomes:
+        placed, row = placed_at[outcome.row], outcome.row
+        seen = [_finite(candidate, scored.get((row, candidate.index)), ranking) for candidate in outcome.candidates]
+        outcomes.append(replace(outcome, candidates=tuple(replace(candidate, pixels=None) for candidate, _ in seen)))
+        of = [one for _, one in seen]
+        look = looking(of, [candidate.pixels for candidate, _ in seen], ranking)
+        if unit.course or unit.span:
+            before = unit.course.standings[row].finished.values() if unit.course else ()
+            ahead = [score for score in before if score is not None]
+            compared = kept = set(contenders(of, look, placed.request.keep, ranking, ahead))
+        else:
+            chosen = decide(of, look, placed.request.keep, ranking)
+            kept = {place for place, choice in enumerate(chosen) if choice.kept}
+            compared = kept | {place for place, choice in enumerate(chosen) if choice.rejected_for == "near_duplicate"}
+        for place, (candidate, one) in enumerate(seen):
+            if one is None or candidate.pixels is None:
+                continue
+            seen_as = look(place) if place in compared and ranking.diversity else None
+            found[row, candidate.index] = _columns(placed, candidate, candidate.pixels, one, place in kept, facts)
+            found[row, candidate.index][FOUND] = Found.of(one, seen_as)
+    return Waiting(replace(rendered, outcomes=tuple(outcomes)), found)
+
+
+def _columns(
+    placed: Placed, candidate: Candidate, pixels: np.ndarray, scored: Scored, may_be_kept: bool, facts: Facts
+) -> dict[str, Any]:
+    """What a scored candidate adds to its row before anything is chosen."""
+    config = facts.config
+    columns = {"status": "rejected", "clip_score": scored.score, **scores_row(config.ranking, scored)}
+    columns["pixel_sha256"] = pixel_sha256(pixels)
+    if config.shards.embeddings == "all" or (config.shards.embeddings == "kept" and may_be_kept):
+        columns["clip_embedding"] = scored.embedding.astype(np.float16)
+    return {**columns, **_encoded(placed, candidate, pixels, facts)} if may_be_kept else columns
 
 
 def _counting(scored: Mapping[tuple[int, int], Scored], ranking: Ranking, in_full: bool) -> dict[tuple[int, int], float]:
@@ -101,10 +178,10 @@ def _looks(
     }
 
 
-def _score(unit: Unit, passes: Sequence[Rendered], scorers: "Scorers") -> dict[tuple[int, int], Scored]:
+def _score(unit: Unit, rendered: Rendered, scorers: "Scorers") -> dict[tuple[int, int], Scored]:
     asked = {placed.row: placed.request.prompt for placed in unit.requests}
     prompts, images, places = [], [], []
-    for outcome in (outcome for rendered in passes for outcome in rendered.outcomes if outcome.row in asked):
+    for outcome in rendered.outcomes:
         for candidate in outcome.candidates:
             if candidate.pixels is not None:
                 prompts.append(asked[outcome.row])
@@ -114,31 +191,24 @@ def _score(unit: Unit, passes: Sequence[Rendered], scorers: "Scorers") -> dict[t
 
 
 def _request_rows(
-    shard: int, placed: Placed, outcome: Outcome, scored: Mapping[tuple[int, int], Scored], facts: Facts
+    unit: Unit, placed: Placed, outcome: Outcome, found: Mapping[tuple[int, int], Mapping[str, Any]], facts: Facts
 ) -> Iterator[dict[str, Any]]:
+    shard, row = unit.shard, outcome.row
     if outcome.failure:
         yield {**failed_request(facts, shard, placed, outcome, outcome.failure), "image": None}
         return
-    request, config = placed.request, facts.config
-    seen = [_finite(candidate, scored.get((outcome.row, candidate.index)), config.ranking) for candidate in outcome.candidates]
-    of = [one for _, one in seen]
-    chosen = choose(of, [candidate.pixels for candidate, _ in seen], request.keep, config.ranking)
-    shared = request_row(facts, shard, placed, outcome)
-    if facts.growing:
-        shared[SPARED] = request.candidates - len(outcome.candidates)
-    for (candidate, one), place in zip(seen, chosen, strict=True):
-        row = {**candidate_row(shared, shard, outcome.row, candidate), "rank": place.rank, "image": None}
-        if config.ranking.drafts:
-            row[DRAFT_SCORES] = list(candidate.draft_scores)
-        if one is not None and candidate.pixels is not None:
-            row["clip_score"] = one.score
-            row |= ranking_row(config.ranking, one, place)
-            row["pixel_sha256"] = pixel_sha256(candidate.pixels)
-            if config.shards.embeddings == "all" or (config.shards.embeddings == "kept" and place.kept):
-                row["clip_embedding"] = one.embedding.astype(np.float16)
-            if place.kept:
-                row |= _encoded(placed, candidate, candidate.pixels, facts)
-        yield row
+    # Of a slice nothing is spared: only requests that grow spare candidates.
+    spared = 0 if unit.span else placed.request.candidates - len(outcome.candidates)
+    shared = shared_row(facts, shard, placed, outcome, spared)
+    rows = [
+        {**candidate_row(facts, shared, shard, row, candidate), **found.get((row, candidate.index), {})}
+        for candidate in outcome.candidates
+    ]
+    if not unit.span:
+        yield from closed(rows, placed.request.keep, facts.config)
+        return
+    for one in rows:
+        yield {**one, FOUND: one[FOUND].packed(facts.config.ranking)} if FOUND in one else one
 
 
 def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tuple[Candidate, Scored | None]:
@@ -153,7 +223,7 @@ def _encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, facts: Fa
     request, config = placed.request, facts.config
     provenance = provenance_of(request, candidate.seed, config.model.base)
     image = encode_image(pixels, config.shards.image_format, config.shards.quality, provenance)
-    return {"selected": True, "status": "kept", "image": image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
+    return {"image": image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
 
 
 @contextmanager

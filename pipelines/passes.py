@@ -4,10 +4,13 @@ A unit goes through generators and scorers once for each draft of the cascade an
 is one round, and those that have not enough good images yet begin another. The requests of a unit keep step: in a round drafts come
 before finals, so that only images rendered in full have to wait for the unit's end, and only where requests grow.
 
+What is more than a generator renders at once goes through a draft, or in full, in several passes. The choice is made after the
+last of them.
+
 All here is a function of requests, drafts and scores. So a unit may be cut, tried again, or begun anew: the same is rendered.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -20,10 +23,19 @@ from pipelines.results import Candidate, Failure, Outcome, Rendered
 
 @dataclass(frozen=True)
 class Turn:
-    """What of a request is rendered next: candidates by their indices, and as which of the cascade's drafts; None is in full."""
+    """What of a request is rendered next: candidates by their indices, and as which of the cascade's drafts; None is in full.
+
+    Attributes:
+        behind: Candidates that follow in the same way, before anything is decided.
+    """
 
     candidates: tuple[int, ...]
     draft: int | None = None
+    behind: tuple[int, ...] = ()
+
+    def next_part(self, most: int | None) -> "Turn":
+        """Return the turn of the first candidates of those behind; `most` are rendered at once, or all where it is None."""
+        return replace(self, candidates=self.behind[:most], behind=self.behind[len(self.behind[:most]) :])
 
 
 @dataclass(frozen=True)
@@ -48,11 +60,12 @@ class Standing:
 
     Attributes:
         turn: What comes next; None where it is done.
-        begun: How many of its candidates have been rendered in any way, once that turn has.
+        begun: How many of its candidates have been rendered in any way, once that turn and those behind it have.
         drafted: Its candidates that were drafted, by index.
         finished: The scores of those rendered in full, by index; None for one that failed.
         looks: Of these, how those look that are good enough to end its growing, where only unlike ones count.
         outcome: Of its last pass, without candidates; None before the first.
+        scored: Of the turn's draft, the scores of candidates that went before those of the turn.
     """
 
     turn: Turn | None
@@ -61,6 +74,7 @@ class Standing:
     finished: Mapping[int, float | None] = field(default_factory=dict)
     looks: Mapping[int, Look] = field(default_factory=dict)
     outcome: Outcome | None = None
+    scored: Mapping[int, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,7 @@ class Course:
         diversity: What makes two images one, of which a request that grows counts one.
         seconds: That the passes so far took, by stage.
         rendering_s: Of these, those that generators spent.
+        most: How many candidates of each request a pass renders at most, by row; all of the turn where nothing is said.
     """
 
     drafts: tuple[Draft, ...]
@@ -79,6 +94,7 @@ class Course:
     diversity: Diversity | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     rendering_s: float = 0.0
+    most: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def turns(self) -> dict[int, Turn]:
@@ -138,17 +154,22 @@ class Course:
         standing = replace(before, turn=None, outcome=replace(outcome, candidates=()))
         if outcome.failure:
             return standing
+        most = self.most.get(outcome.row)
+        rest = before.turn.next_part(most) if before.turn.behind else None
         if stage is None:
             standing = replace(standing, finished={**before.finished, **scores}, looks={**before.looks, **looks})
-            return self._grown(request, standing)
+            return replace(standing, turn=rest) if rest else self._grown(request, standing, most)
         drafted = {made.index: _drafted(before.drafted.get(made.index), stage, made, scores) for made in outcome.candidates}
-        standing = replace(standing, drafted={**before.drafted, **drafted})
+        scores = {**before.scored, **scores}
+        standing = replace(standing, drafted={**before.drafted, **drafted}, scored=scores if rest else {})
+        if rest:
+            return replace(standing, turn=rest)
         living = best(scores, self.drafts[stage].keep)
         if not living:
-            return self._grown(request, standing)
-        return replace(standing, turn=_next_turn(living, self.drafts, stage + 1))
+            return self._grown(request, standing, most)
+        return replace(standing, turn=_next_turn(living, self.drafts, stage + 1, most))
 
-    def _grown(self, request: Request, standing: Standing) -> Standing:
+    def _grown(self, request: Request, standing: Standing, most: int | None) -> Standing:
         """After a round: with the next one before it, where one is needed."""
         growing, begun = request.growing, standing.begun
         if growing is None or begun >= request.candidates:
@@ -160,7 +181,7 @@ class Course:
             return replace(standing, looks={})
         standing = replace(standing, looks={index: look for index, look in standing.looks.items() if index in reached})
         more = min(begun + growing.start, request.candidates)
-        return replace(standing, turn=_next_turn(tuple(range(begun, more)), self.drafts, 0), begun=more)
+        return replace(standing, turn=_next_turn(tuple(range(begun, more)), self.drafts, 0, most), begun=more)
 
     def outcomes(self, passes: Sequence[Rendered]) -> tuple[Outcome, ...]:
         """What became of the requests, once all is done: every candidate that was begun, at its full price.
@@ -190,13 +211,24 @@ class Course:
         return replace(outcome, candidates=tuple(candidates))
 
 
-def begin(requests: Mapping[int, Request], drafts: Sequence[Draft], diversity: Diversity | None = None) -> Course | None:
-    """Where requests, by row, stand before their first pass; None where all are rendered in full, all at once."""
+def begin(
+    requests: Mapping[int, Request],
+    drafts: Sequence[Draft],
+    diversity: Diversity | None = None,
+    at_once: Callable[[Request], int] | None = None,
+) -> Course | None:
+    """Return where requests, by row, stand before their first pass; None where all are rendered in full without any choice between.
+
+    Args:
+        at_once: Tells how many candidates of a request a pass renders at most; all of its turn where it is not given.
+    """
     if not any(request.growing or applied(drafts, request.candidates) for request in requests.values()):
         return None
     drafts = tuple(drafts)
     first = {row: tuple(range(request.at_a_time)) for row, request in requests.items()}
-    return Course(drafts, {row: Standing(_next_turn(some, drafts, 0), len(some)) for row, some in first.items()}, diversity)
+    most = {row: at_once(request) for row, request in requests.items()} if at_once else {}
+    standings = {row: Standing(_next_turn(some, drafts, 0, most.get(row)), len(some)) for row, some in first.items()}
+    return Course(drafts, standings, diversity, most=most)
 
 
 def best(scores: Mapping[int, float | None], keep: int) -> tuple[int, ...]:
@@ -211,8 +243,9 @@ def as_draft(request: Request, draft: Draft) -> Request:
     return replace(request, steps=draft.steps, scheduler=draft.scheduler or request.scheduler)
 
 
-def _next_turn(living: tuple[int, ...], drafts: Sequence[Draft], stage: int) -> Turn:
-    return Turn(living, next((number for number in applied(drafts, len(living)) if number >= stage), None))
+def _next_turn(living: tuple[int, ...], drafts: Sequence[Draft], stage: int, most: int | None) -> Turn:
+    draft = next((number for number in applied(drafts, len(living)) if number >= stage), None)
+    return Turn((), draft, living).next_part(most)
 
 
 def _drafted(before: Drafted | None, stage: int, made: Candidate, scores: Mapping[int, float | None]) -> Drafted:

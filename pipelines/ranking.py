@@ -12,6 +12,8 @@ from configs.scorers import CLIP, Diversity
 from pipelines.results import Scored
 from shards.phash import colours, distance, phash, same_colours
 
+ROUNDING = 1e-4  # of cosines in fp32, with room to spare
+
 
 def rank(scores: Sequence[float | None]) -> list[int | None]:
     """The place of each: 1 is the highest, equals by their index; None for one without a score.
@@ -76,15 +78,25 @@ def choose(scored: Sequence[Scored | None], images: Sequence[np.ndarray | None],
     Raises:
         ValueError: What ranks a candidate is not finite.
     """
+    return decide(scored, looking(scored, images, ranking), keep, ranking)
+
+
+def looking(scored: Sequence[Scored | None], images: Sequence[np.ndarray | None], ranking: Ranking) -> "Callable[[int], Look]":
+    """Return what tells how the candidate of an index looks, by its scores and its image; args as in `choose`."""
+
+    def look(index: int) -> Look:
+        one, image = scored[index], images[index]
+        assert one is not None and image is not None and ranking.diversity
+        return Look.of(one, image, ranking.diversity)
+
+    return look
+
+
+def decide(scored: Sequence[Scored | None], look: "Callable[[int], Look]", keep: int, ranking: Ranking) -> list[Choice]:
+    """Rank candidates and choose those kept, as `choose`, whose images may be gone: `look` tells how the one of an index looks."""
     scores = [rank_score(one, ranking) if one else None for one in scored]
     chosen = [Choice(place, score=score) for place, score in zip(rank(scores), scores, strict=True)]
     shown = {index: one for index, one in enumerate(scored) if one}
-
-    def look(index: int) -> Look:
-        image = images[index]
-        assert image is not None and ranking.diversity
-        return Look.of(shown[index], image, ranking.diversity)
-
     best_first = sorted(shown, key=lambda index: chosen[index].rank or 0)
     broken = {index: broken_limit(one, ranking) for index, one in shown.items()}
     seen = told_apart([index for index in best_first if not broken[index]], look, keep, ranking.diversity)
@@ -96,6 +108,52 @@ def choose(scored: Sequence[Scored | None], images: Sequence[np.ndarray | None],
         else:
             chosen[index] = replace(chosen[index], rejected_for="near_duplicate", near_duplicate_of=twin)
     return chosen
+
+
+def contenders(
+    scored: Sequence[Scored | None],
+    look: "Callable[[int], Look]",
+    keep: int,
+    ranking: Ranking,
+    ahead: Sequence[float] = (),
+) -> list[int]:
+    """Return the candidates of a slice that may still be kept, or be compared with one that is, once all others are known.
+
+    Candidates are gone through from the best to the worst, in the slice in the same order as among all. Without diversity, those
+    behind `keep` others that break no limit are never reached.
+
+    With diversity a candidate of the slice that is rejected for a better one of the slice may be kept in the end, since a third
+    may have rejected that one. So the slice's own choice rules nobody out. But call two images far apart where no third image can
+    be like both. Let F be images of the slice that break no limit and are far apart from each other, all better than candidate c.
+    If c is reached, less than `keep` were kept before it, and each of F was reached: it was kept, or it is like an image kept. With
+    one sign of likeness no kept image answers for two of F, so F has less than `keep` members. With two signs a kept image may
+    answer for two of F, for one by each sign, so F has less than 2 `keep` - 1. Once F is as large, all behind it are ruled out.
+
+    Args:
+        scored, look, keep: As in `decide`, of the slice.
+        ahead: Rank scores of other candidates, of lower indices and within all limits, that are known already. Diversity
+            disregards these.
+
+    Returns:
+        Their indices, the best first.
+    """
+    scores = {index: rank_score(one, ranking) for index, one in enumerate(scored) if one and not broken_limit(one, ranking)}
+    best_first = sorted(scores, key=lambda index: (-scores[index], index))
+    diversity = ranking.diversity
+    if diversity is None:
+        better = sorted(ahead, reverse=True)[:keep]
+        return [
+            index for place, index in enumerate(best_first[:keep]) if place + sum(other >= scores[index] for other in better) < keep
+        ]
+    signs = sum(sign is not None for sign in (diversity.embedding, diversity.hash))
+    apart: list[Look] = []
+    for place, index in enumerate(best_first):
+        mine = look(index)
+        if all(mine.is_far_from(other, diversity) for other in apart):
+            apart.append(mine)
+        if len(apart) == signs * (keep - 1) + 1:
+            return best_first[: place + 1]
+    return best_first
 
 
 def told_apart(
@@ -165,3 +223,14 @@ class Look:
         if diversity.hash is None or self.colours is None or other.colours is None:
             return False
         return distance(self.hash, other.hash) <= diversity.hash and same_colours(self.colours, other.colours)
+
+    def is_far_from(self, other: "Look", diversity: Diversity) -> bool:
+        """Return whether no image can be like both by the same sign; what cannot be told is not far.
+
+        The angle between two embeddings is at most the sum of theirs to a third, and so it is with the bits of hashes.
+        """
+        if diversity.embedding is not None:
+            twice = 2 * diversity.embedding**2 - 1  # the cosine of twice the angle
+            if diversity.embedding < 0 or float((self.embedding * other.embedding).sum()) > twice - ROUNDING:
+                return False
+        return diversity.hash is None or distance(self.hash, other.hash) > 2 * diversity.hash

@@ -13,7 +13,9 @@ from pipelines.ranking import Choice
 from pipelines.results import Candidate, Failure, Outcome, Scored
 from pipelines.units import Placed, Unit, sample_key
 from shards.images import Provenance
-from shards.tables import RANK_SCORE, REJECTED_FOR
+from shards.tables import DRAFT_SCORES, RANK_SCORE, REJECTED_FOR, SPARED
+
+NEAR_DUPLICATE_OF = "near_duplicate_of"
 
 
 @dataclass(frozen=True)
@@ -103,20 +105,30 @@ def failed_unit(facts: Facts, unit: Unit, failure: Failure) -> list[dict[str, An
     return [{**failed_request(facts, unit.shard, p, Outcome(p.row, ()), failure), "image": None} for p in unit.requests]
 
 
-def candidate_row(shared: Mapping[str, Any], shard: int, row: int, candidate: Candidate) -> dict[str, Any]:
-    """The row of a candidate, but for what CLIP and the ranking say: as it stands, it is failed, drafted or rejected."""
+def shared_row(facts: Facts, shard: int, placed: Placed, outcome: Outcome, spared: int = 0) -> dict[str, Any]:
+    """Return what all rows of a request's candidates have in common; `spared` of its candidates were never begun."""
+    shared = request_row(facts, shard, placed, outcome)
+    return {**shared, SPARED: spared} if facts.growing else shared
+
+
+def candidate_row(facts: Facts, shared: Mapping[str, Any], shard: int, row: int, candidate: Candidate) -> dict[str, Any]:
+    """Return the row of a candidate without what scores and the ranking say: as it stands, it is failed or drafted.
+
+    Args:
+        shared: By `shared_row`.
+    """
     failure = candidate.failure
-    status = "failed" if failure else "drafted" if candidate.pixels is None else "rejected"
     return {
         **shared,
         "key": sample_key(shard, row, candidate.index),
         "candidate_index": candidate.index,
         "selected": False,
-        "status": status,
+        "status": "failed" if failure else "drafted",
         "error": failure.code if failure else None,
         "error_message": failure.message if failure else None,
         "seed": candidate.seed,
         "unet_evaluations": candidate.evaluations,
+        **({DRAFT_SCORES: list(candidate.draft_scores)} if facts.config.ranking.drafts else {}),
     }
 
 
@@ -128,19 +140,23 @@ def ranking_columns(ranking: Ranking) -> dict[str, pa.DataType]:
     if ranking.scorers or ranking.diversity:
         columns[REJECTED_FOR] = pa.string()
     if ranking.diversity:
-        columns["near_duplicate_of"] = pa.int32()
+        columns[NEAR_DUPLICATE_OF] = pa.int32()
     return columns
 
 
-def ranking_row(ranking: Ranking, scored: Scored, choice: Choice) -> dict[str, Any]:
-    """What a scored candidate has in these columns."""
+def scores_row(ranking: Ranking, scored: Scored) -> dict[str, Any]:
+    """Return what a scored candidate has in the columns of the other scorers."""
+    return {f"{scorer.name}_score": scored.others[scorer.name] for scorer in ranking.scorers}
+
+
+def choice_row(ranking: Ranking, choice: Choice) -> dict[str, Any]:
+    """Return what a scored candidate has in those of `ranking_columns` that tell of the choice among all."""
     values = {
-        **{f"{name}_score": score for name, score in scored.others.items()},
         RANK_SCORE: choice.score,
         REJECTED_FOR: choice.rejected_for,
-        "near_duplicate_of": choice.near_duplicate_of,
+        NEAR_DUPLICATE_OF: choice.near_duplicate_of,
     }
-    return {name: values[name] for name in ranking_columns(ranking)}
+    return {name: value for name, value in values.items() if name in ranking_columns(ranking)}
 
 
 def provenance_of(request: Request, seed: int, model: str) -> Provenance:

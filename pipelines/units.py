@@ -11,6 +11,8 @@ from pipelines.passes import Course, as_draft
 # Of the denoiser, for each place in the batch, that a unit aims at: two batches of 20 guided steps. The bytes do not depend on it.
 UNIT_EVALUATIONS = 80
 UNIT_PIXELS = 128 * 2**20  # at most, of all candidates; three bytes each while they wait for a scorer
+SLICE_UNITS = 4  # units' work that a slice aims at: fewer parts to join, and a batch that stays full
+SLICE_KEEPS = 4  # times `keep` that a slice has at least, since it encodes as many images as may be kept of it
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ class Unit:
     """Requests of one kind and one shard, `number` counted from 0 in the shard.
 
     Attributes:
-        row: Of its only request, where it is a piece of a unit that did not get through as a whole.
+        row: Of its only request, where it is a piece of a unit that did not get through as a whole, or a slice.
         generation: 0, or how often failed rows of the shard were tried again.
         course: Where its requests stand, if they pass more than once; None: all their candidates are rendered in full at once.
+        span: Of a slice, the candidates of its only request that it renders, by their indices; None: all of them.
     """
 
     shard: int
@@ -48,11 +51,16 @@ class Unit:
     row: int | None = None
     generation: int = 0
     course: Course | None = None
+    span: range | None = None
 
     @property
     def name(self) -> str:
-        """000012-00003; of a piece of it 000012-00003-00007; of a later generation 000012-00003.1."""
+        """000012-00003; a piece 000012-00003-00007; a slice 000012-00003-00007-0064-0127; of a later generation 000012-00003.1.
+
+        The name of a slice has its first and its last candidate, so that parts that were cut otherwise are never taken for it.
+        """
         piece = "" if self.row is None else f"-{self.row:05d}"
+        piece += "" if self.span is None else f"-{self.span[0]:04d}-{self.span[-1]:04d}"
         return f"{self.shard:06d}-{self.number:05d}{piece}" + (f".{self.generation}" if self.generation else "")
 
     def pieces(self) -> "list[Unit]":
@@ -67,7 +75,7 @@ class Unit:
     def next_pass(self) -> Iterator[tuple[Placed, Sequence[int]]]:
         """The requests to render now, drafts as requests of fewer steps, each with its candidates' indices."""
         if self.course is None:
-            yield from ((placed, range(placed.request.candidates)) for placed in self.requests)
+            yield from ((placed, self.span or range(placed.request.candidates)) for placed in self.requests)
             return
         turns = self.course.turns
         for placed in self.requests:
@@ -77,7 +85,23 @@ class Unit:
 
     @property
     def candidates(self) -> int:
-        return sum(placed.request.candidates for placed in self.requests)
+        return len(self.span) if self.span else sum(placed.request.candidates for placed in self.requests)
+
+    def slices(self, batch: int) -> "list[Unit]":
+        """Cut the candidates of a unit's only request into slices; return none where the unit is no larger than one slice.
+
+        A slice is a unit of its own: rendered, scored and durable by itself. `pipelines.joining` makes the whole unit's part of
+        theirs. A request that passes more than once has no slices, since its drafts are chosen from all of its candidates.
+
+        Args:
+            batch: Candidates a denoising batch.
+        """
+        if len(self.requests) != 1 or self.course or self.span:
+            return []
+        (placed,) = self.requests
+        size, candidates = at_once(placed.request, batch), placed.request.candidates
+        starts = range(0, candidates, size) if candidates > size else range(0)
+        return [replace(self, row=placed.row, span=range(start, min(start + size, candidates))) for start in starts]
 
 
 def sample_key(shard: int, row: int, candidate: int | None) -> str:
@@ -109,6 +133,23 @@ def evaluations(request: Request) -> int:
     """About how often the denoiser is evaluated for one candidate; guidance evaluates twice a step."""
     steps = int(request.steps * request.strength) if request.strength is not None else request.steps
     return max(1, steps) * (2 if request.guidance_scale > 1 else 1)
+
+
+def at_once(request: Request, batch: int) -> int:
+    """Return how many candidates of a request one call of a generator renders at most, by their work and their pixels.
+
+    Args:
+        batch: Candidates a denoising batch. The work is whole batches; only pixels, which take memory, cut a batch short.
+    """
+    work = batch * max(1, SLICE_UNITS * UNIT_EVALUATIONS // evaluations(request))
+    return max(1, min(max(work, SLICE_KEEPS * request.keep), UNIT_PIXELS // (request.width * request.height)))
+
+
+def slices_of(request: Request, batch: int, drafts: Sequence[Draft]) -> int:
+    """Return how many units a request makes that fills one by itself: 1, or the number of its slices."""
+    if request.growing or applied(drafts, request.candidates):
+        return 1
+    return -(-request.candidates // at_once(request, batch))
 
 
 def price(request: Request, drafts: Sequence[Draft]) -> int:

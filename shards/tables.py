@@ -23,6 +23,16 @@ CONTROL = pa.struct(
 LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
 IMAGE = "image"  # the column that parts have beside these
+FOUND = "promptmill.found"  # the column that parts of slices have beside that: what ranks a candidate, exactly
+FOUND_KIND = pa.struct(
+    [
+        ("score", pa.float64()),
+        ("others", pa.list_(pa.float64())),
+        ("embedding", pa.list_(pa.float32())),
+        ("hash", pa.uint64()),
+        ("colours", pa.list_(pa.int16())),
+    ]
+)
 
 # In the order in which they stand; times and hosts do not belong here, since they differ between runs.
 COLUMNS: dict[str, pa.DataType] = {
@@ -72,7 +82,7 @@ COLUMNS: dict[str, pa.DataType] = {
 EMBEDDING = "clip_embedding"
 DRAFT_SCORES, SPARED = "draft_scores", "candidates_spared"
 CLIP_SCORE, RANK_SCORE, REJECTED_FOR = "clip_score", "rank_score", "rejected_for"
-RESERVED = frozenset({*COLUMNS, EMBEDDING, DRAFT_SCORES, SPARED, IMAGE})  # what carried columns may not be called
+RESERVED = frozenset({*COLUMNS, EMBEDDING, DRAFT_SCORES, SPARED, IMAGE, FOUND})  # what carried columns may not be called
 
 
 def schema(
@@ -107,6 +117,11 @@ def schema(
     if embedding is not None:
         fields[EMBEDDING] = pa.list_(pa.float16(), embedding)
     return pa.schema(list({**fields, **carried}.items()))
+
+
+def slice_form(form: pa.Schema) -> pa.Schema:
+    """Return the schema of what a slice of a request's candidates makes: that of the metadata, and what ranks a candidate."""
+    return form.append(pa.field(FOUND, FOUND_KIND))
 
 
 def ranking_names(columns: Sequence[str]) -> list[str]:

@@ -18,11 +18,11 @@ import ray
 
 from jobs import cluster, running
 from pipelines.errors import MISFIT, FatalError
-from pipelines.finishing import finish
-from pipelines.passes import Course
+from pipelines.finishing import Onward, finish
 from pipelines.results import Candidate, Outcome, Rendered, Scored
 from pipelines.units import Unit, candidate_seed
 from shards.parts import part_name, write_part
+from shards.tables import slice_form
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,17 @@ def install(chaos: Chaos) -> None:
             chaos.arm("scorer")
             return {"cpu": _node() if chaos.kinds else "stand-in"}
 
-        def finish(self, unit: Unit, rendered: Rendered, *earlier: Rendered):
+        @ray.method(num_returns=2)
+        def finish(self, unit: Unit, rendered: Rendered, earlier=()):
             from actors.receipts import Receipt
 
-            finished = finish(unit, rendered, Clip(), self._facts, earlier)
-            if isinstance(finished, Course):
-                return finished
-            size = write_part(self._output, part_name(unit.name), finished.rows, self._form, self._fingerprint)
+            finished = finish(unit, rendered, Clip(), self._facts, lambda: ray.get([*earlier]))
+            if isinstance(finished, Onward):
+                return finished.course, finished.waiting
+            form = slice_form(self._form) if unit.span else self._form
+            size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
             receipt = Receipt.of(unit, finished.rows, finished.scores, finished.seconds)
-            return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size)
+            return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size), None
 
     real = running.assemble_shard._function
 

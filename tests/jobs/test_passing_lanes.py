@@ -88,7 +88,8 @@ class Passing(Standin):
         assert all(set(unit.requests) <= set(images.requests) for images in kept)
         assert not world.gone & {images.number for images in kept}
         if len(unit.passed) + 1 < world.passes:
-            return Again(dataclasses.replace(unit, passed=(*unit.passed, "scored")), keeps=len(unit.passed) in world.keeping)
+            keeps = made if len(unit.passed) in world.keeping else None
+            return Again(dataclasses.replace(unit, passed=(*unit.passed, "scored")), keeps)
         for whole in [whole for whole in world.under_way if set(unit.requests) & set(whole)]:
             world.under_way.discard(whole)
         return ("scored", unit)

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from configs.loading import load
-from pipelines.finishing import finish
-from pipelines.passes import Course, begin
+from pipelines.finishing import Onward, finish
+from pipelines.passes import begin
 from pipelines.results import Scored
 from pipelines.rows import Facts
 
@@ -27,24 +27,27 @@ def facts_of(*settings, growing=False):
     return Facts(load("embedded", ["manifest=x", *settings]), {}, "{}", growing)
 
 
-def take(render, unit, facts, clip=None, seen=lambda unit, rendered: None):
+def take(render, unit, facts, clip=None, seen=lambda unit, rendered: None, at_once=None):
     """The rows of a unit after all of its passes, and how many passes those were.
 
     Args:
         render: Renders what is next on a unit's course.
         seen: Told of every pass.
+        at_once: As in `begin`.
     """
     clip = clip or HashClip()
     ranking = facts.config.ranking
-    unit = replace(unit, course=begin({placed.row: placed.request for placed in unit.requests}, ranking.drafts, ranking.diversity))
+    requests = {placed.row: placed.request for placed in unit.requests}
+    unit = replace(unit, course=begin(requests, ranking.drafts, ranking.diversity, at_once))
     kept, passes = [], 0
     while True:
         rendered = render(unit)
         passes += 1
         seen(unit, rendered)
-        finished = finish(unit, rendered, clip, facts, kept)
-        if not isinstance(finished, Course):
+        finished = finish(unit, rendered, clip, facts, lambda: kept)
+        if not isinstance(finished, Onward):
             return finished.rows, passes
-        if unit.course.in_full:
-            kept.append(rendered)
-        unit = replace(unit, course=finished)
+        assert (finished.waiting is not None) == unit.course.in_full
+        if finished.waiting:
+            kept.append(finished.waiting)
+        unit = replace(unit, course=finished.course)
