@@ -21,10 +21,11 @@ from tests.chaos.site import Site, problems, published, workers
 TITLES = {"generator": "ray::Generator", "scorer": "ray::Scorer", "join": "ray::join_unit"}
 
 
-def peak(pid: int) -> float:
-    """Return the most that a process has held in memory, in MiB; what it sees of Ray's object store counts."""
+def memory(pid: int) -> tuple[float, float]:
+    """Return the most that a process has held resident so far, with what it sees of Ray's object store, and its own now, in MiB."""
     status = (Path("/proc") / str(pid) / "status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
+    most, own = (int(re.findall(rf"{name}:\s+(\d+) kB", status)[0]) / 1024 for name in ("VmHWM", "RssAnon"))
+    return most, own
 
 
 @click.command()
@@ -40,25 +41,26 @@ def main(candidates: int, side: int, batch: int, steps: int) -> None:
         settings = [f"manifest={folder / 'rows.jsonl'}", f"defaults.width={side}", f"defaults.height={side}"]
         config = load("embedded", [*settings, f"model.batch={batch}", f"defaults.steps={steps}"])
         plan = make_plan(look(config), str(folder / "template"))
-        click.echo(f"{candidates:,} candidates of {side} x {side}, {plan.counts.units} slices; MiB of each process at its most")
+        click.echo(f"{candidates:,} candidates of {side} x {side}, {plan.counts.units} slices; at most, resident / own MiB")
         click.echo("| | generator | scorer | join | first part after | whole run |\n|---|---:|---:|---:|---:|---:|")
         made = []
         for what, options in (("cut", ()), ("uncut", ("--uncut",))):
             site = Site.of(folder / "template", folder / what, None, "--generators", "1", "--seconds", "0", *options)
-            most, first, began = dict.fromkeys(TITLES, 0.0), 0.0, time.monotonic()
+            most, first, began = dict.fromkeys(TITLES, (0.0, 0.0)), 0.0, time.monotonic()
             with site.driver() as process:
                 while process.poll() is None:
                     for kind, title in TITLES.items():
                         for pid in workers(title, process.pid):
                             try:
-                                most[kind] = max(most[kind], peak(pid))
+                                now = memory(pid)
+                                most[kind] = max(most[kind][0], now[0]), max(most[kind][1], now[1])
                             except (FileNotFoundError, ProcessLookupError, IndexError):
                                 continue  # gone in between
                     if not first and any((folder / what / "out" / "parts").glob("*.parquet")):
                         first = time.monotonic() - began
-                    time.sleep(0.1)
+                    time.sleep(0.02)
             assert process.returncode == 0, (site.notes / "errors").read_text()
-            figures = " | ".join(f"{figure:,.0f}" for figure in most.values())
+            figures = " | ".join(f"{resident:,.0f} / {own:,.0f}" for resident, own in most.values())
             click.echo(f"| {what} | {figures} | {first:.1f} s | {time.monotonic() - began:.1f} s |")
             assert not problems(site.out), problems(site.out)
             made.append(published(site.out))

@@ -17,8 +17,8 @@ from jobs.planning import look, make_plan
 from jobs.summary import status
 from tests.chaos.site import Site, kill_one, problems, published
 
-CANDIDATES, SLICE = 64, 8  # of 40 evaluations each, at a batch of one
-SETTINGS = ("defaults.steps=40", "defaults.guidance_scale=1", "model.batch=1", "shards.size=2", "defaults.keep=3")
+CANDIDATES, SLICE, KEEP = 64, 8, 2  # of 40 evaluations each, at a batch of one
+SETTINGS = ("defaults.steps=40", "defaults.guidance_scale=1", "model.batch=1", "shards.size=2", f"defaults.keep={KEEP}")
 
 
 def planned(folder, *rows, settings=()):
@@ -81,7 +81,7 @@ def test_a_row_that_is_cut_makes_the_bytes_of_one_that_is_not(cut):
     assert problems(site.out) == [] and not parts(site)
     assert read_plan(site.out).counts.units == len(slices) + 1
     (progress,) = [line for line in (site.notes / "said").read_text().splitlines() if f'"settled": {CANDIDATES + 4},' in line][-1:]
-    assert '"kept": 6, "rejected": 62, "failed": 0' in progress
+    assert f'"kept": {2 * KEEP}, "rejected": {CANDIDATES + 4 - 2 * KEEP}, "failed": 0' in progress
 
 
 def test_killed_in_the_middle_of_a_row_it_goes_on_with_the_slices_that_are_left(cut):
@@ -148,7 +148,7 @@ def test_a_slice_that_kills_fails_alone_and_once_cured_another_try_makes_the_byt
     )
     found = {status: rest for status, *rest in duckdb.sql(said).fetchall()}
     assert found["failed"] == ["died", 16, SLICE]
-    assert (found["kept"][2], found["rejected"][2]) == (3, CANDIDATES - SLICE - 3)
+    assert (found["kept"][2], found["rejected"][2]) == (KEEP, CANDIDATES - SLICE - KEEP)
     assert problems(site.out) == []
     assert max(rendered(site).values()) == 4, "once beside others, three times alone"
 
