@@ -68,4 +68,5 @@ def _dropped(error: PartError, output: str, parts: Sequence[str], form: pa.Schem
     """Delete the parts that are broken; returns the error with what was done."""
     dropped = drop_broken(output, parts, form, fingerprint)
     more = f" (and {len(dropped) - 1} more parts of its shard)" if len(dropped) > 1 else ""
-    return PartError(f"{error}{more}; deleted: run again, and what it held is rendered again")
+    done = "; deleted: run again" if dropped else "; run again"
+    return PartError(f"{error}{more}{done}, and what it held is rendered again")

@@ -114,7 +114,7 @@ def finish(
 
 
 def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], facts: Facts) -> Waiting:
-    """Encode what may be kept, and let go of all pixels."""
+    """Return what a pass or a unit made without its pixels: scores, hashes, and the encoded images of those that may be kept."""
     placed_at = {placed.row: placed for placed in unit.requests}
     ranking = facts.config.ranking
     outcomes, found = [], dict[tuple[int, int], dict[str, Any]]()
@@ -144,7 +144,7 @@ def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], 
 def _columns(
     placed: Placed, candidate: Candidate, pixels: np.ndarray, scored: Scored, may_be_kept: bool, facts: Facts
 ) -> dict[str, Any]:
-    """What a scored candidate adds to its row before anything is chosen."""
+    """Return what a scored candidate adds to its row before anything is chosen."""
     config = facts.config
     columns = {"status": "rejected", "clip_score": scored.score, **scores_row(config.ranking, scored)}
     columns["pixel_sha256"] = pixel_sha256(pixels)

@@ -96,7 +96,7 @@ def _read(output: str, one: Unit, opened: pa.Schema, fingerprint: str) -> pa.Tab
 def _failed_rows(
     unit: Unit, of: Mapping[int, Unit], name: str, row: Mapping[str, Any], sibling: Mapping[str, Any], facts: Facts
 ) -> list[dict[str, Any]]:
-    """The rows of the candidates of a slice that failed as a whole, of the row that says so and the row of a sibling."""
+    """Return a row for each candidate of a slice that failed as a whole. `row` says why; `sibling` is a row of another slice."""
     (placed,) = unit.requests
     shared = {column: sibling[column] for column in shared_row(facts, unit.shard, placed, Outcome(placed.row, ()))}
     failure = Failure(row["error"], row["error_message"])
@@ -108,7 +108,7 @@ def _failed_rows(
 
 
 def _closed(unit: Unit, rows: Sequence[Mapping[str, Any]], facts: Facts) -> list[dict[str, Any]]:
-    """All rows of a request, chosen among."""
+    """Return all rows of a request as the dataset has them, but for their images."""
     ordered = [dict(row) for row in sorted(rows, key=lambda row: row["candidate_index"])]
     for row in ordered:
         packed = row.pop(FOUND, None)
@@ -119,7 +119,7 @@ def _closed(unit: Unit, rows: Sequence[Mapping[str, Any]], facts: Facts) -> list
 
 
 def _put_images(output: str, made: Sequence[dict[str, Any]], of: Mapping[int, Unit], opened: pa.Schema, fingerprint: str) -> None:
-    """Fill in the images of the rows that are kept, from one part after the other."""
+    """Fill in the images of the rows that are kept. One part at a time is in memory."""
     kept = {row["key"]: row for row in made if row["selected"]}
     units = {one.name: one for one in (of[row["candidate_index"]] for row in kept.values())}
     for one in units.values():
@@ -137,7 +137,7 @@ def _counted(
     fresh: Collection[str],
     size: int,
 ) -> Joined:
-    # Those that have the hash of an image file were open: what has become of all others, their slices have counted.
+    # A row with the hash of an image file was open. The receipts of the slices have counted all others.
     opened = [row for row in rows if row.get("sha256") is not None and of[row["candidate_index"]].name in fresh]
     became = {row["key"]: row["status"] for row in made}
     ends = Counter(became.get(row["key"], "failed") for row in opened)

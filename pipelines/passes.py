@@ -4,8 +4,8 @@ A unit goes through generators and scorers once for each draft of the cascade an
 is one round, and those that have not enough good images yet begin another. The requests of a unit keep step: in a round drafts come
 before finals, so that only images rendered in full have to wait for the unit's end, and only where requests grow.
 
-What is more than a generator renders at once goes through a draft, or in full, in several passes. The choice is made after the
-last of them.
+A draft of more candidates than a generator renders at once takes several passes, and so do finals. The choice is made after the
+last of these passes.
 
 All here is a function of requests, drafts and scores. So a unit may be cut, tried again, or begun anew: the same is rendered.
 """

@@ -163,12 +163,13 @@ def observe(
     try:
         found = _Seeing(sources.config, scorers, judges or {})
         ends = {id(placed): missing[-1] for placed, missing in left}
-        for placed, way, outcome in _rendered(engine, left, ways, IN_FLIGHT * sources.config.model.batch):
+        for placed, way, outcome, last in _rendered(engine, left, ways, sources.config.model.batch):
             if outcome.failure:
                 failed[placed.request.id if way == FINAL else way] = outcome.failure.message
+                found.drop(way)
             else:
                 found.take(placed.request, way, outcome.candidates)
-            if way == ends[id(placed)]:
+            if last and way == ends[id(placed)]:
                 sights, scores = found.leave()
                 if sights:
                     notes.add(placed, sights, scores)
@@ -197,19 +198,25 @@ def _loaded(sources: Sources) -> "tuple[Engine, Scorers]":
 
 
 def _rendered(
-    engine: "Engine", left: Sequence[tuple[Placed, list[str]]], ways: Mapping[str, Stage | None], ahead: int
-) -> Iterator[tuple[Placed, str, Outcome]]:
-    """Each request in each way that it is to be seen in, about `ahead` candidates further than what is taken."""
-    waiting: deque[tuple[Placed, str, Future[Rendered]]] = deque()
+    engine: "Engine", left: Sequence[tuple[Placed, list[str]]], ways: Mapping[str, Stage | None], batch: int
+) -> Iterator[tuple[Placed, str, Outcome, bool]]:
+    """Yield each request in each way that it is to be seen in, a slice after the other, and whether a slice is the last of these.
+
+    About `IN_FLIGHT` batches of candidates are rendered ahead of what is taken.
+    """
+    waiting: deque[tuple[Placed, str, Unit, bool, Future[Rendered]]] = deque()
     under_way = 0
     for number, (placed, way) in enumerate((placed, way) for placed, missing in left for way in missing):
-        waiting.append((placed, way, engine.submit(Unit(0, number, (_as_seen(placed, ways[way]),)))))
-        under_way += placed.request.candidates
-        while under_way > ahead:
-            first, as_, rendered = waiting.popleft()
-            under_way -= first.request.candidates
-            yield first, as_, rendered.result().outcomes[0]
-    yield from ((first, as_, rendered.result().outcomes[0]) for first, as_, rendered in waiting)
+        whole = Unit(0, number, (_as_seen(placed, ways[way]),))
+        slices = whole.slices(batch) or [whole]
+        for unit in slices:
+            waiting.append((placed, way, unit, unit is slices[-1], engine.submit(unit)))
+            under_way += unit.candidates
+            while under_way > IN_FLIGHT * batch:
+                first, as_, done, last, rendered = waiting.popleft()
+                under_way -= done.candidates
+                yield first, as_, rendered.result().outcomes[0], last
+    yield from ((first, as_, rendered.result().outcomes[0], last) for first, as_, _, last, rendered in waiting)
 
 
 def _as_seen(placed: Placed, stage: Stage | None) -> Placed:
@@ -221,36 +228,51 @@ def _as_seen(placed: Placed, stage: Stage | None) -> Placed:
 
 @dataclass
 class _Seeing:
-    """Takes in one request, way after way: of its images only what they score stays."""
+    """Takes in one request, way after way and slice after slice: of its images only what they score stays."""
 
     config: Config
     scorers: "Scorers"
     judges: Mapping[str, Judge]
     sights: dict[str, Sight] = field(default_factory=dict)
     scores: dict[str, list[float | None]] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
+
+    def drop(self, way: str) -> None:
+        """Forget what was seen that way: a slice of the request has failed."""
+        self.dropped.add(way)
+        self.sights.pop(way, None)
+        if way == FINAL:
+            self.scores.clear()
 
     def take(self, request: Request, way: str, candidates: Sequence[Candidate]) -> None:
         from pipelines.ranking import non_finite, rank_score
 
+        if way in self.dropped:
+            return
         ranking = self.config.ranking
         images = [made.pixels for made in candidates if made.pixels is not None]
         given: Iterator[Scored] = iter(self.scorers.score([request.prompt] * len(images), images) if images else [])
         scored = [next(given) if made.pixels is not None else None for made in candidates]
         fit = [one if one is not None and not non_finite(one, ranking) else None for one in scored]
         ranks = [None if one is None else rank_score(one, ranking) for one in fit]
-        self.sights[way] = Sight(ranks, [made.evaluations for made in candidates])
+        before = self.sights.get(way, Sight([], []))
+        price = [made.evaluations for made in candidates]
+        self.sights[way] = Sight([*before.ranks, *ranks], [*before.evaluations, *price])
         if way != FINAL:
             return
         if ranking.scorers:
-            self.scores[RANK] = ranks
-        self.scores[CLIP] = [None if one is None else one.score for one in fit]
+            self._add(RANK, ranks)
+        self._add(CLIP, [None if one is None else one.score for one in fit])
         for scorer in ranking.scorers:
-            self.scores[scorer.name] = [None if one is None else one.others[scorer.name] for one in fit]
+            self._add(scorer.name, [None if one is None else one.others[scorer.name] for one in fit])
         for name, judge in self.judges.items():
             pixels = (made.pixels if one is not None else None for made, one in zip(candidates, fit, strict=True))
-            self.scores[name] = [None if of is None else float(judge(request, of)) for of in pixels]
+            self._add(name, [None if of is None else float(judge(request, of)) for of in pixels])
+
+    def _add(self, name: str, scores: Sequence[float | None]) -> None:
+        self.scores.setdefault(name, []).extend(scores)
 
     def leave(self) -> tuple[dict[str, Sight], dict[str, list[float | None]]]:
         """What was seen of the request, which is done."""
-        seen, self.sights, self.scores = (self.sights, self.scores), {}, {}
+        seen, self.sights, self.scores, self.dropped = (self.sights, self.scores), {}, {}, set()
         return seen

@@ -16,6 +16,7 @@ from configs.schema import Elastic
 from jobs.cli.endings import one_line_errors
 from jobs.cli.rendering import rendered
 from jobs.plan import PlanError, read_plan
+from pipelines import units
 from tests.chaos.standin import Chaos, install
 
 
@@ -42,6 +43,7 @@ def watch(into: list[float]) -> None:
 @click.option("--kinds", is_flag=True, help="Each node is hardware of another kind.")
 @click.option("--deadline", default=600.0)
 @click.option("--retry-failed", is_flag=True)
+@click.option("--uncut", is_flag=True, help="No request is cut into slices, however many its candidates.")
 def main(
     out: str,
     notes: str,
@@ -53,8 +55,11 @@ def main(
     kinds: bool,
     deadline: float,
     retry_failed: bool,
+    uncut: bool,
 ) -> None:
     """Run the plan of OUT."""
+    if uncut:
+        units.SLICE_UNITS = units.UNIT_PIXELS = 2**40
     install(Chaos(notes, seconds, *die, under, kinds))
     seen: list[float] = []
     threading.Thread(target=watch, args=(seen,), daemon=True).start()

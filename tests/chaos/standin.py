@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,9 +120,11 @@ def paint(seed: int, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(coarse.repeat(height // 4, 0).repeat(width // 4, 1))
 
 
-def poison(prompt: str, cured: bool) -> None:
-    """Do to this process what a prompt says, as a broken library would."""
-    word = "" if cured else prompt.split(" ", 1)[0]
+def poison(prompt: str, cured: bool, candidates: Collection[int] = ()) -> None:
+    """Do to this process what a prompt says, as a broken library would; `at 20 exit` does so only with candidate 20 among those."""
+    word, *rest = [""] if cured else prompt.split(" ")
+    if word == "at":
+        word = rest[1] if int(rest[0]) in candidates else ""
     if word == "segfault":
         ctypes.string_at(0)
     if word == "exit":
@@ -154,7 +157,7 @@ def install(chaos: Chaos) -> None:
 
         def _outcome(self, placed, indices) -> Outcome:
             request = placed.request
-            poison(request.prompt, (Path(chaos.folder) / "cured").exists())
+            poison(request.prompt, (Path(chaos.folder) / "cured").exists(), indices)
             seeds = {index: candidate_seed(self._job_seed, request, index) for index in indices}
             # Of other steps, another picture.
             noise = {index: seed + 2**32 * (request.steps - 1) for index, seed in seeds.items()}
@@ -182,11 +185,17 @@ def install(chaos: Chaos) -> None:
             receipt = Receipt.of(unit, finished.rows, finished.scores, finished.seconds)
             return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size), None
 
-    real = running.assemble_shard._function
+    real, real_join = running.assemble_shard._function, running.join_unit._function
 
     @ray.remote(max_retries=3, scheduling_strategy="SPREAD")
     def assemble_shard(arguments, others=()):
         chaos.arm("assembler")
         return real(arguments, others)
 
-    cluster.Generator, cluster.Scorer, running.assemble_shard = Generator, Scorer, assemble_shard
+    @ray.remote(max_retries=3, scheduling_strategy="SPREAD")
+    def join_unit(*arguments):
+        chaos.arm("joiner")
+        return real_join(*arguments)
+
+    cluster.Generator, cluster.Scorer = Generator, Scorer
+    running.assemble_shard, running.join_unit = assemble_shard, join_unit

@@ -133,6 +133,17 @@ def test_units_of_another_length_make_the_same_bytes(calm, tmp_path, monkeypatch
     assert published(tmp_path / "short") == published(out)
 
 
+def test_candidates_in_slices_of_one_make_the_same_bytes_in_every_mode(calm, tmp_path, monkeypatch):
+    out, _, _ = calm
+    monkeypatch.setattr("pipelines.units.UNIT_EVALUATIONS", 2)
+    monkeypatch.setattr("pipelines.units.at_once", lambda request, batch: 1)
+    _, watching = rendered(quickstart_config(), tmp_path / "slices")
+    assert sum(receipt.name.count("-") == 4 for receipt in watching.receipts) == 56
+    assert sum(receipt.candidates for receipt in watching.receipts) == 56
+    assert (sum(receipt.kept for receipt in watching.receipts), sum(receipt.requests for receipt in watching.receipts)) == (28, 28)
+    assert published(tmp_path / "slices") == published(out)
+
+
 def test_a_finished_run_is_not_run_again(calm):
     out, totals, _ = calm
     before = published(out)

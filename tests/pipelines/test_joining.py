@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def uncut_of(said, keep, **values):
 
 def slices_at(unit, cuts):
     edges = [0, *sorted(cuts), unit.candidates]
-    return [replace(unit, row=5, span=range(first, last)) for first, last in zip(edges, edges[1:], strict=False) if first < last]
+    return [replace(unit, row=5, span=range(first, last)) for first, last in pairwise(edges) if first < last]
 
 
 def written(output, unit, said, facts):

@@ -26,7 +26,7 @@ from jobs.planning import look
 from pipelines.engine import Engine
 from pipelines.errors import FatalError
 from pipelines.loading import device_here
-from pipelines.results import Candidate, Outcome, Rendered
+from pipelines.results import Candidate, Failure, Outcome, Rendered
 from pipelines.scorers import load_scorers
 from pipelines.sources import ROOT
 from pipelines.units import Unit
@@ -114,6 +114,34 @@ def test_what_is_known_is_not_rendered_again_and_what_is_new_is(whole, manifest,
     lines = trials.read_text().splitlines()
     assert len(lines) == 1 + 12
     assert trials.read_bytes().startswith(whole[0].read_bytes())
+
+
+def test_a_request_of_many_candidates_is_seen_slice_by_slice_and_told_the_same(whole, manifest, tmp_path, monkeypatch):
+    seen, submit = [], Engine.submit
+    monkeypatch.setattr("pipelines.units.at_once", lambda request, batch: 3)
+    monkeypatch.setattr(Engine, "submit", lambda engine, unit: [seen.append(unit.candidates), submit(engine, unit)][1])
+    assert json.loads(calibrate(manifest, tmp_path / "trials.jsonl", *TRIED, "--json").stdout) == whole[1]
+    assert (tmp_path / "trials.jsonl").read_bytes() == whole[0].read_bytes()
+    assert set(seen) == {3, 1}
+
+
+def test_a_request_of_which_a_slice_fails_is_left_out_as_a_whole(whole, manifest, tmp_path, monkeypatch):
+    fail, submit = Failure("render_error", "broken"), Engine.submit
+    monkeypatch.setattr("pipelines.units.at_once", lambda request, batch: 3)
+
+    def broken(engine, unit):
+        if unit.span[0] == 0 and unit.requests[0].preview is None:
+            done = Future()
+            done.set_result(Rendered((Outcome(unit.requests[0].row, (), fail),)))
+            return done
+        return submit(engine, unit)
+
+    monkeypatch.setattr(Engine, "submit", broken)
+    calibrate(manifest, tmp_path / "trials.jsonl", *TRIED, "--json")
+    lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()[1:]]
+    sights = {name for line in lines for name in line["sights"]}
+    assert sights and all(name.startswith("preview") for name in sights)
+    assert not any(line["scores"] for line in lines)
 
 
 def begun(manifest, trials, lines):
