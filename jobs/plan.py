@@ -12,6 +12,7 @@ before anything of the shard is rendered. The plan is the only input that worker
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,6 +31,7 @@ from shards.storage import delete, get, join, names, put, put_if_absent
 from shards.tables import schema
 
 FORMAT = 3
+FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "embedding": plan.embedding,
         # Where it ran is no business of whoever has the dataset, and nothing of theirs is to connect there.
         "config": plan.config.model_dump(mode="json", exclude={"runtime": {"address"}}),
-        "roots": asdict(plan.roots),
+        "roots": {name: value for name, value in asdict(plan.roots).items() if name != "untrusted"},  # whoever reads it decides
         "tuned_batch": plan.tuned_batch,
         "accepted": plan.accepted,
         "licences": plan.licences,
@@ -256,6 +258,8 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
     Raises:
         PlanError: It is broken, or of another version of promptmill.
     """
+    if earlier is not None and not FINGERPRINT.fullmatch(earlier):
+        return None  # a commit record may say anything; it is no path
     uri = _plan_uri(output, earlier)
     try:
         content = get(uri)
