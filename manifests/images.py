@@ -238,6 +238,17 @@ def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image:
         raise ImageError(f"{name}: cannot be decoded: {_in_line(error)}") from None
 
 
+def is_image(file: Path) -> bool:
+    """Whether a local file is an image by its content, of a kind that is read here, as far as its header tells."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(file, formats=FORMATS).close()
+    except Exception:  # Pillow's readers raise nearly anything at what is no image
+        return False
+    return True
+
+
 def mismatch(source: tuple[int, int], mask: tuple[int, int]) -> str | None:
     """What is wrong between an init image's (width, height) and its mask's, which cropped each by itself would not be aligned."""
     if source == mask:
