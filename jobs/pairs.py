@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from jobs.image_places import NOTHING, Given
 from jobs.regenerate import Again
 from jobs.row_files import JSONL, ExportError, check_ending, writing
 from shards.commits import CommitRecord, read_records
@@ -68,7 +69,7 @@ def export_pairs(
     images: Images,
     margin: float = 0.0,
     say: Callable[[str], None] = lambda line: None,
-    image_roots: Sequence[str] = (),
+    given: Given = NOTHING,
 ) -> Paired:
     """Write the preference pairs of an output.
 
@@ -79,7 +80,7 @@ def export_pairs(
             leaves the images out.
         margin: What the scores of a pair differ by at least; equal ones make none in any case.
         say: Told of each shard whose images were rendered again.
-        image_roots: As `Again` has them.
+        given: As `Again` has it.
 
     Raises:
         ExportError: There is nothing to pair, or nowhere to put images.
@@ -93,7 +94,7 @@ def export_pairs(
     records = read_records(output)
     if not records:
         raise ExportError(f"{output}: no shard is committed there")
-    again = Again(output, image_roots) if images == "all" else None
+    again = Again(output, given) if images == "all" else None
     pairs = without = rendered = different = 0
     why, lost = "", dict[str, str]()
     with writing(file, FORM) as write:

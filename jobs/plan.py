@@ -328,7 +328,7 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "embedding": plan.embedding,
         # Where it ran is no business of whoever has the dataset, and nothing of theirs is to connect there.
         "config": plan.config.model_dump(mode="json", exclude={"runtime": {"address"}}),
-        "roots": asdict(plan.roots),
+        "roots": {name: value for name, value in asdict(plan.roots).items() if name != "untrusted"},  # whoever reads it decides
         "tuned_batch": plan.tuned_batch,
         "accepted": plan.accepted,
         "licences": plan.licences,

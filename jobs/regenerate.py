@@ -1,12 +1,13 @@
 """Makes images of a dataset again and compares them with what their metadata says: without Ray, on this machine."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from jobs.image_places import NOTHING, OF_IMAGES, Given, places, remedy, seen_images
 from jobs.plan import Plan, PlanError, read_hardware, read_plan, read_shard, with_shard_hashes
-from manifests.images import with_declared
+from pipelines.preparing import named_images
 from pipelines.rows import provenance_of
 from pipelines.units import Placed, candidate_seed, cut, parse_key
 from shards.commits import CommitRecord, last_record
@@ -16,9 +17,6 @@ from shards.published import read_metadata
 
 if TYPE_CHECKING:
     from pipelines.engine import Engine
-
-IMAGE_ROOT = "--image-root FOLDER adds where images lie now"
-OF_IMAGES = ("bad_image", "image_changed", "unreachable")  # errors of requests whose images could not be used
 
 
 @dataclass(frozen=True)
@@ -43,20 +41,20 @@ class Regenerated:
     drafted: bool = False
 
 
-def regenerate(output: str, key: str, image_roots: Sequence[str] = ()) -> Regenerated:
+def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
     """Render the candidate that a key names in full, kept or not, finished or drafted; one that failed is tried again.
 
     Args:
         output: Its URI.
         key: Of the candidate.
-        image_roots: As `Again` has them.
+        given: As `Again` has it.
 
     Raises:
         PlanError: There is no such output or candidate, or it does not become an image.
         CommitError: Its shard's metadata is not what its commit record says.
         ModelError: The model cannot be loaded.
     """
-    again = Again(output, image_roots)
+    again = Again(output, given)
     try:
         shard, _, _ = parse_key(key)
     except ValueError:
@@ -85,17 +83,17 @@ class Again:
 
     Args:
         output: Its URI.
-        image_roots: Folders that its manifest's images lie in now, besides those that the plan knows.
+        given: Where its manifest's images lie now.
 
     Raises:
         PlanError: Nothing was planned there, or a shard's plan was altered.
     """
 
-    def __init__(self, output: str, image_roots: Sequence[str] = ()):
+    def __init__(self, output: str, given: Given = NOTHING):
         plan = read_plan(output)
         if plan is None:
             raise PlanError([f"{output}: nothing was planned there"])
-        self._output, self._plan, self._image_roots = output, with_shard_hashes(output, plan), image_roots
+        self._output, self._plan, self._given = output, with_shard_hashes(output, plan), given
         self._engines: dict[str, Engine] = {}  # by the plan's fingerprint
 
     def check_up_to_date(self, record: CommitRecord, key: str) -> None:
@@ -122,15 +120,21 @@ class Again:
         plan = plan or read_plan(self._output, record.fingerprint) or self._plan
         placed = {placed.row: placed for placed in read_shard(self._output, record.shard, self._plan).requests}
         keys, seeds, alone = sorted(wanted), list[int](), list[Placed]()
+        seen: Mapping[str, Mapping[str, str | None] | None] | None = None
         for number, key in enumerate(keys):
             _, row, index = parse_key(key)
             if row not in placed:
                 raise PlanError([f"{key}: no such candidate in {self._output}"])
-            request = placed[row].request
+            request, images = placed[row].request, placed[row].images
+            if any(column not in images for column, _ in named_images(request)):
+                # The plan did not look at them: what the run found tells which they were.
+                seen = seen_images(self._output, [record]) if seen is None else seen
+                found = seen.get(request_of(key)) or {}
+                images = {**{column: sha256 for column, sha256 in found.items() if sha256 is not None}, **images}
             # A row's own seed counts up from candidate 0, so a request of one candidate with this seed is this candidate.
             seeds.append(candidate_seed(plan.config.seed, request, index))
             single = replace(request, seed=seeds[-1], candidates=1, keep=1, growing=None)
-            alone.append(replace(placed[row], row=number, request=single))
+            alone.append(replace(placed[row], row=number, request=single, images=images))
         form, quality = plan.config.shards.image_format, plan.config.shards.quality
         for unit in cut(record.shard, alone, plan.config.model.batch):
             for one, outcome in zip(unit.requests, self._engine(plan).render(unit).outcomes, strict=True):
@@ -138,7 +142,7 @@ class Again:
                 failure = outcome.failure or outcome.candidates[0].failure
                 pixels = outcome.candidates[0].pixels if outcome.candidates else None
                 if failure or pixels is None:
-                    way = f"; {IMAGE_ROOT}" if failure and failure.code in OF_IMAGES else ""
+                    way = f"; {remedy(failure.message)}" if failure and failure.code in OF_IMAGES else ""
                     why = f"{failure.message if failure else 'did not become an image'}{way}"
                     if lost is None:
                         raise PlanError([f"{key}: {why}"])
@@ -154,8 +158,7 @@ class Again:
         from pipelines.engine import Engine
 
         if plan.fingerprint not in self._engines:
-            roots = with_declared(plan.roots, self._image_roots)
-            self._engines[plan.fingerprint] = Engine(plan.config.model, plan.config.seed, roots)
+            self._engines[plan.fingerprint] = Engine(plan.config.model, plan.config.seed, places(plan.roots, self._given))
         return self._engines[plan.fingerprint]
 
     @cached_property

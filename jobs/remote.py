@@ -8,7 +8,7 @@ import shlex
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +112,7 @@ class Remote:
         options: Sequence[str] = (),
         variables: Mapping[str, str] | None = None,
         install: bool = False,
+        say: Callable[[str], None] = lambda line: None,
     ) -> str:
         """Ship and start a run; returns the job's id.
 
@@ -122,6 +123,7 @@ class Remote:
             options: Of `promptmill run`.
             variables: Of the job's environment, on all nodes; whoever reaches the dashboard can read them.
             install: Have each node install what requirements.lock pins.
+            say: Told of each file that a row names and that is not shipped.
 
         Raises:
             PlanError: Something it needs would not be there.
@@ -132,7 +134,8 @@ class Remote:
         if install:
             environment["pip"] = {"packages": _pins(ROOT / LOCK)}
         with tempfile.TemporaryDirectory(prefix="promptmill-") as folder, self._one_line():
-            pack(config, output, Path(folder))
+            for line in pack(config, output, Path(folder)):
+                say(line)
             environment["working_dir"] = folder
             command = shlex.join(["python", "-m", "jobs.landing", CONFIG, "--out", output, *options])
             until = time.monotonic() + STARTING_S

@@ -9,22 +9,20 @@ from typing import Any
 from configs.errors import shown
 from configs.schema import Runtime
 from jobs.accepting import changes
+from jobs.image_places import NOTHING, Given, places, remedy, seen_images
 from jobs.plan import Plan, PlanError, read_hardware, read_shard
 from jobs.plan_checks import Planned
 from jobs.problems import Problem
-from jobs.regenerate import IMAGE_ROOT, OF_IMAGES
 from jobs.repair import remembered, whole_plan
 from jobs.verify import read_all_records, read_index
 from manifests.checking import check_images, look
-from manifests.images import locate, with_declared
+from manifests.images import locate
 from manifests.tars import IN_TAR
 from pipelines.identity import library_versions, model_identity
 from pipelines.preparing import named_images
 from pipelines.units import sample_key
-from shards.commits import CommitError, CommitRecord, parse_shard_name
-from shards.counting import request_of
+from shards.commits import CommitRecord, parse_shard_name
 from shards.index import INDEX
-from shards.published import read_metadata
 from shards.storage import is_local, join, names
 
 
@@ -45,14 +43,14 @@ class Repairable:
     left: Mapping[int, str] = field(default_factory=dict)
 
 
-def repairable(output: str, problems: Sequence[Problem], image_roots: Sequence[str] = (), address: str | None = None) -> Repairable:
+def repairable(output: str, problems: Sequence[Problem], given: Given = NOTHING, address: str | None = None) -> Repairable:
     """What can be repaired here, to the same bytes, found out before anything is deleted: shards that were committed before changes
     that were accepted cannot.
 
     Args:
         output: The dataset's URI.
         problems: All that `verify` has to say.
-        image_roots: Folders that its manifest's images lie in now, besides those that the plan knows.
+        given: Where its manifest's images lie now.
         address: Of the Ray cluster to render on; None is this machine, wherever the plan ran.
 
     Raises:
@@ -60,7 +58,7 @@ def repairable(output: str, problems: Sequence[Problem], image_roots: Sequence[s
             `clear`.
         ModelError: The model is not there.
     """
-    plan = _run_here(whole_plan(output, problems), image_roots, address)
+    plan = _run_here(whole_plan(output, problems), given, address)
     records = read_all_records(output, Planned(plan), listed := read_index(output))
     committed = {record.shard for record in records.known}
     damaged = {problem.shard for problem in problems if problem.shard is not None}
@@ -88,14 +86,16 @@ def repairable(output: str, problems: Sequence[Problem], image_roots: Sequence[s
         _same(output, [f"{name}: was {then.get(name)}, is {here.get(name)}" for name in here if then.get(name) != here.get(name)])
     # All that every node has to have: nobody reads the manifest again.
     config = plan.config.model_copy(update={"manifest": (), "runtime": _with(plan.config.runtime, image_roots=folders)})
-    return Repairable(replace(plan, config=config), problems, again, left)
+    # Every image that these shards name is known by now, and lies where it was found.
+    roots = replace(plan.roots, untrusted=tuple(folder for folder in plan.roots.untrusted if not is_local(folder)))
+    return Repairable(replace(plan, config=config, roots=roots), problems, again, left)
 
 
-def _run_here(plan: Plan, image_roots: Sequence[str], address: str | None) -> Plan:
+def _run_here(plan: Plan, given: Given, address: str | None) -> Plan:
     """The plan as it is run by a repair. Where and how large it ran before is that place's; here the pools take what there is."""
     sizes = {} if address else {"generators": "auto", "scorers": "auto", "metrics_port": None}
     runtime = _with(plan.config.runtime, address=address, **sizes)
-    return replace(plan, config=plan.config.model_copy(update={"runtime": runtime}), roots=with_declared(plan.roots, image_roots))
+    return replace(plan, config=plan.config.model_copy(update={"runtime": runtime}), roots=places(plan.roots, given))
 
 
 def _with(runtime: Runtime, **values: Any) -> Runtime:
@@ -155,39 +155,24 @@ def _image_folders(output: str, plan: Plan, shards: Iterable[int], records: Sequ
     look_at = functools.lru_cache(maxsize=100_000)(functools.partial(look, roots=plan.roots))
     for shard in sorted(shards):
         requests = [placed for placed in read_shard(output, shard, plan).requests if next(named_images(placed.request), None)]
-        seen = _seen_images(output, [record for record in records if record.shard == shard]) if requests else {}
+        seen = seen_images(output, [record for record in records if record.shard == shard]) if requests else {}
         for placed in requests:
             then = seen.get(sample_key(shard, placed.row, None), {})
             if then is None:
                 continue
-            found, wrong, _ = check_images(placed.request, functools.partial(look_at, file=placed.file))
+            was_before = {column: placed.images.get(column) or then.get(column) for column, _ in named_images(placed.request)}
+            known = {path for column, path in named_images(placed.request) if was_before[column] is not None}
+            found, wrong, _ = check_images(placed.request, lambda path: look_at(path, placed.file, known=path in known))  # noqa: B023
             for column, path in named_images(placed.request):
-                was = placed.images.get(column) or then.get(column)
+                was = was_before[column]
                 if column in found and was not in (None, found[column]):
                     wrong.append(f"{column}: {shown(path)}: is not what it was when the dataset was made")
-                elif column in found and is_local(place := locate(path, plan.roots, placed.file)):
+                elif column in found and is_local(place := locate(path, plan.roots, placed.file, path in known)):
                     folders.add(str(Path(place.partition(IN_TAR)[0]).parent))
             if wrong:
                 where = f"{output}: shard {shard:06d}, row {placed.row}: {wrong[0]}"
-                raise PlanError([f"{where}; nothing is repaired without it: {IMAGE_ROOT}"])
+                raise PlanError([f"{where}; nothing is repaired without it: {remedy(wrong[0])}"])
     return tuple(sorted(folders))
-
-
-def _seen_images(output: str, said: Iterable[CommitRecord]) -> dict[str, dict[str, str | None] | None]:
-    """The SHA-256 of images by column, by the key of their request, None where it failed of them, as far as metadata tells."""
-    for record in said:
-        try:
-            table = read_metadata(output, record)
-        except CommitError:
-            continue
-        columns = ["key", "error", "init_image_sha256", "mask_image_sha256", "controls"]
-        seen: dict[str, dict[str, str | None] | None] = {}
-        for row in table.select(columns).to_pylist():
-            controls = {f"controls.{i}.image": control["sha256"] for i, control in enumerate(row["controls"] or ())}
-            images = {"init_image": row["init_image_sha256"], "mask_image": row["mask_image_sha256"], **controls}
-            seen[request_of(row["key"])] = None if row["error"] in OF_IMAGES else images
-        return seen
-    return {}
 
 
 def _shard(file: str) -> int | None:

@@ -4,18 +4,21 @@ PACKAGE/
   actors configs embedded jobs manifests pipelines shards     as they are here, without caches
   pyproject.toml requirements.lock
   given/config.yaml                                           resolved, its manifest named from the package
-  given/manifest/000-prompts.jsonl …                          manifests given by a relative path
+  given/000/prompts.jsonl …                                   manifests given by a relative path, with the images that rows name
+
+A row may name any file, and a stranger may have written the row: only what is an image by its content goes, and nothing hidden.
 """
 
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from configs.errors import shown
 from configs.schema import Config
 from configs.weights import LOCAL_DIR, OpenClip, Weights, is_folder
 from configs.yaml_values import dump
 from jobs.plan import PlanError
-from manifests.images import ImageError, Roots, locate
+from manifests.images import ImageError, Roots, is_image, locate
 from manifests.requests import RowError, Rules, make_request
 from manifests.sources import ManifestError, find_files, read_rows
 from manifests.tars import IN_TAR
@@ -31,8 +34,8 @@ GIVEN = "given"
 CONFIG = f"{GIVEN}/config.yaml"
 
 
-def pack(config: Config, output: str, folder: Path) -> None:
-    """Put what a job takes along into an empty folder.
+def pack(config: Config, output: str, folder: Path) -> list[str]:
+    """Put what a job takes along into an empty folder; returns a line for each file that a row names and that stays here.
 
     Args:
         config: With relative paths from the current directory, or from promptmill's own as the presets have them.
@@ -43,10 +46,10 @@ def pack(config: Config, output: str, folder: Path) -> None:
         PlanError: One line for each path that will not be there, or the whole is too large.
     """
     problems = [*_unreachable_output(output), *_unreachable_weights(config)]
-    shipped: list[str] = []
+    shipped, left = list[str](), list[str]()
     for pattern in [config.manifest] if isinstance(config.manifest, str) else config.manifest:
         try:
-            shipped += _manifest(pattern, config, folder, len(shipped))
+            shipped += _manifest(pattern, config, folder, len(shipped), left)
         except ManifestError as error:
             problems.append(str(error))
     for root in config.runtime.image_roots:
@@ -58,8 +61,15 @@ def pack(config: Config, output: str, folder: Path) -> None:
     resolved = config.model_copy(update={"manifest": tuple(shipped), "output": output})
     (folder / CONFIG).parent.mkdir(exist_ok=True)
     (folder / CONFIG).write_text(dump(resolved.model_dump(mode="json")))
-    if (whole := sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())) > MOST_BYTES:
+    if (whole := sum(size for _, size in packed(folder))) > MOST_BYTES:
         raise PlanError([f"{whole / 1e6:,.0f} MB are too much to ship, at most {MOST_BYTES / 1e6:,.0f}; {_ELSEWHERE}"])
+    return left
+
+
+def packed(folder: Path) -> list[tuple[str, int]]:
+    """Return the files that `pack` has put into a folder, by name, with their sizes in bytes."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in files)
 
 
 def _own(folder: Path) -> None:
@@ -117,11 +127,11 @@ def _is_own(place: Path) -> bool:
     return place.exists() and len(parts) > 1 and parts[0] in FOLDERS
 
 
-def _manifest(pattern: str, config: Config, folder: Path, number: int) -> Sequence[str]:
+def _manifest(pattern: str, config: Config, folder: Path, number: int, left: list[str]) -> Sequence[str]:
     """Where a manifest is to be found by the job; relative ones are shipped, with the images that their rows name.
 
     Raises:
-        ManifestError: There is none, or it cannot be read.
+        ManifestError: There is none, it is hidden, or it cannot be read.
         PlanError: Its images are too much.
     """
     if "://" in pattern or Path(pattern).is_absolute():
@@ -130,20 +140,30 @@ def _manifest(pattern: str, config: Config, folder: Path, number: int) -> Sequen
         return [pattern]
     shipped: list[str] = []
     for file in find_files([pattern]):
+        here = Path.cwd().resolve()
+        if _hidden(Path(file).resolve(), here) or _hidden(Path(file).absolute(), here):
+            raise ManifestError(f"{file}: hidden, or a link to what is; no hidden file is shipped: copy it under another name")
         # A folder each: their rows may name other images alike.
         place = folder / GIVEN / f"{number + len(shipped):03d}" / Path(file).name
         place.parent.mkdir(parents=True)
         shutil.copy2(file, place)
-        _images(Path(file), config, place.parent)
+        _images(Path(file), config, place.parent, left)
         shipped.append(place.relative_to(folder).as_posix())
     return shipped
 
 
-def _images(manifest: Path, config: Config, folder: Path) -> None:
-    """Ship what a manifest's rows name beside it, and nothing from elsewhere. What is wrong with a row is left to the plan."""
+def _hidden(place: Path, base: Path) -> bool:
+    """Whether a path goes through a name that begins with a dot, where it leaves another path."""
+    common = next((i for i, (a, b) in enumerate(zip(place.parts, base.parts, strict=False)) if a != b), len(base.parts))
+    return any(part.startswith(".") for part in place.parts[common:])
+
+
+def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> None:
+    """Ship the images that a manifest's rows name beside it; what else they name is `left`. Other faults of rows are the plan's."""
+    whole, named = 0, set[str]()
+    base = manifest.resolve().parent
     roots = Roots((str(manifest.resolve().parent),))
     rules = Rules(config.defaults, tuple(config.model.controlnets), tuple(lora.name for lora in config.model.loras), multiple=1)
-    whole = 0
     for number, row in enumerate(read_rows([str(manifest)]), 1):
         try:
             request = make_request(row, number, rules)
@@ -153,11 +173,18 @@ def _images(manifest: Path, config: Config, folder: Path) -> None:
             if path is None or "://" in path or IN_TAR in path or Path(path).is_absolute() or ".." in Path(path).parts:
                 continue
             there = folder / path
-            if there.exists():
+            if path in named or there.exists():
                 continue
+            named.add(path)
             try:
                 here = Path(locate(path, roots))
             except ImageError:
+                continue
+            if _hidden(here, base) or _hidden(base / path, base):
+                left.append(f"{row.name}: {shown(path)} is hidden, and stays here")
+                continue
+            if not is_image(here):
+                left.append(f"{row.name}: {shown(path)} is no image by its content, and stays here")
                 continue
             if (whole := whole + here.stat().st_size) > MOST_BYTES:
                 raise PlanError([f"{manifest}: its images are more than {MOST_BYTES / 1e6:,.0f} MB; {_ELSEWHERE}"])

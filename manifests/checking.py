@@ -83,10 +83,10 @@ class Look:
     final: bool = True
 
 
-def look(path: str, file: int, roots: Roots) -> Look:
+def look(path: str, file: int, roots: Roots, known: bool = False) -> Look:
     """Read an image as far as a check needs it; arguments as for `load`."""
     try:
-        picture = load(path, roots, file)
+        picture = load(path, roots, file, known)
     except ImageError as error:
         return Look(problem=str(error), final=not isinstance(error, UnreachableError))
     return Look(picture.sha256, picture.image.size)

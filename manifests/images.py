@@ -47,6 +47,8 @@ class Roots:
         hosts: Those that URLs may name, as host or host:port; without any, URLs are refused.
         max_bytes: Of one file.
         declared: Local folders or URIs by the config, where any row's paths are tried after its own folder.
+        untrusted: Of all these folders those that only somebody else's plan names. Of a URI among them nothing is read; of a local
+            folder only an image whose SHA-256 is known beforehand.
     """
 
     folders: tuple[str, ...]
@@ -54,6 +56,7 @@ class Roots:
     hosts: tuple[str, ...] = ()
     max_bytes: int = MAX_BYTES
     declared: tuple[str, ...] = ()
+    untrusted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def _plain(folder: str) -> str:
     return folder.removeprefix("file://").removeprefix("local://")
 
 
-def load(path: str, roots: Roots, file: int = 0) -> Picture:
+def load(path: str, roots: Roots, file: int = 0, known: bool = False) -> Picture:
     """Read the image that a row names; its file is read once.
 
     Args:
@@ -96,33 +99,39 @@ def load(path: str, roots: Roots, file: int = 0) -> Picture:
             image in a tar.
         roots: Where it may lead.
         file: Which of the manifest's files the row is in, counted from 0.
+        known: Whether the caller holds the file against a SHA-256.
 
     Raises:
         UnreachableError: The storage or the host failed.
         ImageError: It leads elsewhere, is not there, is no image, is truncated, or is larger than allowed.
     """
-    content = _content(path, locate(path, roots, file), roots)
+    content = _content(path, locate(path, roots, file, known), roots)
     return Picture(_decode(content, shown(path), roots.max_pixels), hashlib.sha256(content).hexdigest())
 
 
-def locate(path: str, roots: Roots, file: int = 0) -> str:
+def locate(path: str, roots: Roots, file: int = 0, known: bool = False) -> str:
     """The one place that a row's path leads to; arguments as for `load`.
 
     Raises:
         UnreachableError: The storage failed.
-        ImageError: It leaves every root, is a URL that is not allowed, or is not there.
+        ImageError: It leaves every root, is a URL that is not allowed, is not there, or would be in an untrusted root.
     """
     if _is_url(path):
         return _locate_url(path, roots)
     whole, _, member = path.partition(IN_TAR)
-    outside = True
+    outside, withheld = True, list[str]()
     for folder in (*roots.folders[file : file + 1], *roots.declared):
         place = _inside(folder, whole)
         if place is None:
             continue
         outside = False
+        if folder in roots.untrusted and ("://" in folder or not known):
+            withheld.append(folder)
+            continue
         if _is_file(place, path):
             return place + (IN_TAR + member if member else "")
+    if withheld:
+        raise ImageError(f"{shown(path)}: not looked for in {shown(withheld[0])}, which only the dataset's plan names")
     if outside:
         raise ImageError(f"{shown(path)}: leads out of the manifest's folder; move it in, or declare runtime.image_roots")
     raise ImageError(f"{shown(path)}: {NOT_THERE}")
@@ -227,6 +236,17 @@ def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything at broken files
         raise ImageError(f"{name}: cannot be decoded: {_in_line(error)}") from None
+
+
+def is_image(file: Path) -> bool:
+    """Whether a local file is an image by its content, of a kind that is read here, as far as its header tells."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(file, formats=FORMATS).close()
+    except Exception:  # Pillow's readers raise nearly anything at what is no image
+        return False
+    return True
 
 
 def mismatch(source: tuple[int, int], mask: tuple[int, int]) -> str | None:

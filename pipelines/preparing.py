@@ -62,7 +62,7 @@ def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str]) -> Condition
     read: dict[str, Image.Image] = {}
     for column, path in named_images(request):
         try:
-            picture = load(path, roots, placed.file)
+            picture = load(path, roots, placed.file, known=column in placed.images)
         except ImageError as error:
             return Failure("unreachable" if isinstance(error, UnreachableError) else "bad_image", f"{column}: {error}")
         hashes[column], read[column] = picture.sha256, picture.image

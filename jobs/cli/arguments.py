@@ -1,5 +1,6 @@
 """What commands are given: a config, an output, and where they show what they do."""
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ import click
 from rich.console import Console
 
 from configs.loading import load
-from configs.schema import Config
+from configs.schema import HOST, Config
 from jobs.accepting import Accepting
+from jobs.image_places import Given
 from jobs.plan import PlanError
 from shards.storage import StorageError, check_uri, is_local, local_path
 
@@ -72,6 +74,51 @@ def accepts_changes(command: Command) -> Command:
 def accepting_option(accepting: Accepting) -> list[str]:
     """Return the option as another promptmill is given it."""
     return [ACCEPT] if accepting is True else [f"{ACCEPT}={accepting}"] if accepting else []
+
+
+def takes_image_places(of: str = "") -> Callable[[Command], Command]:
+    """Add --image-root and its like to a command that reads the images that a dataset was made from; it takes them as `given`.
+
+    Args:
+        of: Begins the help, where the options go with another.
+    """
+
+    def takes(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_given(
+            *arguments: Any, image_root: tuple[str, ...], url_host: tuple[str, ...], max_image_pixels: int | None, **options: Any
+        ) -> Any:
+            return command(*arguments, given=Given(image_root, url_host, max_image_pixels), **options)
+
+        for option in (
+            click.option("--max-image-pixels", metavar="NUMBER", type=click.IntRange(1), help=f"{of}As runtime.max_image_pixels."),
+            click.option(
+                "--url-host",
+                metavar="HOST",
+                multiple=True,
+                callback=_hosts,
+                help=f"{of}A host of images; repeatable.",
+            ),
+            click.option(
+                "--image-root", metavar="FOLDER", multiple=True, help=f"{of}Where the manifest's images lie now; repeatable."
+            ),
+        ):
+            with_given = option(with_given)
+        return with_given
+
+    return takes
+
+
+def _hosts(context: click.Context, option: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
+    for host in hosts:
+        if not HOST.fullmatch(host):
+            raise click.BadParameter("write a host as example.com, or example.com:8443 with its port")
+    return tuple(host.lower() for host in hosts)
+
+
+def first_given(given: Given) -> str:
+    """The option of the first thing that is given."""
+    return "--image-root" if given.roots else "--url-host" if given.hosts else "--max-image-pixels"
 
 
 def configured(config: str, out: str | None, settings: Sequence[str]) -> tuple[Config, str]:

@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +11,10 @@ import click
 
 from configs.schema import Config
 from jobs import summary
-from jobs.cli.arguments import absolute, terminal, without_credentials
+from jobs.cli.arguments import absolute, first_given, takes_image_places, terminal, without_credentials
 from jobs.cli.endings import FAILED, SOME_FAILED, USAGE, one_line_errors, stop
 from jobs.cli.rendering import rendered
+from jobs.image_places import NOTHING, Given
 from jobs.plan import Plan
 from jobs.printing import echo
 from shards.lease import hold
@@ -46,23 +46,23 @@ def status(out: str, as_json: bool) -> None:
 @click.argument("out")
 @click.option("--repair", is_flag=True, help="Make damaged shards again, and no others, to the same bytes.")
 @click.option("--address", help="--repair: the Ray cluster; else this machine by itself, wherever the dataset was made.")
-@click.option("--image-root", metavar="FOLDER", multiple=True, help="--repair: where the manifest's images lie now; repeatable.")
-def verify(out: str, repair: bool, address: str | None, image_root: tuple[str, ...]) -> None:
+@takes_image_places("--repair: ")
+def verify(out: str, repair: bool, address: str | None, given: Given) -> None:
     """Reopen every file, check every hash, count, key and orphan. Exits with 1 where anything is wrong."""
     with one_line_errors():
         without_credentials(out)
-        if not repair and (address or image_root):
-            stop(USAGE, f"{'--address' if address else '--image-root'} is for --repair")
+        if not repair and (address or given != NOTHING):
+            stop(USAGE, f"{'--address' if address else first_given(given)} is for --repair")
         if not any(name for folder in ("plan", "commits") for name in names(join(out, folder))):
             stop(USAGE, f"{out}: nothing was planned there")
         if not repair:
             if found := found_wrong(out):
                 stop(FAILED, f"{out}: {summary.many(len(found), 'problem')}")
             return
-        mend(absolute(out), image_root, address)
+        mend(absolute(out), given, address)
 
 
-def mend(output: str, image_roots: Sequence[str], address: str | None) -> None:
+def mend(output: str, given: Given, address: str | None) -> None:
     """Verify an output, make again what is wrong with it, and say how that ended."""
     from jobs.repair import clear, remembered
     from jobs.repairable import repairable
@@ -72,7 +72,7 @@ def mend(output: str, image_roots: Sequence[str], address: str | None) -> None:
             found = found_wrong(output)
             if not found and not remembered(output).shards:
                 return
-            work = repairable(output, found, image_roots, address)
+            work = repairable(output, found, given, address)
             if work.again:
                 # Found to answer, and to have room, while all is there.
                 rendering.enter_context(ready(work.plan.config, output))
@@ -138,8 +138,8 @@ def repaired(output: str, cleared: "Cleared") -> str:
 @click.argument("out")
 @click.argument("key")
 @click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=False), help="Where the image goes; else it is not kept.")
-@click.option("--image-root", metavar="FOLDER", multiple=True, help="Where the manifest's images lie now; repeatable.")
-def regenerate(out: str, key: str, file: Path | None, image_root: tuple[str, ...]) -> None:
+@takes_image_places()
+def regenerate(out: str, key: str, file: Path | None, given: Given) -> None:
     """Make one image again, alone, and compare it. Exits with 1 where its pixels are others. One that failed is tried again, one
     that was only drafted is made in full. Writes nothing but what --to asks for."""
     from jobs.regenerate import regenerate as made_again
@@ -148,7 +148,7 @@ def regenerate(out: str, key: str, file: Path | None, image_root: tuple[str, ...
         without_credentials(out)
         if file is not None and not file.absolute().parent.is_dir():
             stop(USAGE, f"--to {file}: there is no folder {file.absolute().parent}")
-        made = made_again(out, key, image_root)
+        made = made_again(out, key, given)
         place, kept = file or key, "" if file else f"; --to FILE.{made.ending} keeps the image"
         if file is not None:
             file.write_bytes(made.image)

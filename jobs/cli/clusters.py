@@ -2,16 +2,20 @@
 
 import asyncio
 import dataclasses
+import functools
 import json
 import re
 import signal
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from configs.errors import shown
+from configs.schema import Config
 from jobs.accepting import Accepting
 from jobs.cli.arguments import AcceptsChanges, Command, accepting_option, accepts_changes, configured, takes_config, terminal
 from jobs.cli.endings import FAILED, STOPPED, USAGE, one_line_errors, stop
@@ -24,10 +28,10 @@ if TYPE_CHECKING:
 SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY")
 
 
-def takes_address(command: Command) -> Command:
+def takes_address(command: Command, required: bool = True) -> Command:
     """--address of a cluster's dashboard."""
     help = "The cluster's dashboard, http://HOST:8265."
-    return click.option("--address", required=True, envvar="PROMPTMILL_ADDRESS", show_envvar=True, help=help)(command)
+    return click.option("--address", required=required, envvar="PROMPTMILL_ADDRESS", show_envvar=True, help=help)(command)
 
 
 def remote(address: str) -> "Remote":
@@ -38,7 +42,8 @@ def remote(address: str) -> "Remote":
 
 @click.command(cls=AcceptsChanges)
 @takes_config
-@takes_address
+@functools.partial(takes_address, required=False)
+@click.option("--dry-run", is_flag=True, help="List what would be shipped, with sizes, and do nothing; needs no --address.")
 @click.option("--detach", is_flag=True, help="Do not follow the job; say its id and return.")
 @click.option("--retry-failed", is_flag=True, help="As of `promptmill run`.")
 @accepts_changes
@@ -48,7 +53,8 @@ def submit(
     config: str,
     out: str | None,
     settings: tuple[str, ...],
-    address: str,
+    address: str | None,
+    dry_run: bool,
     detach: bool,
     retry_failed: bool,
     accept_changes: Accepting,
@@ -63,16 +69,42 @@ def submit(
             stop(USAGE, "--out: missing; say where all nodes of the cluster can write, such as s3://bucket/dataset")
         if is_local(output) and local_path(output).is_absolute():
             output = str(local_path(output))
+        if dry_run:
+            _list(loaded, output)
+            return
+        if address is None:
+            raise click.MissingParameter(param_hint="'--address'", param_type="option")
         given = dict(_variable(text) for text in variables)
         options = ["--retry-failed"] * retry_failed + accepting_option(accept_changes)
         there = remote(address)
-        id = there.submit(loaded, output, f"promptmill-{_plain(config)}", options, given, install)
+        id = there.submit(
+            loaded, output, f"promptmill-{_plain(config)}", options, given, install, lambda line: echo(line, err=True)
+        )
         echo(f"job {id} on {there.address}", err=True)
         echo(f"`promptmill job attach {id} --address {there.address}` follows it, `promptmill job stop` ends it", err=True)
         if detach:
             echo(id)
             return
         sys.exit(follow(there, id))
+
+
+def _list(config: Config, output: str) -> None:
+    """Say what a job would take along: of promptmill's own folders the sums, of everything else each file."""
+    from jobs.shipping import FOLDERS, pack, packed
+
+    with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
+        left, files = pack(config, output, Path(folder)), packed(Path(folder))
+    sums: dict[str, tuple[int, int]] = {}
+    for name, size in files:
+        whole = name.partition("/")[0]
+        key = f"{whole}/" if whole in FOLDERS else name
+        count, bytes = sums.get(key, (0, 0))
+        sums[key] = count + 1, bytes + size
+    for key, (count, bytes) in sums.items():
+        echo(f"{bytes:>12,}  {shown(key, 1000)}{f' ({count:,} files of promptmill)' if key.endswith('/') else ''}")
+    echo(f"{sum(size for _, size in files):>12,}  bytes would be shipped")
+    for line in left:
+        echo(line, err=True)
 
 
 def _plain(config: str) -> str:

@@ -7,8 +7,9 @@ import click
 
 from configs.parameters import PREPROCESSORS
 from jobs import summary
-from jobs.cli.arguments import without_credentials
+from jobs.cli.arguments import first_given, takes_image_places, without_credentials
 from jobs.cli.endings import FAILED, SOME_FAILED, USAGE, one_line_errors, stop
+from jobs.image_places import NOTHING, Given
 from jobs.printing import echo
 
 
@@ -49,7 +50,7 @@ def push(out: str, repository: str, private: bool, revision: str | None, plan: b
     help="--pairs: of kept images, of all (rejected ones are rendered again), or keys without images.  [default: kept]",
 )
 @click.option("--margin", type=click.FloatRange(0), help="--pairs: what the scores differ by at least.")
-@click.option("--image-root", metavar="FOLDER", multiple=True, help="--images all: where the first manifest's images lie now.")
+@takes_image_places("--images all: ")
 @click.option("--as", "kind", type=click.Choice(["img2img", "control"]), help="--manifest: what images become.  [default: img2img]")
 @click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="--as img2img: else the second config's.")
 @click.option("--type", "control", metavar="NAME", help="--as control: the ControlNet's type.  [default: canny]")
@@ -58,42 +59,42 @@ def push(out: str, repository: str, private: bool, revision: str | None, plan: b
 @click.option("--conditioning", is_flag=True, help="--manifest: keep the first pass's controls and masks, too.")
 @click.option("--seeds", is_flag=True, help="--manifest: keep each image's seed; else the noise is new.")
 @click.option("--drop", metavar="COLUMN", multiple=True, help="--manifest: leave a column to the second config; repeatable.")
-def export(out: str, pairs: Path | None, manifest: Path | None, **options: Any) -> None:
+def export(out: str, pairs: Path | None, manifest: Path | None, given: Given, **options: Any) -> None:
     """Write preference pairs for training, or a manifest that renders the kept images further."""
     with one_line_errors():
         if (pairs is None) == (manifest is None):
             stop(USAGE, "give one of --pairs FILE and --manifest FILE")
         without_credentials(out)
-        given = {name for name, value in options.items() if value not in (None, False, ())}
-        other = sorted(given - OF_PAIRS if pairs else given & OF_PAIRS)
+        said = {name for name, value in options.items() if value not in (None, False, ())}
+        other = [f"--{NAMES.get(name, name)}" for name in sorted(said - OF_PAIRS if pairs else said & OF_PAIRS)]
+        if manifest and given != NOTHING:
+            other.append(first_given(given))
         if other:
-            stop(USAGE, f"--{NAMES.get(other[0], other[0])} is not for {'--pairs' if pairs else '--manifest'}")
+            stop(USAGE, f"{other[0]} is not for {'--pairs' if pairs else '--manifest'}")
         from jobs.row_files import ExportError
 
         try:
             if pairs:
-                _export_pairs(out, pairs, options["images"], options["margin"] or 0.0, options["image_root"])
+                _export_pairs(out, pairs, options["images"], options["margin"] or 0.0, given)
             elif manifest:
-                _export_manifest(out, manifest, options, given)
+                _export_manifest(out, manifest, options, said)
         except ExportError as error:
             stop(FAILED, str(error))
 
 
-OF_PAIRS = {"images", "margin", "image_root"}
-NAMES = {"kind": "as", "control": "type", "image_root": "image-root"}
+OF_PAIRS = {"images", "margin"}
+NAMES = {"kind": "as", "control": "type"}
 OF_KIND = {"strength": "img2img", "control": "control", "preprocess": "control", "scale": "control"}
 
 
-def _export_pairs(
-    out: str, file: Path, images: Literal["kept", "all", "none"] | None, margin: float, image_roots: tuple[str, ...]
-) -> None:
+def _export_pairs(out: str, file: Path, images: Literal["kept", "all", "none"] | None, margin: float, given: Given) -> None:
     from jobs.pairs import export_pairs, lost_words
     from jobs.row_files import JSONL
 
     asked = images or ("none" if file.suffix == JSONL else "kept")
-    if image_roots and asked != "all":
-        stop(USAGE, "--image-root is for --images all")
-    made = export_pairs(out, file, asked, margin, lambda line: echo(line, err=True), image_roots)
+    if given != NOTHING and asked != "all":
+        stop(USAGE, f"{first_given(given)} is for --images all")
+    made = export_pairs(out, file, asked, margin, lambda line: echo(line, err=True), given)
     again = f"; {summary.many(made.again, 'image')} rendered again" if made.again else ""
     echo(f"{file}: {summary.many(made.pairs, 'pair')}, {summary.many(made.without, 'request')} without{again}")
     if made.different:

@@ -101,3 +101,9 @@ def test_changes_are_not_accepted_of_a_committed_shard_whose_plan_was_altered(cl
     with_another_prompt(planned, 1)
     with pytest.raises(PlanError, match=rf"plan/shards/000001.json.gz: {NOT_ASKED}"):
         make_plan(look(config.model_copy(update={"manifest": manifest})), planned, accept_changes=True)
+
+
+def test_the_fingerprint_of_an_earlier_plan_is_no_path(clean_planned, planned, tmp_path):
+    put(str(tmp_path / "plan.json"), get(join(planned, "plan/plan.json")))
+    (tmp_path / "out" / "plan" / "earlier").mkdir()
+    assert read_plan(planned, "../../../plan") is None

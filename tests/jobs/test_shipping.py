@@ -5,9 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from configs.loading import load
 from jobs import shipping
+from jobs.cli import main
+from jobs.plan import PlanError
 from jobs.shipping import pack
 from manifests.images import ImageError, roots_of
 from manifests.images import load as load_image
@@ -87,3 +90,57 @@ def test_links_out_of_promptmills_own_folders_are_not_followed(here, tmp_path, m
     files = {path.relative_to(package).as_posix() for path in package.rglob("*") if not path.is_dir()}
     assert files == {*(f"{name}/module.py" for name in shipping.FOLDERS), *shipping.FILES, "configs/alias.py"}
     assert (package / "configs/alias.py").read_text() == "jobs"
+
+
+def test_what_a_row_names_is_shipped_only_if_it_is_an_image_by_its_content_and_not_hidden(here, tmp_path):
+    for name in (".env", ".hidden.png", "key.png", "images/notes.jpg", ".cache/a.png"):
+        (here / name).parent.mkdir(exist_ok=True)
+    (here / ".env").write_bytes(SECRET)
+    (here / "key.png").write_bytes(SECRET)
+    (here / "bitmap.bmp").write_bytes(b"BM" + SECRET)
+    (here / "drawing.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    for name in (".hidden.png", ".cache/a.png"):
+        shutil.copy(SQUARE, here / name)
+    (here / "link.png").symlink_to(".hidden.png")
+    (here / "open").symlink_to(".cache")
+    shutil.copy(SQUARE, here / "image without an ending")
+    hidden = [".env", ".hidden.png", ".cache/a.png", "link.png", "open/a.png", "images/../.env", "./.env"]
+    no_image = ["key.png", "bitmap.bmp", "drawing.png", "rows.jsonl"]
+    place = packed(tmp_path / "package", [*hidden, *no_image, "image without an ending", "images/a.png"])
+    shipped = {path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir()}
+    assert shipped == {"rows.jsonl", "image without an ending", "images/a.png"}
+    assert not any(SECRET in path.read_bytes() for path in (tmp_path / "package").rglob("*") if path.is_file())
+
+
+def test_a_manifest_that_is_hidden_or_a_link_to_what_is_is_refused(here, tmp_path):
+    (here / ".rows.jsonl").write_text('{"prompt": "a red circle"}\n')
+    (here / "rows.jsonl").symlink_to(".rows.jsonl")
+    (tmp_path / "home/.secret").mkdir()
+    (tmp_path / "home/.secret/notes.txt").write_bytes(SECRET)
+    (here / "notes.txt").symlink_to(tmp_path / "home/.secret/notes.txt")
+    for number, name in enumerate((".rows.jsonl", "rows.jsonl", "notes.txt", "../home/.secret/notes.txt")):
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(PlanError, match="hidden, or a link to what is; no hidden file is shipped"):
+            pack(load("embedded", [f"manifest={name}"]), "s3://bucket/out", tmp_path / str(number))
+        assert not [path for path in (tmp_path / str(number)).rglob("*") if path.is_file()]
+
+
+def test_a_dry_run_lists_what_would_go_with_sizes_and_asks_no_cluster(here, monkeypatch):
+    monkeypatch.setattr("jobs.cli.clusters.remote", lambda address: pytest.fail("a cluster was asked"))
+    (here / ".env").write_bytes(SECRET)
+    rows = [{"prompt": "a red circle", "init_image": name} for name in ("images/a.png", ".env")]
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["submit", "embedded", "--set", "manifest=rows.jsonl", "--out", "s3://bucket/out"]
+    result = CliRunner().invoke(main, [*arguments, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    listed = {line[14:]: int(line[:12].replace(",", "")) for line in result.stdout.splitlines()}
+    given = {name: size for name, size in listed.items() if name.startswith("given/0")}
+    assert given == {
+        "given/000/rows.jsonl": (here / "rows.jsonl").stat().st_size,
+        "given/000/images/a.png": SQUARE.stat().st_size,
+    }
+    assert "given/config.yaml" in listed and any(name.startswith("embedded/ (") for name in listed)
+    assert listed.pop("bytes would be shipped") == sum(listed.values())
+    assert result.stderr.splitlines() == ["rows.jsonl, row 2: .env is hidden, and stays here"]
+    refused = CliRunner().invoke(main, arguments, env={"PROMPTMILL_ADDRESS": ""})
+    assert refused.exit_code == 2 and "--address" in refused.stderr

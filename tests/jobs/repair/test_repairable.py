@@ -13,6 +13,7 @@ from actors.pools import ResourcesError
 from benchmarks.mutations import files_of
 from configs.loading import load
 from jobs.cli import main
+from jobs.image_places import Given
 from jobs.plan import PlanError, read_plan, write_plan
 from jobs.publishing import finish
 from jobs.repair import clear, remembered
@@ -125,8 +126,10 @@ def test_where_the_plan_did_not_look_the_metadata_tells_what_images_were_and_whi
         repairable(output, problems_of(output))
     picture(tmp_path / "there.png")
     delete(join(output, "metadata/000000.parquet"))
-    with pytest.raises(PlanError, match=r"row 1: init_image: never\.png: no such file "):
+    with pytest.raises(PlanError, match=r"row 0: init_image: there\.png: not looked for in .*, which only the dataset's plan "):
         repairable(output, problems_of(output))
+    with pytest.raises(PlanError, match=r"row 1: init_image: never\.png: no such file "):
+        repairable(output, problems_of(output), Given((str(tmp_path),)))
 
 
 # Where it runs
