@@ -11,6 +11,7 @@ from configs.parameters import Defaults, Growing, Seed, Strict, no_boolean
 from configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
 from configs.weights import FOLDER_OR_REPOSITORY, Adapter, OpenClip, Revision, Weights, check_pinned
 
+MaxFailed = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$")]
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/@:?#*\[\]]+)(:[0-9]{1,5})?")
 
 
@@ -194,7 +195,20 @@ class Runtime(Strict):
     url_hosts: tuple[str, ...] = Field((), description="Hosts that images may be fetched from, as example.com or example.com:8443.")
     max_image_pixels: int = Field(64_000_000, ge=1)
     unit_deadline_s: float = Field(1800.0, gt=0)
+    max_failed: MaxFailed | None = Field(
+        None, description="The run stops, to be resumed, once more candidates have failed: a number, or a share as 5%."
+    )
     mixed_hardware: bool = False
+
+    @field_validator("max_failed", mode="before")
+    @classmethod
+    def _number_or_share(cls, value: Any) -> Any:
+        share = isinstance(value, str) and re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%", value)
+        if share and float(share[1]) <= 100:
+            return value
+        if value is None or (isinstance(no_boolean(value), int) and value >= 0):
+            return value
+        raise ValueError("input should be a number of candidates, such as 20, or a share of them, such as 5%")
 
     @field_validator("url_hosts")
     @classmethod

@@ -15,6 +15,7 @@ from actors.pools import Sizes, size_pools
 from actors.receipts import Receipt
 from jobs.accepting import to_rerender
 from jobs.cluster import StepBackError, cluster, generators, scorers
+from jobs.failure_budget import FailureBudget
 from jobs.lanes import Lanes
 from jobs.listening import Both, Guard, Guarded, Listener
 from jobs.metrics import Metrics
@@ -95,6 +96,10 @@ class Run:
         self.stats = Stats(self.output)
         self.metrics = Metrics(self.output, self.plan.counts.candidates)
         self.told = Both(Guarded(self.listener, "showing how the run goes"), Guarded(self.metrics, "recording metrics"))
+        # A repair makes what was there, failures too.
+        allowed = config.runtime.max_failed if self.only is None else None
+        there = (record for shard, record in self.records.items() if shard not in self.again)
+        self.budget = FailureBudget.beside(allowed, self.plan.counts.candidates, there)
         wanted = range(self.plan.shards) if self.only is None else self.only
         self.left = {number for number in wanted if number not in self.records} | set(self.again)
 
@@ -104,6 +109,7 @@ class Run:
         Raises:
             ResourcesError, StartError: The cluster has no room, or actors do not start.
             StoppedError: The user asked to stop, and what was in flight is durable.
+            AbortError: More candidates have failed than `runtime.max_failed`, and what was in flight is durable.
         """
         config, self.nodes = self.plan.config, len(nodes)
         self.sizes = sizes = size_pools(nodes, config.runtime, config.model.threads)
@@ -123,11 +129,15 @@ class Run:
         with self.stop_on_interrupt(lanes), self.stop_without_lease(), self.metrics.showing():
             async for receipt in lanes.run():
                 await self.settle(receipt)
+                if self.budget.spent:
+                    lanes.stop()  # what is in flight is finished
                 if self._broken:
                     break
             await asyncio.gather(*self._assembling)
         if self._broken:
             raise self._broken
+        if self.budget.spent and self.left:
+            raise AbortError(self.budget.why)
         # A stop that comes when nothing is left has nothing to stop.
         if self.stopped and self.left:
             raise StoppedError
@@ -161,6 +171,7 @@ class Run:
             self.assemble(receipt.shard)
 
     async def _note(self, receipt: Receipt) -> None:
+        self.budget.add(receipt.failed, receipt.errors)
         self.told.unit(receipt)
         self.stats.add(receipt)
         if self.stats.full and (taken := self.stats.take()):
@@ -344,7 +355,7 @@ def run(
         CommitError: What is committed there is of another plan.
         PlanError: The output has another plan by now, or the plan of a shard was altered.
         LeaseError: Another run is writing there.
-        AbortError: The output was taken over by another run, or it cannot be written.
+        AbortError: The output was taken over by another run, or it cannot be written, or too many candidates have failed.
         PartError, StorageError: Parts are broken, or the output cannot be read or written.
     """
     say = partial(Guard("saying what the run is at"), say)
@@ -362,6 +373,8 @@ def run(
         only, generations = generations, remembered(output).shards if generations is None else generations
         here = Run(plan, output, listener, parts, records, again, generations, only, lease, say=say)
         if here.left:
+            if here.budget.spent:
+                raise AbortError(here.budget.why)
             for name in (SUCCESS, INDEX) if only is None else ():
                 delete(join(output, name))
             say("starting Ray")

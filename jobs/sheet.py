@@ -2,13 +2,12 @@
 
 import io
 import math
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from jobs.lettering import Lettering
 from shards.commits import read_records
 from shards.storage import StorageError, get, join
 from shards.tables import read_table
@@ -17,6 +16,7 @@ from shards.tars import TarError, read_tar
 TILE = 160  # pixels a side
 TEXT = 78  # pixels below each
 LINES = 4  # of the prompt, there
+LETTERS, LINE = 11, 15  # pixels: of letters, and from line to line
 GAP = 8
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")  # of a sheet's own file
 
@@ -75,12 +75,17 @@ def _kept(output: str, tar: str, parquet: str, most: int) -> list[Shown]:
     return shown
 
 
-def sheet(shown: list[Shown], columns: int) -> Image.Image:
-    """The images in a grid, scaled to fit their tiles, each with its mode, score and prompt below."""
+def sheet(shown: list[Shown], columns: int, letters: Lettering | None = None) -> Image.Image:
+    """Return the images in a grid, scaled to fit their tiles, each with its mode, score and prompt below.
+
+    Args:
+        letters: Draws the words, and then knows which letters no font has.
+    """
+    letters = letters or Lettering(LETTERS)
     columns = min(columns, len(shown))
     rows = math.ceil(len(shown) / columns)
     whole = Image.new("RGB", (columns * (TILE + GAP) + GAP, rows * (TILE + TEXT + GAP) + GAP), "white")
-    pen, font = ImageDraw.Draw(whole), ImageFont.load_default(size=11)
+    pen = ImageDraw.Draw(whole)
     for number, one in enumerate(shown):
         left = GAP + number % columns * (TILE + GAP)
         top = GAP + number // columns * (TILE + TEXT + GAP)
@@ -89,14 +94,7 @@ def sheet(shown: list[Shown], columns: int) -> Image.Image:
         # Enlarged pixels stay square, so that a small image looks as it is.
         method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
         whole.paste(one.image.resize(size, method), (left, top))
-        text = [f"{one.mode} · {one.score:.1f}", *_wrapped(one.prompt, font)]
-        # So small, the font's spaces are two pixels wide and look as if they were not there.
-        words = "\n".join(text).replace(" ", "  ")
-        pen.multiline_text((left, top + TILE + 2), words, fill="black", font=font, spacing=2)
+        lines = [f"{one.mode} · {one.score:.1f}", *letters.wrapped(one.prompt, TILE, LINES)]
+        for line, text in enumerate(lines):
+            letters.draw(pen, left, top + TILE + (line + 1) * LINE, TILE, text)
     return whole
-
-
-def _wrapped(prompt: str, font: Any) -> list[str]:
-    """A prompt in lines as wide as a tile; what is beyond the last is an ellipsis."""
-    letters = max(1, int(TILE / font.getlength("n")))
-    return textwrap.wrap(prompt, letters, max_lines=LINES, placeholder=" …")

@@ -14,14 +14,24 @@ from jobs.printing import echo
 @click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=False), default=Path("sheet.png"), show_default=True)
 @click.option("--most", type=click.IntRange(1), default=28, show_default=True, help="Images to show.")
 @click.option("--columns", type=click.IntRange(1), default=7, show_default=True)
-def sheet(out: str, file: Path, most: int, columns: int) -> None:
+@click.option(
+    "--font",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="A font file to draw the words in; else those found here.",
+)
+def sheet(out: str, file: Path, most: int, columns: int, font: Path | None) -> None:
     """A contact sheet of the kept images, as one PNG, JPEG or WebP."""
-    from jobs.sheet import ENDINGS, SheetError, kept_images
+    from jobs.lettering import Lettering
+    from jobs.sheet import ENDINGS, LETTERS, SheetError, kept_images
     from jobs.sheet import sheet as sheet_of
 
     with one_line_errors():
         if file.suffix.lower() not in ENDINGS:
             stop(USAGE, f"{file}: no ending of an image; use one of {' '.join(ENDINGS)}")
+        try:
+            letters = Lettering(LETTERS, font)
+        except OSError:
+            stop(USAGE, f"--font {font}: not a font that can be read; give a TrueType or OpenType file")
         try:
             without_credentials(out)
             shown = list(kept_images(out, most))
@@ -29,8 +39,13 @@ def sheet(out: str, file: Path, most: int, columns: int) -> None:
             stop(FAILED, f"{error}; `promptmill verify {out}` says what else is wrong")
         if not shown:
             stop(FAILED, f"{out}: nothing is kept there yet")
-        sheet_of(shown, columns).save(file)
+        sheet_of(shown, columns, letters).save(file)
         echo(f"{len(shown)} images in {file}")
+        if letters.missing:
+            # A letter that no terminal can show either is said by its number.
+            some = " ".join(c if c.isprintable() else ascii(c)[1:-1] for c in sorted(letters.missing)[:10])
+            more = f" and {len(letters.missing) - 10} more letters" if len(letters.missing) > 10 else ""
+            echo(f"{file}: no font here has {some}{more}; --font FILE draws in one that has them", err=True)
 
 
 @click.command()
