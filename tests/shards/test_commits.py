@@ -17,7 +17,7 @@ from shards.commits import (
     read_records,
     shard_name,
 )
-from shards.storage import StorageError, get_small
+from shards.storage import StorageError, get, get_small
 
 RECORD = CommitRecord(12, 0, (FileRecord.of("data/000012.tar", b"tar"),), 4, 16, 4, 11, 1, 0, "f" * 64)
 
