@@ -34,7 +34,7 @@ def parse_json(content: bytes | str) -> Any:
     except RecursionError:
         raise ValueError(f"JSON nested deeper than {DEEPEST}") from None
     inner = [value]
-    for _ in range(DEEPEST + 1):
+    for _ in range(DEEPEST):
         inner = [
             item
             for outer in inner

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import click
 from rich.console import Console
 
 from actors.pools import Sizes
 from configs.json_values import parse_json
-from jobs.printing import echo, log_line
+from jobs.printing import echo, echo_log, log_line
 from jobs.progress import Tally, Terminal
 
 
@@ -46,7 +45,7 @@ class Follower:
         if self._console is not None:
             self._console.print(log_line(line), markup=False, highlight=False)
         else:
-            click.echo(log_line(line), err=True)
+            echo_log(line, err=True)
 
     def _draw(self, event: dict[str, Any]) -> None:
         assert self._console is not None

@@ -17,10 +17,10 @@ def echo(line: str, err: bool = False) -> None:
     click.echo(escaped(line), err=err)
 
 
-def echo_log(text: str) -> None:
+def echo_log(text: str, err: bool = False) -> None:
     """Print a log of many lines, as it is but for colours and for what else would steer a terminal."""
-    for line in text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else ():
-        click.echo(log_line(line))
+    for line in text.replace("\r\n", "\n").removesuffix("\n").split("\n"):
+        click.echo(log_line(line), err=err)
 
 
 def log_line(line: str) -> str:

@@ -190,7 +190,8 @@ def status(id: str, address: str, as_json: bool) -> None:
 def logs(id: str, address: str) -> None:
     """All that a job has said so far."""
     with one_line_errors():
-        echo_log(remote(address).logs(id))
+        if said := remote(address).logs(id):
+            echo_log(said)
 
 
 @job.command()
