@@ -50,6 +50,8 @@ LONGEST_S = 60  # of one case
 MOST_MEMORY = 10**9  # bytes resident
 ADDRESSES = 6 * 2**30  # bytes of address space, so that a bomb ends here and not on the machine
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Nothing here has to outlive a crash, and waiting for a disk would be most of the time.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 FORGING_S = 4  # of one forgery
 LOOKS = 8  # at each case
 
@@ -185,7 +187,7 @@ for plugin in ("PngImagePlugin", "JpegImagePlugin", "WebPImagePlugin"):
 def case(base: Path, seed: str, number: int, whole: bool = False) -> dict[str, Any]:
     """Forge a dataset and look at it, each in a process of its own, so that neither's memory is counted as another's."""
     rng = random.Random(f"{seed} {number}")
-    with tempfile.TemporaryDirectory(prefix="promptmill-fuzz-") as name:
+    with tempfile.TemporaryDirectory(prefix="promptmill-fuzz-", dir=MEMORY) as name:
         out = Path(name) / "out"
         shutil.copytree(base / "out", out)
         # What takes long to forge, or dies of its own size, is looked at as far as it has come.
@@ -262,7 +264,7 @@ def _peak() -> int:
 def main(minutes: float, seed: str, single: int | None) -> None:
     """Forge datasets for some minutes, and have everything look at them."""
     found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="promptmill-fuzz-") as name:
+    with tempfile.TemporaryDirectory(prefix="promptmill-fuzz-", dir=MEMORY) as name:
         # Apart, since torch is imported for it.
         subprocess.run([sys.executable, "-c", f"from benchmarks.fuzz_readers import make; make({name!r})"], check=True)
         until = time.monotonic() + 60 * minutes
