@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from configs.errors import shown
 from configs.schema import Config
 from jobs.seals import SEAL, sealed
 from manifests.carried import arrow_types
@@ -24,6 +25,7 @@ from manifests.images import Roots
 from manifests.requests import from_json, to_json
 from pipelines.rows import ranking_columns
 from pipelines.units import Placed, Unit
+from shards.commits import HASH
 from shards.storage import delete, get, join, names, put, put_if_absent
 from shards.tables import schema
 
@@ -203,6 +205,8 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
     Raises:
         PlanError: It is broken, or of another version of promptmill.
     """
+    if earlier is not None and not HASH.fullmatch(earlier):
+        raise PlanError([f"{output}: {shown(earlier)!r} is no fingerprint of an earlier plan"])
     uri = _plan_uri(output, earlier)
     try:
         content = get(uri)

@@ -88,9 +88,13 @@ def remembered(output: str) -> Cleared:
     """The repair that was begun and is not over; nothing where there is none."""
     try:
         values = json.loads(get(join(output, REPAIR_NOTE)))
-        return Cleared({int(shard): generation for shard, generation in values["shards"].items()}, values["hashes"])
+        shards = {int(shard): generation for shard, generation in values["shards"].items()}
+        hashes = {str(path): [str(sha256) for sha256 in said] for path, said in values["hashes"].items()}
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return Cleared()
+    # Both are parts of the names of files.
+    sound = all(shard >= 0 and type(generation) is int and generation >= 0 for shard, generation in shards.items())
+    return Cleared(shards, hashes) if sound else Cleared()
 
 
 def differing(output: str, cleared: Cleared) -> list[str]:

@@ -16,6 +16,7 @@ from jobs.cli.arguments import absolute, terminal, without_credentials
 from jobs.cli.endings import FAILED, SOME_FAILED, USAGE, one_line_errors, stop
 from jobs.cli.rendering import rendered
 from jobs.plan import Plan
+from shards.confined import write_file
 from shards.lease import hold
 from shards.storage import join, names
 
@@ -147,7 +148,7 @@ def regenerate(out: str, key: str, file: Path | None, image_root: tuple[str, ...
         without_credentials(out)
         made = made_again(out, key, image_root)
         place = file or Path(f"{key}.{made.ending}")
-        place.write_bytes(made.image)
+        write_file(place, made.image)
         if made.same is None:
             said = (
                 "was only drafted; this is what it would have been" if made.drafted else "became an image this time; it had failed"

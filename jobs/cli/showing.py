@@ -6,6 +6,7 @@ import click
 
 from jobs.cli.arguments import absolute, without_credentials
 from jobs.cli.endings import FAILED, USAGE, one_line_errors, stop
+from shards.confined import write_file
 
 
 @click.command()
@@ -15,7 +16,7 @@ from jobs.cli.endings import FAILED, USAGE, one_line_errors, stop
 @click.option("--columns", type=click.IntRange(1), default=7, show_default=True)
 def sheet(out: str, file: Path, most: int, columns: int) -> None:
     """A contact sheet of the kept images, as one PNG, JPEG or WebP."""
-    from jobs.sheet import ENDINGS, SheetError, kept_images
+    from jobs.sheet import ENDINGS, SheetError, encoded, kept_images
     from jobs.sheet import sheet as sheet_of
 
     with one_line_errors():
@@ -28,7 +29,7 @@ def sheet(out: str, file: Path, most: int, columns: int) -> None:
             stop(FAILED, f"{error}; `promptmill verify {out}` says what else is wrong")
         if not shown:
             stop(FAILED, f"{out}: nothing is kept there yet")
-        sheet_of(shown, columns).save(file)
+        write_file(file, encoded(sheet_of(shown, columns), file.suffix))
         click.echo(f"{len(shown)} images in {file}")
 
 
@@ -44,7 +45,7 @@ def report(out: str, file: Path) -> None:
     with one_line_errors():
         made = make(absolute(out))
         html = page(made)
-        file.write_bytes(html)
+        write_file(file, html)
         seen = "" if made.sample.whole else f", a sample of {len(made.sample.records):,} of them"
         click.echo(
             f"{file}: {many(made.totals.kept, 'kept image')} in {many(made.totals.shards, 'shard')}{seen} ({size(len(html))})"
