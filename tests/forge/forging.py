@@ -2,10 +2,8 @@
 
 import dataclasses
 import io
-import json
 import tarfile
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -89,14 +87,3 @@ def with_rows(output: str, change: Callable[[dict], dict], number: int = 0) -> N
     table = table_of(output, number)
     rows = [change(row) for row in table.to_pylist()]
     forge(output, number, table=pa.Table.from_pylist(rows, table.schema))
-
-
-def seal(path: Path, values: dict) -> None:
-    """Write a JSON file that holds the hash of itself."""
-    from jobs.seals import sealed
-
-    path.write_bytes(sealed({name: value for name, value in values.items() if name != "sha256"}))
-
-
-def values_of(path: Path) -> dict:
-    return json.loads(path.read_bytes())

@@ -55,7 +55,7 @@ def _with_row(out: Path, image: bytes | None = None, **row) -> None:
     forge(str(out), table=table, tar=packed(members))
 
 
-def _with_image(out: Path, content: bytes, **row) -> None:
+def with_image(out: Path, content: bytes, **row) -> None:
     """Another first image, which its row bears out."""
     _with_row(out, content, sha256=sha256(content).hexdigest(), bytes=len(content), **row)
 
@@ -89,17 +89,17 @@ def ending_of_a_program(out, outside):
 
 @hostile("An image is EPS under the name `.png`: a program that Pillow would hand to Ghostscript.")
 def eps_for_png(out, outside):
-    _with_image(out, EPS)
+    with_image(out, EPS)
 
 
 @hostile("An image of some kilobytes is 60,000 pixels wide and high, and its row says so.")
 def png_of_gigabytes(out, outside):
-    _with_image(out, huge_png(60_000, 60_000), width=60_000, height=60_000)
+    with_image(out, huge_png(60_000, 60_000), width=60_000, height=60_000)
 
 
 @hostile("An image is larger than its row says: 8,000 pixels wide and high.")
 def png_larger_than_its_row(out, outside):
-    _with_image(out, huge_png(8_000, 8_000))
+    with_image(out, huge_png(8_000, 8_000))
 
 
 @hostile("A row says that its image has a petabyte.")

@@ -30,7 +30,10 @@ from shards.pictures import read_picture
 from shards.storage import get, join, names, put
 from shards.tables import make_table
 from tests.forge.forging import with_rows
+from tests.forge.hostile import with_image
+from tests.forge.pictures import EPS
 from tests.jobs.datasets import planned_dataset
+from tests.jobs.finished import FIRST
 from tests.shards.conftest import s3_bucket, s3_endpoint  # noqa: F401 (fixtures)
 from tests.shards.made import FORM, candidate, provenance, refused
 
@@ -214,6 +217,24 @@ def test_prompts_as_long_as_books_do_not_make_a_book(output):
     for number in range(3):
         with_rows(str(output), lambda row: row | {"prompt": "long " * 20_000}, number)
     assert len(page(make(str(output)))) < 14 * 3 * (LARGEST + 5 * LONGEST)
+
+
+def test_an_image_that_fits_its_tile_is_said_to_be_small_and_a_larger_one_is_not(output):
+    assert all(shown.small for shown in make(str(output)).shown.values() if shown.image)
+    pixels = np.zeros((150, 300, 3), np.uint8)
+    with_image(output, encode_image(pixels, "png", 90, provenance(candidate(0, 0, 0, "failed"))), width=300, height=150)
+    shown = make(str(output)).shown
+    assert shown[FIRST].image and [key for key, one in shown.items() if one.image and not one.small] == [FIRST]
+
+
+def test_without_embeddings_an_image_that_is_none_is_a_problem_and_not_compared(output):
+    with_image(output, EPS)
+    plan = output / "plan" / "plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "embedding": None}))
+    made = make(str(output))
+    assert (made.near.how, made.near.compared) == ("hash", 13)
+    assert made.problems == [f"{FIRST}: its image cannot be decoded", f"{FIRST}: its image is no PNG"]
+    assert made.shown[FIRST].image is None and made.shown[FIRST].error == "unreadable"
 
 
 def test_near_duplicates_are_found_without_embeddings(output):
