@@ -1,6 +1,5 @@
 """Finds the near-duplicates among the kept images of a dataset, marks them beside it, and copies it without them."""
 
-import io
 import json
 import os
 from collections import Counter
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from jobs.plan import PlanError, fingerprint_of, read_plan
 from jobs.publishing import made_of
@@ -20,10 +18,12 @@ from shards.alike import Pictures, Twin, find_twins
 from shards.assembly import AssemblyError, publish
 from shards.card import CARD, card
 from shards.commits import CommitError, CommitRecord, read_records
+from shards.confined import check_folders
 from shards.counting import request_of
 from shards.index import SUCCESS, Totals, publish_index
 from shards.phash import colours, phash
-from shards.published import path_of, read_images, read_metadata
+from shards.pictures import PictureError, read_picture
+from shards.published import ImageFile, path_of, read_images, read_metadata
 from shards.storage import join, names, put
 from shards.tables import REJECTED_FOR, encode_table, ranking_names, ranks_by
 from shards.tars import TarError
@@ -109,7 +109,7 @@ def find(output: str, signs: Signs, say: Callable[[str], None] = lambda line: No
     for record in records:
         table = read_metadata(output, record)
         images = _images(output, record, table) if signs.hash is not None else {}
-        kept.append(_with_looks(table.filter(table["selected"]), images))
+        kept.append(_with_looks(table.filter(table["selected"]), images, path_of(output, record, "data")))
     if not sum(table.num_rows for table in kept):
         raise PlanError([f"{output}: nothing is kept there yet"])
     if signs.embedding is not None and not all(EMBEDDING in table.column_names for table in kept):
@@ -120,28 +120,38 @@ def find(output: str, signs: Signs, say: Callable[[str], None] = lambda line: No
     return Found(pictures, twins, signs, exact, records)
 
 
-def _images(output: str, record: CommitRecord, table: pa.Table) -> dict[str, bytes]:
-    """The image files of the selected rows of a shard, by key."""
+def _images(output: str, record: CommitRecord, table: pa.Table) -> dict[str, ImageFile]:
+    """Return the image files of the selected rows of a shard, by key.
+
+    Raises:
+        CommitError: One of them is not there, or as `read_images`.
+    """
     kept = set(table.filter(table["selected"])["key"].to_pylist())
-    return {key: image.content for key, image in read_images(output, record, kept).items()}
+    images = read_images(output, record, kept)
+    if lost := sorted(kept - set(images)):
+        raise CommitError(f"{path_of(output, record, 'data')}: {lost[0]}: kept, but not in its shard; `promptmill verify {output}`")
+    return images
 
 
-def _with_looks(rows: pa.Table, images: Mapping[str, bytes]) -> pa.Table:
-    """The few columns that are compared, with the perceptual hashes where there are images."""
+def _with_looks(rows: pa.Table, images: Mapping[str, ImageFile], tar: str) -> pa.Table:
+    """Return the few columns that are compared, with the perceptual hashes where there are images."""
     columns = {name: rows[name] for name in ("key", "sha256", "pixel_sha256")} | {"score": rows[ranks_by(rows.column_names)]}
     if EMBEDDING in rows.column_names:
         columns[EMBEDDING] = rows[EMBEDDING]
     if images:
+        some = rows.select(["key", "width", "height"]).to_pylist()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            looks = list(pool.map(_look, (images[key] for key in rows["key"].to_pylist())))
+            looks = list(pool.map(lambda row: _look(images[row["key"]], row, tar), some))
         columns["phash"] = pa.array([look[0] for look in looks], pa.uint64())
         columns["colours"] = pa.FixedSizeListArray.from_arrays(np.concatenate([look[1] for look in looks]), len(looks[0][1]))
     return pa.table(columns)
 
 
-def _look(content: bytes) -> tuple[int, np.ndarray]:
-    with Image.open(io.BytesIO(content)) as image:
-        whole = image.convert("RGB")
+def _look(image: ImageFile, row: Mapping[str, Any], tar: str) -> tuple[int, np.ndarray]:
+    try:
+        whole = read_picture(image.content, image.ending, row["width"], row["height"])
+    except PictureError as error:
+        raise CommitError(f"{tar}: {row['key']}: its image {error}") from None
     return phash(whole), colours(whole)
 
 
@@ -208,6 +218,7 @@ def copy_without(output: str, found: Found, to: str) -> Totals:
     Raises:
         PlanError: The dataset is not finished or has no plan, or something is there.
         CommitError: Its rows are not those of its records, or contradict themselves.
+        OutsideError: A folder of the copy is there already, as a link that leads out of it.
     """
     plan = read_plan(output)
     if plan is None:
@@ -216,13 +227,14 @@ def copy_without(output: str, found: Found, to: str) -> Totals:
         raise PlanError([f"{output}: is not finished; `promptmill run` goes on with it"])
     if any(names(to)):
         raise PlanError([f"{to}: is not empty; give another --to"])
+    check_folders(to)
     keys = found.pictures.keys
     instead = {keys[number]: keys[twin.of] for number, twin in found.twins.items()}
     fingerprint = fingerprint_of({"of": found.summary()["records"], "without": instead})
     records, form = [], pa.schema([])
     for record in found.records:
         table = _rejected(read_metadata(output, record), instead)
-        images = _images(output, record, table)
+        images = {key: image.content for key, image in _images(output, record, table).items()}
         requests, planned = record.requests, record.candidates
         form = table.schema
         try:

@@ -12,7 +12,6 @@ before anything of the shard is rendered. The plan is the only input that worker
 import gzip
 import hashlib
 import json
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,11 +29,11 @@ from manifests.images import Roots
 from manifests.requests import Request, from_json, to_json
 from pipelines.rows import ranking_columns
 from pipelines.units import Placed, Unit
+from shards.commits import HASH
 from shards.storage import TooLargeError, delete, get_small, join, names, put, put_if_absent
 from shards.tables import schema
 
 FORMAT = 3
-FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 MOST_PLAN = 192 * 2**20  # bytes of plan.json: it may name as many files as a manifest has
 MOST_SHARD = 192 * 2**20  # bytes of a shard's plan once it is decompressed
 MOST_HARDWARE = 2**16  # bytes of hardware.json
@@ -345,7 +344,7 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
     Raises:
         PlanError: It is broken, or of another version of promptmill.
     """
-    if earlier is not None and not FINGERPRINT.fullmatch(earlier):
+    if earlier is not None and not HASH.fullmatch(earlier):
         return None  # a record may name anything, and this is to become a file's name
     uri = _plan_uri(output, earlier)
     try:
@@ -401,7 +400,7 @@ def _check(plan: Plan) -> None:
         raise ValueError(f"{plan.shards} shards, or a count below zero")
     if plan.embedding is not None and not 0 < plan.embedding <= MOST_EMBEDDING:
         raise ValueError(f"embeddings of {plan.embedding} numbers")
-    unnamed = [fingerprint for fingerprint in plan.accepted if not FINGERPRINT.fullmatch(fingerprint)]
+    unnamed = [fingerprint for fingerprint in plan.accepted if not HASH.fullmatch(fingerprint)]
     if unnamed:
         raise ValueError(f"{shown(unnamed[0])} is no fingerprint")
     # Made here once, so that columns of unknown types are said here.
@@ -446,7 +445,7 @@ def drop_shards(output: str, shards: int) -> None:
 def earlier_plans(output: str) -> list[str]:
     """The fingerprints of the plans that were put aside."""
     found = (name.removesuffix(".json") for name in names(join(output, "plan", "earlier")) if name.endswith(".json"))
-    return [fingerprint for fingerprint in found if FINGERPRINT.fullmatch(fingerprint)]
+    return [fingerprint for fingerprint in found if HASH.fullmatch(fingerprint)]
 
 
 def _plan_uri(output: str, earlier: str | None = None) -> str:

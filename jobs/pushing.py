@@ -6,6 +6,7 @@ A repository that holds anything but this dataset is refused, and of what it hol
 """
 
 import hashlib
+import os
 import re
 import tempfile
 import time
@@ -16,12 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from configs.errors import shown
 from configs.json_values import parse_json
 from jobs.hub_errors import PushError, may_pass, one_line
 from shards.card import CARD
 from shards.commits import READERS, CommitRecord, FileRecord, parse_shard_name, read_records, shard_name
+from shards.confined import own_file
 from shards.index import INDEX, SUCCESS, encode_index
-from shards.storage import TooLargeError, get, get_small, is_local, join, local_path, names
+from shards.storage import (
+    OddFileError,
+    StorageError,
+    TooLargeError,
+    get,
+    get_small,
+    is_local,
+    join,
+    local_path,
+    names,
+    open_regular,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, HfApi
@@ -33,6 +47,7 @@ MARKS = (CARD, INDEX, SUCCESS)
 PLAN = ("plan", "plan/shards", "plan/earlier")
 NAMED_ALIKE = {("data", ".tar"), ("metadata", ".parquet"), ("commits", ".json")}  # by their shard
 PLANNED = re.compile(r"plan/(plan\.json|hardware\.json|shards/[0-9]{6,}\.json\.gz|earlier/[0-9a-f]{64}\.json)")
+STATS = re.compile(r"stats/[0-9]{8}T[0-9]{6}\.[0-9]{6}-[0-9]{4,}\.jsonl")
 UNTOUCHED = re.compile(r"\.git[a-z]+|README\.md|LICEN[CS]E[^/]*")  # what the Hub's own form for a new repository puts there
 
 Say = Callable[[str], None]
@@ -98,7 +113,7 @@ def push(
         PushError: The output is not finished or not whole, the repository holds other data, or the Hub does not take it.
         CommitError: A commit record is broken.
     """
-    files, last = finished(output, plan, stats)
+    files, last = finished(output, plan, stats, say)
     family = _family(output)
     with one_line(repository):
         from huggingface_hub import HfApi
@@ -141,13 +156,17 @@ def push(
     return Pushed(url, len(missing) + len(changed), size, len(wanted) - len(missing) - len(changed), len(stale))
 
 
-def finished(output: str, plan: bool, stats: bool) -> tuple[list[File], list[File]]:
-    """The files of a finished output: those of its shards, in their order, with plan and stats; and the three that come last.
+def finished(output: str, plan: bool, stats: bool, say: Say = lambda line: None) -> tuple[list[File], list[File]]:
+    """Return the files of a finished output: those of its shards in order, with plan and stats; and the three that come last.
 
-    What is in shards is taken from the records' word; whoever sends it holds it against that.
+    Only names that promptmill makes are among them, and of a local output only regular files inside of it. What is in shards is
+    taken from the records' word; whoever sends it holds it against that.
+
+    Args:
+        say: Told of each file in `plan` and `stats` that does not go along.
 
     Raises:
-        PushError: It is not finished, or a file is missing, or its index is not of its records.
+        PushError: It is not finished, a file is missing, or is a link or a special file, or its index is not of its records.
     """
     top = set(names(output))
     if SUCCESS not in top:
@@ -161,7 +180,13 @@ def finished(output: str, plan: bool, stats: bool) -> tuple[list[File], list[Fil
         raise PushError(f"{output}: {what}; `promptmill verify {output}` says all that is wrong")
     shards = [file for record in records for file in _files(record)]
     folders = [*(PLAN if plan else ()), *(("stats",) if stats else ())]
-    paths = [f"{folder}/{name}" for folder in folders for name in names(join(output, folder))]
+    paths = []
+    for path in (f"{folder}/{name}" for folder in folders for name in names(join(output, folder))):
+        if PLANNED.fullmatch(path) or STATS.fullmatch(path):
+            paths.append(path)
+        else:
+            say(f"{shown(path)}: not sent; it is no file that promptmill makes")
+    _check_own(output, [file.path for file in shards] + paths + list(MARKS))
     with ThreadPoolExecutor(READERS) as pool:
         read = pool.map(lambda path: File.of(path, get(join(output, path))), [*paths, *MARKS])
         others = list(read)
@@ -174,6 +199,17 @@ def _is(uri: str, content: bytes) -> bool:
         return get_small(uri, len(content)) == content
     except TooLargeError:
         return False
+
+
+def _check_own(output: str, paths: Iterable[str]) -> None:
+    """Raise PushError where a file of the output is a link or lies behind one, which may lead to a file of this machine."""
+    for path in paths:
+        try:
+            own_file(output, path)
+        except FileNotFoundError:
+            raise PushError(f"{join(output, path)}: gone; is a run under way there?") from None
+        except StorageError as error:
+            raise PushError(str(error)) from None
 
 
 def _files(record: CommitRecord) -> list[File]:
@@ -323,14 +359,19 @@ class _Hub:
         uri = join(self.output, file.path)
         try:
             if not is_local(uri):
-                content = get(uri)
+                content = get(uri, most=file.record.size)
                 self._check(file, FileRecord.of(file.path, content))
                 return CommitOperationAdd(file.path, content)
-            with local_path(uri).open("rb") as stream:
+            with open_regular(own_file(self.output, file.path)) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                if size != file.record.size:
+                    self._check(file, FileRecord(file.path, size, ""))
                 digest = hashlib.file_digest(stream, "sha256")
                 self._check(file, FileRecord(file.path, stream.tell(), digest.hexdigest()))
         except FileNotFoundError:
             raise PushError(f"{uri}: gone; is a run under way there?") from None
+        except OddFileError as error:
+            raise PushError(f"{error}; `promptmill verify {self.output}` says all that is wrong") from None
         addition = CommitOperationAdd(file.path, local_path(uri))
         addition.upload_info.sha256 = digest.digest()
         return addition

@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 
 from jobs.plan import Plan
 from jobs.report.ranking import Bought, bought
-from jobs.report.reading import READERS, file_of
+from jobs.report.reading import READERS
 from jobs.report.sampling import sample
 from shards.commits import CommitRecord, read_records
-from shards.storage import get, join
-from shards.tables import CLIP_SCORE, ranks_by, read_table
+from shards.published import get_file, parse_metadata
+from shards.tables import CLIP_SCORE, ranks_by
 
 CURVE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # candidates whose best is said
 
@@ -66,10 +66,10 @@ def look_back(output: str, plan: Plan) -> Ranked | None:
 
 def _read(output: str, record: CommitRecord, by: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Of the scored candidates of a shard the request, the score and whether it is kept; and the price of all."""
-    file = file_of(record, "metadata")
+    file = record.file("metadata")
     if file is None:
         raise ValueError(f"the record of shard {record.shard:06d} names no metadata")
-    table = read_table(get(join(output, file.path)), ("key", "selected", "unet_evaluations", by))
+    table = parse_metadata(get_file(output, file), record.shard, ("key", "selected", "unet_evaluations", by))
     request = pc.cast(pc.list_element(pc.split_pattern(table["key"], "-"), 1), "int64").to_numpy()
     score = table[by].to_numpy().astype(np.float32, copy=False)
     scored = np.isfinite(score)

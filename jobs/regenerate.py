@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from configs.errors import shown
 from jobs.image_places import NOTHING, OF_IMAGES, Given, places, remedy, seen_images
 from jobs.plan import Plan, PlanError, read_hardware, read_plan, read_shard, with_shard_hashes
 from pipelines.preparing import named_images
@@ -13,6 +14,7 @@ from pipelines.units import Placed, candidate_seed, cut, parse_key
 from shards.commits import CommitRecord, last_record
 from shards.counting import request_of
 from shards.images import encode_image, pixel_sha256
+from shards.keys import LIKE
 from shards.published import read_metadata
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
     try:
         shard, _, _ = parse_key(key)
     except ValueError:
-        raise PlanError([f"{key}: not a key, which is like 000012-00003-0001: shard, row, candidate"]) from None
+        raise PlanError([f"{shown(key)}: not a key, which is like {LIKE}: shard, row, candidate"]) from None
     try:
         record = last_record(output, shard)
         status, wanted = _row(output, record, key)

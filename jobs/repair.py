@@ -92,9 +92,12 @@ def remembered(output: str) -> Cleared:
     try:
         values = parse_json(get_small(join(output, REPAIR_NOTE), MOST_NOTE))
         shards = {int(shard): generation for shard, generation in values["shards"].items()}
-        return checked(Cleared(shards, values["hashes"]))
+        cleared = checked(Cleared(shards, values["hashes"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return Cleared()
+    # Both are parts of the names of files.
+    sound = all(shard >= 0 and type(generation) is int and generation >= 0 for shard, generation in shards.items())
+    return cleared if sound else Cleared()
 
 
 def differing(output: str, cleared: Cleared) -> list[str]:

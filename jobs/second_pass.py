@@ -10,9 +10,11 @@ import pyarrow as pa
 
 from jobs.row_files import ExportError, check_ending, writing
 from manifests.outputs import added, as_input
-from shards.commits import CommitRecord, read_records
-from shards.published import read_images, read_metadata
-from shards.storage import SCRATCH
+from shards.commits import CommitError, CommitRecord, read_records
+from shards.confined import place_in
+from shards.pictures import PictureError, open_picture
+from shards.published import ImageFile, path_of, read_images, read_metadata
+from shards.storage import SCRATCH, local_path
 from shards.tables import ranks_by
 
 CONDITIONING = ("init_image", "mask_image", "controls", "strength")
@@ -63,7 +65,8 @@ def export_manifest(output: str, file: Path, wanted: Pass) -> int:
 
     Raises:
         ExportError: Nothing is kept there, or a column to drop is none.
-        CommitError: A file is not what its record says.
+        CommitError: A file is not what its record says, or a key or an image is not as promptmill makes them.
+        OutsideError: The folder beside the manifest is a link that leads elsewhere.
     """
     check_ending(file)
     records = [record for record in read_records(output) if record.kept]
@@ -76,17 +79,29 @@ def export_manifest(output: str, file: Path, wanted: Pass) -> int:
             table = read_metadata(output, record)
             kept = table.filter(table["selected"]).to_pylist()
             images = read_images(output, record, {row["key"] for row in kept})
-            rows = []
             for row in kept:
                 if row["key"] not in images:
                     raise ExportError(f"{output}: {row['key']}: kept, but not in its shard; `promptmill verify {output}`")
-                place = folder / _named(record) / f"{row['key']}.{images[row['key']].ending}"
+                _check_image(output, record, row, images[row["key"]])
+            rows = []
+            for row in kept:
+                name = f"{folder.name}/{_named(record)}/{row['key']}.{images[row['key']].ending}"
+                place = local_path(place_in(str(file.parent), name))
                 _put(place, images[row["key"]].content)
                 made = _row(row, place.relative_to(file.parent).as_posix(), wanted)
                 rows.append({name: made.get(name) for name in form.names})
             write(rows)
             count += len(rows)
     return count
+
+
+def _check_image(output: str, record: CommitRecord, row: Mapping[str, Any], image: ImageFile) -> None:
+    """Raise CommitError where an image is not of the size of its row: it goes to others, who may not ask."""
+    try:
+        with open_picture(image.content, image.ending, row["width"], row["height"]):
+            pass
+    except PictureError as error:
+        raise CommitError(f"{path_of(output, record, 'data')}: {row['key']}: its image {error}") from None
 
 
 def _named(record: CommitRecord) -> str:
@@ -97,7 +112,7 @@ def _named(record: CommitRecord) -> str:
 
 def _put(place: Path, content: bytes) -> None:
     """Write an image whole; one that is there already is only replaced if it was altered."""
-    if place.is_file() and place.read_bytes() == content:
+    if not place.is_symlink() and place.is_file() and place.read_bytes() == content:
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     scratch = place.parent / f"{SCRATCH}{secrets.token_hex(8)}"

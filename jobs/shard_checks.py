@@ -1,30 +1,26 @@
 """Holds a shard's Parquet, tar and images against one another: what of them contradicts itself is named."""
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from pipelines.units import sample_key
 from shards.counting import request_of
-from shards.images import ImageFormat, pixel_sha256
+from shards.images import pixel_sha256
+from shards.keys import parse
+from shards.pictures import ENDINGS, PictureError, open_picture
+from shards.published import check_types
 from shards.sidecars import encode_rows
-from shards.tables import COLUMNS, read_table
+from shards.tables import read_table
 from shards.tars import Sample, TarError, read_tar
-
-ENDINGS = frozenset(get_args(ImageFormat))
 
 
 def read_metadata(content: bytes) -> pa.Table:
     """As `read_table`, our columns of our types."""
     table = read_table(content)
-    for name, kind in COLUMNS.items():
-        if table.schema.field(name).type != kind:
-            raise ValueError(f"its column {name} is {table.schema.field(name).type}, not {kind}")
+    check_types(table)
     return table
 
 
@@ -58,8 +54,8 @@ def check_table(table: pa.Table, shard: int) -> Iterator[str]:
 
 
 def _fits(key: str, shard: int, candidate: int | None) -> bool:
-    row = key.split("-")[1:2]
-    return bool(row) and row[0].isdecimal() and key == sample_key(shard, int(row[0]), candidate)
+    found = parse(key)
+    return found is not None and (found[0], found[2]) == (shard, candidate)
 
 
 def check_tar(content: bytes, table: pa.Table | None) -> Iterator[str]:
@@ -71,7 +67,7 @@ def check_tar(content: bytes, table: pa.Table | None) -> Iterator[str]:
         for sample in read_tar(content):
             found.append(sample.key)
             images = set(sample.files) - {"json", "txt"}
-            if len(sample.files) != 3 or not images <= ENDINGS or images != {image_ending or min(images)}:
+            if len(sample.files) != 3 or not images <= ENDINGS.keys() or images != {image_ending or min(images)}:
                 yield f"{sample.key}: has the members {', '.join(sorted(sample.files))}"
                 continue
             (image_ending,) = images
@@ -119,13 +115,11 @@ def _check_sample(sample: Sample, ending: str, row: dict[str, Any]) -> Iterator[
 
 def _check_pixels(content: bytes, ending: str, row: dict[str, Any]) -> Iterator[str]:
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.size != (row["width"], row["height"]):
-                yield f"its image is {image.width}x{image.height}, its row says {row['width']}x{row['height']}"
+        with open_picture(content, ending, row["width"], row["height"]) as image:
             if _is_lossless(content, ending) and pixel_sha256(np.asarray(image.convert("RGB"))) != row["pixel_sha256"]:
                 yield "the pixels of its image do not have the hash of its row"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        yield f"its image cannot be decoded: {error}"
+    except PictureError as error:
+        yield f"its image {error}"
 
 
 def _is_lossless(content: bytes, ending: str) -> bool:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from jobs.lettering import Lettering
-from shards.commits import read_records
-from shards.storage import StorageError, get, join
-from shards.tables import read_table
+from shards.commits import CommitRecord, read_records
+from shards.pictures import ENDINGS as FORMATS
+from shards.pictures import PictureError, read_picture
+from shards.published import get_file, parse_metadata
+from shards.storage import OddFileError
 from shards.tars import TarError, read_tar
 
 TILE = 160  # pixels a side
@@ -42,37 +44,47 @@ def kept_images(output: str, most: int) -> Iterator[Shown]:
         SheetError: A shard's files are missing, broken, or not of each other.
     """
     for record in read_records(output):
-        files = {file.path.split("/")[0]: file.path for file in record.files}
         if most <= 0:
             return
-        if "data" not in files:
+        if not record.kept:
             continue
-        shown = _kept(output, files["data"], files["metadata"], most)
+        shown = _kept(output, record, most)
         yield from shown
         most -= len(shown)
 
 
-def _kept(output: str, tar: str, parquet: str, most: int) -> list[Shown]:
-    """The first kept images of one shard."""
-    file, shown = tar, list[Shown]()
+def _kept(output: str, record: CommitRecord, most: int) -> list[Shown]:
+    """Return the first kept images of one shard."""
+    tar, parquet = (file for folder in ("data", "metadata") if (file := record.file(folder)))
+    place, shown = tar.path, list[Shown]()
     try:
-        images = {sample.key: sample.files for sample in read_tar(get(join(output, tar)))}
-        file = parquet
-        table = read_table(get(join(output, parquet)))
+        images = {sample.key: sample.files for sample in read_tar(get_file(output, tar))}
+        place = parquet.path
+        table = parse_metadata(get_file(output, parquet), record.shard)
         for row in table.filter(table["selected"]).slice(0, most).to_pylist():
-            file = f"{tar}: {row['key']}"
+            place = f"{tar.path}: {row['key']}"
             sample = images.get(row["key"], {})
-            content = next((content for ending, content in sample.items() if ending not in ("json", "txt")), None)
-            if content is None:
+            ending = next((ending for ending in sample if ending in FORMATS), None)
+            if ending is None:
                 raise FileNotFoundError
-            shown.append(Shown(Image.open(io.BytesIO(content)).convert("RGB"), row["mode"], row["prompt"], row["clip_score"]))
+            image = read_picture(sample[ending], ending, row["width"], row["height"])
+            shown.append(Shown(image, row["mode"], row["prompt"], row["clip_score"]))
     except FileNotFoundError:
-        raise SheetError(f"{file}: missing") from None
-    except (TarError, ValueError, OSError) as error:
-        if isinstance(error, StorageError):
-            raise
-        raise SheetError(f"{file}: {error}") from None
+        raise SheetError(f"{place}: missing") from None
+    except OddFileError as error:
+        raise SheetError(f"{place}: {error.said}") from None
+    except PictureError as error:
+        raise SheetError(f"{place}: its image {error}") from None
+    except (TarError, ValueError) as error:
+        raise SheetError(f"{place}: {error}") from None
     return shown
+
+
+def encoded(image: Image.Image, ending: str) -> bytes:
+    """Return a sheet as an image file; its format follows from the ending, one of `ENDINGS` in any case."""
+    file = io.BytesIO()
+    image.save(file, Image.registered_extensions()[ending.lower()])
+    return file.getvalue()
 
 
 def sheet(shown: list[Shown], columns: int, letters: Lettering | None = None) -> Image.Image:

@@ -18,8 +18,10 @@ from shards.card import CARD, card
 from shards.commits import CommitError, CommitRecord, FileRecord, parse_shard_name, read_small, shard_name
 from shards.counting import count
 from shards.index import COUNTS, INDEX, SUCCESS, Totals, encode_index, total
-from shards.storage import TooLargeError, get, get_small, join, names
+from shards.published import get_file
+from shards.storage import OddFileError, TooLargeError, get, get_small, join, names
 
+LOOKED_AT = 256 * 2**20  # bytes of a file that is larger than its record says
 MOST_INDEX = 16 * 2**20  # bytes of index.json, and 2 kB for each file of a shard
 MOST_MISSING = 100_000  # records that are missing, each of which is named
 
@@ -190,8 +192,12 @@ def _check_marks(
     for name in (INDEX, SUCCESS, CARD):
         if name not in there:
             yield Problem(name, "missing, while the dataset is marked as finished")
-    if SUCCESS in there and (size := len(_small(join(output, SUCCESS), MOST_INDEX))):
-        yield Problem(SUCCESS, f"is of {size:,} bytes, and should be empty")
+    if SUCCESS in there:
+        try:
+            if size := len(_small(join(output, SUCCESS), MOST_INDEX)):
+                yield Problem(SUCCESS, f"is of {size:,} bytes, and should be empty")
+        except OddFileError as error:
+            yield Problem(SUCCESS, error.said)
     committed = {record.shard for record in records.known}
     shards = planned.plan.shards if planned.plan else max([*listed, *committed], default=-1) + 1
     known = committed | records.broken
@@ -260,10 +266,16 @@ def _check_shard(output: str, record: CommitRecord, listed: CommitRecord | None,
         yield Problem(itself, f"names {', '.join(sorted(paths))}, where the shard has {', '.join(sorted(wanted))}", shard)
     contents, altered = {}, set()
     for file in (file for file in record.files if file.path in wanted):
+        # Of a file that is a little larger than its record says, the content tells which of the two is wrong.
+        said = [each.size for each in (file, *(listed.files if listed else ())) if each.path == file.path]
         try:
-            contents[file.path] = get(join(output, file.path))
+            contents[file.path] = get(join(output, file.path), most=max(LOOKED_AT, *said))
         except FileNotFoundError:
             yield Problem(file.path, "missing", shard)
+            continue
+        except OddFileError as error:
+            larger = f"is of {error.size:,} bytes, its record says {file.size:,}" if error.size else error.said
+            yield Problem(file.path, larger, shard)
             continue
         found = FileRecord.of(file.path, contents[file.path])
         if found == file:
@@ -271,8 +283,8 @@ def _check_shard(output: str, record: CommitRecord, listed: CommitRecord | None,
         # Two against one: where the file has the hash that the index or the record itself gives it, the record is wrong.
         if found.sha256 == file.sha256 or (listed is not None and found in listed.files):
             believed = False
-            said = f"{file.size:,} bytes with SHA-256 {file.sha256}, it is of {found.size:,} with {found.sha256}"
-            yield Problem(itself, f"says that {file.path} is of {said}", shard)
+            claim = f"{file.size:,} bytes with SHA-256 {file.sha256}, it is of {found.size:,} with {found.sha256}"
+            yield Problem(itself, f"says that {file.path} is of {claim}", shard)
             continue
         altered.add(file.path)
         if found.size != file.size:
@@ -324,12 +336,14 @@ def _check_ids(output: str, records: list[CommitRecord], ids: Ids) -> Iterator[P
 
     def again() -> Iterator[tuple[str, str]]:
         for record in records:
-            path = f"metadata/{shard_name(record.shard, record.generation)}.parquet"
-            shards[path] = record.shard
+            file = record.file("metadata")
+            if file is None:
+                continue  # said before, as what follows
+            shards[file.path] = record.shard
             try:
-                yield from ((request_id, path) for request_id in rendered_ids(read_metadata(get(join(output, path)))))
-            except (ValueError, FileNotFoundError):
-                continue  # said before
+                yield from ((request_id, file.path) for request_id in rendered_ids(read_metadata(get_file(output, file))))
+            except (ValueError, FileNotFoundError, OddFileError):
+                continue
 
     for request_id, path, first in doubled(again(), in_doubt):
         yield Problem(path, f"the id {request_id!r} is that of another request, in {first}", shards[path])

@@ -5,8 +5,10 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from configs.drafts import Draft, applied
+from configs.errors import shown
 from manifests.requests import Request
 from pipelines.passes import Course, as_draft
+from shards.keys import parse
 
 # Of the denoiser, for each place in the batch, that a unit aims at: two batches of 20 guided steps. The bytes do not depend on it.
 UNIT_EVALUATIONS = 80
@@ -110,9 +112,11 @@ def sample_key(shard: int, row: int, candidate: int | None) -> str:
 
 
 def parse_key(key: str) -> tuple[int, int, int]:
-    """Shard, row and candidate of a key. Raises ValueError where it is none."""
-    shard, row, candidate = key.split("-")
-    return int(shard), int(row), int(candidate)
+    """Return shard, row and candidate of a candidate's key. Raises ValueError where it is none."""
+    found = parse(key)
+    if found is None or found[2] is None:
+        raise ValueError(f"{shown(key)}: not a key of a candidate")
+    return found[0], found[1], found[2]
 
 
 def bucket_of(request: Request) -> Hashable:

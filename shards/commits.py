@@ -14,6 +14,7 @@ from shards.storage import TooLargeError, get_small, join, names, put_if_absent
 
 NAME = re.compile(r"([0-9]{6,9})(?:\.([0-9]{1,4}))?")
 MOST_BYTES = 2**16  # of a record
+HASH = re.compile(r"[0-9a-f]{64}")  # SHA-256, which fingerprints are, too
 READERS = 16  # records under way at a time: on a remote storage each is a round trip
 
 
@@ -24,6 +25,10 @@ class FileRecord:
     path: str
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or type(self.size) is not int or not isinstance(self.sha256, str):
+            raise CommitError("not a commit record: a file without a path, a size and a SHA-256")
 
     @classmethod
     def of(cls, path: str, content: bytes) -> "FileRecord":
@@ -62,6 +67,17 @@ class CommitRecord:
             raise CommitError(f"shard {self.shard:06d}: {self.candidates} candidates are not {as_sum(self)}")
         if not 0 <= self.failed_requests <= self.requests:
             raise CommitError(f"shard {self.shard:06d}: {self.failed_requests} of {self.requests} requests failed")
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The only paths that files of this shard have, by their folder; one without a kept image has no tar."""
+        name = shard_name(self.shard, self.generation)
+        tar = {"data": f"data/{name}.tar"} if self.kept else {}
+        return {**tar, "metadata": f"metadata/{name}.parquet"}
+
+    def file(self, folder: str) -> FileRecord | None:
+        """What the record says of the shard's file in `data` or `metadata`, None where it names none of its only name."""
+        return next((file for file in self.files if file.path == self.paths.get(folder)), None)
 
     def to_json(self) -> bytes:
         return (json.dumps(without_rare(asdict(self)), indent=1, sort_keys=True) + "\n").encode()
@@ -172,10 +188,10 @@ def check_plan(output: str, records: Iterable[CommitRecord], fingerprint: str, a
 
 
 def read_record(output: str, shard: int, generation: int = 0) -> CommitRecord:
-    """A shard's record.
+    """Return a shard's record.
 
     Raises:
-        CommitError: It is broken, or is not of the shard that its name says.
+        CommitError: It is broken, is not of the shard that its name says, or names other files than such a shard has.
         FileNotFoundError: The shard is not committed.
     """
     name = f"commits/{shard_name(shard, generation)}.json"
@@ -185,6 +201,8 @@ def read_record(output: str, shard: int, generation: int = 0) -> CommitRecord:
         raise CommitError(f"{name}: {error}") from None
     if (record.shard, record.generation) != (shard, generation):
         raise CommitError(f"{name}: is the record of {shard_name(record.shard, record.generation)}")
+    if wrong := _unsafe(record):
+        raise CommitError(f"{name}: {wrong}; `promptmill verify` says all that is wrong")
     return record
 
 
@@ -199,6 +217,19 @@ def read_small(uri: str) -> bytes:
         return get_small(uri, MOST_BYTES)
     except TooLargeError as error:
         raise CommitError(f"not a commit record: {error}") from None
+
+
+def _unsafe(record: CommitRecord) -> str | None:
+    """What in a record could lead its readers to other files than those of its shard, or None."""
+    if sorted(file.path for file in record.files) != sorted(record.paths.values()):
+        there, wanted = (", ".join(sorted(paths)) for paths in ((f.path for f in record.files), record.paths.values()))
+        return f"names {shown(there, 200) or 'no file'}, where the shard has {wanted}"
+    for file in record.files:
+        if file.size < 0 or not HASH.fullmatch(file.sha256):
+            return f"says that {file.path} is of {file.size:,} bytes with SHA-256 {shown(file.sha256)}, which no file is"
+    if not HASH.fullmatch(record.fingerprint):
+        return f"its fingerprint is {shown(record.fingerprint)!r}, not 64 hexadecimal digits"
+    return None
 
 
 def _difference(there: bytes, record: CommitRecord) -> str | None:

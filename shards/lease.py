@@ -29,6 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from configs.json_values import checked, parse_json
+from shards.confined import check_folders
 from shards.storage import (
     SCRATCH,
     StorageError,
@@ -377,8 +378,10 @@ def hold(
 
     Raises:
         LeaseError: Somebody else holds it, or takes it at the same time.
+        OutsideError: A folder of the output is a link that leads out of it: whoever holds an output writes and deletes in these.
         StorageError: The output cannot be read or written.
     """
+    check_folders(output)
     tell = say or (lambda line: None)
     lease = Lease(output, renew_s, expires_s)
     lease._take(grace_s, tell)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from shards.commits import FileRecord
 from shards.sidecars import encode_rows
-from shards.storage import StorageError, get, get_range, join
+from shards.storage import OddFileError, StorageError, get, get_range, join
 from shards.tars import BLOCK, TarError, read_tar
 
 
@@ -59,21 +59,29 @@ def pick(output: str, tar: FileRecord, table: pa.Table, image_format: str, keys:
 
     Raises:
         FileNotFoundError: There is no such tar.
+        OddFileError: It is larger than its record says, or no regular file.
         StorageError: The storage fails.
     """
     wanted = {key: place for key, place in places(table, image_format) if key in keys}
     found = {}
     for key, place in wanted.items():
-        image = _in_place(join(output, tar.path), place)
+        image = _in_place(join(output, tar.path), place) if _fits(place, tar.size) else None
         if image is None:
-            return _in_the_whole(get(join(output, tar.path)), wanted)
+            return _in_the_whole(get(join(output, tar.path), most=tar.size), wanted)
         found[key] = image
     return found
+
+
+def _fits(place: Place, size: int) -> bool:
+    """Whether a place is inside of a tar of this size: a row may say any length of its image."""
+    return place.size >= 0 and place.start >= 0 and place.start + BLOCK + place.size <= size
 
 
 def _in_place(uri: str, place: Place) -> bytes | None:
     try:
         content = get_range(uri, place.start, place.start + BLOCK + place.size)
+    except OddFileError:
+        raise
     except StorageError:
         return None  # a storage may refuse a range beyond the end of a tar that was cut
     name, image = content[:100].rstrip(b"\0"), content[BLOCK:]

@@ -1,13 +1,20 @@
-"""Reads the published files of a shard, each held against its commit record before anything in it is believed."""
+"""Reads the published files of a shard, each held against its commit record before anything in it is believed.
 
-from collections.abc import Collection
+The dataset may be somebody else's. So a file is read only under the name that its shard gives it, where it is a regular file and no
+larger than its record says; rows have keys of their shard, which may name files, and images are of the formats of datasets.
+"""
+
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from configs.errors import shown
 from shards.commits import CommitError, CommitRecord, FileRecord
-from shards.storage import get, join
-from shards.tables import read_table
+from shards.keys import check_keys
+from shards.pictures import ENDINGS, is_of
+from shards.storage import OddFileError, get, join
+from shards.tables import COLUMNS, read_table
 from shards.tars import TarError, read_tar
 
 
@@ -20,60 +27,106 @@ class ImageFile:
 
 
 def read_metadata(output: str, record: CommitRecord) -> pa.Table:
-    """The rows of a committed shard.
+    """Return the rows of a committed shard.
 
     Raises:
-        CommitError: Their file is not what the record says.
+        CommitError: Their file is not what the record says, or is not what promptmill writes.
     """
+    content = read_file(output, record, "metadata")
     try:
-        return read_table(read_file(output, record, "metadata"))
+        return parse_metadata(content, record.shard)
     except ValueError as error:
         raise CommitError(f"{path_of(output, record, 'metadata')}: {error}") from None
 
 
-def read_images(output: str, record: CommitRecord, wanted: Collection[str]) -> dict[str, ImageFile]:
-    """The image files of a committed shard by key, of those keys that are wanted and were kept.
+def parse_metadata(content: bytes, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of a shard's Parquet file.
+
+    Args:
+        content: The whole file.
+        shard: Its number.
+        columns: Those to read, `key` among them, where not all are wanted.
 
     Raises:
-        CommitError: The tar is not what the record says.
+        ValueError: It cannot be read, lacks a column, has one of another type, or has a row without a key of the shard.
+    """
+    table = read_table(content, columns)
+    check_types(table)
+    check_keys(table["key"], shard)
+    return table
+
+
+def check_types(table: pa.Table) -> None:
+    """Raise ValueError where one of our columns is not of the type that promptmill writes."""
+    for name, kind in COLUMNS.items():
+        if name in table.column_names and table.schema.field(name).type != kind:
+            raise ValueError(f"its column {name} is {table.schema.field(name).type}, not {kind}")
+
+
+def read_images(output: str, record: CommitRecord, wanted: Collection[str]) -> dict[str, ImageFile]:
+    """Return the image files of a committed shard by key, of those keys that are wanted and were kept.
+
+    Raises:
+        CommitError: The tar is not what the record says, or a sample has no image, several, or one of another format than datasets
+            have.
     """
     if not wanted:
         return {}
     images = {}
+    path = path_of(output, record, "data")
     try:
         for sample in read_tar(read_file(output, record, "data")):
             if sample.key in wanted:
-                endings = set(sample.files) - {"txt", "json"}
-                if len(endings) != 1:
-                    raise TarError(f"{sample.key}: has the members {', '.join(sorted(sample.files))}")
-                (ending,) = endings
-                images[sample.key] = ImageFile(ending, sample.files[ending])
+                endings = sorted(sample.files.keys() - {"txt", "json"})
+                if len(endings) != 1 or endings[0] not in ENDINGS:
+                    has = shown(", ".join(sorted(sample.files)))
+                    raise CommitError(f"{path}: {sample.key}: has the members {has}, where one is an image ({', '.join(ENDINGS)})")
+                images[sample.key] = ImageFile(endings[0], sample.files[endings[0]])
+                if not is_of(images[sample.key].content, endings[0]):
+                    raise CommitError(f"{path}: {sample.key}: its image is no {ENDINGS[endings[0]]}, as its name says")
     except TarError as error:
-        raise CommitError(f"{path_of(output, record, 'data')}: {error}") from None
+        raise CommitError(f"{path}: {error}") from None
     return images
 
 
 def read_file(output: str, record: CommitRecord, folder: str) -> bytes:
-    """A file of a shard, whole and as its record says.
+    """Return a file of a shard, whole and as its record says.
 
     Raises:
         CommitError: It is not.
     """
-    for file in record.files:
-        if file.path.startswith(f"{folder}/"):
-            content = _there(join(output, file.path))
-            if FileRecord.of(file.path, content) == file:
-                return content
-    raise CommitError(f"{path_of(output, record, folder)}: missing or altered; `promptmill verify --repair` makes its shard again")
+    file = record.file(folder)
+    try:
+        content = get_file(output, file) if file else b""
+    except FileNotFoundError:
+        content = b""
+    except OddFileError as error:
+        raise CommitError(f"{path_of(output, record, folder)}: {error.said}; {REPAIR}") from None
+    if file is None or FileRecord.of(file.path, content) != file:
+        raise CommitError(f"{path_of(output, record, folder)}: missing or altered; {REPAIR}")
+    return content
+
+
+REPAIR = "`promptmill verify --repair` makes its shard again"
+
+
+def get_file(output: str, file: FileRecord) -> bytes:
+    """Return the content of a published file, which may still be another than its record says, but is no larger.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        OddFileError: It is larger than its record says, or no regular file.
+        StorageError: It cannot be read.
+    """
+    try:
+        return get(join(output, file.path), most=file.size)
+    except OddFileError as error:
+        if error.size is None:
+            raise
+        said = f"is of {error.size:,} bytes, its record says {file.size:,}"
+        raise OddFileError(join(output, file.path), said, error.size) from None
 
 
 def path_of(output: str, record: CommitRecord, folder: str) -> str:
-    """Where the record says that a shard's file in `data` or `metadata` lies."""
-    return join(output, next((file.path for file in record.files if file.path.startswith(f"{folder}/")), folder))
-
-
-def _there(uri: str) -> bytes:
-    try:
-        return get(uri)
-    except FileNotFoundError:
-        return b""
+    """Return where a shard's file in `data` or `metadata` lies."""
+    return join(output, record.paths.get(folder, folder))

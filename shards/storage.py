@@ -10,6 +10,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
 import fsspec
@@ -25,6 +26,16 @@ REQUEST_TRIES = 3  # of each request, by the S3 client itself, which pauses with
 UPLOAD_TIMEOUT = 60.0  # seconds for any upload, and those that its bytes take at
 SLOWEST_UPLOAD = 100_000  # bytes per second
 
+KINDS = {
+    stat.S_IFREG: "regular file",
+    stat.S_IFDIR: "folder",
+    stat.S_IFLNK: "link",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
 SCRATCH = ".tmp-"  # what half-written files begin with; nobody reads them, and they may be deleted at any time
 
 
@@ -34,6 +45,19 @@ class StorageError(OSError):
 
 class TooLargeError(ValueError):
     """A file with more bytes than any of its kind has."""
+
+
+class OddFileError(StorageError):
+    """A file that is not opened: a special file, or one larger than it may be.
+
+    Attributes:
+        said: The reason, without the URI.
+        size: In bytes, of a file that is too large.
+    """
+
+    def __init__(self, uri: str, said: str, size: int | None = None):
+        self.said, self.size = said, size
+        super().__init__(f"{without_credentials(uri)}: {said}")
 
 
 @contextmanager
@@ -224,18 +248,27 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def get(uri: str) -> bytes:
-    """A file's content.
+def get(uri: str, most: int | None = None) -> bytes:
+    """Return a file's content.
+
+    Args:
+        most: Bytes; a larger file is not read.
 
     Raises:
         FileNotFoundError: It is not there.
+        OddFileError: It is larger than `most`, or it is a device, a FIFO, a socket or a folder.
         StorageError: It cannot be read.
     """
     with _naming(uri, absence=True):
         if is_local(uri):
-            return local_path(uri).read_bytes()
+            with open_regular(uri) as file:
+                if most is not None:
+                    _check_size(uri, os.fstat(file.fileno()).st_size, most)
+                return file.read()
         # One request for the whole: ranges that several requests fetch may be of two versions of the file.
         whole = {"max_concurrency": 1} if _is_s3(uri) else {}
+        if most is not None:
+            _check_size(uri, int(_remotely(uri, lambda system, path: system.size(path)) or 0), most)
         return _remotely(uri, lambda system, path: system.cat_file(path, **whole))
 
 
@@ -251,12 +284,6 @@ def get_small(uri: str, most: int) -> bytes:
         TooLargeError: It has more.
         StorageError: It cannot be read, or is no file but a device or a pipe, which may never end.
     """
-    if is_local(uri):
-        with _naming(uri, absence=True):
-            mode = local_path(uri).stat().st_mode
-            # A folder says so itself once it is opened; a pipe would wait for whoever writes into it.
-            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise StorageError(f"{uri}: is no file")
     try:
         content = get_range(uri, 0, most + 1)
     except StorageError:
@@ -269,19 +296,59 @@ def get_small(uri: str, most: int) -> bytes:
 
 
 def get_range(uri: str, start: int, stop: int) -> bytes:
-    """A file's bytes from `start` up to `stop`, or to its end where that comes first. Two ranges may be of two versions of it.
+    """Return a file's bytes from `start` up to `stop`, or to its end where that comes first.
+
+    Two ranges may be of two versions of the file.
 
     Raises:
         FileNotFoundError: It is not there.
+        OddFileError: It is a device, a FIFO, a socket or a folder.
         StorageError: It cannot be read, or ends before `start` on a storage that calls this an error.
     """
     with _naming(uri, absence=True):
         if is_local(uri):
-            with local_path(uri).open("rb") as file:
-                file.seek(start)
-                return file.read(stop - start)
+            with open_regular(uri) as file:
+                # Asked for more than there is, `read` would set memory aside for all of it.
+                stop = min(stop, os.fstat(file.fileno()).st_size)
+                file.seek(min(start, stop))
+                return file.read(max(0, stop - start))
         whole = {"max_concurrency": 1} if _is_s3(uri) else {}
         return _remotely(uri, lambda system, path: system.cat_file(path, start=start, end=stop, **whole))
+
+
+def _check_size(uri: str, size: int, most: int) -> None:
+    if size > most:
+        raise OddFileError(uri, f"is of {size:,} bytes, more than the {most:,} that it may have", size)
+
+
+def open_regular(uri: str) -> BufferedReader:
+    """Open a local file for reading, links followed, unless it is a special file: a FIFO would be waited for without end.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        OddFileError: It is a device, a FIFO, a socket or a folder.
+        OSError: It cannot be opened.
+    """
+    place = local_path(uri)
+    # Looked at before it is opened, since opening a device may do something, and after it, since it may be another by then.
+    _check_regular(uri, place.stat().st_mode)
+    handle = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_regular(uri, os.fstat(handle).st_mode)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _check_regular(uri: str, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise OddFileError(uri, f"is a {kind_of(mode)}, not a regular file")
+
+
+def kind_of(mode: int) -> str:
+    """Return the word for what a file is, by its `st_mode`."""
+    return KINDS.get(stat.S_IFMT(mode), "special file")
 
 
 def delete(uri: str) -> None:

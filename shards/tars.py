@@ -7,6 +7,8 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from configs.errors import shown
+
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 BLOCK = 512  # bytes: of a header, and what contents are filled up to
 
@@ -63,10 +65,12 @@ def read_tar(content: bytes) -> Iterator[Sample]:
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
             for member in tar:
-                # A link leads elsewhere, and a sparse file is as large as it says, whatever the tar holds.
-                packed = None if not member.isreg() or member.issparse() else tar.extractfile(member)
+                # A link would be followed inside the tar, in circles too, and a sparse file may be of any size.
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
+                    raise TarError(f"{shown(member.name)}: is no file")
+                packed = tar.extractfile(member) if 0 <= member.size <= len(content) else None
                 if packed is None:
-                    raise TarError(f"{member.name}: is no file")
+                    raise TarError(f"{shown(member.name)}: says that it is of {member.size:,} bytes")
                 name, _, ending = member.name.partition(".")
                 if name != key:
                     if files:

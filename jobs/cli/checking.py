@@ -17,6 +17,7 @@ from jobs.cli.rendering import rendered
 from jobs.image_places import NOTHING, Given
 from jobs.plan import Plan
 from jobs.printing import echo
+from shards.confined import write_file
 from shards.lease import hold
 from shards.storage import join, names
 
@@ -151,7 +152,7 @@ def regenerate(out: str, key: str, file: Path | None, given: Given) -> None:
         made = made_again(out, key, given)
         place, kept = file or key, "" if file else f"; --to FILE.{made.ending} keeps the image"
         if file is not None:
-            file.write_bytes(made.image)
+            write_file(file, made.image)
         if made.same is None:
             said = (
                 "was only drafted; this is what it would have been" if made.drafted else "became an image this time; it had failed"

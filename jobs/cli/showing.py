@@ -7,6 +7,7 @@ import click
 from jobs.cli.arguments import absolute, without_credentials
 from jobs.cli.endings import FAILED, USAGE, one_line_errors, stop
 from jobs.printing import echo
+from shards.confined import write_file
 
 
 @click.command()
@@ -22,7 +23,7 @@ from jobs.printing import echo
 def sheet(out: str, file: Path, most: int, columns: int, font: Path | None) -> None:
     """A contact sheet of the kept images, as one PNG, JPEG or WebP."""
     from jobs.lettering import Lettering
-    from jobs.sheet import ENDINGS, LETTERS, SheetError, kept_images
+    from jobs.sheet import ENDINGS, LETTERS, SheetError, encoded, kept_images
     from jobs.sheet import sheet as sheet_of
 
     with one_line_errors():
@@ -39,7 +40,7 @@ def sheet(out: str, file: Path, most: int, columns: int, font: Path | None) -> N
             stop(FAILED, f"{error}; `promptmill verify {out}` says what else is wrong")
         if not shown:
             stop(FAILED, f"{out}: nothing is kept there yet")
-        sheet_of(shown, columns, letters).save(file)
+        write_file(file, encoded(sheet_of(shown, columns, letters), file.suffix))
         echo(f"{len(shown)} images in {file}")
         if letters.missing:
             # A letter that no terminal can show either is said by its number.
@@ -60,7 +61,7 @@ def report(out: str, file: Path) -> None:
     with one_line_errors():
         made = make(absolute(out))
         html = page(made)
-        file.write_bytes(html)
+        write_file(file, html)
         seen = "" if made.sample.whole else f", a sample of {len(made.sample.records):,} of them"
         echo(f"{file}: {many(made.totals.kept, 'kept image')} in {many(made.totals.shards, 'shard')}{seen} ({size(len(html))})")
         if made.problems:

@@ -1,6 +1,7 @@
 """Makes a report: reads a dataset's records, metadata and stats, and the images it shows."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,11 +15,13 @@ from jobs.report.sampling import MOST_CANDIDATES, Sample, sample, spread
 from jobs.report.times import Times, read_times
 from shards.commits import CommitRecord, read_records
 from shards.index import SUCCESS, Totals, total
+from shards.pictures import PictureError, read_picture
 from shards.storage import names
 from shards.tables import ranks_by
 
 GROUPS = 8  # of near-duplicates that are shown
 MEMBERS = 6  # of each
+HASHED = 64  # pixels of a side that a JPEG is decoded to at least, where it is only hashed
 
 
 @dataclass(frozen=True)
@@ -174,8 +177,13 @@ def _by_hash(
     """Groups by perceptual hash, and what could not be read for it."""
 
     def of_shard(record: CommitRecord, some: set[str]) -> tuple[Picked, dict[str, np.ndarray]]:
-        found = picked(output, record, some, images(record))
-        return found, {key: made for key, image in sorted(found.images.items()) if (made := perceptual_hash(image)) is not None}
+        found, made = picked(output, record, some, images(record)), dict[str, np.ndarray]()
+        for key, content in sorted(found.images.items()):
+            row = found.rows[key]
+            with suppress(PictureError):
+                image = read_picture(content, images(record), row["width"], row["height"], draft=(HASHED, HASHED))
+                made[key] = perceptual_hash(image)
+        return found, made
 
     keys = np.concatenate([digests[r.shard].keys for r in compared if r.shard in digests] or [np.array([], "S")])
     hashes: dict[str, np.ndarray] = {}

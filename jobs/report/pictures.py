@@ -14,18 +14,19 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from configs.errors import shown as short
-from jobs.report.reading import READERS, file_of
+from jobs.report.reading import READERS
 from pipelines.units import sample_key
 from shards.commits import CommitRecord
 from shards.counting import row_of
 from shards.picking import pick
-from shards.storage import StorageError, get, join
-from shards.tables import ranks_by, read_table
+from shards.pictures import PictureError, read_picture
+from shards.published import get_file, parse_metadata
+from shards.storage import OddFileError
+from shards.tables import ranks_by
 
 SIDE = 256  # pixels of a thumbnail's longer side; smaller images stay as they are
 LARGEST = 24_000  # bytes of a thumbnail
 LONGEST = 600  # characters of a prompt or a message
-PIXELS = 2**27  # of an image that is decoded
 
 Images = Callable[[CommitRecord], str]  # the ending of a shard's images
 Found = TypeVar("Found")
@@ -72,28 +73,28 @@ def picked(output: str, record: CommitRecord, keys: Iterable[str], image_format:
     Raises:
         StorageError: The storage fails.
     """
-    metadata, tar, wanted = file_of(record, "metadata"), file_of(record, "data"), set(keys)
+    metadata, tar, wanted = record.file("metadata"), record.file("data"), set(keys)
     if metadata is None:
         return Picked()
     try:
-        table = read_table(get(join(output, metadata.path)))
+        table = parse_metadata(get_file(output, metadata), record.shard)
         some = table.filter(pc.is_in(table["key"], pa.array(sorted(wanted))))
         rows = {row["key"]: row for row in some.to_pylist()}
         kept = {key for key, row in rows.items() if row["selected"]}
-    except (FileNotFoundError, ValueError, TypeError, LookupError, pa.ArrowException) as error:
+    except (FileNotFoundError, OddFileError, ValueError, TypeError, LookupError, pa.ArrowException) as error:
         return Picked(problems=[f"{metadata.path}: {_reason(error)}"])
     if tar is None or not kept:
         return Picked(rows)
     try:
         images = pick(output, tar, table, image_format, kept)
-    except StorageError:
-        raise
-    except (FileNotFoundError, ValueError, TypeError, LookupError, pa.ArrowException) as error:
+    except (FileNotFoundError, OddFileError, ValueError, TypeError, LookupError, pa.ArrowException) as error:
         return Picked(rows, problems=[f"{tar.path}: {_reason(error)}"])
     return Picked(rows, images, [f"{tar.path}: {key}: missing or altered" for key in sorted(kept - set(images))])
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, OddFileError):
+        return error.said
     return "missing" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
 
 
@@ -123,7 +124,7 @@ def show(
 
     def of_shard(record: CommitRecord, some: set[str]) -> tuple[list[Shown], list[str]]:
         found = picked(output, record, some, images(record))
-        made = [_shown(output, row, found.images.get(key)) for key, row in found.rows.items()]
+        made = [_shown(output, row, found.images.get(key), images(record)) for key, row in found.rows.items()]
         return [shown for shown, _ in made], [*found.problems, *(problem for _, problem in made if problem)]
 
     shown: dict[str, Shown] = {}
@@ -134,16 +135,17 @@ def show(
     return shown, problems
 
 
-def _shown(output: str, row: Mapping[str, Any], image: bytes | None) -> tuple[Shown, str | None]:
+def _shown(output: str, row: Mapping[str, Any], image: bytes | None, ending: str) -> tuple[Shown, str | None]:
     uri, small, error, message, problem = None, False, row["error"] or "", row["error_message"] or "", None
     if row["selected"] and image is None:
         error, message = "damaged", "The image is missing or altered; `promptmill verify --repair` makes its shard again."
     elif image is not None:
         try:
-            uri, small = thumbnail(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as raised:
-            error, message = "unreadable", " ".join(str(raised).split())
-            problem = f"{row['key']}: its image cannot be shown: {message[:200]}"
+            uri = thumbnail(read_picture(image, ending, row["width"], row["height"], draft=(SIDE, SIDE)))
+            small = max(row["width"], row["height"]) <= SIDE
+        except PictureError as raised:
+            error, message = "unreadable", f"The image {raised}."
+            problem = f"{row['key']}: its image {raised}"
     shown = Shown(
         key=row["key"],
         prompt=short(row["prompt"] or "", LONGEST),
@@ -172,18 +174,8 @@ def command(output: str, row: Mapping[str, Any]) -> str | None:
     return f"promptmill regenerate {shlex.quote(output)} {shlex.quote(key)}"
 
 
-def thumbnail(content: bytes) -> tuple[str, bool]:
-    """A data URI of an image made small, and whether it was small already.
-
-    Raises:
-        OSError, ValueError, SyntaxError, DecompressionBombError: It is no image, or a huge one.
-    """
-    with Image.open(io.BytesIO(content)) as opened:
-        if opened.width * opened.height > PIXELS:
-            raise ValueError(f"{opened.width}x{opened.height} pixels are too many")
-        small = max(opened.size) <= SIDE
-        opened.draft("RGB", (SIDE, SIDE))
-        image = opened.convert("RGB")
+def thumbnail(image: Image.Image) -> str:
+    """Return a data URI of an image in mode RGB, made small."""
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     # A few dozen pixels are kept as they are; of larger ones the first quality that is small enough, noise being the worst.
     encoded = _webp(image, lossless=True, quality=50) if max(image.size) <= SIDE // 2 else b""
@@ -191,7 +183,7 @@ def thumbnail(content: bytes) -> tuple[str, bool]:
         if encoded and len(encoded) <= LARGEST:
             break
         encoded = _webp(image, lossless=False, quality=quality)
-    return f"data:image/webp;base64,{base64.b64encode(encoded).decode()}", small
+    return f"data:image/webp;base64,{base64.b64encode(encoded).decode()}"
 
 
 def _webp(image: Image.Image, lossless: bool, quality: int) -> bytes:

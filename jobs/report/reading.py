@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.report.sampling import Sample, spread
-from shards.commits import CommitRecord, FileRecord
-from shards.storage import StorageError, get, join
+from shards.commits import CommitRecord
+from shards.published import get_file, parse_metadata
+from shards.storage import OddFileError
 from shards.tables import CLIP_SCORE, read_table
 
 READERS = 8  # shards under way at a time
@@ -78,11 +79,6 @@ class Digest:
     embeddings: np.ndarray | None
 
 
-def file_of(record: CommitRecord, folder: str) -> FileRecord | None:
-    """A shard's file in data or metadata."""
-    return next((file for file in record.files if file.path.startswith(f"{folder}/")), None)
-
-
 def read(output: str, sample: Sample, compared: Collection[int], score: str = CLIP_SCORE) -> Iterator[Digest | str]:
     """The digest of each shard in the sample, or what is wrong with it, in a line.
 
@@ -101,18 +97,18 @@ def read(output: str, sample: Sample, compared: Collection[int], score: str = CL
 
 
 def _read(output: str, record: CommitRecord, embeddings: bool, across: int, score: str) -> Digest | str:
-    file = file_of(record, "metadata")
+    file = record.file("metadata")
     if file is None:
         return f"commits: the record of shard {record.shard:06d} names no metadata"
     try:
-        content = get(join(output, file.path))
-        wanted = read_table(content, (*_NEEDED, score))
+        content = get_file(output, file)
+        wanted = parse_metadata(content, record.shard, (*_NEEDED, score))
         vectors = read_table(content, ("selected", "clip_embedding")) if embeddings else None
         return digest(wanted, vectors, across, score)
     except FileNotFoundError:
         return f"{file.path}: missing"
-    except StorageError:
-        raise
+    except OddFileError as error:
+        return f"{file.path}: {error.said}"
     except (ValueError, TypeError, LookupError, pa.ArrowException) as error:
         return f"{file.path}: {' '.join(str(error).split())[:200]}"
 

@@ -40,7 +40,7 @@ def other(tmp_path_factory):
 def output(made, tmp_path):
     """A finished dataset of three shards, with what never leaves the house beside it."""
     place = shutil.copytree(made[1], tmp_path / "out")
-    for private in ("stats/a.jsonl", "parts/b.parquet", "lease/000001.json", "data/.tmp-0123"):
+    for private in ("stats/20260101T000000.000000-0001.jsonl", "parts/b.parquet", "lease/000001.json", "data/.tmp-0123"):
         (place / private).parent.mkdir(exist_ok=True)
         (place / private).write_text("host")
     return place

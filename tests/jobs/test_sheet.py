@@ -91,7 +91,7 @@ def test_a_folder_that_is_not_there_and_a_dataset_without_images_are_one_line(cl
         (
             "data/000000.tar",
             lambda c: c.replace(b"IHDR", b"ABCD"),
-            "data/000000.tar: 000000-00000-0000: cannot identify image file",
+            "data/000000.tar: 000000-00000-0000: its image is no PNG",
         ),
         ("data/000002.tar", lambda c: c.replace(b"000002-00003-", b"000002-00033-"), "data/000002.tar: "),
     ],

@@ -19,7 +19,14 @@ from shards.commits import (
 )
 from shards.storage import StorageError, get, get_small
 
-RECORD = CommitRecord(12, 0, (FileRecord.of("data/000012.tar", b"tar"),), 4, 16, 4, 11, 1, 0, "f" * 64)
+
+def made(shard: int, generation: int = 0) -> CommitRecord:
+    name = shard_name(shard, generation)
+    files = (FileRecord.of(f"data/{name}.tar", b"tar"), FileRecord.of(f"metadata/{name}.parquet", b"rows"))
+    return CommitRecord(shard, generation, files, 4, 16, 4, 11, 1, 0, "f" * 64)
+
+
+RECORD = made(12)
 
 
 def test_a_record_reads_back_as_itself_and_is_the_same_bytes_each_time():
@@ -67,7 +74,7 @@ def test_a_contradiction_is_found_before_anything_is_written(tmp_path):
 
 
 def test_of_each_shard_the_last_record_is_read_in_their_order(tmp_path):
-    records = [dataclasses.replace(RECORD, shard=shard, generation=g) for shard, g in [(2, 0), (10, 0), (0, 2), (0, 10), (0, 0)]]
+    records = [made(*pair) for pair in [(2, 0), (10, 0), (0, 2), (0, 10), (0, 0)]]
     for record in records:
         commit(str(tmp_path), record)
     (tmp_path / "commits" / "notes.txt").write_text("not ours")
@@ -77,7 +84,7 @@ def test_of_each_shard_the_last_record_is_read_in_their_order(tmp_path):
 
 def test_records_are_read_many_at_a_time(tmp_path, monkeypatch):
     for shard in range(16):
-        commit(str(tmp_path), dataclasses.replace(RECORD, shard=shard))
+        commit(str(tmp_path), made(shard))
     # Whoever reads one after another waits here for the others, in vain.
     together = threading.Barrier(16)
 
@@ -91,7 +98,7 @@ def test_records_are_read_many_at_a_time(tmp_path, monkeypatch):
 
 def test_a_record_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "commits" / "000003.json").mkdir(parents=True)
-    with pytest.raises(StorageError, match=r"commits/000003.json: Is a directory"):
+    with pytest.raises(StorageError, match=r"commits/000003.json: is a folder, not a regular file"):
         read_record(str(tmp_path), 3)
 
 

@@ -3,11 +3,12 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import time
 
 import pytest
 
-from shards.storage import SCRATCH, StorageError, delete, get, join, names, put, put_if_absent
+from shards.storage import SCRATCH, OddFileError, StorageError, delete, get, get_range, join, names, put, put_if_absent
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -152,3 +153,51 @@ def test_a_local_place_may_be_written_in_three_ways_and_begin_at_home(tmp_path, 
     monkeypatch.setenv("HOME", str(tmp_path))
     put(f"{prefix}{tmp_path}/a", b"x")
     assert get(f"{prefix}~/a") == b"x" and list(names(f"{prefix}~")) == ["a"]
+
+
+def odd_files(folder):
+    """What a stranger may put in a file's place, by what is said of it."""
+    os.mkfifo(folder / "fifo")
+    (folder / "zero").symlink_to("/dev/zero")
+    (folder / "folder").mkdir()
+    (folder / "to-fifo").symlink_to("fifo")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "socket"))
+    listener.close()
+    return {"fifo": "FIFO", "zero": "device", "folder": "folder", "to-fifo": "FIFO", "socket": "socket"}
+
+
+def test_special_files_are_neither_waited_for_nor_read(tmp_path):
+    for name, kind in odd_files(tmp_path).items():
+        for reader in (get, lambda uri: get(uri, 7), lambda uri: get_range(uri, 0, 7)):
+            with pytest.raises(OddFileError, match=rf"^{tmp_path}/{name}: is a {kind}, not a regular file$"):
+                reader(f"{tmp_path}/{name}")
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    assert get(f"{tmp_path}/link") == b"content"
+    (tmp_path / "broken").symlink_to("nothing")
+    with pytest.raises(FileNotFoundError):
+        get(f"{tmp_path}/broken")
+
+
+def test_a_file_larger_than_it_may_be_is_not_read(tmp_path, s3_bucket):
+    for folder in (str(tmp_path), s3_bucket):
+        put(join(folder, "file"), b"content")
+        put(join(folder, "empty"), b"")
+        assert get(join(folder, "file"), 7) == b"content" and get(join(folder, "empty"), 0) == b""
+        with pytest.raises(OddFileError, match="is of 7 bytes, more than the 6") as raised:
+            get(join(folder, "file"), 6)
+        assert raised.value.size == 7
+        with pytest.raises(FileNotFoundError):
+            get(join(folder, "nothing"), 6)
+    # A sparse file of a terabyte takes no room, and would take all memory.
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(OddFileError, match="is of 1,099,511,627,776 bytes"):
+        get(str(tmp_path / "huge"), 2**20)
+
+
+def test_a_range_is_never_longer_than_the_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    assert get_range(str(tmp_path / "file"), 3, 10**18) == b"tent"
+    assert get_range(str(tmp_path / "file"), 10**18, 10**19) == b""

@@ -53,7 +53,7 @@ def drawn(color, box, side=96, noise=0, form="PNG"):
     pixels = np.asarray(image, np.int16) + np.random.default_rng(noise).integers(-noise, noise + 1, (side, side, 3))
     file = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, form, quality=85)
-    return perceptual_hash(file.getvalue())
+    return perceptual_hash(Image.open(file).convert("RGB"))
 
 
 def test_a_hash_knows_a_picture_again_and_tells_colours_and_places_apart():
@@ -61,15 +61,5 @@ def test_a_hash_knows_a_picture_again_and_tells_colours_and_places_apart():
     again = [drawn("red", left), drawn("red", left, noise=2), drawn("red", left, side=192), drawn("red", left, form="JPEG")]
     others = [drawn("blue", left), drawn("red", right), drawn("red", (8, 30, 26, 48)), drawn("white", left)]
     assert groups(by_hash(np.stack([*again, *others]))) == [[0, 1, 2, 3]]
-    flat = [perceptual_hash(png(color)) for color in ("red", "blue", "black", "white", "red")]
+    flat = [perceptual_hash(Image.new("RGB", (32, 32), color)) for color in ("red", "blue", "black", "white", "red")]
     assert groups(by_hash(np.stack(flat))) == [[0, 4]]
-
-
-def png(color):
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), color).save(file, "PNG")
-    return file.getvalue()
-
-
-def test_what_is_no_image_has_no_hash():
-    assert perceptual_hash(b"GIF89a") is None

@@ -26,9 +26,14 @@ from jobs.report.pictures import LARGEST, LONGEST, thumbnail
 from jobs.report.reading import SHOWN, digest
 from pipelines.sources import ROOT
 from shards.images import encode_image
+from shards.pictures import read_picture
 from shards.storage import get, join, names, put
-from shards.tables import encode_table, make_table
+from shards.tables import make_table
+from tests.forge.forging import with_rows
+from tests.forge.hostile import with_image
+from tests.forge.pictures import EPS
 from tests.jobs.datasets import planned_dataset
+from tests.jobs.finished import FIRST
 from tests.shards.conftest import s3_bucket, s3_endpoint  # noqa: F401 (fixtures)
 from tests.shards.made import FORM, candidate, provenance, refused
 
@@ -170,12 +175,9 @@ def test_every_command_is_one_that_a_shell_takes_apart_as_it_was_meant(output):
 
 
 def test_what_a_manifest_says_is_text_and_never_markup(output):
-    name = "metadata/000000.parquet"
-    rows = pq.read_table(output / name).to_pylist()
     plain = parsed(output)
-    for row in rows:
-        row |= {"prompt": HOSTILE, "mode": "<i>mode</i>", "error_message": HOSTILE, "scheduler": "<u>euler</u>"}
-    (output / name).write_bytes(encode_table(make_table(rows, pq.read_schema(output / name))))
+    said = {"prompt": HOSTILE, "mode": "<i>mode</i>", "error_message": HOSTILE, "scheduler": "<u>euler</u>"}
+    with_rows(str(output), lambda row: row | said)
     found = parsed(output)
     shown = [image["alt"] for image in found.all("img")]
     # A tar is not what such rows say, but its images are found by their hashes.
@@ -207,16 +209,32 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script(clean):
 def test_a_thumbnail_is_small_whatever_is_in_the_picture(quality, side):
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     made = encode_image(noise, "webp", quality, provenance(candidate(0, 0, 0, "failed")))
-    uri, small = thumbnail(made)
-    assert len(base64.b64decode(uri.split(",")[1])) <= LARGEST and small == (side <= 256)
+    uri = thumbnail(read_picture(made, "webp", side, side))
+    assert len(base64.b64decode(uri.split(",")[1])) <= LARGEST
 
 
 def test_prompts_as_long_as_books_do_not_make_a_book(output):
-    for name in names(join(str(output), "metadata")):
-        rows = pq.read_table(output / "metadata" / name).to_pylist()
-        table = make_table([row | {"prompt": "long " * 20_000} for row in rows], pq.read_schema(output / "metadata" / name))
-        (output / "metadata" / name).write_bytes(encode_table(table))
+    for number in range(3):
+        with_rows(str(output), lambda row: row | {"prompt": "long " * 20_000}, number)
     assert len(page(make(str(output)))) < 14 * 3 * (LARGEST + 5 * LONGEST)
+
+
+def test_an_image_that_fits_its_tile_is_said_to_be_small_and_a_larger_one_is_not(output):
+    assert all(shown.small for shown in make(str(output)).shown.values() if shown.image)
+    pixels = np.zeros((150, 300, 3), np.uint8)
+    with_image(output, encode_image(pixels, "png", 90, provenance(candidate(0, 0, 0, "failed"))), width=300, height=150)
+    shown = make(str(output)).shown
+    assert shown[FIRST].image and [key for key, one in shown.items() if one.image and not one.small] == [FIRST]
+
+
+def test_without_embeddings_an_image_that_is_none_is_a_problem_and_not_compared(output):
+    with_image(output, EPS)
+    plan = output / "plan" / "plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "embedding": None}))
+    made = make(str(output))
+    assert (made.near.how, made.near.compared) == ("hash", 13)
+    assert made.problems == [f"{FIRST}: its image cannot be decoded", f"{FIRST}: its image is no PNG"]
+    assert made.shown[FIRST].image is None and made.shown[FIRST].error == "unreadable"
 
 
 def test_near_duplicates_are_found_without_embeddings(output):
@@ -315,7 +333,7 @@ def test_neither_ray_nor_torch_is_loaded(clean, tmp_path):
 
 def test_a_thumbnail_shows_the_picture():
     pixels = np.kron(np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8), np.ones((300, 150, 1), np.uint8))
-    uri, small = thumbnail(encode_image(pixels, "png", 90, provenance(candidate(0, 0, 0, "failed"))))
+    uri = thumbnail(Image.fromarray(pixels))
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"), np.int16)
-    assert shown.shape == (256, 256, 3) and not small
+    assert shown.shape == (256, 256, 3)
     assert np.abs(shown[:, :120] - [255, 0, 0]).mean() < 4 and np.abs(shown[:, 136:] - [0, 0, 255]).mean() < 4
