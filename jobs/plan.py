@@ -24,7 +24,7 @@ from manifests.images import Roots
 from manifests.requests import from_json, to_json
 from pipelines.rows import ranking_columns
 from pipelines.units import Placed, Unit
-from shards.storage import delete, get, join, names, put, put_if_absent
+from shards.storage import delete, flush_files, get, join, names, put, put_if_absent
 from shards.tables import schema
 
 FORMAT = 3
@@ -164,17 +164,23 @@ def shard_hash(shard: ShardPlan) -> str:
     return hashlib.sha256(shard.requests_json()).hexdigest()
 
 
-def write_shard(output: str, shard: ShardPlan) -> str:
-    """Write one shard's plan; returns its `shard_hash`."""
+def packed(shard: ShardPlan) -> tuple[bytes, str]:
+    """Return the content of the file that holds one shard's plan, and the `shard_hash` of that plan."""
     content = shard.requests_json()
     whole = content[:-1] + b',"units":' + _dumps(shard.units) + b"}"
-    put(_shard_uri(output, shard.shard), gzip.compress(whole, compresslevel=1, mtime=0))
-    return hashlib.sha256(content).hexdigest()
+    return gzip.compress(whole, compresslevel=1, mtime=0), hashlib.sha256(content).hexdigest()
+
+
+def write_shard(output: str, shard: ShardPlan) -> str:
+    """Write one shard's plan; returns its `shard_hash`."""
+    content, hash = packed(shard)
+    put(shard_uri(output, shard.shard), content)
+    return hash
 
 
 def read_shard(output: str, shard: int) -> ShardPlan:
     """Read one shard's plan."""
-    return ShardPlan.from_json(gzip.decompress(get(_shard_uri(output, shard))))
+    return ShardPlan.from_json(gzip.decompress(get(shard_uri(output, shard))))
 
 
 def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
@@ -257,8 +263,9 @@ def read_hardware(output: str) -> dict[str, str]:
 
 
 def drop_plan(output: str) -> None:
-    """Remove the plan; its shards stay."""
+    """Remove the plan; its shards stay. A power cut does not bring the plan back, when its shards may have been written over."""
     delete(_plan_uri(output))
+    flush_files([join(output, "plan")])
 
 
 def drop_shards(output: str, shards: int) -> None:
@@ -282,5 +289,6 @@ def _hardware_uri(output: str) -> str:
     return join(output, "plan", "hardware.json")
 
 
-def _shard_uri(output: str, shard: int) -> str:
+def shard_uri(output: str, shard: int) -> str:
+    """Return the place of one shard's plan."""
     return join(output, "plan", "shards", f"{shard:06d}.json.gz")
