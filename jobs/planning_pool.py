@@ -53,12 +53,15 @@ class Pool:
 
     def __init__(self, recipe: Recipe, take: Callable[[Iterable[NumberedRows], Made], None], workers: int):
         self._take = take
-        self._workers = [_Worker(recipe) for _ in range(workers)]
+        self._workers: list[_Worker] = []
+        for _ in range(workers):
+            with suppress(OSError, RuntimeError):  # no more processes or threads are allowed here
+                self._workers.append(_Worker(recipe))
         self._first, self._rows, self._batch = 0, 0, list[bytes]()
         self._given: deque[tuple[list[bytes], Future[Made]]] = deque()
 
     def ready(self) -> bool:
-        """Whether all workers that have not failed have started."""
+        """Whether shards can be given: all workers have started or failed, and not all have failed."""
         return all(worker.started.done() for worker in self._workers) and any(worker.alive for worker in self._workers)
 
     def give(self, shard: int, rows: NumberedRows) -> bool:

@@ -166,6 +166,16 @@ def test_a_worker_that_is_killed_costs_time_only(tmp_path, shared, survivors, mo
     assert 30 < shared["shards"] < 100 or survivors
 
 
+def test_where_no_process_may_be_started_one_makes_the_plan(tmp_path, shared, monkeypatch):
+    def refused(*command, **settings):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    manifest = write(tmp_path / "m.jsonl", [{"prompt": "x"}] * 100)
+    monkeypatch.setattr(planning_pool.subprocess, "Popen", refused)
+    assert planned(manifest, tmp_path / "shared") == alone(manifest, tmp_path)
+    assert shared["shards"] == 0
+
+
 def test_changes_are_accepted_beside_committed_shards_as_one_process_accepts_them(tmp_path, shared, monkeypatch):
     manifest = write(tmp_path / "m.jsonl", [{"id": str(number), "prompt": "x"} for number in range(200)])
     for name in ("shared", "alone"):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from configs.loading import load
@@ -127,16 +128,6 @@ planning.make_plan(planning.look(config), sys.argv[2])
 """
 
 
-def children(pid):
-    said = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in said.splitlines() if int(line.split()[1]) == pid]
-
-
-def is_there(pid):
-    said = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
-    return said != "" and not said.startswith("Z")  # dead, and nobody has asked yet how it ended
-
-
 @pytest.mark.parametrize("shared_from", [0, 10**9], ids=["shared", "alone"])
 def test_planning_that_is_killed_leaves_no_plan_and_no_worker_and_can_be_done_again(tmp_path, shared_from):
     manifest, out = write(tmp_path / "m.jsonl", 200_000), tmp_path / "out"
@@ -145,16 +136,15 @@ def test_planning_that_is_killed_leaves_no_plan_and_no_worker_and_can_be_done_ag
         while not (out / "plan" / "shards" / "000600.json.gz").exists():
             assert planner.poll() is None
             time.sleep(0.005)
-        workers = children(planner.pid)
+        workers = psutil.Process(planner.pid).children()
     finally:
         planner.send_signal(signal.SIGKILL)
         planner.wait()
     assert len(workers) == (2 if shared_from == 0 else 0)
     assert (out / "plan" / "shards").is_dir() and read_plan(str(out)) is None
-    until = time.monotonic() + 60
-    while any(map(is_there, workers)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not any(map(is_there, workers))
+    # A dead one may still be listed where nobody asks how it ended.
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert all(worker.status() == psutil.STATUS_ZOMBIE for worker in alive)
 
     write(manifest, 100)
     plan = make_plan(look(config_of(manifest)), str(out))
