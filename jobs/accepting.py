@@ -77,8 +77,7 @@ class Aside:
         if number not in self.committed:
             return None
         # Where rows are to be rendered again, the shard's plan is of the plan that was never finished.
-        written_over = any(some.shard == number for some in self.again)
-        return read_shard(self.output, number, None if written_over else self._plan_of(number))
+        return read_shard(self.output, number, self._plan_of(number) if self.stays(number) else None)
 
     def _plan_of(self, number: int) -> Plan | None:
         return self.plans.get(self.committed[number].fingerprint)
@@ -116,7 +115,11 @@ class Aside:
             if was != is_:
                 said = f"is committed as {quoted(was)}, the manifest now has {quoted(is_)}; give another --out"
                 raise PlanError([f"shard {number:06d}, row {row}: {said}"])
-        return None if any(some.shard == number for some in self.again) else plan
+        return plan if self.stays(number) else None
+
+    def stays(self, number: int) -> bool:
+        """Return whether a shard is committed and none of its rows are rendered again."""
+        return number in self.committed and not any(some.shard == number for some in self.again)
 
     def check(self, made: Plan) -> None:
         """Raise PlanError where a new plan's shards cannot stand beside those that are committed."""

@@ -30,7 +30,7 @@ from manifests.requests import Request, from_json, to_json
 from pipelines.rows import ranking_columns
 from pipelines.units import Placed, Unit
 from shards.commits import HASH
-from shards.storage import TooLargeError, delete, get_small, join, names, put, put_if_absent
+from shards.storage import TooLargeError, delete, flush_files, get_small, join, names, put, put_if_absent
 from shards.tables import schema
 
 FORMAT = 3
@@ -221,15 +221,21 @@ def shard_hash(shard: ShardPlan) -> str:
     return hashlib.sha256(shard.requests_json()).hexdigest()
 
 
-def write_shard(output: str, shard: ShardPlan) -> str:
-    """Write one shard's plan; returns its `shard_hash`."""
+def packed(shard: ShardPlan) -> tuple[bytes, str]:
+    """Return the content of the file that holds one shard's plan, and the `shard_hash` of that plan."""
     content = shard.requests_json()
     whole = content[:-1] + b',"units":' + _dumps(shard.units) + b"}"
     if len(whole) > MOST_SHARD:
         much = f"{len(whole):,} bytes of rows, of {MOST_SHARD:,} at most"
         raise PlanError([f"shards.size: shard {shard.shard:06d} would have {much}; set it lower"])
-    put(_shard_uri(output, shard.shard), gzip.compress(whole, compresslevel=1, mtime=0))
-    return hashlib.sha256(content).hexdigest()
+    return gzip.compress(whole, compresslevel=1, mtime=0), hashlib.sha256(content).hexdigest()
+
+
+def write_shard(output: str, shard: ShardPlan) -> str:
+    """Write one shard's plan; returns its `shard_hash`."""
+    content, hash = packed(shard)
+    put(shard_uri(output, shard.shard), content)
+    return hash
 
 
 def read_shard(output: str, shard: int, plan: Plan | None = None) -> ShardPlan:
@@ -243,7 +249,7 @@ def read_shard(output: str, shard: int, plan: Plan | None = None) -> ShardPlan:
     Raises:
         PlanError: The shard's plan is missing, damaged, or not what the whole plan says.
     """
-    uri = _shard_uri(output, shard)
+    uri = shard_uri(output, shard)
     try:
         read = ShardPlan.from_json(unpacked(get_small(uri, MOST_SHARD)))
         if read.shard != shard:
@@ -430,8 +436,9 @@ def read_hardware(output: str) -> dict[str, str]:
 
 
 def drop_plan(output: str) -> None:
-    """Remove the plan; its shards stay."""
+    """Remove the plan; its shards stay. A power cut does not bring the plan back, when its shards may have been written over."""
     delete(_plan_uri(output))
+    flush_files([join(output, "plan")])
 
 
 def drop_shards(output: str, shards: int) -> None:
@@ -456,5 +463,6 @@ def _hardware_uri(output: str) -> str:
     return join(output, "plan", "hardware.json")
 
 
-def _shard_uri(output: str, shard: int) -> str:
+def shard_uri(output: str, shard: int) -> str:
+    """Return the place of one shard's plan."""
     return join(output, "plan", "shards", f"{shard:06d}.json.gz")

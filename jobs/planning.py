@@ -4,7 +4,8 @@ import bisect
 import hashlib
 import itertools
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -12,11 +13,9 @@ from typing import Any
 
 import fsspec
 
-from configs.parameters import MODES
 from configs.schema import Config
 from jobs.accepting import Accepting, Aside, changes, is_of_rows, look_aside, put_aside
 from jobs.plan import (
-    BadRow,
     Counts,
     Plan,
     PlanError,
@@ -27,15 +26,28 @@ from jobs.plan import (
     requests_hash,
     shard_hash,
     write_plan,
-    write_shard,
 )
+from jobs.planning_pool import MAX_SHARD, MAX_WORKERS, Made, Pool, cores
 from jobs.row_changes import RowChanges
-from manifests.carried import Types
-from manifests.checking import Checked, check_rows, find_doubled
-from manifests.duplicates import Ids
+from jobs.shard_making import (
+    NumberedRows,
+    PackedShard,
+    Recipe,
+    Tally,
+    added,
+    bad_row,
+    count,
+    kinds,
+    make_shard,
+    pack,
+    with_units,
+)
+from jobs.shard_writing import ShardWriter
+from manifests.checking import Checked, RowChecks, check_rows, find_doubled
 from manifests.images import NOT_THERE, Roots, roots_of
 from manifests.requests import Rules
-from manifests.sources import ManifestError, find_files, is_own_output
+from manifests.rows import Row
+from manifests.sources import ManifestError, find_files, is_own_output, read_rows
 from pipelines.clip_sources import embedding_width
 from pipelines.errors import ModelError
 from pipelines.facts import read_facts
@@ -45,13 +57,13 @@ from pipelines.licences import licences
 from pipelines.rows import ranking_columns
 from pipelines.scorer_sources import check_scorers
 from pipelines.sources import ROOT
-from pipelines.units import Placed, cut, kind_of, price, slices_of
+from pipelines.units import Placed
 from shards.storage import delete, join, names
 from shards.tables import RESERVED
 
 MAX_IMAGES_CHECKED = 100_000  # beyond, images are looked at when they are used, unless check_images says all
-MAX_PROBLEMS = 50  # lines
 MAX_BUCKETS = 100_000  # counted
+SHARED_FROM = 100_000  # rows, made here; only then are processes started to share those that follow
 
 Progress = Callable[[int], None]
 
@@ -168,7 +180,7 @@ def make_plan(
 ) -> Plan:
     """Go through the manifest and write the plan under the output, or find that the one there is the same.
 
-    Memory is flat: one shard and 8 bytes a row.
+    Memory is flat: one shard, or a few MiB for each process that shares the work, and 8 bytes a row.
 
     Args:
         sources: What it is made from.
@@ -215,6 +227,7 @@ def make_plan(
     except BaseException:
         making.clean()
         raise
+    making.writer.close()
     plan = replace(plan, tuned_batch=tuned_batch, accepted=aside.accepted, rerender=aside.again)
     write_plan(output, plan)
     drop_shards(output, plan.shards)
@@ -231,11 +244,13 @@ def _refusal(output: str, there: Plan | None, different: Sequence[str]) -> list[
 def _look_through(sources: Sources, output: str, progress: Progress, aside: Aside) -> "_Making":
     """Go through the manifest without writing anything, and compare its rows with those that were planned."""
     looking = _Making(sources, output, progress, aside, writing=False)
-    looking.run()
+    with closing(looking.writer):
+        looking.run()
     if looking.doubled:
         # Which ids occur twice is only known at the end; each later row of such an id is a bad row.
         looking = _Making(sources, output, progress, aside, writing=False, doubled=looking.doubled)
-        looking.run()
+        with closing(looking.writer):
+            looking.run()
     return looking
 
 
@@ -254,36 +269,36 @@ class _Making:
         self.sources, self.output, self.progress, self.aside, self.writing = sources, output, progress, aside, writing
         self.config = sources.config
         self.recording = self.config.runtime.on_bad_row == "record"
-        self.counts = Counts()
-        self.problems: list[str] = []
-        self.wrong = 0
         reserved = RESERVED | ranking_columns(self.config.ranking).keys()
-        self.ids, self.types, self.buckets = Ids(), Types(reserved), set[int]()
-        self.bad = array("Q")  # numbers of rows; each row takes its 8 bytes either here or in ids
+        self.recipe = Recipe(sources.files, sources.rules, self.config.model.batch, self.config.ranking.drafts, reserved)
+        self.checks = RowChecks(sources.files, sources.rules, sources.roots, self.images_checked())
+        self.tally, self.counts, self.buckets = Tally(reserved), Counts(), set[int]()
         self.hashes: list[str] = []
-        self.rows: list[Checked] = []
         self.ends = array("Q")  # of each shard, the number of its last row
         self.doubled = dict(doubled)  # rows whose id an earlier row has, by their numbers
         self.requests = ""
         self.compared = RowChanges()
+        self.writer = ShardWriter(output)
+        self.pool: Pool | None = None
+
+    def images_checked(self) -> int | None:
+        return {"all": None, "at_run": 0, "auto": MAX_IMAGES_CHECKED}[self.config.runtime.check_images]
 
     def run(self) -> Plan:
         try:
-            for checked in self.checked():
-                self.take(checked)
-            self.flush()
+            self.go_through()
             self.aside.compare_removed(self.compared, len(self.hashes), self.config)
             self.mend_doubled()
         except ManifestError as error:
             # No row to record: nobody knows how many are behind it.
             raise self.refused(str(error)) from None
-        if self.problems and not self.recording:
+        if self.tally.problems and not self.recording:
             raise self.refused()
         if self.counts.rows == 0:
             raise self.refused("the manifest has no rows")
         if self.counts.rows == self.counts.bad:
             raise self.refused("no row makes a request")
-        carried = self.types.result()
+        carried = self.tally.types.result()
         self.requests = requests_hash(self.hashes)
         inputs = {**self.sources.inputs, "requests": self.requests}
         counts = replace(self.counts, buckets=len(self.buckets))
@@ -291,39 +306,97 @@ class _Making:
         shards, width, roots = len(self.hashes), self.sources.embedding, self.sources.roots
         plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known, shard_hashes=tuple(self.hashes))
         self.aside.check(plan)
+        if self.writing:
+            self.writer.finish(number for number in range(shards) if not self.aside.stays(number))
         return plan
 
-    def checked(self) -> Iterator[Checked]:
-        """Every row, with its images looked at as far as the config says."""
-        check = self.config.runtime.check_images
-        limit = {"all": None, "at_run": 0, "auto": MAX_IMAGES_CHECKED}[check]
-        return check_rows(self.sources.files, self.sources.rules, self.sources.roots, max_images=limit)
+    def go_through(self) -> None:
+        """Make a shard of each `shards.size` rows, here or in the pool."""
+        size = self.config.shards.size
+        try:
+            for number, rows in enumerate(self.shards()):
+                shared = number * size >= SHARED_FROM and size <= MAX_SHARD and not self.aside.plans
+                if shared and self.pool is None and cores() > 1:
+                    self.pool = Pool(self.recipe, self.take, min(cores(), MAX_WORKERS))
+                if not self.share(number, rows):
+                    self.drain()
+                    self.make(rows)
+            self.drain()
+        finally:
+            if self.pool:
+                self.pool.close()
 
-    def take(self, checked: Checked) -> None:
-        checked = self.doubled.get(checked.number, checked)
-        if checked.request:
-            problems = self.types.see(checked.request.carried)
-            if problems:
-                checked = replace(checked, request=None, problems=(*checked.problems, *problems))
-        if checked.request:
-            self.ids.add(checked.request.id)
+    def shards(self) -> Iterator[NumberedRows]:
+        """Yield the rows of each shard; what is wrong with rows that no shard comes of is noted."""
+        rows: list[tuple[int, Row]] = []
+        shard = 0
+        try:
+            for numbered in enumerate(read_rows(self.sources.files), 1):
+                rows.append(numbered)
+                # A shard that was committed with fewer rows stays as it is; rows added behind them begin another.
+                if len(rows) == self.aside.size_of(shard, self.config.shards.size):
+                    yield rows
+                    rows, shard = [], shard + 1
+        except ManifestError:
+            self.drain()
+            for number, row in rows:
+                self.tally.see(self.checks.check(number, row))
+            raise
+        if rows:
+            yield rows
+
+    def share(self, shard: int, rows: NumberedRows) -> bool:
+        """Give a shard to the pool; False where there is none yet, or the shard needs more than its rows."""
+        if self.pool is None or not self.pool.ready() or shard in self.aside.committed:
+            return False
+        return not any(self.checks.looks(row) for _, row in rows) and self.pool.give(shard, rows)
+
+    def drain(self) -> None:
+        if self.pool:
+            self.pool.drain()
+
+    def take(self, shards: Iterable[NumberedRows], made: Made) -> None:
+        """Take over what a worker has made of shards, or make them here."""
+        if made is None or not self.tally.join(made[1]):
+            for rows in shards:
+                self.make(rows)
+            return
+        for shard in made[0]:
+            self.keep(shard)
+
+    def make(self, rows: NumberedRows) -> None:
+        """Make the next shard."""
+        number = len(self.hashes)
+        checked = [self.tally.see(self.doubled.get(row) or self.checks.check(row, values)) for row, values in rows]
+        shard = make_shard(self.recipe, number, checked)
+        if not self.writing:
+            self.aside.compare(self.compared, shard, self.config)
+        # As it was committed, whatever its rows are now, unless they are to be rendered again.
+        stays = self.aside.committed_plan(shard) if number in self.aside.committed else None
+        if stays is None:
+            self.keep(pack(self.recipe, shard))
         else:
-            self.bad.append(checked.number)
-        if checked.problems:
-            self.note(checked.lines())
-        self.rows.append(checked)
-        # A shard that was committed with fewer rows stays as it is; rows added behind them begin another.
-        if len(self.rows) == self.aside.size_of(len(self.hashes), self.config.shards.size):
-            self.flush()
+            self.keep(PackedShard(b"", shard_hash(stays), count(self.recipe, stays), kinds(stays)), write=False)
+
+    def keep(self, shard: PackedShard, write: bool = True) -> None:
+        """Count the next shard, and write it."""
+        # A plan that will be refused is not worth writing.
+        if write and self.writing and (self.recording or not self.tally.problems):
+            self.writer.write(len(self.hashes), shard.content)
+        self.hashes.append(shard.hash)
+        self.counts = added(self.counts, shard.counts)
+        self.ends.append(self.counts.rows)
+        self.see_kinds(shard.kinds)
+        if shard.counts.rows == self.config.shards.size:
             self.progress(self.counts.rows)
 
-    def note(self, lines: Sequence[str]) -> None:
-        self.wrong += len(lines)
-        self.problems += lines[: max(0, MAX_PROBLEMS - len(self.problems))]
+    def see_kinds(self, kinds: Iterable[Hashable]) -> None:
+        if len(self.buckets) < MAX_BUCKETS:
+            self.buckets |= {hash(kind) for kind in kinds}
 
     def refused(self, *reasons: str) -> PlanError:
-        more = self.wrong - len(self.problems)
-        lines = [*self.problems, *([f"… and {more:,} more like these"] if more else [])]
+        more = self.tally.wrong - len(self.tally.problems)
+        lines = [*self.tally.problems, *([f"… and {more:,} more like these"] if more else [])]
         for file in self.sources.files:
             if any(line.startswith(f"{file}, row ") and NOT_THERE in line for line in lines) and is_own_output(file):
                 lines.append(
@@ -333,91 +406,33 @@ class _Making:
                 break
         return PlanError([*lines, *reasons])
 
-    def flush(self) -> None:
-        """The rows so far are a shard."""
-        if not self.rows:
-            return
-        number = len(self.hashes)
-        placed, bad = [], []
-        for row, checked in enumerate(self.rows):
-            if checked.request:
-                placed.append(Placed(row, checked.request, checked.images, checked.file))
-            else:
-                bad.append(_bad_row(row, checked))
-        self.ends.append(self.counts.rows + len(self.rows))
-        self.rows = []
-        shard = ShardPlan(number, tuple(placed), (), tuple(bad))
-        if not self.writing:
-            self.aside.compare(self.compared, shard, self.config)
-        # As it was committed, whatever its rows are now, unless they are to be rendered again.
-        stays = self.aside.committed_plan(shard) if number in self.aside.committed else None
-        shard = stays or self.with_units(shard)
-        self.count(shard)
-        # A plan that will be refused is not worth writing.
-        writes = self.writing and stays is None and (self.recording or not self.problems)
-        self.hashes.append(write_shard(self.output, shard) if writes else shard_hash(shard))
-
-    def count(self, shard: ShardPlan, sign: int = 1) -> None:
-        counts, requests, drafts = self.counts, [placed.request for placed in shard.requests], self.config.ranking.drafts
-        if sign > 0 and len(self.buckets) < MAX_BUCKETS:
-            self.buckets |= {hash(kind_of(request)) for request in requests}
-        self.counts = Counts(
-            rows=counts.rows + sign * (len(requests) + len(shard.bad)),
-            bad=counts.bad + sign * len(shard.bad),
-            requests=counts.requests + sign * len(requests),
-            candidates=counts.candidates + sign * shard.candidates,
-            keep=counts.keep + sign * sum(request.keep for request in requests),
-            units=counts.units + sign * sum(self.rendered_as(shard, unit) for unit in shard.units),
-            evaluations=counts.evaluations + sign * sum(price(r, drafts) for r in requests),
-            pixels=counts.pixels + sign * sum(r.width * r.height * r.candidates for r in requests),
-            modes={mode: n for mode in MODES if (n := counts.modes.get(mode, 0) + sign * sum(r.mode == mode for r in requests))},
-            undrafted=counts.undrafted + sign * sum(price(r, ()) for r in requests),
-            growing=counts.growing + sign * sum(r.growing is not None for r in requests),
-        )
-
-    def rendered_as(self, shard: ShardPlan, unit: Sequence[int]) -> int:
-        """Return how many units a planned one is rendered as: more than one where its only request is cut into slices."""
-        drafts, batch = self.config.ranking.drafts, self.config.model.batch
-        return slices_of(shard.requests[unit[0]].request, batch, drafts) if len(unit) == 1 else 1
-
     def mend_doubled(self) -> None:
-        """Rows whose id an earlier row has become bad rows, in the shards already written."""
-        found = find_doubled(self.sources.files, self.sources.rules, self.ids, self.bad)
+        """Make bad rows of those whose id an earlier row has, in the shards already written."""
+        self.writer.wait()
+        found = find_doubled(self.sources.files, self.sources.rules, self.tally.ids, self.tally.bad)
         for number, some in itertools.groupby(found, lambda checked: bisect.bisect_left(self.ends, checked.number)):
             first = self.ends[number - 1] + 1 if number else 1
             doubled = {checked.number - first: checked for checked in some}
             for checked in doubled.values():
-                self.note(checked.lines())
+                self.tally.note(checked.lines())
                 self.doubled[checked.number] = checked
             if not self.writing or not self.recording or number in self.aside.committed:
                 continue
             shard = read_shard(self.output, number)
-            self.count(shard, -1)
             kept = tuple(placed for placed in shard.requests if placed.row not in doubled)
-            new = [_bad_row(row, checked) for row, checked in doubled.items()]
+            new = [bad_row(row, checked) for row, checked in doubled.items()]
             bad = sorted([*shard.bad, *new], key=lambda bad: bad.row)
-            mended = self.with_units(ShardPlan(number, kept, (), tuple(bad)))
-            self.count(mended)
-            self.hashes[number] = write_shard(self.output, mended)
-
-    def with_units(self, shard: ShardPlan) -> ShardPlan:
-        place = {placed.row: i for i, placed in enumerate(shard.requests)}
-        units = cut(shard.shard, shard.requests, self.config.model.batch, self.config.ranking.drafts)
-        return replace(shard, units=tuple(tuple(place[placed.row] for placed in unit.requests) for unit in units))
+            mended = pack(self.recipe, with_units(self.recipe, ShardPlan(number, kept, (), tuple(bad))))
+            self.counts = added(added(self.counts, count(self.recipe, shard), -1), mended.counts)
+            self.see_kinds(mended.kinds)
+            self.hashes[number] = mended.hash
+            self.writer.write(number, mended.content)
 
     def clean(self) -> None:
+        """Remove what was written."""
+        self.writer.close()
         folder = join(self.output, "plan", "shards")
         for name in names(folder):
-            if int(name.split(".")[0]) not in self.aside.committed:
+            number = name.split(".")[0]
+            if number.isdigit() and int(number) not in self.aside.committed:
                 delete(join(folder, name))
-
-
-def _bad_row(row: int, checked: Checked) -> BadRow:
-    values = checked.row.values
-    id, prompt = values.get("id"), values.get("prompt")
-    return BadRow(
-        row,
-        str(id)[:512] if isinstance(id, str | int) else str(checked.number),
-        prompt[:10_000] if isinstance(prompt, str) else None,
-        f"{checked.row.name}: {'; '.join(checked.problems)}"[:2000],
-    )

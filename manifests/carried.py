@@ -83,6 +83,22 @@ class Types:
             self._check_number()
         return []
 
+    def seen(self) -> dict[str, int]:
+        """Return what was seen so far, for `join` in another process."""
+        return dict(self._seen)
+
+    def join(self, seen: Mapping[str, int]) -> bool:
+        """Take in the columns of later rows as another `Types` with the same names reserved has `seen` them.
+
+        Returns:
+            False where there would be too many columns. Nothing was taken in then; `see` says from which row on.
+        """
+        if len(self._seen.keys() | seen.keys()) > MAX_COLUMNS:
+            return False
+        for name, kinds in seen.items():
+            self._seen[name] = self._seen.get(name, 0) | kinds
+        return True
+
     def _problem(self, name: str) -> str | None:
         if name in self._reserved:
             return f"{name}: the output has a column of its own with this name; rename it"

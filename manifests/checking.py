@@ -2,17 +2,19 @@
 
 import bisect
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from configs.errors import quoted
 from manifests.duplicates import Ids, doubled
 from manifests.images import ImageError, Roots, UnreachableError, load, mismatch
-from manifests.requests import Request, RowError, Rules, make_request
+from manifests.requests import FLAT_CONTROL, Request, RowError, Rules, Shapes, make_request
 from manifests.rows import Row
 from manifests.sources import read_rows
 
 REMEMBERED_IMAGES = 16_384  # paths; rows that share an image, a control map for one, have it decoded once
+IMAGE_COLUMNS = frozenset({"init_image", "mask_image", "controls", *FLAT_CONTROL})
 
 
 @dataclass(frozen=True)
@@ -43,33 +45,53 @@ def check_rows(files: Sequence[str], rules: Rules, roots: Roots | None = None, m
     """Check each row by itself. Ids that occur twice are `find_doubled`'s to find.
 
     Args:
-        files: Of the manifest.
-        rules: What the config says of rows.
-        roots: Where images may lie, as `roots_of` these files has it; without, images are not looked at.
-        max_images: Once so many have been decoded, those of later rows are not looked at; None: all are.
+        files, rules, roots, max_images: As for `RowChecks`.
 
     Raises:
         ManifestError: A file cannot be read.
     """
-    look_at = functools.lru_cache(REMEMBERED_IMAGES)(functools.partial(look, roots=roots)) if roots else None
-    places = {file: place for place, file in enumerate(files)}
-    # What files of one folder name is one image.
-    firsts = {folder: i for i, folder in reversed(list(enumerate(roots.folders)))} if roots else {}
-    for number, row in enumerate(read_rows(files), 1):
-        file = places[row.file]
+    return itertools.starmap(RowChecks(files, rules, roots, max_images).check, enumerate(read_rows(files), 1))
+
+
+class RowChecks:
+    """Checks rows of a manifest one by one; what it remembers of them makes later ones sooner, and no other.
+
+    Args:
+        files: Of the manifest.
+        rules: What the config says of rows.
+        roots: Where images may lie, as `roots_of` these files has it; without, images are not looked at.
+        max_images: Once so many have been decoded, those of later rows are not looked at; None: all are.
+    """
+
+    def __init__(self, files: Sequence[str], rules: Rules, roots: Roots | None = None, max_images: int | None = None):
+        self._rules, self._roots, self._most = rules, roots, max_images
+        self._look_at = functools.lru_cache(REMEMBERED_IMAGES)(functools.partial(look, roots=roots)) if roots else None
+        self._places = {file: place for place, file in enumerate(files)}
+        # What files of one folder name is one image.
+        self._firsts = {folder: i for i, folder in reversed(list(enumerate(roots.folders)))} if roots else {}
+        self._shapes: Shapes = {}
+
+    def looks(self, row: Row) -> bool:
+        """Whether images have to be looked at for a row; then rows have to be checked in their order."""
+        return self._looking() is not None and not IMAGE_COLUMNS.isdisjoint(row.values)
+
+    def _looking(self) -> "functools._lru_cache_wrapper[Look] | None":
+        if self._look_at and (self._most is None or self._look_at.cache_info().misses < self._most):
+            return self._look_at
+        return None
+
+    def check(self, number: int, row: Row) -> Checked:
+        """Check one row, counted from 1 through all files."""
+        file = self._places[row.file]
         try:
-            request = make_request(row, number, rules)
+            request = make_request(row, number, self._rules, self._shapes)
         except RowError as error:
-            yield Checked(number, row, None, error.problems, file=file)
-            continue
-        images: Mapping[str, str] = {}
-        if roots and look_at and (max_images is None or look_at.cache_info().misses < max_images):
-            first = firsts[roots.folders[file]]
-            images, problems, final = check_images(request, functools.partial(look_at, file=first))
-            if problems:
-                yield Checked(number, row, None if final else request, tuple(problems), images, file)
-                continue
-        yield Checked(number, row, request, images=images, file=file)
+            return Checked(number, row, None, error.problems, file=file)
+        if request.mode == "txt2img" or self._roots is None or (look_at := self._looking()) is None:
+            return Checked(number, row, request, file=file)
+        first = self._firsts[self._roots.folders[file]]
+        images, problems, final = check_images(request, functools.partial(look_at, file=first))
+        return Checked(number, row, None if problems and final else request, tuple(problems), images, file)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,14 @@ class Ids:
     def add(self, id: str) -> None:
         self._hashes.append(_hash(id))
 
+    def hashes(self) -> bytes:
+        """Return the hashes so far, 8 bytes each, for `join` in another process."""
+        return self._hashes.tobytes()
+
+    def join(self, hashes: bytes) -> None:
+        """Take in the ids of later rows, as their `hashes` tell them."""
+        self._hashes.frombytes(hashes)
+
     def __len__(self) -> int:
         return len(self._hashes)
 

@@ -1,8 +1,10 @@
 """Makes requests of rows: every column typed and in range, the config's defaults filled in, the mode inferred or checked."""
 
 import json
+import marshal
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
@@ -139,13 +141,24 @@ class RowError(ValueError):
         super().__init__("; ".join(problems))
 
 
-def make_request(row: Row, number: int, rules: Rules) -> Request:
-    """The request of a row.
+# Columns that go into a request as they are: all else of the request depends at most on whether they are given.
+_OWN = frozenset({"id", "prompt", "negative_prompt", "init_image", "mask_image", "seed"})
+_SHAPE = attrgetter(*(name for name in Columns.model_fields if name not in _OWN))
+MAX_SHAPES = 4096
+
+# By what rows say beyond their own columns: a request that was made of such a row and has no problem.
+Shapes = dict[bytes, Request]
+
+
+def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = None) -> Request:
+    """Return the request of a row.
 
     Args:
         row: As read.
         number: Its number in the whole manifest, counted from 1: the id of a row that has none.
         rules: What the config says of rows.
+        shapes: What earlier calls with the same rules have remembered; this call may add to it. It makes the request no
+            other, only sooner.
 
     Raises:
         RowError: With every problem of the row.
@@ -176,11 +189,36 @@ def make_request(row: Row, number: int, rules: Rules) -> Request:
     if mistyped:
         raise RowError(problems + mistyped)
 
-    request = _resolve(columns, number, rules, carried)
-    problems += _check(request, columns, rules)
+    own = _own(columns, number, rules, carried)
+    shape = _shape(columns) if shapes is not None else None
+    like = shapes.get(shape) if shapes is not None and shape is not None else None
+    if like is None:
+        request = _resolve(columns, rules, own)
+        wrong = _check(request, columns, rules)
+        problems += wrong
+        if shapes is not None and shape is not None and not wrong:
+            if len(shapes) == MAX_SHAPES:
+                shapes.clear()
+            shapes[shape] = request
+    else:
+        # A frozen dataclass sets its twenty fields one by one, which takes three times as long.
+        request = object.__new__(Request)
+        vars(request).update(vars(like) | own)
     if problems:
         raise RowError(problems)
     return request
+
+
+def _shape(columns: Columns) -> bytes | None:
+    """Return what rows have in common whose requests differ in no more than their own columns, or None where it is not told."""
+    if columns.controls or columns.loras:
+        return None
+    given = (columns.prompt is None, columns.init_image is None, columns.mask_image is None)
+    try:
+        # A tuple would take 0.0 for -0.0. Version 2 has no references, which depend on who else holds a value.
+        return marshal.dumps((given, _SHAPE(columns)), 2)
+    except ValueError:
+        return None  # candidates that grow
 
 
 def _unfold(values: dict[str, Any]) -> dict[str, Any]:
@@ -212,18 +250,26 @@ def _or(said: _T | None, default: _T) -> _T:
     return default if said is None else said
 
 
-def _resolve(columns: Columns, number: int, rules: Rules, carried: Mapping[str, Any]) -> Request:
+def _own(columns: Columns, number: int, rules: Rules, carried: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": _or(columns.id, str(number)),
+        "prompt": _or(columns.prompt, rules.defaults.prompt or ""),
+        "negative_prompt": _or(columns.negative_prompt, rules.defaults.negative_prompt),
+        "init_image": columns.init_image,
+        "mask_image": columns.mask_image,
+        "seed": columns.seed,
+        "carried": carried,
+    }
+
+
+def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
     controls, defaults = columns.controls or (), rules.defaults
     mode = _mode(bool(controls), columns.mask_image is not None, columns.init_image is not None)
     candidates = _or(columns.candidates, defaults.candidates)
     growing = candidates if isinstance(candidates, Growing) else None
     return Request(
-        id=_or(columns.id, str(number)),
-        prompt=_or(columns.prompt, defaults.prompt or ""),
-        negative_prompt=_or(columns.negative_prompt, defaults.negative_prompt),
+        **own,
         mode=mode,
-        init_image=columns.init_image,
-        mask_image=columns.mask_image,
         controls=controls,
         strength=_or(columns.strength, defaults.strength) if columns.init_image is not None else None,
         width=_or(columns.width, defaults.width),
@@ -232,11 +278,9 @@ def _resolve(columns: Columns, number: int, rules: Rules, carried: Mapping[str, 
         guidance_scale=_or(columns.guidance_scale, defaults.guidance_scale),
         guidance_rescale=_or(columns.guidance_rescale, defaults.guidance_rescale if mode in rules.rescaled else 0.0),
         scheduler=_or(columns.scheduler, defaults.scheduler),
-        seed=columns.seed,
         candidates=candidates.max if isinstance(candidates, Growing) else candidates,
         keep=_or(columns.keep, defaults.keep),
         loras=_or(columns.loras, defaults.loras),
-        carried=carried,
         growing=growing,
     )
 

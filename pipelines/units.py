@@ -129,8 +129,9 @@ def bucket_of(request: Request) -> Hashable:
 
 def kind_of(request: Request) -> Hashable:
     """What requests have to have in common to share a denoising batch of the slot engine, and with it a unit."""
-    loras = tuple((lora.name, lora.scale) for lora in request.loras)
-    return (request.width, request.height, tuple(control.type for control in request.controls), loras)
+    loras = tuple((lora.name, lora.scale) for lora in request.loras) if request.loras else ()
+    controls = tuple(control.type for control in request.controls) if request.controls else ()
+    return (request.width, request.height, controls, loras)
 
 
 def evaluations(request: Request) -> int:
@@ -158,6 +159,8 @@ def slices_of(request: Request, batch: int, drafts: Sequence[Draft]) -> int:
 
 def price(request: Request, drafts: Sequence[Draft]) -> int:
     """About how often the denoiser is evaluated for all candidates of a request, drafts and all; at most, where they grow."""
+    if not drafts:
+        return request.candidates * evaluations(request)
     return sum(living * evaluations(each) for living, each in _passes(request, drafts))
 
 

@@ -8,7 +8,9 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -35,6 +37,7 @@ KINDS = {
     stat.S_IFCHR: "device",
     stat.S_IFBLK: "device",
 }
+FLUSHES = 16  # files that are flushed to a local disk at once, where there are many
 
 SCRATCH = ".tmp-"  # what half-written files begin with; nobody reads them, and they may be deleted at any time
 
@@ -157,7 +160,54 @@ def put(uri: str, content: bytes) -> None:
         place = local_path(uri)
         scratch = _written_beside(place, content)
         scratch.replace(place)
-        _flush_folder(place.parent)
+        _flush(place.parent)
+
+
+def put_unflushed(uri: str, content: bytes) -> None:
+    """Write a file as `put` does, but on a local disk without waiting for the disk.
+
+    A power cut may leave an empty file, a part or none, until `flush_files` has returned for this one.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    if not is_local(uri):
+        put(uri, content)
+        return
+    with _naming(uri):
+        place = local_path(uri)
+        _written_beside(place, content, flush=False).replace(place)
+
+
+def flush_files(uris: Iterable[str]) -> None:
+    """Make files durable that `put_unflushed` has written, many at a time: a disk that is asked by many answers all at once.
+
+    Args:
+        uris: Read as they are needed; there may be millions. On a remote storage there is nothing to do.
+
+    Raises:
+        StorageError: One is not there, or cannot be written to the disk.
+    """
+    left, lock, folders = iter(uris), threading.Lock(), set[Path]()
+
+    def flush_some() -> None:
+        while True:
+            with lock:
+                uri = next(left, None)
+            if uri is None:
+                return
+            if is_local(uri):
+                with _naming(uri):
+                    place = local_path(uri)
+                    _flush(place)
+                    folders.add(place.parent)
+
+    with ThreadPoolExecutor(FLUSHES, "flush") as threads:
+        for flushed in [threads.submit(flush_some) for _ in range(FLUSHES)]:
+            flushed.result()
+    for folder in folders:
+        with _naming(str(folder)):
+            _flush(folder)
 
 
 def put_if_absent(uri: str, content: bytes) -> bool:
@@ -187,7 +237,7 @@ def _put_local_if_absent(place: Path, content: bytes) -> bool:
             return False
     finally:
         scratch.unlink(missing_ok=True)
-    _flush_folder(place.parent)
+    _flush(place.parent)
     return True
 
 
@@ -225,23 +275,24 @@ def _is_precondition_failure(error: BaseException) -> bool:
     )
 
 
-def _written_beside(place: Path, content: bytes) -> Path:
+def _written_beside(place: Path, content: bytes, flush: bool = True) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     scratch = place.parent / f"{SCRATCH}{secrets.token_hex(8)}"
     try:
         with scratch.open("xb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
     return scratch
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make the new name itself durable; a file's own flush does not."""
-    handle = os.open(folder, os.O_RDONLY)
+def _flush(place: Path) -> None:
+    """Make a file or the names in a folder durable; a file's own flush does not make its name so."""
+    handle = os.open(place, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

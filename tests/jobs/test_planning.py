@@ -16,6 +16,7 @@ from jobs import planning
 from jobs.plan import PlanError, read_plan, read_shard
 from jobs.planning import look, make_plan
 from jobs.publishing import models
+from jobs.shard_writing import ShardWriter
 from pipelines.sources import ROOT
 from tests.manifests.test_bad_input import FILES
 
@@ -178,9 +179,13 @@ def test_of_rows_with_one_id_the_first_good_one_is_a_request_and_each_row_has_on
 
 def test_a_shard_is_mended_once_however_many_of_its_rows_have_doubled_ids(manifest, tmp_path, monkeypatch):
     write(manifest, [{"id": str(i % 8), "prompt": "x"} for i in range(40)])
-    written = []
-    monkeypatch.setattr(planning, "write_shard", lambda output, shard: written.append(shard.shard) or str(shard))
-    monkeypatch.setattr(planning, "read_shard", lambda output, shard: planning.ShardPlan(shard, (), ()))
+    written, really = [], ShardWriter.write
+
+    def noted(writer, shard, content):
+        written.append(shard)
+        really(writer, shard, content)
+
+    monkeypatch.setattr(ShardWriter, "write", noted)
     plan = planned(config_of(manifest, "runtime.on_bad_row=record"), tmp_path / "out")
     assert written == [*range(10), *range(2, 10)]
     assert plan.shards == 10

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from configs.parameters import MODES, PREPROCESSORS, Control, Defaults, Growing, Lora
 from configs.schedulers import SCHEDULERS
 from configs.schema import Ranking
+from manifests import requests
 from manifests.carried import Types, cast
 from manifests.requests import Request, RowError, Rules, from_json, make_request, to_json
 from manifests.rows import Row
@@ -139,3 +140,73 @@ def test_a_row_grows_where_it_says_so_or_the_defaults_do():
     rules = Rules(Defaults(candidates=Growing(**grows)))
     assert make_request(Row("m", 1, {"prompt": "x"}), 1, rules).growing == said.growing
     assert make_request(Row("m", 1, {"prompt": "x", "candidates": 5}), 1, rules).growing is None
+
+
+SAID = {
+    "id": st.sampled_from(["a", "", 7, 10**30, True, "é"]),
+    "prompt": st.sampled_from(["a cat", "", "x" * 10_001, 5]),
+    "negative_prompt": st.sampled_from(["", "blurry"]),
+    "mode": st.sampled_from([*MODES, "none"]),
+    "init_image": st.sampled_from(["a.png", ""]),
+    "mask_image": st.sampled_from(["m.png"]),
+    "controls": st.sampled_from(
+        [[], [{"type": "canny", "image": "c.png"}], [{"type": "x", "image": "d.png", "scale": -0.0}], "[]"]
+    ),
+    "control_type": st.just("canny"),
+    "control_image": st.sampled_from(["c.png", "d.png"]),
+    "strength": st.sampled_from([0.5, 1, 0.01, "0.5"]),
+    "width": st.sampled_from([64, 64.0, "64", 72, 65]),
+    "height": st.sampled_from([64, 128]),
+    "steps": st.sampled_from([1, 9, 9.0, True]),
+    "guidance_scale": st.sampled_from([0.0, -0.0, 0, 1, 1.0, "1"]),
+    "guidance_rescale": st.sampled_from([0.0, -0.0, 0.5]),
+    "scheduler": st.sampled_from(["euler", "EULER", "ddim", "none"]),
+    "seed": st.sampled_from([0, 1, -1, 1.0]),
+    "candidates": st.sampled_from(
+        [1, 2, 2.0, {"start": 1, "max": 4, "until_score": -0.0}, {"start": 1, "max": 4, "until_score": 0.0}]
+    ),
+    "keep": st.sampled_from([1, 2]),
+    "loras": st.sampled_from([[], [{"name": "style"}], [{"name": "style", "scale": -0.0}], [{"name": "style", "scale": 0.0}]]),
+    "topic": st.sampled_from([1, "two", None, [1]]),
+}
+HELD_TO = [
+    Rules(Defaults(candidates=2)),
+    Rules(Defaults(prompt="a default", strength=0.3), ["canny"], ["style"], 16, MODES, ["euler"], ["txt2img"], strict=True),
+    Rules(Defaults(candidates={"start": 1, "max": 3, "until_score": 1}), ["canny"], ranking=Ranking(min_score=0.5)),
+]
+
+
+@pytest.mark.parametrize("rules", HELD_TO, ids=["plain", "strict", "growing"])
+@given(st.lists(st.fixed_dictionaries({}, optional=SAID), min_size=1, max_size=12))
+def test_what_is_remembered_of_rows_makes_no_later_one_another(rules, rows):
+    def made(values, number, shapes):
+        try:
+            request = make_request(Row("m.jsonl", number, dict(values)), number, rules, shapes)
+        except RowError as error:
+            return error.problems
+        # As JSON, which tells -0.0 from 0.0, 1 from 1.0, and the order of the columns.
+        return request, json.dumps(to_json(request))
+
+    shapes = {}
+    for number, values in enumerate([*rows, *rows], 1):
+        assert made(values, number, shapes) == made(values, number, None)
+
+
+def test_rows_that_differ_in_their_own_columns_only_are_resolved_once(monkeypatch):
+    resolved, resolve = [], requests._resolve
+    monkeypatch.setattr(requests, "_resolve", lambda *given: resolved.append(1) or resolve(*given))
+    shapes = {}
+    for number in range(20):
+        made = make_request(
+            Row("m", number, {"prompt": f"prompt {number}", "seed": number, "topic": number}), number, Rules(Defaults()), shapes
+        )
+        assert (made.id, made.prompt, made.seed, made.carried) == (str(number), f"prompt {number}", number, {"topic": number})
+    assert len(resolved) == len(shapes) == 1
+
+
+def test_what_is_remembered_of_rows_takes_bounded_memory(monkeypatch):
+    monkeypatch.setattr(requests, "MAX_SHAPES", 10)
+    shapes = {}
+    for number in range(1, 100):
+        assert make_request(Row("m", number, {"prompt": "x", "steps": number}), number, Rules(Defaults()), shapes).steps == number
+        assert len(shapes) <= 10

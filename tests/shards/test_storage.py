@@ -8,7 +8,20 @@ import time
 
 import pytest
 
-from shards.storage import SCRATCH, OddFileError, StorageError, delete, get, get_range, join, names, put, put_if_absent
+from shards.storage import (
+    SCRATCH,
+    OddFileError,
+    StorageError,
+    delete,
+    flush_files,
+    get,
+    get_range,
+    join,
+    names,
+    put,
+    put_if_absent,
+    put_unflushed,
+)
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -23,6 +36,22 @@ def test_what_is_put_is_there_whole_and_may_be_replaced(folder):
     put(uri, b"one")
     put(uri, b"two")
     assert get(uri) == b"two" and list(names(join(folder, "data"))) == ["000000.tar"]
+
+
+def test_what_is_put_unflushed_is_there_whole_and_may_be_replaced_and_flushed(folder):
+    uris = [join(folder, "shards", f"{number:02d}") for number in range(40)]
+    for content in (b"one", b"two"):
+        for uri in uris:
+            put_unflushed(uri, content + uri.encode())
+    flush_files(iter(uris))
+    assert [get(uri) for uri in uris] == [b"two" + uri.encode() for uri in uris]
+    assert list(names(join(folder, "shards"))) == [f"{number:02d}" for number in range(40)]
+
+
+def test_a_file_that_is_not_there_cannot_be_flushed(tmp_path):
+    put_unflushed(f"{tmp_path}/out/a", b"x")
+    with pytest.raises(StorageError, match=rf"^{tmp_path}/out/b: No such file or directory$"):
+        flush_files([f"{tmp_path}/out/{name}" for name in "ab"])
 
 
 def test_of_two_puts_if_absent_the_first_stands(folder):
