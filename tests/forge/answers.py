@@ -84,7 +84,7 @@ def answer(clean: Path, plan: Plan, folder: Path, name: str, command: str, hub: 
     lines = [_plain(line, folder) for line in (*result.stderr.splitlines(), *result.stdout.splitlines())]
     errors, said = result.stderr.splitlines(), result.stdout.splitlines()
     # Of what verify finds, and a report lacks, the first is said; push says last what ended it.
-    wrong = said if command == "verify" else errors[::-1] if command == "push" else errors
+    wrong = (said or errors) if command == "verify" else errors[::-1] if command == "push" else errors
     words = (wrong or said[::-1] or [""])[0] if result.exit_code else said[-1]
     return Answer(
         status=result.exit_code,
