@@ -38,6 +38,7 @@ from manifests.carried import plain
 from manifests.rows import Row
 
 FLAT_CONTROL = ("control_type", "control_image", "control_preprocess", "control_scale")
+_FOLDED = frozenset({*FLAT_CONTROL, "controls", "loras"})
 
 
 class Columns(Closed):
@@ -223,6 +224,10 @@ def _shape(columns: Columns) -> bytes | None:
 
 def _unfold(values: dict[str, Any]) -> dict[str, Any]:
     """The flat columns of CSV as lists: control_type and its kin, JSON in `controls` and `loras`, numbers as ids."""
+    if isinstance(values.get("id"), int):
+        values["id"] = str(values["id"])
+    if _FOLDED.isdisjoint(values):
+        return values
     flat = {name.removeprefix("control_"): values.pop(name) for name in FLAT_CONTROL if name in values}
     if flat and "controls" in values:
         raise RowError([f"controls: given beside {', '.join(f'control_{name}' for name in flat)}; use one or the other"])
@@ -238,8 +243,6 @@ def _unfold(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(listed, list):
             # Nested columns of Parquet have every key in every row; what is null there is not said.
             values[name] = [{k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else item for item in listed]
-    if isinstance(values.get("id"), int):
-        values["id"] = str(values["id"])
     return values
 
 
@@ -353,8 +356,8 @@ def to_json(request: Request) -> dict[str, Any]:
     """A request as plain values for JSON; `from_json` gives it back."""
     values = {
         **vars(request),
-        "controls": [dict(control) for control in request.controls],
-        "loras": [dict(lora) for lora in request.loras],
+        "controls": list(map(dict, request.controls)),
+        "loras": list(map(dict, request.loras)),
     }
     # Only where there is something to say: plans from before requests could grow keep their fingerprints.
     growing = values.pop("growing")
