@@ -1,6 +1,8 @@
 """What a user got wrong, in one line: where, what was found, what would do."""
 
 import difflib
+import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,6 +10,10 @@ from pydantic import ValidationError
 
 # Tags of pydantic for the forms that a value may have; they are no part of its path.
 A_NUMBER, AN_OBJECT = "(a number)", "(an object)"
+
+UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 LONGEST_WORD = 100  # characters of what a user wrote that go into a message
 
@@ -31,10 +37,25 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def shown(text: str, most: int = LONGEST_WORD) -> str:
     """What a user or a library wrote as it goes into a line: all but its ends left out where it is longer than `most`
-    characters, what is not printable replaced."""
+    characters, what would steer a terminal or turn the line around written as an escape."""
     if len(text) > most:
         text = f"{text[: most - 40]}…{text[-39:]}"
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return escaped(text)
+
+
+def quoted(text: str) -> str:
+    """Return a text as `shown` has it, between quotation marks."""
+    return f"'{shown(text)}'"
+
+
+def escaped(text: str) -> str:
+    """Return a text on one line, as it is safe to print: line ends, what steers a terminal (C0, C1, DEL), what reorders a line or
+    cannot be seen, and halves of surrogate pairs become escapes of JSON, so that a line of JSON stays one with the same values."""
+    return UNSAFE.sub(lambda found: _escape(found[0]), text)
+
+
+def _escape(character: str) -> str:
+    return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]
 
 
 def describe(error: ValidationError, known_keys: dict[tuple[str, ...], Sequence[str]]) -> list[str]:
@@ -55,7 +76,7 @@ def describe(error: ValidationError, known_keys: dict[tuple[str, ...], Sequence[
         elif problem["type"] == "union_tag_invalid":
             kinds = problem["ctx"]["expected_tags"].replace("'", "")
             tag = problem["ctx"]["tag"]
-            lines.append(f"{where}.kind: {shown(tag)!r} is none{nearest(tag, kinds.split(', '))}; there are {kinds}")
+            lines.append(f"{where}.kind: {quoted(tag)} is none{nearest(tag, kinds.split(', '))}; there are {kinds}")
         elif problem["type"] == "union_tag_not_found":
             lines.append(f"{where}.kind: missing; it has to be given")
         elif problem["type"] == "missing":

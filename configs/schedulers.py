@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs.errors import nearest, shown
+from configs.errors import nearest, quoted
 
 
 @dataclass(frozen=True)
@@ -54,4 +54,4 @@ def scheduler_name(given: str) -> str:
         if kind.class_name == name:
             return short
     known = [*SCHEDULERS, *dict.fromkeys(kind.class_name for kind in SCHEDULERS.values())]
-    raise ValueError(f"{shown(given)!r} is not an allowed scheduler{nearest(name, known)}; allowed: {', '.join(SCHEDULERS)}")
+    raise ValueError(f"{quoted(given)} is not an allowed scheduler{nearest(name, known)}; allowed: {', '.join(SCHEDULERS)}")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from configs.drafts import MAX_DRAFTS, Draft, check_cascade, misfits
-from configs.errors import A_NUMBER, AN_OBJECT, nearest, shown
+from configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
 from configs.parameters import Defaults, Growing, Seed, Strict
 from configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
 from configs.weights import FOLDER_OR_REPOSITORY, Adapter, OpenClip, Revision, Weights, check_pinned
@@ -138,13 +138,13 @@ class Ranking(OpenClip):
         for scorer in self.scorers:
             if isinstance(scorer, HeadScorer) and scorer.reads not in embedding:
                 there = nearest(scorer.reads, embedding) or f"; those that have one: {', '.join(embedding)}"
-                raise ValueError(f"scorers: {scorer.name} reads the embedding of {shown(scorer.reads)!r}, which is none{there}")
+                raise ValueError(f"scorers: {scorer.name} reads the embedding of {quoted(scorer.reads)}, which is none{there}")
         if self.weights and not self.scorers:
             raise ValueError("weights are for scorers, and none are declared")
         for name in self.weights:
             if name not in (CLIP, *names):
                 there = f"{nearest(name, names)}; there are {', '.join([CLIP, *names])}"
-                raise ValueError(f"weights: {shown(name)!r} is no scorer{there}")
+                raise ValueError(f"weights: {quoted(name)} is no scorer{there}")
         if self.weights and not any(self.weights.values()):
             raise ValueError("weights are all 0, so nothing would rank")
         return self
@@ -201,7 +201,7 @@ class Runtime(Strict):
     def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for host in value:
             if not HOST.fullmatch(host):
-                raise ValueError(f"{shown(host)!r} is not a host; write it as example.com, or example.com:8443 with its port")
+                raise ValueError(f"{quoted(host)} is not a host; write it as example.com, or example.com:8443 with its port")
         return tuple(host.lower() for host in value)
 
 

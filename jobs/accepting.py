@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from configs.errors import shown
+from configs.errors import quoted
 from jobs.differences import differences
 from jobs.plan import Plan, PlanError, ShardPlan, drop_plan, earlier_plans, read_plan, read_shard, write_plan
 from pipelines.rows import ranking_columns
@@ -56,9 +56,7 @@ class Aside:
         for row, (was, is_) in enumerate(zip(then, ids, strict=True)):
             if was != is_:
                 where = f"shard {number:06d}, row {row}"
-                raise PlanError(
-                    [f"{where}: is committed as {shown(was)!r}, the manifest now has {shown(is_)!r}; give another --out"]
-                )
+                raise PlanError([f"{where}: is committed as {quoted(was)}, the manifest now has {quoted(is_)}; give another --out"])
         return plan
 
     def check(self, made: Plan) -> None:

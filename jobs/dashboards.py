@@ -5,13 +5,14 @@ Whoever reaches a dashboard that asks for no token can run any code on its clust
 
 import http.client
 import ipaddress
-import json
 import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
 import psutil  # type: ignore[import-untyped]  # accelerate brings it
+
+from configs.json_values import parse_json
 
 TIMEOUT_S = 2.0
 
@@ -116,7 +117,7 @@ def asks_for_token(
         response = connection.getresponse()
         if response.status == 404:
             return False  # a Ray that is too old to know the question knows no tokens either
-        mode = json.loads(response.read(10_000))["authentication_mode"]
+        mode = parse_json(response.read(10_000))["authentication_mode"]
     except ssl.SSLCertVerificationError:
         raise
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):

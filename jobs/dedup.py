@@ -17,15 +17,16 @@ from PIL import Image
 from jobs.plan import PlanError, fingerprint_of, read_plan
 from jobs.publishing import made_of
 from shards.alike import Pictures, Twin, find_twins
-from shards.assembly import publish
+from shards.assembly import AssemblyError, publish
 from shards.card import CARD, card
-from shards.commits import CommitRecord, read_records
+from shards.commits import CommitError, CommitRecord, read_records
 from shards.counting import request_of
 from shards.index import SUCCESS, Totals, publish_index
 from shards.phash import colours, phash
-from shards.published import read_images, read_metadata
+from shards.published import path_of, read_images, read_metadata
 from shards.storage import join, names, put
 from shards.tables import REJECTED_FOR, encode_table, ranking_names, ranks_by
+from shards.tars import TarError
 
 MARKS, SUMMARY = "dedup.parquet", "dedup.json"  # beside the data; no other command minds them
 EMBEDDING = "clip_embedding"
@@ -206,6 +207,7 @@ def copy_without(output: str, found: Found, to: str) -> Totals:
 
     Raises:
         PlanError: The dataset is not finished or has no plan, or something is there.
+        CommitError: Its rows are not those of its records, or contradict themselves.
     """
     plan = read_plan(output)
     if plan is None:
@@ -223,10 +225,14 @@ def copy_without(output: str, found: Found, to: str) -> Totals:
         images = _images(output, record, table)
         requests, planned = record.requests, record.candidates
         form = table.schema
-        records.append(publish(to, record.shard, table, images, plan.config.shards.image_format, requests, planned, fingerprint))
+        try:
+            made = publish(to, record.shard, table, images, plan.config.shards.image_format, requests, planned, fingerprint)
+        except (AssemblyError, TarError) as error:
+            raise CommitError(f"{path_of(output, record, 'metadata')}: {error}; `promptmill verify {output}` says more") from None
+        records.append(made)
     write_marks(to, found)
-    made = made_of(plan, records)
-    put(join(to, CARD), card(replace(made, form=form, earlier=0, left_out=len(instead))))
+    about = replace(made_of(plan, records), form=form, earlier=0, left_out=len(instead))
+    put(join(to, CARD), card(about))
     return publish_index(to, records, len(records))
 
 

@@ -1,12 +1,12 @@
 """Shows at home how a job goes elsewhere: its lines of JSON become the same progress that a run on this machine shows."""
 
-import json
 from typing import Any
 
-import click
 from rich.console import Console
 
 from actors.pools import Sizes
+from configs.json_values import parse_json
+from jobs.printing import echo, echo_log, log_line
 from jobs.progress import Tally, Terminal
 
 
@@ -34,15 +34,18 @@ class Follower:
         if event is None:
             self._say(line)
         elif self._console is None:
-            click.echo(line)
+            echo(line)
         else:
-            self._draw(event)
+            try:
+                self._draw(event)
+            except (LookupError, TypeError, ValueError):
+                self._say(line)  # like an event, but none of a run's own
 
     def _say(self, line: str) -> None:
         if self._console is not None:
-            self._console.print(line, markup=False, highlight=False)
+            self._console.print(log_line(line), markup=False, highlight=False)
         else:
-            click.echo(line, err=True)
+            echo_log(line, err=True)
 
     def _draw(self, event: dict[str, Any]) -> None:
         assert self._console is not None
@@ -70,7 +73,7 @@ def _event(line: str) -> dict[str, Any] | None:
     if not line.startswith("{"):
         return None
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError:
         return None
     return values if isinstance(values, dict) and isinstance(values.get("event"), str) else None

@@ -11,23 +11,35 @@ The JSON files hold the hash of themselves. It is the only input that workers ge
 import gzip
 import hashlib
 import json
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
+from configs.errors import shown
+from configs.json_values import checked, parse_json
+from configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
 from configs.schema import Config
 from jobs.seals import SEAL, sealed
 from manifests.carried import arrow_types
 from manifests.images import Roots
-from manifests.requests import from_json, to_json
+from manifests.requests import Request, from_json, to_json
 from pipelines.rows import ranking_columns
 from pipelines.units import Placed, Unit
-from shards.storage import delete, get, join, names, put, put_if_absent
+from shards.storage import TooLargeError, delete, get_small, join, names, put, put_if_absent
 from shards.tables import schema
 
 FORMAT = 3
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+MOST_PLAN = 192 * 2**20  # bytes of plan.json: it may name as many files as a manifest has
+MOST_SHARD = 192 * 2**20  # bytes of a shard's plan once it is decompressed
+MOST_HARDWARE = 2**16  # bytes of hardware.json
+MOST_SHARDS = 10**9
+MOST_ROWS = 100_000  # of a shard: a key has five digits for them
+MOST_EMBEDDING = 2**16
 
 
 @dataclass(frozen=True)
@@ -93,10 +105,22 @@ class ShardPlan:
 
     @classmethod
     def from_json(cls, content: bytes) -> "ShardPlan":
-        values = json.loads(content)
+        """Read one shard's plan.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: It is none, or asks for what no row may.
+        """
+        values = parse_json(content)
         requests = (Placed(p["row"], from_json(p["request"]), p["images"], p["file"]) for p in values["requests"])
         units = tuple(tuple(some) for some in values["units"])
-        return cls(values["shard"], tuple(requests), units, tuple(BadRow(**row) for row in values["bad"]))
+        shard = checked(cls(values["shard"], tuple(requests), units, tuple(BadRow(**row) for row in values["bad"])))
+        if not all(0 <= place < len(shard.requests) for unit in shard.units for place in unit):
+            raise ValueError("a unit holds a request that is not there")
+        if not all(0 <= row < MOST_ROWS for row in (*(p.row for p in shard.requests), *(bad.row for bad in shard.bad))):
+            raise ValueError(f"a row's number is not below {MOST_ROWS:,}")
+        for placed in shard.requests:
+            _check_bounds(placed.request)
+        return shard
 
 
 @dataclass(frozen=True)
@@ -168,13 +192,61 @@ def write_shard(output: str, shard: ShardPlan) -> str:
     """Write one shard's plan; returns its `shard_hash`."""
     content = shard.requests_json()
     whole = content[:-1] + b',"units":' + _dumps(shard.units) + b"}"
+    if len(whole) > MOST_SHARD:
+        much = f"{len(whole):,} bytes of rows, of {MOST_SHARD:,} at most"
+        raise PlanError([f"shards.size: shard {shard.shard:06d} would have {much}; set it lower"])
     put(_shard_uri(output, shard.shard), gzip.compress(whole, compresslevel=1, mtime=0))
     return hashlib.sha256(content).hexdigest()
 
 
 def read_shard(output: str, shard: int) -> ShardPlan:
-    """Read one shard's plan."""
-    return ShardPlan.from_json(gzip.decompress(get(_shard_uri(output, shard))))
+    """Read one shard's plan.
+
+    Raises:
+        PlanError: It is broken, or another shard's.
+        FileNotFoundError: It is not there.
+    """
+    uri = _shard_uri(output, shard)
+    try:
+        read = ShardPlan.from_json(unpacked(get_small(uri, MOST_SHARD)))
+        if read.shard != shard:
+            raise ValueError(f"is the plan of shard {read.shard:06d}")
+        return read
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PlanError([f"{uri}: not a shard's plan: {in_line(error)}"]) from None
+
+
+def unpacked(content: bytes) -> bytes:
+    """Decompress one gzip file, which has to be all of the content.
+
+    Raises:
+        ValueError: It is no gzip, truncated, followed by something, or larger than any shard's plan.
+    """
+    reader = zlib.decompressobj(wbits=31)
+    try:
+        whole = reader.decompress(content, MOST_SHARD + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if len(whole) > MOST_SHARD:
+        raise ValueError(f"has more than {MOST_SHARD:,} bytes once it is decompressed")
+    if not reader.eof:
+        raise ValueError("truncated")
+    if reader.unused_data:
+        raise ValueError(f"{len(reader.unused_data):,} bytes follow its end")
+    return whole
+
+
+def in_line(error: Exception) -> str:
+    """Return what an error says as a line."""
+    return shown(" ".join(str(error).split()), 200)
+
+
+def _check_bounds(request: Request) -> None:
+    """Raise ValueError where a request asks for what no row of a manifest may ask for."""
+    if not 1 <= request.keep <= request.candidates <= MAX_CANDIDATES or not 1 <= request.steps <= MAX_STEPS:
+        raise ValueError(f"{request.candidates} candidates of {request.steps} steps, {request.keep} of them kept")
+    if not (8 <= request.width <= MAX_SIDE and 8 <= request.height <= MAX_SIDE):
+        raise ValueError(f"an image of {request.width} x {request.height} pixels")
 
 
 def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
@@ -203,13 +275,17 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
     Raises:
         PlanError: It is broken, or of another version of promptmill.
     """
+    if earlier is not None and not FINGERPRINT.fullmatch(earlier):
+        return None  # a record may name anything, and this is to become a file's name
     uri = _plan_uri(output, earlier)
     try:
-        content = get(uri)
+        content = get_small(uri, MOST_PLAN)
     except FileNotFoundError:
         return None
+    except TooLargeError as error:
+        raise PlanError([f"{uri}: not a plan: {error}"]) from None
     try:
-        values = json.loads(content)
+        values = parse_json(content)
         if values["format"] != FORMAT:
             raise PlanError([f"{uri}: format {values['format']}, this promptmill reads {FORMAT}"])
         roots: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values["roots"].items()}
@@ -225,13 +301,29 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
             values["accepted"],
             values.get("licences", {}),  # plans from before it was written down say nothing
         )
-    except (ValueError, KeyError, TypeError) as error:
+        _check(plan)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, PlanError):
             raise
-        raise PlanError([f"{uri}: not a plan: {' '.join(str(error).split())[:200]}"]) from None
+        raise PlanError([f"{uri}: not a plan: {in_line(error)}"]) from None
     if plan.fingerprint != values["fingerprint"]:
         raise PlanError([f"{uri}: altered: its fingerprint is not that of what it says"])
     return plan
+
+
+def _check(plan: Plan) -> None:
+    """Raise ValueError or TypeError where a plan holds values of other types, or numbers that no plan has."""
+    checked(plan)
+    counts = [value for value in asdict(plan.counts).values() if isinstance(value, int)]
+    if min(plan.shards, *counts, *plan.counts.modes.values()) < 0 or plan.shards > MOST_SHARDS:
+        raise ValueError(f"{plan.shards} shards, or a count below zero")
+    if plan.embedding is not None and not 0 < plan.embedding <= MOST_EMBEDDING:
+        raise ValueError(f"embeddings of {plan.embedding} numbers")
+    unnamed = [fingerprint for fingerprint in plan.accepted if not FINGERPRINT.fullmatch(fingerprint)]
+    if unnamed:
+        raise ValueError(f"{shown(unnamed[0])} is no fingerprint")
+    # Made here once, so that columns of unknown types are said here.
+    assert plan.form
 
 
 def put_hardware(output: str, kind: Mapping[str, str]) -> bool:
@@ -247,13 +339,13 @@ def read_hardware(output: str) -> dict[str, str]:
         FileNotFoundError: There is none.
     """
     try:
-        values = json.loads(get(_hardware_uri(output)))
+        values = parse_json(get_small(_hardware_uri(output), MOST_HARDWARE))
         wrong = [name for name, value in values.items() if not isinstance(value, str)]
         if wrong:
             raise ValueError(f"{wrong[0]} is no text")
         return {name: value for name, value in values.items() if name != SEAL}
     except (ValueError, AttributeError) as error:
-        raise PlanError([f"{_hardware_uri(output)}: not a kind of hardware: {' '.join(str(error).split())[:200]}"]) from None
+        raise PlanError([f"{_hardware_uri(output)}: not a kind of hardware: {in_line(error)}"]) from None
 
 
 def drop_plan(output: str) -> None:
@@ -271,7 +363,8 @@ def drop_shards(output: str, shards: int) -> None:
 
 def earlier_plans(output: str) -> list[str]:
     """The fingerprints of the plans that were put aside."""
-    return [name.removesuffix(".json") for name in names(join(output, "plan", "earlier"))]
+    found = (name.removesuffix(".json") for name in names(join(output, "plan", "earlier")) if name.endswith(".json"))
+    return [fingerprint for fingerprint in found if FINGERPRINT.fullmatch(fingerprint)]
 
 
 def _plan_uri(output: str, earlier: str | None = None) -> str:

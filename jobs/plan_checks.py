@@ -1,17 +1,30 @@
 """Reads a plan again, as it lies beside a dataset, and names what of it is not as it was written."""
 
 import gzip
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from jobs.plan import Plan, PlanError, ShardPlan, fingerprint_of, read_hardware, read_plan, shard_hash
+from jobs.plan import (
+    MOST_HARDWARE,
+    MOST_PLAN,
+    MOST_SHARD,
+    Plan,
+    PlanError,
+    ShardPlan,
+    fingerprint_of,
+    in_line,
+    read_hardware,
+    read_plan,
+    shard_hash,
+    unpacked,
+)
 from jobs.problems import Problem
 from jobs.seals import is_whole
-from shards.storage import get, join, names
+from shards.storage import get_small, join, names
 
+MOST_MISSING = 100_000  # plans of shards that may be missing: each is named
 ALTERED = "altered: the hash that it holds is not its own"
 SYSTEMS = b"\x03\x13\xff"  # what gzip names Unix, macOS and none: whoever wrote the plan
 
@@ -52,7 +65,7 @@ def check_plan(output: str, committed: bool) -> Planned:
     plan, problems = None, []
     try:
         plan = read_plan(output)
-        if plan is not None and not is_whole(get(join(output, "plan", "plan.json"))):
+        if plan is not None and not is_whole(get_small(join(output, "plan", "plan.json"), MOST_PLAN)):
             plan, problems = None, [Problem("plan/plan.json", ALTERED)]
     except PlanError as error:
         problems = [Problem("plan/plan.json", error.problems[0].removeprefix(join(output, "plan/plan.json: ")))]
@@ -61,6 +74,9 @@ def check_plan(output: str, committed: bool) -> Planned:
             return Planned()
         problems = [Problem("plan/plan.json", "missing, while the rest of the plan is there")]
 
+    if plan is not None and plan.shards > len(there) + MOST_MISSING:
+        said = f"says {plan.shards:,} shards, and plan/shards has {len(there):,}"
+        plan, problems = None, [Problem("plan/plan.json", said)]
     wanted = {f"{number:06d}.json.gz": number for number in range(plan.shards)} if plan else {}
     shards, hashes = dict[int, tuple[int, int]](), list[str]()
     for name in sorted({*wanted, *there}):
@@ -68,11 +84,11 @@ def check_plan(output: str, committed: bool) -> Planned:
             problems.append(Problem(f"plan/shards/{name}", "the plan has no such shard", surplus=True))
             continue
         try:
-            shard = _parse_shard(get(join(output, "plan", "shards", name)), name)
+            shard = _parse_shard(get_small(join(output, "plan", "shards", name), MOST_SHARD), name)
         except FileNotFoundError:
             problems.append(Problem(f"plan/shards/{name}", "missing"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(Problem(f"plan/shards/{name}", f"altered: {' '.join(str(error).split())[:200]}"))
+            problems.append(Problem(f"plan/shards/{name}", f"altered: {in_line(error)}"))
         else:
             hashes.append(shard_hash(shard))
             shards[shard.shard] = (len(shard.requests) + len(shard.bad), shard.candidates)
@@ -88,16 +104,7 @@ def _parse_shard(content: bytes, name: str) -> ShardPlan:
     head = gzip.compress(b"", compresslevel=1, mtime=0)[:9]  # the tenth names the system
     if content[:9] != head or content[9:10] not in {SYSTEMS[i : i + 1] for i in range(len(SYSTEMS))}:
         raise ValueError("it does not begin as gzip does")
-    reader = zlib.decompressobj(wbits=31)
-    try:
-        whole = reader.decompress(content)
-    except zlib.error as error:
-        raise ValueError(str(error)) from None
-    if not reader.eof:
-        raise ValueError("truncated")
-    if reader.unused_data:
-        raise ValueError(f"{len(reader.unused_data):,} bytes follow its end")
-    shard = ShardPlan.from_json(whole)
+    shard = ShardPlan.from_json(unpacked(content))
     if name != f"{shard.shard:06d}.json.gz":
         raise ValueError(f"is the plan of shard {shard.shard:06d}")
     if sorted(place for unit in shard.units for place in unit) != list(range(len(shard.requests))):
@@ -108,7 +115,7 @@ def _parse_shard(content: bytes, name: str) -> ShardPlan:
 def _check_hardware(output: str, committed: bool) -> Iterator[Problem]:
     try:
         read_hardware(output)
-        if not is_whole(get(join(output, "plan", "hardware.json"))):
+        if not is_whole(get_small(join(output, "plan", "hardware.json"), MOST_HARDWARE)):
             yield Problem("plan/hardware.json", ALTERED)
     except PlanError as error:
         yield Problem("plan/hardware.json", error.problems[0].removeprefix(join(output, "plan/hardware.json: ")))
@@ -128,5 +135,5 @@ def _check_earlier(output: str, plan: Plan) -> Iterator[Problem]:
             continue
         if earlier is None:
             yield Problem(file, "missing, while the plan says that it was before it")
-        elif earlier.fingerprint != fingerprint or not is_whole(get(join(output, file))):
+        elif earlier.fingerprint != fingerprint or not is_whole(get_small(join(output, file), MOST_PLAN)):
             yield Problem(file, ALTERED)

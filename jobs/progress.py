@@ -1,5 +1,6 @@
 """Shows how a run goes: one live line on a terminal, JSON lines everywhere else."""
 
+import functools
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from actors.pools import Sizes
 from actors.receipts import Receipt
+from configs.errors import escaped
 from shards.commits import CommitRecord
 
 EVERY_S = 1.0  # between JSON lines of progress
@@ -105,7 +107,9 @@ class Terminal:
 
     def __init__(self, tally: Tally, console: Console):
         self.tally = tally
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeElapsedColumn())
+        # What is said may name a file, and brackets in its name are no markup.
+        words = functools.partial(TextColumn, markup=False)
+        columns = (words("{task.description}"), BarColumn(), words("{task.fields[facts]}"), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console)
         self._task: TaskID = self._progress.add_task("starting", total=max(1, tally.candidates), facts="")
 
@@ -117,7 +121,7 @@ class Terminal:
         self._progress.stop()
 
     def say(self, line: str) -> None:
-        self._progress.update(self._task, description=line)
+        self._progress.update(self._task, description=escaped(line))
 
     def ready(self, sizes: Sizes) -> None:
         self.tally.connected = time.monotonic()
@@ -171,7 +175,8 @@ class JsonLines:
         self._stream.flush()
 
     def event(self, name: str, **values: Any) -> None:
-        print(json.dumps({"event": name, **values}), file=self._stream, flush=True)
+        # JSON itself lets DEL stand.
+        print(escaped(json.dumps({"event": name, **values})), file=self._stream, flush=True)
 
     def say(self, line: str) -> None:
         self.event("note", text=line)

@@ -12,10 +12,11 @@ from shards.card import CARD, Made, ModelMade, card
 from shards.commits import CommitRecord
 from shards.generations import drop_earlier
 from shards.index import Totals, publish_index, total
-from shards.storage import delete, get, join, names, put, sweep_scratch
+from shards.storage import TooLargeError, delete, get_small, join, names, put, sweep_scratch
 
 FOLDERS = ("", "data", "metadata", "commits", "parts", "plan", "plan/shards", "plan/earlier", "stats")
 REPAIR_NOTE = "stats/repair.json"  # what a repair that was cut off goes on from
+MOST_CARD = 16 * 2**20  # bytes; a line a column, of which a manifest may have a thousand
 LICENCE = re.compile(rb"license: [A-Za-z0-9.-]+( #.*)?")
 
 
@@ -106,6 +107,6 @@ def is_card(there: bytes | None, wanted: bytes | None) -> bool:
 
 def _there(uri: str) -> bytes | None:
     try:
-        return get(uri)
-    except FileNotFoundError:
+        return get_small(uri, MOST_CARD)
+    except (FileNotFoundError, TooLargeError):
         return None

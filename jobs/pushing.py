@@ -6,7 +6,6 @@ A repository that holds anything but this dataset is refused, and of what it hol
 """
 
 import hashlib
-import json
 import re
 import tempfile
 import time
@@ -17,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from configs.json_values import parse_json
 from jobs.hub_errors import PushError, may_pass, one_line
 from shards.card import CARD
 from shards.commits import READERS, CommitRecord, FileRecord, parse_shard_name, read_records, shard_name
 from shards.index import INDEX, SUCCESS, encode_index
-from shards.storage import get, is_local, join, local_path, names
+from shards.storage import TooLargeError, get, get_small, is_local, join, local_path, names
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, HfApi
@@ -156,7 +156,7 @@ def finished(output: str, plan: bool, stats: bool) -> tuple[list[File], list[Fil
     there = {f"{folder}/{name}" for folder in ("data", "metadata") for name in names(join(output, folder))}
     absent = [file.path for record in records for file in record.files if file.path not in there]
     absent += [name for name in MARKS if name not in top]
-    if absent or get(join(output, INDEX)) != encode_index(records):
+    if absent or not _is(join(output, INDEX), encode_index(records)):
         what = f"{absent[0]} is missing" if absent else f"{INDEX} is not that of its commit records"
         raise PushError(f"{output}: {what}; `promptmill verify {output}` says all that is wrong")
     shards = [file for record in records for file in _files(record)]
@@ -166,6 +166,14 @@ def finished(output: str, plan: bool, stats: bool) -> tuple[list[File], list[Fil
         read = pool.map(lambda path: File.of(path, get(join(output, path))), [*paths, *MARKS])
         others = list(read)
     return [*shards, *others[: len(paths)]], others[len(paths) :]
+
+
+def _is(uri: str, content: bytes) -> bool:
+    """Tell whether a file has this content; one that is larger is not read to its end."""
+    try:
+        return get_small(uri, len(content)) == content
+    except TooLargeError:
+        return False
 
 
 def _files(record: CommitRecord) -> list[File]:
@@ -183,7 +191,7 @@ def _family(output: str) -> set[str]:
 def _fingerprints(content: bytes) -> set[str]:
     """Those that an index, a commit record or a plan names; none where it is none of them."""
     try:
-        said = json.loads(content)["fingerprint"]
+        said = parse_json(content)["fingerprint"]
     except (ValueError, LookupError, TypeError):
         return set()
     return {each for each in (said if isinstance(said, list) else [said]) if isinstance(each, str)}

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from configs.json_values import checked, parse_json
 from jobs.plan import Plan, PlanError, read_plan
 from jobs.plan_checks import Planned
 from jobs.problems import Problem
@@ -16,7 +17,9 @@ from jobs.publishing import REPAIR_NOTE
 from jobs.verify import read_all_records, read_index
 from shards.commits import CommitRecord, parse_shard_name, read_records, shard_name
 from shards.index import INDEX, SUCCESS
-from shards.storage import delete, get, join, names, put
+from shards.storage import delete, get_small, join, names, put
+
+MOST_NOTE = 192 * 2**20  # bytes of the note: it may be about every shard
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,9 @@ def clear(output: str, problems: Iterable[Problem], left: Collection[int] = ()) 
 def remembered(output: str) -> Cleared:
     """The repair that was begun and is not over; nothing where there is none."""
     try:
-        values = json.loads(get(join(output, REPAIR_NOTE)))
-        return Cleared({int(shard): generation for shard, generation in values["shards"].items()}, values["hashes"])
+        values = parse_json(get_small(join(output, REPAIR_NOTE), MOST_NOTE))
+        shards = {int(shard): generation for shard, generation in values["shards"].items()}
+        return checked(Cleared(shards, values["hashes"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return Cleared()
 

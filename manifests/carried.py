@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow
 
-from configs.errors import shown
+from configs.errors import quoted, shown
 from manifests.rows import ManifestError
 
 MAX_COLUMNS = 1000
@@ -87,7 +87,7 @@ class Types:
         if name in self._reserved:
             return f"{name}: the output has a column of its own with this name; rename it"
         if not name or len(name) > MAX_COLUMN_NAME:
-            return f"{shown(name)!r}: a column's name has 1 to {MAX_COLUMN_NAME} characters, this one has {len(name)}"
+            return f"{quoted(name)}: a column's name has 1 to {MAX_COLUMN_NAME} characters, this one has {len(name)}"
         return None
 
     def _check_number(self) -> None:

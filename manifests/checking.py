@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from configs.errors import shown
+from configs.errors import quoted
 from manifests.duplicates import Ids, doubled
 from manifests.images import ImageError, Roots, UnreachableError, load, mismatch
 from manifests.requests import Request, RowError, Rules, make_request
@@ -131,7 +131,7 @@ def find_doubled(files: Sequence[str], rules: Rules, ids: Ids, bad: Sequence[int
 
     for id, _, first in doubled(named(), in_doubt):
         again = rows["now"]
-        said = f"id: {shown(id)!r} is also that of {first}; ids are unique"
+        said = f"id: {quoted(id)} is also that of {first}; ids are unique"
         yield Checked(again.number, again.row, None, (said,), file=again.file)
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from configs.drafts import misfits
-from configs.errors import describe, nearest, shown
+from configs.errors import describe, nearest, quoted, shown
 from configs.parameters import (
     MAX_CANDIDATES,
     MAX_LIST,
@@ -281,11 +281,11 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
     for control in request.controls:
         if control.type not in rules.controls:
             known = f"; configured: {', '.join(rules.controls)}" if rules.controls else "; none is configured"
-            wrong.append(f"controls: no ControlNet {shown(control.type)!r}{nearest(control.type, rules.controls) or known}")
+            wrong.append(f"controls: no ControlNet {quoted(control.type)}{nearest(control.type, rules.controls) or known}")
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
-            wrong.append(f"loras: no LoRA {shown(lora.name)!r}{nearest(lora.name, rules.loras) or known}")
+            wrong.append(f"loras: no LoRA {quoted(lora.name)}{nearest(lora.name, rules.loras) or known}")
     return wrong
 
 

@@ -18,7 +18,7 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 
-from configs.errors import shown
+from configs.errors import quoted, shown
 from manifests.json_rows import parse_row, read_array
 from manifests.outputs import as_input, is_output
 from manifests.rows import MAX_ROW, ManifestError, Row, Values
@@ -190,7 +190,7 @@ def _check_header(file: str, header: list[str], delimiter: str) -> None:
         raise ManifestError(f"{file}: column {header.index('') + 1} of the header has no name; name it or leave it out")
     others = [other for other in ",;\t" if other != delimiter and len(header) == 1 and other in header[0]]
     if others:
-        raise ManifestError(f"{file}: the header is one column, {shown(header[0])!r}; put {delimiter!r} between columns")
+        raise ManifestError(f"{file}: the header is one column, {quoted(header[0])}; put {delimiter!r} between columns")
 
 
 def _uneven(cells: int, columns: int, delimiter: str) -> str:

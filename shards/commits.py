@@ -7,10 +7,13 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
+from configs.errors import shown
+from configs.json_values import checked, parse_json
 from shards.counting import as_sum, settled, without_rare
-from shards.storage import get, join, names, put_if_absent
+from shards.storage import TooLargeError, get_small, join, names, put_if_absent
 
-NAME = re.compile(r"([0-9]{6,})(?:\.([0-9]+))?")
+NAME = re.compile(r"([0-9]{6,9})(?:\.([0-9]{1,4}))?")
+MOST_BYTES = 2**16  # of a record
 READERS = 16  # records under way at a time: on a remote storage each is a round trip
 
 
@@ -67,17 +70,18 @@ class CommitRecord:
     def from_json(cls, content: bytes) -> "CommitRecord":
         """Raises CommitError where the content is no commit record."""
         try:
-            values = json.loads(content)
-            values["files"] = tuple(FileRecord(**file) for file in values["files"])
-            record = cls(**values)
-            wrong = [name for name, kind in cls.__annotations__.items() if kind is int and type(getattr(record, name)) is not int]
-            if wrong:
-                raise ValueError(f"{wrong[0]} is no number")
+            values = parse_json(content)
+            values["files"] = tuple(checked(FileRecord(**file)) for file in values["files"])
+            record = checked(cls(**values))
+            counts = {name: getattr(record, name) for name, kind in cls.__annotations__.items() if kind is int}
+            negative = [name for name, count in counts.items() if count < 0]
+            if negative or any(file.size < 0 for file in record.files):
+                raise ValueError(f"{negative[0] if negative else 'a size'} is below zero")
             return record
         except (ValueError, TypeError, KeyError) as error:
             if isinstance(error, CommitError):
                 raise
-            raise CommitError(f"not a commit record: {error}") from None
+            raise CommitError(f"not a commit record: {shown(str(error), 300)}") from None
 
 
 class CommitError(ValueError):
@@ -106,14 +110,14 @@ def commit(output: str, record: CommitRecord) -> None:
     """
     uri = _uri(output, record)
     if not put_if_absent(uri, record.to_json()):
-        _compare(output, uri, get(uri), record)
+        _compare(output, uri, read_small(uri), record)
 
 
 def check_unopposed(output: str, record: CommitRecord) -> None:
     """Raise CommitError if another record is there under this one's name, before its files are replaced."""
     uri = _uri(output, record)
     try:
-        there = get(uri)
+        there = read_small(uri)
     except FileNotFoundError:
         return
     _compare(output, uri, there, record)
@@ -176,12 +180,25 @@ def read_record(output: str, shard: int, generation: int = 0) -> CommitRecord:
     """
     name = f"commits/{shard_name(shard, generation)}.json"
     try:
-        record = CommitRecord.from_json(get(join(output, name)))
+        record = CommitRecord.from_json(read_small(join(output, name)))
     except CommitError as error:
         raise CommitError(f"{name}: {error}") from None
     if (record.shard, record.generation) != (shard, generation):
         raise CommitError(f"{name}: is the record of {shard_name(record.shard, record.generation)}")
     return record
+
+
+def read_small(uri: str) -> bytes:
+    """Read the file of a record, whatever lies there.
+
+    Raises:
+        CommitError: It is far too large for one.
+        FileNotFoundError: It is not there.
+    """
+    try:
+        return get_small(uri, MOST_BYTES)
+    except TooLargeError as error:
+        raise CommitError(f"not a commit record: {error}") from None
 
 
 def _difference(there: bytes, record: CommitRecord) -> str | None:

@@ -66,7 +66,7 @@ def publish_index(output: str, records: Sequence[CommitRecord], shards: int, acc
     Raises:
         CommitError: Not all of them are committed, or not all with one plan.
     """
-    if [record.shard for record in records] != list(range(shards)):
+    if len(records) != shards or [record.shard for record in records] != list(range(shards)):
         raise CommitError(f"{output}: {len(records)} shards are committed of {shards} planned")
     plans = {record.fingerprint for record in records} - set(accepted)
     if len(plans) > 1:

@@ -28,10 +28,25 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shards.storage import SCRATCH, StorageError, delete, get, is_local, join, local_path, names, put, put_if_absent
+from configs.json_values import checked, parse_json
+from shards.storage import (
+    SCRATCH,
+    StorageError,
+    TooLargeError,
+    delete,
+    get_small,
+    is_local,
+    join,
+    local_path,
+    names,
+    put,
+    put_if_absent,
+)
 
 FOLDER = "lease"
-NAME = re.compile(r"([0-9]{6,})\.json")
+NAME = re.compile(r"([0-9]{6,9})\.json")
+MOST_BYTES = 2**16  # of a lease file
+LONGEST_S = 86_400.0  # that any lease may last
 RENEW_S = 10.0
 EXPIRES_S = 60.0
 GRACE_S = 25.0  # two renewals and a half
@@ -95,10 +110,10 @@ class Holder:
     def from_json(cls, content: bytes) -> "Holder | None":
         """None where the content is none."""
         try:
-            holder = cls(**json.loads(content))
+            holder = checked(cls(**parse_json(content)))
             texts = (holder.host, holder.user, holder.token, holder.since)
             sound = all(isinstance(text, str) and text.isprintable() for text in texts) and type(holder.pid) is int
-            sound = sound and holder.pid > 0 and math.isfinite(holder.renewed) and 0 < holder.expires_s < math.inf
+            sound = sound and holder.pid > 0 and math.isfinite(holder.renewed) and 0 < holder.expires_s <= LONGEST_S
             return holder if sound else None
         except (ValueError, TypeError, OverflowError):
             return None
@@ -169,8 +184,16 @@ def _look(output: str) -> Seen | None:
     """The file that holds; None where there is none."""
     for number in reversed(_numbers(output)):
         with suppress(FileNotFoundError):  # released since the listing
-            return Seen(number, get(join(output, FOLDER, _name(number))))
+            return Seen(number, _content(join(output, FOLDER, _name(number))))
     return None
+
+
+def _content(uri: str) -> bytes:
+    """Read a lease file; one that is far too large is a broken one."""
+    try:
+        return get_small(uri, MOST_BYTES)
+    except TooLargeError:
+        return b""
 
 
 def holder_of(output: str) -> Holder | None:
@@ -276,7 +299,7 @@ class Lease:
 
     def _lies_there(self, seen: Seen) -> bool:
         try:
-            return get(self._uri(seen.number)) == seen.content
+            return _content(self._uri(seen.number)) == seen.content
         except FileNotFoundError:
             return False
 
@@ -315,7 +338,7 @@ class Lease:
         """Remove the file if it is ours; `below`: and, if it is the highest, what dead holders left below it, which goes first."""
         numbers = _numbers(self.output)
         try:
-            ours = self._is_ours(Seen(self._number, get(self._uri(self._number))))
+            ours = self._is_ours(Seen(self._number, _content(self._uri(self._number))))
         except FileNotFoundError:
             return
         if not ours:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.bounded_parquet import read_parquet
 from shards.storage import delete, get, join, put
 from shards.tables import IMAGE, make_table
 
@@ -74,11 +75,14 @@ def read_part(output: str, name: str, form: pa.Schema, fingerprint: str) -> pa.T
     content = get(uri)
     if not _is_sealed(content):
         raise PartError(f"{uri}: truncated or altered")
-    table = pq.read_table(io.BytesIO(content))
+    try:
+        table = read_parquet(content)
+    except ValueError as error:
+        raise PartError(f"{uri}: {error}") from None
     wanted = _with_image(form)
     if not table.schema.equals(wanted):
         raise PartError(f"{uri}: {_difference(table.schema, wanted)}; it is of another plan")
-    theirs = (table.schema.metadata or {}).get(PLAN, b"").decode()
+    theirs = (table.schema.metadata or {}).get(PLAN, b"").decode(errors="replace")
     if theirs != fingerprint:
         raise PartError(f"{uri}: is of another plan, {theirs[:16] or 'without a fingerprint'}; this one is {fingerprint[:16]}")
     # The mark is the part's own: what is made of parts must not depend on whether it was made of any.

@@ -43,7 +43,10 @@ def read_images(output: str, record: CommitRecord, wanted: Collection[str]) -> d
     try:
         for sample in read_tar(read_file(output, record, "data")):
             if sample.key in wanted:
-                (ending,) = set(sample.files) - {"txt", "json"}
+                endings = set(sample.files) - {"txt", "json"}
+                if len(endings) != 1:
+                    raise TarError(f"{sample.key}: has the members {', '.join(sorted(sample.files))}")
+                (ending,) = endings
                 images[sample.key] = ImageFile(ending, sample.files[ending])
     except TarError as error:
         raise CommitError(f"{path_of(output, record, 'data')}: {error}") from None

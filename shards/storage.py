@@ -7,6 +7,7 @@ itself, and conditional where it must not replace. What a remote storage fails a
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,10 @@ SCRATCH = ".tmp-"  # what half-written files begin with; nobody reads them, and 
 
 class StorageError(OSError):
     """A storage that is not there, refuses or fails; the message is one line that begins with the URI."""
+
+
+class TooLargeError(ValueError):
+    """A file with more bytes than any of its kind has."""
 
 
 @contextmanager
@@ -232,6 +237,35 @@ def get(uri: str) -> bytes:
         # One request for the whole: ranges that several requests fetch may be of two versions of the file.
         whole = {"max_concurrency": 1} if _is_s3(uri) else {}
         return _remotely(uri, lambda system, path: system.cat_file(path, **whole))
+
+
+def get_small(uri: str, most: int) -> bytes:
+    """Read a file that is small by what it is, and not a byte more than it may have, whatever lies there.
+
+    Args:
+        uri: Of the file.
+        most: Bytes that it may have.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        TooLargeError: It has more.
+        StorageError: It cannot be read, or is no file but a device or a pipe, which may never end.
+    """
+    if is_local(uri):
+        with _naming(uri, absence=True):
+            mode = local_path(uri).stat().st_mode
+            # A folder says so itself once it is opened; a pipe would wait for whoever writes into it.
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise StorageError(f"{uri}: is no file")
+    try:
+        content = get_range(uri, 0, most + 1)
+    except StorageError:
+        if is_local(uri):
+            raise
+        content = get(uri)  # of an empty file, some storages refuse every range
+    if len(content) > most:
+        raise TooLargeError(f"has more than {most:,} bytes")
+    return content
 
 
 def get_range(uri: str, start: int, stop: int) -> bytes:

@@ -7,6 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.bounded_parquet import read_parquet
+
 CONTROL = pa.struct(
     [
         ("type", pa.string()),
@@ -67,9 +69,10 @@ COLUMNS: dict[str, pa.DataType] = {
 }
 
 
+EMBEDDING = "clip_embedding"
 DRAFT_SCORES, SPARED = "draft_scores", "candidates_spared"
 CLIP_SCORE, RANK_SCORE, REJECTED_FOR = "clip_score", "rank_score", "rejected_for"
-RESERVED = frozenset({*COLUMNS, "clip_embedding", DRAFT_SCORES, SPARED, IMAGE})  # what carried columns may not be called
+RESERVED = frozenset({*COLUMNS, EMBEDDING, DRAFT_SCORES, SPARED, IMAGE})  # what carried columns may not be called
 
 
 def schema(
@@ -102,7 +105,7 @@ def schema(
     if growing:
         fields[SPARED] = pa.int32()
     if embedding is not None:
-        fields["clip_embedding"] = pa.list_(pa.float16(), embedding)
+        fields[EMBEDDING] = pa.list_(pa.float16(), embedding)
     return pa.schema(list({**fields, **carried}.items()))
 
 
@@ -148,14 +151,32 @@ def read_table(content: bytes, columns: Sequence[str] | None = None) -> pa.Table
         columns: Those to read, where not all are wanted; only these have to be there.
 
     Raises:
-        ValueError: It is truncated, altered beyond reading, or lacks one of our columns.
+        ValueError: It is truncated, altered beyond reading, or lacks one of our columns; a column of ours has another type or
+            occurs twice; or it would become larger in memory than a file of this size of ours may.
     """
-    try:
-        # One thread: callers that hurry read several files at a time.
-        table = pq.read_table(io.BytesIO(content), columns=columns and list(columns), use_threads=columns is None)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+    # One thread: callers that hurry read several files at a time.
+    table = read_parquet(content, columns and list(columns), use_threads=columns is None)
     missing = [name for name in columns or COLUMNS if name not in table.column_names]
     if missing:
         raise ValueError(f"lacks the columns {', '.join(missing)}")
+    _check_types(table.schema)
     return table
+
+
+def _check_types(form: pa.Schema) -> None:
+    """Raise ValueError where a column that is there has another type than ours, or is there twice."""
+    if len(set(form.names)) < len(form.names):
+        raise ValueError("has a column twice")
+    ours: dict[str, pa.DataType] = {**COLUMNS, DRAFT_SCORES: pa.list_(pa.float32()), SPARED: pa.int32()}
+    if CLIP_SCORE in form.names and "sha256" in form.names:
+        scores = {RANK_SCORE: pa.float32(), REJECTED_FOR: pa.string()}
+        ours |= {name: scores[name] for name in ranking_names(form.names) if name in scores}
+    for name, kind in ours.items():
+        if name in form.names and form.field(name).type != kind:
+            raise ValueError(f"its column {name} is {form.field(name).type}, not {kind}")
+    if EMBEDDING in form.names and not _is_vector(form.field(EMBEDDING).type):
+        raise ValueError(f"its column {EMBEDDING} is {form.field(EMBEDDING).type}, not lists of one length of halffloat")
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type) and kind.list_size > 0)

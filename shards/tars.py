@@ -63,7 +63,8 @@ def read_tar(content: bytes) -> Iterator[Sample]:
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
             for member in tar:
-                packed = tar.extractfile(member)
+                # A link leads elsewhere, and a sparse file is as large as it says, whatever the tar holds.
+                packed = None if not member.isreg() or member.issparse() else tar.extractfile(member)
                 if packed is None:
                     raise TarError(f"{member.name}: is no file")
                 name, _, ending = member.name.partition(".")
@@ -80,7 +81,9 @@ def read_tar(content: bytes) -> Iterator[Sample]:
                 if len(files[ending]) != member.size:
                     raise TarError(f"{member.name}: truncated")
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-    except tarfile.TarError as error:
+    except TarError:
+        raise
+    except (tarfile.TarError, LookupError, ValueError, OverflowError, EOFError, OSError) as error:
         raise TarError(f"cannot be read: {error}") from None
     if files:
         yield Sample(key, files)

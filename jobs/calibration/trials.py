@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configs.drafts import Draft
+from configs.json_values import checked, parse_json
 from configs.schema import Config
 from configs.scorers import CLIP
 from jobs.calibration.policies import FINAL, Kind, Sight, Trial, sight_of
@@ -65,7 +66,7 @@ class Notes:
         content = self._place.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]  # the last line is torn where its writer was killed
         try:
-            head, *rest = [json.loads(line) for line in whole.splitlines()]
+            head, *rest = [parse_json(line) for line in whole.splitlines()]
             there, of = head["calibration"], head.get("of", {})
             for line in rest:
                 self._take(line)
@@ -85,8 +86,8 @@ class Notes:
 
     def _take(self, line: Mapping[str, Any]) -> None:
         known = self._known.setdefault(line["request"], {"sights": {}, "scores": {}})
-        known["sights"] |= {name: Sight(**sight) for name, sight in line["sights"].items()}
-        known["scores"] |= line["scores"]
+        known["sights"] |= {name: checked(Sight(**sight)) for name, sight in line["sights"].items()}
+        known["scores"] |= {name: [_number(score) for score in scores] for name, scores in line["scores"].items()}
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with self._place.open("a", encoding="utf-8") as file:
@@ -110,6 +111,12 @@ class Notes:
         if known is None or FINAL not in known["sights"]:
             return None
         return Trial(placed.request.id, placed.request.keep, known["sights"], known["scores"])
+
+
+def _number(score: Any) -> float | None:
+    if score is None or (isinstance(score, int | float) and not isinstance(score, bool)):
+        return score
+    raise TypeError(f"a score is {type(score).__name__}")
 
 
 def _hash(placed: Placed) -> str:

@@ -1,7 +1,13 @@
 """The command line: what a person types. A module a group of commands; `endings` says how each ends."""
 
-import click
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import click
+from click.exceptions import NoArgsIsHelpError
+
+from configs.errors import escaped
 from jobs.cli.calibrating import calibrate
 from jobs.cli.checking import regenerate, status, verify
 from jobs.cli.clusters import job, submit
@@ -12,7 +18,31 @@ from jobs.cli.sharing import export, push
 from jobs.cli.showing import report, sheet
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Safely(click.Group):
+    """Says what is wrong with its arguments, which a shell may have made of files' names, as safely as all else is said."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with _escaping():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _escaping():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _escaping() -> Iterator[None]:
+    try:
+        yield
+    except NoArgsIsHelpError:
+        raise  # its message is the help
+    except click.UsageError as error:
+        raise click.UsageError(escaped(error.format_message()), error.ctx) from None
+    except click.ClickException as error:
+        raise click.ClickException(escaped(error.format_message())) from None
+
+
+@click.group(cls=_Safely, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="promptmill")
 def main() -> None:
     """Batch rendering of synthetic image datasets: prompts in, CLIP-ranked WebDataset shards out."""

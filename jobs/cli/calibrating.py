@@ -23,6 +23,7 @@ from jobs.cli.arguments import configured, takes_settings
 from jobs.cli.endings import FAILED, USAGE, one_line_errors, stop
 from jobs.plan import PlanError
 from jobs.planning import look
+from jobs.printing import echo
 from jobs.progress import duration
 from pipelines.units import Placed
 
@@ -81,21 +82,21 @@ def calibrate(
         place = place or Path("runs") / f"{Path(config).stem}-trials.jsonl"
         found, stochastic = calibrated(loaded, place, requests, steps, samplers, gain / 100, previews)
         if as_json:
-            click.echo(json.dumps(facts(found), allow_nan=False))
+            echo(json.dumps(facts(found), allow_nan=False))
         else:
             for line in lines(found):
-                click.echo(line)
+                echo(line)
         if found.chosen is None:
             if target:
-                click.echo(f"{target}: not written", err=True)
+                echo(f"{target}: not written", err=True)
             sys.exit(FAILED)
         if stochastic:
-            click.echo("warning: these drafts are by samplers that add noise of their own; drafts_stochastic allows them", err=True)
+            echo("warning: these drafts are by samplers that add noise of their own; drafts_stochastic allows them", err=True)
         if target:
             content = config_with(found, config, settings, stochastic)
             with target.open("x", encoding="utf-8") as file:
                 file.write(content)
-            click.echo(f"written to {target}; `promptmill run {target}` renders with it", err=as_json)
+            echo(f"written to {target}; `promptmill run {target}` renders with it", err=as_json)
 
 
 def _check_new(target: Path) -> None:
@@ -192,4 +193,4 @@ class _Said:
         self._said = now
         rate = (done - self._first) / (now - self._began) if done > self._first else 0.0
         left = f", about {duration((all_ - done) / rate)} left" if rate else ""
-        click.echo(f"{done:,} of {all_:,} requests{left}", err=True)
+        echo(f"{done:,} of {all_:,} requests{left}", err=True)

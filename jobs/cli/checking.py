@@ -16,6 +16,7 @@ from jobs.cli.arguments import absolute, terminal, without_credentials
 from jobs.cli.endings import FAILED, SOME_FAILED, USAGE, one_line_errors, stop
 from jobs.cli.rendering import rendered
 from jobs.plan import Plan
+from jobs.printing import echo
 from shards.lease import hold
 from shards.storage import join, names
 
@@ -35,10 +36,10 @@ def status(out: str, as_json: bool) -> None:
         if found is None:
             stop(USAGE, f"{out}: nothing was planned there")
         if as_json:
-            click.echo(json.dumps(summary.status_facts(found)))
+            echo(json.dumps(summary.status_facts(found)))
             return
         for line in summary.status_lines(found):
-            click.echo(line)
+            echo(line)
 
 
 @click.command()
@@ -82,7 +83,7 @@ def mend(output: str, image_roots: Sequence[str], address: str | None) -> None:
     many = f"{output}: {summary.many(len(wrong), 'problem')} left"
     if wrong and not work.left:
         stop(FAILED, many)
-    click.echo(repaired(output, cleared))
+    echo(repaired(output, cleared))
     if work.left:
         stop(FAILED, *(f"{why}; left as it is" for why in work.left.values()), many)
 
@@ -104,12 +105,12 @@ def found_wrong(output: str) -> "list[Problem]":
     found = []
     for problem in problems_of(output):
         if not isinstance(problem, Verified):
-            click.echo(str(problem))
+            echo(str(problem))
             found.append(problem)
         elif not problem.problems:
             totals, sort = problem.totals, "finished" if problem.finished else "unfinished"
             what = f"{summary.many(totals.shards, 'shard')}, {summary.many(totals.kept, 'image')}, {summary.size(totals.bytes)}"
-            click.echo(f"{sort}, and every file is as its record says: {what} ({time.monotonic() - started:.1f} s)")
+            echo(f"{sort}, and every file is as its record says: {what} ({time.monotonic() - started:.1f} s)")
     return found
 
 
@@ -152,9 +153,9 @@ def regenerate(out: str, key: str, file: Path | None, image_root: tuple[str, ...
             said = (
                 "was only drafted; this is what it would have been" if made.drafted else "became an image this time; it had failed"
             )
-            click.echo(f"{place}: {said}")
+            echo(f"{place}: {said}")
             return
         if not made.same:
             why = f": made on {made.hardware}" if made.hardware else ""
             stop(FAILED, f"{place}: not the pixels of {out}{why}")
-        click.echo(f"{place}: the same pixels, bit for bit")
+        echo(f"{place}: the same pixels, bit for bit")

@@ -14,6 +14,7 @@ import click
 
 from jobs.cli.arguments import Command, configured, takes_config, terminal
 from jobs.cli.endings import FAILED, STOPPED, USAGE, one_line_errors, stop
+from jobs.printing import echo, echo_log
 from shards.storage import is_local, local_path
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ def submit(
         options = ["--retry-failed"] * retry_failed + ["--accept-changes"] * accept_changes
         there = remote(address)
         id = there.submit(loaded, output, f"promptmill-{_plain(config)}", options, given, install)
-        click.echo(f"job {id} on {there.address}", err=True)
-        click.echo(f"`promptmill job attach {id} --address {there.address}` follows it, `promptmill job stop` ends it", err=True)
+        echo(f"job {id} on {there.address}", err=True)
+        echo(f"`promptmill job attach {id} --address {there.address}` follows it, `promptmill job stop` ends it", err=True)
         if detach:
-            click.echo(id)
+            echo(id)
             return
         sys.exit(follow(there, id))
 
@@ -104,7 +105,7 @@ def follow(there: "Remote", id: str) -> int:
         asyncio.run(shown())
     job = there.job(id)
     if not job.ended:
-        click.echo(f"left job {id} running; `promptmill job attach {id} --address {there.address}` follows it again", err=True)
+        echo(f"left job {id} running; `promptmill job attach {id} --address {there.address}` follows it again", err=True)
         return STOPPED
     return ended(there, id)
 
@@ -115,7 +116,7 @@ def ended(there: "Remote", id: str) -> int:
     if job.status == "STOPPED":
         return STOPPED
     if job.exit is None:
-        click.echo(f"job {id}: {job.status.lower()}: {' '.join(job.message.split())[:500]}", err=True)
+        echo(f"job {id}: {job.status.lower()}: {' '.join(job.message.split())[:500]}", err=True)
         return FAILED
     return job.exit
 
@@ -131,7 +132,7 @@ def list_(address: str) -> None:
     """The jobs that promptmill submitted to a cluster."""
     with one_line_errors():
         for found in remote(address).jobs():
-            click.echo(f"{found.id:48}{found.status:12}{found.output}")
+            echo(f"{found.id:48}{found.status:12}{found.output}")
 
 
 @job.command()
@@ -143,11 +144,11 @@ def status(id: str, address: str, as_json: bool) -> None:
     with one_line_errors():
         found = remote(address).job(id)
         if as_json:
-            click.echo(json.dumps(dataclasses.asdict(found)))
+            echo(json.dumps(dataclasses.asdict(found)))
             return
         exit = "" if found.exit is None else f", its run exited with {found.exit}"
-        click.echo(f"{found.status.lower()}{exit}")
-        click.echo(f"output       {found.output}; `promptmill status {found.output}` says what is done")
+        echo(f"{found.status.lower()}{exit}")
+        echo(f"output       {found.output}; `promptmill status {found.output}` says what is done")
 
 
 @job.command()
@@ -156,7 +157,8 @@ def status(id: str, address: str, as_json: bool) -> None:
 def logs(id: str, address: str) -> None:
     """All that a job has said so far."""
     with one_line_errors():
-        click.echo(remote(address).logs(id), nl=False)
+        if said := remote(address).logs(id):
+            echo_log(said)
 
 
 @job.command()
@@ -178,4 +180,4 @@ def stop_(id: str, address: str) -> None:
         if there.job(id).ended:
             stop(USAGE, f"{id}: has ended already")
         there.stop(id)
-        click.echo(f"stopping {id}: what is in flight is finished; `promptmill job attach` shows it")
+        echo(f"stopping {id}: what is in flight is finished; `promptmill job attach` shows it")

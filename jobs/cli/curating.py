@@ -8,6 +8,7 @@ import click
 from jobs import summary
 from jobs.cli.arguments import absolute
 from jobs.cli.endings import USAGE, one_line_errors, stop
+from jobs.printing import echo
 from shards.lease import hold
 from shards.storage import join, names
 
@@ -34,17 +35,17 @@ def dedup(out: str, embedding: float, bits: int, to: str | None, as_json: bool) 
         copy = absolute(to) if to else None
         signs = Signs(embedding if embedding < 1 else None, bits if bits >= 0 else None)
         with hold(output):
-            found = find(output, signs, lambda line: click.echo(line, err=True))
+            found = find(output, signs, lambda line: echo(line, err=True))
             if copy:
                 totals = copy_without(output, found, copy)
             write_marks(output, found)
         if as_json:
-            click.echo(json.dumps(found.summary()))
+            echo(json.dumps(found.summary()))
             return
-        click.echo(line_of(found))
-        click.echo(f"marked in {output}/{MARKS}; nothing is removed" + ("" if copy else ", --to writes a copy without them"))
+        echo(line_of(found))
+        echo(f"marked in {output}/{MARKS}; nothing is removed" + ("" if copy else ", --to writes a copy without them"))
         if copy:
-            click.echo(f"{summary.many(totals.kept, 'image')} in {copy}")
+            echo(f"{summary.many(totals.kept, 'image')} in {copy}")
 
 
 def line_of(found: "Found") -> str:

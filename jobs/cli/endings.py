@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-import click
-
 from actors.pools import ClusterError, ResourcesError
 from configs.errors import ConfigError
 from jobs.places import AbortError
 from jobs.plan import PlanError
+from jobs.printing import echo
 from pipelines.errors import ModelError
 from shards.commits import CommitError
 from shards.lease import LeaseError
@@ -54,5 +53,5 @@ def cause_of(error: BaseException) -> BaseException:
 
 def stop(status: int, *lines: str) -> NoReturn:
     for line in lines:
-        click.echo(line, err=True)
+        echo(line, err=True)
     sys.exit(status)

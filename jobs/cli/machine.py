@@ -6,6 +6,7 @@ import click
 
 from configs.loading import json_schema, preset_names
 from jobs.cli.endings import FAILED
+from jobs.printing import echo, echo_log
 
 
 @click.command()
@@ -15,7 +16,7 @@ def doctor() -> None:
 
     findings = look_around()
     for finding in findings:
-        click.echo(f"{finding.level:5}{finding.subject:20}{finding.text}")
+        echo(f"{finding.level:5}{finding.subject:20}{finding.text}")
     if any(finding.level == "fail" for finding in findings):
         sys.exit(FAILED)
 
@@ -23,11 +24,11 @@ def doctor() -> None:
 @click.command()
 def schema() -> None:
     """The JSON Schema of a config, for editors."""
-    click.echo(json_schema(), nl=False)
+    echo_log(json_schema())
 
 
 @click.command()
 def presets() -> None:
     """The configs that come with promptmill, by name."""
     for name in preset_names():
-        click.echo(name)
+        echo(name)

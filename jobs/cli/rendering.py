@@ -17,6 +17,7 @@ from jobs.cli.endings import FAILED, SOME_FAILED, STOPPED, one_line_errors
 from jobs.estimate import Estimate
 from jobs.plan import Plan, PlanError, read_plan, read_shard
 from jobs.planning import Sources, first_request, look, make_plan, with_batch
+from jobs.printing import echo
 from jobs.progress import JsonLines, Tally, Terminal
 from jobs.ranked import Ranked, look_back, ranked_facts
 from shards.lease import hold, holder_of
@@ -50,7 +51,7 @@ def tuned_batch(config: Config, output: str) -> int:
     sources = look(config)
     found = tried(sources.config, first_request(sources), sources.roots)
     for line in summary.tuned_lines(found):
-        click.echo(line, err=True)
+        echo(line, err=True)
     return found.batch
 
 
@@ -70,11 +71,11 @@ def plan(config: str, out: str | None, settings: tuple[str, ...], measure: bool 
         if measure is not False:
             estimate = estimated(made, output, asked=measure is True)
         if as_json:
-            click.echo(json.dumps({"output": output, **summary.plan_facts(made, estimate)}))
+            echo(json.dumps({"output": output, **summary.plan_facts(made, estimate)}))
             return
         for line in summary.plan_lines(made, estimate):
-            click.echo(line)
-        click.echo(f"plan         {output}/plan; `promptmill run` with the same arguments renders it")
+            echo(line)
+        echo(f"plan         {output}/plan; `promptmill run` with the same arguments renders it")
 
 
 def estimated(plan: Plan, output: str, asked: bool) -> Estimate | None:
@@ -83,12 +84,12 @@ def estimated(plan: Plan, output: str, asked: bool) -> Estimate | None:
 
     reason = None if asked else worth_measuring(plan)
     if reason:
-        click.echo(f"no estimate of the time: {reason}; --measure renders a batch all the same", err=True)
+        echo(f"no estimate of the time: {reason}; --measure renders a batch all the same", err=True)
         return None
     shards = (read_shard(output, number) for number in range(plan.shards))
     estimate = measure(plan, next(shard for shard in shards if shard.requests))
     if estimate is None:
-        click.echo("no estimate of the time: the request that was tried could not be rendered", err=True)
+        echo("no estimate of the time: the request that was tried could not be rendered", err=True)
     return estimate
 
 
@@ -118,9 +119,9 @@ def run(
             made = planned(loaded, output, console, accept_changes=accept_changes)
             if accept_changes:
                 for line in summary.accepted_lines(made):
-                    click.echo(line, err=True)
+                    echo(line, err=True)
             for line in summary.warnings(made):
-                click.echo(line, err=True)
+                echo(line, err=True)
             sys.exit(rendered(made, output, console, retry_failed))
 
 
@@ -128,7 +129,7 @@ def await_holder(output: str, wait_s: float) -> None:
     """Wait for whoever writes an output; that of a dead one on another machine looks alive until its lease expires."""
     until = time.monotonic() + wait_s
     while time.monotonic() < until and (holder := holder_of(output)) is not None:
-        click.echo(f"waiting for {holder}", err=True)
+        echo(f"waiting for {holder}", err=True)
         time.sleep(min(5.0, max(0.0, until - time.monotonic())))
 
 
@@ -157,10 +158,10 @@ def rendered(
         with shown:
             totals = run_plan(plan, output, shown, shown.say, retry_failed, generations)
     except StoppedError:
-        click.echo(f"stopped; what is done is durable, and the same command goes on: {output}", err=True)
+        echo(f"stopped; what is done is durable, and the same command goes on: {output}", err=True)
         return STOPPED
     except StartError as error:
-        click.echo(str(error), err=True)
+        echo(str(error), err=True)
         return FAILED
     status = SOME_FAILED if totals.failed or totals.failed_requests else 0
     ranked = _looked_back(output, plan)
@@ -169,7 +170,7 @@ def rendered(
         ranking = ranked_facts(ranked) if ranked else None
         shown.event("done", exit=status, output=output, totals=dataclasses.asdict(totals), seconds=spent, ranking=ranking)
     for line in summary.run_lines(totals, tally, output, ranked):
-        click.echo(line, err=console is None)
+        echo(line, err=console is None)
     return status
 
 

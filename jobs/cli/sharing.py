@@ -9,6 +9,7 @@ from configs.parameters import PREPROCESSORS
 from jobs import summary
 from jobs.cli.arguments import without_credentials
 from jobs.cli.endings import FAILED, SOME_FAILED, USAGE, one_line_errors, stop
+from jobs.printing import echo
 
 
 @click.command()
@@ -30,12 +31,12 @@ def push(out: str, repository: str, private: bool, revision: str | None, plan: b
     with one_line_errors():
         without_credentials(out)
         try:
-            done = upload(out, repository, private, revision, plan, stats, replace, lambda line: click.echo(line, err=True))
+            done = upload(out, repository, private, revision, plan, stats, replace, lambda line: echo(line, err=True))
         except PushError as error:
             stop(FAILED, str(error))
         removed = f", {summary.many(done.removed, 'old file')} removed" if done.removed else ""
         sent = f"{summary.many(done.sent, 'file')} sent ({summary.size(done.bytes)})"
-        click.echo(f"{done.url}: {sent}, {done.there:,} were there{removed}")
+        echo(f"{done.url}: {sent}, {done.there:,} were there{removed}")
 
 
 @click.command()
@@ -92,9 +93,9 @@ def _export_pairs(
     asked = images or ("none" if file.suffix == JSONL else "kept")
     if image_roots and asked != "all":
         stop(USAGE, "--image-root is for --images all")
-    made = export_pairs(out, file, asked, margin, lambda line: click.echo(line, err=True), image_roots)
+    made = export_pairs(out, file, asked, margin, lambda line: echo(line, err=True), image_roots)
     again = f"; {summary.many(made.again, 'image')} rendered again" if made.again else ""
-    click.echo(f"{file}: {summary.many(made.pairs, 'pair')}, {summary.many(made.without, 'request')} without{again}")
+    echo(f"{file}: {summary.many(made.pairs, 'pair')}, {summary.many(made.without, 'request')} without{again}")
     if made.different:
         why = f": made on {made.why}" if made.why else ""
         stop(FAILED, f"{file}: {summary.many(made.different, 'image')} rendered again not with the pixels that were scored{why}")
@@ -117,4 +118,4 @@ def _export_manifest(out: str, file: Path, options: dict[str, Any], given: set[s
     wanted = Pass(
         kind, options["strength"], control, preprocess or "none", scale, options["conditioning"], options["seeds"], options["drop"]
     )
-    click.echo(f"{file}: {summary.many(export_manifest(out, file, wanted), 'row')}, images in {file.stem}-images/")
+    echo(f"{file}: {summary.many(export_manifest(out, file, wanted), 'row')}, images in {file.stem}-images/")

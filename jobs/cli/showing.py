@@ -6,6 +6,7 @@ import click
 
 from jobs.cli.arguments import absolute, without_credentials
 from jobs.cli.endings import FAILED, USAGE, one_line_errors, stop
+from jobs.printing import echo
 
 
 @click.command()
@@ -29,7 +30,7 @@ def sheet(out: str, file: Path, most: int, columns: int) -> None:
         if not shown:
             stop(FAILED, f"{out}: nothing is kept there yet")
         sheet_of(shown, columns).save(file)
-        click.echo(f"{len(shown)} images in {file}")
+        echo(f"{len(shown)} images in {file}")
 
 
 @click.command()
@@ -46,8 +47,6 @@ def report(out: str, file: Path) -> None:
         html = page(made)
         file.write_bytes(html)
         seen = "" if made.sample.whole else f", a sample of {len(made.sample.records):,} of them"
-        click.echo(
-            f"{file}: {many(made.totals.kept, 'kept image')} in {many(made.totals.shards, 'shard')}{seen} ({size(len(html))})"
-        )
+        echo(f"{file}: {many(made.totals.kept, 'kept image')} in {many(made.totals.shards, 'shard')}{seen} ({size(len(html))})")
         if made.problems:
             stop(FAILED, *made.problems, f"the page is without these; `promptmill verify {out}` says what else is wrong")

@@ -1,17 +1,20 @@
 """The times of a dataset's runs, from stats/: seconds by stage, units, hosts, and when each run began."""
 
 import datetime
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from configs.errors import shown
+from configs.json_values import parse_json
 from jobs.report.sampling import spread
-from shards.storage import get, join, names
+from shards.storage import TooLargeError, get_small, join, names
 
 MOST_FILES = 256  # of a thousand units each
 READERS = 8
+MOST_BYTES = 64 * 2**20  # of one file
+LONGEST_S = 1e9  # that a stage of a unit may take, in seconds
 
 
 @dataclass(frozen=True)
@@ -45,23 +48,29 @@ def read_times(output: str) -> Times:
     with ThreadPoolExecutor(READERS) as pool:
         for name, content in zip(some, pool.map(lambda name: _content(output, name), some), strict=True):
             try:
+                if isinstance(content, TooLargeError):
+                    raise content
                 for line in (content or b"").splitlines():
-                    receipt = json.loads(line)
+                    receipt = parse_json(line)
                     for stage, seconds in receipt["seconds"].items():
+                        if not 0 <= float(seconds) < LONGEST_S:
+                            raise ValueError(f"{seconds} seconds")
                         stages[stage] += float(seconds)
                     hosts[str(receipt["host"])] += 1
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                problems.append(f"stats/{name}: not the stats of units: {' '.join(str(error).split())[:200]}")
+                problems.append(f"stats/{name}: not the stats of units: {shown(' '.join(str(error).split()), 200)}")
     longest = {stage: seconds for stage, seconds in sorted(stages.items(), key=lambda item: -item[1]) if seconds > 0}
     runs = sorted({began for name in found if (began := _began(name))})
     return Times(longest, hosts.total(), len(some), len(found), dict(hosts.most_common()), runs, problems)
 
 
-def _content(output: str, name: str) -> bytes | None:
+def _content(output: str, name: str) -> bytes | TooLargeError | None:
     try:
-        return get(join(output, "stats", name))
+        return get_small(join(output, "stats", name), MOST_BYTES)
     except FileNotFoundError:
         return None
+    except TooLargeError as error:
+        return error
 
 
 def _began(name: str) -> datetime.datetime | None:

@@ -1,0 +1,105 @@
+"""Reads the JSON of promptmill's own files, which a stranger may have written, and checks that values are what dataclasses say."""
+
+import dataclasses
+import functools
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union
+
+DEEPEST = 100  # lists and objects in one another; a manifest's own columns may have 50 lists in lists
+MOST_VALUES = 10_000_000  # by the signs that stand between values: each may take a hundred bytes of memory
+LARGEST = 2**63  # of whole numbers: beyond it they fit into no column
+
+WORDS = {int: "number", float: "number", str: "text"}
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+Known = TypeVar("Known")
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Parse one JSON value.
+
+    Raises:
+        ValueError: It is no JSON, or nested deeper, or of more values, than any file of ours.
+    """
+    text = content if isinstance(content, str) else content.decode()
+    # Counted before Python makes objects of them: two bytes of JSON can become sixty of memory.
+    if sum(map(text.count, ",:[{")) > MOST_VALUES:
+        raise ValueError(f"JSON of more than {MOST_VALUES:,} values")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"JSON nested deeper than {DEEPEST}") from None
+    inner = [value]
+    for _ in range(DEEPEST):
+        inner = [
+            item
+            for outer in inner
+            if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, dict | list)
+        ]
+        if not inner:
+            break
+    else:
+        raise ValueError(f"JSON nested deeper than {DEEPEST}")
+    if SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode()  # half a pair fits into no file
+    return value
+
+
+def checked(value: Known) -> Known:
+    """Return a dataclass's instance as it is, its fields found to hold what their annotations say.
+
+    Raises:
+        TypeError: One does not, or holds a whole number beyond 64 bits.
+    """
+    of: type = type(value)
+    for name, kind, what in _fields(of):
+        if not kind(getattr(value, name)):
+            raise TypeError(f"{name} is no {what}")
+    return value
+
+
+@functools.cache
+def _fields(of: type) -> tuple[tuple[str, Callable[[Any], bool], str], ...]:
+    hints = typing.get_type_hints(of)
+    named = ((field.name, hints[field.name]) for field in dataclasses.fields(of))
+    return tuple((name, _kind(hint), WORDS.get(hint, "value of its kind")) for name, hint in named)
+
+
+def _kind(annotation: Any) -> Callable[[Any], bool]:
+    """Return what tells whether a value is of an annotation's type."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return lambda value: True
+    if annotation is int:
+        return lambda value: type(value) is int and abs(value) < LARGEST
+    if annotation is float:
+        return lambda value: type(value) is float or (type(value) is int and abs(value) < LARGEST)
+    if annotation is None or annotation is types.NoneType:
+        return lambda value: value is None
+    if origin is Literal:
+        return lambda value: isinstance(value, str) and value in inner
+    if origin in (Union, types.UnionType):
+        kinds = tuple(_kind(one) for one in inner)
+        return lambda value: any(kind(value) for kind in kinds)
+    if origin in (tuple, list, Sequence):
+        item = _kind(inner[0])
+        return lambda value: isinstance(value, list | tuple) and all(map(item, value))
+    if origin in (dict, Mapping):
+        key, item = _kind(inner[0]), _kind(inner[1])
+        return lambda value: isinstance(value, dict) and all(map(key, value)) and all(map(item, value.values()))
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        return functools.partial(_is_checked, annotation)
+    return lambda value: isinstance(value, annotation)
+
+
+def _is_checked(of: type, value: Any) -> bool:
+    try:
+        return isinstance(value, of) and checked(value) is value
+    except TypeError:
+        return False
