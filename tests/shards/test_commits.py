@@ -17,7 +17,7 @@ from shards.commits import (
     read_records,
     shard_name,
 )
-from shards.storage import StorageError, get
+from shards.storage import StorageError, get, get_small
 
 RECORD = CommitRecord(12, 0, (FileRecord.of("data/000012.tar", b"tar"),), 4, 16, 4, 11, 1, 0, "f" * 64)
 
@@ -81,11 +81,11 @@ def test_records_are_read_many_at_a_time(tmp_path, monkeypatch):
     # Whoever reads one after another waits here for the others, in vain.
     together = threading.Barrier(16)
 
-    def waiting(uri):
+    def waiting(uri, most):
         together.wait(timeout=20)
-        return get(uri)
+        return get_small(uri, most)
 
-    monkeypatch.setattr("shards.commits.get", waiting)
+    monkeypatch.setattr("shards.commits.get_small", waiting)
     assert [record.shard for record in read_records(str(tmp_path))] == list(range(16))
 
 

@@ -334,7 +334,7 @@ def _failing(*_):
     raise StorageError("s3://bucket/out: unreachable")
 
 
-@pytest.mark.parametrize("operation", ["names", "get", "put"])
+@pytest.mark.parametrize("operation", ["names", "get_small", "put"])
 def test_a_storage_that_fails_for_a_while_does_not_lose_the_lease(output, monkeypatch, operation):
     failures = []
     with hold(output, renew_s=0.05, expires_s=30) as ours:
