@@ -110,10 +110,16 @@ def test_names_that_no_run_makes_are_none(name):
 
 def test_a_records_numbers_are_within_what_columns_hold(planned):
     whole = json.loads(get(join(planned, "commits/000000.json")))
-    for values in ({"kept": -1, "rejected": whole["rejected"] + whole["kept"] + 1}, {"requests": 10**30}, {"fingerprint": 1}):
+    for values in (
+        {"candidates": "a\nb\x1b[31m"},
+        {"kept": -1, "rejected": whole["rejected"] + whole["kept"] + 1},
+        {"requests": 10**30},
+        {"fingerprint": 1},
+    ):
         put(join(planned, "commits/000000.json"), json.dumps(whole | values).encode())
-        with pytest.raises(CommitError, match="not a commit record: "):
+        with pytest.raises(CommitError, match="not a commit record: ") as raised:
             read_record(planned, 0)
+        assert "\n" not in str(raised.value)
     for file in ({"path": 1}, {"size": -1}, {"size": "1"}, {"sha256": None}):
         put(join(planned, "commits/000000.json"), json.dumps(whole | {"files": [whole["files"][0] | file]}).encode())
         with pytest.raises(CommitError, match="not a commit record: "):
