@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from shards.commits import CommitError, CommitRecord, FileRecord
 from shards.storage import get, join
-from shards.tables import read_table
+from shards.tables import check_keys, read_table
 from shards.tars import TarError, read_tar
 
 
@@ -26,7 +26,7 @@ def read_metadata(output: str, record: CommitRecord) -> pa.Table:
         CommitError: Their file is not what the record says.
     """
     try:
-        return read_table(read_file(output, record, "metadata"))
+        return check_keys(read_table(read_file(output, record, "metadata")))
     except ValueError as error:
         raise CommitError(f"{path_of(output, record, 'metadata')}: {error}") from None
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.bounded_parquet import read_parquet
@@ -22,6 +23,7 @@ CONTROL = pa.struct(
 )
 LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
+KEY = r"^[0-9]{6,9}-[0-9]{5}(-[0-9]{4,5})?\z"
 IMAGE = "image"  # the column that parts have beside these
 
 # In the order in which they stand; times and hosts do not belong here, since they differ between runs.
@@ -176,6 +178,17 @@ def _check_types(form: pa.Schema) -> None:
             raise ValueError(f"its column {name} is {form.field(name).type}, not {kind}")
     if EMBEDDING in form.names and not _is_vector(form.field(EMBEDDING).type):
         raise ValueError(f"its column {EMBEDDING} is {form.field(EMBEDDING).type}, not lists of one length of halffloat")
+
+
+def check_keys(table: pa.Table) -> pa.Table:
+    """Return a table as it is, its keys found to be of the form that shard, row and candidate make.
+
+    Raises:
+        ValueError: A row has none, or another.
+    """
+    if not pc.all(pc.fill_null(pc.match_substring_regex(table["key"], KEY), False)).as_py() and len(table):
+        raise ValueError("a row has no key, or one that is not of shard, row and candidate")
+    return table
 
 
 def _is_vector(kind: pa.DataType) -> bool:

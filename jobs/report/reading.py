@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from jobs.report.sampling import Sample, spread
 from shards.commits import CommitRecord, FileRecord
 from shards.storage import StorageError, get, join
-from shards.tables import CLIP_SCORE, read_table
+from shards.tables import CLIP_SCORE, check_keys, read_table
 
 READERS = 8  # shards under way at a time
 SHOWN = 24  # images, at most, in each contact sheet
@@ -106,7 +106,7 @@ def _read(output: str, record: CommitRecord, embeddings: bool, across: int, scor
         return f"commits: the record of shard {record.shard:06d} names no metadata"
     try:
         content = get(join(output, file.path))
-        wanted = read_table(content, (*_NEEDED, score))
+        wanted = check_keys(read_table(content, (*_NEEDED, score)))
         vectors = read_table(content, ("selected", "clip_embedding")) if embeddings else None
         return digest(wanted, vectors, across, score)
     except FileNotFoundError:
