@@ -272,6 +272,8 @@ def main(minutes: float, seed: str, single: int | None) -> None:
             found.append(case(Path(name), seed, single, whole=True))
         while single is None and time.monotonic() < until:
             found.append(case(Path(name), seed, len(found)))
+            for problem in found[-1]["wrong"]:
+                click.echo(f"case {found[-1]['case']}: {problem!r}", err=True)  # in case this is cut off
     wrong, examples = Counter[str](), dict[str, str]()
     for one in found:
         for problem in one["wrong"]:

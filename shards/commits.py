@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from configs.errors import shown
-from configs.json_values import checked, parse_json
+from configs.json_values import LARGEST, checked, parse_json
 from shards.counting import as_sum, settled, without_rare
 from shards.storage import TooLargeError, get_small, join, names, put_if_absent
 
@@ -88,6 +88,11 @@ class CommitRecord:
         try:
             values = parse_json(content)
             values["files"] = tuple(checked(FileRecord(**file)) for file in values["files"])
+            # Before the record adds them up and says what they are.
+            numbers = [name for name, kind in cls.__annotations__.items() if kind is int and name in values]
+            wrong = [name for name in numbers if type(values[name]) is not int or abs(values[name]) >= LARGEST]
+            if wrong:
+                raise ValueError(f"{wrong[0]} is no number")
             record = checked(cls(**values))
             counts = {name: getattr(record, name) for name, kind in cls.__annotations__.items() if kind is int}
             negative = [name for name, count in counts.items() if count < 0]

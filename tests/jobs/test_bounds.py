@@ -1,5 +1,6 @@
 """What a plan, a record or a name claims costs no more than what is there; what is no JSON of ours is one line."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
@@ -16,9 +18,11 @@ from jobs.cli import main
 from jobs.plan import MOST_SHARD, PlanError, fingerprint_of, read_hardware, read_plan, read_shard, unpacked
 from jobs.repair import Cleared, remembered
 from jobs.seals import SEAL, sealed
-from shards.commits import CommitError, parse_shard_name, read_record, read_records
+from shards.commits import CommitError, FileRecord, parse_shard_name, read_record, read_records
 from shards.lease import Holder, holder_of
+from shards.published import read_metadata
 from shards.storage import StorageError, get, join, put
+from shards.tables import encode_table, read_table
 from tests.jobs.finished import problems_of
 
 LARGE = b"[" + b"[]," * 6_000_000 + b"[]]"
@@ -110,15 +114,36 @@ def test_names_that_no_run_makes_are_none(name):
 
 def test_a_records_numbers_are_within_what_columns_hold(planned):
     whole = json.loads(get(join(planned, "commits/000000.json")))
-    for values in ({"kept": -1, "rejected": whole["rejected"] + whole["kept"] + 1}, {"requests": 10**30}, {"fingerprint": 1}):
+    for values in (
+        {"candidates": "a\nb\x1b[31m"},
+        {"kept": -1, "rejected": whole["rejected"] + whole["kept"] + 1},
+        {"requests": 10**30},
+        {"fingerprint": 1},
+    ):
         put(join(planned, "commits/000000.json"), json.dumps(whole | values).encode())
-        with pytest.raises(CommitError, match="not a commit record: "):
+        with pytest.raises(CommitError, match="not a commit record: ") as raised:
             read_record(planned, 0)
+        assert "\n" not in str(raised.value)
     for file in ({"path": 1}, {"size": -1}, {"size": "1"}, {"sha256": None}):
         put(join(planned, "commits/000000.json"), json.dumps(whole | {"files": [whole["files"][0] | file]}).encode())
         with pytest.raises(CommitError, match="not a commit record: "):
             read_record(planned, 0)
         assert said("status", planned) and said("verify", planned)
+
+
+@pytest.mark.parametrize("key", [None, "", "a-b-c", "000000", "000000-00000-0000\n", "../../x", "٠٠٠٠٠٠-00000-0000"])
+def test_a_row_without_a_key_of_ours_is_one_line(planned, key):
+    record = read_record(planned, 0)
+    (path,) = (file.path for file in record.files if file.path.startswith("metadata/"))
+    table = read_table(get(join(planned, path)))
+    content = encode_table(table.set_column(0, table.schema.field("key"), pa.array([key, *table["key"].to_pylist()[1:]])))
+    put(join(planned, path), content)
+    files = tuple(FileRecord.of(path, content) if file.path == path else file for file in record.files)
+    put(join(planned, "commits/000000.json"), dataclasses.replace(record, files=files).to_json())
+    with pytest.raises(CommitError, match="a row has no key"):
+        read_metadata(planned, read_record(planned, 0))
+    for command in (["verify", planned], ["report", planned, "--to", f"{planned}/r.html"], ["dedup", planned]):
+        assert said(*command)
 
 
 def test_a_shards_plan_is_not_decompressed_beyond_what_one_may_have(tmp_path):

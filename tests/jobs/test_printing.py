@@ -66,7 +66,7 @@ COMMANDS = (
     "export OUT --pairs TO/EVIL.jsonl --margin x",
     "export OUT --manifest TO/EVIL.jsonl --drop EVIL",
     "regenerate OUT EVIL",
-    "regenerate OUT 000000-00000-0000 --image-root EVIL",
+    "regenerate OUT 000009-00000-0000 --image-root EVIL",
     "run EVIL",
     "run embedded --set EVIL=1",
     "run embedded --out OUT --set manifest=EVIL",
@@ -84,7 +84,8 @@ COMMANDS = (
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_command_prints_what_steers_a_terminal(dataset, command, tmp_path):
+def test_no_command_prints_what_steers_a_terminal(dataset, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     words = {"OUT": dataset, "TO": str(tmp_path), "EVIL": EVIL, "MANIFEST": str(Path(dataset).parent / "manifest.jsonl")}
     given_ = [re.sub("|".join(words), lambda found: words[found[0]], one) for one in command.split()]
     done = CliRunner().invoke(main, given_)
