@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from actors.pools import ClusterError, Sizes
 from actors.scorer import Scorer
 from jobs import import_path
 from jobs.lanes import Again
+from jobs.local_ray import on_loopback
 from jobs.places import AbortError, DiedError, LostError, Pool, StartError
 from jobs.plan import Plan
 from jobs.room import Room, Seat
@@ -68,7 +69,11 @@ def cluster(address: str | None, quiet: bool = True, metrics_port: int | None = 
         if here and metrics_port:
             _check_free(metrics_port)
         try:
-            ray.init(address or "local", log_to_driver=not quiet, logging_level=logging.ERROR, **options)
+            with ExitStack() as prepared:
+                options |= prepared.enter_context(on_loopback()) if here else {}
+                ray.init(address or "local", log_to_driver=not quiet, logging_level=logging.ERROR, **options)
+        except ClusterError:
+            raise
         except (ConnectionError, RuntimeError, ValueError, OSError, exceptions.RayError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ClusterError(f"Ray at {address or 'this machine'}: {reason}") from None

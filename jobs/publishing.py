@@ -9,7 +9,7 @@ from configs.weights import OpenClip, Weights
 from jobs.plan import Plan
 from pipelines.identity import scorers_by_place, weights_by_place
 from shards.card import CARD, Made, ModelMade, card
-from shards.commits import CommitRecord
+from shards.commits import CommitError, CommitRecord
 from shards.generations import drop_earlier
 from shards.index import Totals, publish_index, total
 from shards.storage import TooLargeError, delete, get_small, join, names, put, sweep_scratch
@@ -41,6 +41,16 @@ def finish(plan: Plan, output: str, records: Sequence[CommitRecord]) -> Totals:
     for folder in FOLDERS:
         sweep_scratch(join(output, folder))
     return totals
+
+
+def check_there(output: str, records: Sequence[CommitRecord]) -> None:
+    """Raise CommitError where a listing lacks a file that a record names: it is not whole."""
+    there = {f"{folder}/{name}" for folder in ("data", "metadata") for name in names(join(output, folder))}
+    for record in records:
+        for file in record.files:
+            if file.path not in there:
+                way = f"`promptmill verify {output} --repair` makes its shard again"
+                raise CommitError(f"{output}/{file.path}: was committed, and is gone; {way}")
 
 
 def made_of(plan: Plan, records: Sequence[CommitRecord]) -> Made:

@@ -22,7 +22,7 @@ from jobs.metrics import Metrics
 from jobs.opening import Open, units_of
 from jobs.places import DEADLINE, PATIENCE, AbortError, StartError
 from jobs.plan import BadRow, Plan, PlanError, put_hardware, read_hardware, read_plan, read_shard, with_shard_hashes
-from jobs.publishing import REPAIR_NOTE, finish
+from jobs.publishing import REPAIR_NOTE, check_there, finish
 from jobs.repair import remembered
 from jobs.room import Room
 from jobs.stats import Stats
@@ -352,7 +352,7 @@ def run(
 
     Raises:
         ClusterError, ResourcesError, StartError, StoppedError: One line each.
-        CommitError: What is committed there is of another plan.
+        CommitError: What is committed there is of another plan, or a file of it has been taken away.
         PlanError: The output has another plan by now, or the plan of a shard was altered.
         LeaseError: Another run is writing there.
         AbortError: The output was taken over by another run, or it cannot be written, or too many candidates have failed.
@@ -389,6 +389,8 @@ def run(
         if only is not None and len(last) < plan.shards:
             delete(join(output, REPAIR_NOTE))
             return total(last)
+        if only is None:  # a repair leaves what it cannot mend, and says so
+            check_there(output, last)
         return finish(plan, output, last)
 
 

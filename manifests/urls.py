@@ -26,6 +26,7 @@ PORTS = {"http": 80, "https": 443}
 SAFE = "/%:@!$&'()*+,;=~?-._[]"
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+RELAYS = ipaddress.IPv4Network("192.88.99.0/24")  # once of 6to4: whoever answers there may be near
 
 
 BUSY = (408, 425, 429)  # answers that ask for another try; so do all from 500 on
@@ -169,10 +170,14 @@ def is_public(address: str) -> bool:
     """Whether an IP address is one of the internet's: not this machine's, a private network's or a reserved one."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
+        if ip.is_site_local:
+            return False
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if inner is None and ip in NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
         ip = inner or ip
+    if isinstance(ip, ipaddress.IPv4Address) and ip in RELAYS:
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
