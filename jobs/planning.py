@@ -315,8 +315,9 @@ class _Making:
         size = self.config.shards.size
         try:
             for number, rows in enumerate(self.shards()):
-                shared = number * size >= SHARED_FROM and size <= MAX_SHARD and not self.aside.plans
-                if shared and self.pool is None and cores() > 1:
+                # To compare rows with those of the plan before, all shards are made here.
+                alone = self.doubled or not self.writing or size > MAX_SHARD or cores() == 1
+                if number * size >= SHARED_FROM and self.pool is None and not alone:
                     self.pool = Pool(self.recipe, self.take, min(cores(), MAX_WORKERS))
                 if not self.share(number, rows):
                     self.drain()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -181,10 +182,10 @@ def test_changes_are_accepted_beside_committed_shards_as_one_process_accepts_the
     for name in ("shared", "alone"):
         planned(manifest, tmp_path / name)
     write(manifest, [{"id": str(number), "prompt": "x" if number < 20 else "y"} for number in range(230)])
-    real = planning.look_aside
+    real, record = planning.look_aside, SimpleNamespace(requests=SIZE, generation=0, fingerprint="")
 
     def committed(*given):
-        return planning.replace(real(*given), committed={0: None, 2: None})
+        return planning.replace(real(*given), committed={0: record, 2: record})
 
     monkeypatch.setattr(planning, "look_aside", committed)
     monkeypatch.setattr(planning.Aside, "check", lambda aside, plan: None)
@@ -192,7 +193,7 @@ def test_changes_are_accepted_beside_committed_shards_as_one_process_accepts_the
     for name, cores in (("shared", 2), ("alone", 1)):
         monkeypatch.setattr(planning, "cores", lambda cores=cores: cores)
         config = load("embedded", [f"manifest={manifest}", f"shards.size={SIZE}"])
-        make_plan(look(config), str(tmp_path / name), accept_changes=True)
+        make_plan(look(config), str(tmp_path / name), accept_changes="keep")
         folder = tmp_path / name
         accepted.append({str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()})
     assert accepted[0] == accepted[1] and len(accepted[0]) == 33 + 2
