@@ -113,6 +113,7 @@ class Plan:
         tuned_batch: The denoising batch where `plan --tune` found it, rather than the config.
         accepted: By the fingerprint of each plan that was here before, what had changed since, a line each.
         licences: Of the models, by their places in the config, as far as their cards said when the plan was made.
+        notes: What a person should be told of the manifest, a line each.
     """
 
     inputs: Mapping[str, Any]
@@ -125,6 +126,7 @@ class Plan:
     tuned_batch: int | None = None
     accepted: Mapping[str, Sequence[str]] = field(default_factory=dict)
     licences: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -193,6 +195,7 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "tuned_batch": plan.tuned_batch,
         "accepted": plan.accepted,
         "licences": plan.licences,
+        "notes": plan.notes,
     }
     put(_plan_uri(output, plan.fingerprint if earlier else None), sealed(content))
 
@@ -224,6 +227,7 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
             values["tuned_batch"],
             values["accepted"],
             values.get("licences", {}),  # plans from before it was written down say nothing
+            values.get("notes", ()),
         )
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, PlanError):

@@ -6,9 +6,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import fsspec
+from typing import Any, cast
 
 from configs.parameters import MODES
 from configs.schema import Config
@@ -31,6 +29,7 @@ from jobs.plan import (
 from manifests.carried import Types
 from manifests.checking import Checked, check_rows, find_doubled
 from manifests.duplicates import Ids
+from manifests.files import open_file
 from manifests.images import NOT_THERE, Roots, roots_of
 from manifests.requests import Rules
 from manifests.sources import ManifestError, find_files, is_own_output
@@ -49,6 +48,7 @@ from shards.tables import RESERVED
 
 MAX_IMAGES_CHECKED = 100_000  # beyond, images are looked at when they are used, unless check_images says all
 MAX_PROBLEMS = 50  # lines
+MAX_NOTES = 10  # of files that were left out
 MAX_BUCKETS = 100_000  # counted
 
 Progress = Callable[[int], None]
@@ -131,8 +131,8 @@ def _manifest_place(pattern: str) -> str:
 
 def _sha256(file: str) -> str:
     try:
-        with fsspec.open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        with open_file(file) as stream:
+            return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
     except OSError as error:
         raise ManifestError(f"{file}: {error.strerror or error}") from None
 
@@ -217,6 +217,8 @@ class _Making:
         self.counts = Counts()
         self.problems: list[str] = []
         self.wrong = 0
+        self.noted: dict[str, tuple[int, str]] = {}  # by note, in how many rows, and the first of them
+        self.left_out: list[str] = []
         reserved = RESERVED | ranking_columns(self.config.ranking).keys()
         self.ids, self.types, self.buckets = Ids(), Types(reserved), set[int]()
         self.bad = array("Q")  # numbers of rows; each row takes its 8 bytes either here or in ids
@@ -243,7 +245,7 @@ class _Making:
         counts = replace(self.counts, buckets=len(self.buckets))
         known = licences(self.config.model, self.config.ranking)
         shards, width, roots = len(self.hashes), self.sources.embedding, self.sources.roots
-        plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known)
+        plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known, notes=self.notes())
         self.aside.check(plan)
         return plan
 
@@ -251,7 +253,13 @@ class _Making:
         """Every row, with its images looked at as far as the config says."""
         check = self.config.runtime.check_images
         limit = {"all": None, "at_run": 0, "auto": MAX_IMAGES_CHECKED}[check]
-        return check_rows(self.sources.files, self.sources.rules, self.sources.roots, max_images=limit)
+        return check_rows(self.sources.files, self.sources.rules, self.sources.roots, limit, self.left_out.append)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what a person should be told of though nothing is wrong, a line each."""
+        lines = [f"{note} ({number:,} {'row' if number == 1 else 'rows, the first'}: {row})" for note, (number, row) in self.noted.items()]
+        more = [f"… and {len(self.left_out) - MAX_NOTES:,} more files like it"] if len(self.left_out) > MAX_NOTES else []
+        return (*lines, *self.left_out[:MAX_NOTES], *more)
 
     def take(self, checked: Checked) -> None:
         if checked.request:
@@ -264,6 +272,9 @@ class _Making:
             self.bad.append(checked.number)
         if checked.problems:
             self.note(checked.lines())
+        for note in checked.notes:
+            number, first = self.noted.get(note, (0, checked.row.name))
+            self.noted[note] = number + 1, first
         self.rows.append(checked)
         if len(self.rows) == self.config.shards.size:
             self.flush()

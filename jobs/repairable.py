@@ -160,7 +160,8 @@ def _image_folders(output: str, plan: Plan, shards: Iterable[int], records: Sequ
             then = seen.get(sample_key(shard, placed.row, None), {})
             if then is None:
                 continue
-            found, wrong, _ = check_images(placed.request, functools.partial(look_at, file=placed.file))
+            seen_now = check_images(placed.request, functools.partial(look_at, file=placed.file))
+            found, wrong = seen_now.sha256, [*seen_now.problems]
             for column, path in named_images(placed.request):
                 was = placed.images.get(column) or then.get(column)
                 if column in found and was not in (None, found[column]):

@@ -16,7 +16,8 @@ import yaml
 from configs.schema import Config
 from configs.weights import LOCAL_DIR, OpenClip, Weights, is_folder
 from jobs.plan import PlanError
-from manifests.images import ImageError, Roots, locate
+from manifests.finding import partitions
+from manifests.images import ImageError, Roots, locate, roots_of
 from manifests.requests import RowError, Rules, make_request
 from manifests.sources import ManifestError, find_files, read_rows
 from manifests.tars import IN_TAR
@@ -132,7 +133,8 @@ def _manifest(pattern: str, config: Config, folder: Path, number: int) -> Sequen
     shipped: list[str] = []
     for file in find_files([pattern]):
         # A folder each: their rows may name other images alike.
-        place = folder / GIVEN / f"{number + len(shipped):03d}" / Path(file).name
+        shared = [part for part in Path(file).parent.parts[-len(partitions(file)) or len(file) :] if "=" in part]
+        place = folder.joinpath(GIVEN, f"{number + len(shipped):03d}", *shared, Path(file).name)
         place.parent.mkdir(parents=True)
         shutil.copy2(file, place)
         _images(Path(file), config, place.parent)
@@ -142,7 +144,7 @@ def _manifest(pattern: str, config: Config, folder: Path, number: int) -> Sequen
 
 def _images(manifest: Path, config: Config, folder: Path) -> None:
     """Ship what a manifest's rows name beside it, and nothing from elsewhere. What is wrong with a row is left to the plan."""
-    roots = Roots((str(manifest.resolve().parent),))
+    roots = roots_of([str(manifest)], (), Roots(()).max_pixels)
     rules = Rules(config.defaults, tuple(config.model.controlnets), tuple(lora.name for lora in config.model.loras), multiple=1)
     whole = 0
     for number, row in enumerate(read_rows([str(manifest)]), 1):

@@ -1,8 +1,8 @@
 """Makes requests of rows: every column typed and in range, the config's defaults filled in, the mode inferred or checked."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
@@ -32,9 +32,11 @@ from configs.parameters import (
 )
 from configs.schedulers import SCHEDULERS
 from configs.schema import Ranking
-from manifests.carried import plain
+from manifests.carried import EXACT, plain
+from manifests.json_rows import parse_list
 from manifests.rows import Row
 
+MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
 FLAT_CONTROL = ("control_type", "control_image", "control_preprocess", "control_scale")
 
 
@@ -166,6 +168,9 @@ def make_request(row: Row, number: int, rules: Rules) -> Request:
         elif isinstance(value, bool):
             # Python would take it for 0 or 1.
             mistyped.append(f"{name}: input should not be true or false (found {value})")
+        elif isinstance(value, str) and ("\0" in value or (not value.isascii() and "\ufeff" in value)):
+            what = "a NUL character; is this text?" if "\0" in value else "U+FEFF, a byte order mark; take it out"
+            mistyped.append(f"{name}: holds {what}")
         else:
             values[name] = value
     if rules.strict:
@@ -173,15 +178,23 @@ def make_request(row: Row, number: int, rules: Rules) -> Request:
     try:
         columns = Columns.model_validate(_unfold(values))
     except ValidationError as error:
-        raise RowError(problems + mistyped + describe(error, _NESTED)) from None
+        raise RowError(_with_hints(problems + mistyped + describe(error, _NESTED), carried, values)) from None
     if mistyped:
-        raise RowError(problems + mistyped)
+        raise RowError(_with_hints(problems + mistyped, carried, values))
 
     request = _resolve(columns, number, rules, carried)
     problems += _check(request, columns, rules)
     if problems:
-        raise RowError(problems)
+        raise RowError(_with_hints(problems, carried, values))
     return request
+
+
+def _with_hints(problems: list[str], carried: Collection[str], known: Collection[str]) -> list[str]:
+    """Return a row's problems, the last with hints at the known columns that its unknown ones may have meant."""
+    lacking = [name for name in KNOWN_COLUMNS if name not in known]
+    hints = {name: nearest(name, lacking).removeprefix("; ") for name in carried if len(carried) <= MOST_HINTED}
+    said = ", ".join(f"{shown(name)} ({hint})" for name, hint in hints.items() if hint)
+    return [*problems[:-1], f"{problems[-1]}; not known: {said}"] if said else problems
 
 
 def _unfold(values: dict[str, Any]) -> dict[str, Any]:
@@ -195,15 +208,28 @@ def _unfold(values: dict[str, Any]) -> dict[str, Any]:
         listed = values.get(name)
         if isinstance(listed, str):
             try:
-                listed = values[name] = json.loads(listed)
+                listed = values[name] = parse_list(listed)
             except (ValueError, RecursionError) as error:
                 raise RowError([f"{name}: not a JSON list: {error}"]) from None
         if isinstance(listed, list):
             # Nested columns of Parquet have every key in every row; what is null there is not said.
             values[name] = [{k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else item for item in listed]
-    if isinstance(values.get("id"), int):
-        values["id"] = str(values["id"])
+    if isinstance(values.get("id"), int | float | Decimal):
+        values["id"] = _whole(values["id"])
     return values
+
+
+def _whole(number: int | float | Decimal) -> str:
+    """Return an id that a database or pandas has as a number, as text.
+
+    Raises:
+        RowError: The number is not whole, or so large a float that it may have been another number.
+    """
+    if isinstance(number, float) and not abs(number) < EXACT:
+        raise RowError([f"id: {number:g} is no float below 2^53, and so may have been another number; write ids as text"])
+    if number != int(number):
+        raise RowError([f"id: {number} is not a whole number; write ids as text"])
+    return str(int(number))
 
 
 _T = TypeVar("_T")

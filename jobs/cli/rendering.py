@@ -119,7 +119,7 @@ def run(
             if accept_changes:
                 for line in summary.accepted_lines(made):
                     click.echo(line, err=True)
-            for line in summary.warnings(made):
+            for line in [*summary.warnings(made), *made.notes]:
                 click.echo(line, err=True)
             sys.exit(rendered(made, output, console, retry_failed))
 

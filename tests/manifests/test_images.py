@@ -249,7 +249,7 @@ def test_a_row_lists_what_is_wrong_with_each_of_its_images(tmp_path):
     from dataclasses import replace
 
     request = replace(checked.request, mask_image="b.png", controls=(Control(type="canny", image="c.png"),))
-    found, problems, final = check_images(request, lambda path: look(path, 0, roots_of(files, (), 10**6)))
-    assert [problem.split(":")[0] for problem in problems] == ["mask_image", "controls.0.image"]
-    assert final
-    assert found["init_image"] == hashlib.sha256(png()).hexdigest()
+    found = check_images(request, lambda path, mask=None: look(path, 0, roots_of(files, (), 10**6), mask))
+    assert [problem.split(":")[0] for problem in found.problems] == ["mask_image", "controls.0.image"]
+    assert found.final
+    assert found.sha256["init_image"] == hashlib.sha256(png()).hexdigest()
