@@ -1,5 +1,6 @@
 """Opens the files of manifests and images by their paths as they stand: a path with brackets, stars or colons is that file."""
 
+import functools
 from typing import IO, Any
 
 import fsspec
@@ -8,10 +9,17 @@ from fsspec.implementations.local import LocalFileSystem
 
 def system_of(file: str) -> tuple[Any, str]:
     """Return the fsspec file system that a path or URI lies in, and its path there."""
-    if "://" in file:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(file)
-        return found
-    return LocalFileSystem(), file
+    if "://" not in file:
+        return _here(), file
+    # Where a storage keeps its listings, it goes through all of a folder's for each file of it.
+    unlisted = {"use_listings_cache": False} if "::" not in file else {}
+    found: tuple[Any, str] = fsspec.core.url_to_fs(file, **unlisted)
+    return found
+
+
+@functools.cache
+def _here() -> LocalFileSystem:
+    return LocalFileSystem()
 
 
 def open_file(file: str, block_size: int | None = None) -> IO[bytes]:

@@ -1,6 +1,7 @@
 """Finds the files of a manifest by what a user wrote: a path that exists, or a pattern; else says what lies nearest."""
 
 import difflib
+import functools
 import glob
 import os
 import re
@@ -46,7 +47,7 @@ def find(pattern: str) -> list[str]:
     found = []
     if any(character in plain for character in MAGIC) and "\0" not in plain:
         # Path.glob takes brackets of the folder that one stands in for a pattern too.
-        found = _without_marks([name for name in sorted(glob.glob(plain, recursive=True)) if Path(name).is_file()])  # noqa: PTH207
+        found = _without_marks([name for name in sorted(glob.glob(plain, recursive=True)) if os.path.isfile(name)])  # noqa: PTH113, PTH207
     if not found:
         raise ManifestError(f"{shown(pattern, 1000)}: no such file{_looked(plain)}")
     return [_absolute(name) for name in found]
@@ -76,7 +77,7 @@ def _find_remote(pattern: str) -> list[str]:
 
 def _without_marks(files: list[str]) -> list[str]:
     """Return the files without those that Spark and others leave beside parts: _SUCCESS, _metadata, checksums with a dot before."""
-    return [name for name in files if PurePosixPath(name).suffix or PurePosixPath(name).name[:1] != "_"]
+    return [name for name in files if (last := name.rpartition("/")[2])[:1] != "_" or "." in last]
 
 
 def _absolute(path: str) -> str:
@@ -113,8 +114,13 @@ def partitions(file: str) -> dict[str, str]:
 
     Only the folders directly above the file count, up to the first that is not named so. Values are text.
     """
+    return _partitions(file.rpartition("/")[0])
+
+
+@functools.lru_cache(1024)
+def _partitions(folder: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for part in reversed(PurePosixPath(file.partition("://")[2] or file).parts[:-1]):
+    for part in reversed(folder.split("/")):
         named = _PARTITION.fullmatch(part)
         if named is None:
             break

@@ -277,7 +277,7 @@ READERS: dict[str, Callable[[str, IO[bytes]], Iterator[Values]]] = {
 
 
 def _ending(file: str) -> str:
-    path = PurePosixPath(file)
+    path = PurePosixPath(file.rpartition("/")[2])
     return PurePosixPath(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 
