@@ -95,7 +95,7 @@ def _looked(path: str) -> str:
         if place.is_symlink():
             return f"; it is a link to {shown(str(place.readlink()), 300)}, which is not there"
         where = "" if place.is_absolute() else f" in {shown(str(Path.cwd()), 300)}"
-        near = nearest_path(str(place.anchor or "."), str(place.relative_to(place.anchor)))
+        near = nearest_path(str(place.anchor or Path.cwd()), str(place.relative_to(place.anchor)))
         if near is not None:
             return f"{where}; {shown(str(Path(place.anchor, near)))!r} lies there"
         folder = place.parent

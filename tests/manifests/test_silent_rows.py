@@ -196,5 +196,5 @@ def test_what_other_tools_read_in_a_prompt_is_a_note(tmp_path, prompt, note):
 def test_emptiness_without_end_is_an_error_and_not_a_wait(tmp_path, name, start):
     blank = " " * (2 * MAX_ROW) if name == "m.json" else "\n" * (MAX_BLANK + 10)
     (tmp_path / name).write_text(start + blank)
-    with pytest.raises(ManifestError, match="empty lines follow each other|nothing but spaces"):
+    with pytest.raises(ManifestError, match=r"empty lines follow each other|nothing but spaces"):
         list(read_rows([str(tmp_path / name)]))
