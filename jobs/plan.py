@@ -227,7 +227,7 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
             values["tuned_batch"],
             values["accepted"],
             values.get("licences", {}),  # plans from before it was written down say nothing
-            values.get("notes", ()),
+            tuple(values.get("notes", ())),
         )
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, PlanError):

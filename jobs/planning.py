@@ -257,7 +257,10 @@ class _Making:
 
     def notes(self) -> tuple[str, ...]:
         """Return what a person should be told of though nothing is wrong, a line each."""
-        lines = [f"{note} ({number:,} {'row' if number == 1 else 'rows, the first'}: {row})" for note, (number, row) in self.noted.items()]
+        lines = [
+            f"{note} ({number:,} {'row' if number == 1 else 'rows, the first'}: {row})"
+            for note, (number, row) in self.noted.items()
+        ]
         more = [f"… and {len(self.left_out) - MAX_NOTES:,} more files like it"] if len(self.left_out) > MAX_NOTES else []
         return (*lines, *self.left_out[:MAX_NOTES], *more)
 

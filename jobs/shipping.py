@@ -16,7 +16,7 @@ import yaml
 from configs.schema import Config
 from configs.weights import LOCAL_DIR, OpenClip, Weights, is_folder
 from jobs.plan import PlanError
-from manifests.finding import partitions
+from manifests.finding import partition_folders
 from manifests.images import ImageError, Roots, locate, roots_of
 from manifests.requests import RowError, Rules, make_request
 from manifests.sources import ManifestError, find_files, read_rows
@@ -133,8 +133,8 @@ def _manifest(pattern: str, config: Config, folder: Path, number: int) -> Sequen
     shipped: list[str] = []
     for file in find_files([pattern]):
         # A folder each: their rows may name other images alike.
-        shared = [part for part in Path(file).parent.parts[-len(partitions(file)) or len(file) :] if "=" in part]
-        place = folder.joinpath(GIVEN, f"{number + len(shipped):03d}", *shared, Path(file).name)
+        own = folder.joinpath(GIVEN, f"{number + len(shipped):03d}", *partition_folders(str(Path(file).parent)))
+        place = own / Path(file).name
         place.parent.mkdir(parents=True)
         shutil.copy2(file, place)
         _images(Path(file), config, place.parent)

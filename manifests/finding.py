@@ -3,6 +3,7 @@
 import difflib
 import functools
 import glob
+import itertools
 import os
 import re
 import stat
@@ -120,10 +121,14 @@ def partitions(file: str) -> dict[str, str]:
 @functools.lru_cache(1024)
 def _partitions(folder: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for part in reversed(folder.split("/")):
-        named = _PARTITION.fullmatch(part)
-        if named is None:
-            break
-        if named[2] != _NULL:
-            found.setdefault(unquote(named[1]), unquote(named[2]))
-    return dict(reversed(found.items()))
+    for part in partition_folders(folder):
+        name, _, value = part.partition("=")
+        if value != _NULL:
+            found[unquote(name)] = unquote(value)
+    return found
+
+
+def partition_folders(folder: str) -> list[str]:
+    """Return the last names of a folder's path that are those of partitions, in their order."""
+    named = itertools.takewhile(_PARTITION.fullmatch, reversed(folder.split("/")))
+    return list(named)[::-1]

@@ -34,10 +34,11 @@ __all__ = ["NOT_THERE", "ImageError", "Roots", "UnreachableError", "load", "loca
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"]
 KINDS = "png, jpg, webp, bmp, tiff, gif, avif"
+HEIC_NEEDS = "; HEIC and HEIF need `pip install 'promptmill[heic]'`"
 try:
     import pillow_heif
 except ImportError:
-    HEIC = "; HEIC and HEIF need `pip install 'promptmill[heic]'`"
+    HEIC = HEIC_NEEDS
 else:
     pillow_heif.register_heif_opener(thumbnails=False)
     FORMATS.append("HEIF")
