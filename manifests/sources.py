@@ -189,7 +189,7 @@ def _read_csv(file: str, stream: IO[bytes], delimiter: str = ",") -> Iterator[Va
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
-        raise ManifestError(f"{file}: the header cannot be read: {error}") from None
+        raise ManifestError(f"{file}: the header cannot be read: {_said(error)}") from None
     _check_header(file, header, delimiter)
     names = set(header)
     for number in itertools.count(1):
@@ -202,7 +202,7 @@ def _read_csv(file: str, stream: IO[bytes], delimiter: str = ",") -> Iterator[Va
             if "field limit" in str(error):
                 raise ManifestError(f"{file}, row {number}: a cell of more than {MAX_ROW // 2**20} MiB; is a quote open?") from None
             # The next line begins a row again.
-            yield f"not a row of cells (it ends in line {reader.line_num}): {error}; a quote inside quotes is doubled"
+            yield f"not a row of cells (it ends in line {reader.line_num}): {_said(error)}; a quote inside quotes is doubled"
             continue
         if cells is None:
             return
@@ -218,6 +218,10 @@ def _read_csv(file: str, stream: IO[bytes], delimiter: str = ",") -> Iterator[Va
             yield "holds a NUL character; is this UTF-8 text?"
         else:
             yield {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
+
+
+def _said(error: csv.Error) -> str:
+    return str(error).replace("\t", "\\t")
 
 
 _SPACES = (" ", "\t", "\xa0")
