@@ -469,7 +469,7 @@ def _draw(strategy: st.SearchStrategy[Case], judge: Callable[[Case], None], numb
 
     @seed(number)
     @settings(
-        max_examples=300, deadline=None, database=None, suppress_health_check=quiet, print_blob=False, report_multiple_bugs=False
+        max_examples=100, deadline=None, database=None, suppress_health_check=quiet, print_blob=False, report_multiple_bugs=False
     )
     @given(strategy)
     def one(case: Case) -> None:

@@ -55,16 +55,21 @@ def parse_list(text: str) -> Any:
 
 
 def _checked(row: Any, text: str) -> Values:
+    try:
+        return _looked_through(row, text)
+    except RecursionError:
+        return "nested too deeply"
+
+
+def _looked_through(row: Any, text: str) -> Values:
     if not isinstance(row, dict):
         return f"holds {type(row).__name__}, not columns and values"
-    # As many colons as keys leave none that a doubled key could have had.
-    if text.count(":") != len(row):
+    # As many colons as are left in keys and texts leave none that a doubled key could have had; unless one was written as \u003a.
+    if (colons := text.count(":")) != len(row) and ("\\u" in text or colons != _colons(row)):
         try:
             _STRICT.decode(text)
         except _TwiceError as error:
             return f"{shown(str(error))}: given twice; a row has each column once"
-        except RecursionError as error:
-            return f"not JSON: {error}"
     if "\\u" in text and _SURROGATE.search(text):
         try:
             json.dumps(row, ensure_ascii=False).encode()
@@ -74,6 +79,15 @@ def _checked(row: Any, text: str) -> Values:
         if value.__class__ in _MAY_HOLD and (found := _no_number(value)) is not None:
             return f"{shown(name)}: input should be a finite number (found {found:g}); JSON has no such number: write null"
     return row
+
+
+def _colons(value: Any) -> int:
+    """Return how many colons the JSON text of a value has at least, and exactly where no key was given twice."""
+    if isinstance(value, str):
+        return value.count(":")
+    if isinstance(value, dict):
+        return len(value) + sum(key.count(":") + _colons(item) for key, item in value.items())
+    return sum(map(_colons, value)) if isinstance(value, list) else 0
 
 
 _MAY_HOLD = frozenset((float, list, dict))

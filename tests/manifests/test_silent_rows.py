@@ -44,6 +44,11 @@ DOUBLED = {
     "a column of ours that is not known": ("m.jsonl", '{"prompt": "a", "topic": 1, "topic": 1}', "topic: given twice"),
     "a key behind text with colons": ("m.jsonl", '{"prompt": "a: b", "seed": 1, "seed": 2}', "seed: given twice"),
     "a key written in two ways": ("m.jsonl", '{"prompt": "a", "seed": 1, "se\\u0065d": 2}', "seed: given twice"),
+    "a key behind a colon that is written as a number": (
+        "m.jsonl",
+        '{"seed": 1, "seed": 2, "prompt": "\\u003a"}',
+        "seed: given twice",
+    ),
     "a control's": (
         "m.jsonl",
         '{"prompt": "a", "controls": [{"type": "canny", "image": "a", "image": "b"}]}',
@@ -72,6 +77,20 @@ def test_a_key_that_is_given_twice_is_a_bad_row(tmp_path, name, content, says):
 def test_keys_of_different_objects_and_colons_in_texts_are_no_doubles(tmp_path, value):
     (good,) = check(tmp_path, "m.jsonl", f'{{"prompt": "a", "note": {value}}}')
     assert good.request.carried == {"note": json.loads(value)}
+
+
+@pytest.mark.parametrize("depth", [60, 300, 500, 900, 2000])
+@pytest.mark.parametrize("kinds", ["[]", '{"x:":}'])
+def test_a_row_of_any_depth_is_one_line(tmp_path, depth, kinds):
+    start, end = kinds[:-1], kinds[-1]
+    row = f'{{"prompt": "x", "deep": {start * depth}1{end * depth}}}'
+    for name, content in (("m.jsonl", row), ("m.json", f"[{row}]")):
+        try:
+            (bad,) = check(tmp_path, name, content)
+        except ManifestError as error:
+            assert name == "m.json" and "not JSON" in str(error)  # noqa: PT017
+        else:
+            assert bad.request is None and len(bad.problems) == 1
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "txt", "parquet", "tar", "jsonl.gz"])
