@@ -16,8 +16,8 @@ from jobs.regenerate import IMAGE_ROOT, OF_IMAGES
 from jobs.repair import remembered, whole_plan
 from jobs.verify import read_all_records, read_index
 from manifests.checking import check_images, look
-from manifests.images import locate, with_declared
-from manifests.tars import IN_TAR
+from manifests.images import with_declared
+from manifests.roots import find
 from pipelines.identity import library_versions, model_identity
 from pipelines.preparing import named_images
 from pipelines.units import sample_key
@@ -166,8 +166,8 @@ def _image_folders(output: str, plan: Plan, shards: Iterable[int], records: Sequ
                 was = placed.images.get(column) or then.get(column)
                 if column in found and was not in (None, found[column]):
                     wrong.append(f"{column}: {shown(path)}: is not what it was when the dataset was made")
-                elif column in found and is_local(place := locate(path, plan.roots, placed.file)):
-                    folders.add(str(Path(place.partition(IN_TAR)[0]).parent))
+                elif column in found and is_local(place := find(path, plan.roots, placed.file)[0]):
+                    folders.add(str(Path(place).parent))
             if wrong:
                 where = f"{output}: shard {shard:06d}, row {placed.row}: {wrong[0]}"
                 raise PlanError([f"{where}; nothing is repaired without it: {IMAGE_ROOT}"])

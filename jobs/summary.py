@@ -82,7 +82,7 @@ def tuned_lines(tuned: "Tuned") -> Iterator[str]:
 
 def plan_facts(plan: Plan, estimate: Estimate | None) -> dict[str, Any]:
     """A plan, for a program."""
-    facts = {**asdict(plan.counts), "shards": plan.shards, "fingerprint": plan.fingerprint}
+    facts = {**asdict(plan.counts), "shards": plan.shards, "fingerprint": plan.fingerprint, "notes": list(plan.notes)}
     return {**facts, "estimate": asdict(estimate) if estimate else None}
 
 

@@ -46,7 +46,7 @@ else:
 
 
 # As damaged tars and Parquet files are read.
-BROKEN = (KeyError, tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, pyarrow.ArrowException)
+BROKEN = (KeyError, IndexError, tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, pyarrow.ArrowException)
 
 
 @dataclass(frozen=True)
