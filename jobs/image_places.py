@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from manifests.images import MAX_BYTES, Roots, with_declared
+from manifests.images import Roots, with_declared
+from manifests.roots import MAX_BYTES
 from shards.commits import CommitError, CommitRecord
 from shards.counting import request_of
 from shards.published import read_metadata

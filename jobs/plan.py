@@ -163,6 +163,7 @@ class Plan:
         licences: Of the models, by their places in the config, as far as their cards said when the plan was made.
         rerender: What of committed shards is to be rendered again.
         shard_hashes: The `shard_hash` of each shard; none in a plan of an earlier promptmill, which `with_shard_hashes` mends.
+        notes: What a person should be told of the manifest, a line each.
     """
 
     inputs: Mapping[str, Any]
@@ -177,6 +178,7 @@ class Plan:
     licences: Mapping[str, str] = field(default_factory=dict)
     rerender: tuple[Rerender, ...] = ()
     shard_hashes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -338,6 +340,7 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "accepted": plan.accepted,
         "licences": plan.licences,
         "shard_hashes": plan.shard_hashes,
+        "notes": plan.notes,
     }
     if plan.rerender:
         content["rerender"] = [asdict(some) for some in plan.rerender]
@@ -377,6 +380,7 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
             values.get("licences", {}),  # plans from before it was written down say nothing
             tuple(_rerender(**some) for some in values.get("rerender", ())),
             tuple(values.get("shard_hashes", ())),
+            tuple(values.get("notes", ())),
         )
         _check(plan)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,9 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
-import fsspec
+from typing import Any, cast
 
 from configs.schema import Config
 from jobs.accepting import Accepting, Aside, changes, is_of_rows, look_aside, put_aside
@@ -44,6 +42,7 @@ from jobs.shard_making import (
 )
 from jobs.shard_writing import ShardWriter
 from manifests.checking import Checked, RowChecks, check_rows, find_doubled
+from manifests.files import open_file
 from manifests.images import NOT_THERE, Roots, roots_of
 from manifests.requests import Rules
 from manifests.rows import Row
@@ -62,6 +61,7 @@ from shards.storage import delete, join, names
 from shards.tables import RESERVED
 
 MAX_IMAGES_CHECKED = 100_000  # beyond, images are looked at when they are used, unless check_images says all
+MAX_NOTES = 10  # of files that were left out
 MAX_BUCKETS = 100_000  # counted
 SHARED_FROM = 100_000  # rows, made here; only then are processes started to share those that follow
 
@@ -145,8 +145,8 @@ def _manifest_place(pattern: str) -> str:
 
 def _sha256(file: str) -> str:
     try:
-        with fsspec.open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        with open_file(file) as stream:
+            return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
     except OSError as error:
         raise ManifestError(f"{file}: {error.strerror or error}") from None
 
@@ -269,6 +269,7 @@ class _Making:
         self.sources, self.output, self.progress, self.aside, self.writing = sources, output, progress, aside, writing
         self.config = sources.config
         self.recording = self.config.runtime.on_bad_row == "record"
+        self.left_out: list[str] = []
         reserved = RESERVED | ranking_columns(self.config.ranking).keys()
         self.recipe = Recipe(sources.files, sources.rules, self.config.model.batch, self.config.ranking.drafts, reserved)
         self.checks = RowChecks(sources.files, sources.rules, sources.roots, self.images_checked())
@@ -304,11 +305,21 @@ class _Making:
         counts = replace(self.counts, buckets=len(self.buckets))
         known = licences(self.config.model, self.config.ranking)
         shards, width, roots = len(self.hashes), self.sources.embedding, self.sources.roots
-        plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known, shard_hashes=tuple(self.hashes))
+        hashes, notes = tuple(self.hashes), self.notes()
+        plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known, shard_hashes=hashes, notes=notes)
         self.aside.check(plan)
         if self.writing:
             self.writer.finish(number for number in range(shards) if not self.aside.stays(number))
         return plan
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what a person should be told of though nothing is wrong, a line each."""
+        lines = [
+            f"{note} ({number:,} {'row' if number == 1 else 'rows, the first'}: {row})"
+            for note, (number, row) in self.tally.noted.items()
+        ]
+        more = [f"… and {len(self.left_out) - MAX_NOTES:,} more files like it"] if len(self.left_out) > MAX_NOTES else []
+        return (*lines, *self.left_out[:MAX_NOTES], *more)
 
     def go_through(self) -> None:
         """Make a shard of each `shards.size` rows, here or in the pool."""
@@ -332,7 +343,7 @@ class _Making:
         rows: list[tuple[int, Row]] = []
         shard = 0
         try:
-            for numbered in enumerate(read_rows(self.sources.files), 1):
+            for numbered in enumerate(read_rows(self.sources.files, self.left_out.append), 1):
                 rows.append(numbered)
                 # A shard that was committed with fewer rows stays as it is; rows added behind them begin another.
                 if len(rows) == self.aside.size_of(shard, self.config.shards.size):

@@ -1,7 +1,7 @@
 """What of the damage that `verify` found can be mended here, to the same bytes: looked at in full before anything is deleted."""
 
 import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from jobs.plan_checks import Planned
 from jobs.problems import Problem
 from jobs.repair import remembered, whole_plan
 from jobs.verify import read_all_records, read_index
-from manifests.checking import check_images, look
-from manifests.images import locate
-from manifests.tars import IN_TAR
+from manifests.checking import AsMask, Look, check_images, look
+from manifests.roots import find
 from pipelines.identity import library_versions, model_identity
 from pipelines.preparing import named_images
 from pipelines.units import sample_key
@@ -142,6 +141,11 @@ def _check_records(output: str, left: Mapping[int, str], known: Iterable[CommitR
             raise PlanError([*left.values(), f"{output}/commits/{name}: broken; {way}"])
 
 
+def _look_known(look_at: Callable[..., Look], file: int, known: Collection[str], path: str, mask: AsMask | None = None) -> Look:
+    """Look at an image of a request, with the word whether the caller knows its SHA-256."""
+    return look_at(path, file, known=path in known, mask=mask)
+
+
 def _image_folders(output: str, plan: Plan, shards: Iterable[int], records: Sequence[CommitRecord]) -> tuple[str, ...]:
     """Find every image that the requests of these shards name to be there, and as it was; returns the local folders of them.
 
@@ -162,13 +166,15 @@ def _image_folders(output: str, plan: Plan, shards: Iterable[int], records: Sequ
                 continue
             was_before = {column: placed.images.get(column) or then.get(column) for column, _ in named_images(placed.request)}
             known = {path for column, path in named_images(placed.request) if was_before[column] is not None}
-            found, wrong, _ = check_images(placed.request, lambda path: look_at(path, placed.file, known=path in known))  # noqa: B023
+            look_known = functools.partial(_look_known, look_at, placed.file, known)
+            seen_now = check_images(placed.request, look_known)
+            found, wrong = seen_now.sha256, [*seen_now.problems]
             for column, path in named_images(placed.request):
                 was = was_before[column]
                 if column in found and was not in (None, found[column]):
                     wrong.append(f"{column}: {shown(path)}: is not what it was when the dataset was made")
-                elif column in found and is_local(place := locate(path, plan.roots, placed.file, path in known)):
-                    folders.add(str(Path(place.partition(IN_TAR)[0]).parent))
+                elif column in found and is_local(place := find(path, plan.roots, placed.file, path in known)[0]):
+                    folders.add(str(Path(place).parent))
             if wrong:
                 where = f"{output}: shard {shard:06d}, row {placed.row}: {wrong[0]}"
                 raise PlanError([f"{where}; nothing is repaired without it: {remedy(wrong[0])}"])

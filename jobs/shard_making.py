@@ -70,6 +70,7 @@ class Share:
     columns: Mapping[str, int]
     problems: Sequence[str]
     wrong: int
+    noted: Mapping[str, tuple[int, str]]
 
 
 class Tally:
@@ -81,12 +82,14 @@ class Tally:
         types: The carried columns.
         problems: The first lines of what is wrong.
         wrong: How many lines there are of it.
+        noted: By note of `Checked`, in how many rows it stands, and the name of the first of them.
     """
 
     def __init__(self, reserved: frozenset[str]):
         self.ids, self.bad, self.types = Ids(), array("Q"), Types(reserved)
         self.problems: list[str] = []
         self.wrong = 0
+        self.noted: dict[str, tuple[int, str]] = {}
 
     def see(self, checked: Checked) -> Checked:
         """Take the next row in, and return it with what is wrong with the names of its columns.
@@ -104,6 +107,9 @@ class Tally:
             self.bad.append(checked.number)
         if checked.problems:
             self.note(checked.lines())
+        for note in checked.notes:
+            number, first = self.noted.get(note, (0, checked.row.name))
+            self.noted[note] = number + 1, first
         return checked
 
     def note(self, lines: Sequence[str], all: int | None = None) -> None:
@@ -113,7 +119,7 @@ class Tally:
 
     def share(self) -> Share:
         """Return all of it for `join` in another process."""
-        return Share(self.ids.hashes(), self.bad.tobytes(), self.types.seen(), self.problems, self.wrong)
+        return Share(self.ids.hashes(), self.bad.tobytes(), self.types.seen(), self.problems, self.wrong, self.noted)
 
     def join(self, share: Share) -> bool:
         """Take in the rows behind those so far, from a tally of their own.
@@ -126,6 +132,9 @@ class Tally:
         self.ids.join(share.ids)
         self.bad.frombytes(share.bad)
         self.note(share.problems, share.wrong)
+        for note, (number, first) in share.noted.items():
+            before, earlier = self.noted.get(note, (0, first))
+            self.noted[note] = before + number, earlier
         return True
 
 

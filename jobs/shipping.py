@@ -18,7 +18,8 @@ from configs.schema import Config
 from configs.weights import LOCAL_DIR, OpenClip, Weights, is_folder
 from configs.yaml_values import dump
 from jobs.plan import PlanError
-from manifests.images import ImageError, Roots, is_image, locate
+from manifests.finding import partition_folders
+from manifests.images import ImageError, Roots, is_image, locate, roots_of
 from manifests.requests import RowError, Rules, make_request
 from manifests.sources import ManifestError, find_files, read_rows
 from manifests.tars import IN_TAR
@@ -144,7 +145,8 @@ def _manifest(pattern: str, config: Config, folder: Path, number: int, left: lis
         if _hidden(Path(file).resolve(), here) or _hidden(Path(file).absolute(), here):
             raise ManifestError(f"{file}: hidden, or a link to what is; no hidden file is shipped: copy it under another name")
         # A folder each: their rows may name other images alike.
-        place = folder / GIVEN / f"{number + len(shipped):03d}" / Path(file).name
+        own = folder.joinpath(GIVEN, f"{number + len(shipped):03d}", *partition_folders(str(Path(file).parent)))
+        place = own / Path(file).name
         place.parent.mkdir(parents=True)
         shutil.copy2(file, place)
         _images(Path(file), config, place.parent, left)
@@ -161,8 +163,8 @@ def _hidden(place: Path, base: Path) -> bool:
 def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> None:
     """Ship the images that a manifest's rows name beside it; what else they name is `left`. Other faults of rows are the plan's."""
     whole, named = 0, set[str]()
-    base = manifest.resolve().parent
-    roots = Roots((str(manifest.resolve().parent),))
+    base = manifest.absolute().parent
+    roots = roots_of([str(manifest)], (), Roots(()).max_pixels)
     rules = Rules(config.defaults, tuple(config.model.controlnets), tuple(lora.name for lora in config.model.loras), multiple=1)
     for number, row in enumerate(read_rows([str(manifest)]), 1):
         try:

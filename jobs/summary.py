@@ -56,6 +56,7 @@ def _ranking_lines(plan: Plan) -> Iterator[str]:
         price += f", {100 * counts.evaluations / max(1, counts.undrafted):.0f}% of the price without drafts"
     yield f"price        {price}"
     yield from (f"warning      {line}" for line in warnings(plan))
+    yield from (f"note         {line}" for line in plan.notes)
 
 
 def warnings(plan: Plan) -> Iterator[str]:
@@ -84,7 +85,7 @@ def tuned_lines(tuned: "Tuned") -> Iterator[str]:
 
 def plan_facts(plan: Plan, estimate: Estimate | None) -> dict[str, Any]:
     """A plan, for a program."""
-    facts = {**asdict(plan.counts), "shards": plan.shards, "fingerprint": plan.fingerprint}
+    facts = {**asdict(plan.counts), "shards": plan.shards, "fingerprint": plan.fingerprint, "notes": list(plan.notes)}
     return {**facts, "estimate": asdict(estimate) if estimate else None}
 
 

@@ -1,11 +1,12 @@
 """Columns that promptmill does not know and carries into the output: their values made plain, their types fixed once.
 
 A value is plain when JSON has it: null, bool, number, string, list or object. Parquet has more, which become strings: times in
-ISO 8601, decimals as written, bytes in hex.
+ISO 8601, decimals as written, bytes in hex. A float that is NaN is null, as pandas and Polars write a missing number; JSON has no
+number for infinity, so that a row with one makes no request.
 
-The types are bool, int64, float64, string and json. A column of ints and floats is float64, exact up to 2^53. One that mixes
-anything else, or has ints beyond 64 bits, is string, with what is no string as JSON writes it. One with lists or objects in it is
-json: every value of it as JSON text.
+The types are bool, int64, float64, string and json. A column of ints and floats is float64, as long as each int is at most 2^53,
+which a float holds exactly. One that mixes anything else, or has ints beyond that beside floats or beyond 64 bits, is string, with
+what is no string as JSON writes it. One with lists or objects in it is json: every value of it as JSON text.
 """
 
 import json
@@ -22,7 +23,8 @@ MAX_COLUMNS = 1000
 MAX_COLUMN_NAME = 200  # characters
 MAX_DEPTH = 50  # of lists in lists
 
-_BOOL, _INT, _FLOAT, _STRING, _JSON = 1, 2, 4, 8, 16
+_BOOL, _INT, _FLOAT, _STRING, _JSON, _LARGE = 1, 2, 4, 8, 16, 32
+EXACT = 2**53  # up to here every int is a float
 _KINDS = {bool: _BOOL, int: _INT, float: _FLOAT, str: _STRING, list: _JSON, dict: _JSON, tuple: _JSON, type(None): 0}
 _ARROW = {
     "bool": pyarrow.bool_(),
@@ -34,17 +36,27 @@ _ARROW = {
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """A value as JSON has it; see above.
+    """Return a value as JSON has it; see above.
 
     Raises:
-        ValueError: Nested too deeply.
+        ValueError: Nested too deeply, infinite, or text with a NUL character.
     """
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("holds a NUL character; is this text?")
+        return value
+    if isinstance(value, float):
+        if value - value == 0:
+            return value
+        if value != value:
+            return None
+        raise ValueError(f"is {value:g}, and JSON has no such number; leave it empty")
+    if value is None or isinstance(value, bool | int):
         return value
     if depth == MAX_DEPTH:
         raise ValueError(f"more than {MAX_DEPTH} lists in lists")
     if isinstance(value, dict):
-        return {str(key): plain(item, depth + 1) for key, item in value.items()}
+        return {plain(str(key)): plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, depth + 1) for item in value]
     if isinstance(value, bytes):
@@ -76,8 +88,8 @@ class Types:
                 return problems
         for name, value in values.items():
             kind = _KINDS.get(type(value), _STRING)
-            if kind == _INT and not -(2**63) <= value < 2**63:
-                kind = _STRING
+            if kind == _INT and not -EXACT <= value <= EXACT:
+                kind = _INT | _LARGE if -(2**63) <= value < 2**63 else _STRING
             self._seen[name] = self._seen.get(name, 0) | kind
         if new:
             self._check_number()
@@ -102,6 +114,8 @@ class Types:
     def _problem(self, name: str) -> str | None:
         if name in self._reserved:
             return f"{name}: the output has a column of its own with this name; rename it"
+        if "\0" in name or "\ufeff" in name:
+            return f"{shown(name)!r}: a column's name holds a NUL character or U+FEFF, a byte order mark; take it out"
         if not name or len(name) > MAX_COLUMN_NAME:
             return f"{quoted(name)}: a column's name has 1 to {MAX_COLUMN_NAME} characters, this one has {len(name)}"
         return None
@@ -121,7 +135,7 @@ def _type(kinds: int) -> str:
         return "json"
     if kinds == _BOOL:
         return "bool"
-    if kinds == 0 or kinds & (_STRING | _BOOL):
+    if kinds == 0 or kinds & (_STRING | _BOOL) or (kinds & _LARGE and kinds & _FLOAT):
         return "string"
     return "float64" if kinds & _FLOAT else "int64"
 

@@ -6,9 +6,13 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from configs.errors import quoted
+import numpy as np
+from PIL import Image
+
+from configs.errors import quoted, shown
 from manifests.duplicates import Ids, doubled
 from manifests.images import ImageError, Roots, UnreachableError, load, mismatch
+from manifests.masks import Effect, effect_of
 from manifests.requests import FLAT_CONTROL, Request, RowError, Rules, Shapes, make_request
 from manifests.rows import Row
 from manifests.sources import read_rows
@@ -27,6 +31,8 @@ class Checked:
         file: Which of the manifest's files it is in, counted from 0.
         images: SHA-256, in hex, of the files of its images by column (`init_image`, `mask_image`, `controls.0.image`, …);
             empty where they were not looked at.
+        notes: What a person should be told of though nothing is wrong, without the row's place.
+        advice: By problem, what else to say of it at a terminal, where places of this machine may be named.
     """
 
     number: int
@@ -35,22 +41,31 @@ class Checked:
     problems: tuple[str, ...] = ()
     images: Mapping[str, str] = field(default_factory=dict)
     file: int = 0
+    notes: tuple[str, ...] = ()
+    advice: Mapping[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """The problems as a person reads them, with file and row."""
-        return [f"{self.row.where}: {problem}" for problem in self.problems]
+        """Return the problems as a person reads them, with file and row."""
+        return [f"{self.row.where}: {problem}{self.advice.get(problem, '')}" for problem in self.problems]
 
 
-def check_rows(files: Sequence[str], rules: Rules, roots: Roots | None = None, max_images: int | None = None) -> Iterator[Checked]:
+def check_rows(
+    files: Sequence[str],
+    rules: Rules,
+    roots: Roots | None = None,
+    max_images: int | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Iterator[Checked]:
     """Check each row by itself. Ids that occur twice are `find_doubled`'s to find.
 
     Args:
         files, rules, roots, max_images: As for `RowChecks`.
+        note: Told, in a line, of each file that was left out since it has no rows.
 
     Raises:
         ManifestError: A file cannot be read.
     """
-    return itertools.starmap(RowChecks(files, rules, roots, max_images).check, enumerate(read_rows(files), 1))
+    return itertools.starmap(RowChecks(files, rules, roots, max_images).check, enumerate(read_rows(files, note), 1))
 
 
 class RowChecks:
@@ -87,11 +102,23 @@ class RowChecks:
             request = make_request(row, number, self._rules, self._shapes)
         except RowError as error:
             return Checked(number, row, None, error.problems, file=file)
+        notes = _words(request.prompt)
         if request.mode == "txt2img" or self._roots is None or (look_at := self._looking()) is None:
-            return Checked(number, row, request, file=file)
-        first = self._firsts[self._roots.folders[file]]
-        images, problems, final = check_images(request, functools.partial(look_at, file=first))
-        return Checked(number, row, None if problems and final else request, tuple(problems), images, file)
+            return Checked(number, row, request, file=file, notes=notes)
+        # A file that holds images may be a link, and named by its own rows alone.
+        first = file if row.file.lower().endswith((".tar", ".parquet")) else self._firsts[self._roots.folders[file]]
+        found = check_images(request, functools.partial(look_at, file=first))
+        made = None if found.problems and found.final else request
+        return Checked(number, row, made, tuple(found.problems), found.sha256, file, (*notes, *found.notes), found.advice)
+
+
+def _words(prompt: str) -> tuple[str, ...]:
+    """Return a note where a prompt is written for a tool that reads more in it than words."""
+    if prompt[:1] in "-#/" and prompt.startswith(("--", "#", "//")):
+        return ("prompt: begins with --, # or //, which is rendered as words; options have columns of their own",)
+    if "<lora:" in prompt:
+        return ("prompt: holds <lora:…>, which is rendered as words; LoRAs have the column loras",)
+    return ()
 
 
 @dataclass(frozen=True)
@@ -103,33 +130,94 @@ class Look:
     size: tuple[int, int] = (0, 0)
     problem: str | None = None
     final: bool = True
+    advice: str = ""
+    transparent: bool = False
+    effect: Effect = field(default_factory=Effect)
 
 
-def look(path: str, file: int, roots: Roots, known: bool = False) -> Look:
-    """Read an image as far as a check needs it; arguments as for `load`."""
+@dataclass(frozen=True)
+class AsMask:
+    """What an image is looked at for where it is a mask: the size in pixels that is rendered, and perhaps the init image's path."""
+
+    width: int
+    height: int
+    init: str | None = None
+
+
+def look(path: str, file: int, roots: Roots, known: bool = False, mask: AsMask | None = None) -> Look:
+    """Read an image as far as a check needs it; path, file, roots and known as for `load`."""
     try:
         picture = load(path, roots, file, known)
+        if mask is None:
+            return Look(picture.sha256, picture.image.size, transparent=_is_transparent(picture.image))
+        init = load(mask.init, roots, file, known).image if mask.init is not None else None
     except ImageError as error:
-        return Look(problem=str(error), final=not isinstance(error, UnreachableError))
-    return Look(picture.sha256, picture.image.size)
+        return Look(problem=str(error), final=not isinstance(error, UnreachableError), advice=error.advice)
+    try:
+        effect = effect_of(picture.image, mask.width, mask.height, init)
+    except Exception as error:  # what Pillow cannot bring to levels
+        return Look(problem=f"{shown(path)}: cannot be read as a mask: {shown(' '.join(str(error).split()), 300)}")
+    return Look(picture.sha256, picture.image.size, effect=effect)
 
 
-def check_images(request: Request, look_at: Callable[[str], Look]) -> tuple[dict[str, str], list[str], bool]:
-    """The SHA-256 of a request's images by column, what is wrong with them, and whether any of that is final.
+def _is_transparent(image: Image.Image) -> bool:
+    if not image.has_transparency_data or image.mode.startswith(("I", "F")):
+        return False
+    return int(np.asarray(image.convert("RGBA").getchannel("A")).min()) < 128
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the images of a request turned out to be.
+
+    Attributes:
+        sha256: Of their files, in hex, by column; of those that can be used.
+        problems: What is wrong with them, a line each.
+        final: Whether any of that stays wrong however often one looks.
+        notes, advice: As `Checked` has them.
+    """
+
+    sha256: dict[str, str]
+    problems: list[str]
+    final: bool
+    notes: tuple[str, ...] = ()
+    advice: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_images(request: Request, look_at: Callable[..., Look]) -> Found:
+    """Look at the images of a request.
 
     Args:
         request: Whose images.
-        look_at: What is known of the image at a path.
+        look_at: What is known of the image at a path, and where `mask` is given too, of that image as a mask.
     """
-    named = [("init_image", request.init_image), ("mask_image", request.mask_image)]
-    named += [(f"controls.{i}.image", control.image) for i, control in enumerate(request.controls)]
-    looks = {column: look_at(path) for column, path in named if path is not None}
-    problems = [f"{column}: {found.problem}" for column, found in looks.items() if found.problem]
+    looks: dict[str, Look] = {}
+    if request.init_image is not None:
+        looks["init_image"] = look_at(request.init_image)
+    if request.mask_image is not None:
+        mask = look_at(request.mask_image, mask=AsMask(request.width, request.height))
+        if mask.effect.unsure and "init_image" in looks and not looks["init_image"].problem:
+            mask = look_at(request.mask_image, mask=AsMask(request.width, request.height, request.init_image))
+        looks["mask_image"] = mask
+    looks |= {f"controls.{i}.image": look_at(control.image) for i, control in enumerate(request.controls)}
+    wrong = {f"{column}: {found.problem}": found.advice for column, found in looks.items() if found.problem}
     final = any(found.problem and found.final for found in looks.values())
-    if not problems and "init_image" in looks and "mask_image" in looks:
-        wrong = mismatch(looks["init_image"].size, looks["mask_image"].size)
-        problems, final = ([wrong], True) if wrong else ([], False)
-    return {column: found.sha256 for column, found in looks.items() if not found.problem}, problems, final
+    if not wrong and "mask_image" in looks and "init_image" in looks:
+        unlike = mismatch(looks["init_image"].size, looks["mask_image"].size)
+        nothing = looks["mask_image"].effect.problem
+        wrong = {unlike: ""} if unlike else {f"mask_image: {shown(request.mask_image or '')}: {nothing}": ""} if nothing else {}
+        final = bool(wrong)
+    hashes = {column: found.sha256 for column, found in looks.items() if not found.problem}
+    return Found(hashes, [*wrong], final, _notes(looks), {problem: said for problem, said in wrong.items() if said})
+
+
+def _notes(looks: Mapping[str, Look]) -> tuple[str, ...]:
+    notes = []
+    if "mask_image" in looks and looks["mask_image"].effect.everything:
+        notes.append("mask_image: repaints everything, as img2img does without a mask")
+    if "init_image" in looks and "mask_image" not in looks and looks["init_image"].transparent:
+        notes.append("init_image: has a hole, which is laid on white; named as mask_image too, the image has its hole repainted")
+    return tuple(notes)
 
 
 def find_doubled(files: Sequence[str], rules: Rules, ids: Ids, bad: Sequence[int] = ()) -> Iterator[Checked]:

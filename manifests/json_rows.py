@@ -1,20 +1,40 @@
 """Reads rows that are JSON: one by itself, or an array of them as a stream in bounded memory."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from configs.errors import shown
 from manifests.rows import MAX_ROW, ManifestError, Values
 
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SEPARATORS = frozenset(",]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_BOM = "\ufeff"
+
+
+class _TwiceError(ValueError):
+    """A key that an object has twice; the message is the key."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+    return found
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def parse_row(text: str) -> Values:
-    """The row that a JSON text holds, or what is wrong with it."""
+    """Return the row that a JSON text holds, or what is wrong with the row."""
+    if text.startswith(_BOM):
+        return "begins with U+FEFF, a byte order mark, as files that were joined have inside; take it out"
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -22,15 +42,63 @@ def parse_row(text: str) -> Values:
     return _checked(row, text)
 
 
+def parse_list(text: str) -> Any:
+    """Return the value of a JSON text that a cell holds.
+
+    Raises:
+        ValueError, RecursionError: It is not JSON, or an object in it has a key twice.
+    """
+    try:
+        return _STRICT.decode(text)
+    except _TwiceError as error:
+        raise ValueError(f"{shown(str(error))}: given twice") from None
+
+
 def _checked(row: Any, text: str) -> Values:
+    try:
+        return _looked_through(row, text)
+    except RecursionError:
+        return "nested too deeply"
+
+
+def _looked_through(row: Any, text: str) -> Values:
     if not isinstance(row, dict):
         return f"holds {type(row).__name__}, not columns and values"
+    # As many colons as are left in keys and texts leave none that a doubled key could have had; unless one was written as \u003a.
+    if (colons := text.count(":")) != len(row) and ("\\u" in text or colons != _colons(row)):
+        try:
+            _STRICT.decode(text)
+        except _TwiceError as error:
+            return f"{shown(str(error))}: given twice; a row has each column once"
     if "\\u" in text and _SURROGATE.search(text):
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             return "holds one half of a surrogate pair, which is no character"
+    for name, value in row.items():
+        if value.__class__ in _MAY_HOLD and (found := _no_number(value)) is not None:
+            return f"{shown(name)}: input should be a finite number (found {found:g}); JSON has no such number: write null"
     return row
+
+
+def _colons(value: Any) -> int:
+    """Return how many colons the JSON text of a value has at least, and exactly where no key was given twice."""
+    if isinstance(value, str):
+        return value.count(":")
+    if isinstance(value, dict):
+        return len(value) + sum(key.count(":") + _colons(item) for key, item in value.items())
+    return sum(map(_colons, value)) if isinstance(value, list) else 0
+
+
+_MAY_HOLD = frozenset((float, list, dict))
+
+
+def _no_number(value: Any) -> float | None:
+    """Return the first float of a value that JSON has no number for: NaN, or one beyond the largest."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for item in items if (found := _no_number(item)) is not None), None)
 
 
 def read_array(file: str, text: TextIO, piece: int = 2**16) -> Iterator[Values]:
@@ -76,10 +144,14 @@ class _Ahead:
 
     def peek(self) -> str:
         """The next character that is no space; none at the end."""
+        blank = 0
         while True:
-            self._at = self._behind_space(self._at)
+            before, self._at = self._at, self._behind_space(self._at)
+            blank += self._at - before
             if self._at < len(self._buffer) or self._ended:
                 return self._buffer[self._at : self._at + 1]
+            if blank > MAX_ROW:
+                raise ValueError(f"more than {MAX_ROW // 2**20} MiB of nothing but spaces")
             self._read()
 
     def take(self) -> str:

@@ -1,9 +1,9 @@
 """Makes requests of rows: every column typed and in range, the config's defaults filled in, the mode inferred or checked."""
 
-import json
 import marshal
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -34,9 +34,11 @@ from configs.parameters import (
 )
 from configs.schedulers import SCHEDULERS
 from configs.schema import Ranking
-from manifests.carried import plain
+from manifests.carried import EXACT, plain
+from manifests.json_rows import parse_list
 from manifests.rows import Row
 
+MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
 FLAT_CONTROL = ("control_type", "control_image", "control_preprocess", "control_scale")
 _FOLDED = frozenset({*FLAT_CONTROL, "controls", "loras"})
 
@@ -179,6 +181,9 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
         elif isinstance(value, bool):
             # Python would take it for 0 or 1.
             mistyped.append(f"{name}: input should not be true or false (found {value})")
+        elif isinstance(value, str) and ("\0" in value or (not value.isascii() and "\ufeff" in value)):
+            what = "a NUL character; is this text?" if "\0" in value else "U+FEFF, a byte order mark; take it out"
+            mistyped.append(f"{name}: holds {what}")
         else:
             values[name] = value
     if rules.strict:
@@ -186,9 +191,9 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
     try:
         columns = Columns.model_validate(_unfold(values))
     except ValidationError as error:
-        raise RowError(problems + mistyped + describe(error, Columns)) from None
+        raise RowError(_with_hints(problems + mistyped + describe(error, Columns), carried, values)) from None
     if mistyped:
-        raise RowError(problems + mistyped)
+        raise RowError(_with_hints(problems + mistyped, carried, values))
 
     own = _own(columns, number, rules, carried)
     shape = _shape(columns) if shapes is not None else None
@@ -206,7 +211,7 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
         request = object.__new__(Request)
         vars(request).update(vars(like) | own)
     if problems:
-        raise RowError(problems)
+        raise RowError(_with_hints(problems, carried, values))
     return request
 
 
@@ -222,10 +227,18 @@ def _shape(columns: Columns) -> bytes | None:
         return None  # candidates that grow
 
 
+def _with_hints(problems: list[str], carried: Collection[str], known: Collection[str]) -> list[str]:
+    """Return a row's problems, the last with hints at the known columns that its unknown ones may have meant."""
+    lacking = [name for name in KNOWN_COLUMNS if name not in known]
+    hints = {name: nearest(name, lacking).removeprefix("; ") for name in carried if len(carried) <= MOST_HINTED}
+    said = ", ".join(f"{shown(name)} ({hint})" for name, hint in hints.items() if hint)
+    return [*problems[:-1], f"{problems[-1]}; not known: {said}"] if said else problems
+
+
 def _unfold(values: dict[str, Any]) -> dict[str, Any]:
     """The flat columns of CSV as lists: control_type and its kin, JSON in `controls` and `loras`, numbers as ids."""
-    if isinstance(values.get("id"), int):
-        values["id"] = str(values["id"])
+    if isinstance(values.get("id"), int | float | Decimal):
+        values["id"] = _whole(values["id"])
     if _FOLDED.isdisjoint(values):
         return values
     flat = {name.removeprefix("control_"): values.pop(name) for name in FLAT_CONTROL if name in values}
@@ -237,13 +250,26 @@ def _unfold(values: dict[str, Any]) -> dict[str, Any]:
         listed = values.get(name)
         if isinstance(listed, str):
             try:
-                listed = values[name] = json.loads(listed)
+                listed = values[name] = parse_list(listed)
             except (ValueError, RecursionError) as error:
                 raise RowError([f"{name}: not a JSON list: {error}"]) from None
         if isinstance(listed, list):
             # Nested columns of Parquet have every key in every row; what is null there is not said.
             values[name] = [{k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else item for item in listed]
     return values
+
+
+def _whole(number: int | float | Decimal) -> str:
+    """Return an id that a database or pandas has as a number, as text.
+
+    Raises:
+        RowError: The number is not whole, or so large a float that it may have been another number.
+    """
+    if isinstance(number, float) and not abs(number) < EXACT:
+        raise RowError([f"id: {number:g} is no float below 2^53, and so may have been another number; write ids as text"])
+    if number != int(number):
+        raise RowError([f"id: {number} is not a whole number; write ids as text"])
+    return str(int(number))
 
 
 _T = TypeVar("_T")

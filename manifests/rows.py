@@ -6,12 +6,18 @@ from typing import Any
 
 MAX_ROW = 16 * 2**20  # characters; more is not a manifest but some other file
 
+MAX_BLANK = 1_000_000  # empty lines in a row; more is not a manifest either
+
 # What a reader yields: a row's columns, or what is wrong with the row.
 Values = dict[str, Any] | str
 
 
 class ManifestError(ValueError):
     """A manifest that cannot be read at all; the message names the file and, where there is one, the row."""
+
+
+class NoRowsError(ManifestError):
+    """A file of a manifest that is whole and has no rows, as writers of many parts leave behind."""
 
 
 @dataclass(frozen=True)

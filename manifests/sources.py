@@ -4,28 +4,33 @@ A manifest is one file, a glob or a list of both, on any storage that fsspec kno
 and `.xz` behind it are undone on the way (not for tars, whose images are read again later).
 """
 
+import bz2
 import csv
+import gzip
 import io
 import itertools
 import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import IO
+from typing import IO, Any, cast
 
-import fsspec
 import pyarrow
-import pyarrow.parquet
 
 from configs.errors import quoted, shown
+from manifests import parquet
+from manifests.files import open_file
+from manifests.finding import find, partitions
 from manifests.json_rows import parse_row, read_array
-from manifests.outputs import as_input, is_output
-from manifests.rows import MAX_ROW, ManifestError, Row, Values
+from manifests.pointers import HEAD, pointer
+from manifests.rows import MAX_BLANK, MAX_ROW, ManifestError, NoRowsError, Row, Values
 from manifests.tars import read_samples
 
-COMPRESSED = (".gz", ".bz2", ".xz")
-PARQUET_ROWS = 1024  # read at a time
+__all__ = ["ManifestError", "find_files", "is_own_output", "read_rows"]
+
+COMPRESSED: dict[str, Callable[[IO[bytes]], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 def find_files(manifest: str | Sequence[str]) -> list[str]:
@@ -36,7 +41,7 @@ def find_files(manifest: str | Sequence[str]) -> list[str]:
     """
     files: list[str] = []
     for pattern in [manifest] if isinstance(manifest, str) else manifest:
-        files += _matches(pattern)
+        files += find(pattern)
     if not files:
         raise ManifestError("the manifest is a list of no files")
     for file in files:
@@ -44,55 +49,79 @@ def find_files(manifest: str | Sequence[str]) -> list[str]:
     return files
 
 
-def _matches(pattern: str) -> list[str]:
-    try:
-        system, path = fsspec.core.url_to_fs(pattern)
-        if any(character in path for character in "*?["):
-            found = sorted(name for name in system.glob(path) if system.isfile(name))
-        else:
-            found = [path] if system.isfile(path) else []
-            if not found and system.isdir(path):
-                raise ManifestError(f"{pattern}: is a folder; name its files, as in {pattern.rstrip('/')}/*.jsonl")
-    except ManifestError:
-        raise
-    except Exception as error:  # what storages raise, without credentials for one, has no common base
-        raise ManifestError(f"{pattern}: cannot be reached: {_first_line(error)}") from None
-    if not found:
-        raise ManifestError(f"{pattern}: no such file")
-    return [name if _is_local(system) else system.unstrip_protocol(name) for name in found]
-
-
-def _is_local(system: fsspec.AbstractFileSystem) -> bool:
-    return "file" in ((system.protocol,) if isinstance(system.protocol, str) else system.protocol)
-
-
 def _first_line(error: BaseException) -> str:
     strerror = error.strerror if isinstance(error, OSError) else None
     return shown((strerror or str(error) or type(error).__name__).splitlines()[0], 300)
 
 
-def read_rows(files: Sequence[str]) -> Iterator[Row]:
-    """Every row of these files, in order.
+def read_rows(files: Sequence[str], note: Callable[[str], None] = lambda line: None) -> Iterator[Row]:
+    """Yield every row of these files, in order. A file without rows among others that have some is left out.
+
+    Args:
+        files: Of the manifest.
+        note: Told of each file that was left out, in a line.
 
     Raises:
-        ManifestError: A file that is not what its ending says, not UTF-8, or empty. A single bad line is no such error.
+        ManifestError: A file is not what its ending says, is not UTF-8, or no file has a row. A single bad line is no such error.
     """
+    empty: list[tuple[str, str]] = []
+    any_rows = False
     for file in files:
-        number = 0
-        for number, values in enumerate(_read(file), 1):
-            if isinstance(values, str):
-                yield Row(file, number, {}, broken=values)
-            else:
-                yield Row(file, number, {name: value for name, value in values.items() if value is not None})
+        number, why = 0, f"{file}: has no rows"
+        shared = partitions(file)
+        try:
+            for number, values in enumerate(_read(file), 1):
+                if isinstance(values, str):
+                    yield Row(file, number, {}, broken=values)
+                    continue
+                there = {name: value for name, value in values.items() if value is not None}
+                wrong = _unlike(there, shared) if shared else None
+                yield Row(file, number, {}, broken=wrong) if wrong else Row(file, number, {**shared, **there} if shared else there)
+        except NoRowsError as error:
+            why = str(error)
+        any_rows = any_rows or number > 0
         if number == 0:
-            raise ManifestError(f"{file}: has no rows")
+            empty.append((file, why))
+    if not any_rows and empty:
+        others = f"; neither have the {len(empty) - 1:,} other files" if len(empty) > 1 else ""
+        raise ManifestError(f"{empty[0][1]}{others}")
+    for file, _ in empty:
+        note(f"{PurePosixPath(file).name}: has no rows, and is left out")
+
+
+def _unlike(values: dict[str, Any], shared: dict[str, str]) -> str | None:
+    """Return what is wrong where a row says otherwise than the name of its folder, as in topic=pets/."""
+    for name, value in shared.items():
+        if name in values and str(values[name]) != value:
+            return f"{shown(name)}: {shown(str(values[name]))!r} here, but {shown(value)!r} in the name of the file's folder"
+    return None
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[IO[bytes]]:
+    """Open a file of a manifest, its compression undone as its ending says.
+
+    Raises:
+        ManifestError: The file only points to a content that was not fetched.
+    """
+    with open_file(file) as stream:
+        found = pointer(stream.read(HEAD))
+        if found:
+            raise ManifestError(f"{file}: {found}")
+        stream.seek(0)
+        undo = COMPRESSED.get(PurePosixPath(file).suffix.lower())
+        if undo is None:
+            yield stream
+        else:
+            with undo(stream) as plain:
+                yield cast(IO[bytes], plain)
 
 
 def _read(file: str) -> Iterator[Values]:
-    """A file's rows; what its reader raises becomes one line, with the place as far as it is known."""
+    """Yield a file's rows; what its reader raises becomes one line, with the place as far as it is known."""
     rows = 0
     try:
-        with fsspec.open(file, "rb", compression="infer") as stream:
+        with _opened(file) as stream:
             for values in _reader(file)(file, stream):
                 yield values
                 rows += 1
@@ -120,10 +149,14 @@ def _not_utf8(byte: int, at_start: bool) -> str:
 def _lines(file: str, stream: IO[bytes]) -> Iterator[str]:
     """The lines of a text file with their ends; a byte order mark is taken off."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    blank = 0
     for number in itertools.count(1):
         line = text.readline(MAX_ROW)
         if not line:
             return
+        blank = blank + 1 if line.isspace() else 0
+        if blank > MAX_BLANK:
+            raise ManifestError(f"{file}, line {number}: {MAX_BLANK:,} empty lines follow each other; is this a manifest?")
         if len(line) == MAX_ROW and not line.endswith("\n"):
             raise ManifestError(f"{file}, line {number}: longer than {MAX_ROW // 2**20} MiB; is this a manifest?")
         if not line.isascii():
@@ -156,8 +189,9 @@ def _read_csv(file: str, stream: IO[bytes], delimiter: str = ",") -> Iterator[Va
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
-        raise ManifestError(f"{file}: the header cannot be read: {error}") from None
+        raise ManifestError(f"{file}: the header cannot be read: {_said(error)}") from None
     _check_header(file, header, delimiter)
+    names = set(header)
     for number in itertools.count(1):
         try:
             # Behind a line without cells comes the next.
@@ -168,11 +202,17 @@ def _read_csv(file: str, stream: IO[bytes], delimiter: str = ",") -> Iterator[Va
             if "field limit" in str(error):
                 raise ManifestError(f"{file}, row {number}: a cell of more than {MAX_ROW // 2**20} MiB; is a quote open?") from None
             # The next line begins a row again.
-            yield f"not a row of cells (it ends in line {reader.line_num}): {error}; a quote inside quotes is doubled"
+            yield f"not a row of cells (it ends in line {reader.line_num}): {_said(error)}; a quote inside quotes is doubled"
             continue
         if cells is None:
             return
-        if len(cells) != len(header):
+        if any(cell[:1] in _SPACES and cell.lstrip()[:1] == '"' for cell in cells if '"' in cell):
+            yield "a quote stands behind a space, where it quotes nothing; take out the space before it"
+        elif cells[0].startswith(_BOM):
+            yield "begins with U+FEFF, a byte order mark, as files that were joined have inside; take it out"
+        elif cells[0].strip() in names and {cell.strip() for cell in cells} == names:
+            yield "is the header again, as in files that were joined; take it out"
+        elif len(cells) != len(header):
             yield _uneven(len(cells), len(header), delimiter)
         elif any("\0" in cell for cell in cells):
             yield "holds a NUL character; is this UTF-8 text?"
@@ -180,9 +220,21 @@ def _read_csv(file: str, stream: IO[bytes], delimiter: str = ",") -> Iterator[Va
             yield {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
 
 
+def _said(error: csv.Error) -> str:
+    return str(error).replace("\t", "\\t")
+
+
+_SPACES = (" ", "\t", "\xa0")
+_BOM = "\ufeff"
+
+
 def _check_header(file: str, header: list[str], delimiter: str) -> None:
     if any("\0" in name for name in header):
         raise ManifestError(f"{file}: the header holds a NUL character; is this UTF-8 text?")
+    if any(name.startswith('"') for name in header):
+        raise ManifestError(f"{file}: a quote stands behind a space in the header, where it quotes nothing; take out the space")
+    if any(_BOM in name for name in header):
+        raise ManifestError(f"{file}: the header holds U+FEFF, a second byte order mark; take it out")
     doubled = sorted({name for name in header if name and header.count(name) > 1})
     if doubled:
         raise ManifestError(f"{file}: the header names {shown(', '.join(doubled))} more than once")
@@ -209,45 +261,12 @@ def _read_txt(file: str, stream: IO[bytes]) -> Iterator[Values]:
             yield {"prompt": line.rstrip("\r\n")} if "\0" not in line else "holds a NUL character; is this UTF-8 text?"
 
 
-def _read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
-    table = pyarrow.parquet.ParquetFile(stream)
-    names = table.schema_arrow.names
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ManifestError(f"{file}: names the column {shown(', '.join(doubled))} more than once")
-    made_here = is_output(names)
-    wanted = [name for name in names if not (made_here and name == "clip_embedding")]
-    for batch in table.iter_batches(PARQUET_ROWS, columns=wanted):
-        for values in _without_nanoseconds(batch).to_pylist():
-            if not made_here:
-                yield values
-            elif values["selected"]:
-                yield as_input(values)
-
-
 def is_own_output(file: str) -> bool:
-    """Whether a file of a manifest is Parquet that promptmill has written."""
+    """Return whether a file of a manifest is Parquet that promptmill has written."""
     if _ending(file) != ".parquet":
         return False
-    with fsspec.open(file, "rb", compression="infer") as stream:
-        return is_output(pyarrow.parquet.read_schema(stream).names)
-
-
-def _without_nanoseconds(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
-    """Times to the microsecond: Python's own know no less, and pyarrow would need pandas for more."""
-    for place, field in enumerate(batch.schema):
-        coarse = _in_microseconds(field.type)
-        if coarse != field.type:
-            batch = batch.set_column(place, field.name, batch.column(place).cast(coarse, safe=False))
-    return batch
-
-
-def _in_microseconds(kind: pyarrow.DataType) -> pyarrow.DataType:
-    if pyarrow.types.is_timestamp(kind):
-        return pyarrow.timestamp("us", kind.tz)
-    if pyarrow.types.is_duration(kind):
-        return pyarrow.duration("us")
-    return pyarrow.time64("us") if pyarrow.types.is_time64(kind) else kind
+    with _opened(file) as stream:
+        return parquet.is_own_output(stream)
 
 
 READERS: dict[str, Callable[[str, IO[bytes]], Iterator[Values]]] = {
@@ -256,13 +275,13 @@ READERS: dict[str, Callable[[str, IO[bytes]], Iterator[Values]]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".txt": _read_txt,
-    ".parquet": _read_parquet,
+    ".parquet": parquet.read_parquet,
     ".tar": read_samples,
 }
 
 
 def _ending(file: str) -> str:
-    path = PurePosixPath(file)
+    path = PurePosixPath(file.rpartition("/")[2])
     return PurePosixPath(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 

@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-import fsspec
 import numpy as np
 import xxhash
 
 from configs.errors import shown
+from manifests.files import open_file, system_of
 from manifests.json_rows import parse_row
 from manifests.outputs import as_input, is_output
-from manifests.rows import MAX_ROW, ManifestError, Values
+from manifests.pointers import HEAD, pointer
+from manifests.roots import IN_FILE
+from manifests.rows import MAX_ROW, ManifestError, NoRowsError, Values
+from manifests.samples import with_image
 
-IN_TAR = "::"  # between a tar and its member: file.tar::member
+IN_TAR = IN_FILE  # between a tar and its member: file.tar::member
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 COMPRESSED = (".gz", ".bz2", ".xz", ".tgz")
 INDEXED_TARS = 32  # at a time; 16 bytes a member
@@ -36,19 +39,22 @@ def read_samples(file: str, stream: IO[bytes]) -> Iterator[Values]:
     one without an image (`control_type`, or an entry of `controls`); otherwise it is the init_image.
 
     Raises:
-        ManifestError: There is no image in it.
+        NoRowsError: The tar is empty.
+        ManifestError: There is no image among its members.
         tarfile.TarError: It is no tar, truncated, or compressed.
     """
     refuse_compressed(file)
-    empty = True
+    empty, members_there = True, False
     with tarfile.open(fileobj=stream, mode="r:") as tar:
         for key, members in itertools.groupby(_members(tar), _key):
+            members_there = True
             values = _sample(file, key, tar, members)
             if values is not None:
                 empty = False
                 yield values
     if empty:
-        raise ManifestError(f"{file}: has no images ({' '.join(IMAGE_ENDINGS)}), each with a .txt or .json of its name beside it")
+        wrong = ManifestError if members_there else NoRowsError
+        raise wrong(f"{file}: has no images ({' '.join(IMAGE_ENDINGS)}), each with a .txt or .json of its name beside it")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -101,21 +107,12 @@ def _sample(file: str, key: str, tar: tarfile.TarFile, members: Iterator[tarfile
 
 
 def _with_image(described: dict[str, Any], image: str) -> dict[str, Any]:
-    """The columns of a sample's JSON, and its image where it belongs."""
+    """Return the columns of a sample's JSON, and its image where it belongs."""
     described = {name: value for name, value in described.items() if value is not None}
     if is_output(described):
         # Rendering on from our own image; what that one was made from is done with.
         described = {name: value for name, value in as_input(described).items() if name not in ("init_image", "mask_image")}
-    if "control_type" in described and "control_image" not in described:
-        return {**described, "control_image": image}
-    controls = described.get("controls")
-    if isinstance(controls, list) and any(_wants_image(control) for control in controls):
-        return {**described, "controls": [{**c, "image": image} if _wants_image(c) else c for c in controls]}
-    return {"init_image": image, **described}
-
-
-def _wants_image(control: Any) -> bool:
-    return isinstance(control, dict) and control.get("image") is None
+    return with_image(described, image)
 
 
 def read_member(file: str, member: str, most: int) -> bytes:
@@ -131,7 +128,7 @@ def read_member(file: str, member: str, most: int) -> bytes:
         OSError, tarfile.TarError: The tar cannot be read, or is compressed.
     """
     refuse_compressed(file)
-    system, path = fsspec.core.url_to_fs(file)
+    system, path = system_of(file)
     hashes, offsets = _index(file, system.ukey(path))
     wanted = xxhash.xxh3_64_intdigest(_bytes(member))
     at = int(np.searchsorted(hashes, np.uint64(wanted), "right")) - 1
@@ -152,13 +149,22 @@ def read_member(file: str, member: str, most: int) -> bytes:
 def _index(file: str, version: str) -> tuple[np.ndarray, np.ndarray]:
     """Where a tar's members lie: the sorted hashes of their names, and the offsets of their headers, both uint64."""
     hashes, offsets = array("Q"), array("Q")
-    with fsspec.open(file, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+    with open_file(file) as stream, _opened(stream) as tar:
         for member in _members(tar):
             hashes.append(xxhash.xxh3_64_intdigest(_bytes(member.name)))
             offsets.append(member.offset)
     unsorted = np.array(hashes, np.uint64)
     order = np.argsort(unsorted, kind="stable")
     return unsorted[order], np.array(offsets, np.uint64)[order]
+
+
+def _opened(stream: IO[bytes]) -> tarfile.TarFile:
+    """Return the tar of a file; raises tarfile.ReadError where the file only points to one."""
+    found = pointer(stream.read(HEAD))
+    if found:
+        raise tarfile.ReadError(found)
+    stream.seek(0)
+    return tarfile.open(fileobj=stream, mode="r:")
 
 
 def _bytes(name: str) -> bytes:

@@ -2,19 +2,19 @@
 
 One policy for all of them. A picture is brought to 8-bit RGB: transparency lies on white, colour profiles are not applied. It is
 then scaled, its aspect kept, until it covers the wanted size, and cropped around its centre; so a mask and a control image of the
-same shape as their init image stay aligned with it.
+same shape as their init image stay aligned with it. How a mask is read is in manifests.masks.
 """
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
 from configs.parameters import Preprocess
+from manifests.pixels import cover, to_rgb
 
 CANNY_THRESHOLDS = (100, 200)  # as in ControlNet's and diffusers' documentation
 BLUR = 1 / 64  # the Gaussian's sigma, in short sides: 8 pixels at 512
 TILE = 8  # how many times smaller a tile map is before it is scaled back up
-MASK_THRESHOLD = 128  # levels; from here on a mask is white
 
 
 def prepare(image: Image.Image, width: int, height: int) -> np.ndarray:
@@ -29,57 +29,7 @@ def prepare(image: Image.Image, width: int, height: int) -> np.ndarray:
     Returns:
         (height, width, 3) uint8, sRGB.
     """
-    return np.array(_cover(_rgb(image), width, height, Image.Resampling.LANCZOS))
-
-
-def prepare_mask(image: Image.Image, width: int, height: int) -> np.ndarray:
-    """Bring a mask to the wanted size: the same crop as `prepare`, but every pixel is that of the nearest.
-
-    A mask is read by its luminance. Transparency lies on black: what is not there asks for nothing to be repainted.
-
-    Returns:
-        (height, width) bool, true where white: there the picture is repainted.
-    """
-    luminance = _rgb(image, ground="black").convert("L")
-    return np.asarray(_cover(luminance, width, height, Image.Resampling.NEAREST)) >= MASK_THRESHOLD
-
-
-def _rgb(image: Image.Image, ground: str = "white") -> Image.Image:
-    """8-bit RGB of a picture of any mode, what is transparent in it laid on a plain ground."""
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_levels(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
-    if image.mode == "LAB":  # the one mode that Pillow does not convert without a profile
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
-    return image.convert("RGB")
-
-
-def _levels(values: np.ndarray) -> np.ndarray:
-    """Grey values beyond 8 bits as levels, uint8 of the same shape.
-
-    Integers from 0 to 65535 are taken as 16 bits, floats from 0 to 1 as shares of white and up to 255 as levels; any other range
-    is stretched, its least to black and its greatest to white. What is not finite is black.
-    """
-    finite = np.isfinite(values)
-    grey = np.where(finite, values, 0).astype(np.float64)
-    low, high = (float(grey[finite].min()), float(grey[finite].max())) if finite.any() else (0.0, 0.0)
-    white = 65535.0 if values.dtype.kind in "iu" else 1.0 if high <= 1 else 255.0
-    if low < 0 or high > white:
-        grey, white = np.where(finite, grey - low, 0), (high - low) or 1.0
-    return np.rint(grey * 255 / white).astype(np.uint8)
-
-
-def _cover(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
-    """The largest centred part of a picture that has the wanted aspect, at the wanted size."""
-    wide = image.width * height >= image.height * width  # wider than wanted: its sides go
-    across, down = (image.height * width / height, image.height) if wide else (image.width, image.width * height / width)
-    left, top = (image.width - across) / 2, (image.height - down) / 2
-    if (across, down) == (width, height):  # nothing is scaled, so half a pixel must not be either
-        left, top = left // 1, top // 1
-    return image.resize((width, height), resample, box=(left, top, left + across, top + down))
+    return np.array(cover(to_rgb(image), width, height, Image.Resampling.LANCZOS))
 
 
 def control_map(kind: Preprocess, image: np.ndarray) -> np.ndarray:

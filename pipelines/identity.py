@@ -13,7 +13,7 @@ from configs.scorers import OpenClipScorer
 from configs.weights import HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, OpenClip, Weights
 from pipelines.clip_sources import commit_of, tag_weights
 from pipelines.errors import ModelError
-from pipelines.sources import ROOT, adapter_file, find_local, local_folder
+from pipelines.sources import ROOT, adapter_file, check_fetched, find_local, local_folder
 
 Named = TypeVar("Named", bound=OpenClip)
 
@@ -141,6 +141,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _sha256(path: Path) -> str:
+    check_fetched(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

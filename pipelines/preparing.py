@@ -8,8 +8,9 @@ from PIL import Image
 
 from configs.errors import shown
 from manifests.images import ImageError, Roots, UnreachableError, load, mismatch
+from manifests.masks import effect_of, prepare_mask
 from manifests.requests import Request
-from pipelines.conditioning import control_map, prepare, prepare_mask
+from pipelines.conditioning import control_map, prepare
 from pipelines.results import Failure, Outcome
 from pipelines.units import Placed, candidate_seed
 
@@ -73,9 +74,11 @@ def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str]) -> Condition
     if wrong:
         return Failure("bad_image", wrong)
     size = request.width, request.height
+    if mask and (nothing := effect_of(mask, *size, init).problem):
+        return Failure("bad_image", f"mask_image: {shown(request.mask_image or '')}: {nothing}")
     controls = (control_map(c.preprocess, prepare(read[f"controls.{i}.image"], *size)) for i, c in enumerate(request.controls))
     return Conditioning(
-        prepare(init, *size) if init else None, prepare_mask(mask, *size) if mask else None, tuple(controls), hashes
+        prepare(init, *size) if init else None, prepare_mask(mask, *size, init) if mask else None, tuple(controls), hashes
     )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from configs.errors import nearest
 from configs.weights import SAFETENSORS, Adapter, is_folder
+from manifests.pointers import HEAD, pointer
 from pipelines.errors import ModelError
 
 # Presets name the embedded weights from here, wherever they are used.
@@ -21,7 +22,16 @@ def local_folder(source: str) -> Path | None:
     place = find_local(source)
     if place.is_file():
         _check_safetensors(place.name, source)
+        check_fetched(place)
     return place
+
+
+def check_fetched(file: Path) -> None:
+    """Raise ModelError where a file of weights only points to a content that was not fetched."""
+    with file.open("rb") as stream:
+        found = pointer(stream.read(HEAD))
+    if found:
+        raise ModelError(f"{file}: {found}")
 
 
 def _check_safetensors(name: str, source: str) -> None:
@@ -46,6 +56,7 @@ def adapter_file(weights: Adapter) -> Path | None:
     if not (place / name).is_file():
         there = f"; it has {', '.join(found)}: name one of them as weight_name" if found else f", nor any {SAFETENSORS}"
         raise ModelError(f"{weights.source}: has no {name}{there}")
+    check_fetched(place / name)
     return place / name
 
 

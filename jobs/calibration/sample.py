@@ -101,11 +101,11 @@ def _looked_at(sources: Sources, drawn: Iterable[Placed]) -> tuple[list[Placed],
     found: dict[str, Placed] = {}
     broken: dict[str, str] = {}
     for placed in drawn:
-        images, problems, _ = check_images(placed.request, partial(look, file=placed.file, roots=sources.roots))
-        if problems:
-            broken[placed.request.id] = problems[0]
+        seen = check_images(placed.request, partial(look, file=placed.file, roots=sources.roots))
+        if seen.problems:
+            broken[placed.request.id] = seen.problems[0]
         else:
-            found.setdefault(placed.request.id, replace(placed, images=images))
+            found.setdefault(placed.request.id, replace(placed, images=seen.sha256))
     return list(found.values()), broken
 
 

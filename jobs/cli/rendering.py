@@ -123,7 +123,7 @@ def run(
             if accept_changes:
                 for line in summary.accepted_lines(made):
                     echo(line, err=True)
-            for line in summary.warnings(made):
+            for line in [*summary.warnings(made), *made.notes]:
                 echo(line, err=True)
             sys.exit(rendered(made, output, console, retry_failed))
 

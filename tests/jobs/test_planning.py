@@ -7,6 +7,7 @@ import tracemalloc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,6 +18,7 @@ from jobs.plan import PlanError, read_plan, read_shard
 from jobs.planning import look, make_plan
 from jobs.publishing import models
 from jobs.shard_writing import ShardWriter
+from jobs.summary import plan_lines
 from pipelines.sources import ROOT
 from tests.manifests.test_bad_input import FILES
 
@@ -60,6 +62,28 @@ def test_a_plan_is_read_back_as_it_was_written(manifest, tmp_path):
     plan = planned(config_of(manifest), tmp_path / "out")
     assert read_plan(str(tmp_path / "out")) == plan
     assert read_plan(str(tmp_path / "nowhere")) is None
+
+
+def test_what_a_person_should_know_though_nothing_is_wrong_is_in_the_plan_and_shown(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "i.png")
+    Image.new("L", (64, 64), 255).save(tmp_path / "m.png")
+    rows = [{"prompt": "x", "init_image": "i.png", "mask_image": "m.png"}] * 2 + [{"prompt": "# y"}]
+    write(tmp_path / "b.jsonl", rows)
+    (tmp_path / "a.jsonl").write_text("")
+    plan = planned(config_of(f"[{tmp_path}/a.jsonl, {tmp_path}/b.jsonl]"), tmp_path / "out")
+    assert plan.notes == (
+        "mask_image: repaints everything, as img2img does without a mask (2 rows, the first: b.jsonl, row 1)",
+        "prompt: begins with --, # or //, which is rendered as words; options have columns of their own (1 row: b.jsonl, row 3)",
+        "a.jsonl: has no rows, and is left out",
+    )
+    assert read_plan(str(tmp_path / "out")) == plan
+    shown = list(plan_lines(plan, None))
+    assert all(f"note         {note}" in shown for note in plan.notes)
+
+
+def test_notes_are_no_part_of_the_fingerprint_and_files_without_rows_not_of_the_requests(manifest, tmp_path):
+    plan = planned(config_of(manifest), tmp_path / "out")
+    assert dataclasses.replace(plan, notes=("another",)).fingerprint == plan.fingerprint
 
 
 def test_the_fingerprint_is_of_what_decides_the_bytes_and_of_nothing_else(manifest, tmp_path):
@@ -145,7 +169,21 @@ def test_bad_rows_can_be_recorded_each_in_its_place(manifest, tmp_path):
     assert str(tmp_path) not in first.bad[0].message
 
 
-@pytest.mark.parametrize(("name", "content", "says"), FILES.values(), ids=FILES)
+EMPTY = {name for name in FILES if name.startswith("empty ")}
+
+
+@pytest.mark.parametrize("name", sorted(EMPTY))
+def test_a_file_without_rows_among_others_is_left_out_with_a_note(tmp_path, name):
+    (tmp_path / "good.txt").write_text("a shard\n" * 3)
+    file, content, _ = FILES[name]
+    (tmp_path / file).write_bytes(content)
+    plan = planned(load("embedded", [f"manifest=[{tmp_path / file}, {tmp_path}/good.txt]"]), tmp_path / "out")
+    assert (plan.counts.rows, plan.notes) == (3, (f"{file}: has no rows, and is left out",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"), [FILES[n] for n in FILES if n not in EMPTY], ids=[n for n in FILES if n not in EMPTY]
+)
 def test_a_file_that_cannot_be_read_to_its_end_refuses_the_plan_though_bad_rows_are_recorded(tmp_path, name, content, says):
     (tmp_path / "good.txt").write_text("a shard\n" * 200)
     (tmp_path / name).write_bytes(content)
@@ -253,7 +291,7 @@ def test_a_relative_path_leads_from_its_own_file_or_a_declared_root_and_never_fr
 def test_an_image_whose_storage_fails_refuses_the_plan_or_is_left_to_the_run(tmp_path, monkeypatch):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     write(tmp_path / "m.jsonl", [{"prompt": "x", "init_image": "a.png"}, {"prompt": "x"}])
-    info = planning.fsspec.implementations.local.LocalFileSystem.info
+    info = LocalFileSystem.info
 
     def failing(self, path, **options):
         if path.endswith(".png"):

@@ -14,6 +14,7 @@ from jobs.plan import PlanError
 from jobs.shipping import pack
 from manifests.images import ImageError, roots_of
 from manifests.images import load as load_image
+from manifests.sources import read_rows
 from pipelines.sources import ROOT
 
 SQUARE = ROOT / "configs/presets/quickstart/images/img2img-01-init.png"
@@ -65,9 +66,21 @@ def test_images_are_looked_for_where_the_plan_does_when_the_manifest_is_a_link(h
     (here / "rows.jsonl").unlink()
     (tmp_path / "data/rows.jsonl").write_text(json.dumps({"prompt": "a red circle", "init_image": "b.png"}))
     (here / "rows.jsonl").symlink_to(tmp_path / "data/rows.jsonl")
+    shutil.copy(SQUARE, here / "b.png")
+    (tmp_path / "data/b.png").write_text("another")
     (tmp_path / "second").mkdir()
     pack(load("embedded", ["manifest=rows.jsonl"]), "s3://bucket/out", tmp_path / "second")
     assert (tmp_path / "second/given/000/b.png").read_bytes() == SQUARE.read_bytes()
+
+
+def test_the_columns_that_folders_of_partitions_give_are_shipped_with_their_files(here, tmp_path):
+    (here / "lake/topic=pets/year=2024").mkdir(parents=True)
+    (here / "lake/topic=pets/year=2024/0.jsonl").write_text('{"prompt": "a red circle"}\n')
+    (tmp_path / "package").mkdir()
+    pack(load("embedded", ["manifest='lake/*/*/*.jsonl'"]), "s3://bucket/out", tmp_path / "package")
+    (shipped,) = (tmp_path / "package/given").rglob("*.jsonl")
+    (row,) = read_rows([str(shipped)])
+    assert row.values == {"topic": "pets", "year": "2024", "prompt": "a red circle"}
 
 
 def test_links_out_of_promptmills_own_folders_are_not_followed(here, tmp_path, monkeypatch):

@@ -5,8 +5,11 @@ import threading
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import numpy as np
+import pillow_heif
 import pytest
 import s3fs
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from configs.parameters import Control, Defaults
@@ -16,6 +19,7 @@ from manifests.images import ImageError, Roots, UnreachableError, load, roots_of
 from manifests.requests import Rules
 
 RULES = Rules(Defaults(), controls=("canny",))
+pillow_heif.register_heif_opener()
 
 
 def png(size=(8, 8), value=0, mode="RGB", form="PNG", **options):
@@ -41,6 +45,8 @@ def kinds_of_image():
         "animated": animated.getvalue(),
         "WebP": png(form="WEBP"),
         "BMP": png(form="BMP"),
+        "AVIF": png(form="AVIF"),
+        "HEIC": png(form="HEIF"),
         "TIFF": png(form="TIFF"),
         "float TIFF": png(mode="F", form="TIFF"),
     }
@@ -52,6 +58,42 @@ def test_every_usual_kind_of_image_is_read_with_the_hash_of_its_file(tmp_path, k
     picture = load("a.png", Roots((str(tmp_path),)))
     assert picture.image.size == (8, 8)
     assert picture.sha256 == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("form", ["AVIF", "HEIF"])
+def test_an_image_as_phones_write_it_has_its_pixels_and_its_limit(tmp_path, form):
+    half = Image.new("RGB", (64, 32), (250, 5, 5))
+    half.paste((5, 5, 250), (0, 0, 32, 32))
+    half.save(tmp_path / "a.heic", form, quality=95)
+    read = load("a.heic", Roots((str(tmp_path),))).image
+    assert np.abs(np.asarray(read)[16, [8, 56]].astype(int) - [[5, 5, 250], [250, 5, 5]]).max() < 20
+    with pytest.raises(ImageError, match="64 x 32 pixels are more than the 1,000 allowed"):
+        load("a.heic", Roots((str(tmp_path),), max_pixels=1000))
+
+
+@pytest.mark.parametrize("form", ["AVIF", "HEIF"])
+@given(data=st.data())
+def test_such_an_image_with_any_bytes_changed_is_read_or_one_line(tmp_path_factory, form, data):
+    content = bytearray(png(size=(16, 16), form=form))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "a").write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    try:
+        assert load("a", Roots((str(folder),))).image.width
+    except ImageError as error:
+        said = str(error)
+    else:
+        said = "a: "
+    assert said.startswith("a: ") and said.isprintable()
+
+
+def test_without_the_extra_a_heic_image_is_refused_with_what_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "FORMATS", [form for form in images.FORMATS if form != "HEIF"])
+    monkeypatch.setattr(images, "HEIC", images.HEIC_NEEDS)
+    (tmp_path / "a.heic").write_bytes(png(form="HEIF"))
+    with pytest.raises(ImageError, match=r"need `pip install 'promptmill\[heic\]'`"):
+        load("a.heic", Roots((str(tmp_path),)))
 
 
 def test_an_animated_image_is_its_first_frame(tmp_path):
@@ -249,7 +291,7 @@ def test_a_row_lists_what_is_wrong_with_each_of_its_images(tmp_path):
     from dataclasses import replace
 
     request = replace(checked.request, mask_image="b.png", controls=(Control(type="canny", image="c.png"),))
-    found, problems, final = check_images(request, lambda path: look(path, 0, roots_of(files, (), 10**6)))
-    assert [problem.split(":")[0] for problem in problems] == ["mask_image", "controls.0.image"]
-    assert final
-    assert found["init_image"] == hashlib.sha256(png()).hexdigest()
+    found = check_images(request, lambda path, mask=None: look(path, 0, roots_of(files, (), 10**6), mask))
+    assert [problem.split(":")[0] for problem in found.problems] == ["mask_image", "controls.0.image"]
+    assert found.final
+    assert found.sha256["init_image"] == hashlib.sha256(png()).hexdigest()

@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 from configs.parameters import Preprocess
 from embedded.pictures import canny, draw
 from embedded.world import sample_scene
-from pipelines.conditioning import composite, control_map, prepare, prepare_mask
+from manifests.masks import prepare_mask
+from pipelines.conditioning import composite, control_map, prepare
 
 KINDS = get_args(Preprocess)
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "I;16B", "F")

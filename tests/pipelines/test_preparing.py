@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 def filled(folder):
     for name, size in (("a.png", (64, 64)), ("mask.png", (64, 64)), ("narrow.png", (32, 64))):
-        Image.new("RGB", size, "red").save(folder / name)
+        Image.new("RGB", size, "white" if name == "mask.png" else "red").save(folder / name)
     (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:60])
     (folder / "text.png").write_text("no picture")
     (folder / "empty.png").write_text("")

@@ -1,0 +1,196 @@
+"""Reads the rows of a Parquet manifest in pieces, with limits on what a damaged or hostile file may claim."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import IO, Any
+
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+
+from configs.errors import shown
+from manifests.cells import IMAGE_COLUMNS, PLAIN_IMAGE, address, is_image
+from manifests.outputs import as_input, is_output
+from manifests.roots import MAX_BYTES
+from manifests.rows import MAX_ROW, ManifestError, Values
+from manifests.samples import with_image
+
+MOST_ROWS = 1024  # read at a time
+IMAGE_ROWS = 16  # read at a time where images lie in the rows themselves
+MOST_BYTES = 64 * 2**20  # of values that are Python's at a time
+MOST_VALUES = 4 * 2**20  # of lists, of one row
+CLAIMED, RATIO = 256 * 2**20, 200  # bytes that a column may claim at any rate, and else by what it takes in the file
+
+
+def read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
+    """Yield the rows of a Parquet file; of promptmill's own output the selected ones, as requests.
+
+    Raises:
+        ManifestError: A column is there twice, or the file claims more than its bytes can hold in earnest.
+        pyarrow.ArrowException, OSError, ValueError: The file is damaged.
+    """
+    table = pyarrow.parquet.ParquetFile(stream)
+    form = table.schema_arrow
+    doubled = sorted({name for name in form.names if form.names.count(name) > 1})
+    if doubled:
+        raise ManifestError(f"{file}: names the column {shown(', '.join(doubled))} more than once")
+    made_here = is_output(form.names)
+    leaves = [table.schema.column(i).path for i in range(len(table.schema))]
+    wanted = [leaf for leaf in leaves if not (made_here and leaf.split(".")[0] == "clip_embedding")]
+    texts = [field.name for field in form if _is_text(field.type)]
+    # As dictionaries, a long text that many rows share is in memory once.
+    table = pyarrow.parquet.ParquetFile(stream, metadata=table.metadata, read_dictionary=texts)
+    images = {} if made_here else {field.name: field.type for field in form if field.name in IMAGE_COLUMNS and is_image(field.type)}
+    number = 0
+    for group in range(table.metadata.num_row_groups):
+        facts = table.metadata.row_group(group)
+        claims = {(chunk := facts.column(i)).path_in_schema: chunk for i in range(facts.num_columns)}
+        later = [leaf for leaf in wanted if not made_here and _is_bytes_of_image(leaf, leaves, images)]
+        read = [leaf for leaf in wanted if leaf not in later or not _has_all(claims[leaf])]
+        here = any(leaf.split(".")[0] in images and not leaf.endswith(".path") for leaf in read)
+        rows = IMAGE_ROWS if here else MOST_ROWS
+        for leaf in read:
+            most = MAX_BYTES if leaf.split(".")[0] in images else MAX_ROW
+            rows = min(rows, _check(file, group, facts.num_rows, claims[leaf], leaf, most))
+        for batch in table.iter_batches(rows, row_groups=[group], columns=read):
+            for values in _rows(batch, images):
+                number += 1
+                if isinstance(values, str):
+                    yield values
+                elif not made_here:
+                    yield _with_images(values, file, number)
+                elif values["selected"]:
+                    yield as_input(values)
+
+
+def is_own_output(stream: IO[bytes]) -> bool:
+    """Return whether a Parquet file is one that promptmill has written."""
+    return is_output(pyarrow.parquet.read_schema(stream).names)
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    return any(check(kind) for check in (pyarrow.types.is_string, pyarrow.types.is_large_string))
+
+
+def _is_bytes_of_image(leaf: str, leaves: Sequence[str], images: dict[str, pyarrow.DataType]) -> bool:
+    """Return whether a leaf holds the bytes of an image whose path stands beside them; such bytes are read when rendering."""
+    root, _, inner = leaf.partition(".")
+    beside = leaf.removesuffix(".bytes") + ".path" in leaves
+    return beside and leaf.endswith(".bytes") and (root in images or (root == "controls" and inner.endswith(".image.bytes")))
+
+
+def _has_all(chunk: Any) -> bool:
+    """Return whether a column's chunk says for certain that its bytes are there wherever its image is."""
+    return chunk.statistics is not None and chunk.statistics.has_null_count and chunk.statistics.null_count == 0
+
+
+def _check(file: str, group: int, rows: int, chunk: Any, leaf: str, most: int) -> int:
+    """Return how many rows may be read at a time; raises ManifestError at what a column claims and cannot hold in earnest."""
+    claimed, taken, rows = chunk.total_uncompressed_size, max(1, chunk.total_compressed_size), max(1, rows)
+    where = f"{file}: row group {group}, column {shown(leaf.split('.')[0])}"
+    if claimed > most * rows or (claimed > CLAIMED and claimed > RATIO * taken):
+        raise ManifestError(f"{where}: {taken:,} bytes claim to hold {claimed:,} in {rows:,} rows; is this a manifest?")
+    if chunk.num_values > MOST_VALUES * rows:
+        raise ManifestError(f"{where}: claims {chunk.num_values:,} values in {rows:,} rows; is this a manifest?")
+    return max(1, MOST_VALUES * rows // max(1, chunk.num_values))
+
+
+def _rows(batch: pyarrow.RecordBatch, images: Collection[str]) -> Iterator[Values]:
+    """Yield the rows of a batch as Python has them, each or what is wrong with it, so many at a time as memory allows."""
+    sizes = [_sizes(column) for column in batch.columns]
+    long = dict[int, str]()
+    for name, lengths in zip(batch.schema.names, sizes, strict=True):
+        if lengths is not None and name not in images and (pyarrow.compute.max(lengths).as_py() or 0) > MAX_ROW:
+            places = pyarrow.compute.indices_nonzero(pyarrow.compute.greater(lengths, MAX_ROW))
+            long |= {place: f"{shown(name)}: longer than {MAX_ROW // 2**20} MiB" for place in places.to_pylist()}
+    whole = sum(pyarrow.compute.sum(lengths).as_py() or 0 for lengths in sizes if lengths is not None)
+    step = batch.num_rows if whole <= MOST_BYTES else max(1, batch.num_rows * MOST_BYTES // whole)
+    start = 0
+    while start < batch.num_rows:
+        if start in long:
+            yield long[start]
+            start += 1
+            continue
+        end = min([start + step, batch.num_rows, *(place for place in long if place > start)])
+        yield from _as_python(batch.slice(start, end - start))
+        start = end
+
+
+def _sizes(column: pyarrow.Array) -> pyarrow.Array | None:
+    """Return the bytes of each cell of a column of texts or bytes, or None for a column of another type."""
+    kind = column.type
+    if pyarrow.types.is_dictionary(kind) and _is_text(kind.value_type):
+        return pyarrow.compute.cast(pyarrow.compute.binary_length(column.dictionary), pyarrow.int64()).take(column.indices)
+    if _is_text(kind) or pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
+        return pyarrow.compute.cast(pyarrow.compute.binary_length(column), pyarrow.int64())
+    if pyarrow.types.is_nested(kind) and column.nbytes > MOST_BYTES:
+        return pyarrow.array([column.slice(i, 1).nbytes for i in range(len(column))], pyarrow.int64())
+    return None
+
+
+def _as_python(batch: pyarrow.RecordBatch) -> Iterator[Values]:
+    names = batch.schema.names
+    columns, wrong = [], dict[int, str]()
+    for name, column in zip(names, batch.columns, strict=True):
+        column = _without_nanoseconds(column)
+        try:
+            columns.append(column.to_pylist())
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, OverflowError):  # a time that Python does not know, in some cell
+            columns.append([_cell(column, place, name, wrong) for place in range(len(column))])
+    for place, cells in enumerate(zip(*columns, strict=True)):
+        yield wrong.get(place) or dict(zip(names, cells, strict=True))
+
+
+def _cell(column: pyarrow.Array, place: int, name: str, wrong: dict[int, str]) -> Any:
+    try:
+        return column[place].as_py()
+    except (ValueError, OverflowError) as error:
+        said = " ".join(str(error).split())
+        wrong[place] = f"{shown(name)}: a value that cannot be read ({shown(said)}); times go from year 1 to 9999"
+        return None
+
+
+def _without_nanoseconds(column: pyarrow.Array) -> pyarrow.Array:
+    """Return times to the microsecond: Python's own know no less, and pyarrow would need pandas for more."""
+    coarse = _in_microseconds(column.type)
+    return column if coarse == column.type else column.cast(coarse, safe=False)
+
+
+def _in_microseconds(kind: pyarrow.DataType) -> pyarrow.DataType:
+    if pyarrow.types.is_timestamp(kind) and kind.unit == "ns":
+        return pyarrow.timestamp("us", kind.tz)
+    if pyarrow.types.is_duration(kind) and kind.unit == "ns":
+        return pyarrow.duration("us")
+    return pyarrow.time64("us") if pyarrow.types.is_time64(kind) else kind
+
+
+def _with_images(values: dict[str, Any], file: str, number: int) -> dict[str, Any]:
+    """Return a row whose images are named: those that lie in the file itself by their cells."""
+    plain = values.get(PLAIN_IMAGE)
+    if isinstance(plain, dict | bytes) and values.get("init_image") is None:
+        values.pop(PLAIN_IMAGE)
+        named = _named(plain, file, PLAIN_IMAGE, number)
+        values = with_image(values, named) if isinstance(named, str) else {**values, PLAIN_IMAGE: named}
+    for name in IMAGE_COLUMNS:
+        value = values.get(name)
+        if name != PLAIN_IMAGE and isinstance(value, dict | bytes):
+            values[name] = _named(value, file, name, number)
+    controls = values.get("controls")
+    if isinstance(controls, list) and any(isinstance(c, dict) and isinstance(c.get("image"), dict | bytes) for c in controls):
+        values["controls"] = [
+            {**c, "image": _named(c["image"], file, f"controls.{i}.image", number)}
+            if isinstance(c, dict) and isinstance(c.get("image"), dict | bytes)
+            else c
+            for i, c in enumerate(controls)
+        ]
+    return values
+
+
+def _named(value: dict[str, Any] | bytes, file: str, column: str, number: int) -> Any:
+    """Return the path of an image that is a struct of bytes and path, or bytes alone."""
+    if isinstance(value, dict) and not set(value) <= {"bytes", "path"}:
+        return value
+    if isinstance(value, dict) and "bytes" in value and value["bytes"] is None:
+        return value.get("path")
+    return address(file, column, number)

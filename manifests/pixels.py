@@ -1,0 +1,42 @@
+"""Pictures of any mode as 8-bit levels, and the part of them that covers a wanted size: what masks and conditioning share."""
+
+import numpy as np
+from PIL import Image, ImageCms
+
+
+def to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
+    """Return the 8-bit RGB of a picture of any mode, what is transparent in the picture laid on a plain ground."""
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(levels(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
+    if image.mode == "LAB":  # the one mode that Pillow does not convert without a profile
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
+    return image.convert("RGB")
+
+
+def levels(values: np.ndarray) -> np.ndarray:
+    """Return grey values beyond 8 bits as levels, uint8 of the same shape.
+
+    Integers from 0 to 65535 are taken as 16 bits, floats from 0 to 1 as shares of white and up to 255 as levels; any other range
+    is stretched, its least to black and its greatest to white. What is not finite is black.
+    """
+    finite = np.isfinite(values)
+    grey = np.where(finite, values, 0).astype(np.float64)
+    low, high = (float(grey[finite].min()), float(grey[finite].max())) if finite.any() else (0.0, 0.0)
+    white = 65535.0 if values.dtype.kind in "iu" else 1.0 if high <= 1 else 255.0
+    if low < 0 or high > white:
+        grey, white = np.where(finite, grey - low, 0), (high - low) or 1.0
+    return np.rint(grey * 255 / white).astype(np.uint8)
+
+
+def cover(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
+    """Return the largest centred part of a picture that has the wanted aspect, at the wanted size in pixels."""
+    wide = image.width * height >= image.height * width  # wider than wanted: its sides go
+    across, down = (image.height * width / height, image.height) if wide else (image.width, image.width * height / width)
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    if (across, down) == (width, height):  # nothing is scaled, so half a pixel must not be either
+        left, top = left // 1, top // 1
+    return image.resize((width, height), resample, box=(left, top, left + across, top + down))
