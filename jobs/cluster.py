@@ -15,8 +15,10 @@ from actors.generator import Generator
 from actors.pools import ClusterError, Sizes
 from actors.scorer import Scorer
 from jobs.lanes import Again
+from jobs.listening import on_stderr
 from jobs.places import AbortError, DiedError, LostError, Pool, StartError
 from jobs.plan import Plan
+from jobs.ray_folder import ray_folder
 from jobs.room import Room, Seat
 from pipelines.errors import MEMORY, MISFIT, FatalError, ModelError
 from pipelines.passes import Course
@@ -54,6 +56,11 @@ def cluster(address: str | None, quiet: bool = True, metrics_port: int | None = 
             _check_answers(address)
         if here and metrics_port:
             _check_free(metrics_port)
+        if here:
+            folder, why = ray_folder()
+            options["_temp_dir"] = folder
+            if why:
+                on_stderr(why)
         try:
             ray.init(address or "local", log_to_driver=not quiet, logging_level=logging.ERROR, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError, exceptions.RayError) as error:

@@ -15,6 +15,7 @@ from jobs import summary
 from jobs.cli.arguments import absolute, terminal, without_credentials
 from jobs.cli.endings import FAILED, SOME_FAILED, USAGE, one_line_errors, stop
 from jobs.cli.rendering import rendered
+from jobs.cli.streams import outliving_readers
 from jobs.plan import Plan
 from shards.lease import hold
 from shards.storage import join, names
@@ -58,7 +59,8 @@ def verify(out: str, repair: bool, address: str | None, image_root: tuple[str, .
             if found := found_wrong(out):
                 stop(FAILED, f"{out}: {summary.many(len(found), 'problem')}")
             return
-        mend(absolute(out), image_root, address)
+        with outliving_readers():
+            mend(absolute(out), image_root, address)
 
 
 def mend(output: str, image_roots: Sequence[str], address: str | None) -> None:
