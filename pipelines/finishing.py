@@ -131,6 +131,8 @@ def _request_rows(
         if config.ranking.drafts:
             row[DRAFT_SCORES] = list(candidate.draft_scores)
         if one is not None and candidate.pixels is not None:
+            # Of the pixels, since some pipelines choose a size themselves.
+            row["height"], row["width"] = candidate.pixels.shape[:2]
             row["clip_score"] = one.score
             row |= ranking_row(config.ranking, one, place)
             row["pixel_sha256"] = pixel_sha256(candidate.pixels)
@@ -151,7 +153,7 @@ def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tu
 
 def _encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, facts: Facts) -> dict[str, Any]:
     request, config = placed.request, facts.config
-    provenance = provenance_of(request, candidate.seed, config.model.base)
+    provenance = provenance_of(request, candidate.seed, config.model.base, pixels.shape[:2])
     image = encode_image(pixels, config.shards.image_format, config.shards.quality, provenance)
     return {"selected": True, "status": "kept", "image": image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
 

@@ -143,8 +143,8 @@ def ranking_row(ranking: Ranking, scored: Scored, choice: Choice) -> dict[str, A
     return {name: values[name] for name in ranking_columns(ranking)}
 
 
-def provenance_of(request: Request, seed: int, model: str) -> Provenance:
-    """What an image says of how it was made."""
+def provenance_of(request: Request, seed: int, model: str, size: tuple[int, int]) -> Provenance:
+    """Return what an image says of how it was made. `size` is its height and width: some pipelines choose their own."""
     return Provenance(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -152,7 +152,7 @@ def provenance_of(request: Request, seed: int, model: str) -> Provenance:
         scheduler=request.scheduler,
         guidance_scale=request.guidance_scale,
         seed=seed,
-        width=request.width,
-        height=request.height,
+        width=size[1],
+        height=size[0],
         model=model,
     )
