@@ -150,6 +150,21 @@ def parse(prompt: str) -> Scene:
     return Scene(tuple(things), background)
 
 
+def prompt_pattern() -> str:
+    """Return the regular expression of the prompts that `parse` reads, their words apart by one space each."""
+
+    def thing(number: int, place: str) -> str:
+        return f"a (?:(?:{'|'.join(SIZES)}) )?(?P<color{number}>{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)}){place}"
+
+    one = thing(1, f"(?: at the (?:{'|'.join(PLACES)}))?")
+    # Two stand opposite each other, or nothing is said of the second one's place.
+    opposite = "|".join(f"(?<=at the {place} and )(?=.* at the {partner} on )" for place, partner in OPPOSITE.items())
+    unsaid = r"(?<! at the left and )(?<! at the right and )(?<! at the top and )(?<! at the bottom and )(?!.* at the )"
+    two = f" and (?:{opposite}|{unsaid}){thing(2, f'(?: at the (?:{chr(124).join(PLACES)}))?')}"
+    unlike = r"(?!(?P=color1) )(?(color2)(?!(?P=color2) ))"
+    return f"{one}(?:{two})? on a {unlike}(?:{'|'.join(COLORS)}) background"
+
+
 def _read_thing(reader: "_Reader") -> Thing:
     reader.expect("a")
     size = reader.take(*SIZES)

@@ -17,9 +17,11 @@ from actors.pools import ClusterError, Sizes
 from actors.scorer import Scorer
 from jobs import import_path
 from jobs.lanes import Again
+from jobs.listening import on_stderr
 from jobs.local_ray import on_loopback
 from jobs.places import AbortError, DiedError, LostError, Pool, StartError
 from jobs.plan import Plan
+from jobs.ray_folder import ray_folder
 from jobs.room import Room, Seat
 from pipelines.errors import MEMORY, MISFIT, FatalError, ModelError
 from pipelines.passes import Course
@@ -68,6 +70,11 @@ def cluster(address: str | None, quiet: bool = True, metrics_port: int | None = 
             _check_answers(address)
         if here and metrics_port:
             _check_free(metrics_port)
+        if here:
+            folder, why = ray_folder()
+            options["_temp_dir"] = folder
+            if why:
+                on_stderr(why)
         try:
             with ExitStack() as prepared:
                 options |= prepared.enter_context(on_loopback()) if here else {}

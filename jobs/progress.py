@@ -165,8 +165,8 @@ class Terminal:
 class JsonLines:
     """One JSON object a line, each with an `event`."""
 
-    def __init__(self, tally: Tally, stream: TextIO = sys.stdout):
-        self.tally, self._stream, self._said = tally, stream, 0.0
+    def __init__(self, tally: Tally, stream: TextIO | None = None):
+        self.tally, self._stream, self._said = tally, stream or sys.stdout, 0.0
 
     def __enter__(self) -> "JsonLines":
         return self

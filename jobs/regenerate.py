@@ -150,7 +150,7 @@ class Again:
                         raise PlanError([f"{key}: {why}"])
                     lost[key] = why
                     continue
-                provenance = provenance_of(one.request, seeds[one.row], plan.config.model.base)
+                provenance = provenance_of(one.request, seeds[one.row], plan.config.model.base, pixels.shape[:2])
                 image = encode_image(pixels, form, quality, provenance)
                 same = pixel_sha256(pixels) == wanted[key] if wanted[key] else None
                 yield Regenerated(key, image, form, same, self._hardware)

@@ -27,7 +27,7 @@ class Batches:
         self._model, self._text, self._batch = model, text, batch
         self._queue: list[tuple[list[Job], Settled]] = []
         self._evaluated, self._seconds = 0, 0.0
-        model.denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
+        self._counting = model.denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def add(self, jobs: list[Job], settled: Settled, ahead: bool = False) -> None:
         """Queue jobs; `settled` is called once for each. None goes ahead: a batch is full or not whatever the order."""
@@ -39,6 +39,10 @@ class Batches:
     @property
     def busy(self) -> bool:
         return bool(self._queue)
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        self._counting.remove()
 
     def seconds(self) -> dict[str, float]:
         """Spent in diffusers' pipelines, models and all, so far."""

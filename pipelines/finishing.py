@@ -148,6 +148,8 @@ def _columns(
     config = facts.config
     columns = {"status": "rejected", "clip_score": scored.score, **scores_row(config.ranking, scored)}
     columns["pixel_sha256"] = pixel_sha256(pixels)
+    # Of the pixels, since some pipelines choose a size themselves.
+    columns["height"], columns["width"] = pixels.shape[:2]
     if config.shards.embeddings == "all" or (config.shards.embeddings == "kept" and may_be_kept):
         columns["clip_embedding"] = scored.embedding.astype(np.float16)
     return {**columns, **_encoded(placed, candidate, pixels, facts)} if may_be_kept else columns
@@ -221,7 +223,7 @@ def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tu
 
 def _encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, facts: Facts) -> dict[str, Any]:
     request, config = placed.request, facts.config
-    provenance = provenance_of(request, candidate.seed, config.model.base)
+    provenance = provenance_of(request, candidate.seed, config.model.base, pixels.shape[:2])
     image = encode_image(pixels, config.shards.image_format, config.shards.quality, provenance)
     return {"image": image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
 

@@ -11,15 +11,19 @@ from pipelines.clip_sources import hub_file
 from pipelines.errors import ModelError
 from pipelines.sources import local_folder
 
+VAE, CONTROLNET = "AutoencoderKL", "ControlNetModel"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def check_fits(model: Model) -> None:
-    """Compare ControlNets and LoRAs with the UNet of the base model; other families are not looked at.
+    """Compare ControlNets and LoRAs with the UNet of the base model, and of what class a VAE and ControlNets are. Of other families
+    only the VAE is looked at.
 
     Raises:
-        ModelError: One is made for another base; the line says by which size.
+        ModelError: One is made for another base, and the line says by which size; or is of a class that is not served.
     """
+    if model.vae and "Autoencoder" not in (kind := class_named(model.vae, VAE)):
+        raise ModelError(f"model.vae: {model.vae.source} is a {kind}, which is no VAE")
     unet = _config(Weights(source=model.base, revision=model.revision), "unet/config.json")
     if unet is None:
         return
@@ -30,6 +34,8 @@ def check_fits(model: Model) -> None:
             raise ModelError(
                 f"model.controlnets.{name}: {weights.source} has no config.json; is it a ControlNet in diffusers' format?"
             )
+        if (kind := class_named(weights, CONTROLNET)) != CONTROLNET:
+            raise ModelError(f"model.controlnets.{name}: {weights.source} is a {kind}, which is not served; only a {CONTROLNET} is")
         for key in ("cross_attention_dim", "block_out_channels"):
             if net.get(key) != unet.get(key):
                 said = f"its {key} is {net.get(key)}, the base's is {unet.get(key)}"
@@ -39,6 +45,12 @@ def check_fits(model: Model) -> None:
         if isinstance(wanted, int) and width is not None and width != wanted:
             said = f"it adapts text embeddings of {width} values, the base's have {wanted}"
             raise ModelError(f"model.loras.{lora.name}: {lora.source} is for another family of models: {said}")
+
+
+def class_named(weights: Weights, usual: str) -> str:
+    """Return the diffusers class that a part's own config names; the usual one where it names none."""
+    name = (_config(weights, "config.json") or {}).get("_class_name")
+    return name if isinstance(name, str) else usual
 
 
 def _config(weights: Weights, name: str) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from configs.schedulers import SCHEDULERS
 from configs.schema import Adapter, Model, Weights
 from pipelines.errors import ModelError
 from pipelines.facts import read_facts
+from pipelines.fits import VAE, class_named
 from pipelines.kernels import put_on
 from pipelines.sources import adapter_file, local_folder
 
@@ -105,7 +106,11 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     facts = read_facts(model)
     parts: dict[str, Any] = {}
     if model.vae:
-        parts["vae"] = _load(diffusers.AutoencoderKL.from_pretrained, model.vae, dtype)
+        # Of the class that its config names: another class loads what it knows of the weights, and leaves the rest random.
+        kind = class_named(model.vae, VAE)
+        if not hasattr(diffusers, kind):
+            raise ModelError(f"{model.vae.source}: is a {kind}, which diffusers {diffusers.__version__} does not have")
+        parts["vae"] = _load(getattr(diffusers, kind).from_pretrained, model.vae, dtype)
     if facts.safety_checker and not model.safety_checker:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     # From text to images, but for what cannot: an inpainting model (more channels in than latents have), one that edits images.

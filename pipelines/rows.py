@@ -159,8 +159,8 @@ def choice_row(ranking: Ranking, choice: Choice) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in ranking_columns(ranking)}
 
 
-def provenance_of(request: Request, seed: int, model: str) -> Provenance:
-    """What an image says of how it was made."""
+def provenance_of(request: Request, seed: int, model: str, size: tuple[int, int]) -> Provenance:
+    """Return what an image says of how it was made. `size` is its height and width: some pipelines choose their own."""
     return Provenance(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -168,7 +168,7 @@ def provenance_of(request: Request, seed: int, model: str) -> Provenance:
         scheduler=request.scheduler,
         guidance_scale=request.guidance_scale,
         seed=seed,
-        width=request.width,
-        height=request.height,
+        width=size[1],
+        height=size[0],
         model=model,
     )

@@ -1,5 +1,6 @@
 """Text embeddings, computed once per distinct text and kept."""
 
+import inspect
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ class TextEncoder:
         self.seconds = 0.0  # spent so far
         self._kept: OrderedDict[tuple[Any, ...], tuple[torch.Tensor, ...]] = OrderedDict()
         self._bytes = 0
+        self._tokenizers = list(_tokenizers(model.base))
         self._as_text = not type(model.base).__name__.startswith("StableDiffusion") or "unet" not in model.base.components
 
     def arguments(self, prompts: Sequence[str], negatives: Sequence[str], loras: tuple[Any, ...], guided: bool) -> dict[str, Any]:
@@ -43,11 +45,8 @@ class TextEncoder:
         return made
 
     def truncated(self, prompt: str) -> bool:
-        """Whether the (first) text encoder reads only the beginning of a prompt."""
-        tokenizer = getattr(self._model.base, "tokenizer", None)
-        if tokenizer is None:
-            return False
-        return len(tokenizer(prompt, truncation=False, verbose=False).input_ids) > tokenizer.model_max_length
+        """Return whether one of the text encoders reads only the beginning of a prompt."""
+        return any(len(one(prompt, truncation=False, verbose=False).input_ids) > most for one, most in self._tokenizers)
 
     def _stacked(self, texts: Sequence[str], loras: tuple[Any, ...], negative: bool) -> list[torch.Tensor]:
         new = [text for text in dict.fromkeys(texts) if (text, loras, negative) not in self._kept]
@@ -83,6 +82,17 @@ class TextEncoder:
         encoded = base.encode_prompt(**what, **options, **skip)
         # (positive, negative) for one text encoder, (positive, negative, pooled, negative pooled) for two.
         return tuple(encoded[1::2] if negative else encoded[0::2])
+
+
+def _tokenizers(base: Any) -> Iterator[tuple[Any, int]]:
+    """Yield a pipeline's tokenizers, each with the most tokens that its text encoder is given."""
+    parameters = inspect.signature(type(base).__call__).parameters
+    usual = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else None
+    for name, part in base.components.items():
+        if name.startswith("tokenizer") and callable(part):
+            # The parameter is for the encoders of long texts; CLIP's have a length of their own.
+            long = not type(part).__name__.startswith("CLIP") and isinstance(usual, int)
+            yield part, min(part.model_max_length, usual) if long else part.model_max_length
 
 
 def _bytes(parts: tuple[torch.Tensor, ...]) -> int:

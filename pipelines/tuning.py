@@ -8,10 +8,11 @@ import torch
 
 from configs.schema import Model
 from manifests.images import Roots
+from pipelines.engine import Path, path_for
 from pipelines.loading import load_model
 from pipelines.preparing import Conditioning, Job, jobs_of, prepare_request
 from pipelines.results import Candidate, Failure
-from pipelines.slots import Slots, is_fatal
+from pipelines.slots import is_fatal
 from pipelines.text import TextEncoder
 from pipelines.units import Placed
 
@@ -51,16 +52,17 @@ def tune(model: Model, placed: Placed, job_seed: int, roots: Roots, batches: Seq
     trials: list[Trial] = []
     with torch.no_grad():
         for batch in batches:
-            slots = Slots(loaded, TextEncoder(loaded, batch), batch)
+            # The path that a run takes, which is of the family.
+            path = path_for(loaded, TextEncoder(loaded, batch), batch)
             try:
-                trials.append(_try(slots, placed, prepared, job_seed, batch))
+                trials.append(_try(path, placed, prepared, job_seed, batch))
             except Exception as error:
                 if not is_fatal(error):
                     raise
                 trials.append(Trial(batch, None))
                 break
             finally:
-                slots.close()
+                path.close()
             rates = [trial.images_s or 0.0 for trial in trials]
             if len(rates) > 2 and max(rates[-2:]) < max(rates[:-2]) / PAYS:
                 break
@@ -80,14 +82,14 @@ def choose(trials: Sequence[Trial]) -> Tuned:
     return Tuned(tuple(trials), min(batch for batch, rate in fit if rate >= PAYS * best))
 
 
-def _try(slots: Slots, placed: Placed, prepared: Conditioning, job_seed: int, batch: int) -> Trial:
+def _try(path: Path, placed: Placed, prepared: Conditioning, job_seed: int, batch: int) -> Trial:
     request = replace(placed.request, steps=STEPS, strength=1.0 if placed.request.strength else None, candidates=batch)
     seconds = 0.0
     for number in range(1 + BATCHES):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         started = time.monotonic()
-        failures = _render(slots, jobs_of(replace(placed, request=request), prepared, job_seed))
+        failures = _render(path, jobs_of(replace(placed, request=request), prepared, job_seed))
         if failures:
             raise ValueError(f"{request.id}: {failures[0].message}")
         if number:
@@ -96,14 +98,14 @@ def _try(slots: Slots, placed: Placed, prepared: Conditioning, job_seed: int, ba
     return Trial(batch, BATCHES * batch / seconds, memory)
 
 
-def _render(slots: Slots, jobs: list[Job]) -> list[Failure]:
+def _render(path: Path, jobs: list[Job]) -> list[Failure]:
     failures: list[Failure] = []
 
     def settled(job: Job, made: Candidate | Failure) -> None:
         if isinstance(made, Failure):
             failures.append(made)
 
-    slots.add(jobs, settled)
-    while slots.busy:
-        slots.step()
+    path.add(jobs, settled)
+    while path.busy:
+        path.step()
     return failures

@@ -21,6 +21,7 @@ from jobs.cli.machine import doctor, presets, schema
 from jobs.cli.rendering import plan, run
 from jobs.cli.sharing import export, push
 from jobs.cli.showing import report, sheet
+from jobs.cli.streams import begin_in_utf8
 
 
 class _Safely(click.Group):
@@ -51,6 +52,7 @@ def _escaping() -> Iterator[None]:
 @click.version_option(package_name="promptmill")
 def main() -> None:
     """Batch rendering of synthetic image datasets: prompts in, CLIP-ranked WebDataset shards out."""
+    begin_in_utf8()
 
 
 COMMANDS = (

@@ -14,6 +14,7 @@ from jobs import summary
 from jobs.cli.arguments import absolute, first_given, takes_image_places, terminal, without_credentials
 from jobs.cli.endings import FAILED, SOME_FAILED, USAGE, one_line_errors, stop
 from jobs.cli.rendering import rendered
+from jobs.cli.streams import outliving_readers
 from jobs.image_places import NOTHING, Given
 from jobs.plan import Plan
 from jobs.printing import echo
@@ -60,7 +61,8 @@ def verify(out: str, repair: bool, address: str | None, given: Given) -> None:
             if found := found_wrong(out):
                 stop(FAILED, f"{out}: {summary.many(len(found), 'problem')}")
             return
-        mend(absolute(out), given, address)
+        with outliving_readers():
+            mend(absolute(out), given, address)
 
 
 def mend(output: str, given: Given, address: str | None) -> None:

@@ -15,12 +15,14 @@ from jobs import summary
 from jobs.accepting import Accepting
 from jobs.cli.arguments import AcceptsChanges, accepts_changes, configured, takes_config, terminal
 from jobs.cli.endings import FAILED, SOME_FAILED, STOPPED, one_line_errors
+from jobs.cli.streams import outliving_readers
 from jobs.estimate import Estimate
 from jobs.plan import Plan, PlanError, read_plan, read_shard
 from jobs.planning import Sources, first_request, look, make_plan, with_batch
 from jobs.printing import echo
 from jobs.progress import JsonLines, Tally, Terminal
 from jobs.ranked import Ranked, look_back, ranked_facts
+from jobs.unknown_prompts import unknown_prompts
 from shards.lease import hold, holder_of
 
 
@@ -73,11 +75,15 @@ def plan(config: str, out: str | None, settings: tuple[str, ...], measure: bool 
         estimate = None
         if measure is not False:
             estimate = estimated(made, output, asked=measure is True)
+        beyond = unknown_prompts(made, output)
         if as_json:
-            echo(json.dumps({"output": output, **summary.plan_facts(made, estimate)}))
+            unknown = {"unknown_prompts": dataclasses.asdict(beyond) if beyond else None}
+            echo(json.dumps({"output": output, **summary.plan_facts(made, estimate), **unknown}))
             return
         for line in summary.plan_lines(made, estimate):
             echo(line)
+        if beyond:
+            echo(f"warning      {beyond.line()}")
         echo(f"plan         {output}/plan; `promptmill run` with the same arguments renders it")
 
 
@@ -114,7 +120,7 @@ def run(
     wait_s: float,
 ) -> None:
     """Plan if needed, then render, or go on where an earlier run was cut off."""
-    with one_line_errors():
+    with outliving_readers(), one_line_errors():
         loaded, output = configured(config, out, [*settings, *([f"runtime.address={address}"] if address else [])])
         console = terminal()
         await_holder(output, wait_s)
@@ -125,6 +131,8 @@ def run(
                     echo(line, err=True)
             for line in [*summary.warnings(made), *made.notes]:
                 echo(line, err=True)
+            if beyond := unknown_prompts(made, output):
+                echo(beyond.line(), err=True)
             sys.exit(rendered(made, output, console, retry_failed))
 
 

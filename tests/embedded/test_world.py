@@ -1,11 +1,29 @@
 import itertools
+import json
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedded.world import COLORS, OPPOSITE, PromptError, describe, edits, is_held_out, parse, sample_scene, without
+from embedded.weights import WEIGHTS
+from embedded.world import (
+    COLORS,
+    FORM,
+    OPPOSITE,
+    PLACES,
+    SHAPES,
+    SIZES,
+    PromptError,
+    describe,
+    edits,
+    is_held_out,
+    parse,
+    prompt_pattern,
+    sample_scene,
+    without,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -103,3 +121,38 @@ def test_a_malformed_prompt_says_which_word_and_what_would_do(prompt, says):
 def test_all_colours_serve_as_backgrounds():
     drawn = {scene_of(seed).background for seed in range(200)}
     assert drawn == set(COLORS)
+
+
+WORDS = st.sampled_from([*SIZES, *COLORS, *SHAPES, *PLACES, "a", "at", "the", "on", "and", "background", "cat"])
+
+
+@given(seeds, st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2), st.lists(WORDS, max_size=2)), max_size=3))
+def test_the_pattern_matches_exactly_the_prompts_that_can_be_read(seed, changes):
+    scene = scene_of(seed)
+    words = describe(scene if seed % 3 else without(scene, "place")).split()
+    for at, dropped, added in changes:
+        words[at : at + dropped] = added
+    prompt = " ".join(words)
+    try:
+        parse(prompt)
+        can = True
+    except PromptError:
+        can = False
+    assert (re.fullmatch(prompt_pattern(), prompt) is not None) == can
+
+
+@pytest.mark.parametrize("places", list(itertools.product(["", *PLACES], ["", *PLACES])))
+def test_the_pattern_knows_which_places_go_together(places):
+    first, second = (f" at the {place}" if place else "" for place in places)
+    prompt = f"a red circle{first} and a blue cross{second} on a green background"
+    try:
+        parse(prompt)
+        can = True
+    except PromptError:
+        can = False
+    assert (re.fullmatch(prompt_pattern(), prompt) is not None) == can
+
+
+def test_the_file_beside_the_weights_says_what_the_world_says():
+    said = json.loads((WEIGHTS / "pipeline.prompts.json").read_text())
+    assert said == {"form": FORM, "pattern": prompt_pattern()}

@@ -227,6 +227,14 @@ ROWS = {
     "control that is a word": (jsonl(controls=["canny"]), "controls.0: input should be keys and values"),
     "control that is an object": (jsonl(controls={"type": "canny"}), "controls: input should be a list"),
     "LoRA without a name": (jsonl(loras=[{"scale": 1}]), "loras.0.name: missing; it has to be given"),
+    "scale that is a boolean": (
+        jsonl(loras=[{"name": "style", "scale": True}]),
+        "loras.0.scale: input should not be true or false (found true)",
+    ),
+    "candidates that begin with a boolean": (
+        jsonl(candidates={"start": True, "max": 4, "until_score": 20}),
+        "candidates.start: input should not be true or false (found true)",
+    ),
     "scale of a LoRA": (jsonl(loras=[{"name": "style", "scale": 99}]), "loras.0.scale: input should be less than or equal to 10"),
     "scale of a control": (
         jsonl(control_type="canny", control_image="good.png", control_scale="-1"),

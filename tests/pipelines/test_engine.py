@@ -14,6 +14,7 @@ from manifests.images import Roots
 from pipelines.engine import Engine
 from pipelines.errors import FatalError, ModelError
 from pipelines.facts import read_facts
+from pipelines.text import TextEncoder
 from pipelines.units import Placed, Unit
 from tests.pipelines import tiny
 from tests.pipelines.plain import JOB_SEED, MODES, paint, render_plain, request
@@ -173,6 +174,20 @@ def test_each_distinct_text_is_encoded_once(folder):
 def test_a_prompt_longer_than_the_text_encoder_reads_is_said_to_be_truncated(engine):
     short, long = render(engine, request(), request("long", prompt="a red circle " * 30))
     assert (short.prompt_truncated, long.prompt_truncated) == (False, True)
+
+
+def test_any_of_several_text_encoders_may_read_only_the_beginning(folder):
+    engine = Engine(model_of(folder, base=str(tiny.flux(folder / "two-encoders")), controlnets={}), JOB_SEED, Roots((str(folder),)))
+    prompt = "a small red circle at the left"
+    assert not engine.text.truncated(prompt)
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer = engine.model.base.components[name]
+        most, tokenizer.model_max_length = tokenizer.model_max_length, 5
+        assert TextEncoder(engine.model, BATCH).truncated(prompt), name
+        tokenizer.model_max_length = most
+    # What the pipeline itself gives its encoder of long texts is less than that could read.
+    assert TextEncoder(engine.model, BATCH)._tokenizers[1][1] == 512
+    engine.close()
 
 
 def test_one_set_of_weights_serves_every_mode(engine):

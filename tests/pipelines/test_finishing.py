@@ -1,13 +1,15 @@
 import dataclasses
+import io
 import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.loading import load
 from manifests.carried import arrow_types
 from pipelines.finishing import finish
-from pipelines.results import Candidate, Outcome, Rendered, Scored
+from pipelines.results import Candidate, Failure, Outcome, Rendered, Scored
 from pipelines.rows import Facts, ranking_columns
 from pipelines.units import Placed, Unit
 from shards.tables import COLUMNS, make_table, schema
@@ -79,3 +81,16 @@ def test_of_the_same_picture_twice_one_is_kept_and_the_other_says_of_which_it_is
 
 def test_without_scorers_and_diversity_the_columns_are_as_ever():
     assert finished([], scored(20.0)).schema.names == [*COLUMNS, "clip_embedding"]
+
+
+def test_the_size_of_an_image_is_that_of_its_pixels_where_the_pipeline_chose_another():
+    config = load("embedded", ["shards.image_format=png"])
+    placed = Placed(0, request("a", candidates=2))
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    candidates = (Candidate(0, 0, pixels, 1), Candidate(1, 1, None, 1, Failure("render_error", "no")))
+    made = finish(Unit(0, 0, (placed,)), Rendered((Outcome(0, candidates),)), Saying(scored(20.0)), Facts(config, {}, "{}"))
+    kept, failed = made.rows
+    assert (kept["width"], kept["height"]) == (16, 8) != (placed.request.width, placed.request.height)
+    assert (failed["width"], failed["height"]) == (placed.request.width, placed.request.height)
+    image = Image.open(io.BytesIO(kept["image"]))
+    assert image.size == (16, 8) and "Size: 16x8," in image.info["parameters"]

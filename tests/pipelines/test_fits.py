@@ -1,11 +1,17 @@
+import json
+
 import diffusers
 import pytest
+import torch
 
 from configs.schema import LoraWeights, Weights
+from manifests.images import Roots
+from pipelines.engine import Engine
 from pipelines.errors import ModelError
 from pipelines.fits import check_fits
 from tests.pipelines import tiny
-from tests.pipelines.test_engine import folder, model_of  # noqa: F401 (a fixture)
+from tests.pipelines.plain import JOB_SEED, MODES, request
+from tests.pipelines.test_engine import folder, model_of, pixels, render  # noqa: F401 (a fixture)
 
 
 def saved_lora(place, **options):
@@ -39,3 +45,40 @@ def test_a_lora_of_another_family_is_one_line_before_anything_is_loaded(folder):
 
 def test_a_model_without_a_unet_is_not_looked_at(folder):  # noqa: F811
     check_fits(model_of(folder, base=str(tiny.flux(folder / "flux")), controlnets={}))
+
+
+def saved_config(place, kind):
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps({"_class_name": kind, "cross_attention_dim": 16, "block_out_channels": [8, 16]}))
+    return Weights(source=str(place))
+
+
+def test_a_part_of_a_class_that_is_not_served_is_one_line_before_anything_is_loaded(folder, tmp_path):  # noqa: F811
+    union = saved_config(tmp_path / "union", "ControlNetUnionModel")
+    with pytest.raises(ModelError, match=r"controlnets\.canny: .*union is a ControlNetUnionModel, which is not served"):
+        check_fits(model_of(folder, controlnets={"canny": union}))
+    with pytest.raises(ModelError, match=r"model\.vae: .*unet is a UNet2DConditionModel, which is no VAE"):
+        check_fits(model_of(folder, vae=saved_config(tmp_path / "unet", "UNet2DConditionModel")))
+
+
+def test_a_vae_is_loaded_as_the_class_that_its_config_names(folder, tmp_path):  # noqa: F811
+    torch.manual_seed(7)
+    widths = {f"{side}_block_out_channels": (4, 4, 4, 4) for side in ("encoder", "decoder")}
+    small = diffusers.AutoencoderTiny(**widths, num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))
+    small.save_pretrained(tmp_path / "small")
+    model = model_of(folder, vae=Weights(source=str(tmp_path / "small")))
+    check_fits(model)
+    engine = Engine(model, JOB_SEED, Roots((str(folder),)))
+    vae = engine.model.base.vae
+    assert type(vae) is diffusers.AutoencoderTiny
+    assert all(torch.equal(value, small.state_dict()[name]) for name, value in vae.state_dict().items())
+    for mode in ("txt2img", "img2img", "inpaint"):
+        (outcome,) = render(engine, request(**{"mode": mode, **MODES[mode]}))
+        assert all(one.shape == (64, 64, 3) for one in pixels(outcome))
+    engine.close()
+
+
+def test_a_vae_of_a_class_that_diffusers_lacks_is_one_line(folder, tmp_path):  # noqa: F811
+    weights = saved_config(tmp_path / "odd", "AutoencoderOfTomorrow")
+    with pytest.raises(ModelError, match=r"odd: is a AutoencoderOfTomorrow, which diffusers [0-9.]+ does not have"):
+        Engine(model_of(folder, vae=weights), JOB_SEED, Roots((str(folder),)))

@@ -5,6 +5,7 @@ from manifests.images import Roots
 from pipelines.slots import Slots
 from pipelines.tuning import Trial, choose, tune
 from pipelines.units import Placed
+from tests.pipelines import tiny
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.test_engine import folder, model_of  # noqa: F401 (a fixture)
 
@@ -36,3 +37,11 @@ def test_a_request_that_cannot_be_rendered_says_so(folder):  # noqa: F811
     placed = Placed(0, request(mode="img2img", init_image="cut.png", strength=0.5))
     with pytest.raises(ValueError, match=r"init_image: cut\.png"):
         tune(model_of(folder), placed, JOB_SEED, Roots((str(folder),)))
+
+
+def test_a_family_is_timed_on_the_path_that_renders_it(folder, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(Slots, "step", None)
+    model = model_of(folder, base=str(tiny.flux(folder / "flux-tuned")), controlnets={})
+    placed = Placed(0, request(width=16, height=16, scheduler="euler", guidance_scale=1.0))
+    tuned = tune(model, placed, JOB_SEED, Roots((str(folder),)), batches=(1, 2))
+    assert [trial.batch for trial in tuned.trials if trial.images_s] == [1, 2]
