@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from actors.pools import Sizes
 from actors.receipts import Receipt
+from configs.errors import escaped
 from shards.commits import CommitRecord
 
 
@@ -24,7 +25,7 @@ class Listener(Protocol):
 
 def on_stderr(line: str) -> None:
     """Write a line to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(escaped(line), file=sys.stderr, flush=True)
 
 
 class Guard:

@@ -99,6 +99,8 @@ def _failed_rows(
     """Return a row for each candidate of a slice that failed as a whole. `row` says why; `sibling` is a row of another slice."""
     (placed,) = unit.requests
     shared = {column: sibling[column] for column in shared_row(facts, unit.shard, placed, Outcome(placed.row, ()))}
+    # The sibling's size is that of its pixels; what was never rendered has the size that was asked for.
+    shared |= {"width": placed.request.width, "height": placed.request.height}
     failure = Failure(row["error"], row["error_message"])
     made = []
     for index in (index for index, one in of.items() if one.name == name):
