@@ -10,7 +10,8 @@ from PIL import Image
 from jobs.cli import main
 from jobs.image_places import Given, places
 from jobs.plan import write_plan
-from manifests.images import MAX_BYTES, Roots
+from manifests.images import Roots
+from manifests.roots import MAX_BYTES
 from tests.jobs.datasets import planned_dataset
 from tests.jobs.finished import FIRST
 from tests.jobs.repair.damage import flip
