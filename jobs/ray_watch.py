@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -62,6 +62,7 @@ class RayWatch:
 
     def __init__(self, last: Callable[[], object]):
         self.on_death: Callable[[str], object] = lambda line: None
+        self._family: list[psutil.Process] = []  # what has to be gone with the dead one
         self._last, self._over, self._lock, self._looks = last, threading.Event(), threading.Lock(), False
         self._thread = threading.Thread(target=self._watch, name="ray-watch", daemon=True)
 
@@ -71,6 +72,7 @@ class RayWatch:
 
     def __exit__(self, *raised: object) -> None:
         self._over.set()
+        _kill(self._family)
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -87,6 +89,7 @@ class RayWatch:
             with self._lock:
                 line = death() if self._looks else None
             if line is not None:
+                self._family = _family()
                 self.on_death(line)
                 if not self._over.wait(LEAVE_S):
                     self._end(line)
@@ -96,16 +99,30 @@ class RayWatch:
         with suppress(Exception):
             self._last()
         with suppress(Exception):
-            # All that this process has started by now is Ray's; some of it outlives its raylet while there is no GCS.
-            for started in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):
-                    started.kill()
+            _kill(self._family)
         if sys.stdout.isatty():
             sys.stdout.write(SHOW_CURSOR)
             sys.stdout.flush()
         echo(line, err=True)
         sys.stderr.flush()
         os._exit(1)
+
+
+def _family() -> list[psutil.Process]:
+    """Return the processes that this machine's own Ray has started and those below them; agents outlive a raylet without a GCS."""
+    node: Any = worker._global_node
+    found: list[psutil.Process] = []
+    for started in node.all_processes.values() if node is not None else ():
+        with suppress(psutil.Error):
+            top = psutil.Process(started[0].process.pid)
+            found += [top, *top.children(recursive=True)]
+    return found
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):  # gone already
+            process.kill()
 
 
 @contextmanager
