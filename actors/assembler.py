@@ -15,7 +15,7 @@ from shards.assembly import assemble
 from shards.commits import CommitRecord, check_plan, read_record
 from shards.generations import drop_earlier
 from shards.parts import PartError, drop_broken, part_name
-from shards.storage import delete, join
+from shards.storage import delete, join, staying
 from shards.tables import slice_form
 
 
@@ -33,7 +33,8 @@ def assemble_shard(arguments: dict[str, Any], others: Sequence[str] = ()) -> Com
     """
     output, parts = arguments["output"], arguments["parts"]
     try:
-        record = assemble(**arguments)
+        with staying(output):
+            record = assemble(**arguments)
     except FileNotFoundError:
         # Another try of this task came first, and has cleared up behind itself.
         record = read_record(output, arguments["shard"], arguments.get("generation", 0))
@@ -58,7 +59,8 @@ def join_unit(
     """
     started = time.monotonic()
     try:
-        joined = join_slices(output, unit, slices, fresh, facts, form, fingerprint)
+        with staying(output):
+            joined = join_slices(output, unit, slices, fresh, facts, form, fingerprint)
     except PartError as error:
         raise _dropped(error, output, [part_name(one.name) for one in slices], slice_form(form), fingerprint) from None
     return Receipt.of_joined(unit, joined, {"join": time.monotonic() - started})

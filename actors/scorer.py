@@ -14,7 +14,7 @@ from pipelines.passes import Course
 from pipelines.rows import Facts
 from pipelines.units import Unit
 from shards.parts import part_name, write_part
-from shards.storage import StorageError, join, names
+from shards.storage import StorageError, join, names, staying
 from shards.tables import slice_form
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class Scorer:
             return finished.course, finished.waiting
         started = time.monotonic()
         form = slice_form(self._form) if unit.span else self._form
-        size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
+        with staying(self._output):
+            size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
         seconds = {**finished.seconds, "write": time.monotonic() - started}
         receipt = Receipt.of(unit, finished.rows, finished.scores, seconds)
         return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size), None

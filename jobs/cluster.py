@@ -22,6 +22,7 @@ from jobs.local_ray import on_loopback
 from jobs.places import AbortError, DiedError, LostError, Pool, StartError
 from jobs.plan import Plan
 from jobs.ray_folder import ray_folder
+from jobs.ray_watch import unsaid
 from jobs.room import Room, Seat
 from pipelines.errors import MEMORY, MISFIT, FatalError, ModelError
 from pipelines.passes import Course
@@ -78,10 +79,12 @@ def cluster(address: str | None, quiet: bool = True, metrics_port: int | None = 
         try:
             with ExitStack() as prepared:
                 options |= prepared.enter_context(on_loopback()) if here else {}
+                if quiet:
+                    prepared.enter_context(unsaid())
                 ray.init(address or "local", log_to_driver=not quiet, logging_level=logging.ERROR, **options)
         except ClusterError:
             raise
-        except (ConnectionError, RuntimeError, ValueError, OSError, exceptions.RayError) as error:
+        except Exception as error:  # Ray raises errors of any kind, also bare ones where its processes do not come up
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ClusterError(f"Ray at {address or 'this machine'}: {reason}") from None
     try:

@@ -15,6 +15,7 @@ from ray._private import ray_constants
 
 from actors.pools import ClusterError
 
+ADDRESSES = 8 * 2**30  # bytes of address space without which Ray's processes do not start; most of it is never touched
 FILES = 512  # open files without which Ray's own processes wait for each other for ever
 LOOPBACK = "127.0.0.1"
 TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -28,6 +29,7 @@ def on_loopback() -> Iterator[dict[str, str]]:
         ClusterError: The machine does not let Ray start: one line says what it lacks.
     """
     check_files()
+    check_addresses()
     check_loopback()
     # Where Ray knows clusters, it takes 127.0.0.1 for the address of the network.
     known, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
@@ -58,6 +60,15 @@ def check_files() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < FILES:
         raise ClusterError(f"only {hard} files may be open at once, and Ray needs at least {FILES}; raise it with ulimit -n 8192")
+
+
+def check_addresses() -> None:
+    """Raise ClusterError where this process, and so those that it starts, may have too little address space for Ray."""
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY and most < ADDRESSES:
+        least, needs = f"{most / 2**30:.1f} GiB", f"{ADDRESSES / 2**30:.0f} GiB"
+        remedy = "raise it with ulimit -v unlimited"
+        raise ClusterError(f"only {least} of address space may be used, and Ray needs at least {needs}; {remedy}")
 
 
 def check_loopback() -> None:

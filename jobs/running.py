@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, get_args
 
 from actors.assembler import assemble_shard, join_unit
-from actors.pools import Sizes, size_pools
+from actors.pools import ClusterError, Sizes, size_pools
 from actors.receipts import Receipt
 from jobs.accepting import to_rerender
 from jobs.cluster import StepBackError, cluster, generators, scorers
@@ -23,6 +23,7 @@ from jobs.opening import Open, units_of
 from jobs.places import DEADLINE, PATIENCE, AbortError, StartError
 from jobs.plan import BadRow, Plan, PlanError, put_hardware, read_hardware, read_plan, read_shard, with_shard_hashes
 from jobs.publishing import REPAIR_NOTE, check_there, finish
+from jobs.ray_watch import RayWatch, one_line_of_ray
 from jobs.repair import remembered
 from jobs.room import Room
 from jobs.stats import Stats
@@ -35,7 +36,7 @@ from shards.generations import failed_rows
 from shards.index import INDEX, SUCCESS, Totals, total
 from shards.lease import Lease, hold
 from shards.parts import part_name, write_part
-from shards.storage import delete, join, names, put
+from shards.storage import check_stays, delete, join, names, put
 from shards.tables import slice_form
 
 ASSEMBLING = 2  # shards at a time
@@ -94,6 +95,7 @@ class Run:
         self._unfit_since: float | None = None
         self._turns = asyncio.Semaphore(ASSEMBLING)
         self.stats = Stats(self.output)
+        self.watch = RayWatch(self.stats.flush)
         self.metrics = Metrics(self.output, self.plan.counts.candidates)
         self.told = Both(Guarded(self.listener, "showing how the run goes"), Guarded(self.metrics, "recording metrics"))
         # A repair makes what was there, failures too.
@@ -126,7 +128,7 @@ class Run:
             lambda unit: self.open[unit.shard].split(unit),
             waiting=min(2 * sizes.scorers + 2, MOST_WAITING),
         )
-        with self.stop_on_interrupt(lanes), self.stop_without_lease(), self.metrics.showing():
+        with self.stop_on_interrupt(lanes), self.stop_without_lease(), self.stop_without_ray(), self.metrics.showing():
             async for receipt in lanes.run():
                 await self.settle(receipt)
                 if self.budget.spent:
@@ -281,6 +283,24 @@ class Run:
             lease.on_lost = None
 
     @contextlib.contextmanager
+    def stop_without_ray(self) -> Iterator[None]:
+        """Stop at once when a process of this machine's own Ray has died, which Ray says late or never."""
+        loop, work = asyncio.get_running_loop(), asyncio.current_task()
+        assert work is not None
+
+        def died(line: str) -> None:
+            self._broken = ClusterError(line)
+            work.cancel()
+
+        def tell(line: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(died, line)
+
+        self.watch.on_death = tell
+        with self.watch.looking():
+            yield
+
+    @contextlib.contextmanager
     def stop_on_interrupt(self, lanes: Lanes) -> Iterator[None]:
         """The first Ctrl-C finishes what is in flight, the second stops at once."""
         loop, work = asyncio.get_running_loop(), asyncio.current_task()
@@ -359,7 +379,7 @@ def run(
         PartError, StorageError: Parts are broken, or the output cannot be read or written.
     """
     say = partial(Guard("saying what the run is at"), say)
-    with hold(output, say) as lease:
+    with hold(output, say) as lease, _gone_before_all_else(output):
         there = read_plan(output)
         if there is None or there.fingerprint != plan.fingerprint:
             raise PlanError([f"{output}: was planned anew while this run waited for it; run again"])
@@ -379,7 +399,8 @@ def run(
                 delete(join(output, name))
             say("starting Ray")
             try:
-                with cluster(plan.config.runtime.address, metrics_port=plan.config.runtime.metrics_port) as nodes:
+                runtime = plan.config.runtime
+                with here.watch, cluster(runtime.address, metrics_port=runtime.metrics_port) as nodes, one_line_of_ray():
                     asyncio.run(here.render(nodes))
             finally:
                 here.stats.flush()
@@ -392,6 +413,16 @@ def run(
         if only is None:  # a repair leaves what it cannot mend, and says so
             check_there(output, last)
         return finish(plan, output, last)
+
+
+@contextlib.contextmanager
+def _gone_before_all_else(output: str) -> Iterator[None]:
+    """Have an error that ends a run say that the output was moved or deleted, where that is so: the error only follows from it."""
+    try:
+        yield
+    except Exception:
+        check_stays(output)
+        raise
 
 
 def _failed(output: str, plan: Plan, records: Iterable[CommitRecord], say: Callable[[str], None]) -> dict[int, frozenset[int]]:

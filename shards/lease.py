@@ -32,8 +32,10 @@ from configs.json_values import checked, parse_json
 from shards.confined import check_folders
 from shards.storage import (
     SCRATCH,
+    FolderGoneError,
     StorageError,
     TooLargeError,
+    check_stays,
     delete,
     get_small,
     is_local,
@@ -42,6 +44,7 @@ from shards.storage import (
     names,
     put,
     put_if_absent,
+    staying,
 )
 
 FOLDER = "lease"
@@ -319,6 +322,10 @@ class Lease:
         """Renew it; returns why it is lost, if it is."""
         now = _look(self.output)
         if now is None:
+            try:
+                check_stays(self.output)
+            except FolderGoneError as error:
+                return str(error)
             return f"{self.output}: its lease is gone: somebody removed {FOLDER}/{_name(self._number)}"
         if not self._is_ours(now):
             return f"{self.output}: was taken over by {now.who()}"
@@ -367,7 +374,7 @@ def hold(
     expires_s: float = EXPIRES_S,
     grace_s: float = GRACE_S,
 ) -> Iterator[Lease]:
-    """Hold an output as its only writer, as far as others ask.
+    """Hold an output as its only writer, as far as others ask. Where it is moved or deleted meanwhile, it is not made again.
 
     Args:
         output: Its URI.
@@ -385,7 +392,8 @@ def hold(
     tell = say or (lambda line: None)
     lease = Lease(output, renew_s, expires_s)
     lease._take(grace_s, tell)
-    try:
-        yield lease
-    finally:
-        lease._release(tell)
+    with staying(output):
+        try:
+            yield lease
+        finally:
+            lease._release(tell)

@@ -46,6 +46,10 @@ class StorageError(OSError):
     """A storage that is not there, refuses or fails; the message is one line that begins with the URI."""
 
 
+class FolderGoneError(StorageError):
+    """A folder that is not there any more, though it was when the writing began."""
+
+
 class TooLargeError(ValueError):
     """A file with more bytes than any of its kind has."""
 
@@ -276,7 +280,7 @@ def _is_precondition_failure(error: BaseException) -> bool:
 
 
 def _written_beside(place: Path, content: bytes, flush: bool = True) -> Path:
-    place.parent.mkdir(parents=True, exist_ok=True)
+    _make_folders(place.parent)
     scratch = place.parent / f"{SCRATCH}{secrets.token_hex(8)}"
     try:
         with scratch.open("xb") as file:
@@ -288,6 +292,52 @@ def _written_beside(place: Path, content: bytes, flush: bool = True) -> Path:
         scratch.unlink(missing_ok=True)
         raise
     return scratch
+
+
+_staying: list[Path] = []  # folders that this process, in any of its threads, does not make anew
+
+
+@contextmanager
+def staying(folder: str) -> Iterator[None]:
+    """Inside, write no file into a folder that has gone: whoever moved or deleted it finds nothing new at its old place.
+
+    Holds for all threads of this process, and for local folders: a remote storage has none. What is written there raises
+    FolderGoneError then.
+
+    Args:
+        folder: Its URI; it is there already.
+    """
+    if not is_local(folder):
+        yield
+        return
+    _staying.append(local_path(folder))
+    try:
+        yield
+    finally:
+        _staying.remove(local_path(folder))
+
+
+def check_stays(folder: str) -> None:
+    """Raise FolderGoneError where a local folder that files were written into is not there any more."""
+    if is_local(folder) and not local_path(folder).is_dir():
+        again = "what was moved goes on with its new place as --out"
+        raise FolderGoneError(f"{folder}: is gone: it was moved or deleted in mid-run; {again}")
+
+
+def _make_folders(folder: Path) -> None:
+    """Make a folder and those above it, but none that stays, nor what lies above that one."""
+    root = next((root for root in [*_staying] if folder.is_relative_to(root)), None)
+    if root is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    try:
+        above = root
+        for name in folder.relative_to(root).parts:
+            above /= name
+            above.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        check_stays(str(root))
+        raise
 
 
 def _flush(place: Path) -> None:

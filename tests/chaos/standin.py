@@ -23,6 +23,7 @@ from pipelines.finishing import Onward, finish
 from pipelines.results import Candidate, Outcome, Rendered, Scored
 from pipelines.units import Unit, candidate_seed
 from shards.parts import part_name, write_part
+from shards.storage import staying
 from shards.tables import slice_form
 
 
@@ -181,7 +182,8 @@ def install(chaos: Chaos) -> None:
             if isinstance(finished, Onward):
                 return finished.course, finished.waiting
             form = slice_form(self._form) if unit.span else self._form
-            size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
+            with staying(self._output):
+                size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
             receipt = Receipt.of(unit, finished.rows, finished.scores, finished.seconds)
             return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size), None
 

@@ -82,6 +82,13 @@ def test_a_run_with_few_open_files_ends_with_one_line(tmp_path):
     assert line.startswith("only 64 files may be open at once") and "ulimit -n" in line
 
 
+def test_a_run_with_little_address_space_ends_with_one_line(tmp_path):
+    done = run(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 * 10**9, 4 * 10**9)))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("only 3.7 GiB of address space") and "ulimit -v" in line
+
+
 def test_a_run_without_loopback_ends_with_one_line(tmp_path):
     done = run(tmp_path, ("unshare", "-rn"))
     assert done.returncode == 1

@@ -2,6 +2,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import socket
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from shards.storage import (
     SCRATCH,
+    FolderGoneError,
     OddFileError,
     StorageError,
     delete,
@@ -21,6 +23,7 @@ from shards.storage import (
     put,
     put_if_absent,
     put_unflushed,
+    staying,
 )
 
 
@@ -230,3 +233,18 @@ def test_a_range_is_never_longer_than_the_file(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     assert get_range(str(tmp_path / "file"), 3, 10**18) == b"tent"
     assert get_range(str(tmp_path / "file"), 10**18, 10**19) == b""
+
+
+def test_a_folder_that_stays_is_not_made_again_once_it_was_moved_away(tmp_path):
+    output = str(tmp_path / "out")
+    put(f"{output}/plan/plan.json", b"{}")
+    with staying(output):
+        put(f"{output}/stats/deep/1", b"1")
+        (tmp_path / "out").rename(tmp_path / "elsewhere")
+        for write in (put, put_if_absent, put_unflushed):
+            with pytest.raises(FolderGoneError, match="^" + re.escape(f"{output}: is gone: it was moved or deleted")):
+                write(f"{output}/parts/1", b"1")
+        assert not (tmp_path / "out").exists()
+        put(f"{tmp_path}/other/1", b"1")
+    assert (tmp_path / "elsewhere/stats/deep/1").read_bytes() == b"1"
+    put(f"{output}/parts/1", b"1")
