@@ -95,7 +95,8 @@ def override(content: dict[str, Any], setting: str) -> None:
     try:
         value = parse_setting(text, forms)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-        raise ConfigError([f"--set {setting}: {text!r} is not a YAML value; quote it"]) from None
+        quoting = f"if it is one text, put it in quotes of its own: --set '{path}=\"…\"'"
+        raise ConfigError([f"--set {setting}: {text!r} is not a YAML value; {quoting}"]) from None
     at: Any = content
     for key in keys[:-1]:
         at = at[_index(at, key, setting)] if isinstance(at, list) else at.setdefault(key, {})

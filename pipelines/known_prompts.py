@@ -24,7 +24,7 @@ class KnownPrompts:
     pattern: re.Pattern[str]
 
     def has(self, prompt: str) -> bool:
-        """Return whether a prompt is one of them, however its words are spaced."""
+        """Return whether a prompt is one of them, however its words are spaced, in small letters or capitals."""
         return self.pattern.fullmatch(" ".join(prompt.split())) is not None
 
 
@@ -40,7 +40,7 @@ def known_prompts(model: Model) -> KnownPrompts | None:
     place = Path(f"{folder}{ENDING}")
     try:
         values = json.loads(place.read_text(encoding="utf-8"))
-        return KnownPrompts(str(values["form"]), re.compile(values["pattern"]))
+        return KnownPrompts(str(values["form"]), re.compile(values["pattern"], re.IGNORECASE))  # CLIP reads small letters
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, re.error) as error:

@@ -55,4 +55,4 @@ def line_of(found: "Found") -> str:
     by = ", ".join(f"{count:,} by {sign}" for sign, count in said["by"].items())
     how = "" if found.exact else "; embeddings were compared approximately, so a few may be missed"
     images = summary.many(len(found.pictures.keys), "image")
-    return f"{images}, {number:,} of them superfluous in {groups:,} groups{f' ({by})' if by else ''}{how}"
+    return f"{images}, {number:,} of them superfluous in {summary.many(groups, 'group')}{f' ({by})' if by else ''}{how}"
