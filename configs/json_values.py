@@ -14,6 +14,8 @@ MOST_VALUES = 10_000_000  # by the signs that stand between values: each may tak
 LARGEST = 2**63  # of whole numbers: beyond it they fit into no column
 
 WORDS = {int: "number", float: "number", str: "text"}
+SIGNS = ",:[{"
+TEXT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 Known = TypeVar("Known")
@@ -27,7 +29,7 @@ def parse_json(content: bytes | str) -> Any:
     """
     text = content if isinstance(content, str) else content.decode()
     # Counted before Python makes objects of them: two bytes of JSON can become sixty of memory.
-    if sum(map(text.count, ",:[{")) > MOST_VALUES:
+    if has_too_many(text):
         raise ValueError(f"JSON of more than {MOST_VALUES:,} values")
     try:
         value = json.loads(text)
@@ -49,6 +51,15 @@ def parse_json(content: bytes | str) -> Any:
     if SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False).encode()  # half a pair fits into no file
     return value
+
+
+def has_too_many(text: str) -> bool:
+    """Return whether a JSON text has more values than `parse_json` takes."""
+    if sum(map(text.count, SIGNS)) <= MOST_VALUES:
+        return False
+    # Prompts are full of commas: what stands in texts separates no values.
+    bare = TEXT.sub("", text)
+    return sum(map(bare.count, SIGNS)) > MOST_VALUES
 
 
 def checked(value: Known) -> Known:

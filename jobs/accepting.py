@@ -85,16 +85,29 @@ class Aside:
     def with_rerendered(self, edited: RowChanges) -> "Aside":
         """Return this with the committed rows that were edited marked as to be rendered again.
 
-        Where more changed than the manifest, all rows of their shards are: a shard is of one render config.
+        Where more changed than the manifest, all rows of their shards are, as `with_whole_shards` says.
         """
         again = {some.shard: some for some in self.again}
         for number, ranges in edited.committed.items():
-            record, plan = self.committed[number], self._plan_of(number)
-            alone = plan is not None and is_of_rows(changes(plan, self.inputs))
-            rows = Rerender(number, record.generation, ranges if alone else ((0, record.requests - 1),))
+            rows = Rerender(number, self.committed[number].generation, ranges)
             before = again[number].numbers if number in again else frozenset()
             again[number] = replace(rows, rows=as_ranges(sorted(rows.numbers | before)))
-        return replace(self, again=tuple(again[number] for number in sorted(again)))
+        return replace(self, again=tuple(again[number] for number in sorted(again))).with_whole_shards()
+
+    def with_whole_shards(self) -> "Aside":
+        """Return this with all rows of a shard to be rendered again where some are and more changed than the manifest.
+
+        A shard is of one render config: its rows would be of two otherwise, and its images perhaps of two formats.
+        """
+        return replace(self, again=tuple(some if self._is_of_rows(some.shard) else self._whole(some) for some in self.again))
+
+    def _is_of_rows(self, number: int) -> bool:
+        plan = self._plan_of(number)
+        changed = changes(plan, self.inputs) if plan is not None else None
+        return changed is not None and (not changed or is_of_rows(changed))
+
+    def _whole(self, some: Rerender) -> Rerender:
+        return replace(some, rows=((0, self.committed[some.shard].requests - 1),))
 
     def committed_plan(self, now: ShardPlan) -> ShardPlan | None:
         """Return the plan that a shard was committed by and goes on with; None where rows of the shard are to be rendered again.
@@ -154,7 +167,8 @@ def look_aside(output: str, there: Plan | None, inputs: Mapping[str, Any]) -> As
     accepted = {fingerprint: changes(plan, inputs) for fingerprint, plan in sorted(plans.items())}
     committed = {record.shard: record for record in read_records(output)} if plans else {}
     pending = tuple(to_rerender(plans.values(), committed).values())
-    return Aside(output, plans, accepted, committed, there, inputs, pending)
+    # Rows that wait to be rendered again since an earlier change may meet another config by now.
+    return Aside(output, plans, accepted, committed, there, inputs, pending).with_whole_shards()
 
 
 def to_rerender(plans: Iterable[Plan], committed: Mapping[int, CommitRecord]) -> dict[int, Rerender]:

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from configs.errors import shown
-from configs.json_values import checked, parse_json
+from configs.json_values import MOST_VALUES, checked, has_too_many, parse_json
 from configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
 from configs.schema import Config
 from jobs.seals import SEAL, sealed
@@ -229,6 +229,9 @@ def packed(shard: ShardPlan) -> tuple[bytes, str]:
     whole = content[:-1] + b',"units":' + _dumps(shard.units) + b"}"
     if len(whole) > MOST_SHARD:
         much = f"{len(whole):,} bytes of rows, of {MOST_SHARD:,} at most"
+        raise PlanError([f"shards.size: shard {shard.shard:06d} would have {much}; set it lower"])
+    if len(whole) > MOST_VALUES and has_too_many(whole.decode()):
+        much = f"rows of more than {MOST_VALUES:,} values"
         raise PlanError([f"shards.size: shard {shard.shard:06d} would have {much}; set it lower"])
     return gzip.compress(whole, compresslevel=1, mtime=0), hashlib.sha256(content).hexdigest()
 

@@ -394,7 +394,8 @@ class _Making:
         """Count the next shard, and write it."""
         # A plan that will be refused is not worth writing.
         if write and self.writing and (self.recording or not self.tally.problems):
-            self.writer.write(len(self.hashes), shard.content)
+            number = len(self.hashes)
+            self.writer.write(number, shard.content, committed=number in self.aside.committed)
         self.hashes.append(shard.hash)
         self.counts = added(self.counts, shard.counts)
         self.ends.append(self.counts.rows)

@@ -123,7 +123,8 @@ def _left(plan: Plan, damaged: Iterable[int], begun: Collection[int], records: I
         if plans == {plan.fingerprint}:
             continue
         left[shard] = f"shard {shard:06d} " + (
-            "was committed before changes that were accepted; this plan cannot make it again"
+            "was committed before changes that were accepted; this plan cannot make it again to the same bytes"
+            f" (take commits/{shard:06d}.* away, and `promptmill run` renders the shard anew by this plan)"
             if plans and plan.fingerprint not in plans
             else f"may be of this plan or of one before changes that were accepted: its record and {INDEX} do not tell; "
             "bring its record in commits/ back from a copy"

@@ -1,6 +1,7 @@
 """Writes the plans of shards one after the other, without waiting for the storage each time, and makes them durable together.
 
-A plan is none before its plan.json is there, which is written last. So until then the plans of shards may be lost in any way.
+A plan is none before its plan.json is there, which is written last. So until then the plans of shards may be lost in any way, but
+for those of shards that are committed already: only they tell what is published, and going on needs to know.
 """
 
 from collections import deque
@@ -21,15 +22,18 @@ class ShardWriter:
         self._threads = ThreadPoolExecutor(PUTS, "put-shard-plan")
         self._putting: deque[Future[None]] = deque()
 
-    def write(self, shard: int, content: bytes) -> None:
+    def write(self, shard: int, content: bytes, committed: bool = False) -> None:
         """Write the plan of a shard, or see to it that another thread does. The same shard may be written again after `wait`.
+
+        Args:
+            committed: Whether the shard is published: then a power cut leaves the plan before or this one, whole.
 
         Raises:
             StorageError: This plan, or one before it, cannot be written.
         """
         uri = shard_uri(self._output, shard)
         if self._local:
-            put_unflushed(uri, content)
+            (put if committed else put_unflushed)(uri, content)
             return
         if len(self._putting) == PUTS:
             self._putting.popleft().result()

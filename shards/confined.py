@@ -13,6 +13,8 @@ from shards.storage import SCRATCH, OddFileError, StorageError, is_local, join, 
 
 FOLDERS = ("data", "metadata", "commits", "parts", "plan", "plan/shards", "plan/earlier", "stats", "lease")  # that a dataset has
 
+STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+
 
 class OutsideError(StorageError):
     """A place outside of the folder that was asked for; the message is one line that begins with the place."""
@@ -80,13 +82,18 @@ def own_file(output: str, path: str) -> str:
 def write_file(file: Path, content: bytes) -> None:
     """Write a file that a person asked for, whole or not at all. A link of this name is replaced, what it led to stays as it was.
 
-    A device or a pipe that is there under the name, such as /dev/stdout, is written into.
+    A device or a pipe that is there under the name is written into, and so is what /dev/stdout, /dev/stderr or /dev/fd/N leads to.
 
     Raises:
         OutsideError: The path has no name of a file.
         OSError: It cannot be written.
     """
     place = local_path(place_in(str(file.parent), file.name))
+    if (own := _descriptor(place)) is not None:
+        # Where a shell leads /dev/stdout to a file, the name is still a link of the whole machine: it must not be replaced.
+        with os.fdopen(os.dup(own), "wb") as stream:
+            stream.write(content)
+        return
     if _is_stream(place):
         # Without a reader, opening a FIFO would wait without end.
         handle = os.open(place, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -103,6 +110,13 @@ def write_file(file: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(file)) from None
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _descriptor(place: Path) -> int | None:
+    """Return the number of the open file of this process that a path names, or None where the path names none."""
+    if str(place) in STREAMS:
+        return STREAMS[str(place)]
+    return int(place.name) if str(place.parent) in ("/dev/fd", "/proc/self/fd") and place.name.isdecimal() else None
 
 
 def _is_stream(place: Path) -> bool:

@@ -227,6 +227,21 @@ def test_where_the_config_changed_too_a_shard_with_an_edited_row_is_rendered_aga
     assert steps == [(0, 2), (1, 1)]
 
 
+@pytest.mark.parametrize("accepting", [True, "keep", "rerender"])
+def test_a_config_that_changes_while_rows_wait_to_be_rendered_again_leaves_no_shard_of_two_configs(finished, accepting):
+    manifest, site = finished
+    write(manifest, rows_of(r3={"prompt": "another"}))
+    make_plan(look(config(manifest)), site.out, accept_changes="rerender")
+    # Nothing was rendered yet; in the second change no row is edited.
+    settings = ["shards.image_format=jpg", "defaults.steps=2"]
+    plan = make_plan(look(config(manifest, *settings)), site.out, accept_changes=accepting)
+    assert [sorted(some.numbers) for some in plan.rerender] == [[*range(12)]]
+    site.finish()
+    assert problems(site.out) == []
+    steps = duckdb.sql(f"SELECT DISTINCT shard, steps FROM '{site.out}/metadata/*.parquet' ORDER BY ALL").fetchall()
+    assert steps == [(0, 2), (1, 1)]
+
+
 def test_a_bad_row_that_was_mended_is_rendered_and_a_good_one_that_went_bad_fails(calm, tmp_path):
     manifest, settings = tmp_path / "manifest.jsonl", ["runtime.on_bad_row=record"]
     write(manifest, rows_of(5, r1={"steps": -1}))

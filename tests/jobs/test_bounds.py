@@ -13,11 +13,15 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
+from configs import json_values
+from jobs import plan as plans
 from jobs.calibration.trials import Notes
 from jobs.cli import main
 from jobs.plan import MOST_SHARD, PlanError, fingerprint_of, read_hardware, read_plan, read_shard, unpacked
 from jobs.repair import Cleared, remembered
 from jobs.seals import SEAL, sealed
+from manifests.requests import Request
+from pipelines.units import Placed
 from shards.commits import CommitError, FileRecord, parse_shard_name, read_record, read_records
 from shards.lease import Holder, holder_of
 from shards.published import read_metadata
@@ -247,3 +251,18 @@ def test_a_lease_that_would_last_for_ever_is_a_broken_one():
     holder = Holder.here(1e300)
     assert Holder.from_json(holder.to_json()) is None
     assert Holder.from_json(Holder.here(600).to_json()) is not None
+
+
+def test_a_shards_plan_that_is_written_can_be_read_and_one_of_too_many_values_is_refused_by_name(tmp_path, monkeypatch):
+    request = Request(
+        "r", "a, b: c, d, " * 20, "", "txt2img", None, None, (), None, 64, 64, 2, 3.0, 0.0, "dpmpp_2m", None, 1, 1, (), {}
+    )
+    shard = plans.ShardPlan(0, tuple(Placed(row, request) for row in range(10)), ((*range(10),),))
+    for module in (json_values, plans):
+        monkeypatch.setattr(module, "MOST_VALUES", 1000)
+    # The prompts alone have more commas than that.
+    plans.write_shard(str(tmp_path), shard)
+    assert read_shard(str(tmp_path), 0) == shard
+    many = dataclasses.replace(shard, requests=tuple(Placed(row, request) for row in range(100)))
+    with pytest.raises(PlanError, match=r"^shards\.size: shard 000000 would have rows of more than 1,000 values; set it lower$"):
+        plans.write_shard(str(tmp_path), many)

@@ -53,6 +53,25 @@ def test_the_thread_that_plans_waits_for_the_disk_as_often_for_many_shards_as_fo
     assert waits[0] == waits[1] < 6
 
 
+def test_the_plan_of_a_committed_shard_is_on_the_disk_before_it_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+    writer, place, lost = ShardWriter(str(tmp_path)), tmp_path / "plan" / "shards" / "000000.json.gz", []
+    put(str(place), b"before")
+    real = os.fsync
+
+    def noted(handle):
+        lost.append(place.read_bytes() != b"before")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    writer.write(0, b"now", committed=True)
+    assert lost[0] is False and place.read_bytes() == b"now"
+    # All other plans wait for nobody.
+    flushed = len(lost)
+    writer.write(1, b"now")
+    assert len(lost) == flushed
+    writer.close()
+
+
 def test_many_files_are_flushed_at_once(tmp_path, monkeypatch):
     together = threading.Barrier(FLUSHES, timeout=60)
     writer = ShardWriter(str(tmp_path))

@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +100,16 @@ def test_a_pipe_that_somebody_reads_takes_the_content_and_one_that_nobody_reads_
     write_file(out / "pipe", b"content")
     assert os.read(reader, 100) == b"content"
     os.close(reader)
+
+
+def test_what_a_descriptor_leads_to_is_written_into_and_its_name_stays(out):
+    with (out / "redirected").open("wb") as stream:
+        write_file(Path(f"/dev/fd/{stream.fileno()}"), b"content")
+        stream.write(b", and more")
+    assert (out / "redirected").read_bytes() == b"content, and more"
+    code = "from pathlib import Path; from shards.confined import write_file; write_file(Path('/dev/stdout'), b'content')"
+    kind = os.lstat("/dev/stdout").st_mode
+    with (out / "stdout").open("wb") as stream:
+        # Where the name would be replaced, for the whole machine, this fails instead.
+        subprocess.run([sys.executable, "-c", f"import os; os.rename = os.replace = None; {code}"], stdout=stream, check=True)
+    assert (out / "stdout").read_bytes() == b"content" and os.lstat("/dev/stdout").st_mode == kind
