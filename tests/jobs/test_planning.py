@@ -219,9 +219,9 @@ def test_a_shard_is_mended_once_however_many_of_its_rows_have_doubled_ids(manife
     write(manifest, [{"id": str(i % 8), "prompt": "x"} for i in range(40)])
     written, really = [], ShardWriter.write
 
-    def noted(writer, shard, content):
+    def noted(writer, shard, content, **how):
         written.append(shard)
-        really(writer, shard, content)
+        really(writer, shard, content, **how)
 
     monkeypatch.setattr(ShardWriter, "write", noted)
     plan = planned(config_of(manifest, "runtime.on_bad_row=record"), tmp_path / "out")
