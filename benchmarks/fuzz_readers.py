@@ -266,7 +266,9 @@ def main(minutes: float, seed: str, single: int | None) -> None:
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="promptmill-fuzz-", dir=MEMORY) as name:
         # Apart, since torch is imported for it.
-        subprocess.run([sys.executable, "-c", f"from benchmarks.fuzz_readers import make; make({name!r})"], check=True)
+        here = {variable: value for variable, value in os.environ.items() if variable != "PYTHONSAFEPATH"}
+        command = [sys.executable, "-c", f"from benchmarks.fuzz_readers import make; make({name!r})"]
+        subprocess.run(command, check=True, env=here)
         until = time.monotonic() + 60 * minutes
         if single is not None:
             found.append(case(Path(name), seed, single, whole=True))

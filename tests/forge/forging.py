@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 
-from jobs.plan import read_plan
+from jobs.plan import Plan, read_plan
 from jobs.publishing import made_of
 from shards.card import CARD, card
 from shards.commits import CommitRecord, FileRecord, shard_name
@@ -74,9 +74,10 @@ def forge(output: str, number: int = 0, table: pa.Table | None = None, tar: byte
     forge_record(output, dataclasses.replace(was, **{"files": tuple(files), **record}))
 
 
-def forge_record(output: str, record: CommitRecord) -> None:
+def forge_record(output: str, record: CommitRecord, plan: Plan | None = None) -> None:
+    """Forge a commit record, and index and card after it; `plan` where the one that lies there is forged beyond reading."""
     put(join(output, "commits", f"{shard_name(record.shard)}.json"), record.to_json())
-    plan = read_plan(output)
+    plan = plan or read_plan(output)
     records = [record_of(output, shard) for shard in range(plan.shards)]
     put(join(output, INDEX), encode_index(records))
     put(join(output, CARD), card(made_of(plan, records)))

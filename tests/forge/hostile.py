@@ -214,7 +214,7 @@ def plan_holds_a_link(out, outside):
 def earlier_plan_elsewhere(out, outside):
     plan = read_plan(str(out))
     write_plan(str(out), dataclasses.replace(plan, accepted={"../../../outside/secret": ["seed"]}))
-    forge_record(str(out), record_of(str(out)))
+    forge_record(str(out), record_of(str(out)), plan)
 
 
 @hostile("The note of a repair that was cut off has a path in place of a generation, and a tar is gone.")

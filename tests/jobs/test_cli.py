@@ -389,7 +389,8 @@ def test_parts_that_cannot_be_written_end_the_run_with_one_line(manifest):
 def test_shards_of_another_plan_are_not_mixed_in(manifest):
     out = manifest.parent / "out"
     plan(manifest)
-    record = {"shard": 0, "generation": 0, "files": [], "fingerprint": "e" * 64}
+    files = [{"path": path, "size": 1, "sha256": "0" * 64} for path in ("data/000000.tar", "metadata/000000.parquet")]
+    record = {"shard": 0, "generation": 0, "files": files, "fingerprint": "e" * 64}
     counts = {"requests": 1, "candidates": 4, "kept": 1, "rejected": 3, "failed": 0, "failed_requests": 0}
     put(f"{out}/commits/000000.json", json.dumps(record | counts).encode())
     result = invoke("run", "embedded", "--out", out, "--set", f"manifest={manifest}")

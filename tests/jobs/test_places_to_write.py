@@ -44,7 +44,8 @@ def invoke(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("command", "file"), [(("sheet",), "sheet.png"), (("report",), "report.html"), (("regenerate", KEY), f"{KEY}.png")]
+    ("command", "file"),
+    [(("sheet",), "sheet.png"), (("report",), "report.html"), (("regenerate", KEY, "--to", f"{KEY}.png"), f"{KEY}.png")],
 )
 def test_a_link_under_the_usual_name_is_replaced_and_what_it_led_to_stays(clean, here, home, command, file):
     (here / file).symlink_to(home / "profile")
