@@ -126,8 +126,8 @@ class Aside:
             raise PlanError([f"shard {number:06d} {said}; give another --out"])
         for row, (was, is_) in enumerate(zip(then, ids, strict=True)):
             if was != is_:
-                said = f"is committed as {quoted(was)}, the manifest now has {quoted(is_)}; give another --out"
-                raise PlanError([f"shard {number:06d}, row {row}: {said}"])
+                said = f"is committed as {quoted(was)}, the manifest now has {quoted(is_)}; rows may be added behind the last only"
+                raise PlanError([f"shard {number:06d}, row {row}: {said}: bring the committed rows back, or give another --out"])
         return plan if self.stays(number) else None
 
     def stays(self, number: int) -> bool:

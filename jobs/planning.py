@@ -214,10 +214,16 @@ def make_plan(
             # Other line ends, say: every row asks for what it asked for.
             return replace(there, roots=sources.roots, config=sources.config)
         if not accept_changes:
+            if is_of_rows(different) and rows.only_added:
+                more = f"the manifest has {rows.added:,} more row{'' if rows.added == 1 else 's'} than were planned"
+                raise PlanError([f"{output}: {more}; --accept-changes goes on with them", *rows.lines()])
             raise PlanError([*_refusal(output, there, different), *(rows.lines() if rows else [])])
         if rows.committed and accept_changes is True:
             ways = "--accept-changes=keep leaves their images as they are, --accept-changes=rerender renders these rows again"
-            raise PlanError([f"{output}: {rows.committed_rows:,} committed rows were edited; {ways}:", *rows.lines(True)])
+            edited = (
+                "1 committed row was edited" if rows.committed_rows == 1 else f"{rows.committed_rows:,} committed rows were edited"
+            )
+            raise PlanError([f"{output}: {edited}; {ways}:", *rows.lines(True)])
         if accept_changes == "rerender":
             aside = aside.with_rerendered(rows)
         put_aside(output, there, aside.again, next(iter(aside.plans.values())))

@@ -88,6 +88,11 @@ class RowChanges:
             self.committed[now.shard] = as_ranges(edited)
 
     @property
+    def only_added(self) -> bool:
+        """Whether rows were added, and nothing else changed."""
+        return bool(self.added) and not (self.edited or self.removed or self.moved)
+
+    @property
     def committed_rows(self) -> int:
         return sum(last - first + 1 for ranges in self.committed.values() for first, last in ranges)
 
@@ -100,7 +105,8 @@ class RowChanges:
         if all_ > len(named):
             lines.append(f"  and {all_ - len(named):,} more edited rows")
         if self.moved and not only_committed:
-            lines.append(f"  {self.moved:,} rows have another id than before at their place; the first: {self.first_moved}")
+            have = "1 row has" if self.moved == 1 else f"{self.moved:,} rows have"
+            lines.append(f"  {have} another id than before at the same place; the first: {self.first_moved}")
         return lines
 
 
