@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import time
@@ -120,8 +121,11 @@ class Run:
         room = Room(feeding=sizes.generators // sizes.scorers)
         rendering = generators(self.plan, sizes, room, self.generator_loaded)
         scoring = scorers(self.plan, sizes, room, self.output, self.facts, self.form, self.check_hardware)
+        # Shards whose parts are all there are assembled at once; where nothing is left to render, no model is loaded for them.
+        units = self.units()
+        first = next(units, None)
         lanes = Lanes(
-            self.units(),
+            itertools.chain([] if first is None else [first], units),
             self.metrics.watched(rendering, "generators"),
             self.metrics.watched(scoring, "scorers"),
             self.convict,
@@ -129,12 +133,8 @@ class Run:
             waiting=min(2 * sizes.scorers + 2, MOST_WAITING),
         )
         with self.stop_on_interrupt(lanes), self.stop_without_lease(), self.stop_without_ray(), self.metrics.showing():
-            async for receipt in lanes.run():
-                await self.settle(receipt)
-                if self.budget.spent:
-                    lanes.stop()  # what is in flight is finished
-                if self._broken:
-                    break
+            if first is not None:
+                await self.settle_all(lanes)
             await asyncio.gather(*self._assembling)
         if self._broken:
             raise self._broken
@@ -164,6 +164,15 @@ class Run:
         if before is None:
             return Open(number, self.generations.get(number, 0))
         return Open(number, before.generation + 1, before, self.again[number])
+
+    async def settle_all(self, lanes: Lanes) -> None:
+        """Settle the units of the lanes until none is left, or until the run is to end."""
+        async for receipt in lanes.run():
+            await self.settle(receipt)
+            if self.budget.spent:
+                lanes.stop()  # what is in flight is finished
+            if self._broken:
+                break
 
     async def settle(self, receipt: Receipt) -> None:
         self.settled += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.chaos.site import Site, problems, published
+from tests.chaos.site import Site, plan, problems, published
 
 
 def alone(calm, folder):
@@ -110,3 +110,17 @@ def test_a_tar_that_is_deleted_in_mid_run_is_named_at_the_end(calm, tmp_path):
     (line,) = ended.errors.splitlines()
     assert line.startswith(f"{deleted[0]}: was committed, and is gone; ")
     assert not (Path(site.out) / "_SUCCESS").exists()
+
+
+def test_shards_whose_parts_are_all_there_are_published_without_loading_a_model(calm, tmp_path):
+    template = plan(tmp_path, units=4, shard_size=12)
+    site = Site.of(template, tmp_path / "site", calm.cluster.address, "--seconds", "0.2")
+    commits = Path(site.out) / "commits"
+    # A file where a folder has to be: the parts are written, and their shard cannot be committed.
+    stopped = site.run(attack=lambda driver: commits.write_text(""))
+    assert stopped.status == 1 and len(list((Path(site.out) / "parts").glob("*.parquet"))) == 4
+    commits.unlink()
+    rendered = site.rendered()
+    ended = site.run()
+    assert ended.status == 0 and '"loaded"' not in ended.said and site.rendered() == rendered
+    assert problems(site.out) == []
