@@ -43,6 +43,7 @@ from shards.tables import slice_form
 ASSEMBLING = 2  # shards at a time
 MOST_WAITING = 16  # rendered units that wait for a scorer: they are lost with the driver, and take memory
 UNFIT_S = 180.0  # that a run waits for a node of the right kind of hardware, where there are several nodes
+ONE_REQUEST_S = 1.0  # within which a second SIGTERM is the first one again
 
 
 class StoppedError(Exception):
@@ -311,9 +312,16 @@ class Run:
 
     @contextlib.contextmanager
     def stop_on_interrupt(self, lanes: Lanes) -> Iterator[None]:
-        """The first Ctrl-C finishes what is in flight, the second stops at once."""
+        """Finish what is in flight at the first Ctrl-C or SIGTERM, and stop at once at the second."""
         loop, work = asyncio.get_running_loop(), asyncio.current_task()
         assert work is not None
+        asked = [-ONE_REQUEST_S]
+
+        def terminated() -> None:
+            # `timeout` and other supervisors signal a process and then its group: one request, which arrives twice.
+            before, asked[0] = asked[0], time.monotonic()
+            if asked[0] - before >= ONE_REQUEST_S:
+                interrupted()
 
         def interrupted() -> None:
             if self.stopped:
@@ -325,7 +333,7 @@ class Run:
 
         try:
             loop.add_signal_handler(signal.SIGINT, interrupted)
-            loop.add_signal_handler(signal.SIGTERM, interrupted)
+            loop.add_signal_handler(signal.SIGTERM, terminated)
         except (ValueError, NotImplementedError, RuntimeError):
             yield  # not the main thread: whoever runs us there stops us otherwise
             return

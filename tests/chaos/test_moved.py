@@ -1,5 +1,6 @@
 """An output that is moved or deleted, and a Ray that dies, under a run of stand-in work."""
 
+import os
 import shutil
 import signal
 import time
@@ -124,3 +125,20 @@ def test_shards_whose_parts_are_all_there_are_published_without_loading_a_model(
     ended = site.run()
     assert ended.status == 0 and '"loaded"' not in ended.said and site.rendered() == rendered
     assert problems(site.out) == []
+
+
+def test_a_request_to_end_that_arrives_twice_at_once_finishes_what_is_in_flight(calm, tmp_path):
+    site = Site.of(plan(tmp_path, units=24), tmp_path / "site", calm.cluster.address, "--seconds", "0.3")
+
+    def attack(driver):
+        wait_for_a_part(site)
+        for _ in range(2):  # as `timeout` does: the process, then its group
+            os.kill(driver, signal.SIGTERM)
+            time.sleep(0.1)
+
+    ended = site.run(attack=attack)
+    assert ended.status == 130 and '"stopping"' in ended.said
+    durable = len(list((Path(site.out) / "parts").glob("*.parquet")))
+    committed = sum(1 for _ in (Path(site.out) / "commits").glob("*.json")) if (Path(site.out) / "commits").exists() else 0
+    # Each unit that was begun is durable: three requests a unit, four units a shard.
+    assert site.rendered() == 3 * (durable + 4 * committed)
