@@ -25,7 +25,9 @@ def leave_out_here() -> None:
     if sys.path and sys.path[0] in ("", here):
         unwanted.add(here)
     unwanted -= {os.path.normpath(entry) for entry in named}
-    sys.path[:] = [entry for entry in sys.path if _is_own(entry) or (entry != "" and os.path.normpath(entry) not in unwanted)]
+    # Python writes the current folder as "" where it begins with -c.
+    entries = [here if entry == "" and here and _is_own(here) else entry for entry in sys.path]
+    sys.path[:] = [entry for entry in entries if _is_own(entry) or (entry != "" and os.path.normpath(entry) not in unwanted)]
     if given:
         os.environ["PYTHONPATH"] = os.pathsep.join(named)
     # As `python -P`: a child that begins with -c or -m would look for its modules here first.

@@ -4,6 +4,7 @@ Keys, columns, paths and messages may be a stranger's: here each becomes safe to
 """
 
 import re
+import sys
 
 import click
 
@@ -26,3 +27,8 @@ def echo_log(text: str, err: bool = False) -> None:
 def log_line(line: str) -> str:
     """Return a line of a log as it is safe to print, tabs kept."""
     return "\t".join(escaped(piece) for piece in COLOUR.sub("", line).split("\t"))
+
+
+def show_cursor() -> None:
+    """Bring the terminal's cursor back, where whoever hid it cannot any more."""
+    sys.stdout.write("\x1b[?25h")

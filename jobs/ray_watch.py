@@ -17,12 +17,11 @@ from ray import exceptions
 from ray._private import ray_constants, worker
 
 from actors.pools import ClusterError
-from jobs.printing import echo
+from jobs.printing import echo, show_cursor
 
 WATCHED = {ray_constants.PROCESS_TYPE_RAYLET: "raylet", ray_constants.PROCESS_TYPE_GCS_SERVER: "GCS server"}
 EVERY_S = 0.5
 LEAVE_S = 10.0
-SHOW_CURSOR = "\x1b[?25h"
 GOES_ON = "what is done is durable, and the same command goes on"
 
 
@@ -101,7 +100,7 @@ class RayWatch:
         with suppress(Exception):
             _kill(self._family)
         if sys.stdout.isatty():
-            sys.stdout.write(SHOW_CURSOR)
+            show_cursor()
             sys.stdout.flush()
         echo(line, err=True)
         sys.stderr.flush()

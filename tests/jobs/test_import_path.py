@@ -68,6 +68,7 @@ def test_a_folder_stays_that_is_promptmills_own_or_is_named_in_full(strange, mon
     assert os.environ["PYTHONPATH"] == other and os.environ["PYTHONSAFEPATH"] == "1"
     monkeypatch.chdir(ROOT)
     assert left_out(monkeypatch, [str(ROOT), other], ".") == [str(ROOT), other]
+    assert left_out(monkeypatch, ["", other]) == [str(ROOT), other]
     assert import_path.for_workers() == [str(ROOT)]
     assert left_out(monkeypatch, [other]) == [other]
     assert import_path.for_workers() == []
