@@ -29,12 +29,16 @@ class SheetError(ValueError):
 
 @dataclass(frozen=True)
 class Shown:
-    """One kept image, RGB, and what stands below it."""
+    """One kept image, RGB, and what stands below it; a forged row may have no score."""
 
     image: Image.Image
     mode: str
     prompt: str
-    score: float
+    score: float | None
+
+    @property
+    def line(self) -> str:
+        return self.mode if self.score is None else f"{self.mode} · {self.score:.1f}"
 
 
 def kept_images(output: str, most: int) -> Iterator[Shown]:
@@ -68,7 +72,7 @@ def _kept(output: str, record: CommitRecord, most: int) -> list[Shown]:
             if ending is None:
                 raise FileNotFoundError
             image = read_picture(sample[ending], ending, row["width"], row["height"])
-            shown.append(Shown(image, row["mode"], row["prompt"], row["clip_score"]))
+            shown.append(Shown(image, row["mode"] or "", row["prompt"] or "", row["clip_score"]))
     except FileNotFoundError:
         raise SheetError(f"{place}: missing") from None
     except OddFileError as error:
@@ -106,7 +110,7 @@ def sheet(shown: list[Shown], columns: int, letters: Lettering | None = None) ->
         # Enlarged pixels stay square, so that a small image looks as it is.
         method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
         whole.paste(one.image.resize(size, method), (left, top))
-        lines = [f"{one.mode} · {one.score:.1f}", *letters.wrapped(one.prompt, TILE, LINES)]
+        lines = [one.line, *letters.wrapped(one.prompt, TILE, LINES)]
         for line, text in enumerate(lines):
             letters.draw(pen, left, top + TILE + (line + 1) * LINE, TILE, text)
     return whole

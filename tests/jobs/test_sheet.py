@@ -1,12 +1,14 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
 from jobs.cli import main
-from jobs.sheet import GAP, TEXT, TILE, SheetError, kept_images, sheet
+from jobs.sheet import GAP, TEXT, TILE, SheetError, Shown, kept_images, sheet
+from tests.forge.forging import forge, table_of
 from tests.shards.made import pixels_of, publish, shard
 
 
@@ -108,3 +110,17 @@ def test_a_broken_shard_is_one_line(output, tmp_path, path, damage, says):
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
     (line,) = result.output.splitlines()
     assert line.startswith(says) and line.endswith(f"`promptmill verify {output}` says what else is wrong")
+
+
+def test_rows_without_mode_prompt_or_score_are_drawn_with_what_they_have(planned):
+    forge(planned, 0, table=without(table_of(planned, 0), "mode", "prompt", "clip_score"))
+    shown = list(kept_images(planned, 3))
+    assert [(one.mode, one.prompt, one.score) for one in shown] == [("", "", None)] * 3
+    assert sheet(shown, 3).size[0] > TILE
+    assert Shown(shown[0].image, "txt2img", "", 7.0).line == "txt2img · 7.0"
+
+
+def without(table, *columns):
+    for name in columns:
+        table = table.set_column(table.column_names.index(name), table.schema.field(name), pa.nulls(len(table), table[name].type))
+    return table
