@@ -7,16 +7,16 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from actors.receipts import Receipt
-from pipelines.joining import join_slices
-from pipelines.rows import Facts
-from pipelines.units import Unit
-from shards.assembly import assemble
-from shards.commits import CommitRecord, check_plan, read_record
-from shards.generations import drop_earlier
-from shards.parts import PartError, drop_broken, part_name
-from shards.storage import delete, join, staying
-from shards.tables import slice_form
+from promptmill.actors.receipts import Receipt
+from promptmill.pipelines.work.joined_slices import join_slices
+from promptmill.pipelines.work.metadata_rows import Facts
+from promptmill.pipelines.work.units import Unit
+from promptmill.shards.assembly import assemble
+from promptmill.shards.commits import CommitRecord, check_plan, read_record
+from promptmill.shards.generations import drop_earlier
+from promptmill.shards.parts import PartError, drop_broken, part_name
+from promptmill.shards.storage import delete, join, staying
+from promptmill.shards.tables import slice_form
 
 
 @ray.remote(max_retries=3, scheduling_strategy="SPREAD")
@@ -51,7 +51,7 @@ def assemble_shard(arguments: dict[str, Any], others: Sequence[str] = ()) -> Com
 def join_unit(
     output: str, unit: Unit, slices: Sequence[Unit], fresh: Collection[str], facts: Facts, form: pa.Schema, fingerprint: str
 ) -> Receipt:
-    """`pipelines.joining.join_slices` with these arguments; returns what the receipts of fresh slices did not tell.
+    """`pipelines.work.joined_slices.join_slices` with these arguments; returns what the receipts of fresh slices did not tell.
 
     Raises:
         PartError: As `assemble_shard`, of a slice.

@@ -4,20 +4,19 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from configs.schema import Model
-from manifests.images import Roots
-from pipelines.units import Unit
+from promptmill.pipelines.work.recipe import Recipe
+from promptmill.pipelines.work.units import Unit
 
 if TYPE_CHECKING:
-    from pipelines.results import Rendered
+    from promptmill.pipelines.work.results import Rendered
 
 
 @ray.remote(max_restarts=0)
 class Generator:
     """Renders units; those handed in at the same time share the batch, so that the end of one does not empty it."""
 
-    def __init__(self, model: Model, job_seed: int, roots: Roots):
-        self._model, self._job_seed, self._roots = model, job_seed, roots
+    def __init__(self, recipe: Recipe):
+        self._config, self._roots = recipe.facts.config, recipe.roots
 
     def load(self) -> dict[str, str]:
         """Load the model; returns the kind of hardware here. Apart from the constructor, whose errors Ray buries in its own.
@@ -26,11 +25,11 @@ class Generator:
             ModelError: It cannot be loaded.
         """
         # The driver makes this class too, and has no use for torch.
-        from pipelines.engine import Engine
-        from pipelines.hardware import hardware_kind
+        from promptmill.pipelines.rendering.engine import Engine
+        from promptmill.pipelines.rendering.hardware import hardware_kind
 
-        self._engine: Engine = Engine(self._model, self._job_seed, self._roots)
-        return hardware_kind(self._model.threads)
+        self._engine: Engine = Engine(self._config.model, self._config.seed, self._roots)
+        return hardware_kind(self._config.model.threads)
 
     @ray.method(num_returns=2)
     def render(self, unit: Unit) -> tuple[None, "Rendered"]:

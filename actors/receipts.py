@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.joining import Joined
-from pipelines.units import Unit
-from shards.tables import SPARED
+from promptmill.pipelines.work.joined_slices import Joined
+from promptmill.pipelines.work.units import Unit
+from promptmill.shards.tables import SPARED
 
 
 @dataclass(frozen=True)

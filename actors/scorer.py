@@ -6,35 +6,28 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import ray
 
-from actors.receipts import Receipt
-from pipelines.passes import Course
-from pipelines.rows import Facts
-from pipelines.units import Unit
-from shards.parts import part_name, write_part
-from shards.storage import StorageError, join, names, staying
-from shards.tables import slice_form
+from promptmill.actors.receipts import Receipt
+from promptmill.pipelines.work.passes import Course
+from promptmill.pipelines.work.recipe import Recipe
+from promptmill.pipelines.work.units import Unit
+from promptmill.shards.parts import part_name, write_part
+from promptmill.shards.storage import StorageError, join, names, staying
+from promptmill.shards.tables import slice_form
 
 if TYPE_CHECKING:
-    from pipelines.finishing import Waiting
-    from pipelines.results import Rendered
-    from pipelines.scorers import Scorers
+    from promptmill.pipelines.scoring.finishing import Waiting
+    from promptmill.pipelines.scoring.scorers import Scorers
+    from promptmill.pipelines.work.results import Rendered
 
 
 @ray.remote(max_restarts=0)
 class Scorer:
-    """Finishes units, one after another.
+    """Finishes units, one after another."""
 
-    Args:
-        output: Where parts go.
-        form: The schema of the metadata.
-        fingerprint: Of the plan.
-    """
-
-    def __init__(self, output: str, facts: Facts, form: pa.Schema, fingerprint: str):
-        self._output, self._facts, self._form, self._fingerprint = output, facts, form, fingerprint
+    def __init__(self, recipe: Recipe):
+        self._output, self._facts, self._form, self._fingerprint = recipe.output, recipe.facts, recipe.form, recipe.fingerprint
 
     def load(self) -> dict[str, str]:
         """Load the CLIP model, and what scores beside it; returns the kind of hardware here, which decides scores too.
@@ -44,9 +37,9 @@ class Scorer:
             StorageError: The output is not to be reached from here, where parts would go.
         """
         # The driver makes this class too, and has no use for torch.
-        from pipelines.hardware import hardware_kind
-        from pipelines.loading import device_here
-        from pipelines.scorers import load_scorers
+        from promptmill.pipelines.rendering.hardware import hardware_kind
+        from promptmill.pipelines.rendering.loading import device_here
+        from promptmill.pipelines.scoring.scorers import load_scorers
 
         if "plan.json" not in names(join(self._output, "plan")):
             # A node that joined later may lack what the others mount; its parts would lie where nobody finds them.
@@ -70,7 +63,7 @@ class Scorer:
         Raises:
             StorageError: The part cannot be written, which is no fault of the unit.
         """
-        from pipelines.finishing import Onward, finish
+        from promptmill.pipelines.scoring.finishing import Onward, finish
 
         finished = finish(unit, rendered, self._scorers, self._facts, lambda: ray.get([*earlier]))
         if isinstance(finished, Onward):

@@ -15,7 +15,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from pipelines.clip_preprocessing import preprocess
+from promptmill.pipelines.scoring.clip_preprocessing import preprocess
 
 SIZES = ((64, 64), (512, 512), (768, 512), (1024, 1024))
 ROUNDS = 5

@@ -20,19 +20,19 @@ from pathlib import Path
 import click
 import torch
 
-from configs.loading import load
-from configs.parameters import Control
-from configs.schema import Model
-from manifests.images import Roots
-from manifests.requests import Request
-from pipelines.batches import Batches
-from pipelines.calls import call, candidate
-from pipelines.loading import LoadedModel, load_model
-from pipelines.preparing import Conditioning, Job, jobs_of, prepare_request
-from pipelines.results import Candidate
-from pipelines.slots import Slots, keep_all
-from pipelines.text import TextEncoder
-from pipelines.units import Placed, bucket_of
+from promptmill.configs.loading import load
+from promptmill.configs.parameters import Control
+from promptmill.configs.schema import Model
+from promptmill.manifests.images import Roots
+from promptmill.manifests.requests import Request
+from promptmill.pipelines.rendering.batches import Batches
+from promptmill.pipelines.rendering.calls import call, candidate
+from promptmill.pipelines.rendering.loading import LoadedModel, load_model
+from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
+from promptmill.pipelines.rendering.slots import Slots, keep_all
+from promptmill.pipelines.rendering.text import TextEncoder
+from promptmill.pipelines.work.results import Candidate
+from promptmill.pipelines.work.units import Placed, bucket_of
 
 IMAGES = Path(__file__).parents[1] / "configs" / "presets" / "quickstart" / "images"
 STEPS, GUIDANCE = (8, 12, 20, 30, 40), (1.0, 2.0, 3.0, 5.0, 7.0, 9.0)

@@ -3,7 +3,7 @@
     python -m benchmarks.equality                  # all; prints a table and writes docs/equality.md
     python -m benchmarks.equality --model sd       # one model, written nowhere
 
-Each case renders one request, a batch full of candidates, with negative prompt and guidance, by `pipelines.engine` and by
+Each case renders one request, a batch full of candidates, with negative prompt and guidance, by `pipelines.rendering.engine` and by
 diffusers' pipeline class for its mode at the same batch size, and compares the images value by value. Models: Stable Diffusion and
 SDXL with random weights, and the embedded family.
 """
@@ -17,11 +17,11 @@ import click
 import numpy as np
 import torch
 
-from configs.schedulers import SCHEDULERS
-from configs.schema import Model, Weights
-from manifests.images import Roots
-from pipelines.engine import Engine
-from pipelines.units import Placed, Unit
+from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.configs.schema import Model, Weights
+from promptmill.manifests.images import Roots
+from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import tiny
 from tests.pipelines.plain import JOB_SEED, MODES, paint, render_plain, request
 

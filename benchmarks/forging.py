@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.plan import fingerprint_of
-from jobs.seals import SEAL, sealed
-from shards.parts import _sealed as sealed_part
+from promptmill.jobs.planning.plan import fingerprint_of
+from promptmill.jobs.planning.sealed_json import SEAL, sealed
+from promptmill.shards.parts import _sealed as sealed_part
 
 EVIL = "\x1b[31m\x07a\nb\r\u202e\u2028\x9b\x7f[red]\U000e0041"
 NUMBERS = (-1, 0, 1, 2**31, 2**53, 2**63, 10**9, 10**18, 10**300, 1e308, -1.5, float("inf"), float("nan"))

@@ -27,11 +27,11 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from benchmarks.drawn_manifests import CARRIED, CASES, KNOWN, Case, damaged
-from configs.parameters import Defaults
-from manifests.carried import Types, cast
-from manifests.checking import Checked, check_rows
-from manifests.requests import Rules
-from manifests.sources import ManifestError, find_files
+from promptmill.configs.parameters import Defaults
+from promptmill.manifests.carried import Types, cast
+from promptmill.manifests.checking import Checked, check_rows
+from promptmill.manifests.requests import Rules
+from promptmill.manifests.sources import ManifestError, find_files
 
 RULES = Rules(Defaults(width=64, height=64))
 

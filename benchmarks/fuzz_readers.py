@@ -33,18 +33,18 @@ import click
 from click.testing import CliRunner
 
 from benchmarks.forging import forge
-from jobs.calibration.trials import Notes
-from jobs.cli import main as promptmill
-from jobs.hub_errors import PushError
-from jobs.plan import PlanError, read_hardware, read_plan, read_shard
-from jobs.pushing import finished
-from jobs.ranked import look_back
-from jobs.repair import clear, remembered
-from jobs.verify import Verified, verify
-from shards.commits import CommitError, last_record, read_records
-from shards.generations import failed_rows, taken_over
-from shards.lease import LeaseError, hold, holder_of
-from shards.parts import drop_broken
+from promptmill.jobs.calibration.trials import Notes
+from promptmill.jobs.cli import main as promptmill
+from promptmill.jobs.figures.ranked import look_back
+from promptmill.jobs.planning.plan import PlanError, read_hardware, read_plan, read_shard
+from promptmill.jobs.sharing.hub_errors import PushError
+from promptmill.jobs.sharing.push import finished
+from promptmill.jobs.verifying.repair import clear, remembered
+from promptmill.jobs.verifying.verify import Verified, verify
+from promptmill.shards.commits import CommitError, last_record, read_records
+from promptmill.shards.generations import failed_rows, taken_over
+from promptmill.shards.lease import LeaseError, hold, holder_of
+from promptmill.shards.parts import drop_broken
 
 LONGEST_S = 60  # of one case
 MOST_MEMORY = 10**9  # bytes resident
@@ -62,10 +62,10 @@ class HungError(BaseException):
 
 def make(folder: str) -> None:
     """Make the dataset that is forged: planned for real, rendered by nobody, with all the files that a run may leave."""
-    from jobs.calibration.policies import Sight
-    from jobs.calibration.trials import Notes
-    from jobs.plan import read_shard
-    from shards.lease import Holder
+    from promptmill.jobs.calibration.policies import Sight
+    from promptmill.jobs.calibration.trials import Notes
+    from promptmill.jobs.planning.plan import read_shard
+    from promptmill.shards.lease import Holder
     from tests.jobs.datasets import planned_dataset
     from tests.shards.made import shard, write_parts
 
@@ -174,9 +174,18 @@ def _lookers() -> dict[str, Callable[[str, Path], object]]:
 
 LOOKERS = _lookers()
 # Commands import late what takes long; each case would do so anew.
-LATE = ("dedup", "pairs", "report.making", "report.page", "row_files", "second_pass", "sheet", "summary")
+LATE = (
+    "report.making",
+    "report.page",
+    "sharing.dedup",
+    "sharing.next_manifest",
+    "sharing.preference_pairs",
+    "sharing.row_files",
+    "showing.contact_sheet",
+    "showing.summary",
+)
 for late in LATE:
-    importlib.import_module(f"jobs.{late}")
+    importlib.import_module(f"promptmill.jobs.{late}")
 importlib.import_module("pandas")  # by Arrow, where it is there
 # A broken lease is watched for as long as its holder might need to renew it, which here nobody does.
 hold.__wrapped__.__kwdefaults__["grace_s"] = 0.05  # type: ignore[attr-defined]

@@ -24,13 +24,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import random_weights
 from benchmarks.engine import Contender, request
-from configs.schema import Kernels, Model
-from manifests.requests import Request
-from pipelines.errors import ModelError
-from pipelines.loading import LoadedModel, device_here, load_model
-from pipelines.preparing import Conditioning, Job, jobs_of
-from pipelines.slots import Slots, is_fatal
-from pipelines.units import Placed
+from promptmill.configs.schema import Kernels, Model
+from promptmill.manifests.requests import Request
+from promptmill.pipelines.rendering.loading import LoadedModel, device_here, load_model
+from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of
+from promptmill.pipelines.rendering.slots import Slots, is_fatal
+from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.units import Placed
 from tests.pipelines import tiny as tiny_models
 
 SIDES = {"sdxl": 1024, "sd15": 512}

@@ -12,9 +12,9 @@ import click
 import numpy as np
 
 from benchmarks.engine import Contender, as_jobs, model_of, request
-from configs.schema import Kernels, Model
-from pipelines.errors import ModelError
-from pipelines.slots import Slots
+from promptmill.configs.schema import Kernels, Model
+from promptmill.pipelines.rendering.slots import Slots
+from promptmill.pipelines.work.errors import ModelError
 
 SWITCHES = {
     "none": {},

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 
 import click
 
-from jobs.lanes import Lanes
-from jobs.places import Pool
-from tests.jobs.virtual_time import run
+from promptmill.actors.flow.actor_slots import Pool
+from promptmill.actors.flow.lanes import Lanes
+from tests.actors.flow.virtual_time import run
 
 UNIT_S = 20.0  # virtual seconds of a generator a unit, as on a GPU
 

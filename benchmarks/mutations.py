@@ -21,8 +21,8 @@ from pathlib import Path
 
 import click
 
-from jobs.problems import Problem
-from jobs.verify import verify
+from promptmill.jobs.verifying.problems import Problem
+from promptmill.jobs.verifying.verify import verify
 
 SEED = 5
 KINDS = ("flip", "truncate", "delete", "duplicate", "swap", "append")
@@ -110,7 +110,7 @@ def can_be_repaired(mutation: Mutation) -> bool:
 
 def repair(out: Path, was: dict[str, bytes]) -> str:
     """Run the repair; returns what is wrong with what it left."""
-    command = [sys.executable, "-m", "jobs", "verify", str(out), "--repair"]
+    command = [sys.executable, "-m", "promptmill", "verify", str(out), "--repair"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"exit {done.returncode}: {done.stderr[-2000:]}"
@@ -120,7 +120,7 @@ def repair(out: Path, was: dict[str, bytes]) -> str:
 
 def rendered(out: Path) -> None:
     options = [part for setting in FEW for part in ("--set", setting)]
-    command = [sys.executable, "-m", "jobs", "run", "quickstart", "--out", str(out), *options]
+    command = [sys.executable, "-m", "promptmill", "run", "quickstart", "--out", str(out), *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from configs.loading import load
+from promptmill.configs.loading import load
 
 
 def write_manifest(path: Path, rows: int) -> None:
@@ -35,7 +35,7 @@ def write_manifest(path: Path, rows: int) -> None:
 
 def measure(path: Path, output: Path, rows: int, shard: int) -> None:
     """Plan one manifest in this process and print a line of the table."""
-    from jobs.planning import look, make_plan
+    from promptmill.jobs.planning.making import look, make_plan
 
     started = time.monotonic()
     with path.open() as file:

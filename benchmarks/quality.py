@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from embedded.evaluate import scenes_for
-from embedded.oracle import is_right
-from embedded.world import describe, parse
-from shards.tars import read_tar
+from promptmill.embedded.evaluate import scenes_for
+from promptmill.embedded.oracle import is_right
+from promptmill.embedded.world import describe, parse
+from promptmill.shards.tars import read_tar
 
 SEED = 31
 
@@ -69,7 +69,9 @@ def main(requests: int, candidates: int, steps: int) -> None:
         options = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
         out = Path(folder) / "out"
         subprocess.run(
-            [sys.executable, "-m", "jobs", "run", "embedded", "--out", str(out), *options], check=True, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "promptmill", "run", "embedded", "--out", str(out), *options],
+            check=True,
+            stdout=subprocess.DEVNULL,
         )
         verdicts = judged(out)
     table = np.array([v for v in verdicts if len(v) == candidates], float)

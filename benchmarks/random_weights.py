@@ -13,7 +13,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from pipelines.sources import ROOT
+from promptmill.configs.own_files import ROOT
 
 TOKENIZER = ROOT / "embedded" / "weights" / "pipeline" / "tokenizer"
 

@@ -19,20 +19,20 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from configs.drafts import Draft
-from configs.loading import load
-from embedded.evaluate import scenes_for
-from embedded.oracle import is_right
-from embedded.pictures import draw as draw_pictures
-from embedded.world import describe, parse
-from jobs.calibration.gains import Gains, Measure, judged_apart, measured
-from jobs.calibration.policies import FINAL, Trial, policies, sights_of
-from jobs.calibration.sample import draw
-from jobs.calibration.saying import find_out, lines
-from jobs.calibration.trials import Notes, identity, observe
-from jobs.planning import look
-from jobs.report.ranking import weights
-from manifests.requests import Request
+from promptmill.configs.drafts import Draft
+from promptmill.configs.loading import load
+from promptmill.embedded.evaluate import scenes_for
+from promptmill.embedded.oracle import is_right
+from promptmill.embedded.pictures import draw as draw_pictures
+from promptmill.embedded.world import describe, parse
+from promptmill.jobs.calibration.gains import Gains, Measure, judged_apart, measured
+from promptmill.jobs.calibration.policies import FINAL, Trial, policies, sights_of
+from promptmill.jobs.calibration.sample import draw
+from promptmill.jobs.calibration.saying import find_out, lines
+from promptmill.jobs.calibration.trials import Notes, identity, observe
+from promptmill.jobs.figures.ranking_gain import weights
+from promptmill.jobs.planning.making import look
+from promptmill.manifests.requests import Request
 
 SEED = 41
 SCENES = 240  # of the plain and the pictures, by turns
@@ -178,7 +178,7 @@ def run(folder: Path, manifest: Path, name: str, steps: int, candidates: object,
     out = folder / name
     if not (out / "_SUCCESS").exists():
         options = [part for one in settings(manifest, steps, candidates, *more) for part in ("--set", one)]
-        command = [sys.executable, "-m", "jobs", "run", "embedded", "--out", str(out), *options]
+        command = [sys.executable, "-m", "promptmill", "run", "embedded", "--out", str(out), *options]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         (folder / f"{name}.jsonl").write_text(done.stdout)
     return pq.read_table(out / "metadata").to_pylist()

@@ -25,18 +25,18 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from actors.receipts import Receipt
-from configs.loading import load
-from jobs.plan import Counts, Plan, put_hardware, write_plan
-from jobs.report.sampling import sample
-from jobs.stats import Stats
-from shards.commits import CommitRecord, FileRecord, commit, record_uri
-from shards.images import pixel_sha256
-from shards.index import SUCCESS
-from shards.sidecars import encode_rows
-from shards.storage import join, put
-from shards.tables import encode_table, schema
-from shards.tars import Sample, write_tar
+from promptmill.actors.receipts import Receipt
+from promptmill.configs.loading import load
+from promptmill.jobs.figures.sampling import sample
+from promptmill.jobs.planning.plan import Counts, Plan, put_hardware, write_plan
+from promptmill.jobs.running.stats import Stats
+from promptmill.shards.commits import CommitRecord, FileRecord, commit, record_uri
+from promptmill.shards.image_files import pixel_sha256
+from promptmill.shards.index import SUCCESS
+from promptmill.shards.sidecars import encode_rows
+from promptmill.shards.storage import join, put
+from promptmill.shards.tables import encode_table, schema
+from promptmill.shards.tars import Sample, write_tar
 
 SIZE = 1_000  # requests a shard
 N = 4  # candidates
@@ -174,7 +174,7 @@ def main(images: int, keep_in: Path | None) -> None:
             make_up(str(output.absolute()), images)
             click.echo(f"made up in {time.monotonic() - started:.0f} s", err=True)
         started = time.monotonic()
-        process = subprocess.Popen([sys.executable, "-m", "jobs", "report", output, "--to", file], stdout=sys.stderr)
+        process = subprocess.Popen([sys.executable, "-m", "promptmill", "report", output, "--to", file], stdout=sys.stderr)
         _, status, used = os.wait4(process.pid, 0)  # of this child alone, not of those that made the dataset
         seconds = time.monotonic() - started
         if status:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-from configs.loading import load
-from jobs.planning import look, make_plan
+from promptmill.configs.loading import load
+from promptmill.jobs.planning.making import look, make_plan
 from tests.chaos.site import Site, problems, published, workers
 
 TITLES = {"generator": "ray::Generator", "scorer": "ray::Scorer", "join": "ray::join_unit"}

@@ -76,7 +76,7 @@ def main(minutes: float) -> None:
         settings = ["manifest=" + str(manifest), "defaults.steps=2", "defaults.candidates=1", "model.batch=4", "shards.size=200"]
         options = [part for setting in settings for part in ("--set", setting)]
         out = Path(folder) / "out"
-        command = [sys.executable, "-m", "jobs", "run", "embedded", "--out", str(out), *options]
+        command = [sys.executable, "-m", "promptmill", "run", "embedded", "--out", str(out), *options]
         log = Path(folder) / "log.jsonl"
         samples: dict[str, list[tuple[float, float]]] = defaultdict(list)
         with log.open("w") as stream:

@@ -95,7 +95,7 @@ def main(data: Path | None, write: Path) -> None:
         if data is None:
             data = Path(folder) / "quickstart"
             subprocess.run(
-                [sys.executable, "-m", "jobs", "run", "quickstart", "--out", data], check=True, stdout=subprocess.DEVNULL
+                [sys.executable, "-m", "promptmill", "run", "quickstart", "--out", data], check=True, stdout=subprocess.DEVNULL
             )
         python = environment(Path(folder) / "venv")
         steps = trained(python, data.absolute(), Path(folder) / "logs")

@@ -27,7 +27,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from shards.tars import read_tar
+from promptmill.shards.tars import read_tar
 
 CANDIDATES = 4
 BATCH = 16
@@ -37,7 +37,7 @@ ONE_IN = 4
 
 def write_manifest(path: Path, requests: int) -> None:
     """Prompts of the embedded world, all of one mode: what a loop can batch as well as we can."""
-    from embedded.world import describe, sample_scene
+    from promptmill.embedded.world import describe, sample_scene
 
     rng = np.random.default_rng(5)
     with path.open("w") as file:
@@ -52,7 +52,7 @@ def loop(manifest: Path, out: Path, batch: int, part: int, parts: int) -> dict[s
     import torch
     import webdataset
 
-    from embedded import weights
+    from promptmill.embedded import weights
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // parts))
     pipeline = weights.load_pipeline()
@@ -97,7 +97,7 @@ def through_pipeline(manifest: Path, out: Path) -> dict[str, float]:
         "defaults.candidates": CANDIDATES,
     }
     options = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    command = [sys.executable, "-m", "jobs", "run", "embedded", "--out", str(out), *options]
+    command = [sys.executable, "-m", "promptmill", "run", "embedded", "--out", str(out), *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     said = [json.loads(line) for line in done.stdout.splitlines()]
     last = next(event for event in said if event["event"] == "done")

@@ -1,1 +1,1 @@
-"""The config schema and the YAML presets."""
+"""Holds the schema of configs and the YAML presets; imports nothing of promptmill's."""

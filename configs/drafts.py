@@ -5,8 +5,8 @@ from itertools import pairwise
 
 from pydantic import Field
 
-from configs.parameters import MAX_CANDIDATES, MAX_STEPS, Scheduler, Strict
-from configs.schedulers import SCHEDULERS
+from promptmill.configs.parameters import MAX_CANDIDATES, MAX_STEPS, Scheduler, Strict
+from promptmill.configs.schedulers import SCHEDULERS
 
 MAX_DRAFTS = 8
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from configs.keys import key_path, keys_of
+from promptmill.configs.keys import key_path, keys_of
 
 # Tags of pydantic for the forms that a value may have; they are no part of its path.
 A_NUMBER, AN_OBJECT = "(a number)", "(an object)"

@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from configs.errors import ConfigError, describe, nearest, shown
-from configs.keys import within
-from configs.schema import Config
-from configs.yaml_values import parse, parse_setting
+from promptmill.configs.errors import ConfigError, describe, nearest, shown
+from promptmill.configs.keys import within
+from promptmill.configs.own_files import PRESETS
+from promptmill.configs.schema import Config
+from promptmill.configs.yaml_values import parse, parse_setting
 
-PRESETS = Path(__file__).parent / "presets"
 ENDINGS = (".yaml", ".yml")
 
 

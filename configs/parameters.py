@@ -14,9 +14,9 @@ from pydantic import (
     model_validator,
 )
 
-from configs.errors import A_NUMBER, AN_OBJECT
-from configs.keys import forms_of
-from configs.schedulers import scheduler_name
+from promptmill.configs.errors import A_NUMBER, AN_OBJECT
+from promptmill.configs.keys import forms_of
+from promptmill.configs.schedulers import scheduler_name
 
 MODES = ("txt2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")
 Mode = Literal["txt2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint"]

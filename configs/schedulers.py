@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs.errors import nearest, quoted
+from promptmill.configs.errors import nearest, quoted
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from configs.drafts import MAX_DRAFTS, Draft, check_cascade, misfits
-from configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
-from configs.parameters import Defaults, Growing, Seed, Strict, no_boolean
-from configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
-from configs.weights import FOLDER_OR_REPOSITORY, Adapter, OpenClip, Revision, Weights, check_pinned
+from promptmill.configs.drafts import MAX_DRAFTS, Draft, check_cascade, misfits
+from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
+from promptmill.configs.parameters import Defaults, Growing, Seed, Strict, no_boolean
+from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
+from promptmill.configs.weights import FOLDER_OR_REPOSITORY, Adapter, OpenClip, Revision, Weights, check_pinned
 
 MaxFailed = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$")]
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/@:?#*\[\]]+)(:[0-9]{1,5})?")

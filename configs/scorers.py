@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from configs.parameters import Closed, Strict, no_boolean
-from configs.weights import Adapter, OpenClip, Weights
+from promptmill.configs.parameters import Closed, Strict, no_boolean
+from promptmill.configs.weights import Adapter, OpenClip, Weights
 
 CLIP = "clip"  # the ranking's own model, where scorers are named
 # Names whose columns, NAME_score, are or may be promptmill's own.

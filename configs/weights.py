@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from configs.parameters import Closed
+from promptmill.configs.parameters import Closed
 
 Revision = Annotated[str | None, Field(pattern=r"^[0-9a-f]{40}$", description="The full commit hash; needed for a hub repository.")]
 FOLDER_OR_REPOSITORY = "A local folder, or a hub repository as owner/name."

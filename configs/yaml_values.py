@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from configs.keys import Forms, is_text, may_be_left_out, within
+from promptmill.configs.keys import Forms, is_text, may_be_left_out, within
 
 MOST_VALUES = 1_000_000  # that a text may hold: aliases of aliases would be as many as they like
 TAG = "tag:yaml.org,2002:"

@@ -1,1 +1,1 @@
-"""The embedded model family: its world, its oracle, its training, its weights."""
+"""Holds the embedded family of models, which promptmill brings along, and what trained it; imports nothing else of promptmill's."""

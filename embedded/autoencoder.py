@@ -6,9 +6,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedded.pictures import SIDE, draw
-from embedded.training import DEVICE, Draw, Recipe
-from embedded.world import sample_scene
+from promptmill.embedded.pictures import SIDE, draw
+from promptmill.embedded.training import DEVICE, Draw, Recipe
+from promptmill.embedded.world import sample_scene
 
 # First under a firm KL, which leaves few channels and a smooth space, then under a faint one, which gets the edges right.
 RECIPE = Recipe(steps=2400, learning_rate=2e-3, warmup=100, decay=0.6, weight_decay=0.0, ema=0.995, seed=1)

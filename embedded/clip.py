@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedded.pictures import SIDE, draw
-from embedded.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
-from embedded.training import DEVICE, Draw, Recipe
-from embedded.world import Scene, describe, edits, is_held_out, sample_scene
+from promptmill.embedded.pictures import SIDE, draw
+from promptmill.embedded.tokenizer import CONTEXT, build_tokenizer, save_tokenizer
+from promptmill.embedded.training import DEVICE, Draw, Recipe
+from promptmill.embedded.world import Scene, describe, edits, is_held_out, sample_scene
 
 RECIPE = Recipe(steps=1100, learning_rate=2e-3, warmup=100, decay=0.7, weight_decay=0.05, ema=0.0, seed=2)
 FAMILIES, MEMBERS = 24, 8

@@ -6,10 +6,10 @@ from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedded.pictures import Pictures, canny, segmentation
-from embedded.training import DEVICE, Draw, Recipe
-from embedded.unet import BATCH, NO_PROMPT, Corpus, Denoiser
-from embedded.world import OPPOSITE, PLACES, SIZES, Scene, Thing, describe, without
+from promptmill.embedded.pictures import Pictures, canny, segmentation
+from promptmill.embedded.training import DEVICE, Draw, Recipe
+from promptmill.embedded.unet import BATCH, NO_PROMPT, Corpus, Denoiser
+from promptmill.embedded.world import OPPOSITE, PLACES, SIZES, Scene, Thing, describe, without
 
 RECIPES = {
     "canny": Recipe(steps=600, learning_rate=1e-3, warmup=50, decay=0.5, ema=0.995, seed=4),

@@ -1,4 +1,4 @@
-"""Measures the shipped family against the truth: `python -m embedded.evaluate` prints the table and writes it down.
+"""Measures the shipped family against the truth: `python -m promptmill.embedded.evaluate` prints the table and writes it down.
 
 Every scene is of the tenth that training never saw, drawn from seeds of its own. Right means right in every attribute, by the
 oracle. Shares come with 95% intervals: Wilson's for one picture a prompt, and for several candidates a prompt the normal
@@ -18,12 +18,12 @@ import click
 import numpy as np
 import torch
 
-from embedded.controlnet import control_maps, rearranged
-from embedded.oracle import Reading, is_right, read
-from embedded.pictures import CENTERS, SIDE, Pictures, draw
-from embedded.sampling import GUIDANCE, STEPS, Family
-from embedded.weights import WEIGHTS
-from embedded.world import COLORS, SHAPES, SIZES, Scene, Thing, describe, edits, is_held_out, sample_scene, without
+from promptmill.embedded.controlnet import control_maps, rearranged
+from promptmill.embedded.oracle import Reading, is_right, read
+from promptmill.embedded.pictures import CENTERS, SIDE, Pictures, draw
+from promptmill.embedded.sampling import GUIDANCE, STEPS, Family
+from promptmill.embedded.weights import WEIGHTS
+from promptmill.embedded.world import COLORS, SHAPES, SIZES, Scene, Thing, describe, edits, is_held_out, sample_scene, without
 
 SEED = 20_000_000
 CANDIDATES = 8
@@ -304,7 +304,7 @@ def main(weights: Path, scale: float, out: Path | None) -> None:
         click.echo(lines[-1])
     machine = f"{torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}"
     minutes = f"{(time.monotonic() - started) / 60:.1f} minutes"
-    lines.append(f"\n`python -m embedded.evaluate`: {STEPS} steps, guidance {GUIDANCE:g}, {machine}; {minutes}.")
+    lines.append(f"\n`python -m promptmill.embedded.evaluate`: {STEPS} steps, guidance {GUIDANCE:g}, {machine}; {minutes}.")
     click.echo(lines[-1])
     (out or weights / "RESULTS.md").write_text("# Measured\n\n" + "\n".join(lines) + "\n")
     raise SystemExit(0 if held else 1)

@@ -1,4 +1,4 @@
-"""Renders one sheet of what the family can do: `python -m embedded.gallery`."""
+"""Renders one sheet of what the family can do: `python -m promptmill.embedded.gallery`."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from embedded.controlnet import control_maps
-from embedded.evaluate import mask_around, recolored, replaced, scenes_for
-from embedded.oracle import is_right
-from embedded.pictures import SIDE, draw
-from embedded.sampling import Family
-from embedded.world import describe, without
+from promptmill.embedded.controlnet import control_maps
+from promptmill.embedded.evaluate import mask_around, recolored, replaced, scenes_for
+from promptmill.embedded.oracle import is_right
+from promptmill.embedded.pictures import SIDE, draw
+from promptmill.embedded.sampling import Family
+from promptmill.embedded.world import describe, without
 
 COLUMNS = 10
 ZOOM = 2

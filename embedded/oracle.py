@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from embedded.pictures import CENTERS, HALF_EXTENT, RGB, SIDE, cover
-from embedded.world import COLORS, SHAPES, Scene, Thing, parse
+from promptmill.embedded.pictures import CENTERS, HALF_EXTENT, RGB, SIDE, cover
+from promptmill.embedded.world import COLORS, SHAPES, Scene, Thing, parse
 
 FRAME = 2  # pixels: no object comes nearer to the border
 OBJECT_LEVELS = 48.0  # RGB distance from the background at which a pixel may belong to an object

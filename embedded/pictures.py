@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from embedded.world import COLORS, PLACES, SHAPES, Scene
+from promptmill.embedded.world import COLORS, PLACES, SHAPES, Scene
 
 SIDE = 64  # pixels
 

@@ -1,4 +1,4 @@
-"""The quickstart's manifest: `python -m embedded.quickstart` writes it, requests and images, the same every time.
+"""The quickstart's manifest: `python -m promptmill.embedded.quickstart` writes it, requests and images, the same every time.
 
 Every mode is in it, and every scene asked for is of the tenth that training never saw. The prompts say every size and place, also
 where a control map or a picture to start from says them too, so that the oracle can judge each result by its prompt alone.
@@ -15,11 +15,11 @@ import click
 import numpy as np
 from PIL import Image
 
-from embedded.evaluate import mask_around, recolored, replaced
-from embedded.pictures import canny, draw, segmentation
-from embedded.world import Scene, describe, is_held_out, sample_scene, without
+from promptmill.embedded.evaluate import mask_around, recolored, replaced
+from promptmill.embedded.pictures import canny, draw, segmentation
+from promptmill.embedded.world import Scene, describe, is_held_out, sample_scene, without
 
-FOLDER = Path(__file__).parents[1] / "configs" / "presets" / "quickstart"
+FOLDER = Path(__file__).resolve().parents[1] / "configs" / "presets" / "quickstart"
 REQUESTS = "requests.jsonl"
 SEED = 30_000_000
 

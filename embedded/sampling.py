@@ -16,8 +16,8 @@ from diffusers import (
 )
 from PIL import Image
 
-from embedded import weights
-from embedded.autoencoder import to_tensor
+from promptmill.embedded import weights
+from promptmill.embedded.autoencoder import to_tensor
 
 STEPS = 20
 GUIDANCE = 3.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
-from embedded.world import COLORS, PLACES, SHAPES, SIZES
+from promptmill.embedded.world import COLORS, PLACES, SHAPES, SIZES
 
 CONTEXT = 32  # tokens, start and end included; the longest prompt of the world takes 21
 START, END = "<|startoftext|>", "<|endoftext|>"

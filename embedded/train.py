@@ -1,4 +1,4 @@
-"""Trains the family: `python -m embedded.train STAGE`, in the order autoencoder, clip, unet, controlnet-canny, controlnet-seg.
+"""Trains the family: `python -m promptmill.embedded.train STAGE`: autoencoder, clip, unet, controlnet-canny, controlnet-seg.
 
 Each stage checkpoints under --runs and, killed at any moment, goes on where it was when the same command is given again. When it
 is done it writes its weights under --weights, in the layout that the libraries load, and brings SHA256SUMS up to date.
@@ -13,9 +13,9 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from embedded import autoencoder, clip, controlnet, unet
-from embedded.training import DEVICE, Recipe, train
-from embedded.weights import WEIGHTS, sha256, write_sums
+from promptmill.embedded import autoencoder, clip, controlnet, unet
+from promptmill.embedded.training import DEVICE, Recipe, train
+from promptmill.embedded.weights import WEIGHTS, sha256, write_sums
 
 
 def train_autoencoder(run: "Run") -> None:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from embedded.autoencoder import to_tensor
-from embedded.pictures import Pictures, draw
-from embedded.tokenizer import CONTEXT, build_tokenizer
-from embedded.training import DEVICE, Draw, Recipe
-from embedded.world import Scene, describe, sample_scene, without
+from promptmill.embedded.autoencoder import to_tensor
+from promptmill.embedded.pictures import Pictures, draw
+from promptmill.embedded.tokenizer import CONTEXT, build_tokenizer
+from promptmill.embedded.training import DEVICE, Draw, Recipe
+from promptmill.embedded.world import Scene, describe, sample_scene, without
 
 RECIPE = Recipe(steps=4600, learning_rate=1e-3, warmup=300, decay=0.5, weight_decay=0.01, ema=0.999, seed=3)
 BATCH = 64

@@ -1,1 +1,1 @@
-"""Reading and checking requests; knows neither Ray nor torch."""
+"""Reads manifests and checks the requests in them; knows neither Ray nor torch."""

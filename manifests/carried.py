@@ -16,8 +16,8 @@ from typing import Any
 
 import pyarrow
 
-from configs.errors import quoted, shown
-from manifests.rows import ManifestError
+from promptmill.configs.errors import quoted, shown
+from promptmill.manifests.rows import ManifestError
 
 MAX_COLUMNS = 1000
 MAX_COLUMN_NAME = 200  # characters

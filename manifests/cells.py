@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from manifests.files import open_file, system_of
-from manifests.roots import IN_FILE
+from promptmill.manifests.files import open_file, system_of
+from promptmill.manifests.roots import IN_FILE
 
 PLAIN_IMAGE = "image"  # as datasets call it; what it is for follows from the row
 IMAGE_COLUMNS = ("init_image", "mask_image", "control_image", PLAIN_IMAGE)

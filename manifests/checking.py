@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from configs.errors import quoted, shown
-from manifests.duplicates import Ids, doubled
-from manifests.images import ImageError, Roots, UnreachableError, load, mismatch
-from manifests.masks import Effect, effect_of
-from manifests.requests import FLAT_CONTROL, Request, RowError, Rules, Shapes, make_request
-from manifests.rows import Row
-from manifests.sources import read_rows
+from promptmill.configs.errors import quoted, shown
+from promptmill.manifests.images import ImageError, Roots, UnreachableError, load, mismatch
+from promptmill.manifests.masks import Effect, effect_of
+from promptmill.manifests.repeated_ids import Ids, doubled
+from promptmill.manifests.requests import FLAT_CONTROL, Request, RowError, Rules, Shapes, make_request
+from promptmill.manifests.rows import Row
+from promptmill.manifests.sources import read_rows
 
 REMEMBERED_IMAGES = 16_384  # paths; rows that share an image, a control map for one, have it decoded once
 IMAGE_COLUMNS = frozenset({"init_image", "mask_image", "controls", *FLAT_CONTROL})

@@ -10,10 +10,10 @@ import stat
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from configs.errors import shown
-from manifests.files import is_local, system_of
-from manifests.roots import LOCAL, nearest_path
-from manifests.rows import ManifestError
+from promptmill.configs.errors import shown
+from promptmill.manifests.files import is_local, system_of
+from promptmill.manifests.roots import LOCAL, nearest_path
+from promptmill.manifests.rows import ManifestError
 
 MAGIC = "*?["
 MOST_NAMES = 1000  # of a folder that are compared with a name that is not there

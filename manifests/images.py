@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from configs.errors import shown
-from manifests.cells import is_parquet, read_cell
-from manifests.files import open_file
-from manifests.pointers import HEAD, pointer
-from manifests.roots import (
+from promptmill.configs.errors import shown
+from promptmill.manifests.cells import is_parquet, read_cell
+from promptmill.manifests.files import open_file
+from promptmill.manifests.pointers import HEAD, pointer
+from promptmill.manifests.roots import (
     GONE,
     NOT_THERE,
     ImageError,
@@ -28,8 +28,8 @@ from manifests.roots import (
     unreachable,
     with_declared,
 )
-from manifests.tars import read_member
-from manifests.urls import HostError, fetch
+from promptmill.manifests.tars import read_member
+from promptmill.manifests.urls import HostError, fetch
 
 __all__ = ["NOT_THERE", "ImageError", "Roots", "UnreachableError", "load", "locate", "mismatch", "roots_of", "with_declared"]
 

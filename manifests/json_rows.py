@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from configs.errors import shown
-from manifests.rows import MAX_ROW, ManifestError, Values
+from promptmill.configs.errors import shown
+from promptmill.manifests.rows import MAX_ROW, ManifestError, Values
 
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\n\r]*")

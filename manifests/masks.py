@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from manifests.pixels import cover, levels, to_rgb
+from promptmill.manifests.pixels import cover, levels, to_rgb
 
 THRESHOLD = 128  # levels; from here on a mask is white, and an alpha opaque
 NEARLY = 32  # levels; colours that differ by less count as one, and what is darker as black

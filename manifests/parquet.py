@@ -7,12 +7,12 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from configs.errors import shown
-from manifests.cells import IMAGE_COLUMNS, PLAIN_IMAGE, address, is_image
-from manifests.outputs import as_input, is_output
-from manifests.roots import MAX_BYTES
-from manifests.rows import MAX_ROW, ManifestError, Values
-from manifests.samples import with_image
+from promptmill.configs.errors import shown
+from promptmill.manifests.cells import IMAGE_COLUMNS, PLAIN_IMAGE, address, is_image
+from promptmill.manifests.own_outputs import as_input, is_output
+from promptmill.manifests.roots import MAX_BYTES
+from promptmill.manifests.rows import MAX_ROW, ManifestError, Values
+from promptmill.manifests.samples import with_image
 
 MOST_ROWS = 1024  # read at a time
 IMAGE_ROWS = 16  # read at a time where images lie in the rows themselves

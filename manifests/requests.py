@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 
-from configs.drafts import misfits
-from configs.errors import describe, nearest, quoted, shown
-from configs.parameters import (
+from promptmill.configs.drafts import misfits
+from promptmill.configs.errors import describe, nearest, quoted, shown
+from promptmill.configs.parameters import (
     MAX_CANDIDATES,
     MAX_LIST,
     MAX_PROMPT,
@@ -32,11 +32,11 @@ from configs.parameters import (
     Side,
     Strength,
 )
-from configs.schedulers import SCHEDULERS
-from configs.schema import Ranking
-from manifests.carried import EXACT, plain
-from manifests.json_rows import parse_list
-from manifests.rows import Row
+from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.configs.schema import Ranking
+from promptmill.manifests.carried import EXACT, plain
+from promptmill.manifests.json_rows import parse_list
+from promptmill.manifests.rows import Row
 
 MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
 FLAT_CONTROL = ("control_type", "control_image", "control_preprocess", "control_scale")
@@ -78,7 +78,7 @@ class Request:
         id: Unique in the manifest.
         seed: Candidate k has (seed + k) mod 2^32; None: seeds are hashed from the job's seed and the id.
         candidates: How many; at most, where they grow.
-        carried: The columns that promptmill does not know, to go into the output, their values plain (see manifests.carried).
+        carried: The columns that promptmill does not know, to go into the output, their values plain (manifests.carried).
         growing: How the candidates grow, where they do.
     """
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from configs.errors import shown
-from manifests.files import system_of
-from manifests.urls import UrlError, allowed
+from promptmill.configs.errors import shown
+from promptmill.manifests.files import system_of
+from promptmill.manifests.urls import UrlError, allowed
 
 IN_FILE = "::"  # between a tar and its member, or a Parquet file and its cell
 MAX_BYTES = 256 * 2**20  # of one image file

@@ -19,14 +19,14 @@ from typing import IO, Any, cast
 
 import pyarrow
 
-from configs.errors import quoted, shown
-from manifests import parquet
-from manifests.files import open_file
-from manifests.finding import find, partitions
-from manifests.json_rows import parse_row, read_array
-from manifests.pointers import HEAD, pointer
-from manifests.rows import MAX_BLANK, MAX_ROW, ManifestError, NoRowsError, Row, Values
-from manifests.tars import read_samples
+from promptmill.configs.errors import quoted, shown
+from promptmill.manifests import parquet
+from promptmill.manifests.files import open_file
+from promptmill.manifests.finding import find, partitions
+from promptmill.manifests.json_rows import parse_row, read_array
+from promptmill.manifests.pointers import HEAD, pointer
+from promptmill.manifests.rows import MAX_BLANK, MAX_ROW, ManifestError, NoRowsError, Row, Values
+from promptmill.manifests.tars import read_samples
 
 __all__ = ["ManifestError", "find_files", "is_own_output", "read_rows"]
 

@@ -11,14 +11,14 @@ from typing import IO, Any
 import numpy as np
 import xxhash
 
-from configs.errors import shown
-from manifests.files import open_file, system_of
-from manifests.json_rows import parse_row
-from manifests.outputs import as_input, is_output
-from manifests.pointers import HEAD, pointer
-from manifests.roots import IN_FILE
-from manifests.rows import MAX_ROW, ManifestError, NoRowsError, Values
-from manifests.samples import with_image
+from promptmill.configs.errors import shown
+from promptmill.manifests.files import open_file, system_of
+from promptmill.manifests.json_rows import parse_row
+from promptmill.manifests.own_outputs import as_input, is_output
+from promptmill.manifests.pointers import HEAD, pointer
+from promptmill.manifests.roots import IN_FILE
+from promptmill.manifests.rows import MAX_ROW, ManifestError, NoRowsError, Values
+from promptmill.manifests.samples import with_image
 
 IN_TAR = IN_FILE  # between a tar and its member: file.tar::member
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")

@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, InvalidURL, responses
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from configs.errors import shown
+from promptmill.configs.errors import shown
 
 SILENCE_S = 10.0  # without a byte
 WHOLE_S = 120.0  # for one file

@@ -1,1 +1,1 @@
-"""torch, diffusers and open_clip: requests in, images, scores and ranks out; knows nothing of Ray."""
+"""Turns requests into images, scores and ranks with torch, diffusers and open_clip; knows nothing of Ray."""

@@ -1,1 +1,1 @@
-"""Parts, tars, Parquet, images on disk, storage, commits; knows neither Ray nor torch."""
+"""Stores datasets: parts, tars, Parquet, images, commits, on disks and object stores; knows neither Ray nor torch."""

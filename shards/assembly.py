@@ -7,14 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.commits import CommitRecord, FileRecord, check_unopposed, commit, shard_name
-from shards.counting import Counts, as_sum, count
-from shards.generations import taken_over
-from shards.parts import read_part
-from shards.sidecars import encode_rows
-from shards.storage import join, put
-from shards.tables import IMAGE, encode_table, make_table
-from shards.tars import Sample, write_tar
+from promptmill.shards.commits import CommitRecord, FileRecord, check_unopposed, commit, shard_name
+from promptmill.shards.generations import taken_over
+from promptmill.shards.outcomes import Counts, as_sum, count
+from promptmill.shards.parts import read_part
+from promptmill.shards.sidecars import encode_rows
+from promptmill.shards.storage import join, put
+from promptmill.shards.tables import IMAGE, encode_table, make_table
+from promptmill.shards.tars import Sample, write_tar
 
 
 class AssemblyError(ValueError):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.page_headers import DICTIONARY, Page, pages
+from promptmill.shards.page_headers import DICTIONARY, Page, pages
 
 MiB = 2**20
 MOST_DECODED = 256 * MiB  # bytes of a table in memory, and besides

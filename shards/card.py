@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from shards.counting import RARE
-from shards.images import ImageFormat
-from shards.index import Totals
-from shards.sidecars import json_form
-from shards.tables import COLUMNS, DRAFT_SCORES, RANK_SCORE, REJECTED_FOR, SPARED, ranking_names, ranks_by
+from promptmill.shards.image_files import ImageFormat
+from promptmill.shards.index import Totals
+from promptmill.shards.outcomes import RARE
+from promptmill.shards.sidecars import json_form
+from promptmill.shards.tables import COLUMNS, DRAFT_SCORES, RANK_SCORE, REJECTED_FOR, SPARED, ranking_names, ranks_by
 
 CARD = "README.md"
 

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
-from configs.errors import shown
-from configs.json_values import LARGEST, checked, parse_json
-from shards.counting import as_sum, settled, without_rare
-from shards.storage import TooLargeError, get_small, join, names, put_if_absent
+from promptmill.configs.errors import shown
+from promptmill.configs.json_values import LARGEST, checked, parse_json
+from promptmill.shards.outcomes import as_sum, settled, without_rare
+from promptmill.shards.storage import TooLargeError, get_small, join, names, put_if_absent
 
 NAME = re.compile(r"([0-9]{6,9})(?:\.([0-9]{1,4}))?")
 MOST_BYTES = 2**16  # of a record

@@ -5,10 +5,10 @@ from collections.abc import Collection
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.commits import CommitError, CommitRecord, record_uri, shard_name
-from shards.counting import row_of
-from shards.published import path_of, read_file, read_images, read_metadata
-from shards.storage import delete, join
+from promptmill.shards.commits import CommitError, CommitRecord, record_uri, shard_name
+from promptmill.shards.outcomes import row_of
+from promptmill.shards.published import path_of, read_file, read_images, read_metadata
+from promptmill.shards.storage import delete, join
 
 
 def failed_rows(output: str, record: CommitRecord, codes: Collection[str]) -> frozenset[int]:

@@ -4,9 +4,9 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
-from shards.commits import CommitError, CommitRecord
-from shards.counting import RARE, without_rare
-from shards.storage import join, put
+from promptmill.shards.commits import CommitError, CommitRecord
+from promptmill.shards.outcomes import RARE, without_rare
+from promptmill.shards.storage import join, put
 
 INDEX = "index.json"
 SUCCESS = "_SUCCESS"

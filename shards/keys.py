@@ -5,7 +5,7 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# As `pipelines.units.sample_key` writes them: numbers of at least six, five and four digits, none with a needless zero in front.
+# As `pipelines.work.units` writes them: numbers of at least six, five and four digits, none with a needless zero in front.
 SHARD = r"(?:[0-9]{6}|[1-9][0-9]{6,9})"
 ROW = r"(?:[0-9]{5}|[1-9][0-9]{5,9})"
 CANDIDATE = r"(?:[0-9]{4}|[1-9][0-9]{4,9})"

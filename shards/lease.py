@@ -28,9 +28,9 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from configs.json_values import checked, parse_json
-from shards.confined import check_folders
-from shards.storage import (
+from promptmill.configs.json_values import checked, parse_json
+from promptmill.shards.places_to_write import check_folders
+from promptmill.shards.storage import (
     SCRATCH,
     FolderGoneError,
     StorageError,

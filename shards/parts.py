@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.bounded_parquet import read_parquet
-from shards.storage import delete, get, join, put
-from shards.tables import IMAGE, make_table
+from promptmill.shards.bounded_parquet import read_parquet
+from promptmill.shards.storage import delete, get, join, put
+from promptmill.shards.tables import IMAGE, make_table
 
 # A page holds this many rows or more; with megabytes a row, the default of 1,024 makes pages beyond Parquet's 2 GiB.
 ROWS_A_PAGE = 16

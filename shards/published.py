@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from configs.errors import shown
-from shards.commits import CommitError, CommitRecord, FileRecord
-from shards.keys import check_keys
-from shards.pictures import ENDINGS, is_of
-from shards.storage import OddFileError, get, join
-from shards.tables import COLUMNS, read_table
-from shards.tars import TarError, read_tar
+from promptmill.configs.errors import shown
+from promptmill.shards.commits import CommitError, CommitRecord, FileRecord
+from promptmill.shards.image_reader import ENDINGS, is_of
+from promptmill.shards.keys import check_keys
+from promptmill.shards.storage import OddFileError, get, join
+from promptmill.shards.tables import COLUMNS, read_table
+from promptmill.shards.tars import TarError, read_tar
 
 
 @dataclass(frozen=True)

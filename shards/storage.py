@@ -18,8 +18,8 @@ from pathlib import Path
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
-from shards.credentials import without_credentials
-from shards.retries import GaveUpError, Result, answer_code, origins, persistently
+from promptmill.shards.credentials import without_credentials
+from promptmill.shards.retries import GaveUpError, Result, answer_code, origins, persistently
 
 CONNECT_TIMEOUT = 5.0  # seconds until S3 took a connection
 READ_TIMEOUT = 20.0  # seconds without a byte of an answer from S3

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.bounded_parquet import read_parquet
+from promptmill.shards.bounded_parquet import read_parquet
 
 CONTROL = pa.struct(
     [

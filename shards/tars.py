@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from configs.errors import shown
+from promptmill.configs.errors import shown
 
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 BLOCK = 512  # bytes: of a header, and what contents are filled up to

@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from jobs.calibration.policies import Policy, Trial, outcome
+from promptmill.jobs.calibration.policies import Policy, Trial, outcome
 
 RESAMPLES = 2000
 FOLDS = 5

@@ -6,9 +6,9 @@ from itertools import combinations, product
 from math import comb
 from typing import Literal
 
-from configs.drafts import Draft, applied, in_words, misfits
-from jobs.calibration.sample import Shape
-from pipelines.passes import best
+from promptmill.configs.drafts import Draft, applied, in_words, misfits
+from promptmill.jobs.calibration.sample import Shape
+from promptmill.pipelines.work.passes import best
 
 Kind = Literal["draft", "preview"]
 FINAL = "final"

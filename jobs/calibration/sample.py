@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from configs.parameters import Defaults, Growing
-from jobs.plan import PlanError
-from jobs.planning import Sources
-from manifests.checking import check_images, check_rows, look
-from manifests.requests import Request
-from manifests.sources import ManifestError
-from pipelines.units import Placed
+from promptmill.configs.parameters import Defaults, Growing
+from promptmill.jobs.planning.making import Sources
+from promptmill.jobs.planning.plan import PlanError
+from promptmill.manifests.checking import check_images, check_rows, look
+from promptmill.manifests.requests import Request
+from promptmill.manifests.sources import ManifestError
+from promptmill.pipelines.work.units import Placed
 
 MAX_PROBLEMS = 5  # lines
 

@@ -7,16 +7,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from configs.drafts import Draft, applied
-from configs.errors import describe
-from configs.loading import find, override, read
-from configs.schedulers import SCHEDULERS
-from configs.schema import Config
-from configs.yaml_values import dump
-from jobs.calibration.gains import Gains, HeldOut, Measure, fewest, held_out
-from jobs.calibration.policies import Policy
-from jobs.calibration.sample import Shape
-from jobs.plan import PlanError
+from promptmill.configs.drafts import Draft, applied
+from promptmill.configs.errors import describe
+from promptmill.configs.loading import find, override, read
+from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.configs.schema import Config
+from promptmill.configs.yaml_values import dump
+from promptmill.jobs.calibration.gains import Gains, HeldOut, Measure, fewest, held_out
+from promptmill.jobs.calibration.policies import Policy
+from promptmill.jobs.calibration.sample import Shape
+from promptmill.jobs.planning.plan import PlanError
 
 ROWS = 12  # of a table
 

@@ -14,26 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configs.drafts import Draft
-from configs.json_values import checked, parse_json
-from configs.schema import Config
-from configs.scorers import CLIP
-from jobs.calibration.policies import FINAL, Kind, Sight, Trial, sight_of
-from jobs.differences import differences
-from jobs.plan import PlanError, fingerprint_of
-from jobs.planning import Sources
-from manifests.requests import Request, to_json
-from pipelines.errors import FatalError, ModelError
-from pipelines.passes import as_draft
-from pipelines.results import Candidate, Outcome, Scored
-from pipelines.units import Placed, Unit
+from promptmill.configs.drafts import Draft
+from promptmill.configs.json_values import checked, parse_json
+from promptmill.configs.schema import Config
+from promptmill.configs.scorers import CLIP
+from promptmill.jobs.calibration.policies import FINAL, Kind, Sight, Trial, sight_of
+from promptmill.jobs.planning.differences import differences
+from promptmill.jobs.planning.making import Sources
+from promptmill.jobs.planning.plan import PlanError, fingerprint_of
+from promptmill.manifests.requests import Request, to_json
+from promptmill.pipelines.work.errors import FatalError, ModelError
+from promptmill.pipelines.work.passes import as_draft
+from promptmill.pipelines.work.results import Candidate, Outcome, Scored
+from promptmill.pipelines.work.units import Placed, Unit
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from pipelines.engine import Engine
-    from pipelines.results import Rendered
-    from pipelines.scorers import Scorers
+    from promptmill.pipelines.rendering.engine import Engine
+    from promptmill.pipelines.scoring.scorers import Scorers
+    from promptmill.pipelines.work.results import Rendered
 
 RANK = "rank"  # the name of what ranks, where it is not CLIP's score alone
 IN_FLIGHT = 2  # batches of candidates, about; enough that the denoiser never waits for a scorer
@@ -188,9 +188,9 @@ def observe(
 
 def _loaded(sources: Sources) -> "tuple[Engine, Scorers]":
     # torch takes seconds to import, which what is wrong with a config need not wait for.
-    from pipelines.engine import Engine
-    from pipelines.loading import device_here
-    from pipelines.scorers import load_scorers
+    from promptmill.pipelines.rendering.engine import Engine
+    from promptmill.pipelines.rendering.loading import device_here
+    from promptmill.pipelines.scoring.scorers import load_scorers
 
     config = sources.config
     scorers = load_scorers(config.ranking, device_here())
@@ -245,7 +245,7 @@ class _Seeing:
             self.scores.clear()
 
     def take(self, request: Request, way: str, candidates: Sequence[Candidate]) -> None:
-        from pipelines.ranking import non_finite, rank_score
+        from promptmill.pipelines.work.ranking import non_finite, rank_score
 
         if way in self.dropped:
             return

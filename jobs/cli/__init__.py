@@ -1,7 +1,7 @@
 """The command line: what a person types. A module a group of commands; `endings` says how each ends."""
 # ruff: noqa: E402
 
-from jobs.import_path import leave_out_here
+from promptmill.actors.local_ray.import_path import leave_out_here
 
 leave_out_here()  # before anything else is imported, lest it come from where the person stands
 
@@ -12,16 +12,16 @@ from typing import Any
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from configs.errors import escaped
-from jobs.cli.calibrating import calibrate
-from jobs.cli.checking import regenerate, status, verify
-from jobs.cli.clusters import job, submit
-from jobs.cli.curating import dedup
-from jobs.cli.machine import doctor, presets, schema
-from jobs.cli.rendering import plan, run
-from jobs.cli.sharing import export, push
-from jobs.cli.showing import report, sheet
-from jobs.cli.streams import begin_in_utf8
+from promptmill.configs.errors import escaped
+from promptmill.jobs.cli.calibrating import calibrate
+from promptmill.jobs.cli.checking import regenerate, status, verify
+from promptmill.jobs.cli.clusters import job, submit
+from promptmill.jobs.cli.curating import dedup
+from promptmill.jobs.cli.machine import doctor, presets, schema
+from promptmill.jobs.cli.rendering import plan, run
+from promptmill.jobs.cli.sharing import export, push
+from promptmill.jobs.cli.showing import report, sheet
+from promptmill.jobs.cli.streams import begin_in_utf8
 
 
 class _Safely(click.Group):

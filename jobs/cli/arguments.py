@@ -9,12 +9,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from configs.loading import load
-from configs.schema import HOST, Config
-from jobs.accepting import Accepting
-from jobs.image_places import Given
-from jobs.plan import PlanError
-from shards.storage import StorageError, check_uri, is_local, local_path
+from promptmill.configs.loading import load
+from promptmill.configs.schema import HOST, Config
+from promptmill.jobs.planning.accepted_changes import Accepting
+from promptmill.jobs.planning.plan import PlanError
+from promptmill.jobs.verifying.image_places import Given
+from promptmill.shards.storage import StorageError, check_uri, is_local, local_path
 
 Command = Callable[..., Any]
 

@@ -8,24 +8,24 @@ from pathlib import Path
 
 import click
 
-from configs.errors import ConfigError
-from configs.loading import ENDINGS
-from configs.parameters import MAX_STEPS
-from configs.schedulers import scheduler_name
-from configs.schema import Config
-from configs.scorers import CLIP
-from jobs.calibration.gains import Gains
-from jobs.calibration.policies import Policy, policies, sight_of, sights_of, usual_steps
-from jobs.calibration.sample import Shape, draw
-from jobs.calibration.saying import Found, config_with, facts, find_out, lines, noisy
-from jobs.calibration.trials import RANK, Notes, identity, observe
-from jobs.cli.arguments import configured, takes_settings
-from jobs.cli.endings import FAILED, USAGE, one_line_errors, stop
-from jobs.plan import PlanError
-from jobs.planning import look
-from jobs.printing import echo
-from jobs.progress import duration
-from pipelines.units import Placed
+from promptmill.configs.errors import ConfigError
+from promptmill.configs.loading import ENDINGS
+from promptmill.configs.parameters import MAX_STEPS
+from promptmill.configs.printing import echo
+from promptmill.configs.schedulers import scheduler_name
+from promptmill.configs.schema import Config
+from promptmill.configs.scorers import CLIP
+from promptmill.jobs.calibration.gains import Gains
+from promptmill.jobs.calibration.policies import Policy, policies, sight_of, sights_of, usual_steps
+from promptmill.jobs.calibration.sample import Shape, draw
+from promptmill.jobs.calibration.saying import Found, config_with, facts, find_out, lines, noisy
+from promptmill.jobs.calibration.trials import RANK, Notes, identity, observe
+from promptmill.jobs.cli.arguments import configured, takes_settings
+from promptmill.jobs.cli.endings import FAILED, USAGE, one_line_errors, stop
+from promptmill.jobs.planning.making import look
+from promptmill.jobs.planning.plan import PlanError
+from promptmill.jobs.showing.progress import duration
+from promptmill.pipelines.work.units import Placed
 
 SAY_EVERY_S = 15.0
 

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from configs.schema import Config
-from jobs import summary
-from jobs.cli.arguments import absolute, first_given, takes_image_places, terminal, without_credentials
-from jobs.cli.endings import FAILED, SOME_FAILED, USAGE, one_line_errors, stop
-from jobs.cli.rendering import rendered
-from jobs.cli.streams import outliving_readers
-from jobs.image_places import NOTHING, Given
-from jobs.plan import Plan
-from jobs.printing import echo
-from shards.confined import write_file
-from shards.lease import hold
-from shards.storage import join, names
+from promptmill.configs.printing import echo
+from promptmill.configs.schema import Config
+from promptmill.jobs.cli.arguments import absolute, first_given, takes_image_places, terminal, without_credentials
+from promptmill.jobs.cli.endings import FAILED, SOME_FAILED, USAGE, one_line_errors, stop
+from promptmill.jobs.cli.rendering import rendered
+from promptmill.jobs.cli.streams import outliving_readers
+from promptmill.jobs.planning.plan import Plan
+from promptmill.jobs.showing import summary
+from promptmill.jobs.verifying.image_places import NOTHING, Given
+from promptmill.shards.lease import hold
+from promptmill.shards.places_to_write import write_file
+from promptmill.shards.storage import join, names
 
 if TYPE_CHECKING:
-    from jobs.problems import Problem
-    from jobs.repair import Cleared
+    from promptmill.jobs.running.repair_note import Cleared
+    from promptmill.jobs.verifying.problems import Problem
 
 
 @click.command()
@@ -67,8 +67,9 @@ def verify(out: str, repair: bool, address: str | None, given: Given) -> None:
 
 def mend(output: str, given: Given, address: str | None) -> None:
     """Verify an output, make again what is wrong with it, and say how that ended."""
-    from jobs.repair import clear, remembered
-    from jobs.repairable import repairable
+    from promptmill.jobs.running.repair_note import remembered
+    from promptmill.jobs.verifying.repair import clear
+    from promptmill.jobs.verifying.repair_limits import repairable
 
     with ExitStack() as rendering:
         with hold(output):
@@ -94,15 +95,15 @@ def mend(output: str, given: Given, address: str | None) -> None:
 def ready(config: Config, output: str) -> AbstractContextManager[None]:
     """The cluster to render on, started or joined."""
     # Ray takes a second to import.
-    from jobs.reach import joined
+    from promptmill.jobs.clusters.node_checks import joined
 
     return joined(config, output)
 
 
 def found_wrong(output: str) -> "list[Problem]":
     """Verify an output, say each thing that is wrong with it, or that nothing is."""
-    from jobs.verify import Verified
-    from jobs.verify import verify as problems_of
+    from promptmill.jobs.verifying.verify import Verified
+    from promptmill.jobs.verifying.verify import verify as problems_of
 
     started = time.monotonic()
     found = []
@@ -126,7 +127,7 @@ def made_again(plan: Plan, output: str, cleared: "Cleared") -> None:
 
 def repaired(output: str, cleared: "Cleared") -> str:
     """How a repair ended; stops where bytes are others than they were."""
-    from jobs.repair import differing
+    from promptmill.jobs.verifying.repair import differing
 
     lines = differing(output, cleared)
     if lines:
@@ -145,7 +146,7 @@ def repaired(output: str, cleared: "Cleared") -> str:
 def regenerate(out: str, key: str, file: Path | None, given: Given) -> None:
     """Make one image again, alone, and compare it. Exits with 1 where its pixels are others. One that failed is tried again, one
     that was only drafted is made in full. Writes nothing but what --to asks for."""
-    from jobs.regenerate import regenerate as made_again
+    from promptmill.jobs.verifying.regenerate import regenerate as made_again
 
     with one_line_errors():
         without_credentials(out)

@@ -14,16 +14,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from configs.errors import shown
-from configs.schema import Config
-from jobs.accepting import Accepting
-from jobs.cli.arguments import AcceptsChanges, Command, accepting_option, accepts_changes, configured, takes_config, terminal
-from jobs.cli.endings import FAILED, STOPPED, USAGE, one_line_errors, stop
-from jobs.printing import echo, echo_log
-from shards.storage import is_local, local_path
+from promptmill.configs.errors import shown
+from promptmill.configs.printing import echo, echo_log
+from promptmill.configs.schema import Config
+from promptmill.jobs.cli.arguments import (
+    AcceptsChanges,
+    Command,
+    accepting_option,
+    accepts_changes,
+    configured,
+    takes_config,
+    terminal,
+)
+from promptmill.jobs.cli.endings import FAILED, STOPPED, USAGE, one_line_errors, stop
+from promptmill.jobs.planning.accepted_changes import Accepting
+from promptmill.shards.storage import is_local, local_path
 
 if TYPE_CHECKING:
-    from jobs.remote import Remote
+    from promptmill.jobs.clusters.jobs_api import Remote
 
 SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY")
 
@@ -35,7 +43,7 @@ def takes_address(command: Command, required: bool = True) -> Command:
 
 
 def remote(address: str) -> "Remote":
-    from jobs.remote import Remote
+    from promptmill.jobs.clusters.jobs_api import Remote
 
     return Remote(address)
 
@@ -90,7 +98,7 @@ def submit(
 
 def _list(config: Config, output: str) -> None:
     """Say what a job would take along: of promptmill's own folders the sums, of everything else each file."""
-    from jobs.shipping import FOLDERS, pack, packed
+    from promptmill.jobs.clusters.packaging import FOLDERS, pack, packed
 
     with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
         left, files = pack(config, output, Path(folder)), packed(Path(folder))
@@ -123,7 +131,7 @@ def _variable(text: str) -> tuple[str, str]:
 
 def follow(there: "Remote", id: str) -> int:
     """Show a job until it ends; returns the exit status of its run. Ctrl-C leaves it running."""
-    from jobs.following import Follower
+    from promptmill.jobs.clusters.following import Follower
 
     async def shown() -> None:
         loop, work = asyncio.get_running_loop(), asyncio.current_task()

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs import summary
-from jobs.cli.arguments import absolute
-from jobs.cli.endings import USAGE, one_line_errors, stop
-from jobs.printing import echo
-from shards.lease import hold
-from shards.storage import join, names
+from promptmill.configs.printing import echo
+from promptmill.jobs.cli.arguments import absolute
+from promptmill.jobs.cli.endings import USAGE, one_line_errors, stop
+from promptmill.jobs.showing import summary
+from promptmill.shards.lease import hold
+from promptmill.shards.storage import join, names
 
 if TYPE_CHECKING:
-    from jobs.dedup import Found
+    from promptmill.jobs.sharing.dedup import Found
 
 
 @click.command()
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Say it as one JSON object.")
 def dedup(out: str, embedding: float, bits: int, to: str | None, as_json: bool) -> None:
     """Find kept images that are nearly the same, and mark them in OUT/dedup.parquet. Nothing of the dataset is changed."""
-    from jobs.dedup import MARKS, Signs, copy_without, find, write_marks
+    from promptmill.jobs.sharing.dedup import MARKS, Signs, copy_without, find, write_marks
 
     with one_line_errors():
         output = absolute(out)

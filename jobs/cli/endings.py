@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from actors.pools import ClusterError, ResourcesError
-from configs.errors import ConfigError
-from jobs.places import AbortError
-from jobs.plan import PlanError
-from jobs.printing import echo
-from pipelines.errors import ModelError
-from shards.commits import CommitError
-from shards.lease import LeaseError
-from shards.parts import PartError
+from promptmill.actors.flow.actor_slots import AbortError
+from promptmill.actors.pool_sizes import ClusterError, ResourcesError
+from promptmill.configs.errors import ConfigError
+from promptmill.configs.printing import echo
+from promptmill.jobs.planning.plan import PlanError
+from promptmill.pipelines.work.errors import ModelError
+from promptmill.shards.commits import CommitError
+from promptmill.shards.lease import LeaseError
+from promptmill.shards.parts import PartError
 
 FAILED, USAGE, SOME_FAILED, STOPPED = 1, 2, 3, 130
 

@@ -4,15 +4,15 @@ import sys
 
 import click
 
-from configs.loading import json_schema, preset_names
-from jobs.cli.endings import FAILED
-from jobs.printing import echo, echo_log
+from promptmill.configs.loading import json_schema, preset_names
+from promptmill.configs.printing import echo, echo_log
+from promptmill.jobs.cli.endings import FAILED
 
 
 @click.command()
 def doctor() -> None:
     """What this machine has: GPU, versions, model caches, Ray."""
-    from jobs.doctor import doctor as look_around
+    from promptmill.jobs.clusters.doctor import doctor as look_around
 
     findings = look_around()
     for finding in findings:

@@ -10,20 +10,20 @@ from contextlib import AbstractContextManager, nullcontext
 import click
 from rich.console import Console
 
-from configs.schema import Config
-from jobs import summary
-from jobs.accepting import Accepting
-from jobs.cli.arguments import AcceptsChanges, accepts_changes, configured, takes_config, terminal
-from jobs.cli.endings import FAILED, SOME_FAILED, STOPPED, one_line_errors
-from jobs.cli.streams import outliving_readers
-from jobs.estimate import Estimate
-from jobs.plan import Plan, PlanError, read_plan, read_shard
-from jobs.planning import Sources, first_request, look, make_plan, with_batch
-from jobs.printing import echo
-from jobs.progress import JsonLines, Tally, Terminal
-from jobs.ranked import Ranked, look_back, ranked_facts
-from jobs.unknown_prompts import unknown_prompts
-from shards.lease import hold, holder_of
+from promptmill.configs.printing import echo
+from promptmill.configs.schema import Config
+from promptmill.jobs.cli.arguments import AcceptsChanges, accepts_changes, configured, takes_config, terminal
+from promptmill.jobs.cli.endings import FAILED, SOME_FAILED, STOPPED, one_line_errors
+from promptmill.jobs.cli.streams import outliving_readers
+from promptmill.jobs.figures.ranked import Ranked, look_back, ranked_facts
+from promptmill.jobs.planning.accepted_changes import Accepting
+from promptmill.jobs.planning.estimate import Estimate
+from promptmill.jobs.planning.making import Sources, first_request, look, make_plan, with_batch
+from promptmill.jobs.planning.plan import Plan, PlanError, read_plan, read_shard
+from promptmill.jobs.planning.unknown_prompts import unknown_prompts
+from promptmill.jobs.showing import summary
+from promptmill.jobs.showing.progress import JsonLines, Tally, Terminal
+from promptmill.shards.lease import hold, holder_of
 
 
 def planned(
@@ -49,7 +49,7 @@ def _planned(sources: Sources, output: str, console: Console | None, tuned: int 
 
 def tuned_batch(config: Config, output: str) -> int:
     """Try batch sizes here, show them, and return the one that pays."""
-    from jobs.estimate import tried
+    from promptmill.jobs.planning.estimate import tried
 
     if read_plan(output) is not None:
         raise PlanError([f"{output} is planned already, and its batch decides its bytes; give another --out to tune"])
@@ -89,7 +89,7 @@ def plan(config: str, out: str | None, settings: tuple[str, ...], measure: bool 
 
 def estimated(plan: Plan, output: str, asked: bool) -> Estimate | None:
     """What the plan will cost, by rendering a batch of it here, unless that would itself cost much and nobody asked for it."""
-    from jobs.estimate import measure, worth_measuring
+    from promptmill.jobs.planning.estimate import measure, worth_measuring
 
     reason = None if asked else worth_measuring(plan)
     if reason:
@@ -149,7 +149,7 @@ def on_cluster(config: Config, output: str) -> AbstractContextManager[None]:
     if not config.runtime.address:
         return nullcontext()
     # Ray takes a second to import, which only a cluster is worth.
-    from jobs.reach import joined
+    from promptmill.jobs.clusters.node_checks import joined
 
     return joined(config, output)
 
@@ -159,9 +159,9 @@ def rendered(
 ) -> int:
     """Run a plan, showing how it goes; returns the exit status."""
     # Ray takes a second to import, which only this command has to wait for.
-    from jobs.places import StartError
-    from jobs.running import StoppedError
-    from jobs.running import run as run_plan
+    from promptmill.actors.flow.actor_slots import StartError
+    from promptmill.jobs.running.run import StoppedError
+    from promptmill.jobs.running.run import run as run_plan
 
     tally = Tally(plan.counts.candidates)
     shown = Terminal(tally, console) if console else JsonLines(tally)

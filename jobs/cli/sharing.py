@@ -5,12 +5,12 @@ from typing import Any, Literal
 
 import click
 
-from configs.parameters import PREPROCESSORS
-from jobs import summary
-from jobs.cli.arguments import first_given, takes_image_places, without_credentials
-from jobs.cli.endings import FAILED, SOME_FAILED, USAGE, one_line_errors, stop
-from jobs.image_places import NOTHING, Given
-from jobs.printing import echo
+from promptmill.configs.parameters import PREPROCESSORS
+from promptmill.configs.printing import echo
+from promptmill.jobs.cli.arguments import first_given, takes_image_places, without_credentials
+from promptmill.jobs.cli.endings import FAILED, SOME_FAILED, USAGE, one_line_errors, stop
+from promptmill.jobs.showing import summary
+from promptmill.jobs.verifying.image_places import NOTHING, Given
 
 
 @click.command()
@@ -26,8 +26,8 @@ def push(out: str, repository: str, private: bool, revision: str | None, plan: b
 
     The token is that of `hf auth login`, or HF_TOKEN.
     """
-    from jobs.hub_errors import PushError
-    from jobs.pushing import push as upload
+    from promptmill.jobs.sharing.hub_errors import PushError
+    from promptmill.jobs.sharing.push import push as upload
 
     with one_line_errors():
         without_credentials(out)
@@ -71,7 +71,7 @@ def export(out: str, pairs: Path | None, manifest: Path | None, given: Given, **
             other.append(first_given(given))
         if other:
             stop(USAGE, f"{other[0]} is not for {'--pairs' if pairs else '--manifest'}")
-        from jobs.row_files import ExportError
+        from promptmill.jobs.sharing.row_files import ExportError
 
         try:
             if pairs:
@@ -88,8 +88,8 @@ OF_KIND = {"strength": "img2img", "control": "control", "preprocess": "control",
 
 
 def _export_pairs(out: str, file: Path, images: Literal["kept", "all", "none"] | None, margin: float, given: Given) -> None:
-    from jobs.pairs import export_pairs, lost_words
-    from jobs.row_files import JSONL
+    from promptmill.jobs.sharing.preference_pairs import export_pairs, lost_words
+    from promptmill.jobs.sharing.row_files import JSONL
 
     asked = images or ("none" if file.suffix == JSONL else "kept")
     if given != NOTHING and asked != "all":
@@ -105,7 +105,7 @@ def _export_pairs(out: str, file: Path, images: Literal["kept", "all", "none"] |
 
 
 def _export_manifest(out: str, file: Path, options: dict[str, Any], given: set[str]) -> None:
-    from jobs.second_pass import Pass, export_manifest
+    from promptmill.jobs.sharing.next_manifest import Pass, export_manifest
 
     kind: Literal["img2img", "control"] = options["kind"] or "img2img"
     for name in sorted(given & set(OF_KIND)):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from jobs.cli.arguments import absolute, without_credentials
-from jobs.cli.endings import FAILED, USAGE, one_line_errors, stop
-from jobs.printing import echo
-from shards.confined import write_file
+from promptmill.configs.printing import echo
+from promptmill.jobs.cli.arguments import absolute, without_credentials
+from promptmill.jobs.cli.endings import FAILED, USAGE, one_line_errors, stop
+from promptmill.shards.places_to_write import write_file
 
 
 @click.command()
@@ -22,9 +22,9 @@ from shards.confined import write_file
 )
 def sheet(out: str, file: Path, most: int, columns: int, font: Path | None) -> None:
     """A contact sheet of the kept images, as one PNG, JPEG or WebP."""
-    from jobs.lettering import Lettering
-    from jobs.sheet import ENDINGS, LETTERS, SheetError, encoded, kept_images
-    from jobs.sheet import sheet as sheet_of
+    from promptmill.jobs.showing.contact_sheet import ENDINGS, LETTERS, SheetError, encoded, kept_images
+    from promptmill.jobs.showing.contact_sheet import sheet as sheet_of
+    from promptmill.jobs.showing.lettering import Lettering
 
     with one_line_errors():
         if file.suffix.lower() not in ENDINGS:
@@ -54,9 +54,9 @@ def sheet(out: str, file: Path, most: int, columns: int, font: Path | None) -> N
 @click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=False), default=Path("report.html"), show_default=True)
 def report(out: str, file: Path) -> None:
     """A dataset as one HTML file: numbers, scores, the best and the worst. Exits with 1 where something could not be read."""
-    from jobs.report.making import make
-    from jobs.report.page import page
-    from jobs.summary import many, size
+    from promptmill.jobs.report.making import make
+    from promptmill.jobs.report.page import page
+    from promptmill.jobs.showing.summary import many, size
 
     with one_line_errors():
         made = make(absolute(out))

@@ -1,1 +1,1 @@
-"""The report: what a dataset is, as one HTML file, made of its records, its metadata and a few of its images."""
+"""Makes the report of a dataset, one HTML file; reads a dataset and changes nothing in it."""

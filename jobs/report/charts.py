@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from jobs.report.facts import Histogram, Scores
+from promptmill.jobs.report.facts import Histogram, Scores
 
 WIDTH = 340
 EDGE = 12  # left and right of a scale, so that its outermost words stay inside

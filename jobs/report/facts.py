@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jobs.report.ranking import Bought, bought
-from jobs.report.reading import SHOWN, Digest
-from jobs.report.sampling import spread
+from promptmill.jobs.figures.ranking_gain import Bought, bought
+from promptmill.jobs.figures.reading import SHOWN, Digest
+from promptmill.jobs.figures.sampling import spread
 
 BARS = 40  # of the histogram
 BINS = 8  # of prompt lengths, at most

@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jobs.plan import Plan, PlanError, read_hardware, read_plan
-from jobs.report.duplicates import MOST_EMBEDDINGS, MOST_HASHED, Group, by_embedding, by_hash, equal, perceptual_hash
-from jobs.report.facts import Facts, facts_of
-from jobs.report.pictures import Images, Picked, Shown, each, picked, show
-from jobs.report.reading import Digest, read
-from jobs.report.sampling import MOST_CANDIDATES, Sample, sample, spread
-from jobs.report.times import Times, read_times
-from shards.commits import CommitRecord, read_records
-from shards.index import SUCCESS, Totals, total
-from shards.pictures import PictureError, read_picture
-from shards.storage import names
-from shards.tables import ranks_by
+from promptmill.jobs.figures.reading import Digest, read
+from promptmill.jobs.figures.sampling import MOST_CANDIDATES, Sample, sample, spread
+from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_plan
+from promptmill.jobs.report.duplicates import MOST_EMBEDDINGS, MOST_HASHED, Group, by_embedding, by_hash, equal, perceptual_hash
+from promptmill.jobs.report.facts import Facts, facts_of
+from promptmill.jobs.report.pictures import Images, Picked, Shown, each, picked, show
+from promptmill.jobs.report.times import Times, read_times
+from promptmill.shards.commits import CommitRecord, read_records
+from promptmill.shards.image_reader import PictureError, read_picture
+from promptmill.shards.index import SUCCESS, Totals, total
+from promptmill.shards.storage import names
+from promptmill.shards.tables import ranks_by
 
 GROUPS = 8  # of near-duplicates that are shown
 MEMBERS = 6  # of each

@@ -10,17 +10,17 @@ from typing import Any, get_args
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from configs.drafts import in_words
-from jobs.plan import Plan
-from jobs.progress import duration
-from jobs.publishing import models
-from jobs.report import charts
-from jobs.report.making import Report
-from jobs.report.times import Times
-from jobs.summary import many, size
-from pipelines.results import InfrastructureError
-from shards.storage import is_local
-from shards.tables import CLIP_SCORE
+from promptmill.configs.drafts import in_words
+from promptmill.jobs.planning.plan import Plan
+from promptmill.jobs.report import charts
+from promptmill.jobs.report.making import Report
+from promptmill.jobs.report.times import Times
+from promptmill.jobs.running.finishing import models
+from promptmill.jobs.showing.progress import duration
+from promptmill.jobs.showing.summary import many, size
+from promptmill.pipelines.work.results import InfrastructureError
+from promptmill.shards.storage import is_local
+from promptmill.shards.tables import CLIP_SCORE
 
 HERE = Path(__file__).parent
 LINES = 20  # of problems, hosts and runs, before the rest is only counted

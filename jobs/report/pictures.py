@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from configs.errors import shown as short
-from jobs.report.reading import READERS
-from pipelines.units import sample_key
-from shards.commits import CommitRecord
-from shards.counting import row_of
-from shards.picking import pick
-from shards.pictures import PictureError, read_picture
-from shards.published import get_file, parse_metadata
-from shards.storage import OddFileError
-from shards.tables import ranks_by
+from promptmill.configs.errors import shown as short
+from promptmill.jobs.figures.reading import READERS
+from promptmill.pipelines.work.units import sample_key
+from promptmill.shards.commits import CommitRecord
+from promptmill.shards.image_reader import PictureError, read_picture
+from promptmill.shards.outcomes import row_of
+from promptmill.shards.published import get_file, parse_metadata
+from promptmill.shards.single_images import pick
+from promptmill.shards.storage import OddFileError
+from promptmill.shards.tables import ranks_by
 
 SIDE = 256  # pixels of a thumbnail's longer side; smaller images stay as they are
 LARGEST = 24_000  # bytes of a thumbnail

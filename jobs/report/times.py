@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from configs.errors import shown
-from configs.json_values import parse_json
-from jobs.report.sampling import spread
-from shards.storage import TooLargeError, get_small, join, names
+from promptmill.configs.errors import shown
+from promptmill.configs.json_values import parse_json
+from promptmill.jobs.figures.sampling import spread
+from promptmill.shards.storage import TooLargeError, get_small, join, names
 
 MOST_FILES = 256  # of a thousand units each
 READERS = 8

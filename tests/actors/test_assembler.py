@@ -2,9 +2,9 @@ import shutil
 
 import pytest
 
-from actors.assembler import assemble_shard
-from shards.commits import read_records
-from shards.parts import PartError
+from promptmill.actors.assembler import assemble_shard
+from promptmill.shards.commits import read_records
+from promptmill.shards.parts import PartError
 from tests.shards.made import FINGERPRINT, FORM, shard, write_parts
 
 assemble_here = assemble_shard._function  # without Ray

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import click
 
-from configs.schema import Elastic
-from jobs.cli.endings import one_line_errors
-from jobs.cli.rendering import rendered
-from jobs.plan import PlanError, read_plan
-from pipelines import units
+from promptmill.configs.schema import Elastic
+from promptmill.jobs.cli.endings import one_line_errors
+from promptmill.jobs.cli.rendering import rendered
+from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.pipelines.work import units
 from tests.chaos.standin import Chaos, install
 
 

@@ -29,7 +29,7 @@ class Real(Site):
     @property
     def command(self) -> list[str]:
         settings = [word for setting in SETTINGS for word in ("--set", setting)]
-        return [sys.executable, "-m", "jobs", "run", "quickstart", "--out", self.out, *settings]
+        return [sys.executable, "-m", "promptmill", "run", "quickstart", "--out", self.out, *settings]
 
 
 def site(folder: Path, name: str) -> Real:

@@ -17,10 +17,10 @@ from unittest import mock
 
 import fsspec
 
-from configs.loading import load
-from jobs.planning import look, make_plan
-from jobs.verify import verify
-from shards.storage import get, is_local, names
+from promptmill.configs.loading import load
+from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.verifying.verify import verify
+from promptmill.shards.storage import get, is_local, names
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ("data", "metadata", "commits")
@@ -45,7 +45,7 @@ def plan(
     sizes = [f"shards.size={shard_size}", f"defaults.candidates={candidates}"]
     sizes += ["defaults.steps=1", "defaults.guidance_scale=1", "model.batch=1"]
     out = folder / "template"
-    with mock.patch("pipelines.units.UNIT_EVALUATIONS", requests * (work or candidates)):
+    with mock.patch("promptmill.pipelines.work.units.UNIT_EVALUATIONS", requests * (work or candidates)):
         made = make_plan(look(load("embedded", [f"manifest={manifest}", *sizes, *settings])), str(out))
     assert made.counts.units == units
     return out

@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from jobs import cluster, running
-from pipelines.errors import MISFIT, FatalError
-from pipelines.finishing import Onward, finish
-from pipelines.results import Candidate, Outcome, Rendered, Scored
-from pipelines.units import Unit, candidate_seed
-from shards.parts import part_name, write_part
-from shards.storage import staying
-from shards.tables import slice_form
+from promptmill.actors.flow import ray_pools
+from promptmill.jobs.running import run as running
+from promptmill.pipelines.scoring.finishing import Onward, finish
+from promptmill.pipelines.work.errors import MISFIT, FatalError
+from promptmill.pipelines.work.results import Candidate, Outcome, Rendered, Scored
+from promptmill.pipelines.work.units import Unit, candidate_seed
+from promptmill.shards.parts import part_name, write_part
+from promptmill.shards.storage import staying
+from promptmill.shards.tables import slice_form
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ def install(chaos: Chaos) -> None:
 
     @ray.remote(max_restarts=0)
     class Generator:
-        def __init__(self, model, job_seed, roots):
-            self._job_seed = job_seed
+        def __init__(self, recipe):
+            self._job_seed = recipe.facts.config.seed
 
         def load(self):
             return {"cpu": _node() if chaos.kinds else "stand-in"}
@@ -167,8 +168,8 @@ def install(chaos: Chaos) -> None:
 
     @ray.remote(max_restarts=0)
     class Scorer:
-        def __init__(self, output, facts, form, fingerprint):
-            self._output, self._facts, self._form, self._fingerprint = output, facts, form, fingerprint
+        def __init__(self, recipe):
+            self._output, self._facts, self._form, self._fingerprint = recipe.output, recipe.facts, recipe.form, recipe.fingerprint
 
         def load(self):
             chaos.arm("scorer")
@@ -176,7 +177,7 @@ def install(chaos: Chaos) -> None:
 
         @ray.method(num_returns=2)
         def finish(self, unit: Unit, rendered: Rendered, earlier=()):
-            from actors.receipts import Receipt
+            from promptmill.actors.receipts import Receipt
 
             finished = finish(unit, rendered, Clip(), self._facts, lambda: ray.get([*earlier]))
             if isinstance(finished, Onward):
@@ -199,5 +200,5 @@ def install(chaos: Chaos) -> None:
         chaos.arm("joiner")
         return real_join(*arguments)
 
-    cluster.Generator, cluster.Scorer = Generator, Scorer
+    ray_pools.Generator, ray_pools.Scorer = Generator, Scorer
     running.assemble_shard, running.join_unit = assemble_shard, join_unit

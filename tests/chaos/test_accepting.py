@@ -11,14 +11,14 @@ import duckdb
 import pytest
 from click.testing import CliRunner
 
-from configs.loading import load
-from jobs.accepting import put_aside
-from jobs.cli import main
-from jobs.plan import PlanError, read_plan
-from jobs.planning import look, make_plan
-from jobs.running import run
-from jobs.seals import sealed
-from shards.lease import hold
+from promptmill.configs.loading import load
+from promptmill.jobs.cli import main
+from promptmill.jobs.planning.accepted_changes import put_aside
+from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.planning.sealed_json import sealed
+from promptmill.jobs.running.run import run
+from promptmill.shards.lease import hold
 from tests.chaos.site import Site, problems, published
 
 
@@ -176,7 +176,7 @@ def test_a_shard_of_an_earlier_plan_is_not_made_again_by_a_later_one(finished):
 
 def hardware():
     """What the plan would say had it begun here rather than on stand-ins."""
-    from pipelines.hardware import hardware_kind
+    from promptmill.pipelines.rendering.hardware import hardware_kind
 
     return sealed(hardware_kind(1))
 

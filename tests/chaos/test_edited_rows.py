@@ -10,11 +10,11 @@ import duckdb
 import pytest
 from click.testing import CliRunner
 
-from jobs.accepting import look_aside, put_aside
-from jobs.cli import main
-from jobs.plan import PlanError, read_plan
-from jobs.planning import look, make_plan
-from jobs.summary import status, status_lines
+from promptmill.jobs.cli import main
+from promptmill.jobs.planning.accepted_changes import look_aside, put_aside
+from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.showing.summary import status, status_lines
 from tests.chaos.site import Site, problems, published
 from tests.chaos.test_accepting import config, everything
 

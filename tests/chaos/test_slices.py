@@ -11,10 +11,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from configs.loading import load
-from jobs.plan import read_plan
-from jobs.planning import look, make_plan
-from jobs.summary import status
+from promptmill.configs.loading import load
+from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.plan import read_plan
+from promptmill.jobs.showing.summary import status
 from tests.chaos.site import Site, kill_one, problems, published
 
 CANDIDATES, SLICE, KEEP = 64, 8, 2  # of 40 evaluations each, at a batch of one

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from moto.server import ThreadedMotoServer
 
-from embedded.world import describe, sample_scene
+from promptmill.embedded.world import describe, sample_scene
 from tests.chaos.site import published
 from tests.clusters.nodes import Nodes, nodes, promptmill
 

@@ -143,6 +143,6 @@ def nodes(folder: Path, **environment: str) -> Iterator[Nodes]:
 def promptmill(*arguments: object, folder: Path | None = None, **environment: str) -> subprocess.Popen[str]:
     """The command, in a folder, in an environment with nothing of Ray's but what is given."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", "jobs", *map(str, arguments)]
+    command = [sys.executable, "-m", "promptmill", *map(str, arguments)]
     variables = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.drafts import Draft, applied
-from configs.errors import ConfigError
-from configs.loading import load
+from promptmill.configs.drafts import Draft, applied
+from promptmill.configs.errors import ConfigError
+from promptmill.configs.loading import load
 
 EIGHT = ("defaults.candidates=8", "defaults.scheduler=dpmpp_2m")
 TWO = "ranking.drafts=[{steps: 8, keep: 4}, {steps: 12, keep: 2}]"

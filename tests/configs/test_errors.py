@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.errors import UNSAFE, escaped, quoted, shown
+from promptmill.configs.errors import UNSAFE, escaped, quoted, shown
 
 HOSTILE = "\x1b[31m\x07a\nb\r\u202e\u2028\x9b\x7f\ud800\U000e0041"
 ANY = st.text(st.characters(exclude_categories=()))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from configs.json_values import DEEPEST, checked, parse_json
+from promptmill.configs.json_values import DEEPEST, checked, parse_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from configs.errors import ConfigError, describe
-from configs.keys import forms_of
-from configs.loading import json_schema, load, preset_names
-from configs.parameters import Control
-from configs.schedulers import SCHEDULERS, scheduler_name
-from configs.schema import Config
-from configs.yaml_values import dump, parse
+from promptmill.configs.errors import ConfigError, describe
+from promptmill.configs.keys import forms_of
+from promptmill.configs.loading import json_schema, load, preset_names
+from promptmill.configs.parameters import Control
+from promptmill.configs.schedulers import SCHEDULERS, scheduler_name
+from promptmill.configs.schema import Config
+from promptmill.configs.yaml_values import dump, parse
 
 GOOD = {"manifest": "rows.jsonl", "model": {"base": "./model"}}
 

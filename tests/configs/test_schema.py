@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from configs.schema import LoraWeights, Ranking, TextualInversion
+from promptmill.configs.schema import LoraWeights, Ranking, TextualInversion
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -1,8 +1,8 @@
 import pytest
 
-from configs.errors import ConfigError
-from configs.loading import load
-from configs.schema import Config, Ranking
+from promptmill.configs.errors import ConfigError
+from promptmill.configs.loading import load
+from promptmill.configs.schema import Config, Ranking
 
 PICK = "{name: pick, kind: preference, source: ./pick}"
 TASTE = "{name: taste, kind: head, source: ./taste.safetensors, reads: pick, floor: 5}"

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from embedded.oracle import differences, is_right, read
-from embedded.pictures import RGB, draw
-from embedded.world import PromptError, describe, edits, parse, sample_scene
+from promptmill.embedded.oracle import differences, is_right, read
+from promptmill.embedded.pictures import RGB, draw
+from promptmill.embedded.world import PromptError, describe, edits, parse, sample_scene
 
 PROMPT = "a small red circle at the left and a large blue square at the right on a yellow background"
 seeds = st.integers(0, 2**32 - 1)

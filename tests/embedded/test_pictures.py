@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedded.pictures import HALF_EXTENT, RGB, SIDE, canny, cover, draw, segmentation
-from embedded.world import SHAPES, parse, sample_scene
+from promptmill.embedded.pictures import HALF_EXTENT, RGB, SIDE, canny, cover, draw, segmentation
+from promptmill.embedded.world import SHAPES, parse, sample_scene
 
 seeds = st.integers(0, 2**32 - 1)
 

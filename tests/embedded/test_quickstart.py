@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.loading import load
-from embedded.oracle import is_right, read
-from embedded.quickstart import FOLDER, REQUESTS, examples, write
-from embedded.world import PLACES, SIZES, is_held_out, parse
-from manifests.checking import check_rows
-from manifests.images import roots_of
-from manifests.requests import Rules
-from manifests.sources import find_files
-from pipelines.units import Placed, bucket_of, cut
+from promptmill.configs.loading import load
+from promptmill.embedded.oracle import is_right, read
+from promptmill.embedded.quickstart import FOLDER, REQUESTS, examples, write
+from promptmill.embedded.world import PLACES, SIZES, is_held_out, parse
+from promptmill.manifests.checking import check_rows
+from promptmill.manifests.images import roots_of
+from promptmill.manifests.requests import Rules
+from promptmill.manifests.sources import find_files
+from promptmill.pipelines.work.units import Placed, bucket_of, cut
 
 
 @pytest.fixture(scope="module")

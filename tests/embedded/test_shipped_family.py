@@ -8,10 +8,10 @@ from click.testing import CliRunner
 from diffusers import ControlNetModel, StableDiffusionPipeline
 from PIL import Image
 
-from embedded import evaluate, gallery
-from embedded.sampling import Family
-from embedded.tokenizer import WORDS, build_tokenizer
-from embedded.weights import WEIGHTS
+from promptmill.embedded import evaluate, gallery
+from promptmill.embedded.sampling import Family
+from promptmill.embedded.tokenizer import WORDS, build_tokenizer
+from promptmill.embedded.weights import WEIGHTS
 
 
 @pytest.fixture(scope="module")

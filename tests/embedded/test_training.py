@@ -16,17 +16,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from embedded import weights
-from embedded.sampling import Family
-from embedded.train import STAGES, main
-from embedded.training import Draw, Recipe, train
+from promptmill.embedded import weights
+from promptmill.embedded.sampling import Family
+from promptmill.embedded.train import STAGES, main
+from promptmill.embedded.training import Draw, Recipe, train
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
 
 
 def start_training(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "embedded.train", "autoencoder", "--steps", str(STEPS), "--save-every", "0"]
+    command = [sys.executable, "-m", "promptmill.embedded.train", "autoencoder", "--steps", str(STEPS), "--save-every", "0"]
     command += ["--runs", str(folder / "runs"), "--weights", str(folder / "weights")]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
 

@@ -3,8 +3,8 @@ import subprocess
 
 import pytest
 
-from embedded import weights
-from embedded.weights import SUMS, WEIGHTS, WeightsError, check
+from promptmill.embedded import weights
+from promptmill.embedded.weights import SUMS, WEIGHTS, WeightsError, check
 
 
 @pytest.fixture

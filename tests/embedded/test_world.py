@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedded.weights import WEIGHTS
-from embedded.world import (
+from promptmill.embedded.weights import WEIGHTS
+from promptmill.embedded.world import (
     COLORS,
     FORM,
     OPPOSITE,

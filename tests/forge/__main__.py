@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.forge.answers import COMMANDS, answer, page, reaching, written
 from tests.forge.hostile import HOSTILE
 from tests.jobs.datasets import planned_dataset
-from tests.jobs.hub import Hub, serving
+from tests.jobs.sharing.hub import Hub, serving
 
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
 

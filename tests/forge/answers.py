@@ -14,13 +14,13 @@ import huggingface_hub
 from click.testing import CliRunner
 from PIL import Image
 
-from jobs.cli import main
-from jobs.plan import Plan, read_plan
-from jobs.publishing import finish
-from shards.commits import read_records
+from promptmill.jobs.cli import main
+from promptmill.jobs.planning.plan import Plan, read_plan
+from promptmill.jobs.running.finishing import finish
+from promptmill.shards.commits import read_records
 from tests.forge.hostile import HOSTILE, KEY
 from tests.jobs.datasets import SHARDS, commit_planned
-from tests.jobs.hub import TOKEN, Hub
+from tests.jobs.sharing.hub import TOKEN, Hub
 
 COMMANDS = {
     "verify": ("verify", "{out}"),
@@ -141,8 +141,8 @@ def _rendering(plan: Plan) -> Iterator[None]:
         return 3  # as some rows of it failed
 
     with (
-        patch("jobs.cli.checking.rendered", rendered),
-        patch("jobs.cli.checking.ready", lambda config, output: contextlib.nullcontext()),
+        patch("promptmill.jobs.cli.checking.rendered", rendered),
+        patch("promptmill.jobs.cli.checking.ready", lambda config, output: contextlib.nullcontext()),
     ):
         yield
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 
-from jobs.plan import Plan, read_plan
-from jobs.publishing import made_of
-from shards.card import CARD, card
-from shards.commits import CommitRecord, FileRecord, shard_name
-from shards.index import INDEX, encode_index
-from shards.storage import get, join, put
-from shards.tables import encode_table, read_table
+from promptmill.jobs.planning.plan import Plan, read_plan
+from promptmill.jobs.running.finishing import made_of
+from promptmill.shards.card import CARD, card
+from promptmill.shards.commits import CommitRecord, FileRecord, shard_name
+from promptmill.shards.index import INDEX, encode_index
+from promptmill.shards.storage import get, join, put
+from promptmill.shards.tables import encode_table, read_table
 
 Member = tuple[str | tarfile.TarInfo, bytes]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jobs.plan import read_plan, write_plan
-from shards.commits import FileRecord
-from shards.sidecars import encode_rows
+from promptmill.jobs.planning.plan import read_plan, write_plan
+from promptmill.shards.commits import FileRecord
+from promptmill.shards.sidecars import encode_rows
 from tests.forge.forging import forge, forge_record, members_of, packed, record_of, replaced, table_of
 from tests.forge.pictures import EPS, huge_png
 

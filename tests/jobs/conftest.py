@@ -13,7 +13,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 @pytest.fixture(scope="session")
 def ray_here():
     """One Ray cluster for all tests of a session; what runs inside finds it initialised and leaves it so."""
-    from jobs.cluster import cluster
+    from promptmill.actors.local_ray.cluster import cluster
 
     with cluster("local"):
         yield

@@ -3,15 +3,15 @@
 import dataclasses
 import json
 
-from configs.loading import load
-from jobs.plan import put_hardware, read_shard, write_plan
-from jobs.planning import look, make_plan
-from jobs.publishing import finish, made_of
-from pipelines.hardware import hardware_kind
-from pipelines.rows import Facts
-from shards.assembly import assemble
-from shards.commits import read_records
-from shards.parts import part_name, write_part
+from promptmill.configs.loading import load
+from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.plan import put_hardware, read_shard, write_plan
+from promptmill.jobs.running.finishing import finish, made_of
+from promptmill.pipelines.rendering.hardware import hardware_kind
+from promptmill.pipelines.work.metadata_rows import Facts
+from promptmill.shards.assembly import assemble
+from promptmill.shards.commits import read_records
+from promptmill.shards.parts import part_name, write_part
 from tests.shards.made import assembled, shard
 
 SHARDS = 3
@@ -47,10 +47,10 @@ def commit_planned(output, plan, shards, generations=None):
 
 def rendered_here(config, output):
     """What a run of a config makes, by the calls that its actors make, without actors; returns the plan."""
-    from pipelines.clip import load_clip
-    from pipelines.engine import Engine
-    from pipelines.finishing import finish as finished
-    from pipelines.loading import device_here
+    from promptmill.pipelines.rendering.engine import Engine
+    from promptmill.pipelines.rendering.loading import device_here
+    from promptmill.pipelines.scoring.clip import load_clip
+    from promptmill.pipelines.scoring.finishing import finish as finished
 
     plan = make_plan(look(config), output)
     put_hardware(output, hardware_kind(config.model.threads))

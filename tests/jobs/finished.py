@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from jobs.problems import Problem
-from jobs.verify import Verified, verify
-from shards.commits import CommitRecord
-from shards.index import encode_index
-from shards.storage import get, join, put
+from promptmill.jobs.verifying.problems import Problem
+from promptmill.jobs.verifying.verify import Verified, verify
+from promptmill.shards.commits import CommitRecord
+from promptmill.shards.index import encode_index
+from promptmill.shards.storage import get, join, put
 
 FIRST = "000000-00000-0000"
 

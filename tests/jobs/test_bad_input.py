@@ -6,13 +6,13 @@ import duckdb
 import pytest
 from click.testing import CliRunner
 
-from configs.loading import load
-from jobs.cli import main
-from jobs.planning import look, make_plan
-from jobs.problems import Problem
-from jobs.running import run
-from jobs.verify import verify
-from tests.jobs.test_running import Watching
+from promptmill.configs.loading import load
+from promptmill.jobs.cli import main
+from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.running.run import run
+from promptmill.jobs.verifying.problems import Problem
+from promptmill.jobs.verifying.verify import verify
+from tests.jobs.running.test_run import Watching
 from tests.manifests.test_bad_input import FILES
 from tests.manifests.test_checking import BROKEN_ROWS, folder  # noqa: F401 (a fixture)
 

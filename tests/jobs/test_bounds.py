@@ -13,20 +13,20 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from configs import json_values
-from jobs import plan as plans
-from jobs.calibration.trials import Notes
-from jobs.cli import main
-from jobs.plan import MOST_SHARD, PlanError, fingerprint_of, read_hardware, read_plan, read_shard, unpacked
-from jobs.repair import Cleared, remembered
-from jobs.seals import SEAL, sealed
-from manifests.requests import Request
-from pipelines.units import Placed
-from shards.commits import CommitError, FileRecord, parse_shard_name, read_record, read_records
-from shards.lease import Holder, holder_of
-from shards.published import read_metadata
-from shards.storage import StorageError, get, join, put
-from shards.tables import encode_table, read_table
+from promptmill.configs import json_values
+from promptmill.jobs.calibration.trials import Notes
+from promptmill.jobs.cli import main
+from promptmill.jobs.planning import plan as plans
+from promptmill.jobs.planning.plan import MOST_SHARD, PlanError, fingerprint_of, read_hardware, read_plan, read_shard, unpacked
+from promptmill.jobs.planning.sealed_json import SEAL, sealed
+from promptmill.jobs.running.repair_note import Cleared, remembered
+from promptmill.manifests.requests import Request
+from promptmill.pipelines.work.units import Placed
+from promptmill.shards.commits import CommitError, FileRecord, parse_shard_name, read_record, read_records
+from promptmill.shards.lease import Holder, holder_of
+from promptmill.shards.published import read_metadata
+from promptmill.shards.storage import StorageError, get, join, put
+from promptmill.shards.tables import encode_table, read_table
 from tests.jobs.finished import problems_of
 
 LARGE = b"[" + b"[]," * 6_000_000 + b"[]]"

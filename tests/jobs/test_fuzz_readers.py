@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from pipelines.sources import ROOT
+from promptmill.configs.own_files import ROOT
 
 
 def test_no_reader_of_our_own_files_falls_over_what_a_stranger_wrote():

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from shards.pictures import ENDINGS
+from promptmill.shards.image_reader import ENDINGS
 from tests.forge.__main__ import SECURITY
 from tests.forge.answers import COMMANDS, SECRET, Answer, answer, page, reaching, written
 from tests.forge.hostile import HOSTILE
 from tests.jobs.datasets import planned_dataset
-from tests.jobs.hub import Hub, serving
+from tests.jobs.sharing.hub import Hub, serving
 
 # What each command says in its good cases; a run through stubs says nothing about Ray.
 ALL = [(name, command) for name in HOSTILE for command in COMMANDS]

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from configs.parameters import Defaults
-from manifests.checking import check_rows
-from manifests.images import ImageError, Roots, load, roots_of
-from manifests.requests import Rules
-from manifests.sources import ManifestError, find_files, read_rows
+from promptmill.configs.parameters import Defaults
+from promptmill.manifests.checking import check_rows
+from promptmill.manifests.images import ImageError, Roots, load, roots_of
+from promptmill.manifests.requests import Rules
+from promptmill.manifests.sources import ManifestError, find_files, read_rows
 
 RULES = Rules(Defaults(width=64, height=64), controls=("canny",), loras=("style",))
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))

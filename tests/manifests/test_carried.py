@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.parameters import Defaults
-from manifests.carried import MAX_COLUMNS, Types, arrow_types, cast, plain
-from manifests.checking import check_rows
-from manifests.requests import Rules
-from manifests.rows import ManifestError
-from shards.tables import encode_table, make_table, schema
+from promptmill.configs.parameters import Defaults
+from promptmill.manifests.carried import MAX_COLUMNS, Types, arrow_types, cast, plain
+from promptmill.manifests.checking import check_rows
+from promptmill.manifests.requests import Rules
+from promptmill.manifests.rows import ManifestError
+from promptmill.shards.tables import encode_table, make_table, schema
 
 SCALARS = (
     st.none()

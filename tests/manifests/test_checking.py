@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.parameters import Defaults
-from manifests.checking import check_rows, find_doubled
-from manifests.duplicates import Ids, doubled
-from manifests.images import ImageError, Roots, load, locate, roots_of
-from manifests.requests import Rules
-from manifests.sources import find_files
+from promptmill.configs.parameters import Defaults
+from promptmill.manifests.checking import check_rows, find_doubled
+from promptmill.manifests.images import ImageError, Roots, load, locate, roots_of
+from promptmill.manifests.repeated_ids import Ids, doubled
+from promptmill.manifests.requests import Rules
+from promptmill.manifests.sources import find_files
 
 RULES = Rules(Defaults(width=64, height=64), controls=("canny", "seg"), loras=("style",))
 

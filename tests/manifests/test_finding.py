@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from configs.parameters import Defaults
-from manifests import finding, roots
-from manifests.checking import check_rows
-from manifests.images import ImageError, load, roots_of
-from manifests.requests import Rules
-from manifests.sources import ManifestError, find_files, read_rows
+from promptmill.configs.parameters import Defaults
+from promptmill.manifests import finding, roots
+from promptmill.manifests.checking import check_rows
+from promptmill.manifests.images import ImageError, load, roots_of
+from promptmill.manifests.requests import Rules
+from promptmill.manifests.sources import ManifestError, find_files, read_rows
 
 RULES = Rules(Defaults(width=64, height=64))
 
@@ -228,7 +228,7 @@ def test_a_remote_glob_lists_its_folder_once_however_many_files_there_are(monkey
 
 
 def test_a_storage_is_asked_for_each_file_and_keeps_no_listing_that_it_would_go_through():
-    from manifests.files import system_of
+    from promptmill.manifests.files import system_of
 
     system, _ = system_of("s3://bucket/a.jsonl")
     assert not system.dircache.use_listings_cache

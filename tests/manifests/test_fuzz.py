@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import fuzz_manifests
 from benchmarks.fuzz_manifests import Case, check, fuzz
-from manifests import json_rows
+from promptmill.manifests import json_rows
 
 SECONDS = 10
 

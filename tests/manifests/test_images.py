@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from configs.parameters import Control, Defaults
-from manifests import checking, images, urls
-from manifests.checking import check_images, check_rows, look
-from manifests.images import ImageError, Roots, UnreachableError, load, roots_of
-from manifests.requests import Rules
+from promptmill.configs.parameters import Control, Defaults
+from promptmill.manifests import checking, images, urls
+from promptmill.manifests.checking import check_images, check_rows, look
+from promptmill.manifests.images import ImageError, Roots, UnreachableError, load, roots_of
+from promptmill.manifests.requests import Rules
 
 RULES = Rules(Defaults(), controls=("canny",))
 pillow_heif.register_heif_opener()
@@ -140,7 +140,7 @@ def test_any_member_of_a_tar_is_read_by_its_name(tmp_path, tar):
 
 
 def test_a_tar_is_gone_through_once_for_all_of_its_members_and_again_when_it_changes(tmp_path, tar, monkeypatch):
-    from manifests import tars
+    from promptmill.manifests import tars
 
     calls = []
     through = tars._members

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.json_rows import parse_row, read_array
-from manifests.rows import MAX_ROW, ManifestError
+from promptmill.manifests.json_rows import parse_row, read_array
+from promptmill.manifests.rows import MAX_ROW, ManifestError
 
 CHARACTERS = st.characters(exclude_categories=("Cs",))
 SCALARS = (

@@ -7,11 +7,11 @@ import tarfile
 import pytest
 from PIL import Image
 
-from configs.parameters import Defaults
-from manifests.checking import check_rows
-from manifests.images import ImageError, load, roots_of
-from manifests.requests import Rules
-from manifests.sources import find_files
+from promptmill.configs.parameters import Defaults
+from promptmill.manifests.checking import check_rows
+from promptmill.manifests.images import ImageError, load, roots_of
+from promptmill.manifests.requests import Rules
+from promptmill.manifests.sources import find_files
 
 RULES = Rules(Defaults(width=64, height=64))
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.parameters import Defaults
-from manifests.checking import check_rows
-from manifests.images import Roots, roots_of
-from manifests.masks import prepare_mask, read_mask
-from manifests.requests import Rules
-from pipelines.preparing import Conditioning, prepare_request
-from pipelines.units import Placed
-from tests.pipelines.test_units import request
+from promptmill.configs.parameters import Defaults
+from promptmill.manifests.checking import check_rows
+from promptmill.manifests.images import Roots, roots_of
+from promptmill.manifests.masks import prepare_mask, read_mask
+from promptmill.manifests.requests import Rules
+from promptmill.pipelines.rendering.preparing import Conditioning, prepare_request
+from promptmill.pipelines.work.units import Placed
+from tests.pipelines.work.test_units import request
 
 RULES = Rules(Defaults(width=64, height=64), controls=("canny",))
 HALF = np.zeros((64, 64), bool)

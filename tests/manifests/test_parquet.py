@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from configs.parameters import Defaults
-from manifests import cells
-from manifests.checking import check_rows
-from manifests.images import ImageError, load, roots_of
-from manifests.requests import Rules
-from manifests.sources import ManifestError, read_rows
+from promptmill.configs.parameters import Defaults
+from promptmill.manifests import cells
+from promptmill.manifests.checking import check_rows
+from promptmill.manifests.images import ImageError, load, roots_of
+from promptmill.manifests.requests import Rules
+from promptmill.manifests.sources import ManifestError, read_rows
 
 RULES = Rules(Defaults(width=64, height=64), controls=("canny",))
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.parameters import MODES, PREPROCESSORS, Control, Defaults, Growing, Lora
-from configs.schedulers import SCHEDULERS
-from configs.schema import Ranking
-from manifests import requests
-from manifests.carried import Types, cast
-from manifests.requests import Request, RowError, Rules, from_json, make_request, to_json
-from manifests.rows import Row
+from promptmill.configs.parameters import MODES, PREPROCESSORS, Control, Defaults, Growing, Lora
+from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.configs.schema import Ranking
+from promptmill.manifests import requests
+from promptmill.manifests.carried import Types, cast
+from promptmill.manifests.requests import Request, RowError, Rules, from_json, make_request, to_json
+from promptmill.manifests.rows import Row
 from tests.manifests.test_carried import VALUES
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)

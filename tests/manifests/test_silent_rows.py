@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs.parameters import Defaults
-from manifests.carried import Types, cast
-from manifests.checking import check_rows
-from manifests.images import ImageError, Roots, load
-from manifests.requests import Rules
-from manifests.rows import MAX_BLANK, MAX_ROW
-from manifests.sources import ManifestError, read_rows
-from pipelines.errors import ModelError
-from pipelines.sources import local_folder
+from promptmill.configs.parameters import Defaults
+from promptmill.manifests.carried import Types, cast
+from promptmill.manifests.checking import check_rows
+from promptmill.manifests.images import ImageError, Roots, load
+from promptmill.manifests.requests import Rules
+from promptmill.manifests.rows import MAX_BLANK, MAX_ROW
+from promptmill.manifests.sources import ManifestError, read_rows
+from promptmill.pipelines.models.sources import local_folder
+from promptmill.pipelines.work.errors import ModelError
 
 RULES = Rules(Defaults(width=64, height=64), controls=("canny",), loras=("style",))
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.parameters import Defaults
-from manifests.checking import check_rows
-from manifests.outputs import ADDED_COLUMNS
-from manifests.requests import KNOWN_COLUMNS, Rules
-from manifests.sources import ManifestError, find_files, read_rows
-from shards.tables import COLUMNS, encode_table, make_table, schema
+from promptmill.configs.parameters import Defaults
+from promptmill.manifests.checking import check_rows
+from promptmill.manifests.own_outputs import ADDED_COLUMNS
+from promptmill.manifests.requests import KNOWN_COLUMNS, Rules
+from promptmill.manifests.sources import ManifestError, find_files, read_rows
+from promptmill.shards.tables import COLUMNS, encode_table, make_table, schema
 
 ROWS = [{"id": "a", "prompt": "first, with a comma"}, {"id": "b", "prompt": 'second "quoted"', "seed": 7}]
 

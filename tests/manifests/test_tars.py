@@ -6,10 +6,10 @@ import tracemalloc
 
 import pytest
 
-from configs.parameters import Defaults
-from manifests.checking import check_rows
-from manifests.requests import Rules
-from manifests.sources import ManifestError, find_files, read_rows
+from promptmill.configs.parameters import Defaults
+from promptmill.manifests.checking import check_rows
+from promptmill.manifests.requests import Rules
+from promptmill.manifests.sources import ManifestError, find_files, read_rows
 
 RULES = Rules(Defaults(width=64, height=64), controls=("canny", "seg"))
 

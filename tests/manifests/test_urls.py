@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests import urls
-from manifests.urls import HostError, UrlError, allowed, fetch, is_public
+from promptmill.manifests import urls
+from promptmill.manifests.urls import HostError, UrlError, allowed, fetch, is_public
 
 BODY = b"picture" * 1000
 

@@ -5,10 +5,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from configs.parameters import Control
-from configs.schedulers import SCHEDULERS
-from manifests.requests import Request
-from pipelines.units import candidate_seed
+from promptmill.configs.parameters import Control
+from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.manifests.requests import Request
+from promptmill.pipelines.work.units import candidate_seed
 
 JOB_SEED = 7
 

@@ -7,14 +7,14 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 
-from shards.assembly import assemble
-from shards.card import CARD, Made, ModelMade, card
-from shards.commits import CommitRecord, read_records
-from shards.images import Provenance, encode_image, pixel_sha256
-from shards.index import publish_index
-from shards.parts import part_name, write_part
-from shards.storage import join, put
-from shards.tables import schema
+from promptmill.shards.assembly import assemble
+from promptmill.shards.card import CARD, Made, ModelMade, card
+from promptmill.shards.commits import CommitRecord, read_records
+from promptmill.shards.image_files import Provenance, encode_image, pixel_sha256
+from promptmill.shards.index import publish_index
+from promptmill.shards.parts import part_name, write_part
+from promptmill.shards.storage import join, put
+from promptmill.shards.tables import schema
 
 FORM = schema({"topic": pa.string(), "weight": pa.float64(), "tags": pa.list_(pa.string())}, embedding=4)
 FINGERPRINT = "f" * 64

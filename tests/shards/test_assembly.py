@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.assembly import AssemblyError, assemble
-from shards.commits import CommitError, CommitRecord, read_records
-from shards.counting import Counts, count
-from shards.index import publish_index
-from shards.parts import PartError, write_part
-from shards.storage import get, join
-from shards.tables import make_table, read_table, schema
-from shards.tars import read_tar
+from promptmill.shards.assembly import AssemblyError, assemble
+from promptmill.shards.commits import CommitError, CommitRecord, read_records
+from promptmill.shards.index import publish_index
+from promptmill.shards.outcomes import Counts, count
+from promptmill.shards.parts import PartError, write_part
+from promptmill.shards.storage import get, join
+from promptmill.shards.tables import make_table, read_table, schema
+from promptmill.shards.tars import read_tar
 from tests.shards.made import FINGERPRINT, FORM, Shard, assembled, candidate, publish, refused, shard, write_parts
 
 PUBLISHED = ("data", "metadata", "commits")

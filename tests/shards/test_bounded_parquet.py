@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.bounded_parquet import MiB, read_parquet
+from promptmill.shards.bounded_parquet import MiB, read_parquet
 
 HUGE = 150 * MiB
 

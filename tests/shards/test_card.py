@@ -5,10 +5,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.card import MEANINGS, Made, ModelMade, card
-from shards.index import Totals
-from shards.sidecars import json_form
-from shards.tables import COLUMNS, DRAFT_SCORES, SPARED, schema
+from promptmill.shards.card import MEANINGS, Made, ModelMade, card
+from promptmill.shards.index import Totals
+from promptmill.shards.sidecars import json_form
+from promptmill.shards.tables import COLUMNS, DRAFT_SCORES, SPARED, schema
 
 TOTALS = Totals(shards=2, bytes=5_250_000, requests=2001, candidates=8004, kept=1990, rejected=5990, failed=24, failed_requests=3)
 MODELS = (ModelMade("base", "owner/base", "a" * 40, "openrail++"), ModelMade("ControlNet canny", "./control|net"))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.commits import (
+from promptmill.shards.commits import (
     CommitError,
     CommitRecord,
     FileRecord,
@@ -17,7 +17,7 @@ from shards.commits import (
     read_records,
     shard_name,
 )
-from shards.storage import StorageError, get, get_small
+from promptmill.shards.storage import StorageError, get, get_small
 
 
 def made(shard: int, generation: int = 0) -> CommitRecord:
@@ -92,7 +92,7 @@ def test_records_are_read_many_at_a_time(tmp_path, monkeypatch):
         together.wait(timeout=20)
         return get_small(uri, most)
 
-    monkeypatch.setattr("shards.commits.get_small", waiting)
+    monkeypatch.setattr("promptmill.shards.commits.get_small", waiting)
     assert [record.shard for record in read_records(str(tmp_path))] == list(range(16))
 
 

@@ -10,9 +10,9 @@ import aiohttp
 import pytest
 import s3fs
 
-from shards import retries, storage
-from shards.retries import GaveUpError, is_passing, persistently
-from shards.storage import StorageError, check_uri, delete, get, join, names, put, put_if_absent
+from promptmill.shards import retries, storage
+from promptmill.shards.retries import GaveUpError, is_passing, persistently
+from promptmill.shards.storage import StorageError, check_uri, delete, get, join, names, put, put_if_absent
 from tests.chaos.proxy import CONDITIONAL, KINDS, FaultyProxy
 from tests.shards.test_storage import OPERATIONS
 

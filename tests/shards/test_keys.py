@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.units import parse_key, sample_key
-from shards.keys import check_keys, parse
+from promptmill.pipelines.work.units import parse_key, sample_key
+from promptmill.shards.keys import check_keys, parse
 
 NONE = (
     "/home/me/.bashrc",

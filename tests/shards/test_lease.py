@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from shards import lease as lease_module
-from shards.lease import EXPIRES_S, GRACE_S, RENEW_S, Holder, LeaseError, hold
-from shards.storage import SCRATCH, StorageError, delete, get, join, names, put, put_if_absent
+from promptmill.shards import lease as lease_module
+from promptmill.shards.lease import EXPIRES_S, GRACE_S, RENEW_S, Holder, LeaseError, hold
+from promptmill.shards.storage import SCRATCH, StorageError, delete, get, join, names, put, put_if_absent
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"renew_s": 0.1, "expires_s": 0.6, "grace_s": 0.4}
@@ -122,7 +122,7 @@ def test_of_eight_processes_that_take_at_once_exactly_one_wins(output, monkeypat
 
         monkeypatch.setattr(S3Response, "put_object", one_at_a_time)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["s3fs", "shards.lease"])
+    processes.set_forkserver_preload(["s3fs", "promptmill.shards.lease"])
     gate, results, done = processes.Barrier(8), processes.Queue(), processes.Event()
     environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     racers = [processes.Process(target=_race, args=(output, environment, gate, results, done), daemon=True) for _ in range(8)]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.parts import PartError, drop_broken, part_name, read_part, write_part
-from shards.storage import join, names
-from shards.tables import schema
+from promptmill.shards.parts import PartError, drop_broken, part_name, read_part, write_part
+from promptmill.shards.storage import join, names
+from promptmill.shards.tables import schema
 from tests.shards.made import FINGERPRINT, FORM, candidate, refused
 
 ROWS = [candidate(0, 0, 0, "kept"), candidate(0, 0, 1, "rejected"), candidate(0, 1, 0, "failed"), refused(0, 2)]

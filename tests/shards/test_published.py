@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from shards.commits import CommitError, FileRecord, read_record
-from shards.published import read_images, read_metadata
-from shards.storage import get, join, put
+from promptmill.shards.commits import CommitError, FileRecord, read_record
+from promptmill.shards.published import read_images, read_metadata
+from promptmill.shards.storage import get, join, put
 from tests.forge.forging import members_of, packed, record_of
 from tests.shards.made import publish, shard
 

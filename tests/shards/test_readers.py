@@ -12,8 +12,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shards.images import DIGITAL_SOURCE_TYPE
-from shards.tars import read_tar
+from promptmill.shards.image_files import DIGITAL_SOURCE_TYPE
+from promptmill.shards.tars import read_tar
 from tests.shards.made import SIDE, pixels_of, provenance, publish, shard
 
 KEYS = [f"{number:06d}-{row:05d}-0000" for number in (1, 2) for row in range(7)]

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from shards.storage import (
+from promptmill.shards.storage import (
     SCRATCH,
     FolderGoneError,
     OddFileError,

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.tables import encode_table, make_table, read_table, schema
+from promptmill.shards.tables import encode_table, make_table, read_table, schema
 
 FORM = schema({"topic": pa.string()}, embedding=4)
 

@@ -6,7 +6,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.tars import Sample, TarError, read_tar, write_tar
+from promptmill.shards.tars import Sample, TarError, read_tar, write_tar
 
 keys = st.from_regex(r"[a-z0-9_-]{1,20}", fullmatch=True)
 samples = st.lists(

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from configs.drafts import Draft
-from jobs.calibration.policies import FINAL, Sight, Trial, sight_of
-from jobs.calibration.sample import Shape
-from pipelines.units import evaluations
+from promptmill.configs.drafts import Draft
+from promptmill.jobs.calibration.policies import FINAL, Sight, Trial, sight_of
+from promptmill.jobs.calibration.sample import Shape
+from promptmill.pipelines.work.units import evaluations
 from tests.pipelines.plain import request
 
 STEPS = (4, 6, 10)

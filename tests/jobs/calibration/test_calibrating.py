@@ -14,22 +14,22 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from configs.loading import load
-from embedded.evaluate import scenes_for
-from embedded.world import describe
-from jobs.calibration import trials as observing
-from jobs.calibration.policies import Sight
-from jobs.calibration.sample import draw
-from jobs.calibration.trials import Notes, identity
-from jobs.cli import main
-from jobs.planning import look
-from pipelines.engine import Engine
-from pipelines.errors import FatalError
-from pipelines.loading import device_here
-from pipelines.results import Candidate, Failure, Outcome, Rendered
-from pipelines.scorers import load_scorers
-from pipelines.sources import ROOT
-from pipelines.units import Unit
+from promptmill.configs.loading import load
+from promptmill.configs.own_files import ROOT
+from promptmill.embedded.evaluate import scenes_for
+from promptmill.embedded.world import describe
+from promptmill.jobs.calibration import trials as observing
+from promptmill.jobs.calibration.policies import Sight
+from promptmill.jobs.calibration.sample import draw
+from promptmill.jobs.calibration.trials import Notes, identity
+from promptmill.jobs.cli import main
+from promptmill.jobs.planning.making import look
+from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.rendering.loading import device_here
+from promptmill.pipelines.scoring.scorers import load_scorers
+from promptmill.pipelines.work.errors import FatalError
+from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
+from promptmill.pipelines.work.units import Unit
 from tests.jobs.calibration import made
 
 # Few steps: the family is often wrong then, so that there is something to rank.
@@ -118,7 +118,7 @@ def test_what_is_known_is_not_rendered_again_and_what_is_new_is(whole, manifest,
 
 def test_a_request_of_many_candidates_is_seen_slice_by_slice_and_told_the_same(whole, manifest, tmp_path, monkeypatch):
     seen, submit = [], Engine.submit
-    monkeypatch.setattr("pipelines.units.at_once", lambda request, batch: 3)
+    monkeypatch.setattr("promptmill.pipelines.work.units.at_once", lambda request, batch: 3)
     monkeypatch.setattr(Engine, "submit", lambda engine, unit: [seen.append(unit.candidates), submit(engine, unit)][1])
     assert json.loads(calibrate(manifest, tmp_path / "trials.jsonl", *TRIED, "--json").stdout) == whole[1]
     assert (tmp_path / "trials.jsonl").read_bytes() == whole[0].read_bytes()
@@ -127,7 +127,7 @@ def test_a_request_of_many_candidates_is_seen_slice_by_slice_and_told_the_same(w
 
 def test_a_request_of_which_a_slice_fails_is_left_out_as_a_whole(whole, manifest, tmp_path, monkeypatch):
     fail, submit = Failure("render_error", "broken"), Engine.submit
-    monkeypatch.setattr("pipelines.units.at_once", lambda request, batch: 3)
+    monkeypatch.setattr("promptmill.pipelines.work.units.at_once", lambda request, batch: 3)
 
     def broken(engine, unit):
         if unit.span[0] == 0 and unit.requests[0].preview is None:
@@ -146,7 +146,7 @@ def test_a_request_of_which_a_slice_fails_is_left_out_as_a_whole(whole, manifest
 
 def begun(manifest, trials, lines):
     """A calibration in a process of its own that has seen so many requests, and many not yet."""
-    command = [sys.executable, "-m", "jobs", *arguments(manifest, trials, *TRIED, "--json")]
+    command = [sys.executable, "-m", "promptmill", *arguments(manifest, trials, *TRIED, "--json")]
     # What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}

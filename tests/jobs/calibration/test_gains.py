@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.drafts import Draft
-from jobs.calibration.gains import Gains, fewest, held_out, measured
-from jobs.calibration.policies import FINAL, Policy, Sight, Trial, policies
+from promptmill.configs.drafts import Draft
+from promptmill.jobs.calibration.gains import Gains, fewest, held_out, measured
+from promptmill.jobs.calibration.policies import FINAL, Policy, Sight, Trial, policies
 from tests.jobs.calibration.made import SHAPE, STEPS, trial
 
 ALL = policies("draft", STEPS, [SHAPE])

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.drafts import Draft, check_cascade
-from jobs.calibration.policies import FINAL, Policy, outcome, policies, sight_of, sights_of, usual_steps
-from pipelines.passes import as_draft, begin
-from pipelines.results import Candidate, Outcome, Rendered
-from pipelines.units import evaluations, price
+from promptmill.configs.drafts import Draft, check_cascade
+from promptmill.jobs.calibration.policies import FINAL, Policy, outcome, policies, sight_of, sights_of, usual_steps
+from promptmill.pipelines.work.passes import as_draft, begin
+from promptmill.pipelines.work.results import Candidate, Outcome, Rendered
+from promptmill.pipelines.work.units import evaluations, price
 from tests.jobs.calibration.made import REQUEST, SHAPE, STEPS, trial
-from tests.pipelines.test_passes import BROKEN, PIXEL
+from tests.pipelines.work.test_passes import BROKEN, PIXEL
 
 ALL = policies("draft", STEPS, [SHAPE])
 

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from configs.loading import load
-from jobs.calibration.sample import Shape, draw
-from jobs.plan import PlanError
-from jobs.planning import look
+from promptmill.configs.loading import load
+from promptmill.jobs.calibration.sample import Shape, draw
+from promptmill.jobs.planning.making import look
+from promptmill.jobs.planning.plan import PlanError
 
 
 def sources(tmp_path, rows, *settings):

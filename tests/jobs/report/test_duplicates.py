@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from jobs.report import duplicates
-from jobs.report.duplicates import SIMILAR, by_embedding, by_hash, equal, perceptual_hash
+from promptmill.jobs.report import duplicates
+from promptmill.jobs.report.duplicates import SIMILAR, by_embedding, by_hash, equal, perceptual_hash
 
 few = st.lists(st.lists(st.integers(-2, 2), min_size=3, max_size=3), min_size=1, max_size=12)
 

@@ -18,17 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.cli import main
-from jobs.report.facts import facts_of
-from jobs.report.making import MEMBERS, make
-from jobs.report.page import page
-from jobs.report.pictures import LARGEST, LONGEST, thumbnail
-from jobs.report.reading import SHOWN, digest
-from pipelines.sources import ROOT
-from shards.images import encode_image
-from shards.pictures import read_picture
-from shards.storage import get, join, names, put
-from shards.tables import make_table
+from promptmill.configs.own_files import ROOT
+from promptmill.jobs.cli import main
+from promptmill.jobs.figures.reading import SHOWN, digest
+from promptmill.jobs.report.facts import facts_of
+from promptmill.jobs.report.making import MEMBERS, make
+from promptmill.jobs.report.page import page
+from promptmill.jobs.report.pictures import LARGEST, LONGEST, thumbnail
+from promptmill.shards.image_files import encode_image
+from promptmill.shards.image_reader import read_picture
+from promptmill.shards.storage import get, join, names, put
+from promptmill.shards.tables import make_table
 from tests.forge.forging import with_rows
 from tests.forge.hostile import with_image
 from tests.forge.pictures import EPS
@@ -249,7 +249,7 @@ def test_near_duplicates_are_found_without_embeddings(output):
 
 
 def test_a_large_dataset_is_sampled_and_the_page_says_so(clean, monkeypatch):
-    monkeypatch.setattr("jobs.report.sampling.FEWEST_SHARDS", 1)
+    monkeypatch.setattr("promptmill.jobs.figures.sampling.FEWEST_SHARDS", 1)
     made = make(str(clean), most=20)
     assert [record.shard for record in made.sample.records] == [1] and not made.sample.whole
     assert made.totals.kept == 14 and not made.shown.keys() - {key for key in made.shown if key.startswith("000001-")}
@@ -325,7 +325,8 @@ def test_a_report_of_s3_is_that_of_a_disk(clean, s3_bucket):  # noqa: F811
 
 
 def test_neither_ray_nor_torch_is_loaded(clean, tmp_path):
-    code = "import sys; from jobs.cli import main; main(standalone_mode=False); sys.exit(str({'ray', 'torch'} & set(sys.modules)))"
+    code = "import sys; from promptmill.jobs.cli import main; main(standalone_mode=False); "
+    code += "sys.exit(str({'ray', 'torch'} & set(sys.modules)))"
     command = [sys.executable, "-c", code, "report", str(clean), "--to", str(tmp_path / "page.html")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == "set()\n" and re.match(r".*page.html: 14 kept images in 3 shards \(", done.stdout)

@@ -1,0 +1,199 @@
+"""Makes the pools of Ray actors that lanes call, and tells the death of an actor from an error in its work."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray import exceptions
+
+from promptmill.actors.flow.actor_slots import AbortError, DiedError, LostError, Pool, StartError
+from promptmill.actors.flow.lanes import Again
+from promptmill.actors.flow.placement import Room, Seat
+from promptmill.actors.generator import Generator
+from promptmill.actors.pool_sizes import Sizes
+from promptmill.actors.scorer import Scorer
+from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError, ModelError
+from promptmill.pipelines.work.passes import Course
+from promptmill.pipelines.work.recipe import Recipe
+from promptmill.pipelines.work.units import Unit
+from promptmill.shards.storage import StorageError
+
+STEP_BACK_S = 60.0
+NODE_GONE_S = 1.0
+HANDS = 2  # units in flight on a generator, so that it never waits for the driver
+
+
+class StepBackError(Exception):
+    """A generator that came up where it is of no use, beside others that are: its lane tries again later."""
+
+
+class RayActor:
+    """One Ray actor as a lane sees it.
+
+    Args:
+        handle: Ray's.
+        call: What its work is.
+        seat: Its place; one that was dismissed from it has died for no fault of what is in flight on it.
+        gone: Told when its lane gives it up.
+    """
+
+    def __init__(
+        self,
+        handle: Any,
+        call: Callable[..., Awaitable[Any]],
+        seat: Seat | None = None,
+        gone: Callable[[], object] = lambda: None,
+    ):
+        self.handle, self._call, self._seat, self._gone = handle, call, seat, gone
+
+    async def call(self, *work: Any) -> Any:
+        try:
+            return await self._call(self.handle, *work)
+        except exceptions.ObjectLostError as error:
+            raise LostError(_reason(error)) from None
+        except exceptions.OutOfMemoryError as error:
+            raise DiedError(f"{MEMORY}: {_reason(error)}") from None
+        except (exceptions.RayActorError, exceptions.WorkerCrashedError) as error:
+            raise DiedError(_reason(error), by_infrastructure=self._dismissed or _by_infrastructure(error)) from None
+        except exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, exceptions.ObjectLostError):
+                raise LostError(_reason(cause)) from None
+            if isinstance(cause, FatalError):
+                # The process lives, but must not go on: its lane replaces it as if it had died.
+                raise DiedError(_reason(cause), as_a_whole=str(cause).startswith(MISFIT)) from None
+            if isinstance(cause, StorageError):
+                raise AbortError(str(cause)) from None  # no fact about this unit: the next one would fare no better
+            raise cause from None
+
+    def kill(self) -> None:
+        ray.kill(self.handle)
+        self._gone()
+
+    @property
+    def _dismissed(self) -> bool:
+        return self._seat is not None and self._seat.dismissed
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__
+
+
+def _by_infrastructure(error: Exception) -> bool:
+    """Whether a node went, rather than the process by itself; an actor that waits at a node to start is cancelled with it."""
+    said = str(error)
+    gone = isinstance(error, exceptions.NodeDiedError) or "its node has died" in said or "The actor never ran" in said
+    return gone or bool(getattr(error, "preempted", False))
+
+
+async def _render(handle: Any, unit: Any, alone: bool) -> Any:
+    done, rendered = handle.render.remote(unit)
+    await done
+    return rendered  # a reference; the images stay where they are until a scorer takes them
+
+
+async def _finish(handle: Any, unit: Unit, rendered: Any, earlier: tuple[Any, ...], alone: bool) -> Any:
+    # In a list, so that Ray hands on the references themselves: they are needed at the unit's end only.
+    answer, waiting = handle.finish.remote(unit, rendered, [*earlier])
+    said = await answer
+    if isinstance(said, Course):
+        # Of drafts nothing is needed any more but their scores; what was rendered in full waits for the unit's end.
+        in_full = unit.course is not None and unit.course.in_full
+        return Again(replace(unit, course=said), waiting if in_full else None)
+    return said
+
+
+async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = None) -> None:
+    """Have an actor load what it works with, and tell `loaded` what it says of itself.
+
+    Raises:
+        StartError: The model cannot be loaded, here as anywhere.
+        AbortError: The output cannot be reached.
+        DiedError: The process has died.
+    """
+    try:
+        loaded(await handle.load.remote())
+    except exceptions.RayError as error:
+        cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
+        if isinstance(cause, ModelError):
+            raise StartError(str(cause)) from None
+        if isinstance(cause, StorageError):
+            raise AbortError(str(cause)) from None
+        dismissed = seat is not None and seat.dismissed
+        raise DiedError(_reason(cause or error), by_infrastructure=dismissed or _by_infrastructure(error)) from None
+
+
+def _placed(handle: Any) -> "asyncio.Future[None]":
+    """Done once an actor has its place, or never gets one; whoever calls it then finds out which."""
+    placed = asyncio.ensure_future(handle.__ray_ready__.remote())
+    placed.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return placed
+
+
+async def _wherever(start: Callable[[], Awaitable[RayActor]]) -> RayActor:
+    """An actor that is up; one whose node went before it was is no actor that fails to start, however many of them go at once."""
+    while True:
+        try:
+            return await start()
+        except StepBackError:
+            # By then a node of the right kind may have room.
+            await asyncio.sleep(STEP_BACK_S)
+        except DiedError as error:
+            if not error.by_infrastructure:
+                raise
+            await asyncio.sleep(NODE_GONE_S)
+
+
+def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[str, str]], None]) -> Pool:
+    """The pool of generators; `loaded` is told the kind of hardware of each as it comes up, and may refuse it.
+
+    Where it raises StepBackError, the actor goes and its lane waits; anything else that it raises ends the run.
+    """
+    config = recipe.facts.config
+    options = {"num_cpus": sizes.generator_cpus, "num_gpus": sizes.generator_gpus, "max_concurrency": HANDS}
+    kind: Any = Generator
+
+    async def start() -> RayActor:
+        await room.before_generator()
+        handle = kind.options(**options).remote(recipe)
+        seat = Seat(lambda: ray.kill(handle))
+        room.generator_waits(seat)
+        try:
+            await asyncio.wait({_placed(handle)})
+            room.generator_placed(seat)
+            await _load(handle, loaded, seat)
+        except BaseException:
+            # Cancelled while it waited, too: nobody would ever use it.
+            ray.kill(handle)
+            room.generator_gone(seat)
+            raise
+        room.generator_up(seat)
+        return RayActor(handle, _render, seat, lambda: room.generator_gone(seat))
+
+    return Pool(lambda: _wherever(start), sizes.generators, HANDS, config.runtime.unit_deadline_s)
+
+
+def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[str, str]], None]) -> Pool:
+    """The pool of CLIP actors; `loaded` as for generators."""
+    options = {"num_cpus": sizes.scorer_cpus, "num_gpus": sizes.scorer_gpus}
+    deadline = recipe.facts.config.runtime.unit_deadline_s
+    kind: Any = Scorer
+
+    async def start() -> RayActor:
+        await room.before_scorer()
+        handle = kind.options(**options).remote(recipe)
+        had_place = False
+        try:
+            await room.scorer_waits(_placed(handle))
+            had_place = True
+            await _load(handle, loaded)
+        except BaseException:
+            ray.kill(handle)
+            room.scorer_gone(had_place)
+            raise
+        return RayActor(handle, _finish, gone=lambda: room.scorer_gone(True))
+
+    return Pool(lambda: _wherever(start), sizes.scorers, 1, deadline)

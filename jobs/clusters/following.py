@@ -1,0 +1,79 @@
+"""Shows at home how a job goes elsewhere: its lines of JSON become the same progress that a run on this machine shows."""
+
+from typing import Any
+
+from rich.console import Console
+
+from promptmill.actors.pool_sizes import Sizes
+from promptmill.configs.json_values import parse_json
+from promptmill.configs.printing import echo, echo_log, log_line
+from promptmill.jobs.showing.progress import Tally, Terminal
+
+
+class Follower:
+    """Takes what a job prints, line by line.
+
+    Args:
+        console: The terminal to draw on; without one the lines go to stdout and stderr as the run itself would have put them.
+    """
+
+    def __init__(self, console: Console | None):
+        self._console = console
+        self._shown: Terminal | None = None
+
+    def __enter__(self) -> "Follower":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown is not None:
+            self._shown.__exit__()
+
+    def line(self, line: str) -> None:
+        """One line of the job's log."""
+        event = _event(line)
+        if event is None:
+            self._say(line)
+        elif self._console is None:
+            echo(line)
+        else:
+            try:
+                self._draw(event)
+            except (LookupError, TypeError, ValueError):
+                self._say(line)  # like an event, but none of a run's own
+
+    def _say(self, line: str) -> None:
+        if self._console is not None:
+            self._console.print(log_line(line), markup=False, highlight=False)
+        else:
+            echo_log(line, err=True)
+
+    def _draw(self, event: dict[str, Any]) -> None:
+        assert self._console is not None
+        if self._shown is None:
+            self._shown = Terminal(Tally(event.get("candidates", 1)), self._console).__enter__()
+        shown = self._shown
+        match event["event"]:
+            case "note":
+                shown.say(event["text"])
+            case "ready":
+                shown.ready(Sizes(**{name: value for name, value in event.items() if name != "event"}))
+            case "loaded":
+                shown.loaded()
+            case "progress":
+                shown.progress(event)
+            case "stopping":
+                shown.stopping(event["units"])
+            case "done":
+                shown.__exit__()
+                self._shown = None
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """The event that a line is; None for any other line."""
+    if not line.startswith("{"):
+        return None
+    try:
+        values = parse_json(line)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get("event"), str) else None

@@ -1,0 +1,211 @@
+"""Packs what a submitted job takes along: its own folders, the resolved config, manifest and images; nothing else.
+
+PACKAGE/
+  promptmill/actors … promptmill/shards                       as they are here, without caches
+  promptmill/pyproject.toml promptmill/requirements.lock
+  given/config.yaml                                           resolved, its manifest named from the package
+  given/000/prompts.jsonl …                                   manifests given by a relative path, with the images that rows name
+
+A row may name any file, and a stranger may have written the row: only what is an image by its content goes, and nothing hidden.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import promptmill
+from promptmill.configs.errors import shown
+from promptmill.configs.own_files import LOCK, PROJECT, ROOT
+from promptmill.configs.schema import Config
+from promptmill.configs.weights import LOCAL_DIR, OpenClip, Weights, is_folder
+from promptmill.configs.yaml_values import dump
+from promptmill.jobs.planning.plan import PlanError
+from promptmill.manifests.finding import partition_folders
+from promptmill.manifests.images import ImageError, Roots, is_image, locate, roots_of
+from promptmill.manifests.requests import RowError, Rules, make_request
+from promptmill.manifests.sources import ManifestError, find_files, read_rows
+from promptmill.manifests.tars import IN_TAR
+from promptmill.pipelines.models.identity import scorers_by_place
+from promptmill.shards.storage import is_local, local_path
+
+FOLDERS = ("actors", "configs", "embedded", "jobs", "manifests", "pipelines", "shards")
+FILES = (PROJECT, LOCK)
+PACKAGE = "promptmill"
+MOST_BYTES = 500_000_000  # Ray takes 512 MiB
+GIVEN = "given"
+CONFIG = f"{GIVEN}/config.yaml"
+
+
+def pack(config: Config, output: str, folder: Path) -> list[str]:
+    """Put what a job takes along into an empty folder; returns a line for each file that a row names and that stays here.
+
+    Args:
+        config: With relative paths from the current directory, or from promptmill's own as the presets have them.
+        output: Of the run.
+        folder: Becomes the job's working directory, on every node a copy of its own.
+
+    Raises:
+        PlanError: One line for each path that will not be there, or the whole is too large.
+    """
+    problems = [*_unreachable_output(output), *_unreachable_weights(config)]
+    shipped, left = list[str](), list[str]()
+    for pattern in [config.manifest] if isinstance(config.manifest, str) else config.manifest:
+        try:
+            shipped += _manifest(pattern, config, folder, len(shipped), left)
+        except ManifestError as error:
+            problems.append(str(error))
+    for root in config.runtime.image_roots:
+        if "://" not in root and not Path(root).is_absolute():
+            problems.append(f"runtime.image_roots: {root}: a relative folder of this machine; {_ELSEWHERE}")
+    if problems:
+        raise PlanError(problems)
+    _own(folder)
+    resolved = config.model_copy(update={"manifest": tuple(shipped), "output": output})
+    (folder / CONFIG).parent.mkdir(exist_ok=True)
+    (folder / CONFIG).write_text(dump(resolved.model_dump(mode="json")))
+    if (whole := sum(size for _, size in packed(folder))) > MOST_BYTES:
+        raise PlanError([f"{whole / 1e6:,.0f} MB are too much to ship, at most {MOST_BYTES / 1e6:,.0f}; {_ELSEWHERE}"])
+    return left
+
+
+def packed(folder: Path) -> list[tuple[str, int]]:
+    """Return the files that `pack` has put into a folder, by name, with their sizes in bytes."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in files)
+
+
+def _own(folder: Path) -> None:
+    """Ship promptmill itself: its own files, and never what a link in its folders leads to elsewhere."""
+    caches = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+
+    def left_out(place: str, names: list[str]) -> set[str]:
+        links = {name for name in names if (path := Path(place, name)).is_symlink() and not (path.is_file() and _is_own(path))}
+        return {*caches(place, names), *links}
+
+    own = folder / PACKAGE
+    own.mkdir()
+    for module in Path(promptmill.__file__).parent.glob("*.py"):
+        shutil.copy2(module, own / module.name)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, own / name, ignore=left_out)
+    for file in FILES:
+        shutil.copy2(file, own / file.name)
+
+
+_ELSEWHERE = "put it where all nodes reach it (s3://…, or an absolute path of a shared file system)"
+
+
+def _unreachable_output(output: str) -> Iterator[str]:
+    # Relative, it would lie in the job's own copy of the package, and go with it.
+    if is_local(output) and not local_path(output).is_absolute():
+        yield f"--out {output}: a relative path of this machine; {_ELSEWHERE}"
+
+
+def _unreachable_weights(config: Config) -> Iterator[str]:
+    """Local weights that are neither shipped nor given by an absolute path, which the nodes are asked for."""
+    model = config.model
+    named: dict[str, Weights] = {"model.base": Weights.model_construct(source=model.base)}
+    if model.vae:
+        named["model.vae"] = model.vae
+    named |= {f"model.controlnets.{name}": weights for name, weights in model.controlnets.items()}
+    named |= {f"model.loras.{weights.name}": weights for weights in model.loras}
+    named |= {f"model.textual_inversions.{weights.token}": weights for weights in model.textual_inversions}
+    sources = {where: weights.source for where, weights in named.items() if is_folder(weights.source)}
+    for where, scorer in scorers_by_place(config.ranking).items():
+        source = _scorer_source(scorer)
+        if source is not None:
+            sources[where] = source
+    for where, source in sources.items():
+        if not Path(source).is_absolute() and not _is_own(ROOT / source):
+            yield f"{where}: {source}: a folder of this machine that is not shipped; {_ELSEWHERE}, or name a hub repository"
+
+
+def _scorer_source(scorer: OpenClip | Weights) -> str | None:
+    """The folder or file of something that scores; None where it is on the hub."""
+    if isinstance(scorer, Weights):
+        return scorer.source if is_folder(scorer.source) else None
+    return scorer.model.removeprefix(LOCAL_DIR) if scorer.model.startswith(LOCAL_DIR) else None
+
+
+def _is_own(place: Path) -> bool:
+    """Whether a path is shipped, as a part of promptmill's own folders."""
+    parts = place.resolve().relative_to(ROOT).parts if place.resolve().is_relative_to(ROOT) else ()
+    return place.exists() and len(parts) > 1 and parts[0] in FOLDERS
+
+
+def _manifest(pattern: str, config: Config, folder: Path, number: int, left: list[str]) -> Sequence[str]:
+    """Where a manifest is to be found by the job; relative ones are shipped, with the images that their rows name.
+
+    Raises:
+        ManifestError: There is none, it is hidden, or it cannot be read.
+        PlanError: Its images are too much.
+    """
+    if "://" in pattern or Path(pattern).is_absolute():
+        return [pattern]
+    if _is_own(ROOT / pattern) and (not Path(pattern).exists() or Path(pattern).samefile(ROOT / pattern)):
+        return [pattern]
+    shipped: list[str] = []
+    for file in find_files([pattern]):
+        here = Path.cwd().resolve()
+        if _hidden(Path(file).resolve(), here) or _hidden(Path(file).absolute(), here):
+            raise ManifestError(f"{file}: hidden, or a link to what is; no hidden file is shipped: copy it under another name")
+        # A folder each: their rows may name other images alike.
+        own = folder.joinpath(GIVEN, f"{number + len(shipped):03d}", *partition_folders(str(Path(file).parent)))
+        place = own / Path(file).name
+        place.parent.mkdir(parents=True)
+        shutil.copy2(file, place)
+        _images(Path(file), config, place.parent, left)
+        shipped.append(place.relative_to(folder).as_posix())
+    return shipped
+
+
+def _hidden(place: Path, base: Path) -> bool:
+    """Whether a path goes through a name that begins with a dot, where it leaves another path."""
+    common = next((i for i, (a, b) in enumerate(zip(place.parts, base.parts, strict=False)) if a != b), len(base.parts))
+    return any(part.startswith(".") for part in place.parts[common:])
+
+
+def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> None:
+    """Ship the images that a manifest's rows name beside it; what else they name is `left`. Other faults of rows are the plan's."""
+    whole, named = 0, set[str]()
+    base = manifest.absolute().parent
+    roots = roots_of([str(manifest)], (), Roots(()).max_pixels)
+    rules = Rules(config.defaults, tuple(config.model.controlnets), tuple(lora.name for lora in config.model.loras), multiple=1)
+    for number, row in enumerate(read_rows([str(manifest)]), 1):
+        try:
+            request = make_request(row, number, rules)
+        except RowError:
+            continue
+        for path in (request.init_image, request.mask_image, *(control.image for control in request.controls)):
+            if path is None or "://" in path or IN_TAR in path or Path(path).is_absolute() or ".." in Path(path).parts:
+                continue
+            there = folder / path
+            if path in named or there.exists():
+                continue
+            named.add(path)
+            try:
+                here = Path(locate(path, roots))
+            except ImageError:
+                continue
+            if _hidden(here, base) or _hidden(base / path, base):
+                left.append(f"{row.name}: {shown(path)} is hidden, and stays here")
+                continue
+            if not is_image(here):
+                left.append(f"{row.name}: {shown(path)} is no image by its content, and stays here")
+                continue
+            if (whole := whole + here.stat().st_size) > MOST_BYTES:
+                raise PlanError([f"{manifest}: its images are more than {MOST_BYTES / 1e6:,.0f} MB; {_ELSEWHERE}"])
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(here, there)
+
+
+def shared_paths(config: Config) -> list[str]:
+    """The absolute paths of manifests, image folders and weights, which every node has to have; others are shipped."""
+    manifest = [config.manifest] if isinstance(config.manifest, str) else config.manifest
+    model = config.model
+    weights = [model.vae, *model.controlnets.values(), *model.loras, *model.textual_inversions]
+    named = [*manifest, *config.runtime.image_roots, model.base, *(each.source for each in weights if each)]
+    named += [source for scorer in scorers_by_place(config.ranking).values() if (source := _scorer_source(scorer))]
+    if (shipped := Path(GIVEN).absolute()).is_dir():
+        named.append(str(shipped))  # as the driver has it: every node's own copy has to lie in the same place
+    return [path for path in named if path.startswith("/") and not any(character in path for character in "*?[")]

@@ -1,0 +1,133 @@
+"""What a plan will cost, by rendering one batch of it here: seconds an evaluation, bytes an image."""
+
+import math
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from promptmill.configs.schema import Config
+from promptmill.configs.weights import SAFETENSORS
+from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan
+from promptmill.manifests.images import Roots
+from promptmill.pipelines.models.sources import local_folder
+from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.units import Placed, Unit, bucket_of, decodes
+
+if TYPE_CHECKING:
+    from promptmill.pipelines.rendering.tuning import Tuned
+
+FEW, MORE = 2, 6  # steps of the two timed batches; their difference is what steps cost, the rest is what images cost
+SMALL = 500 * 10**6  # bytes of weights; a model below renders a batch on a CPU in seconds
+ROW_BYTES = 700  # of metadata a candidate, compressed, and of its JSON in the tar about as much
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """From one bucket of the plan's first shard; other sizes are scaled by their pixels, drafts of others decoded as often.
+
+    Attributes:
+        seconds: Of one generator like this machine's, for the whole plan, start-up apart.
+        generators: That this machine would run.
+        disk: Bytes of the finished dataset.
+    """
+
+    seconds: float
+    generators: int
+    disk: float
+
+
+def worth_measuring(plan: Plan) -> str | None:
+    """Why not to render anything here for an estimate; None where it can be had without a download or minutes on a CPU."""
+    model = plan.config.model
+    adapters = [weights.source for weights in (*model.loras, *model.textual_inversions)]
+    sources = [model.base, *([model.vae.source] if model.vae else []), *(w.source for w in model.controlnets.values()), *adapters]
+    places = [local_folder(source) for source in sources]
+    weights = sum(_weights_in(place) for place in places if place)
+    if None not in places and weights < SMALL:
+        return None
+    # Only an estimate needs torch in the driver's process.
+    from promptmill.pipelines.rendering.gpus import gpus
+
+    if gpus():
+        return None
+    what = f"{weights / 1e9:.1f} GB of weights" if None not in places else f"{sources[places.index(None)]} from the hub"
+    return f"there is no GPU here, and rendering with {what} on a CPU would take long"
+
+
+def _weights_in(place: Path) -> int:
+    files = [place] if place.is_file() else place.rglob(f"*{SAFETENSORS}")
+    return sum(file.stat().st_size for file in files)
+
+
+def measure(plan: Plan, shard: ShardPlan) -> Estimate | None:
+    """Load the model and render two short batches of the plan's most frequent bucket.
+
+    Returns:
+        None where that bucket's request cannot be rendered, which says nothing about the others.
+
+    Raises:
+        ModelError: The model cannot be loaded, or does not fit into memory with its batch.
+    """
+    from promptmill.pipelines.rendering.engine import Engine, FatalError
+    from promptmill.pipelines.rendering.gpus import gpus
+    from promptmill.shards.image_files import Provenance, encode_image
+
+    config = plan.config
+    engine = Engine(config.model, config.seed, plan.roots)
+    placed = _most_frequent(shard)
+    request = replace(placed.request, candidates=config.model.batch, keep=1, growing=None)
+
+    def timed(steps: int) -> tuple[float, list]:
+        steps = math.ceil(steps / request.strength) if request.strength else steps
+        unit = Unit(shard.shard, 0, (replace(placed, request=replace(request, steps=steps)),))
+        started = time.monotonic()
+        try:
+            rendered = engine.render(unit)
+        except FatalError as error:
+            raise ModelError(f"{config.model.base}: {error}") from None
+        return time.monotonic() - started, [c for outcome in rendered.outcomes for c in outcome.candidates]
+
+    timed(FEW)  # warm
+    few, candidates = timed(FEW)
+    more, candidates_of_more = timed(MORE)
+    pixels = next((c.pixels for c in candidates_of_more if c.pixels is not None), None)
+    evaluated = sum(c.evaluations for c in candidates_of_more) - sum(c.evaluations for c in candidates)
+    if pixels is None or evaluated <= 0:
+        return None
+    an_evaluation = max(0.0, more - few) / evaluated
+    an_image = max(0.0, few - an_evaluation * sum(c.evaluations for c in candidates)) / config.model.batch
+    scale = plan.counts.pixels / max(1, plan.counts.candidates) / (request.width * request.height)
+    requests = [placed.request for placed in shard.requests]
+    decoded = sum(decodes(each, config.ranking.drafts) for each in requests) / sum(each.candidates for each in requests)
+    seconds = scale * (an_evaluation * plan.counts.evaluations + an_image * decoded * plan.counts.candidates)
+
+    provenance = Provenance(request.prompt, "", request.steps, request.scheduler, 1.0, 0, request.width, request.height, "")
+    image = len(encode_image(pixels, config.shards.image_format, config.shards.quality, provenance))
+    embedding = 2 * (plan.embedding or 0)
+    rows = plan.counts.candidates * (ROW_BYTES + (embedding if config.shards.embeddings == "all" else 0))
+    kept = plan.counts.keep * (scale * image + 4 * ROW_BYTES + (embedding if config.shards.embeddings == "kept" else 0))
+    here = len(gpus()) or max(1, (os.cpu_count() or 1) // config.model.threads)
+    return Estimate(seconds, here, rows + kept)
+
+
+def _most_frequent(shard: ShardPlan) -> Placed:
+    buckets = Counter(bucket_of(placed.request) for placed in shard.requests for _ in range(placed.request.candidates))
+    wanted = buckets.most_common(1)[0][0]
+    return next(placed for placed in shard.requests if bucket_of(placed.request) == wanted)
+
+
+def tried(config: Config, placed: Placed, roots: Roots) -> "Tuned":
+    """Batch sizes tried on the real model; see `pipelines.rendering.tuning.tune`.
+
+    Raises:
+        ModelError, PlanError: The model cannot be loaded, or the request not be rendered.
+    """
+    from promptmill.pipelines.rendering.tuning import tune
+
+    try:
+        return tune(config.model, placed, config.seed, roots)
+    except ValueError as error:
+        raise PlanError([f"--tune: {error}"]) from None

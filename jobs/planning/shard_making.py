@@ -1,0 +1,228 @@
+"""Makes shards of a plan from the rows of a manifest, and counts what is in them.
+
+A shard depends on its own rows alone, so that several processes may share the shards of a plan. What a plan has to know of all its
+rows, ids and columns above all, is a `Tally`: the tallies of parts are joined in the order of the rows.
+"""
+
+from array import array
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from promptmill.configs.drafts import Draft
+from promptmill.configs.parameters import MODES
+from promptmill.jobs.planning.plan import BadRow, Counts, ShardPlan, packed
+from promptmill.manifests.carried import Types
+from promptmill.manifests.checking import Checked, RowChecks
+from promptmill.manifests.repeated_ids import Ids
+from promptmill.manifests.requests import Rules
+from promptmill.manifests.rows import Row
+from promptmill.pipelines.work.units import Placed, cut, kind_of, price, slices_of
+
+MAX_PROBLEMS = 50  # lines
+
+# Rows of one shard, each with its number, counted from 1 through all files.
+NumberedRows = Sequence[tuple[int, Row]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What shards are made by.
+
+    Attributes:
+        files: Of the manifest.
+        rules: What the config says of rows.
+        batch: Candidates a denoising batch.
+        drafts: The cascade that candidates go through.
+        reserved: Names that no carried column may have.
+    """
+
+    files: tuple[str, ...]
+    rules: Rules
+    batch: int
+    drafts: tuple[Draft, ...]
+    reserved: frozenset[str]
+
+
+@dataclass(frozen=True)
+class PackedShard:
+    """One shard as it is to be written.
+
+    Attributes:
+        content: Of its file.
+        hash: Its `shard_hash`.
+        counts: What it adds to the plan's.
+        kinds: Of its requests, by `kind_of`.
+    """
+
+    content: bytes
+    hash: str
+    counts: Counts
+    kinds: frozenset[Hashable]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a tally holds, in a form that another process can read; see `Tally`."""
+
+    ids: bytes
+    bad: bytes
+    columns: Mapping[str, int]
+    problems: Sequence[str]
+    wrong: int
+    noted: Mapping[str, tuple[int, str]]
+
+
+class Tally:
+    """What a plan has to know of all rows gone through so far: 8 bytes a row, and a little.
+
+    Attributes:
+        ids: Those of the rows that are good by themselves.
+        bad: The numbers of the other rows, ascending.
+        types: The carried columns.
+        problems: The first lines of what is wrong.
+        wrong: How many lines there are of it.
+        noted: By note of `Checked`, in how many rows it stands, and the name of the first of them.
+    """
+
+    def __init__(self, reserved: frozenset[str]):
+        self.ids, self.bad, self.types = Ids(), array("Q"), Types(reserved)
+        self.problems: list[str] = []
+        self.wrong = 0
+        self.noted: dict[str, tuple[int, str]] = {}
+
+    def see(self, checked: Checked) -> Checked:
+        """Take the next row in, and return it with what is wrong with the names of its columns.
+
+        Raises:
+            ManifestError: There are too many columns by now.
+        """
+        if checked.request:
+            problems = self.types.see(checked.request.carried)
+            if problems:
+                checked = replace(checked, request=None, problems=(*checked.problems, *problems))
+        if checked.request:
+            self.ids.add(checked.request.id)
+        else:
+            self.bad.append(checked.number)
+        if checked.problems:
+            self.note(checked.lines())
+        for note in checked.notes:
+            number, first = self.noted.get(note, (0, checked.row.name))
+            self.noted[note] = number + 1, first
+        return checked
+
+    def note(self, lines: Sequence[str], all: int | None = None) -> None:
+        """Take lines in of what is wrong; they are the first of `all`."""
+        self.wrong += len(lines) if all is None else all
+        self.problems += lines[: max(0, MAX_PROBLEMS - len(self.problems))]
+
+    def share(self) -> Share:
+        """Return all of it for `join` in another process."""
+        return Share(self.ids.hashes(), self.bad.tobytes(), self.types.seen(), self.problems, self.wrong, self.noted)
+
+    def join(self, share: Share) -> bool:
+        """Take in the rows behind those so far, from a tally of their own.
+
+        Returns:
+            False where there would be too many columns. Nothing was taken in then; `see` says from which row on.
+        """
+        if not self.types.join(share.columns):
+            return False
+        self.ids.join(share.ids)
+        self.bad.frombytes(share.bad)
+        self.note(share.problems, share.wrong)
+        for note, (number, first) in share.noted.items():
+            before, earlier = self.noted.get(note, (0, first))
+            self.noted[note] = before + number, earlier
+        return True
+
+
+def make_shards(recipe: Recipe, checks: RowChecks, first: int, shards: Iterable[NumberedRows]) -> tuple[list[PackedShard], Share]:
+    """Make consecutive shards whose rows need no look at images.
+
+    Args:
+        first: The number of the first shard.
+        shards: The rows of each.
+
+    Raises:
+        ManifestError: There are too many columns.
+    """
+    tally = Tally(recipe.reserved)
+    made = []
+    for number, rows in enumerate(shards, first):
+        made.append(pack(recipe, make_shard(recipe, number, [tally.see(checks.check(*each)) for each in rows])))
+    return made, tally.share()
+
+
+def make_shard(recipe: Recipe, number: int, rows: Sequence[Checked]) -> ShardPlan:
+    """Return the shard that consecutive rows make."""
+    placed, bad = [], []
+    for row, checked in enumerate(rows):
+        if checked.request:
+            placed.append(Placed(row, checked.request, checked.images, checked.file))
+        else:
+            bad.append(bad_row(row, checked))
+    return with_units(recipe, ShardPlan(number, tuple(placed), (), tuple(bad)))
+
+
+def with_units(recipe: Recipe, shard: ShardPlan) -> ShardPlan:
+    """Return the shard with its requests cut into units."""
+    place = {placed.row: i for i, placed in enumerate(shard.requests)}
+    units = cut(shard.shard, shard.requests, recipe.batch, recipe.drafts)
+    return replace(shard, units=tuple(tuple(place[placed.row] for placed in unit.requests) for unit in units))
+
+
+def pack(recipe: Recipe, shard: ShardPlan) -> PackedShard:
+    """Return a shard as it is to be written."""
+    return PackedShard(*packed(shard), count(recipe, shard), kinds(shard))
+
+
+def bad_row(row: int, checked: Checked) -> BadRow:
+    """Return what a plan holds of a row that makes no request; `row` counts from 0 in its shard."""
+    values = checked.row.values
+    id, prompt = values.get("id"), values.get("prompt")
+    return BadRow(
+        row,
+        str(id)[:512] if isinstance(id, str | int) else str(checked.number),
+        prompt[:10_000] if isinstance(prompt, str) else None,
+        f"{checked.row.name}: {'; '.join(checked.problems)}"[:2000],
+    )
+
+
+def kinds(shard: ShardPlan) -> frozenset[Hashable]:
+    """Return the kinds of a shard's requests."""
+    return frozenset([kind_of(placed.request) for placed in shard.requests])
+
+
+def count(recipe: Recipe, shard: ShardPlan) -> Counts:
+    """Count what is in a shard, but for its buckets, which it shares with others."""
+    sums: dict[str, int] = dict.fromkeys(("candidates", "keep", "evaluations", "pixels", "undrafted", "growing"), 0)
+    modes: dict[str, int] = dict.fromkeys(MODES, 0)
+    for placed in shard.requests:
+        request = placed.request
+        sums["candidates"] += request.candidates
+        sums["keep"] += request.keep
+        sums["evaluations"] += price(request, recipe.drafts)
+        sums["pixels"] += request.width * request.height * request.candidates
+        sums["undrafted"] += price(request, ())
+        sums["growing"] += request.growing is not None
+        modes[request.mode] += 1
+    requests, bad = len(shard.requests), len(shard.bad)
+    some = {mode: n for mode, n in modes.items() if n}
+    units = sum(_rendered_as(recipe, shard, unit) for unit in shard.units)
+    return Counts(rows=requests + bad, bad=bad, requests=requests, units=units, modes=some, **sums)
+
+
+def _rendered_as(recipe: Recipe, shard: ShardPlan, unit: Sequence[int]) -> int:
+    """Return how many units a planned one is rendered as: more than one where its only request is cut into slices."""
+    return slices_of(shard.requests[unit[0]].request, recipe.batch, recipe.drafts) if len(unit) == 1 else 1
+
+
+def added(counts: Counts, more: Counts, sign: int = 1) -> Counts:
+    """Return the sum of two counts, or with a `sign` of -1 their difference; buckets stay as they are."""
+    sums: dict[str, Any] = {
+        name: value + sign * getattr(more, name) for name, value in vars(counts).items() if name not in ("buckets", "modes")
+    }
+    modes = {mode: n for mode in MODES if (n := counts.modes.get(mode, 0) + sign * more.modes.get(mode, 0))}
+    return Counts(**sums, buckets=counts.buckets, modes=modes)

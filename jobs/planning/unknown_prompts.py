@@ -1,0 +1,59 @@
+"""Counts the prompts of a plan that its model cannot know."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+
+from promptmill.jobs.planning.plan import Plan, read_shard
+from promptmill.manifests.requests import Request
+from promptmill.pipelines.models.known_prompts import known_prompts
+
+LOOKED_AT = 10_000  # requests; a share of the first of them says as much of a longer plan
+
+
+@dataclass(frozen=True)
+class UnknownPrompts:
+    """How many of the requests that were looked at have a prompt that the model cannot know.
+
+    Attributes:
+        form: The prompts that it can know, in words.
+        example: The first prompt that it cannot.
+    """
+
+    model: str
+    form: str
+    unknown: int
+    looked_at: int
+    example: str
+
+    def line(self) -> str:
+        """Return what a person is told."""
+        few = f"{self.unknown:,} of {self.looked_at:,} prompts are"
+        example = self.example if len(self.example) <= 60 else f"{self.example[:59]}…"
+        remedy = "for other pictures take a preset of a real model, such as sd15 (`promptmill presets`)"
+        return f"{few} beyond what {self.model} can draw, as {example!r} is: it knows no words but {self.form!r}; {remedy}"
+
+
+def unknown_prompts(plan: Plan, output: str) -> UnknownPrompts | None:
+    """Look through the first requests of a plan; None where the model knows all their prompts, or nothing says what it knows.
+
+    Args:
+        output: The dataset's URI, where the plan's shards are.
+
+    Raises:
+        ModelError: What the model knows cannot be read.
+    """
+    known = known_prompts(plan.config.model)
+    if known is None:
+        return None
+    looked_at, unknown, example = 0, 0, ""
+    for request in islice(_requests(plan, output), LOOKED_AT):
+        looked_at += 1
+        if not known.has(request.prompt):
+            unknown, example = unknown + 1, example or request.prompt
+    return UnknownPrompts(plan.config.model.base, known.form, unknown, looked_at, example) if unknown else None
+
+
+def _requests(plan: Plan, output: str) -> Iterator[Request]:
+    shards = (read_shard(output, number) for number in range(plan.shards))
+    return (placed.request for placed in chain.from_iterable(shard.requests for shard in shards))

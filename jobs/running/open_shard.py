@@ -1,0 +1,88 @@
+"""What is left to do of a shard: its units, the parts that are there, and the rows that are rendered again."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from promptmill.configs.schema import Config
+from promptmill.jobs.planning.plan import ShardPlan
+from promptmill.pipelines.work.passes import begin
+from promptmill.pipelines.work.units import Unit, at_once, cut
+from promptmill.shards.commits import CommitRecord
+from promptmill.shards.parts import part_name
+
+
+@dataclass
+class Open:
+    """A shard under way.
+
+    Attributes:
+        shard: Its number.
+        generation: That it will be committed as.
+        before: The record of the generation that is there, whose rows stay but for those `again`; None for a shard made whole.
+        again: Rows, counted from 0 in the shard.
+        made_of: The names of the units, or pieces of them, whose parts make the shard.
+        left: Those of them that have no part yet.
+        others: The names of parts of it that may lie there besides.
+        joins: Of units among `made_of` that are joined of their slices: the unit and its slices.
+    """
+
+    shard: int
+    generation: int = 0
+    before: CommitRecord | None = None
+    again: frozenset[int] = frozenset()
+    made_of: set[str] = field(default_factory=set)
+    left: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
+    joins: dict[str, tuple[Unit, list[Unit]]] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[str]:
+        return sorted(part_name(name) for name in self.made_of)
+
+    def take_in(self, units: Iterable[Unit], parts: Collection[str], batch: int) -> list[Unit]:
+        """Look at which units are durable. Return what is to be rendered: units, their slices, or what is left of pieces.
+
+        Args:
+            parts: The names of those that are there.
+            batch: Candidates a denoising batch, which slices are cut by.
+        """
+        todo: list[Unit] = []
+        for unit in units:
+            slices = unit.slices(batch)
+            pieces = slices or [piece for piece in unit.pieces() if piece is not unit]
+            there = {piece.name for piece in pieces if part_name(piece.name) in parts}
+            if slices or part_name(unit.name) in parts or not there:
+                self.made_of.add(unit.name)
+                self.others |= {piece.name for piece in slices} or there
+            else:
+                self.made_of |= {piece.name for piece in pieces}
+            if part_name(unit.name) in parts:
+                continue
+            if slices:
+                self.joins[unit.name] = unit, slices
+            todo += [piece for piece in pieces if piece.name not in there] if slices or there else [unit]
+        self.left = {unit.name for unit in todo}
+        return todo
+
+    def split(self, unit: Unit) -> list[Unit]:
+        """The pieces of a unit that died, which take its place."""
+        pieces = unit.pieces()
+        if len(pieces) > 1:
+            for names in (self.made_of, self.left):
+                names.discard(unit.name)
+                names |= {piece.name for piece in pieces}
+            self.others.add(unit.name)
+        return pieces
+
+
+def units_of(shard: Open, plan: ShardPlan, config: Config) -> list[Unit]:
+    """The units of a shard as planned, or, of one that is there, new ones of the rows that are rendered again."""
+    drafts, diversity = config.ranking.drafts, config.ranking.diversity
+    if shard.before is None:
+        planned = plan.cut()
+    else:
+        planned = list(cut(shard.shard, (p for p in plan.requests if p.row in shard.again), config.model.batch, drafts))
+    most = partial(at_once, batch=config.model.batch)
+    courses = (begin({placed.row: placed.request for placed in unit.requests}, drafts, diversity, most) for unit in planned)
+    return [replace(unit, generation=shard.generation, course=course) for unit, course in zip(planned, courses, strict=True)]

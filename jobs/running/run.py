@@ -1,0 +1,466 @@
+"""Runs a plan: the units that are left go through the lanes, shards are assembled as their parts are complete."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import signal
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, get_args
+
+from promptmill.actors.assembler import assemble_shard, join_unit
+from promptmill.actors.flow.actor_slots import DEADLINE, PATIENCE, AbortError, StartError
+from promptmill.actors.flow.events import Both, Guard, Guarded, Listener
+from promptmill.actors.flow.lanes import Lanes
+from promptmill.actors.flow.placement import Room
+from promptmill.actors.flow.ray_pools import StepBackError, generators, scorers
+from promptmill.actors.local_ray.cluster import cluster
+from promptmill.actors.local_ray.watch import RayWatch, one_line_of_ray
+from promptmill.actors.pool_sizes import ClusterError, Sizes, size_pools
+from promptmill.actors.receipts import Receipt
+from promptmill.jobs.planning.accepted_changes import to_rerender
+from promptmill.jobs.planning.plan import (
+    BadRow,
+    Plan,
+    PlanError,
+    put_hardware,
+    read_hardware,
+    read_plan,
+    read_shard,
+    with_shard_hashes,
+)
+from promptmill.jobs.running.failure_budget import FailureBudget
+from promptmill.jobs.running.finishing import check_there, finish
+from promptmill.jobs.running.metrics import Metrics
+from promptmill.jobs.running.open_shard import Open, units_of
+from promptmill.jobs.running.repair_note import REPAIR_NOTE, remembered
+from promptmill.jobs.running.stats import Stats
+from promptmill.pipelines.work.errors import MEMORY, MISFIT
+from promptmill.pipelines.work.metadata_rows import Facts, failed_unit
+from promptmill.pipelines.work.recipe import Recipe
+from promptmill.pipelines.work.results import Code, Failure, InfrastructureError
+from promptmill.pipelines.work.units import Unit, sample_key
+from promptmill.shards.commits import CommitRecord, check_plan, read_records
+from promptmill.shards.generations import failed_rows
+from promptmill.shards.index import INDEX, SUCCESS, Totals, total
+from promptmill.shards.lease import Lease, hold
+from promptmill.shards.parts import part_name, write_part
+from promptmill.shards.storage import check_stays, delete, join, names, put
+from promptmill.shards.tables import slice_form
+
+ASSEMBLING = 2  # shards at a time
+MOST_WAITING = 16  # rendered units that wait for a scorer: they are lost with the driver, and take memory
+UNFIT_S = 180.0  # that a run waits for a node of the right kind of hardware, where there are several nodes
+ONE_REQUEST_S = 1.0  # within which a second SIGTERM is the first one again
+
+
+class StoppedError(Exception):
+    """The user stopped the run; it can be resumed."""
+
+
+@dataclass
+class Run:
+    """One run of a plan, from where the last one ended.
+
+    Args:
+        output: The dataset's URI.
+        listener: Told of every unit and shard.
+        parts: Those that are there.
+        records: Of each shard that is committed; those that this run commits come to them.
+        again: By shard, the rows of committed ones that are rendered again.
+        generations: By shard, what those that are not committed are committed as, where that is not 0.
+        only: Of those that are not committed, which are rendered; None for all.
+        lease: Says whether somebody else has taken the output over.
+        settled, misfits: Units so far; those of them that did not fit into memory.
+        fitting: Whether a worker has come up on the plan's kind of hardware.
+        nodes: Of the cluster, as the run began.
+        say: Told what is worth a line.
+    """
+
+    plan: Plan
+    output: str
+    listener: Listener
+    parts: frozenset[str]
+    records: dict[int, CommitRecord]
+    again: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    generations: Mapping[int, int] = field(default_factory=dict)
+    only: Collection[int] | None = None
+    lease: Lease | None = None
+    open: dict[int, Open] = field(default_factory=dict)
+    sizes: Sizes | None = None
+    stopped: bool = False
+    settled: int = 0
+    misfits: int = 0
+    fitting: bool = False
+    nodes: int = 1
+    say: Callable[[str], None] = lambda line: None
+
+    def __post_init__(self) -> None:
+        config = self.plan.config
+        versions = json.dumps(self.plan.inputs["versions"], sort_keys=True)
+        self.facts = Facts(config, self.plan.carried, versions, self.plan.growing)
+        self.recipe = Recipe(self.output, self.plan.fingerprint, self.facts, self.plan.form, self.plan.roots)
+        self.form = self.plan.form
+        self._assembling: set[asyncio.Task[None]] = set()
+        self._broken: BaseException | None = None
+        self._unfit_since: float | None = None
+        self._turns = asyncio.Semaphore(ASSEMBLING)
+        self.stats = Stats(self.output)
+        self.watch = RayWatch(self.stats.flush)
+        self.metrics = Metrics(self.output, self.plan.counts.candidates)
+        self.told = Both(Guarded(self.listener, "showing how the run goes"), Guarded(self.metrics, "recording metrics"))
+        # A repair makes what was there, failures too.
+        allowed = config.runtime.max_failed if self.only is None else None
+        there = (record for shard, record in self.records.items() if shard not in self.again)
+        self.budget = FailureBudget.beside(allowed, self.plan.counts.candidates, there)
+        wanted = range(self.plan.shards) if self.only is None else self.only
+        self.left = {number for number in wanted if number not in self.records} | set(self.again)
+
+    async def render(self, nodes: list[dict[str, float]]) -> None:
+        """Render what is left, and commit every shard.
+
+        Raises:
+            ResourcesError, StartError: The cluster has no room, or actors do not start.
+            StoppedError: The user asked to stop, and what was in flight is durable.
+            AbortError: More candidates have failed than `runtime.max_failed`, and what was in flight is durable.
+        """
+        config, self.nodes = self.plan.config, len(nodes)
+        self.sizes = sizes = size_pools(nodes, config.runtime, config.model.threads)
+        self.told.ready(sizes)
+        # Fixed pools have room for all of them; where they may grow, so do these.
+        room = Room(feeding=sizes.generators // sizes.scorers)
+        rendering = generators(self.recipe, sizes, room, self.generator_loaded)
+        scoring = scorers(self.recipe, sizes, room, self.check_hardware)
+        # Shards whose parts are all there are assembled at once; where nothing is left to render, no model is loaded for them.
+        units = self.units()
+        first = next(units, None)
+        lanes = Lanes(
+            itertools.chain([] if first is None else [first], units),
+            self.metrics.watched(rendering, "generators"),
+            self.metrics.watched(scoring, "scorers"),
+            self.convict,
+            lambda unit: self.open[unit.shard].split(unit),
+            waiting=min(2 * sizes.scorers + 2, MOST_WAITING),
+        )
+        with self.stop_on_interrupt(lanes), self.stop_without_lease(), self.stop_without_ray(), self.metrics.showing():
+            if first is not None:
+                await self.settle_all(lanes)
+            await asyncio.gather(*self._assembling)
+        if self._broken:
+            raise self._broken
+        if self.budget.spent and self.left:
+            raise AbortError(self.budget.why)
+        # A stop that comes when nothing is left has nothing to stop.
+        if self.stopped and self.left:
+            raise StoppedError
+
+    def units(self) -> Iterator[Unit]:
+        """The units that have no part, shard by shard; drawn as the lanes have room."""
+        for number in range(self.plan.shards):
+            if number not in self.left:
+                if number in self.records:
+                    self.told.skipped(self.records[number].candidates)
+                continue
+            plan, shard = read_shard(self.output, number, self.plan), self.opened(number)
+            units = shard.take_in(units_of(shard, plan, self.plan.config), self.parts, self.plan.config.model.batch)
+            self.told.skipped(plan.candidates - sum(unit.candidates for unit in units))
+            self.open[number] = shard
+            if not units:
+                self.assemble(number)
+            yield from units
+
+    def opened(self, number: int) -> Open:
+        before = self.records.get(number)
+        if before is None:
+            return Open(number, self.generations.get(number, 0))
+        return Open(number, before.generation + 1, before, self.again[number])
+
+    async def settle_all(self, lanes: Lanes) -> None:
+        """Settle the units of the lanes until none is left, or until the run is to end."""
+        async for receipt in lanes.run():
+            await self.settle(receipt)
+            if self.budget.spent:
+                lanes.stop()  # what is in flight is finished
+            if self._broken:
+                break
+
+    async def settle(self, receipt: Receipt) -> None:
+        self.settled += 1
+        await self._note(receipt)
+        self.open[receipt.shard].left.discard(receipt.name)
+        if not self.open[receipt.shard].left:
+            self.assemble(receipt.shard)
+
+    async def _note(self, receipt: Receipt) -> None:
+        self.budget.add(receipt.failed, receipt.errors)
+        self.told.unit(receipt)
+        self.stats.add(receipt)
+        if self.stats.full and (taken := self.stats.take()):
+            await asyncio.to_thread(put, *taken)
+
+    async def convict(self, unit: Unit, reasons: list[str]) -> Receipt:
+        """Settle a unit that cannot be done: a part that says so."""
+        reason = reasons[-1]
+        code: Code = "out_of_memory" if reason.startswith(MEMORY) else "deadline" if reason.startswith(DEADLINE) else "died"
+        self.misfits += reason.startswith(MISFIT)
+        if self.misfits >= PATIENCE and self.settled < self.misfits:
+            raise AbortError(f"{reason}; no unit has got through: `promptmill plan --tune` finds the batch that fits")
+        # What the process said as it died has hosts and numbers of processes in it: that is for stats/, not for the dataset.
+        said = {
+            "out_of_memory": f"out of memory at batch {self.plan.config.model.batch}; set model.batch lower",
+            "deadline": f"not done within runtime.unit_deadline_s, {self.plan.config.runtime.unit_deadline_s:g} s",
+            "died": "its process failed each time that it was rendered alone",
+        }
+        rows = failed_unit(self.facts, unit, Failure(code, said[code]))
+        form = slice_form(self.form) if unit.span else self.form
+        size = await asyncio.to_thread(write_part, self.output, part_name(unit.name), rows, form, self.plan.fingerprint)
+        return replace(Receipt.of(unit, rows, [], {}), part_bytes=size, reasons=tuple(reasons))
+
+    def assemble(self, shard: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._assemble(self.open.pop(shard)))
+        self._assembling.add(task)
+        task.add_done_callback(self._assembled)
+
+    def _assembled(self, task: asyncio.Task[None]) -> None:
+        self._assembling.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._broken = self._broken or error
+
+    async def _assemble(self, shard: Open) -> None:
+        assert self.sizes is not None
+        async with self._turns:
+            for unit, slices in shard.joins.values():
+                fresh = [one.name for one in slices if part_name(one.name) not in self.parts]
+                told = self.output, unit, slices, fresh, self.facts, self.form, self.plan.fingerprint
+                await self._note(await join_unit.options(num_cpus=self.sizes.task_cpus).remote(*told))
+            # Read again: shards that wait for their turn, many at a resume, would fill the memory with theirs.
+            plan = await asyncio.to_thread(read_shard, self.output, shard.shard, self.plan)
+            arguments = {
+                "output": self.output,
+                "shard": plan.shard,
+                "parts": shard.parts,
+                "failed": [bad_row(self.facts, plan.shard, bad) for bad in plan.bad if not shard.before or bad.row in shard.again],
+                "form": self.form,
+                "image_format": self.plan.config.shards.image_format,
+                "requests": len(plan.requests) + len(plan.bad),
+                "planned": plan.candidates,
+                "fingerprint": self.plan.fingerprint,
+                "generation": shard.generation,
+                "before": shard.before,
+                "again": shard.again,
+            }
+            others = sorted(part_name(name) for name in shard.others)
+            record = await assemble_shard.options(num_cpus=self.sizes.task_cpus).remote(arguments, others)
+        self.records[shard.shard] = record
+        self.left.discard(shard.shard)
+        self.told.shard(record)
+
+    def generator_loaded(self, kind: dict[str, str]) -> None:
+        self.check_hardware(kind)
+        self.told.loaded()
+
+    def check_hardware(self, kind: dict[str, str]) -> None:
+        """The first worker's kind of hardware is the plan's; another kind would make other bits, so it steps back for the others.
+
+        Raises:
+            StepBackError: It is of another kind, and others may come that are not.
+            StartError: Nobody of the right kind has come for a while, or nobody else can come.
+        """
+        if not put_hardware(self.output, kind):
+            first = read_hardware(self.output)
+            if first != kind and not self.plan.config.runtime.mixed_hardware:
+                differs = (name for name in {**first, **kind} if first.get(name) != kind.get(name))
+                said = ", ".join(f"{name} {first.get(name)} → {kind.get(name)}" for name in differs)
+                other = f"this hardware makes other bits than what began the run ({said})"
+                self._unfit_since = self._unfit_since or time.monotonic()
+                if self.fitting or (self.nodes > 1 and time.monotonic() - self._unfit_since < UNFIT_S):
+                    self.say(f"a node steps back: {other}")
+                    raise StepBackError(other)
+                raise StartError(f"{other}; runtime.mixed_hardware allows it")
+        self.fitting = True
+
+    @contextlib.contextmanager
+    def stop_without_lease(self) -> Iterator[None]:
+        """Stop at once when another run has taken the output over."""
+        loop, work, lease = asyncio.get_running_loop(), asyncio.current_task(), self.lease
+        assert work is not None
+        if lease is None:
+            yield
+            return
+
+        def lost() -> None:
+            self._broken = AbortError(lease.why)
+            work.cancel()
+
+        def tell() -> None:  # from the thread that renews
+            loop.call_soon_threadsafe(lost)
+
+        lease.on_lost = tell
+        try:
+            yield
+        finally:
+            lease.on_lost = None
+
+    @contextlib.contextmanager
+    def stop_without_ray(self) -> Iterator[None]:
+        """Stop at once when a process of this machine's own Ray has died, which Ray says late or never."""
+        loop, work = asyncio.get_running_loop(), asyncio.current_task()
+        assert work is not None
+
+        def died(line: str) -> None:
+            self._broken = ClusterError(line)
+            work.cancel()
+
+        def tell(line: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(died, line)
+
+        self.watch.on_death = tell
+        with self.watch.looking():
+            yield
+
+    @contextlib.contextmanager
+    def stop_on_interrupt(self, lanes: Lanes) -> Iterator[None]:
+        """Finish what is in flight at the first Ctrl-C or SIGTERM, and stop at once at the second."""
+        loop, work = asyncio.get_running_loop(), asyncio.current_task()
+        assert work is not None
+        asked = [-ONE_REQUEST_S]
+
+        def terminated() -> None:
+            # `timeout` and other supervisors signal a process and then its group: one request, which arrives twice.
+            before, asked[0] = asked[0], time.monotonic()
+            if asked[0] - before >= ONE_REQUEST_S:
+                interrupted()
+
+        def interrupted() -> None:
+            if self.stopped:
+                work.cancel()
+                return
+            self.stopped = True
+            self.told.stopping(lanes.under_way)
+            lanes.stop()
+
+        try:
+            loop.add_signal_handler(signal.SIGINT, interrupted)
+            loop.add_signal_handler(signal.SIGTERM, terminated)
+        except (ValueError, NotImplementedError, RuntimeError):
+            yield  # not the main thread: whoever runs us there stops us otherwise
+            return
+        try:
+            yield
+        except asyncio.CancelledError:
+            raise (self._broken or StoppedError()) from None
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+            loop.remove_signal_handler(signal.SIGTERM)
+
+
+def bad_row(facts: Facts, shard: int, bad: BadRow) -> dict[str, Any]:
+    """The metadata of a row that makes no request."""
+    model = facts.config.model
+    return {
+        "key": sample_key(shard, bad.row, None),
+        "id": bad.id,
+        "selected": False,
+        "status": "failed",
+        "error": "bad_row",
+        "error_message": bad.message,
+        "prompt": bad.prompt,
+        "model": model.base,
+        "revision": model.revision,
+        "dtype": model.dtype,
+        "versions": facts.versions,
+        "shard": shard,
+    }
+
+
+def run(
+    plan: Plan,
+    output: str,
+    listener: Listener,
+    say: Callable[[str], None] = lambda line: None,
+    retry_failed: bool = False,
+    generations: Mapping[int, int] | None = None,
+) -> Totals:
+    """Run a plan to its end, or go on where an earlier run was cut off.
+
+    Args:
+        plan: Of the output.
+        output: The dataset's URI.
+        listener: Told of every unit and shard.
+        say: Told what it is at, before there is anything to listen to.
+        retry_failed: Try the rows of committed shards again that failed by infrastructure.
+        generations: As in `Run`, given by a repair: exactly these shards are rendered, and index.json stays until the dataset is
+            finished. Where it is not given, what a repair that was cut off has noted.
+
+    Returns:
+        What the dataset holds, by its commit records; but for a repair, it is finished.
+
+    Raises:
+        ClusterError, ResourcesError, StartError, StoppedError: One line each.
+        CommitError: What is committed there is of another plan, or a file of it has been taken away.
+        PlanError: The output has another plan by now, or the plan of a shard was altered.
+        LeaseError: Another run is writing there.
+        AbortError: The output was taken over by another run, or it cannot be written, or too many candidates have failed.
+        PartError, StorageError: Parts are broken, or the output cannot be read or written.
+    """
+    say = partial(Guard("saying what the run is at"), say)
+    with hold(output, say) as lease, _gone_before_all_else(output):
+        there = read_plan(output)
+        if there is None or there.fingerprint != plan.fingerprint:
+            raise PlanError([f"{output}: was planned anew while this run waited for it; run again"])
+        plan = with_shard_hashes(output, plan)
+        records = {record.shard: record for record in read_records(output)}
+        check_plan(output, records.values(), plan.fingerprint, plan.accepted)
+        again = _failed(output, plan, records.values(), say) if retry_failed else {}
+        for edited in to_rerender([plan], records).values():
+            again[edited.shard] = again.get(edited.shard, frozenset()) | edited.numbers
+        parts = frozenset(names(join(output, "parts")))
+        only, generations = generations, remembered(output).shards if generations is None else generations
+        here = Run(plan, output, listener, parts, records, again, generations, only, lease, say=say)
+        if here.left:
+            if here.budget.spent:
+                raise AbortError(here.budget.why)
+            for name in (SUCCESS, INDEX) if only is None else ():
+                delete(join(output, name))
+            say("starting Ray")
+            try:
+                runtime = plan.config.runtime
+                with here.watch, cluster(runtime.address, metrics_port=runtime.metrics_port) as nodes, one_line_of_ray():
+                    asyncio.run(here.render(nodes))
+            finally:
+                here.stats.flush()
+        if lease.lost:
+            raise AbortError(lease.why)
+        last = [here.records[shard] for shard in sorted(here.records)]
+        if only is not None and len(last) < plan.shards:
+            delete(join(output, REPAIR_NOTE))
+            return total(last)
+        if only is None:  # a repair leaves what it cannot mend, and says so
+            check_there(output, last)
+        return finish(plan, output, last)
+
+
+@contextlib.contextmanager
+def _gone_before_all_else(output: str) -> Iterator[None]:
+    """Have an error that ends a run say that the output was moved or deleted, where that is so: the error only follows from it."""
+    try:
+        yield
+    except Exception:
+        check_stays(output)
+        raise
+
+
+def _failed(output: str, plan: Plan, records: Iterable[CommitRecord], say: Callable[[str], None]) -> dict[int, frozenset[int]]:
+    """By shard, the rows that another try may mend. A shard of an earlier plan stays: its other rows are as that one said."""
+    found = {record.shard: (record, failed_rows(output, record, get_args(InfrastructureError))) for record in records}
+    again = {shard: rows for shard, (record, rows) in found.items() if rows and record.fingerprint == plan.fingerprint}
+    if not any(rows for _, rows in found.values()):
+        say(f"nothing has failed that another try may mend: {', '.join(get_args(InfrastructureError))}")
+    earlier = sum(bool(rows) for _, rows in found.values()) - len(again)
+    if earlier:
+        say(f"{earlier} shards with failed rows were committed before changes that were accepted, and stay as they are")
+    return again

@@ -1,0 +1,266 @@
+"""Finds the near-duplicates among the kept images of a dataset, marks them beside it, and copies it without them."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from promptmill.jobs.planning.plan import PlanError, fingerprint_of, read_plan
+from promptmill.jobs.running.finishing import made_of
+from promptmill.shards.assembly import AssemblyError, publish
+from promptmill.shards.card import CARD, card
+from promptmill.shards.commits import CommitError, CommitRecord, read_records
+from promptmill.shards.image_reader import PictureError, read_picture
+from promptmill.shards.index import SUCCESS, Totals, publish_index
+from promptmill.shards.near_duplicates import Pictures, Twin, find_twins
+from promptmill.shards.outcomes import request_of
+from promptmill.shards.perceptual_hash import colours, phash
+from promptmill.shards.places_to_write import check_folders
+from promptmill.shards.published import ImageFile, path_of, read_images, read_metadata
+from promptmill.shards.storage import join, names, put
+from promptmill.shards.tables import REJECTED_FOR, encode_table, ranking_names, ranks_by
+from promptmill.shards.tars import TarError
+
+MARKS, SUMMARY = "dedup.parquet", "dedup.json"  # beside the data; no other command minds them
+EMBEDDING = "clip_embedding"
+DUPLICATE_OF = "duplicate_of"
+
+FORM = pa.schema(
+    {
+        "key": pa.string(),
+        "group": pa.int64(),
+        DUPLICATE_OF: pa.string(),
+        "by": pa.string(),
+        "hamming": pa.int32(),
+        "cosine": pa.float32(),
+        "phash": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What tells that two images are nearly the same, beside the hashes of their files and pixels.
+
+    Attributes:
+        embedding: The cosine of CLIP embeddings that two kept images do not exceed; None where embeddings are not compared.
+        hash: Images whose perceptual hashes differ in at most so many bits are the same; None where those are not compared.
+    """
+
+    embedding: float | None
+    hash: int | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The near-duplicates of a dataset.
+
+    Attributes:
+        pictures: Its kept images, in the order of their keys.
+        twins: Those that are superfluous, by their number.
+        signs: What was compared.
+        exact: Whether nothing can have been missed.
+        records: Of the dataset.
+    """
+
+    pictures: Pictures
+    twins: Mapping[int, Twin]
+    signs: Signs
+    exact: bool
+    records: Sequence[CommitRecord]
+
+    def summary(self) -> dict[str, Any]:
+        """In numbers, as JSON values."""
+        keys, twins = self.pictures.keys, self.twins
+        left = {request_of(key) for number, key in enumerate(keys) if number not in twins}
+        return {
+            "images": len(keys),
+            "distinct": len(keys) - len(twins),
+            "duplicates": len(twins),
+            "groups": len({twin.of for twin in twins.values()}),
+            "by": dict(sorted(Counter(twin.by for twin in twins.values()).items())),
+            "requests_without_another_image": len({request_of(keys[number]) for number in twins} - left),
+            "compared": asdict(self.signs),
+            "exact": self.exact,
+            "records": fingerprint_of({"records": [record.to_json().decode() for record in self.records]}),
+        }
+
+
+def find(output: str, signs: Signs, say: Callable[[str], None] = lambda line: None) -> Found:
+    """Compare all kept images of the committed shards. What is in memory is an embedding, two hashes and a key of each.
+
+    Args:
+        output: The dataset's URI.
+        say: Told what cannot be compared.
+
+    Raises:
+        PlanError: Nothing is kept there.
+        CommitError: A file is not what its record says.
+    """
+    records = read_records(output)
+    kept = []
+    for record in records:
+        table = read_metadata(output, record)
+        images = _images(output, record, table) if signs.hash is not None else {}
+        kept.append(_with_looks(table.filter(table["selected"]), images, path_of(output, record, "data")))
+    if not sum(table.num_rows for table in kept):
+        raise PlanError([f"{output}: nothing is kept there yet"])
+    if signs.embedding is not None and not all(EMBEDDING in table.column_names for table in kept):
+        say(f"{output}: was rendered with shards.embeddings none, so only hashes are compared")
+        signs = replace(signs, embedding=None)
+    pictures = _pictures(kept, signs)
+    twins, exact = find_twins(pictures, signs.embedding, signs.hash)
+    return Found(pictures, twins, signs, exact, records)
+
+
+def _images(output: str, record: CommitRecord, table: pa.Table) -> dict[str, ImageFile]:
+    """Return the image files of the selected rows of a shard, by key.
+
+    Raises:
+        CommitError: One of them is not there, or as `read_images`.
+    """
+    kept = set(table.filter(table["selected"])["key"].to_pylist())
+    images = read_images(output, record, kept)
+    if lost := sorted(kept - set(images)):
+        raise CommitError(f"{path_of(output, record, 'data')}: {lost[0]}: kept, but not in its shard; `promptmill verify {output}`")
+    return images
+
+
+def _with_looks(rows: pa.Table, images: Mapping[str, ImageFile], tar: str) -> pa.Table:
+    """Return the few columns that are compared, with the perceptual hashes where there are images."""
+    columns = {name: rows[name] for name in ("key", "sha256", "pixel_sha256")} | {"score": rows[ranks_by(rows.column_names)]}
+    if EMBEDDING in rows.column_names:
+        columns[EMBEDDING] = rows[EMBEDDING]
+    if images:
+        some = rows.select(["key", "width", "height"]).to_pylist()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            looks = list(pool.map(lambda row: _look(images[row["key"]], row, tar), some))
+        columns["phash"] = pa.array([look[0] for look in looks], pa.uint64())
+        columns["colours"] = pa.FixedSizeListArray.from_arrays(np.concatenate([look[1] for look in looks]), len(looks[0][1]))
+    return pa.table(columns)
+
+
+def _look(image: ImageFile, row: Mapping[str, Any], tar: str) -> tuple[int, np.ndarray]:
+    try:
+        whole = read_picture(image.content, image.ending, row["width"], row["height"])
+    except PictureError as error:
+        raise CommitError(f"{tar}: {row['key']}: its image {error}") from None
+    return phash(whole), colours(whole)
+
+
+def _pictures(kept: Sequence[pa.Table], signs: Signs) -> Pictures:
+    whole = pa.concat_tables([table for table in kept if table.num_rows]).sort_by("key")
+    return Pictures(
+        keys=whole["key"].to_pylist(),
+        scores=[-np.inf if score is None else score for score in whole["score"].to_pylist()],
+        files=whole["sha256"].to_pylist(),
+        pixels=whole["pixel_sha256"].to_pylist(),
+        hashes=whole["phash"].to_numpy() if signs.hash is not None else None,
+        colours=_matrix(whole["colours"]) if signs.hash is not None else None,
+        embeddings=_matrix(whole[EMBEDDING]) if signs.embedding is not None else None,
+    )
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of lists of one length as (N, D); zeros where there is none."""
+    rows = column.combine_chunks()
+    matrix = np.zeros((len(rows), rows.type.list_size), rows.type.value_type.to_pandas_dtype())
+    there = rows.is_valid().to_numpy(zero_copy_only=False)
+    matrix[there] = rows.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, rows.type.list_size)
+    return matrix
+
+
+def marks(found: Found) -> pa.Table:
+    """A row for each kept image: its group, numbered in the order of their first images, and why it is superfluous; else nulls."""
+    keys, twins = found.pictures.keys, found.twins
+    groups: dict[int, int] = {}
+    kept_for = {number: twins[number].of if number in twins else number for number in range(len(keys))}
+    grouped = {twin.of for twin in twins.values()}
+    rows = []
+    for number, key in enumerate(keys):
+        twin, hashes = twins.get(number), found.pictures.hashes
+        rows.append(
+            {
+                "key": key,
+                "group": groups.setdefault(kept_for[number], len(groups)) if kept_for[number] in grouped else None,
+                DUPLICATE_OF: keys[twin.of] if twin else None,
+                "by": twin.by if twin else None,
+                "hamming": twin.hamming if twin else None,
+                "cosine": twin.cosine if twin else None,
+                "phash": f"{int(hashes[number]):016x}" if hashes is not None else None,
+            }
+        )
+    return pa.Table.from_pylist(rows, FORM)
+
+
+def write_marks(output: str, found: Found) -> None:
+    """Put the marks and the summary beside a dataset; its own files stay as they are."""
+    put(join(output, MARKS), encode_table(marks(found)))
+    put(join(output, SUMMARY), (json.dumps(found.summary(), indent=1, sort_keys=True) + "\n").encode())
+
+
+def copy_without(output: str, found: Found, to: str) -> Totals:
+    """Write a dataset anew without its near-duplicates: they become rejected rows that name the image kept instead.
+
+    It is no longer what its plan makes, so it has no plan, and a fingerprint of its own.
+
+    Args:
+        output: The dataset's URI.
+        to: Where the copy goes; nothing may be there.
+
+    Raises:
+        PlanError: The dataset is not finished or has no plan, or something is there.
+        CommitError: Its rows are not those of its records, or contradict themselves.
+        OutsideError: A folder of the copy is there already, as a link that leads out of it.
+    """
+    plan = read_plan(output)
+    if plan is None:
+        raise PlanError([f"{output}: has no plan/, which says what a copy's card has to say; bring it back"])
+    if SUCCESS not in names(output):
+        raise PlanError([f"{output}: is not finished; `promptmill run` goes on with it"])
+    if any(names(to)):
+        raise PlanError([f"{to}: is not empty; give another --to"])
+    check_folders(to)
+    keys = found.pictures.keys
+    instead = {keys[number]: keys[twin.of] for number, twin in found.twins.items()}
+    fingerprint = fingerprint_of({"of": found.summary()["records"], "without": instead})
+    records, form = [], pa.schema([])
+    for record in found.records:
+        table = _rejected(read_metadata(output, record), instead)
+        images = {key: image.content for key, image in _images(output, record, table).items()}
+        requests, planned = record.requests, record.candidates
+        form = table.schema
+        try:
+            made = publish(to, record.shard, table, images, plan.config.shards.image_format, requests, planned, fingerprint)
+        except (AssemblyError, TarError) as error:
+            raise CommitError(f"{path_of(output, record, 'metadata')}: {error}; `promptmill verify {output}` says more") from None
+        records.append(made)
+    write_marks(to, found)
+    about = replace(made_of(plan, records), form=form, earlier=0, left_out=len(instead))
+    put(join(to, CARD), card(about))
+    return publish_index(to, records, len(records))
+
+
+def _rejected(table: pa.Table, instead: Mapping[str, str]) -> pa.Table:
+    """Metadata with these rows, by key, rejected for those."""
+    others = pa.array([instead.get(key) for key in table["key"].to_pylist()], pa.string())
+    gone = pc.is_valid(others)
+    for name, value in _changes(table):
+        place = table.column_names.index(name)
+        kind = table.schema.field(name).type
+        table = table.set_column(place, table.schema.field(name), pc.if_else(gone, pa.scalar(value, kind), table[name]))
+    # Among the columns by which `manifests.own_outputs` knows what is promptmill's own.
+    return table.add_column(table.column_names.index("sha256"), pa.field(DUPLICATE_OF, pa.string()), others)
+
+
+def _changes(table: pa.Table) -> Iterator[tuple[str, Any]]:
+    yield from {"selected": False, "status": "rejected", "sha256": None, "bytes": None}.items()
+    if REJECTED_FOR in ranking_names(table.column_names):
+        yield REJECTED_FOR, DUPLICATE_OF

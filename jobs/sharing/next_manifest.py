@@ -1,0 +1,154 @@
+"""The output as input: a manifest of its kept images, for img2img or a ControlNet over the winners."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from promptmill.jobs.sharing.row_files import ExportError, check_ending, writing
+from promptmill.manifests.own_outputs import added, as_input
+from promptmill.shards.commits import CommitError, CommitRecord, read_records
+from promptmill.shards.image_reader import PictureError, open_picture
+from promptmill.shards.places_to_write import place_in
+from promptmill.shards.published import ImageFile, path_of, read_images, read_metadata
+from promptmill.shards.storage import SCRATCH, local_path
+from promptmill.shards.tables import ranks_by
+
+CONDITIONING = ("init_image", "mask_image", "controls", "strength")
+# Written without the SHA-256 that the output has of each image: that is not for a row to say.
+CONTROL = pa.struct(
+    [("type", pa.string()), ("image", pa.string()), ("preprocess", pa.string())]
+    + [(n, pa.float64()) for n in ("scale", "start", "end")]
+)
+OWN = {"source_id": pa.string(), "source_score": pa.float64()}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What becomes of each kept image.
+
+    Attributes:
+        kind: Where img2img starts from, or what a ControlNet is shown.
+        strength: Of img2img; without it, the second config's.
+        control, preprocess, scale: The ControlNet's type, and how its map is made of the image.
+        conditioning: The first pass's controls and mask stay, for a control its init image too; their paths are as they were.
+        seeds: Each row has its image's seed; else its noise is new.
+        drop: Columns to leave out, so that the second config's defaults hold.
+    """
+
+    kind: Literal["img2img", "control"] = "img2img"
+    strength: float | None = None
+    control: str = "canny"
+    preprocess: str = "canny"
+    scale: float = 1.0
+    conditioning: bool = False
+    seeds: bool = False
+    drop: tuple[str, ...] = ()
+
+
+def export_manifest(output: str, file: Path, wanted: Pass) -> int:
+    """Write a manifest with a row for each kept image, and the images into a folder beside it, named like it; returns the rows.
+
+    In there each shard has a folder of its own, named by what is in the shard: so no export, whole or cut off, replaces an image
+    that another manifest names, or an earlier one under this name.
+
+    The id of a row is the image's key; `source_id` and `source_score` say which request it was of and how it scored; prompt,
+    parameters and carried columns are those of the first pass.
+
+    Args:
+        output: Its URI; of one that is not finished, its committed shards.
+        file: Parquet or JSON lines.
+        wanted: What the rows ask for.
+
+    Raises:
+        ExportError: Nothing is kept there, or a column to drop is none.
+        CommitError: A file is not what its record says, or a key or an image is not as promptmill makes them.
+        OutsideError: The folder beside the manifest is a link that leads elsewhere.
+    """
+    check_ending(file)
+    records = [record for record in read_records(output) if record.kept]
+    if not records:
+        raise ExportError(f"{output}: nothing is kept there")
+    form = _form(read_metadata(output, records[0]).schema, wanted)
+    folder, count = file.with_name(f"{file.stem}-images"), 0
+    with writing(file, form) as write:
+        for record in records:
+            table = read_metadata(output, record)
+            kept = table.filter(table["selected"]).to_pylist()
+            images = read_images(output, record, {row["key"] for row in kept})
+            for row in kept:
+                if row["key"] not in images:
+                    raise ExportError(f"{output}: {row['key']}: kept, but not in its shard; `promptmill verify {output}`")
+                _check_image(output, record, row, images[row["key"]])
+            rows = []
+            for row in kept:
+                name = f"{folder.name}/{_named(record)}/{row['key']}.{images[row['key']].ending}"
+                place = local_path(place_in(str(file.parent), name))
+                _put(place, images[row["key"]].content)
+                made = _row(row, place.relative_to(file.parent).as_posix(), wanted)
+                rows.append({name: made.get(name) for name in form.names})
+            write(rows)
+            count += len(rows)
+    return count
+
+
+def _check_image(output: str, record: CommitRecord, row: Mapping[str, Any], image: ImageFile) -> None:
+    """Raise CommitError where an image is not of the size of its row: it goes to others, who may not ask."""
+    try:
+        with open_picture(image.content, image.ending, row["width"], row["height"]):
+            pass
+    except PictureError as error:
+        raise CommitError(f"{path_of(output, record, 'data')}: {row['key']}: its image {error}") from None
+
+
+def _named(record: CommitRecord) -> str:
+    """A folder name for a shard's images; one with other images has another."""
+    digest = next(file.sha256 for file in record.files if file.path.startswith("data/"))
+    return f"{record.shard:06d}-{digest[:16]}"
+
+
+def _put(place: Path, content: bytes) -> None:
+    """Write an image whole; one that is there already is only replaced if it was altered."""
+    if not place.is_symlink() and place.is_file() and place.read_bytes() == content:
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    scratch = place.parent / f"{SCRATCH}{secrets.token_hex(8)}"
+    try:
+        scratch.write_bytes(content)
+        scratch.replace(place)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _form(table: pa.Schema, wanted: Pass) -> pa.Schema:
+    """The columns of the manifest, out of those of the metadata."""
+    own = {"id": pa.string(), "init_image": pa.string(), "controls": pa.list_(CONTROL), **OWN}
+    dropped = added(table.names) | (set() if wanted.seeds else {"seed"})
+    kept = {field.name: field.type for field in table if field.name not in dropped}
+    named = {"id": own["id"], **kept, **own}
+    unknown = sorted(set(wanted.drop) - set(named))
+    if unknown:
+        raise ExportError(f"--drop {unknown[0]}: no column of the manifest; it has {', '.join(named)}")
+    return pa.schema([(name, kind) for name, kind in named.items() if name not in wanted.drop])
+
+
+def _row(first: Mapping[str, Any], image: str, wanted: Pass) -> dict[str, Any]:
+    row = as_input(first)
+    if not wanted.conditioning:
+        row = {name: value for name, value in row.items() if name not in CONDITIONING}
+    row |= {"source_id": first["id"], "source_score": first[ranks_by(list(first))]}
+    if wanted.kind == "img2img":
+        return {**row, "init_image": image, "strength": wanted.strength}
+    control = {
+        "type": wanted.control,
+        "image": image,
+        "preprocess": wanted.preprocess,
+        "scale": wanted.scale,
+        "start": 0.0,
+        "end": 1.0,
+    }
+    before: Sequence[Any] = row.get("controls") or ()
+    return {**row, "controls": [control, *before]}

@@ -1,0 +1,1 @@
+"""Shows people how things stand: progress, summaries, contact sheets, printed lines; changes nothing in a dataset."""

@@ -1,0 +1,82 @@
+"""Where commands look for the images of a dataset that somebody else may have made.
+
+`regenerate`, `verify --repair` and `export --pairs --images all` read the images that a dataset was made from, and the plan says
+where these images lie. Nothing tells one's own plan from a stranger's. So what a plan says leads to no host and to no storage. It
+leads to a folder of this machine only for an image whose SHA-256 the dataset tells: whoever wrote that hash has seen the image.
+Everything else is to be given again.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from promptmill.manifests.images import Roots, with_declared
+from promptmill.manifests.roots import MAX_BYTES
+from promptmill.shards.commits import CommitError, CommitRecord
+from promptmill.shards.outcomes import request_of
+from promptmill.shards.published import read_metadata
+
+IMAGE_ROOT = "--image-root FOLDER adds where images lie now"
+URL_HOST = "--url-host HOST allows its host"
+MAX_PIXELS = "--max-image-pixels NUMBER allows larger ones"
+OF_IMAGES = ("bad_image", "image_changed", "unreachable")  # errors of requests whose images could not be used
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a person gives of where images lie now.
+
+    Attributes:
+        roots: Folders or URIs, besides those that the plan knows.
+        hosts: Those that URLs may name, as host or host:port.
+        max_pixels: Width times height of an image; without it the default of `runtime.max_image_pixels` holds, or less by the plan.
+    """
+
+    roots: Sequence[str] = ()
+    hosts: Sequence[str] = ()
+    max_pixels: int | None = None
+
+
+NOTHING = Given()
+
+
+def places(roots: Roots, given: Given) -> Roots:
+    """Return the roots of a plan, its hosts, its storages and its limits being those that are given."""
+    again = with_declared(Roots(()), given.roots).declared
+    untrusted = [folder for folder in (*roots.folders, *roots.declared) if not any(_within(folder, root) for root in again)]
+    most = given.max_pixels or min(roots.max_pixels, Roots(()).max_pixels)
+    return replace(
+        with_declared(roots, given.roots),
+        hosts=tuple(given.hosts),
+        max_pixels=most,
+        max_bytes=MAX_BYTES,
+        untrusted=tuple(dict.fromkeys(untrusted)),
+    )
+
+
+def _within(folder: str, root: str) -> bool:
+    if "://" in folder or "://" in root:
+        return folder == root or folder.startswith(root.rstrip("/") + "/")
+    return Path(folder).is_relative_to(root)
+
+
+def remedy(problem: str) -> str:
+    """Return what a person may give where an image cannot be used."""
+    return URL_HOST if "url_hosts" in problem else MAX_PIXELS if "pixels are more than" in problem else IMAGE_ROOT
+
+
+def seen_images(output: str, said: Iterable[CommitRecord]) -> dict[str, dict[str, str | None] | None]:
+    """Return the SHA-256 of images by column, by the key of their request; None for a request that failed of its images."""
+    for record in said:
+        try:
+            table = read_metadata(output, record)
+        except CommitError:
+            continue
+        columns = ["key", "error", "init_image_sha256", "mask_image_sha256", "controls"]
+        seen: dict[str, dict[str, str | None] | None] = {}
+        for row in table.select(columns).to_pylist():
+            controls = {f"controls.{i}.image": control["sha256"] for i, control in enumerate(row["controls"] or ())}
+            images = {"init_image": row["init_image_sha256"], "mask_image": row["mask_image_sha256"], **controls}
+            seen[request_of(row["key"])] = None if row["error"] in OF_IMAGES else images
+        return seen
+    return {}

@@ -1,0 +1,133 @@
+"""Holds a shard's Parquet, tar and images against one another: what of them contradicts itself is named."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from promptmill.shards.image_files import pixel_sha256
+from promptmill.shards.image_reader import ENDINGS, PictureError, open_picture
+from promptmill.shards.keys import parse
+from promptmill.shards.outcomes import request_of
+from promptmill.shards.published import check_types
+from promptmill.shards.sidecars import encode_rows
+from promptmill.shards.tables import read_table
+from promptmill.shards.tars import Sample, TarError, read_tar
+
+
+def read_metadata(content: bytes) -> pa.Table:
+    """As `read_table`, our columns of our types."""
+    table = read_table(content)
+    check_types(table)
+    return table
+
+
+def rendered_ids(table: pa.Table) -> Iterator[str]:
+    """The id of each request that was rendered at all: one that the manifest repeats is recorded as failed, under the same id."""
+    previous = None
+    for key, request_id, candidate in zip(*(table[name].to_pylist() for name in ("key", "id", "candidate_index")), strict=True):
+        if key is not None and candidate is not None and request_of(key) != previous:
+            previous = request_of(key)
+            yield str(request_id)
+
+
+def check_table(table: pa.Table, shard: int) -> Iterator[str]:
+    """Keys, ids and statuses of one shard's rows; yields what is wrong with them."""
+    columns = ("key", "id", "candidate_index", "shard", "status", "selected")
+    previous = ""
+    request_ids: dict[str, Any] = {}
+    for key, request_id, candidate, its_shard, status, selected in zip(*(table[name].to_pylist() for name in columns), strict=True):
+        if key is None or not _fits(key, shard, candidate) or its_shard != shard:
+            yield f"{key}: is not the key of candidate {candidate} in shard {shard}"
+            continue
+        if key == previous:
+            yield f"{key}: occurs twice"
+        elif key < previous:
+            yield f"{key}: stands behind {previous}"
+        previous = key
+        if bool(selected) != (status == "kept"):
+            yield f"{key}: is {status}, but selected is {selected}"
+        if request_ids.setdefault(request_of(key), request_id) != request_id:
+            yield f"{key}: its id is {request_id!r}, another candidate's of this request {request_ids[request_of(key)]!r}"
+
+
+def _fits(key: str, shard: int, candidate: int | None) -> bool:
+    found = parse(key)
+    return found is not None and (found[0], found[2]) == (shard, candidate)
+
+
+def check_tar(content: bytes, table: pa.Table | None) -> Iterator[str]:
+    """A shard's tar, held against its metadata where there is any; yields what is wrong with it."""
+    rows = _rows(table) if table is not None else None
+    found: list[str] = []
+    image_ending = None
+    try:
+        for sample in read_tar(content):
+            found.append(sample.key)
+            images = set(sample.files) - {"json", "txt"}
+            if len(sample.files) != 3 or not images <= ENDINGS.keys() or images != {image_ending or min(images)}:
+                yield f"{sample.key}: has the members {', '.join(sorted(sample.files))}"
+                continue
+            (image_ending,) = images
+            if rows is not None and sample.key in rows:
+                yield from (f"{sample.key}: {problem}" for problem in _check_sample(sample, image_ending, rows[sample.key]))
+    except TarError as error:
+        yield str(error)
+        return
+    if rows is None:
+        return
+    lacking, surplus = _only(rows, set(found)), _only(found, set(rows))
+    if lacking:
+        yield f"lacks {len(lacking)} of the selected rows of its Parquet, first {lacking[0]}"
+    if surplus:
+        yield f"has {len(surplus)} samples that its Parquet does not select, first {surplus[0]}"
+    if not lacking and not surplus and found != list(rows):
+        yield "its samples are in another order than the rows of its Parquet"
+
+
+def _only(keys: Iterable[str], others: set[str]) -> list[str]:
+    return [key for key in keys if key not in others]
+
+
+def _rows(table: pa.Table) -> dict[str, dict[str, Any]]:
+    """What the tar has to hold, by key: of each selected row its prompt, its JSON and its hashes."""
+    selected = table.filter(table["selected"])
+    names_ = ("key", "prompt", "sha256", "pixel_sha256", "bytes", "width", "height")
+    rows = selected.select(names_).to_pylist()
+    return {row["key"]: {**row, "json": described} for row, described in zip(rows, encode_rows(selected), strict=True)}
+
+
+def _check_sample(sample: Sample, ending: str, row: dict[str, Any]) -> Iterator[str]:
+    image = sample.files[ending]
+    if sample.files["txt"] != (row["prompt"] or "").encode():
+        yield "its text is not the prompt of its row"
+    if sample.files["json"] != row["json"]:
+        yield "its JSON is not its row"
+    if hashlib.sha256(image).hexdigest() != row["sha256"]:
+        yield "its image does not have the SHA-256 of its row"
+    elif len(image) != row["bytes"]:
+        yield f"its image is of {len(image):,} bytes, its row says {row['bytes']}"
+    else:
+        yield from _check_pixels(image, ending, row)
+
+
+def _check_pixels(content: bytes, ending: str, row: dict[str, Any]) -> Iterator[str]:
+    try:
+        with open_picture(content, ending, row["width"], row["height"]) as image:
+            if _is_lossless(content, ending) and pixel_sha256(np.asarray(image.convert("RGB"))) != row["pixel_sha256"]:
+                yield "the pixels of its image do not have the hash of its row"
+    except PictureError as error:
+        yield f"its image {error}"
+
+
+def _is_lossless(content: bytes, ending: str) -> bool:
+    """Whether decoding gives back the pixels that were encoded: PNG, and WebP whose image is in a VP8L chunk."""
+    if ending != "webp":
+        return ending == "png"
+    at = 12
+    while at + 8 <= len(content) and content[at : at + 4] not in (b"VP8 ", b"VP8L"):
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return content[at : at + 4] == b"VP8L"

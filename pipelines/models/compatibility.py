@@ -1,0 +1,85 @@
+"""Whether what a config puts on top of its base model fits it, read from config files and weight headers: nothing is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from promptmill.configs.schema import Model, Weights
+from promptmill.pipelines.models.clip_sources import hub_file
+from promptmill.pipelines.models.sources import local_folder
+from promptmill.pipelines.work.errors import ModelError
+
+VAE, CONTROLNET = "AutoencoderKL", "ControlNetModel"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def check_fits(model: Model) -> None:
+    """Compare ControlNets and LoRAs with the UNet of the base model, and of what class a VAE and ControlNets are. Of other families
+    only the VAE is looked at.
+
+    Raises:
+        ModelError: One is made for another base, and the line says by which size; or is of a class that is not served.
+    """
+    if model.vae and "Autoencoder" not in (kind := class_named(model.vae, VAE)):
+        raise ModelError(f"model.vae: {model.vae.source} is a {kind}, which is no VAE")
+    unet = _config(Weights(source=model.base, revision=model.revision), "unet/config.json")
+    if unet is None:
+        return
+    wanted = unet.get("cross_attention_dim")
+    for name, weights in model.controlnets.items():
+        net = _config(weights, "config.json")
+        if net is None:
+            raise ModelError(
+                f"model.controlnets.{name}: {weights.source} has no config.json; is it a ControlNet in diffusers' format?"
+            )
+        if (kind := class_named(weights, CONTROLNET)) != CONTROLNET:
+            raise ModelError(f"model.controlnets.{name}: {weights.source} is a {kind}, which is not served; only a {CONTROLNET} is")
+        for key in ("cross_attention_dim", "block_out_channels"):
+            if net.get(key) != unet.get(key):
+                said = f"its {key} is {net.get(key)}, the base's is {unet.get(key)}"
+                raise ModelError(f"model.controlnets.{name}: {weights.source} is for another base model: {said}")
+    for lora in model.loras:
+        width = _lora_width(lora, lora.weight_name)
+        if isinstance(wanted, int) and width is not None and width != wanted:
+            said = f"it adapts text embeddings of {width} values, the base's have {wanted}"
+            raise ModelError(f"model.loras.{lora.name}: {lora.source} is for another family of models: {said}")
+
+
+def class_named(weights: Weights, usual: str) -> str:
+    """Return the diffusers class that a part's own config names; the usual one where it names none."""
+    name = (_config(weights, "config.json") or {}).get("_class_name")
+    return name if isinstance(name, str) else usual
+
+
+def _config(weights: Weights, name: str) -> dict[str, Any] | None:
+    place = _place(weights, name)
+    try:
+        content = json.loads(place.read_text()) if place else None
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _place(weights: Weights, name: str) -> Path | None:
+    folder = local_folder(weights.source)
+    if folder is not None:
+        return folder if folder.is_file() else folder / name
+    try:
+        return hub_file(weights.source, name, weights.revision)
+    except ModelError:
+        return None  # a transformer has no unet/; what cannot be fetched at all is said where it is loaded
+
+
+def _lora_width(weights: Weights, name: str | None) -> int | None:
+    """The width of the text embeddings that a LoRA's cross-attention takes, where it has one."""
+    place = _place(weights, name or LORA_FILE)
+    if place is None or not place.is_file():
+        return None
+    with safe_open(place, framework="numpy") as file:
+        for key in file.keys():  # noqa: SIM118 (it is no mapping)
+            # Cross-attention's keys, as diffusers, peft and kohya write them.
+            if "attn2" in key and "to_k" in key and ("lora_A" in key or "lora.down" in key or "lora_down" in key):
+                return int(file.get_slice(key).get_shape()[1])
+    return None

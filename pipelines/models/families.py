@@ -1,0 +1,54 @@
+"""Which tasks diffusers has pipelines for in each family of models: its own table, read as source, since importing it would
+import torch and take seconds."""
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from promptmill.pipelines.work.errors import ModelError
+
+# The tables of diffusers' auto_pipeline module, each from a family to a class, by the mode that they serve.
+TABLES = {
+    "txt2img": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
+    "img2img": "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING",
+    "inpaint": "AUTO_INPAINT_PIPELINES_MAPPING",
+}
+
+
+def modes_of(pipeline: str) -> tuple[str, ...]:
+    """The modes, of those without control, that the family of a pipeline class has pipelines for; none if it makes no images."""
+    families = [family for classes in tables().values() for family, name in classes.items() if name == pipeline]
+    return tuple(mode for mode, classes in tables().items() if families and families[0] in classes)
+
+
+@cache
+def tables() -> dict[str, dict[str, str]]:
+    """For each mode the class names by family."""
+    package = importlib.util.find_spec("diffusers")
+    if package is None or not package.submodule_search_locations:
+        raise ModelError("diffusers is not installed: pip install diffusers")
+    source = Path(package.submodule_search_locations[0]) / "pipelines" / "auto_pipeline.py"
+    entries = list(_entries(ast.parse(source.read_text(encoding="utf-8"))))
+    found = {mode: {family: name for table, family, name in entries if table == wanted} for mode, wanted in TABLES.items()}
+    if not all(found.values()):
+        raise ModelError(
+            f"{source} holds no {' or '.join(TABLES.values())}: not a version of diffusers that promptmill is made for"
+        )
+    return found
+
+
+def _entries(module: ast.Module) -> Iterator[tuple[str, str, str]]:
+    """(table, family, class), both of `TABLE = OrderedDict([("family", Class), …])` and of `TABLE["family"] = Class`."""
+    for node in ast.walk(module):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=table)], value=ast.Call(args=[ast.List(elts=pairs)])):
+                for pair in pairs:
+                    match pair:
+                        case ast.Tuple(elts=[ast.Constant(value=str(family)), ast.Name(id=name)]):
+                            yield table, family, name
+            case ast.Assign(
+                targets=[ast.Subscript(value=ast.Name(id=table), slice=ast.Constant(value=str(family)))], value=ast.Name(id=name)
+            ):
+                yield table, family, name

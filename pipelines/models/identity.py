@@ -1,0 +1,155 @@
+"""Says exactly which weights and which libraries a dataset is made with; both are part of a plan's fingerprint."""
+
+import hashlib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeVar
+
+from promptmill.configs.own_files import PROJECT
+from promptmill.configs.schema import Model, Ranking
+from promptmill.configs.scorers import OpenClipScorer
+from promptmill.configs.weights import HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, OpenClip, Weights
+from promptmill.pipelines.models.clip_sources import commit_of, tag_weights
+from promptmill.pipelines.models.sources import adapter_file, check_fetched, find_local, local_folder
+from promptmill.pipelines.work.errors import ModelError
+
+Named = TypeVar("Named", bound=OpenClip)
+
+# Those whose versions decide pixels, scores or file bytes.
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "tokenizers",
+    "open_clip_torch",
+    "peft",
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+    "pillow",
+    "pyarrow",
+)
+WEIGHT_ENDINGS = (SAFETENSORS, ".json", ".txt", ".model")
+
+
+def library_versions(model: Model) -> dict[str, str]:
+    """The version of every library that decides the bytes that a model makes, and of promptmill itself.
+
+    Raises:
+        ModelError: The model needs one that is not installed.
+    """
+    return {"promptmill": own_version(), **{name: version(name) for name in LIBRARIES}, **_torchao(model)}
+
+
+def _torchao(model: Model) -> dict[str, str]:
+    try:
+        return {"torchao": version("torchao")} if model.kernels.fp8 else {}
+    except PackageNotFoundError:
+        raise ModelError("model.kernels.fp8 needs torchao: pip install 'promptmill[fp8]'") from None
+
+
+def own_version() -> str:
+    """The version of this copy, which need not be the installed one."""
+    return tomllib.loads(PROJECT.read_text())["project"]["version"] if PROJECT.is_file() else version("promptmill")
+
+
+def pinned(ranking: Ranking, before: Ranking | None = None) -> Ranking:
+    """The ranking with the commits of its weights: where a tag has no revision, what its repository holds now.
+
+    Args:
+        ranking: Of a config.
+        before: Of the plan that is there; where it is of the same weights its commit still holds, whatever the hub has now.
+
+    Raises:
+        ModelError: open_clip has no such weights, or the hub cannot be asked and they are not in its cache.
+    """
+    earlier = {(clip.model, clip.pretrained): clip.revision for clip in _tagged(before)} if before is not None else {}
+    scorers = tuple(_pinned(scorer, earlier) if isinstance(scorer, OpenClipScorer) else scorer for scorer in ranking.scorers)
+    return _pinned(ranking.model_copy(update={"scorers": scorers}), earlier)
+
+
+def _tagged(ranking: Ranking) -> list[OpenClip]:
+    return [ranking, *(scorer for scorer in ranking.scorers if isinstance(scorer, OpenClipScorer))]
+
+
+def _pinned(clip: Named, earlier: Mapping[tuple[str, str | None], str | None]) -> Named:
+    if clip.revision or clip.model.startswith((LOCAL_DIR, HF_HUB)):
+        return clip
+    revision = earlier.get((clip.model, clip.pretrained))
+    if revision is None:
+        weights = tag_weights(clip)
+        revision = commit_of(weights.repository, weights.file)
+    return clip.model_copy(update={"revision": revision})
+
+
+def model_identity(model: Model, ranking: Ranking) -> dict[str, str]:
+    """For each set of weights, by its place in the config, what it is: repository@revision, or the SHA-256 of what is local.
+
+    Raises:
+        ModelError: A local folder is not there or holds no weights; or as `pinned`.
+    """
+    identity = {where: source_identity(weights) for where, weights in sorted(weights_by_place(model).items())}
+    scorers = sorted(scorers_by_place(ranking).items())
+    return {**identity, **{w: _clip_identity(one) if isinstance(one, OpenClip) else source_identity(one) for w, one in scorers}}
+
+
+def weights_by_place(model: Model) -> dict[str, Weights]:
+    """Every set of weights of a model, by its place in the config, as in `model.controlnets.canny`."""
+    named: dict[str, Weights] = {"model.base": Weights(source=model.base, revision=model.revision)}
+    if model.vae:
+        named["model.vae"] = model.vae
+    named |= {f"model.controlnets.{name}": weights for name, weights in model.controlnets.items()}
+    named |= {f"model.loras.{weights.name}": weights for weights in model.loras}
+    return {**named, **{f"model.textual_inversions.{weights.token}": weights for weights in model.textual_inversions}}
+
+
+def scorers_by_place(ranking: Ranking) -> dict[str, OpenClip | Weights]:
+    """Everything that scores, by its place in the config, as in `ranking.scorers.aesthetic`."""
+    return {"ranking.model": ranking, **{f"ranking.scorers.{scorer.name}": scorer for scorer in ranking.scorers}}
+
+
+def source_identity(weights: Weights) -> str:
+    """What a set of weights is, by content where it is local, by commit where it is a repository."""
+    if isinstance(weights, Adapter):
+        file = adapter_file(weights)
+        return f"sha256:{_sha256(file)}" if file else f"{weights.source}@{weights.revision}/{weights.file}"
+    place = local_folder(weights.source)
+    return f"{weights.source}@{weights.revision}" if place is None else _folder_identity(place, weights.source)
+
+
+def _folder_identity(folder: Path, source: str) -> str:
+    if folder.is_file():
+        return f"sha256:{_sha256(folder)}"
+    files = sorted(_files(folder))
+    if not any(path.suffix == SAFETENSORS for path in files):
+        raise ModelError(f"{source}: holds no {SAFETENSORS}; pickles are not read, since they can run code")
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(f"{path.relative_to(folder).as_posix()} {_sha256(path)}\n".encode())
+    return f"sha256:{whole.hexdigest()}"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All that the loaders may open: through links, which they follow; but nothing hidden, such as the hub client's notes."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place) / name for name in names if name.endswith(WEIGHT_ENDINGS) and not name.startswith("."))
+
+
+def _sha256(path: Path) -> str:
+    check_fetched(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _clip_identity(clip: OpenClip) -> str:
+    if clip.model.startswith(LOCAL_DIR):
+        return _folder_identity(find_local(clip.model.removeprefix(LOCAL_DIR)), clip.model)
+    if clip.model.startswith(HF_HUB):
+        return f"{clip.model}@{clip.revision}"
+    weights = tag_weights(clip)
+    return f"{clip.model}/{clip.pretrained}: {weights.repository}@{_pinned(clip, {}).revision}/{weights.file}"

@@ -1,0 +1,1 @@
+"""Renders units with diffusion models: loading, slots, batches, conditioning, tuning; nothing of scores."""

@@ -1,0 +1,115 @@
+"""One call of a diffusers pipeline: its arguments from the jobs of a bucket, and candidates from what it returns."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from promptmill.manifests.requests import Request
+from promptmill.pipelines.rendering.conditioning import composite
+from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
+from promptmill.pipelines.rendering.preparing import Job
+from promptmill.pipelines.rendering.previews import ending_after
+from promptmill.pipelines.rendering.text import TextEncoder
+from promptmill.pipelines.work.results import Candidate, Failure
+
+
+def call(
+    pipeline: Any, text: TextEncoder, jobs: Sequence[Job], wait: Callable[[Copy], None] = Copy.wait
+) -> list[tuple[np.ndarray, bool, bool]]:
+    """Render jobs of one bucket in one call.
+
+    Args:
+        pipeline: For their mode and kinds of control, with their scheduler.
+        text: Of the same model.
+        jobs: One a sample.
+        wait: Called with the images on their way to the host; returns once they are there.
+
+    Returns:
+        For each its pixels, (H, W, 3) uint8, whether all values were finite, and whether a safety checker refused it.
+    """
+    request = jobs[0].request  # of one bucket, so what the call takes once is the same for all
+    said = text.arguments(
+        [job.request.prompt for job in jobs],
+        [job.request.negative_prompt for job in jobs],
+        tuple((lora.name, lora.scale) for lora in request.loras),
+        guided=request.guidance_scale > 1,
+    )
+    # Not every family takes a negative prompt, a strength, a size, …
+    taken = inspect.signature(pipeline.__call__).parameters
+    given = {name: value for name, value in (said | _arguments(request, jobs, text.device)).items() if name in taken}
+    if (preview := jobs[0].placed.preview) is None:
+        result = pipeline(**given)
+    else:
+        with ending_after(preview, pipeline, request.strength) as after_step:
+            result = pipeline(**given, callback_on_step_end=after_step)
+    flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
+    # (B, 3, H, W) in 0 … 1, in the model's dtype: diffusers denormalises in it, so we do not before.
+    images = result.images.permute(0, 2, 3, 1).float()
+    copy = to_host((images.nan_to_num(0.0) * 255).round().to(torch.uint8), images.isfinite().flatten(1).all(1))
+    wait(copy)
+    pixels, finite = copy.tensors
+    return list(zip(pixels.numpy(), finite.tolist(), map(bool, flagged), strict=True))
+
+
+def _arguments(request: Request, jobs: Sequence[Job], device: torch.device) -> dict[str, Any]:
+    """All but the text of a pipeline call."""
+    said: dict[str, Any] = {
+        "width": request.width,
+        "height": request.height,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "guidance_rescale": request.guidance_rescale,
+        "generator": [torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+        "output_type": "pt",
+    }
+    if request.strength is not None:
+        said["strength"] = request.strength
+    inits = [job.conditioning.init for job in jobs if job.conditioning.init is not None]
+    masks = [job.conditioning.mask for job in jobs if job.conditioning.mask is not None]
+    # As tensors: of PIL images diffusers makes channels-last ones, which would bring that format into the denoiser.
+    if inits:
+        said["image"] = _as_tensor(inits, device)
+    if masks:
+        said["mask_image"] = to_device(torch.from_numpy(np.stack(masks)).unsqueeze(1).float(), device)
+    if request.controls:
+        # One tensor for each ControlNet: the only form in which samples differ in their maps.
+        maps = [_as_tensor([job.conditioning.controls[i] for job in jobs], device) for i in range(len(request.controls))]
+        said |= {"control_image" if inits else "image": _one_or_all(maps), **_steering(request)}
+    return said
+
+
+def _as_tensor(maps: list[np.ndarray], device: torch.device) -> torch.Tensor:
+    """(H, W, 3) uint8 each as one (B, 3, H, W) in 0 … 1."""
+    return to_device(torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).contiguous().float() / 255, device)
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+def _steering(request: Request) -> dict[str, Any]:
+    controls = request.controls
+    return {
+        "controlnet_conditioning_scale": _one_or_all([c.scale for c in controls]),
+        "control_guidance_start": _one_or_all([c.start for c in controls]),
+        "control_guidance_end": _one_or_all([c.end for c in controls]),
+    }
+
+
+def candidate(job: Job, pixels: np.ndarray, finite: bool, refused: bool, evaluations: int) -> Candidate:
+    """The candidate that a job's pixels make, or its failure."""
+    made = Candidate(job.index, job.seed, None, evaluations)
+    if not finite:
+        return replace(made, failure=Failure("non_finite", "the model made values that are no numbers; try another dtype or VAE"))
+    if refused:
+        return replace(made, failure=Failure("refused_content", "the model's safety checker refused the image"))
+    if job.conditioning.init is not None and job.conditioning.mask is not None:
+        # An inpainting VAE moves pixels far outside the mask; the original's are put back.
+        pixels = composite(job.conditioning.init, pixels, job.conditioning.mask)
+    if (pixels == pixels[0, 0]).all():
+        return replace(made, failure=Failure("constant_image", f"every pixel is {tuple(pixels[0, 0].tolist())}"))
+    return replace(made, pixels=np.ascontiguousarray(pixels))

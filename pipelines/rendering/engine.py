@@ -1,0 +1,195 @@
+"""The engine: a loaded model that takes units and gives back what became of their requests. Which path it takes is decided here.
+
+Units may be handed in from several threads: they share the batch, so that the end of one does not empty it.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from promptmill.configs.schema import Model
+from promptmill.manifests.images import Roots
+from promptmill.pipelines.rendering.batches import Batches
+from promptmill.pipelines.rendering.loading import LoadedModel, load_model
+from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
+from promptmill.pipelines.rendering.slots import Policy, Settled, Slots, is_fatal, keep_all
+from promptmill.pipelines.rendering.text import TextEncoder
+from promptmill.pipelines.work.errors import MISFIT, FatalError
+from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
+from promptmill.pipelines.work.units import Placed, Unit
+
+
+class Path(Protocol):
+    """A way to render jobs, a step at a time."""
+
+    def add(self, jobs: list[Job], settled: Settled, ahead: bool = False) -> None: ...
+    @property
+    def busy(self) -> bool: ...
+    def step(self) -> None: ...
+    def seconds(self) -> dict[str, float]: ...
+    def close(self) -> None: ...
+
+
+def path_for(model: LoadedModel, text: TextEncoder, batch: int, policy: Policy = keep_all) -> Path:
+    """The slot engine for the UNet families of Stable Diffusion; fixed batches of diffusers' pipelines for every other."""
+    slots = type(model.base).__name__.startswith("StableDiffusion") and "unet" in model.base.components
+    return Slots(model, text, batch, policy) if slots else Batches(model, text, batch)
+
+
+@dataclass
+class Pending:
+    """A unit under way: its requests' candidates as they are settled."""
+
+    unit: Unit
+    done: "Future[Rendered]"
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    ready: dict[int, tuple[Placed, Conditioning]] = field(default_factory=dict)
+    candidates: dict[int, dict[int, Candidate]] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    left: int = 0
+
+
+class _ClosedError(Exception):
+    """Nobody wants anything any more."""
+
+
+class Engine:
+    """A loaded model that renders units.
+
+    Args:
+        model: What to load.
+        job_seed: Of the config; candidates of rows without a seed of their own hash it.
+        roots: Where images may lie.
+        device: The first GPU or the CPU where it is not given.
+        policy: Asked before each step of each candidate whether to give it up; only the slot engine asks.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+    """
+
+    def __init__(self, model: Model, job_seed: int, roots: Roots, device: torch.device | None = None, policy: Policy = keep_all):
+        torch.set_num_threads(model.threads)
+        self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
+        self.model = load_model(model, device)
+        self.text = TextEncoder(self.model, model.batch)
+        self.path = path_for(self.model, self.text, model.batch, policy)
+        self._spent: dict[str, float] = {}  # seconds by stage since the last unit ended
+        self._before: dict[str, float] = {}  # what was spent inside of models by then
+        self._inbox: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        self._pending: list[Pending] = []
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def render(self, unit: Unit) -> Rendered:
+        """Render a unit, or what is next on its course, beside those that other threads have handed in.
+
+        A request whose images cannot be used fails, a candidate whose pixels cannot be used fails, a request that makes diffusers
+        raise fails, and their neighbours do not notice.
+
+        Raises:
+            FatalError: Memory ran out, or the GPU failed.
+        """
+        return self.submit(unit).result()
+
+    def submit(self, unit: Unit) -> "Future[Rendered]":
+        """Hand in a unit without waiting for it; see `render`."""
+        pending = Pending(unit, Future())
+        self._inbox.put(pending)
+        return pending.done
+
+    def close(self) -> None:
+        """Leave what is under way after this step. A process that ends while its engine computes is aborted by torch."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        torch.set_num_threads(self._threads)
+        # Held here for good: pipelines enter and leave it in an order of their own.
+        with torch.no_grad():
+            while True:
+                try:
+                    self._turn()
+                except _ClosedError:
+                    return
+                except Exception as error:  # nobody else would see it: those who wait for their units do
+                    self._give_up(error)
+
+    def _turn(self) -> None:
+        """Take in what is there, waiting only with nothing to do, and go one step on."""
+        while not self.path.busy or not self._inbox.empty():
+            pending = self._inbox.get()
+            if pending is None:
+                raise _ClosedError
+            with self._timed("images"):
+                self._take_in(pending)
+        with self._timed("steps"):
+            self.path.step()
+
+    def _take_in(self, pending: Pending) -> None:
+        self._pending.append(pending)
+        jobs = []
+        for placed, indices in pending.unit.next_pass():
+            prepared = prepare_request(placed, self._roots)
+            if isinstance(prepared, Outcome):
+                pending.outcomes[placed.row] = prepared
+                continue
+            pending.ready[placed.row] = placed, prepared
+            pending.candidates[placed.row] = {}
+            jobs += jobs_of(placed, prepared, self._job_seed, indices)
+        pending.left = len(jobs)
+
+        def settled(job: Job, result: Candidate | Failure) -> None:
+            if isinstance(result, Failure):
+                pending.failures[job.placed.row] = result
+            else:
+                pending.candidates[job.placed.row][job.index] = result
+            pending.left -= 1
+            if not pending.left:
+                self._finish(pending)
+
+        if jobs:
+            course = pending.unit.course
+            self.path.add(jobs, settled, ahead=course is not None and course.begun)
+        else:
+            self._finish(pending)
+
+    def _finish(self, pending: Pending) -> None:
+        for row, (placed, conditioning) in pending.ready.items():
+            failure = pending.failures.get(row)
+            made = pending.candidates[row]
+            candidates = () if failure else tuple(made[index] for index in sorted(made))
+            truncated = self.text.truncated(placed.request.prompt)
+            pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated)
+        self._pending.remove(pending)
+        outcomes = tuple(pending.outcomes[placed.row] for placed, _ in pending.unit.next_pass())
+        pending.done.set_result(Rendered(outcomes, self._take_seconds()))
+
+    def _take_seconds(self) -> dict[str, float]:
+        """Seconds by stage since this was last asked: over all units they add up, though units share the batch."""
+        inside = {"text": self.text.seconds, **self.path.seconds()}
+        spent = {**self._spent, **{name: seconds - self._before.get(name, 0.0) for name, seconds in inside.items()}}
+        # What is left of the steps is schedulers, guidance, latents: what diffusers' pipelines do around their models.
+        spent["steps"] = max(0.0, spent.get("steps", 0.0) - sum(spent[name] for name in inside))
+        self._before, self._spent = inside, {}
+        return spent
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._spent[stage] = self._spent.get(stage, 0.0) + time.monotonic() - started
+
+    def _give_up(self, error: Exception) -> None:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if is_fatal(error) and "CUDA error" not in reason:
+            reason = f"{MISFIT} {self._batch}; set model.batch lower"
+        for pending in self._pending:
+            pending.done.set_exception(FatalError(reason))
+        self._pending.clear()

@@ -1,0 +1,76 @@
+"""How a loaded model's denoiser is computed: the switches of `model.kernels`, put on once, after loading.
+
+Each changes the last bits of the pixels, so all are part of the render config. None may choose its kernels by timing them, which
+would differ between processes, and none may make a row depend on its companions.
+"""
+
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+
+from promptmill.configs.schema import Kernels
+from promptmill.pipelines.work.errors import ModelError
+
+SHAPES = 256  # compiled versions of one block: of each width, height, and level of the model
+FP8_CAPABILITY = (8, 9)  # of the first GPUs whose tensor cores multiply FP8
+
+
+def put_on(kernels: Kernels, modules: Iterable[Any], device: torch.device) -> None:
+    """Change how modules are computed.
+
+    Args:
+        kernels: Of the config.
+        modules: The denoiser and the ControlNets, with their LoRAs, on their device.
+        device: That device.
+
+    Raises:
+        ModelError: A switch needs what this machine lacks, or does not go with the model.
+    """
+    for module in modules:
+        if kernels.attention == "plain":
+            _plain_attention(module)
+        if kernels.channels_last:
+            module.to(memory_format=torch.channels_last)
+        if kernels.fp8:
+            _fp8(module, device)
+        if kernels.compile:
+            _compile(module, device)
+
+
+def _plain_attention(module: Any) -> None:
+    if not hasattr(module, "set_attn_processor"):
+        raise ModelError(f"model.kernels.attention plain does not go with a {type(module).__name__}; set it to sdpa")
+    module.set_attn_processor(AttnProcessor())
+
+
+def _fp8(module: Any, device: torch.device) -> None:
+    """The linear layers in FP8: weights once, activations as they come, one scale for each row, so that rows stay independent."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        have = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+        raise ModelError(f"model.kernels.fp8 needs a GPU of compute capability 8.9 or more, and this is {have}; set it to false")
+    try:
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+    except ImportError:
+        raise ModelError("model.kernels.fp8 needs torchao: pip install 'promptmill[fp8]'") from None
+    quantize_(module, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), _fits_fp8)
+
+
+def _fits_fp8(module: torch.nn.Module, name: str) -> bool:
+    # The kernels want sides that are multiples of 16; embeddings of time and size are too small to gain.
+    wide = isinstance(module, torch.nn.Linear) and module.in_features % 16 == 0 == module.out_features % 16
+    return wide and "transformer_blocks" in name
+
+
+def _compile(module: Any, device: torch.device) -> None:
+    """Each repeated block by itself ("regional compilation"), at fixed shapes: minutes less than the whole model, about as fast."""
+    if not getattr(module, "_repeated_blocks", None):
+        return  # a ControlNet has none; a denoiser without is as it was
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
+        raise ModelError("model.kernels.compile needs a C++ compiler on a CPU: install g++ or clang++, or set it to false")
+    torch._dynamo.config.recompile_limit = SHAPES
+    torch._dynamo.config.accumulated_recompile_limit = 64 * SHAPES
+    torch._inductor.config.deterministic = True  # nothing that decides bits is chosen by timing
+    module.compile_repeated_blocks(fullgraph=True, dynamic=False)

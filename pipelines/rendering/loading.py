@@ -1,0 +1,153 @@
+"""Loads a diffusion model once, by diffusers' own loaders, so that one set of weights in memory serves every mode."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image, ControlNetModel
+
+from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.configs.schema import Adapter, Model, Weights
+from promptmill.pipelines.models.capabilities import read_facts
+from promptmill.pipelines.models.compatibility import VAE, class_named
+from promptmill.pipelines.models.sources import adapter_file, local_folder
+from promptmill.pipelines.rendering.kernels import put_on
+from promptmill.pipelines.work.errors import ModelError
+
+TASKS = {
+    "txt2img": AutoPipelineForText2Image,
+    "controlnet": AutoPipelineForText2Image,
+    "img2img": AutoPipelineForImage2Image,
+    "controlnet_img2img": AutoPipelineForImage2Image,
+    "inpaint": AutoPipelineForInpainting,
+    "controlnet_inpaint": AutoPipelineForInpainting,
+}
+
+
+@dataclass
+class LoadedModel:
+    """Weights in memory, and the pipelines made over them as modes need them.
+
+    Attributes:
+        base: The pipeline as loaded.
+        controlnets: By the type that requests name.
+        clip_skip: Layers of the text encoder left out at its end.
+        device: All weights are there.
+    """
+
+    base: Any
+    controlnets: dict[str, Any]
+    clip_skip: int
+    device: torch.device
+    _scheduler_config: dict[str, Any]
+    _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        return self.base.unet if "unet" in self.base.components else self.base.transformer
+
+    def pipeline(self, mode: str, controls: Sequence[str], scheduler: str) -> Any:
+        """The diffusers pipeline for a mode and its kinds of control, sharing the weights, with a fresh scheduler."""
+        kinds = tuple(controls)
+        key = (mode, kinds)
+        if key not in self._pipelines:
+            parts = {}
+            if kinds:
+                nets = [self.controlnets[kind] for kind in kinds]
+                parts["controlnet"] = nets[0] if len(nets) == 1 else nets
+            # The Auto classes, since a ControlNet class's own from_pipe casts shared bf16 weights to fp32.
+            made = TASKS[mode].from_pipe(self.base, **parts)
+            made.set_progress_bar_config(disable=True)
+            self._pipelines[key] = made
+        made = self._pipelines[key]
+        made.scheduler = self.scheduler(scheduler)
+        return made
+
+    def scheduler(self, name: str) -> Any:
+        """A scheduler by its short name, from the model's original config: one made from another's would inherit its options."""
+        if self._scheduler_config["_class_name"].startswith("FlowMatch"):
+            return type(self.base.scheduler).from_config(self._scheduler_config)
+        kind = SCHEDULERS[name]
+        return getattr(diffusers, kind.class_name).from_config(self._scheduler_config, **kind.options)
+
+    def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
+        """Switch these LoRAs on, by name and scale, and all others off."""
+        if not hasattr(self.base, "set_adapters") or not self.base.get_list_adapters():
+            return
+        if loras:
+            self.base.enable_lora()
+            self.base.set_adapters([name for name, _ in loras], [scale for _, scale in loras])
+        else:
+            self.base.disable_lora()
+
+
+def device_here() -> torch.device:
+    """The first GPU, or the CPU. Nothing here chooses kernels by timing, which would differ between processes."""
+    torch.backends.cudnn.benchmark = False
+    # cuBLAS is reproducible only with a workspace of fixed size; read as CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
+    """Load what a config's model names.
+
+    Raises:
+        ModelError: One line on what cannot be loaded, and why.
+    """
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    device = device or device_here()
+    dtype = getattr(torch, model.dtype)
+    facts = read_facts(model)
+    parts: dict[str, Any] = {}
+    if model.vae:
+        # Of the class that its config names: another class loads what it knows of the weights, and leaves the rest random.
+        kind = class_named(model.vae, VAE)
+        if not hasattr(diffusers, kind):
+            raise ModelError(f"{model.vae.source}: is a {kind}, which diffusers {diffusers.__version__} does not have")
+        parts["vae"] = _load(getattr(diffusers, kind).from_pretrained, model.vae, dtype)
+    if facts.safety_checker and not model.safety_checker:
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
+    # From text to images, but for what cannot: an inpainting model (more channels in than latents have), one that edits images.
+    auto = TASKS[facts.modes[0]]
+    base = _load(auto.from_pretrained, Weights(source=model.base, revision=model.revision, variant=model.variant), dtype, **parts)
+    base.set_progress_bar_config(disable=True)
+    encoder = getattr(base, "text_encoder", None)
+    if model.clip_skip and encoder is not None and not hasattr(encoder, "text_model"):
+        # diffusers 0.42 reaches for the layer norm through an attribute that transformers 5 took away; not a child, which would
+        # be the module itself, so past torch's own __setattr__.
+        object.__setattr__(encoder, "text_model", encoder)
+    for inversion in model.textual_inversions:
+        _load(base.load_textual_inversion, inversion, None, token=inversion.token)
+    for lora in model.loras:
+        _load(base.load_lora_weights, lora, None, adapter_name=lora.name)
+    controlnets = {name: _load(ControlNetModel.from_pretrained, w, dtype).to(device) for name, w in model.controlnets.items()}
+    base.to(device)
+    loaded = LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config))
+    put_on(model.kernels, (loaded.denoiser, *controlnets.values()), device)
+    return loaded
+
+
+def _load(loader: Callable[..., Any], weights: Weights, dtype: torch.dtype | None, **options: Any) -> Any:
+    # Of a LoRA or an inversion the very file, since of a folder's several diffusers takes whichever the disk lists first.
+    place = adapter_file(weights) if isinstance(weights, Adapter) else local_folder(weights.source)
+    if place is not None:
+        options["local_files_only"] = True
+    elif isinstance(weights, Adapter):
+        options["weight_name"] = weights.file
+    if weights.variant:
+        options["variant"] = weights.variant
+    if dtype is not None:
+        options["dtype"] = dtype
+    if weights.revision:
+        options["revision"] = weights.revision
+    try:
+        return loader(str(place or weights.source), use_safetensors=True, **options)
+    except Exception as error:  # the loaders raise nearly anything; each means that this model cannot be had
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{weights.source}: cannot be loaded: {reason or type(error).__name__}") from error

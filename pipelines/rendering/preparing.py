@@ -1,0 +1,98 @@
+"""Makes a request ready for the model: its images read, checked against the plan, brought to size; its candidates as jobs."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from promptmill.configs.errors import shown
+from promptmill.manifests.images import ImageError, Roots, UnreachableError, load, mismatch
+from promptmill.manifests.masks import effect_of, prepare_mask
+from promptmill.manifests.requests import Request
+from promptmill.pipelines.rendering.conditioning import control_map, prepare
+from promptmill.pipelines.work.results import Failure, Outcome
+from promptmill.pipelines.work.units import Placed, candidate_seed
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The images of a request, ready for the model.
+
+    Attributes:
+        init: (H, W, 3) uint8, or None.
+        mask: (H, W) bool, True = repaint, or None.
+        controls: (H, W, 3) uint8 each, one a control.
+        sha256: Of the files, by column.
+    """
+
+    init: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    controls: tuple[np.ndarray, ...] = ()
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One candidate to render."""
+
+    placed: Placed
+    conditioning: Conditioning
+    index: int
+    seed: int
+
+    @property
+    def request(self) -> Request:
+        return self.placed.request
+
+
+def prepare_request(placed: Placed, roots: Roots) -> Conditioning | Outcome:
+    """The images of a request, or what it failed of: an image that cannot be used or reached, or is another than was planned."""
+    hashes: dict[str, str] = {}
+    try:
+        prepared = _prepared(placed, roots, hashes)
+    except Exception as error:  # such a picture concerns no other request
+        reason = shown(" ".join(str(error).split()), 300)
+        prepared = Failure("render_error", f"images: {type(error).__name__}: {reason}")
+    return Outcome(placed.row, (), prepared, hashes) if isinstance(prepared, Failure) else prepared
+
+
+def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str]) -> Conditioning | Failure:
+    """As `prepare_request`; fills in the hashes as far as it comes."""
+    request = placed.request
+    read: dict[str, Image.Image] = {}
+    for column, path in named_images(request):
+        try:
+            picture = load(path, roots, placed.file, known=column in placed.images)
+        except ImageError as error:
+            return Failure("unreachable" if isinstance(error, UnreachableError) else "bad_image", f"{column}: {error}")
+        hashes[column], read[column] = picture.sha256, picture.image
+        if placed.images.get(column, picture.sha256) != picture.sha256:
+            return Failure("image_changed", f"{column}: {shown(path)} is not what it was when the plan was made")
+    init, mask = read.get("init_image"), read.get("mask_image")
+    wrong = mismatch(init.size, mask.size) if init and mask else None
+    if wrong:
+        return Failure("bad_image", wrong)
+    size = request.width, request.height
+    if mask and (nothing := effect_of(mask, *size, init).problem):
+        return Failure("bad_image", f"mask_image: {shown(request.mask_image or '')}: {nothing}")
+    controls = (control_map(c.preprocess, prepare(read[f"controls.{i}.image"], *size)) for i, c in enumerate(request.controls))
+    return Conditioning(
+        prepare(init, *size) if init else None, prepare_mask(mask, *size, init) if mask else None, tuple(controls), hashes
+    )
+
+
+def named_images(request: Request) -> Iterator[tuple[str, str]]:
+    """The images of a request: column and path."""
+    if request.init_image is not None:
+        yield "init_image", request.init_image
+    if request.mask_image is not None:
+        yield "mask_image", request.mask_image
+    for i, control in enumerate(request.controls):
+        yield f"controls.{i}.image", control.image
+
+
+def jobs_of(placed: Placed, conditioning: Conditioning, job_seed: int, indices: Iterable[int] | None = None) -> list[Job]:
+    """A request's candidates, or some of them, each with its seed."""
+    indices = range(placed.request.candidates) if indices is None else indices
+    return [Job(placed, conditioning, index, candidate_seed(job_seed, placed.request, index)) for index in indices]

@@ -1,0 +1,111 @@
+"""Finds the batch size for a model on this hardware: the largest that fits, and the smallest that is about as fast as any."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from promptmill.configs.schema import Model
+from promptmill.manifests.images import Roots
+from promptmill.pipelines.rendering.engine import Path, path_for
+from promptmill.pipelines.rendering.loading import load_model
+from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
+from promptmill.pipelines.rendering.slots import is_fatal
+from promptmill.pipelines.rendering.text import TextEncoder
+from promptmill.pipelines.work.results import Candidate, Failure
+from promptmill.pipelines.work.units import Placed
+
+STEPS = 3  # of the timed images: decoding weighs more than in a real run, so that its memory is seen too
+BATCHES = 2  # timed, after one to warm up
+PAYS = 0.95  # of the best rate: a smaller batch that reaches it is taken, since it drains less
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One batch size: images a second at few steps, and peak memory in bytes on a GPU; neither where it did not fit."""
+
+    batch: int
+    images_s: float | None
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was tried, in order, and the batch size that pays."""
+
+    trials: tuple[Trial, ...]
+    batch: int
+
+
+def tune(model: Model, placed: Placed, job_seed: int, roots: Roots, batches: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> Tuned:
+    """Render a request at growing batch sizes until one does not fit, or two in a row bring nothing.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+        ValueError: The request's images cannot be used, it cannot be rendered, or not even the smallest batch fits.
+    """
+    loaded = load_model(model)
+    prepared = prepare_request(placed, roots)
+    if not isinstance(prepared, Conditioning):
+        raise ValueError(f"{placed.request.id}: {prepared.failure.message if prepared.failure else 'cannot be used'}")
+    trials: list[Trial] = []
+    with torch.no_grad():
+        for batch in batches:
+            # The path that a run takes, which is of the family.
+            path = path_for(loaded, TextEncoder(loaded, batch), batch)
+            try:
+                trials.append(_try(path, placed, prepared, job_seed, batch))
+            except Exception as error:
+                if not is_fatal(error):
+                    raise
+                trials.append(Trial(batch, None))
+                break
+            finally:
+                path.close()
+            rates = [trial.images_s or 0.0 for trial in trials]
+            if len(rates) > 2 and max(rates[-2:]) < max(rates[:-2]) / PAYS:
+                break
+    return choose(trials)
+
+
+def choose(trials: Sequence[Trial]) -> Tuned:
+    """The smallest batch that reaches `PAYS` of the best rate.
+
+    Raises:
+        ValueError: None fits.
+    """
+    fit = [(trial.batch, trial.images_s) for trial in trials if trial.images_s is not None]
+    if not fit:
+        raise ValueError(f"not even a batch of {trials[0].batch} fits into memory")
+    best = max(rate for _, rate in fit)
+    return Tuned(tuple(trials), min(batch for batch, rate in fit if rate >= PAYS * best))
+
+
+def _try(path: Path, placed: Placed, prepared: Conditioning, job_seed: int, batch: int) -> Trial:
+    request = replace(placed.request, steps=STEPS, strength=1.0 if placed.request.strength else None, candidates=batch)
+    seconds = 0.0
+    for number in range(1 + BATCHES):
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        started = time.monotonic()
+        failures = _render(path, jobs_of(replace(placed, request=request), prepared, job_seed))
+        if failures:
+            raise ValueError(f"{request.id}: {failures[0].message}")
+        if number:
+            seconds += time.monotonic() - started
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return Trial(batch, BATCHES * batch / seconds, memory)
+
+
+def _render(path: Path, jobs: list[Job]) -> list[Failure]:
+    failures: list[Failure] = []
+
+    def settled(job: Job, made: Candidate | Failure) -> None:
+        if isinstance(made, Failure):
+            failures.append(made)
+
+    path.add(jobs, settled)
+    while path.busy:
+        path.step()
+    return failures

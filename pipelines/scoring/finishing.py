@@ -1,0 +1,235 @@
+"""Turns a rendered unit into the rows of its part: scored, ranked, the kept images encoded."""
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from promptmill.configs.schema import Ranking
+from promptmill.configs.scorers import Diversity
+from promptmill.manifests.requests import Request
+from promptmill.pipelines.work.candidate_scores import Found, closed
+from promptmill.pipelines.work.metadata_rows import Facts, candidate_row, failed_request, provenance_of, scores_row, shared_row
+from promptmill.pipelines.work.passes import Course
+from promptmill.pipelines.work.ranking import Look, broken_limit, contenders, decide, looking, non_finite, rank_score
+from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered, Scored
+from promptmill.pipelines.work.units import Placed, Unit
+from promptmill.shards.image_files import encode_image, pixel_sha256
+from promptmill.shards.tables import FOUND
+
+if TYPE_CHECKING:
+    from promptmill.pipelines.scoring.scorers import Scorers
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A unit's rows, each with its `image` (the encoded file, or None), and what to tell of them.
+
+    Attributes:
+        rows: Those of a slice are open: they have the column `FOUND`, and none is chosen yet.
+        scores: CLIP's, of all candidates that were rendered in full and scored.
+        seconds: By stage, those of its generators too.
+        rendering_s: Of these, those that generators spent.
+    """
+
+    rows: list[dict[str, Any]]
+    scores: list[float]
+    seconds: dict[str, float] = field(default_factory=dict)
+    rendering_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What a pass rendered in full, scored. The pixels are gone.
+
+    Attributes:
+        rendered: Its outcomes; their candidates have no pixels.
+        found: By row and candidate, the columns of those that became an image and were scored; of those that may be kept the
+            encoded image, too.
+    """
+
+    rendered: Rendered
+    found: Mapping[tuple[int, int], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Onward:
+    """A unit that passes again: the course that it goes on with, and what of this pass its end needs."""
+
+    course: Course
+    waiting: Waiting | None = None
+
+
+def finish(
+    unit: Unit,
+    rendered: Rendered,
+    scorers: "Scorers",
+    facts: Facts,
+    earlier: Callable[[], Sequence[Waiting]] = lambda: (),
+) -> Finished | Onward:
+    """Score the candidates of a unit under their prompts, rank them within their requests, encode those that are kept.
+
+    Args:
+        unit: Whole, a slice, or with a course. Of a slice and of a course that goes on, all images are encoded that may be kept.
+        rendered: What its latest pass made.
+        earlier: Called once the course ends: what waits since the passes before that rendered in full.
+
+    Returns:
+        The rows, or the course that the unit goes on with.
+    """
+    seconds, rendering_s = dict(rendered.seconds), sum(rendered.seconds.values())
+    with _timed(seconds, "score"):
+        scored = _score(unit, rendered, scorers)
+    course, here = unit.course, None
+    if course is None or course.in_full:
+        with _timed(seconds, "encode"):
+            here = _looked_at(unit, rendered, scored, facts)
+    passes = [here] if here else []
+    if course:
+        requests = {placed.row: placed.request for placed in unit.requests}
+        counting = _counting(scored, facts.config.ranking, course.in_full)
+        looks = _looks(requests, rendered, scored, counting, course.diversity) if here else {}
+        course = course.after(requests, rendered, counting, seconds, looks)
+        if course.turns:
+            return Onward(course, here)
+        seconds, rendering_s = dict(course.seconds), course.rendering_s
+        passes = [*earlier(), *passes]
+        outcomes = course.outcomes([one.rendered for one in passes])
+    else:
+        outcomes = tuple(outcome for one in passes for outcome in one.rendered.outcomes)
+    found = {place: columns for one in passes for place, columns in one.found.items()}
+    with _timed(seconds, "encode"):
+        rows = [
+            row
+            for placed, outcome in zip(unit.requests, outcomes, strict=True)
+            for row in _request_rows(unit, placed, outcome, found, facts)
+        ]
+    own = {placed.row for placed in unit.requests}
+    scores = [columns["clip_score"] for (row, _), columns in found.items() if row in own]
+    return Finished(rows, scores, seconds, rendering_s)
+
+
+def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], facts: Facts) -> Waiting:
+    """Return what a pass or a unit made without its pixels: scores, hashes, and the encoded images of those that may be kept."""
+    placed_at = {placed.row: placed for placed in unit.requests}
+    ranking = facts.config.ranking
+    outcomes, found = [], dict[tuple[int, int], dict[str, Any]]()
+    for outcome in rendered.outcomes:
+        placed, row = placed_at[outcome.row], outcome.row
+        seen = [_finite(candidate, scored.get((row, candidate.index)), ranking) for candidate in outcome.candidates]
+        outcomes.append(replace(outcome, candidates=tuple(replace(candidate, pixels=None) for candidate, _ in seen)))
+        of = [one for _, one in seen]
+        look = looking(of, [candidate.pixels for candidate, _ in seen], ranking)
+        if unit.course or unit.span:
+            before = unit.course.standings[row].finished.values() if unit.course else ()
+            ahead = [score for score in before if score is not None]
+            compared = kept = set(contenders(of, look, placed.request.keep, ranking, ahead))
+        else:
+            chosen = decide(of, look, placed.request.keep, ranking)
+            kept = {place for place, choice in enumerate(chosen) if choice.kept}
+            compared = kept | {place for place, choice in enumerate(chosen) if choice.rejected_for == "near_duplicate"}
+        for place, (candidate, one) in enumerate(seen):
+            if one is None or candidate.pixels is None:
+                continue
+            seen_as = look(place) if place in compared and ranking.diversity else None
+            found[row, candidate.index] = _columns(placed, candidate, candidate.pixels, one, place in kept, facts)
+            found[row, candidate.index][FOUND] = Found.of(one, seen_as)
+    return Waiting(replace(rendered, outcomes=tuple(outcomes)), found)
+
+
+def _columns(
+    placed: Placed, candidate: Candidate, pixels: np.ndarray, scored: Scored, may_be_kept: bool, facts: Facts
+) -> dict[str, Any]:
+    """Return what a scored candidate adds to its row before anything is chosen."""
+    config = facts.config
+    columns = {"status": "rejected", "clip_score": scored.score, **scores_row(config.ranking, scored)}
+    columns["pixel_sha256"] = pixel_sha256(pixels)
+    # Of the pixels, since some pipelines choose a size themselves.
+    columns["height"], columns["width"] = pixels.shape[:2]
+    if config.shards.embeddings == "all" or (config.shards.embeddings == "kept" and may_be_kept):
+        columns["clip_embedding"] = scored.embedding.astype(np.float16)
+    return {**columns, **_encoded(placed, candidate, pixels, facts)} if may_be_kept else columns
+
+
+def _counting(scored: Mapping[tuple[int, int], Scored], ranking: Ranking, in_full: bool) -> dict[tuple[int, int], float]:
+    """What ranks the candidates of a pass; without those that have no such number, nor, in full, those that may not be kept."""
+    fit = {place: one for place, one in scored.items() if not non_finite(one, ranking)}
+    return {place: rank_score(one, ranking) for place, one in fit.items() if not (in_full and broken_limit(one, ranking))}
+
+
+def _looks(
+    requests: Mapping[int, Request],
+    rendered: Rendered,
+    scored: Mapping[tuple[int, int], Scored],
+    counting: Collection[tuple[int, int]],
+    diversity: Diversity | None,
+) -> dict[tuple[int, int], Look]:
+    """How those look that count towards a request's end of growing, where only unlike ones do."""
+    if diversity is None:
+        return {}
+    return {
+        (outcome.row, made.index): Look.of(scored[outcome.row, made.index], made.pixels, diversity)
+        for outcome in rendered.outcomes
+        if requests[outcome.row].growing
+        for made in outcome.candidates
+        if made.pixels is not None and (outcome.row, made.index) in counting
+    }
+
+
+def _score(unit: Unit, rendered: Rendered, scorers: "Scorers") -> dict[tuple[int, int], Scored]:
+    asked = {placed.row: placed.request.prompt for placed in unit.requests}
+    prompts, images, places = [], [], []
+    for outcome in rendered.outcomes:
+        for candidate in outcome.candidates:
+            if candidate.pixels is not None:
+                prompts.append(asked[outcome.row])
+                images.append(candidate.pixels)
+                places.append((outcome.row, candidate.index))
+    return dict(zip(places, scorers.score(prompts, images), strict=True)) if images else {}
+
+
+def _request_rows(
+    unit: Unit, placed: Placed, outcome: Outcome, found: Mapping[tuple[int, int], Mapping[str, Any]], facts: Facts
+) -> Iterator[dict[str, Any]]:
+    shard, row = unit.shard, outcome.row
+    if outcome.failure:
+        yield {**failed_request(facts, shard, placed, outcome, outcome.failure), "image": None}
+        return
+    # Of a slice nothing is spared: only requests that grow spare candidates.
+    spared = 0 if unit.span else placed.request.candidates - len(outcome.candidates)
+    shared = shared_row(facts, shard, placed, outcome, spared)
+    rows = [
+        {**candidate_row(facts, shared, shard, row, candidate), **found.get((row, candidate.index), {})}
+        for candidate in outcome.candidates
+    ]
+    if not unit.span:
+        yield from closed(rows, placed.request.keep, facts.config)
+        return
+    for one in rows:
+        yield {**one, FOUND: one[FOUND].packed(facts.config.ranking)} if FOUND in one else one
+
+
+def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tuple[Candidate, Scored | None]:
+    """A candidate that has an image, and its scores; failed, and without any, where one of them is no number that could rank."""
+    if scored is None or candidate.pixels is None:
+        return candidate, None
+    wrong = non_finite(scored, ranking)
+    return (replace(candidate, pixels=None, failure=Failure("non_finite_score", wrong)), None) if wrong else (candidate, scored)
+
+
+def _encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, facts: Facts) -> dict[str, Any]:
+    request, config = placed.request, facts.config
+    provenance = provenance_of(request, candidate.seed, config.model.base, pixels.shape[:2])
+    image = encode_image(pixels, config.shards.image_format, config.shards.quality, provenance)
+    return {"image": image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started

@@ -1,0 +1,72 @@
+"""All that scores candidates: the CLIP model of the ranking, and what is declared beside it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from promptmill.configs.schema import Ranking
+from promptmill.configs.scorers import CLIP, HeadScorer, OpenClipScorer
+from promptmill.pipelines.scoring.clip import Clip, load_clip, load_open_clip
+from promptmill.pipelines.scoring.heads import Head, load_head
+from promptmill.pipelines.scoring.preferences import load_preference
+from promptmill.pipelines.work.results import Scored
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """The loaded scorers of a ranking.
+
+    Attributes:
+        clip: The ranking's own model.
+        models: Others that look at images, by name.
+        heads: What reads embeddings, by name, each with the name of the model whose they are.
+    """
+
+    clip: Clip
+    models: Mapping[str, Clip] = field(default_factory=dict)
+    heads: Mapping[str, tuple[str, Head]] = field(default_factory=dict)
+
+    def score(self, prompts: Sequence[str], images: Sequence[np.ndarray]) -> list[Scored]:
+        """What CLIP says of each image under its own prompt, and all the others.
+
+        Args:
+            prompts: As many as images.
+            images: (H, W, 3) uint8 each, of any sizes.
+
+        Raises:
+            ModelError: A model gives embeddings that are not finite.
+        """
+        by_model = {CLIP: self.clip.score(prompts, images)}
+        by_model |= {name: model.score(prompts, images) for name, model in self.models.items()}
+        scores = {name: [one.score for one in by_model[name]] for name in self.models}
+        for name, (reads, head) in self.heads.items():
+            embeddings = [one.embedding for one in by_model[reads]]
+            scores[name] = head.score(np.stack(embeddings)).tolist() if embeddings else []
+        return [
+            replace(one, others={name: of[place] for name, of in scores.items()}) if scores else one
+            for place, one in enumerate(by_model[CLIP])
+        ]
+
+
+def load_scorers(ranking: Ranking, device: torch.device | str, threads: int | None = None) -> Scorers:
+    """Load all that a config's ranking names.
+
+    Args:
+        threads: CPU threads of this process from now on; left as they are where not given.
+
+    Raises:
+        ModelError: One line on what is missing or cannot be loaded, and what would do.
+    """
+    clip = load_clip(ranking, device, threads)
+    models: dict[str, Clip] = {}
+    heads: dict[str, tuple[str, Head]] = {}
+    for scorer in ranking.scorers:
+        if isinstance(scorer, HeadScorer):
+            heads[scorer.name] = (scorer.reads, load_head(scorer, ranking.batch, device))
+        elif isinstance(scorer, OpenClipScorer):
+            models[scorer.name] = load_open_clip(scorer, device, ranking.batch)
+        else:
+            models[scorer.name] = load_preference(scorer, ranking.batch, device)
+    return Scorers(clip, models, heads)

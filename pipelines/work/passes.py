@@ -1,0 +1,254 @@
+"""What of a unit is rendered pass by pass: drafts that narrow its candidates down, then what is left in full, then perhaps more.
+
+A unit goes through generators and scorers once for each draft of the cascade and once for the finals. Where requests grow, that
+is one round, and those that have not enough good images yet begin another. The requests of a unit keep step: in a round drafts come
+before finals, so that only images rendered in full have to wait for the unit's end, and only where requests grow.
+
+A draft of more candidates than a generator renders at once takes several passes, and so do finals. The choice is made after the
+last of these passes.
+
+All here is a function of requests, drafts and scores. So a unit may be cut, tried again, or begun anew: the same is rendered.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from promptmill.configs.drafts import Draft, applied
+from promptmill.configs.scorers import Diversity
+from promptmill.manifests.requests import Request
+from promptmill.pipelines.work.ranking import Look, rank, told_apart
+from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What of a request is rendered next: candidates by their indices, and as which of the cascade's drafts; None is in full.
+
+    Attributes:
+        behind: Candidates that follow in the same way, before anything is decided.
+    """
+
+    candidates: tuple[int, ...]
+    draft: int | None = None
+    behind: tuple[int, ...] = ()
+
+    def next_part(self, most: int | None) -> "Turn":
+        """Return the turn of the first candidates of those behind; `most` are rendered at once, or all where it is None."""
+        return replace(self, candidates=self.behind[:most], behind=self.behind[len(self.behind[:most]) :])
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """What the drafts of a candidate have come to.
+
+    Attributes:
+        scores: Of the cascade's drafts, from the first to the last that it was in; None for one passed over or failed.
+        evaluations: Of the denoiser, in all of them.
+        failure: What the last of them failed of.
+    """
+
+    seed: int
+    scores: tuple[float | None, ...] = ()
+    evaluations: int = 0
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a request stands between two passes.
+
+    Attributes:
+        turn: What comes next; None where it is done.
+        begun: How many of its candidates have been rendered in any way, once that turn and those behind it have.
+        drafted: Its candidates that were drafted, by index.
+        finished: The scores of those rendered in full, by index; None for one that failed.
+        looks: Of these, how those look that are good enough to end its growing, where only unlike ones count.
+        outcome: Of its last pass, without candidates; None before the first.
+        scored: Of the turn's draft, the scores of candidates that went before those of the turn.
+    """
+
+    turn: Turn | None
+    begun: int
+    drafted: Mapping[int, Drafted] = field(default_factory=dict)
+    finished: Mapping[int, float | None] = field(default_factory=dict)
+    looks: Mapping[int, Look] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    scored: Mapping[int, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where the requests of a unit stand, by row.
+
+    Attributes:
+        drafts: The cascade.
+        diversity: What makes two images one, of which a request that grows counts one.
+        seconds: That the passes so far took, by stage.
+        rendering_s: Of these, those that generators spent.
+        most: How many candidates of each request a pass renders at most, by row; all of the turn where nothing is said.
+    """
+
+    drafts: tuple[Draft, ...]
+    standings: Mapping[int, Standing]
+    diversity: Diversity | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    rendering_s: float = 0.0
+    most: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def turns(self) -> dict[int, Turn]:
+        """What the next pass renders, by row; nothing once all is done."""
+        left = {row: standing.turn for row, standing in self.standings.items() if standing.turn}
+        stage = min((self._stage(turn) for turn in left.values()), default=None)
+        return {row: turn for row, turn in left.items() if self._stage(turn) == stage}
+
+    def _stage(self, turn: Turn) -> int:
+        return len(self.drafts) if turn.draft is None else turn.draft
+
+    @property
+    def in_full(self) -> bool:
+        """Whether the next pass renders in full, rather than drafts."""
+        return any(turn.draft is None for turn in self.turns.values())
+
+    @property
+    def begun(self) -> bool:
+        """Whether a pass is behind any of its requests."""
+        return any(standing.outcome for standing in self.standings.values())
+
+    def of(self, row: int) -> "Course":
+        """That of one request alone."""
+        return replace(self, standings={row: self.standings[row]})
+
+    def after(
+        self,
+        requests: Mapping[int, Request],
+        rendered: Rendered,
+        scores: Mapping[tuple[int, int], float],
+        seconds: Mapping[str, float],
+        looks: Mapping[tuple[int, int], Look] = MappingProxyType({}),
+    ) -> "Course":
+        """Where the requests stand after a pass.
+
+        Args:
+            requests: By row.
+            rendered: What the pass made.
+            scores: By row and candidate; of those that became an image.
+            seconds: That it took, by stage.
+            looks: As `scores`; where there is diversity, of those that it rendered in full for requests that grow.
+        """
+        standings = dict(self.standings)
+        for outcome in rendered.outcomes:
+            own = {made.index: scores.get((outcome.row, made.index)) for made in outcome.candidates}
+            seen = {index: look for (row, index), look in looks.items() if row == outcome.row}
+            standings[outcome.row] = self._after(requests[outcome.row], standings[outcome.row], outcome, own, seen)
+        spent = {stage: self.seconds.get(stage, 0.0) + seconds.get(stage, 0.0) for stage in {**self.seconds, **seconds}}
+        rendering_s = self.rendering_s + sum(rendered.seconds.values())
+        return replace(self, standings=standings, seconds=spent, rendering_s=rendering_s)
+
+    def _after(
+        self, request: Request, before: Standing, outcome: Outcome, scores: Mapping[int, float | None], looks: Mapping[int, Look]
+    ) -> Standing:
+        assert before.turn is not None
+        stage = before.turn.draft
+        standing = replace(before, turn=None, outcome=replace(outcome, candidates=()))
+        if outcome.failure:
+            return standing
+        most = self.most.get(outcome.row)
+        rest = before.turn.next_part(most) if before.turn.behind else None
+        if stage is None:
+            standing = replace(standing, finished={**before.finished, **scores}, looks={**before.looks, **looks})
+            return replace(standing, turn=rest) if rest else self._grown(request, standing, most)
+        drafted = {made.index: _drafted(before.drafted.get(made.index), stage, made, scores) for made in outcome.candidates}
+        scores = {**before.scored, **scores}
+        standing = replace(standing, drafted={**before.drafted, **drafted}, scored=scores if rest else {})
+        if rest:
+            return replace(standing, turn=rest)
+        living = best(scores, self.drafts[stage].keep)
+        if not living:
+            return self._grown(request, standing, most)
+        return replace(standing, turn=_next_turn(living, self.drafts, stage + 1, most))
+
+    def _grown(self, request: Request, standing: Standing, most: int | None) -> Standing:
+        """After a round: with the next one before it, where one is needed."""
+        growing, begun = request.growing, standing.begun
+        if growing is None or begun >= request.candidates:
+            return replace(standing, looks={})
+        reached = {i: score for i, score in standing.finished.items() if score is not None and score >= growing.until_score}
+        best_first = sorted(reached, key=lambda index: (-reached[index], index))
+        seen = told_apart(best_first, standing.looks.__getitem__, request.keep, self.diversity)
+        if sum(twin is None for twin in seen.values()) >= request.keep:
+            return replace(standing, looks={})
+        standing = replace(standing, looks={index: look for index, look in standing.looks.items() if index in reached})
+        more = min(begun + growing.start, request.candidates)
+        return replace(standing, turn=_next_turn(tuple(range(begun, more)), self.drafts, 0, most), begun=more)
+
+    def outcomes(self, passes: Sequence[Rendered]) -> tuple[Outcome, ...]:
+        """What became of the requests, once all is done: every candidate that was begun, at its full price.
+
+        Args:
+            passes: Those that rendered in full, in any order.
+        """
+        made = {(outcome.row, one.index): one for rendered in passes for outcome in rendered.outcomes for one in outcome.candidates}
+        return tuple(self._outcome(row, standing, made) for row, standing in self.standings.items())
+
+    def _outcome(self, row: int, standing: Standing, made: Mapping[tuple[int, int], Candidate]) -> Outcome:
+        outcome = standing.outcome
+        assert outcome is not None and standing.turn is None
+        if outcome.failure:
+            return outcome
+        candidates = []
+        for index in range(standing.begun):
+            drafted, final = standing.drafted.get(index), made.get((row, index))
+            if drafted is None:
+                assert final is not None
+                candidates.append(final)
+            elif final is None:
+                candidates.append(Candidate(index, drafted.seed, None, drafted.evaluations, drafted.failure, drafted.scores))
+            else:
+                price = drafted.evaluations + final.evaluations
+                candidates.append(replace(final, evaluations=price, draft_scores=drafted.scores))
+        return replace(outcome, candidates=tuple(candidates))
+
+
+def begin(
+    requests: Mapping[int, Request],
+    drafts: Sequence[Draft],
+    diversity: Diversity | None = None,
+    at_once: Callable[[Request], int] | None = None,
+) -> Course | None:
+    """Return where requests, by row, stand before their first pass; None where all are rendered in full without any choice between.
+
+    Args:
+        at_once: Tells how many candidates of a request a pass renders at most; all of its turn where it is not given.
+    """
+    if not any(request.growing or applied(drafts, request.candidates) for request in requests.values()):
+        return None
+    drafts = tuple(drafts)
+    first = {row: tuple(range(request.at_a_time)) for row, request in requests.items()}
+    most = {row: at_once(request) for row, request in requests.items()} if at_once else {}
+    standings = {row: Standing(_next_turn(some, drafts, 0, most.get(row)), len(some)) for row, some in first.items()}
+    return Course(drafts, standings, diversity, most=most)
+
+
+def best(scores: Mapping[int, float | None], keep: int) -> tuple[int, ...]:
+    """The candidates that go on after a draft, by their indices: the best by its scores, of equals the first."""
+    indices = sorted(scores)
+    places = zip(indices, rank([scores[index] for index in indices]), strict=True)
+    return tuple(index for index, place in places if place is not None and place <= keep)
+
+
+def as_draft(request: Request, draft: Draft) -> Request:
+    """The request that a draft of it is: the same but for its steps and perhaps its sampler."""
+    return replace(request, steps=draft.steps, scheduler=draft.scheduler or request.scheduler)
+
+
+def _next_turn(living: tuple[int, ...], drafts: Sequence[Draft], stage: int, most: int | None) -> Turn:
+    draft = next((number for number in applied(drafts, len(living)) if number >= stage), None)
+    return Turn((), draft, living).next_part(most)
+
+
+def _drafted(before: Drafted | None, stage: int, made: Candidate, scores: Mapping[int, float | None]) -> Drafted:
+    scored, price = (before.scores, before.evaluations) if before else ((), 0)
+    passed_over = (None,) * (stage - len(scored))
+    return Drafted(made.seed, (*scored, *passed_over, scores[made.index]), price + made.evaluations, made.failure)

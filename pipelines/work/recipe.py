@@ -1,0 +1,27 @@
+"""Holds what a run's driver tells each of its workers, once."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from promptmill.manifests.images import Roots
+from promptmill.pipelines.work.metadata_rows import Facts
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Holds what all workers of a run go by.
+
+    Attributes:
+        output: The dataset's URI, where parts and shards are written.
+        fingerprint: The hash of the plan that parts and records name.
+        facts: What holds for every row, the config among it.
+        form: The schema of the metadata.
+        roots: The folders and hosts that images of rows may come from.
+    """
+
+    output: str
+    fingerprint: str
+    facts: Facts
+    form: pa.Schema
+    roots: Roots

@@ -1,0 +1,224 @@
+"""Units: whole requests of one shard that can share GPU batches. Cut by a plan, rendered and made durable as one piece."""
+
+import hashlib
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from promptmill.configs.drafts import Draft, applied
+from promptmill.configs.errors import shown
+from promptmill.manifests.requests import Request
+from promptmill.pipelines.work.passes import Course, as_draft
+from promptmill.shards.keys import parse
+
+# Of the denoiser, for each place in the batch, that a unit aims at: two batches of 20 guided steps. The bytes do not depend on it.
+UNIT_EVALUATIONS = 80
+UNIT_PIXELS = 128 * 2**20  # at most, of all candidates; three bytes each while they wait for a scorer
+SLICE_UNITS = 4  # units' work that a slice aims at: fewer parts to join, and a batch that stays full
+SLICE_KEEPS = 4  # times `keep` that a slice has at least, since it encodes as many images as may be kept of it
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A request at its place.
+
+    Attributes:
+        row: Counted from 0 in its shard.
+        images: SHA-256 of the files of its images as the plan saw them, by column (`init_image`, `mask_image`,
+            `controls.0.image`, …); empty where images are only looked at when they are used.
+        file: Which of the manifest's files the row is in, counted from 0: its paths start from that one's folder.
+        preview: Steps after which the picture that is predicted then is decoded instead of the final one; calibration alone asks.
+    """
+
+    row: int
+    request: Request
+    images: Mapping[str, str] = field(default_factory=dict)
+    file: int = 0
+    preview: int | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Requests of one kind and one shard, `number` counted from 0 in the shard.
+
+    Attributes:
+        row: Of its only request, where it is a piece of a unit that did not get through as a whole, or a slice.
+        generation: 0, or how often failed rows of the shard were tried again.
+        course: Where its requests stand, if they pass more than once; None: all their candidates are rendered in full at once.
+        span: Of a slice, the candidates of its only request that it renders, by their indices; None: all of them.
+    """
+
+    shard: int
+    number: int
+    requests: tuple[Placed, ...]
+    row: int | None = None
+    generation: int = 0
+    course: Course | None = None
+    span: range | None = None
+
+    @property
+    def name(self) -> str:
+        """000012-00003; a piece 000012-00003-00007; a slice 000012-00003-00007-0064-0127; of a later generation 000012-00003.1.
+
+        The name of a slice has its first and its last candidate, so that parts that were cut otherwise are never taken for it.
+        """
+        piece = "" if self.row is None else f"-{self.row:05d}"
+        piece += "" if self.span is None else f"-{self.span[0]:04d}-{self.span[-1]:04d}"
+        return f"{self.shard:06d}-{self.number:05d}{piece}" + (f".{self.generation}" if self.generation else "")
+
+    def pieces(self) -> "list[Unit]":
+        """A unit for each of its requests, or itself where there is only one."""
+        if len(self.requests) == 1:
+            return [self]
+        course = self.course
+        return [
+            replace(self, requests=(placed,), row=placed.row, course=course and course.of(placed.row)) for placed in self.requests
+        ]
+
+    def next_pass(self) -> Iterator[tuple[Placed, Sequence[int]]]:
+        """The requests to render now, drafts as requests of fewer steps, each with its candidates' indices."""
+        if self.course is None:
+            yield from ((placed, self.span or range(placed.request.candidates)) for placed in self.requests)
+            return
+        turns = self.course.turns
+        for placed in self.requests:
+            if turn := turns.get(placed.row):
+                draft = None if turn.draft is None else self.course.drafts[turn.draft]
+                yield replace(placed, request=as_draft(placed.request, draft)) if draft else placed, turn.candidates
+
+    @property
+    def candidates(self) -> int:
+        return len(self.span) if self.span else sum(placed.request.candidates for placed in self.requests)
+
+    def slices(self, batch: int) -> "list[Unit]":
+        """Cut the candidates of a unit's only request into slices; return none where the unit is no larger than one slice.
+
+        A slice is a unit of its own: rendered, scored and durable by itself. `joined_slices` makes the whole unit's part of
+        theirs. A request that passes more than once has no slices, since its drafts are chosen from all of its candidates.
+
+        Args:
+            batch: Candidates a denoising batch.
+        """
+        if len(self.requests) != 1 or self.course or self.span:
+            return []
+        (placed,) = self.requests
+        size, candidates = at_once(placed.request, batch), placed.request.candidates
+        starts = range(0, candidates, size) if candidates > size else range(0)
+        return [replace(self, row=placed.row, span=range(start, min(start + size, candidates))) for start in starts]
+
+
+def sample_key(shard: int, row: int, candidate: int | None) -> str:
+    """The key of a candidate in the dataset; that of a request as a whole without `candidate`."""
+    return f"{shard:06d}-{row:05d}" + (f"-{candidate:04d}" if candidate is not None else "")
+
+
+def parse_key(key: str) -> tuple[int, int, int]:
+    """Return shard, row and candidate of a candidate's key. Raises ValueError where it is none."""
+    found = parse(key)
+    if found is None or found[2] is None:
+        raise ValueError(f"{shown(key)}: not a key of a candidate")
+    return found[0], found[1], found[2]
+
+
+def bucket_of(request: Request) -> Hashable:
+    """What requests have to have in common to share a call of a diffusers pipeline."""
+    controls = tuple((c.type, c.scale, c.start, c.end) for c in request.controls)
+    loras = tuple((lora.name, lora.scale) for lora in request.loras)
+    shape = (request.mode, request.width, request.height, request.steps, request.scheduler)
+    return (*shape, request.guidance_scale, request.guidance_rescale, request.strength, controls, loras)
+
+
+def kind_of(request: Request) -> Hashable:
+    """What requests have to have in common to share a denoising batch of the slot engine, and with it a unit."""
+    loras = tuple((lora.name, lora.scale) for lora in request.loras) if request.loras else ()
+    controls = tuple(control.type for control in request.controls) if request.controls else ()
+    return (request.width, request.height, controls, loras)
+
+
+def evaluations(request: Request) -> int:
+    """About how often the denoiser is evaluated for one candidate; guidance evaluates twice a step."""
+    steps = int(request.steps * request.strength) if request.strength is not None else request.steps
+    return max(1, steps) * (2 if request.guidance_scale > 1 else 1)
+
+
+def at_once(request: Request, batch: int) -> int:
+    """Return how many candidates of a request one call of a generator renders at most, by their work and their pixels.
+
+    Args:
+        batch: Candidates a denoising batch. The work is whole batches; only pixels, which take memory, cut a batch short.
+    """
+    work = batch * max(1, SLICE_UNITS * UNIT_EVALUATIONS // evaluations(request))
+    return max(1, min(max(work, SLICE_KEEPS * request.keep), UNIT_PIXELS // (request.width * request.height)))
+
+
+def slices_of(request: Request, batch: int, drafts: Sequence[Draft]) -> int:
+    """Return how many units a request makes that fills one by itself: 1, or the number of its slices."""
+    if request.growing or applied(drafts, request.candidates):
+        return 1
+    return -(-request.candidates // at_once(request, batch))
+
+
+def price(request: Request, drafts: Sequence[Draft]) -> int:
+    """About how often the denoiser is evaluated for all candidates of a request, drafts and all; at most, where they grow."""
+    if not drafts:
+        return request.candidates * evaluations(request)
+    return sum(living * evaluations(each) for living, each in _passes(request, drafts))
+
+
+def decodes(request: Request, drafts: Sequence[Draft]) -> int:
+    """How many images are decoded and scored for a request, drafts and finals; at most, where its candidates grow."""
+    return sum(living for living, _ in _passes(request, drafts))
+
+
+def _passes(request: Request, drafts: Sequence[Draft]) -> Iterator[tuple[int, Request]]:
+    """How many candidates go through each pass, and the request as it stands there."""
+    for start in range(0, request.candidates, request.at_a_time):
+        living = min(request.at_a_time, request.candidates - start)
+        for draft in [drafts[number] for number in applied(drafts, living)]:
+            yield living, as_draft(request, draft)
+            living = draft.keep
+        yield living, request
+
+
+def cut(shard: int, requests: Iterable[Placed], batch: int, drafts: Sequence[Draft] = ()) -> Iterator[Unit]:
+    """The units of a shard: requests of one kind in their order, about as much work in each.
+
+    Args:
+        shard: Its number.
+        requests: In the order of their rows.
+        batch: Candidates a denoising batch.
+        drafts: The cascade that they go through.
+    """
+    kinds: dict[Hashable, list[Placed]] = {}
+    for placed in requests:
+        kinds.setdefault(kind_of(placed.request), []).append(placed)
+    number = 0
+    for kind in kinds.values():
+        for some in _filled(kind, UNIT_EVALUATIONS * batch, drafts):
+            yield Unit(shard, number, some)
+            number += 1
+
+
+def _filled(kind: list[Placed], wanted: int, drafts: Sequence[Draft]) -> Iterator[tuple[Placed, ...]]:
+    some: list[Placed] = []
+    work, pixels = 0.0, 0
+    for placed in kind:
+        request = placed.request
+        # A unit of several passes is that much larger, so that each fills batches as the only pass of another does.
+        more = price(request, drafts) / (1 + len(applied(drafts, request.at_a_time)))
+        size = request.candidates * request.width * request.height
+        if some and (work + more > wanted or pixels + size > UNIT_PIXELS):
+            yield tuple(some)
+            some, work, pixels = [], 0.0, 0
+        some.append(placed)
+        work, pixels = work + more, pixels + size
+    yield tuple(some)
+
+
+def candidate_seed(job_seed: int, request: Request, candidate: int) -> int:
+    """The 32-bit seed of a candidate; it depends on nothing but these, so more candidates can be asked for later.
+
+    A row's own seed counts up from candidate 0; otherwise it is a hash of the job's seed, the request's id and the candidate.
+    """
+    if request.seed is not None:
+        return (request.seed + candidate) % 2**32
+    return int.from_bytes(hashlib.sha256(f"{job_seed}\n{candidate}\n{request.id}".encode()).digest()[:4], "big")

@@ -1,0 +1,109 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from promptmill.configs.loading import load
+from promptmill.configs.own_files import ROOT
+from promptmill.jobs.planning import estimate
+from promptmill.jobs.planning.estimate import measure, worth_measuring
+from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.plan import read_shard
+from promptmill.pipelines.rendering import engine, gpus
+from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.results import Candidate, Outcome, Rendered
+
+
+def plan_of(tmp_path, *settings, **row):
+    (tmp_path / "manifest.jsonl").write_text(json.dumps({"prompt": "a small red circle", "candidates": 1, **row}) + "\n")
+    given = [f"manifest={tmp_path / 'manifest.jsonl'}", "model.batch=2", "runtime.check_images=at_run", *settings]
+    plan = make_plan(look(load("embedded", given)), str(tmp_path / "out"))
+    return plan, read_shard(str(tmp_path / "out"), 0)
+
+
+def planned(name, *settings):
+    """A plan as far as its config goes: nothing is fetched."""
+    return SimpleNamespace(config=load(name, settings))
+
+
+@pytest.fixture
+def graphics(monkeypatch):
+    def have(number):
+        monkeypatch.setattr(gpus, "gpus", lambda: [gpus.Gpu("GPU", "9.0", 1, 1)] * number)
+
+    return have
+
+
+@pytest.mark.parametrize("preset", ["sd15", "sdxl", "sd15-lcm", "sd15-controlnet"])
+def test_a_model_of_the_hub_is_not_fetched_to_be_tried_on_a_cpu(graphics, preset):
+    graphics(0)
+    assert worth_measuring(planned(preset)).startswith("there is no GPU here, and rendering with ")
+    graphics(1)
+    assert worth_measuring(planned(preset)) is None
+
+
+def test_a_small_model_in_folders_is_tried_anywhere(graphics, monkeypatch):
+    graphics(0)
+    assert worth_measuring(planned("embedded")) is None
+    reason = worth_measuring(planned("embedded", "model.controlnets.x.source=o/n", f"model.controlnets.x.revision={'a' * 40}"))
+    assert "o/n from the hub" in reason
+    size = sum(file.stat().st_size for name in ("pipeline", "controlnet-canny", "controlnet-seg")
+               for file in (ROOT / "embedded" / "weights" / name).rglob("*.safetensors"))  # fmt: skip
+    monkeypatch.setattr(estimate, "SMALL", size)
+    assert "GB of weights" in worth_measuring(planned("embedded"))
+    monkeypatch.setattr(estimate, "SMALL", size + 1)
+    assert worth_measuring(planned("embedded")) is None
+
+
+def test_a_request_that_cannot_be_rendered_gives_no_estimate(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert measure(*plan_of(tmp_path, init_image="broken.png", strength=0.5)) is None
+
+
+class Told:
+    """An engine whose steps take 2 s and whose images take 3 s, on a clock of its own."""
+
+    def __init__(self, model, job_seed, roots):
+        self.clock, self.batch = 0.0, model.batch
+
+    def render(self, unit):
+        placed = unit.requests[0]
+        request = placed.request
+        steps = int(request.steps * (request.strength or 1))
+        self.clock += self.batch * (steps * 2 * 2.0 + 3.0)
+        Told.now = self.clock
+        pixels = np.zeros((64, 64, 3), np.uint8)
+        candidates = tuple(Candidate(i, i, pixels, 2 * steps) for i in range(request.candidates))
+        return Rendered((Outcome(placed.row, candidates, None, {}, False),), {})
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.8, 0.3, 0.1, 0.05])
+def test_steps_and_images_are_told_apart_at_every_strength(tmp_path, monkeypatch, strength):
+    monkeypatch.setattr(engine, "Engine", Told)
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: getattr(Told, "now", 0.0))
+    Told.now = 0.0
+    row = {"init_image": "a.png", "strength": strength, "steps": 100, "width": 64, "height": 64, "candidates": 4}
+    plan, shard = plan_of(tmp_path, **row)
+    found = measure(plan, shard)
+    assert found.seconds == pytest.approx(plan.counts.evaluations * 2.0 + plan.counts.candidates * 3.0)
+
+
+def test_drafts_are_images_to_decode_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "Engine", Told)
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: getattr(Told, "now", 0.0))
+    Told.now = 0.0
+    drafts = "ranking.drafts=[{steps: 10, keep: 3}, {steps: 15, keep: 1}]"
+    plan, shard = plan_of(tmp_path, drafts, steps=100, width=64, height=64, candidates=8)
+    assert plan.counts.evaluations == 2 * (8 * 10 + 3 * 15 + 100)
+    assert measure(plan, shard).seconds == pytest.approx(plan.counts.evaluations * 2.0 + (8 + 3 + 1) * 3.0)
+
+
+def test_a_batch_that_does_not_fit_is_one_line(tmp_path, monkeypatch):
+    def full(self, unit):
+        raise engine.FatalError("out of memory at batch 2; set model.batch lower")
+
+    monkeypatch.setattr(engine, "Engine", Told)
+    monkeypatch.setattr(Told, "render", full)
+    with pytest.raises(ModelError, match="out of memory at batch 2"):
+        measure(*plan_of(tmp_path))

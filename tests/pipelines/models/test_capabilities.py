@@ -1,0 +1,142 @@
+"""On config files alone: no weights lie anywhere here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from diffusers.pipelines import auto_pipeline
+
+from promptmill.configs.schema import Model, Weights
+from promptmill.pipelines.models.capabilities import read_facts
+from promptmill.pipelines.models.families import modes_of, tables
+from promptmill.pipelines.work.errors import ModelError
+
+VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4}
+KL = ["diffusers", "AutoencoderKL"]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model's folder with its configs and nothing else."""
+
+    def save(name, index=None, vae=VAE, unet=None, **options):
+        parts = {"_class_name": name, "vae": KL, **({} if unet is None else {"unet": ["diffusers", "UNet2DConditionModel"]})}
+        files = {"model_index.json": {**parts, **(index or {})}, "vae/config.json": vae, "unet/config.json": unet}
+        for file, content in files.items():
+            if content is not None:
+                (tmp_path / file).parent.mkdir(exist_ok=True)
+                (tmp_path / file).write_text(json.dumps(content))
+        return Model(base=str(tmp_path), **options)
+
+    return save
+
+
+NET = {"canny": Weights(source="./canny")}
+
+
+@pytest.mark.parametrize(
+    ("name", "unet", "nets", "modes"),
+    [
+        ("StableDiffusionPipeline", {"in_channels": 4}, {}, ("txt2img", "img2img", "inpaint")),
+        (
+            "StableDiffusionXLPipeline",
+            {"in_channels": 4},
+            NET,
+            ("txt2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint"),
+        ),
+        ("StableDiffusionInpaintPipeline", {"in_channels": 9}, {}, ("inpaint",)),
+        ("StableDiffusionInpaintPipeline", {"in_channels": 9}, NET, ("inpaint", "controlnet_inpaint")),
+        ("LatentConsistencyModelPipeline", {"in_channels": 4}, {}, ("txt2img", "img2img")),
+        ("FluxPipeline", None, {}, ("txt2img", "img2img", "inpaint")),
+        ("Flux2Pipeline", None, {}, ("txt2img", "img2img")),
+        ("PixArtSigmaPipeline", None, {}, ("txt2img",)),
+        ("QwenImageEditPlusPipeline", None, {}, ("img2img",)),
+    ],
+)
+def test_the_modes_are_those_that_diffusers_has_pipelines_for(saved, name, unet, nets, modes):
+    assert read_facts(saved(name, unet=unet, controlnets=nets)).modes == modes
+
+
+def test_the_table_is_diffusers_own():
+    own = {
+        "txt2img": auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+        "img2img": auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+        "inpaint": auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING,
+    }
+    for mode, classes in tables().items():
+        read = {family: name for family, name in classes.items() if not family.startswith("kolors")}
+        said = {family: kind.__name__ for family, kind in own[mode].items() if not family.startswith("kolors")}
+        assert read == said
+    # Entered one by one, where sentencepiece is installed.
+    assert modes_of("KolorsPipeline") == ("txt2img", "img2img")
+
+
+def test_reading_them_needs_no_torch(saved):
+    model = saved("FluxPipeline")
+    code = (
+        "import sys\n"
+        "from promptmill.configs.schema import Model\n"
+        "from promptmill.pipelines.models.capabilities import read_facts\n"
+        f"read_facts(Model(base={model.base!r}))\n"
+        "assert not {'torch', 'diffusers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "KandinskyPipeline",
+        "Kandinsky3Pipeline",
+        "KandinskyV22CombinedPipeline",
+        "WuerstchenCombinedPipeline",
+        "StableCascadePipeline",
+    ],
+)
+@pytest.mark.parametrize("vae", ["left out", None, [None, None]])
+def test_a_family_without_a_vae_is_refused_in_one_line(saved, name, vae):
+    model = saved(name, index={"vae": vae})
+    if vae == "left out":
+        (Path(model.base) / "model_index.json").write_text(json.dumps({"_class_name": name, "movq": ["diffusers", "VQModel"]}))
+    with pytest.raises(ModelError) as caught:
+        read_facts(model)
+    assert str(caught.value) == f"{model.base}: is of a family ({name}) that is not supported yet: it has no vae"
+
+
+@pytest.mark.parametrize("name", ["WanPipeline", "StableAudioPipeline", "SomebodysPipeline"])
+def test_what_makes_no_images_is_refused(saved, name):
+    with pytest.raises(ModelError, match=rf"is of a family \({name}\) that is not supported: diffusers has no pipeline that makes"):
+        read_facts(saved(name))
+
+
+def test_controlnets_are_for_families_with_a_unet(saved):
+    with pytest.raises(ModelError, match="controlnets are for families with a UNet, and FluxPipeline has none"):
+        read_facts(saved("FluxPipeline", controlnets=NET))
+
+
+@pytest.mark.parametrize(
+    ("name", "vae", "unet", "multiple"),
+    [
+        ("StableDiffusionPipeline", VAE, {"in_channels": 4}, 8),
+        ("StableDiffusionPipeline", {"block_out_channels": [8]}, {}, 8),
+        ("FluxPipeline", VAE, None, 16),
+        ("SanaPipeline", {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]}, None, 64),
+        ("QwenImagePipeline", {"base_dim": 96}, None, 16),
+        ("FluxPipeline", {"block_out_channels": 3, "latent_channels": "four"}, None, 16),
+    ],
+)
+def test_sides_are_multiples_of_what_the_vae_and_the_patches_make_of_them(saved, name, vae, unet, multiple):
+    assert read_facts(saved(name, vae=vae, unet=unet)).multiple == multiple
+
+
+@pytest.mark.parametrize("scheduler", [None, {}, [], ["diffusers"], [None, None], "x"])
+def test_odd_entries_of_an_index_do_not_crash(saved, scheduler):
+    facts = read_facts(saved("FluxPipeline", index={"scheduler": scheduler, "safety_checker": scheduler}))
+    assert len(facts.schedulers) > 1 and not facts.safety_checker
+
+
+def test_flow_matching_has_its_own_scheduler_only(saved):
+    index = {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+    assert read_facts(saved("FluxPipeline", index=index)).schedulers == ("euler",)

@@ -1,0 +1,84 @@
+import json
+
+import diffusers
+import pytest
+import torch
+
+from promptmill.configs.schema import LoraWeights, Weights
+from promptmill.manifests.images import Roots
+from promptmill.pipelines.models.compatibility import check_fits
+from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.work.errors import ModelError
+from tests.pipelines import tiny
+from tests.pipelines.plain import JOB_SEED, MODES, request
+from tests.pipelines.rendering.test_engine import folder, model_of, pixels, render  # noqa: F401 (a fixture)
+
+
+def saved_lora(place, **options):
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    unet = tiny.unet(**options)
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_k", "to_v"], init_lora_weights=False))
+    diffusers.StableDiffusionPipeline.save_lora_weights(place, unet_lora_layers=get_peft_model_state_dict(unet))
+    return LoraWeights(name="style", source=str(place))
+
+
+def test_what_fits_passes(folder):  # noqa: F811
+    check_fits(model_of(folder, loras=(saved_lora(folder / "own-lora"),)))
+
+
+def test_a_controlnet_of_another_base_is_one_line_before_anything_is_loaded(folder):  # noqa: F811
+    net = tiny.controlnet(folder / "large", **tiny.SDXL_UNET)
+    with pytest.raises(
+        ModelError, match=r"controlnets\.canny: .*large is for another base model: its cross_attention_dim is 32, .* 16"
+    ):
+        check_fits(model_of(folder, controlnets={"canny": Weights(source=str(net))}))
+    with pytest.raises(ModelError, match="is it a ControlNet"):
+        check_fits(model_of(folder, controlnets={"canny": Weights(source=str(folder / "sd"))}))
+
+
+def test_a_lora_of_another_family_is_one_line_before_anything_is_loaded(folder):  # noqa: F811
+    lora = saved_lora(folder / "large-lora", cross=32)
+    with pytest.raises(ModelError, match="is for another family of models: it adapts text embeddings of 32 values"):
+        check_fits(model_of(folder, loras=(lora,)))
+
+
+def test_a_model_without_a_unet_is_not_looked_at(folder):  # noqa: F811
+    check_fits(model_of(folder, base=str(tiny.flux(folder / "flux")), controlnets={}))
+
+
+def saved_config(place, kind):
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps({"_class_name": kind, "cross_attention_dim": 16, "block_out_channels": [8, 16]}))
+    return Weights(source=str(place))
+
+
+def test_a_part_of_a_class_that_is_not_served_is_one_line_before_anything_is_loaded(folder, tmp_path):  # noqa: F811
+    union = saved_config(tmp_path / "union", "ControlNetUnionModel")
+    with pytest.raises(ModelError, match=r"controlnets\.canny: .*union is a ControlNetUnionModel, which is not served"):
+        check_fits(model_of(folder, controlnets={"canny": union}))
+    with pytest.raises(ModelError, match=r"model\.vae: .*unet is a UNet2DConditionModel, which is no VAE"):
+        check_fits(model_of(folder, vae=saved_config(tmp_path / "unet", "UNet2DConditionModel")))
+
+
+def test_a_vae_is_loaded_as_the_class_that_its_config_names(folder, tmp_path):  # noqa: F811
+    torch.manual_seed(7)
+    widths = {f"{side}_block_out_channels": (4, 4, 4, 4) for side in ("encoder", "decoder")}
+    small = diffusers.AutoencoderTiny(**widths, num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))
+    small.save_pretrained(tmp_path / "small")
+    model = model_of(folder, vae=Weights(source=str(tmp_path / "small")))
+    check_fits(model)
+    engine = Engine(model, JOB_SEED, Roots((str(folder),)))
+    vae = engine.model.base.vae
+    assert type(vae) is diffusers.AutoencoderTiny
+    assert all(torch.equal(value, small.state_dict()[name]) for name, value in vae.state_dict().items())
+    for mode in ("txt2img", "img2img", "inpaint"):
+        (outcome,) = render(engine, request(**{"mode": mode, **MODES[mode]}))
+        assert all(one.shape == (64, 64, 3) for one in pixels(outcome))
+    engine.close()
+
+
+def test_a_vae_of_a_class_that_diffusers_lacks_is_one_line(folder, tmp_path):  # noqa: F811
+    weights = saved_config(tmp_path / "odd", "AutoencoderOfTomorrow")
+    with pytest.raises(ModelError, match=r"odd: is a AutoencoderOfTomorrow, which diffusers [0-9.]+ does not have"):
+        Engine(model_of(folder, vae=weights), JOB_SEED, Roots((str(folder),)))

@@ -1,0 +1,38 @@
+import os
+import subprocess
+import sys
+from collections import Counter
+
+from tests.jobs.sharing.hub import TOKEN, Hub, serving
+from tests.pipelines import tiny
+
+LOAD = """
+import sys
+from configs.schema import Model
+from pipelines.loading import load_model
+load_model(Model(base="me/tiny", revision=sys.argv[1]))
+"""
+
+
+def test_weights_are_fetched_once_a_node_however_many_generators_load_them(tmp_path):
+    folder = tiny.stable_diffusion(tmp_path / "tiny")
+    hub = Hub()
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub.repositories["me/tiny"] = {"branches": {"main": files}, "private": False}
+    with serving(hub) as endpoint:
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "0",
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_TOKEN": TOKEN,
+        }
+        environment |= {"HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", LOAD, hub.commit("me/tiny")]
+        together = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+        ended = [process.communicate(timeout=200)[1] for process in together]
+        assert [process.returncode for process in together] == [0, 0, 0], ended
+    weights = {name: count for name, count in Counter(hub.fetched).items() if name.endswith(".safetensors")}
+    assert len(weights) >= 3 and set(weights.values()) == {1}
+    # With the hub gone the next one finds them.
+    subprocess.run(command, env={**environment, "HF_HUB_OFFLINE": "1"}, check=True, timeout=200)

@@ -1,0 +1,84 @@
+"""Pickles that would betray being read: unpickling them makes a file."""
+
+import os
+import pickle
+
+import pytest
+
+from promptmill.configs.schema import LoraWeights, Model, TextualInversion, Weights
+from promptmill.pipelines.models.sources import adapter_file, local_folder
+from promptmill.pipelines.rendering.loading import load_model
+from promptmill.pipelines.work.errors import ModelError
+
+BASE = "./embedded/weights/pipeline"
+
+
+class Traitor:
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place),)
+
+
+@pytest.fixture
+def betrayed(tmp_path):
+    return tmp_path / "betrayed"
+
+
+@pytest.fixture
+def trap(tmp_path, betrayed):
+    """A folder with pickles under the names that diffusers looks for, and no other weights."""
+    folder = tmp_path / "trap"
+    folder.mkdir()
+    for name in ("pytorch_lora_weights.bin", "learned_embeds.bin", "x.bin", "diffusion_pytorch_model.bin"):
+        (folder / name).write_bytes(pickle.dumps(Traitor(betrayed)))
+    return folder
+
+
+def test_the_trap_works(trap, betrayed):
+    pickle.loads((trap / "x.bin").read_bytes())
+    assert betrayed.exists()
+
+
+def unchecked(kind, **values):
+    """As if the schema had let it pass."""
+    fields = {"revision": None, "variant": None, "weight_name": None}
+    return kind.model_construct(**{**fields, **values})
+
+
+@pytest.mark.parametrize("name", [None, "x.bin"])
+@pytest.mark.parametrize("file", ["", "x.bin", "pytorch_lora_weights.bin"])
+@pytest.mark.parametrize("kind", ["lora", "inversion"])
+def test_no_pickle_is_read(trap, betrayed, kind, name, file):
+    source = str(trap / file) if file else str(trap)
+    if kind == "lora":
+        added = {"loras": (unchecked(LoraWeights, name="x", source=source, weight_name=name),)}
+    else:
+        added = {"textual_inversions": (unchecked(TextualInversion, token="<x>", source=source, weight_name=name),)}
+    with pytest.raises(ModelError) as caught:
+        load_model(Model(base=BASE).model_copy(update=added))
+    assert "safetensors" in str(caught.value)
+    assert not betrayed.exists()
+
+
+def test_no_pickled_vae_is_read(trap, betrayed):
+    (trap / "config.json").write_text("{}")
+    with pytest.raises(ModelError):
+        load_model(Model(base=BASE, vae=Weights(source=str(trap))))
+    assert not betrayed.exists()
+
+
+def test_the_file_of_an_adapter_does_not_depend_on_the_order_of_the_disk(tmp_path):
+    for name in ("z.safetensors", "learned_embeds.safetensors", "a.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    inversion = TextualInversion(token="<x>", source=str(tmp_path))
+    assert adapter_file(inversion) == tmp_path / "learned_embeds.safetensors"
+    assert adapter_file(inversion.model_copy(update={"weight_name": "z.safetensors"})) == tmp_path / "z.safetensors"
+    assert adapter_file(inversion.model_copy(update={"source": str(tmp_path / "a.safetensors")})) == tmp_path / "a.safetensors"
+    assert adapter_file(inversion.model_copy(update={"source": "owner/name"})) is None
+
+
+def test_a_source_that_is_a_file_is_safetensors(trap):
+    with pytest.raises(ModelError, match="others are not read"):
+        local_folder(str(trap / "x.bin"))

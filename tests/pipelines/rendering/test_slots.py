@@ -1,0 +1,167 @@
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.manifests.images import Roots
+from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.rendering.slots import Slots
+from promptmill.pipelines.work.units import Placed, Unit
+from tests.pipelines.plain import JOB_SEED, MODES, request
+from tests.pipelines.rendering.test_engine import BATCH, engine, folder, model_of, pixels, render  # noqa: F401 (fixtures)
+
+REQUESTS = st.builds(
+    lambda mode, seed, **values: request(seed=seed, prompt=f"a circle {seed}", **{"mode": mode, **MODES[mode], **values}),
+    mode=st.sampled_from(sorted(MODES)),
+    seed=st.integers(0, 5),
+    steps=st.integers(2, 4),
+    guidance_scale=st.sampled_from([1.0, 2.0, 7.0]),
+    scheduler=st.sampled_from(sorted(SCHEDULERS)),
+    candidates=st.integers(1, 4),
+    negative_prompt=st.sampled_from(["", "blue"]),
+)
+
+
+@settings(max_examples=12)
+@given(st.lists(REQUESTS, min_size=2, max_size=6))
+def test_in_any_mixture_each_image_is_the_one_rendered_alone(engine, some):  # noqa: F811
+    some = [replace(one, id=str(i)) for i, one in enumerate(some)]
+    alone = [pixels(render(engine, one)[0]) for one in some]
+    for outcome, wanted in zip(render(engine, *some), alone, strict=True):
+        np.testing.assert_array_equal(pixels(outcome), wanted)
+
+
+def test_units_from_several_threads_share_the_batch_and_keep_their_bits(engine):  # noqa: F811
+    units = [Unit(0, n, tuple(Placed(row, request(f"{n}-{row}", steps=3 + n)) for row in range(3))) for n in range(2)]
+    alone = [engine.render(unit).outcomes for unit in units]
+    calls = engine.path.denoiser.calls
+    engine.render(units[0])
+    engine.render(units[1])
+    apart = engine.path.denoiser.calls - calls
+    made = {}
+    threads = [
+        threading.Thread(target=lambda unit=unit: made.update({unit.number: engine.render(unit).outcomes})) for unit in units
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for unit, outcomes in zip(units, alone, strict=True):
+        for mine, theirs in zip(made[unit.number], outcomes, strict=True):
+            np.testing.assert_array_equal(pixels(mine), pixels(theirs))
+    assert engine.path.denoiser.calls - calls - apart <= apart
+
+
+def test_a_mixed_queue_keeps_the_batch_full(engine):  # noqa: F811
+    slots: Slots = engine.path
+    slots.denoiser.calls = slots.denoiser.rows = 0
+    modes = ["txt2img", "img2img", "inpaint"]
+    some = [
+        request(f"r{i}", steps=2 + i % 7, scheduler=["ddim", "euler"][i % 2], **{"mode": modes[i % 3], **MODES[modes[i % 3]]})
+        for i in range(60)
+    ]
+    render(engine, *some)
+    assert slots.share > 0.97
+
+
+def half_way(job, steps):
+    return job.index % 2 == 1 and steps == job.request.steps // 2
+
+
+@pytest.fixture(scope="module")
+def pruning(folder):  # noqa: F811
+    return Engine(model_of(folder), JOB_SEED, Roots((str(folder),)), policy=half_way)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_candidates_given_up_cost_their_steps_and_the_others_are_what_they_would_have_been(engine, pruning, mode):  # noqa: F811
+    wanted = request(steps=6, candidates=4, **{"mode": mode, **MODES[mode], "strength": 1.0 if "im" in mode[3:] else None})
+    if mode not in ("img2img", "inpaint", "controlnet_img2img", "controlnet_inpaint"):
+        wanted = replace(wanted, strength=None)
+    (whole,), (pruned,) = render(engine, wanted), render(pruning, wanted)
+    assert [c.failure.code if c.failure else None for c in pruned.candidates] == [None, "given_up", None, "given_up"]
+    for index in (0, 2):
+        np.testing.assert_array_equal(pruned.candidates[index].pixels, whole.candidates[index].pixels)
+    assert sum(c.evaluations for c in pruned.candidates) * 4 == sum(c.evaluations for c in whole.candidates) * 3
+
+
+def test_a_group_that_is_given_up_as_a_whole_ends_there(folder):  # noqa: F811
+    giving_up = Engine(model_of(folder), JOB_SEED, Roots((str(folder),)), policy=lambda job, steps: steps == 2)
+    (outcome,) = render(giving_up, request(candidates=BATCH, steps=5))
+    assert [(c.failure.code, c.evaluations) for c in outcome.candidates] == [("given_up", 4)] * BATCH
+
+
+@pytest.fixture
+def breaking(engine, monkeypatch):  # noqa: F811
+    """An engine in which requests by LMS raise at their first step."""
+    real = engine.model.scheduler
+
+    def scheduler(name):
+        made = real(name)
+        if name == "lms":
+
+            def step(*args, **kwargs):
+                raise ValueError("breaks at its first step")
+
+            made.step = step
+        return made
+
+    monkeypatch.setattr(engine.model, "scheduler", scheduler)
+    return engine
+
+
+def test_a_request_that_raises_in_the_middle_leaves_its_neighbours_their_bits(engine, breaking):  # noqa: F811
+    some = [request(f"r{i}", steps=3 + i, scheduler="ddim") for i in range(3)]
+    calm = [pixels(outcome) for outcome in render(engine, *some)]
+    broken = request("broken", scheduler="lms", candidates=2)
+    *rest, outcome = render(breaking, *some, broken)
+    assert outcome.failure.code == "render_error"
+    assert "breaks at its first step" in outcome.failure.message
+    for made, wanted in zip(rest, calm, strict=True):
+        np.testing.assert_array_equal(pixels(made), wanted)
+
+
+def test_requests_of_two_units_that_raise_together_are_told_apart_though_their_rows_have_one_number(breaking):
+    first = breaking.submit(Unit(0, 0, (Placed(0, request("first", candidates=BATCH, steps=4)),)))
+    # In one group, as soon as the first unit leaves the batch.
+    broken = [Unit(shard, 0, (Placed(0, request(f"broken {shard}", scheduler="lms", candidates=1)),)) for shard in range(2)]
+    pending = [breaking.submit(unit) for unit in broken]
+    assert first.result(60).outcomes[0].failure is None
+    for one in pending:
+        assert one.result(60).outcomes[0].failure.code == "render_error"
+
+
+class LateCopy:
+    """Images on their way to a host that has not got them until somebody waits, or the engine has asked a few times."""
+
+    def __init__(self, *tensors):
+        self.tensors, self.asked, self.waited = tensors, 0, False
+
+    @property
+    def done(self):
+        self.asked += 1
+        return self.waited or self.asked > 3
+
+    def wait(self):
+        self.waited = True
+
+
+def test_the_denoiser_goes_on_while_images_are_copied(folder, monkeypatch):  # noqa: F811
+    slots = Engine(model_of(folder), JOB_SEED, Roots((str(folder),)))
+    some = [request(f"r{i}", steps=3 + i % 3, seed=i) for i in range(6)]
+    usual = [pixels(outcome) for outcome in render(slots, *some)]
+    batches, copies = slots.path.denoiser.calls, []
+    meanwhile = []
+    monkeypatch.setattr(
+        "promptmill.pipelines.rendering.calls.to_host", lambda *tensors: copies.append(LateCopy(*tensors)) or copies[-1]
+    )
+    run_batch = slots.path.denoiser.run_batch
+    slots.path.denoiser.run_batch = lambda: meanwhile.append(len(slots.path._copies)) or run_batch()
+    late = [pixels(outcome) for outcome in render(slots, *some)]
+    np.testing.assert_array_equal(late, usual)
+    assert slots.path.denoiser.calls == 2 * batches
+    assert any(meanwhile) and all(copy.waited for copy in copies) and not slots.path._copies
