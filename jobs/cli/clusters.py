@@ -98,14 +98,14 @@ def submit(
 
 def _list(config: Config, output: str) -> None:
     """Say what a job would take along: of promptmill's own folders the sums, of everything else each file."""
-    from promptmill.jobs.clusters.packaging import FOLDERS, pack, packed
+    from promptmill.jobs.clusters.packaging import PACKAGE, pack, packed
 
     with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
         left, files = pack(config, output, Path(folder)), packed(Path(folder))
     sums: dict[str, tuple[int, int]] = {}
     for name, size in files:
         whole = name.partition("/")[0]
-        key = f"{whole}/" if whole in FOLDERS else name
+        key = f"{whole}/" if whole == PACKAGE else name
         count, bytes = sums.get(key, (0, 0))
         sums[key] = count + 1, bytes + size
     for key, (count, bytes) in sums.items():

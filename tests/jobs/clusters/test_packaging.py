@@ -155,7 +155,7 @@ def test_a_dry_run_lists_what_would_go_with_sizes_and_asks_no_cluster(here, monk
         "given/000/rows.jsonl": (here / "rows.jsonl").stat().st_size,
         "given/000/images/a.png": SQUARE.stat().st_size,
     }
-    assert "given/config.yaml" in listed and any(name.startswith("embedded/ (") for name in listed)
+    assert "given/config.yaml" in listed and any(name.startswith("promptmill/ (") for name in listed)
     assert listed.pop("bytes would be shipped") == sum(listed.values())
     assert result.stderr.splitlines() == ["rows.jsonl, row 2: .env is hidden, and stays here"]
     refused = CliRunner().invoke(main, arguments, env={"PROMPTMILL_ADDRESS": ""})

@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 
 from promptmill.configs.loading import load
-from promptmill.jobs.planning import making
-from promptmill.jobs.planning import processes
+from promptmill.jobs.planning import making, processes
 from promptmill.jobs.planning.making import look, make_plan
 from promptmill.jobs.planning.plan import PlanError
 
