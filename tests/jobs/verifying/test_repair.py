@@ -274,7 +274,7 @@ def test_what_needs_no_rendering_is_repaired_without_ray(output, was, monkeypatc
 
 
 def test_an_unfinished_dataset_is_not_finished_by_a_repair_that_has_nothing_to_make(output, monkeypatch):
-    monkeypatch.setattr("promptmill.jobs.cli.checking.rendered", lambda *a, **k: pytest.fail("renders"))
+    monkeypatch.setattr("promptmill.jobs.verifying.mending.rendered", lambda *a, **k: pytest.fail("renders"))
     for path in ("_SUCCESS", "index.json", "commits/000002.json"):
         delete(join(output, path))
     result = invoke(output, "--repair")
@@ -311,8 +311,8 @@ def rendering(plan, monkeypatch):
             finish(read_plan(output), output, read_records(output))
         return 3  # as some rows of it failed
 
-    monkeypatch.setattr("promptmill.jobs.cli.checking.rendered", rendered)
-    monkeypatch.setattr("promptmill.jobs.cli.checking.ready", lambda config, output: contextlib.nullcontext())
+    monkeypatch.setattr("promptmill.jobs.verifying.mending.rendered", rendered)
+    monkeypatch.setattr("promptmill.jobs.cli.verify.ready", lambda config, output: contextlib.nullcontext())
 
 
 @pytest.mark.usefixtures("rendering")
