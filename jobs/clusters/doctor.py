@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Literal
 
 import psutil  # type: ignore[import-untyped]  # accelerate brings it
 
-from promptmill.configs.own_files import LOCK
+from promptmill.configs.own_files import LOCK, pins
 from promptmill.embedded import weights
 from promptmill.jobs.clusters.dashboards import Dashboard, clusters, dashboards
 from promptmill.jobs.showing.summary import size
@@ -74,7 +73,7 @@ def python(running: str) -> Finding:
 
 def libraries(lock: Path) -> Iterator[Finding]:
     """What is installed of the libraries that matter most, against what requirements.lock pins."""
-    pinned = pins(lock.read_text()) if lock.is_file() else {}
+    pinned = versions(lock.read_text()) if lock.is_file() else {}
     for name in LIBRARIES:
         wanted = pinned.get(_normal(name))
         try:
@@ -90,10 +89,9 @@ def libraries(lock: Path) -> Iterator[Finding]:
             yield Finding("ok", name, f"{found}, as pinned")
 
 
-def pins(lock: str) -> dict[str, str]:
-    """The version that a lock file pins of each library, by its normalised name."""
-    lines = (line.split("#")[0].split(";")[0].strip() for line in lock.splitlines())
-    return {_normal(name): pin.strip() for name, equals, pin in (line.partition("==") for line in lines) if equals}
+def versions(lock: str) -> dict[str, str]:
+    """Return the version that a lock file pins of each library, by its normalised name."""
+    return {_normal(name): pin.strip() for name, equals, pin in (line.partition("==") for line in pins(lock)) if equals}
 
 
 def _normal(name: str) -> str:
@@ -107,7 +105,7 @@ def _public(number: str) -> str:
 
 def graphics() -> Iterator[Finding]:
     """The GPUs that torch can use; where it uses none although the driver knows some, why."""
-    from promptmill.pipelines.rendering.gpus import cuda_build, gpus
+    from promptmill.pipelines.rendering.gpus import cuda_build, driver_version, gpus
 
     found, driver = gpus(), driver_version()
     for number, gpu in enumerate(found):
@@ -118,19 +116,6 @@ def graphics() -> Iterator[Finding]:
         yield Finding("warn", "gpu", f"there is a driver, {driver}, but torch ({built}) can use no GPU: all runs on the CPU")
     elif not found:
         yield Finding("note", "gpu", "none; the embedded family runs well on a CPU, Stable Diffusion takes minutes an image")
-
-
-def driver_version() -> str | None:
-    """The version of NVIDIA's driver, by its own tool; None where there is none."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return said[0] if said else None
 
 
 def processor(environment: Mapping[str, str]) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from promptmill.actors.pool_sizes import ClusterError
-from promptmill.configs.own_files import LOCK
+from promptmill.configs.own_files import LOCK, pins
 from promptmill.configs.schema import Config
 from promptmill.jobs.clusters.dashboards import asks_for_token, dashboards, is_loopback
 from promptmill.jobs.clusters.packaging import CONFIG, pack
@@ -135,7 +135,7 @@ class Remote:
         id = f"{name}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
         environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **(variables or {})}}
         if install:
-            environment["pip"] = {"packages": _pins(LOCK)}
+            environment["pip"] = {"packages": pins(LOCK.read_text())}
         with tempfile.TemporaryDirectory(prefix="promptmill-") as folder, self._one_line():
             for line in pack(config, output, Path(folder)):
                 say(line)
@@ -256,10 +256,6 @@ def _job(info: Any) -> Job:
 def _words(error: BaseException) -> str:
     words = " ".join(str(error).split())
     return words[:300] or type(error).__name__
-
-
-def _pins(lock: Path) -> list[str]:
-    return [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
 
 
 def plain_name(config: str) -> str:
