@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from promptmill.configs.parquet_footers import check_chunks
 from promptmill.shards.page_headers import DICTIONARY, Page, pages
 
 MiB = 2**20
@@ -90,6 +91,7 @@ def _looked_at(file: pq.ParquetFile, content: bytes, columns: Sequence[str] | No
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     if sum(group.num_rows for group in groups) != metadata.num_rows or min((group.num_rows for group in groups), default=0) < 0:
         raise ValueError(f"its row groups do not have {metadata.num_rows:,} rows")
+    check_chunks(metadata)
     wanted = None if columns is None else set(columns)
     _at_most(metadata.num_rows * sum(_padding(field.type) for field in file.schema_arrow), most)
     chunks, whole = [], memoryview(content)

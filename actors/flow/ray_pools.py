@@ -12,6 +12,8 @@ from promptmill.actors.flow.actor_slots import AbortError, DiedError, LostError,
 from promptmill.actors.flow.lanes import Again
 from promptmill.actors.flow.placement import Room, Seat
 from promptmill.actors.generator import Generator
+from promptmill.actors.local_ray.memory_limits import REMEDY, KernelKills, memory_limit
+from promptmill.actors.local_ray.watch import ended_for_memory
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.scorer import Scorer
 from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError, ModelError
@@ -37,6 +39,7 @@ class RayActor:
         call: What its work is.
         seat: Its place; one that was dismissed from it has died for no fault of what is in flight on it.
         gone: Told when its lane gives it up.
+        kills: Tells whether the kernel has ended a process for its memory; None where actors are on other machines.
     """
 
     def __init__(
@@ -45,8 +48,9 @@ class RayActor:
         call: Callable[..., Awaitable[Any]],
         seat: Seat | None = None,
         gone: Callable[[], object] = lambda: None,
+        kills: KernelKills | None = None,
     ):
-        self.handle, self._call, self._seat, self._gone = handle, call, seat, gone
+        self.handle, self._call, self._seat, self._gone, self._kills = handle, call, seat, gone, kills
 
     async def call(self, *work: Any) -> Any:
         try:
@@ -54,9 +58,9 @@ class RayActor:
         except exceptions.ObjectLostError as error:
             raise LostError(_reason(error)) from None
         except exceptions.OutOfMemoryError as error:
-            raise DiedError(f"{MEMORY}: {_reason(error)}") from None
+            raise DiedError(ended_for_memory(error)) from None
         except (exceptions.RayActorError, exceptions.WorkerCrashedError) as error:
-            raise DiedError(_reason(error), by_infrastructure=self._dismissed or _by_infrastructure(error)) from None
+            raise _died(error, self._dismissed, self._kills) from None
         except exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, exceptions.ObjectLostError):
@@ -80,6 +84,14 @@ class RayActor:
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:500] if lines else type(error).__name__
+
+
+def _died(error: Exception, dismissed: bool, kills: KernelKills | None) -> DiedError:
+    """Return what to raise for a process that has ended: by its node, by the kernel since memory ran out, or by itself."""
+    by_infrastructure = dismissed or _by_infrastructure(error)
+    if not by_infrastructure and kills is not None and kills.recent():
+        return DiedError(f"{MEMORY}: the kernel has ended a process of this run (limit {memory_limit().text}); {REMEDY}")
+    return DiedError(_reason(error), by_infrastructure=by_infrastructure)
 
 
 def _by_infrastructure(error: Exception) -> bool:
@@ -106,7 +118,7 @@ async def _finish(handle: Any, unit: Unit, rendered: Any, earlier: tuple[Any, ..
     return said
 
 
-async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = None) -> None:
+async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = None, kills: KernelKills | None = None) -> None:
     """Have an actor load what it works with, and tell `loaded` what it says of itself.
 
     Raises:
@@ -123,6 +135,10 @@ async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = 
         if isinstance(cause, StorageError):
             raise AbortError(str(cause)) from None
         dismissed = seat is not None and seat.dismissed
+        if isinstance(error, exceptions.OutOfMemoryError):
+            raise DiedError(ended_for_memory(error)) from None
+        if cause is error:
+            raise _died(error, dismissed, kills) from None
         raise DiedError(_reason(cause or error), by_infrastructure=dismissed or _by_infrastructure(error)) from None
 
 
@@ -131,6 +147,10 @@ def _placed(handle: Any) -> "asyncio.Future[None]":
     placed = asyncio.ensure_future(handle.__ray_ready__.remote())
     placed.add_done_callback(lambda done: done.cancelled() or done.exception())
     return placed
+
+
+def _kills_here(recipe: Recipe) -> KernelKills | None:
+    return KernelKills() if recipe.facts.config.runtime.address in (None, "", "local") else None
 
 
 async def _wherever(start: Callable[[], Awaitable[RayActor]]) -> RayActor:
@@ -153,6 +173,7 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[
     Where it raises StepBackError, the actor goes and its lane waits; anything else that it raises ends the run.
     """
     config = recipe.facts.config
+    kills = _kills_here(recipe)
     options = {"num_cpus": sizes.generator_cpus, "num_gpus": sizes.generator_gpus, "max_concurrency": HANDS}
     kind: Any = Generator
 
@@ -164,14 +185,14 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[
         try:
             await asyncio.wait({_placed(handle)})
             room.generator_placed(seat)
-            await _load(handle, loaded, seat)
+            await _load(handle, loaded, seat, kills)
         except BaseException:
             # Cancelled while it waited, too: nobody would ever use it.
             ray.kill(handle)
             room.generator_gone(seat)
             raise
         room.generator_up(seat)
-        return RayActor(handle, _render, seat, lambda: room.generator_gone(seat))
+        return RayActor(handle, _render, seat, lambda: room.generator_gone(seat), kills)
 
     return Pool(lambda: _wherever(start), sizes.generators, HANDS, config.runtime.unit_deadline_s)
 
@@ -180,6 +201,7 @@ def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[str
     """The pool of CLIP actors; `loaded` as for generators."""
     options = {"num_cpus": sizes.scorer_cpus, "num_gpus": sizes.scorer_gpus}
     deadline = recipe.facts.config.runtime.unit_deadline_s
+    kills = _kills_here(recipe)
     kind: Any = Scorer
 
     async def start() -> RayActor:
@@ -189,11 +211,11 @@ def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[str
         try:
             await room.scorer_waits(_placed(handle))
             had_place = True
-            await _load(handle, loaded)
+            await _load(handle, loaded, kills=kills)
         except BaseException:
             ray.kill(handle)
             room.scorer_gone(had_place)
             raise
-        return RayActor(handle, _finish, gone=lambda: room.scorer_gone(True))
+        return RayActor(handle, _finish, gone=lambda: room.scorer_gone(True), kills=kills)
 
     return Pool(lambda: _wherever(start), sizes.scorers, 1, deadline)

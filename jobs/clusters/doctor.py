@@ -13,6 +13,7 @@ from typing import Literal
 
 import psutil  # type: ignore[import-untyped]  # accelerate brings it
 
+from promptmill.actors.local_ray.memory_limits import ENOUGH_MEMORY, OBJECT_STORE, memory_limit
 from promptmill.configs.own_files import LOCK, pins
 from promptmill.embedded import weights
 from promptmill.jobs.clusters.dashboards import Dashboard, clusters, dashboards
@@ -22,9 +23,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "ray")
 PYTHONS = ((3, 11), (3, 13))  # the first and the last that it is made for
 
 GB = 10**9
-LITTLE_MEMORY = 4 * GB  # the embedded quickstart on two cores takes 3.2, measured
 LITTLE_DISK = 5 * GB
-OBJECT_STORE = 0.3  # of the memory: what Ray takes for images on their way between actors
 
 Level = Literal["ok", "note", "warn", "fail"]
 
@@ -133,24 +132,13 @@ def _usable_cores() -> int:
 
 def memory() -> Iterator[Finding]:
     """Memory, and the part of it that Ray shares between processes."""
-    whole, available = psutil.virtual_memory().total, psutil.virtual_memory().available
-    limit = container_limit(Path("/sys/fs/cgroup/memory.max"))
-    if limit is not None and limit < whole:
-        whole, available = limit, min(limit, available)
-    text = f"{size(whole)}, {size(available)} of it available" + (", by the container's limit" if limit == whole else "")
-    short = available < LITTLE_MEMORY
+    limit = memory_limit()
+    whole, available = limit.size, min(max(0, limit.size - limit.used), psutil.virtual_memory().available)
+    text = f"{size(whole)}, {size(available)} of it available" + (f", by the limit in {limit.place}" if limit.place else "")
+    short = available < ENOUGH_MEMORY
     yield Finding("warn" if short else "ok", "memory", text + ("; a run of the embedded family takes about 3 GB" if short else ""))
     if Path("/dev/shm").is_dir():
         yield object_store(shutil.disk_usage("/dev/shm").total, whole)
-
-
-def container_limit(file: Path) -> int | None:
-    """The memory limit of a container, from its control group's file; None where there is none."""
-    try:
-        said = file.read_text().strip()
-    except OSError:
-        return None
-    return int(said) if said.isdecimal() else None
 
 
 def object_store(shared: int, whole: int) -> Finding:

@@ -18,6 +18,7 @@ from promptmill.actors.flow.lanes import Lanes
 from promptmill.actors.flow.placement import Room
 from promptmill.actors.flow.ray_pools import StepBackError, generators, scorers
 from promptmill.actors.local_ray.cluster import cluster
+from promptmill.actors.local_ray.memory_limits import REMEDY
 from promptmill.actors.local_ray.watch import RayWatch, one_line_of_ray
 from promptmill.actors.pool_sizes import ClusterError, Sizes, size_pools
 from promptmill.actors.receipts import Receipt
@@ -205,12 +206,14 @@ class Run:
         """Settle a unit that cannot be done: a part that says so."""
         reason = reasons[-1]
         code: Code = "out_of_memory" if reason.startswith(MEMORY) else "deadline" if reason.startswith(DEADLINE) else "died"
-        self.misfits += reason.startswith(MISFIT)
+        self.misfits += code == "out_of_memory"
         if self.misfits >= PATIENCE and self.settled < self.misfits:
-            raise AbortError(f"{reason}; no unit has got through: `promptmill plan --tune` finds the batch that fits")
+            way = ": `promptmill plan --tune` finds the batch that fits" if reason.startswith(MISFIT) else ""
+            raise AbortError(f"{reason}; no unit has got through{way}")
+        batch = f"at batch {self.plan.config.model.batch}; set model.batch lower"
         # What the process said as it died has hosts and numbers of processes in it: that is for stats/, not for the dataset.
         said = {
-            "out_of_memory": f"out of memory at batch {self.plan.config.model.batch}; set model.batch lower",
+            "out_of_memory": f"{MEMORY} {batch}" if reason.startswith(MISFIT) else f"{MEMORY} outside of the GPU; {REMEDY}",
             "deadline": f"not done within runtime.unit_deadline_s, {self.plan.config.runtime.unit_deadline_s:g} s",
             "died": "its process failed each time that it was rendered alone",
         }

@@ -20,7 +20,7 @@ import ray
 from promptmill.actors.flow import ray_pools
 from promptmill.jobs.running import run as running
 from promptmill.pipelines.scoring.finishing import Onward, finish
-from promptmill.pipelines.work.errors import MISFIT, FatalError
+from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Unit, candidate_seed
 from promptmill.shards.parts import part_name, write_part
@@ -135,6 +135,8 @@ def poison(prompt: str, cured: bool, candidates: Collection[int] = ()) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if word == "hang":
         time.sleep(3600)
+    if word == "host-memory":
+        raise FatalError(f"{MEMORY}: Ray has ended a process of this run")  # a death whose reason is memory
     if word == "memory":
         raise FatalError(f"{MISFIT} 8; set model.batch lower")
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from promptmill.actors.local_ray.memory_limits import MemoryLimit
 from promptmill.jobs.clusters import doctor
 from promptmill.jobs.clusters.dashboards import Dashboard, asks_for_token, dashboards, is_loopback
 from promptmill.jobs.clusters.doctor import (
@@ -172,12 +173,11 @@ def test_without_the_drivers_library_there_is_no_version(monkeypatch):
     assert gpus.driver_version() is None
 
 
-@pytest.mark.parametrize(("said", "limit"), [("max\n", None), ("2147483648\n", 2**31), ("", None), (None, None)])
-def test_a_containers_memory_limit_is_read(tmp_path, said, limit):
-    file = tmp_path / "memory.max"
-    if said is not None:
-        file.write_text(said)
-    assert doctor.container_limit(file) == limit
+def test_the_limit_of_a_control_group_is_named_with_its_file(monkeypatch):
+    monkeypatch.setattr(doctor, "memory_limit", lambda: MemoryLimit(2 * GB, GB, "/sys/fs/cgroup/a.slice/memory.max"))
+    found = next(doctor.memory())
+    assert found.level == "warn"
+    assert "2.0 GB, 1.0 GB of it available, by the limit in /sys/fs/cgroup/a.slice/memory.max" in found.text
 
 
 def test_little_shared_memory_is_worth_a_warning():
