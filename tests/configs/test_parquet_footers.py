@@ -14,7 +14,8 @@ from promptmill.configs.parquet_footers import check_chunks
 # A column's statistics count its levels, of which one that is never null has one less.
 OPTIONAL, REQUIRED = b"\x25\x02\x18\x03odd", b"\x25\x00\x18\x03odd"
 READERS = {
-    "a footer": "from pyarrow import parquet as pq; from promptmill.configs.parquet_footers import *; check_chunks(pq.read_metadata(file))",
+    "a footer": "import pyarrow.parquet as pq; from promptmill.configs.parquet_footers import check_chunks as check; "
+    "check(pq.read_metadata(file))",
     "a file of ours": "from promptmill.shards.bounded_parquet import read_parquet; read_parquet(open(file, 'rb').read())",
     "a manifest": "from promptmill.manifests.parquet import read_parquet; list(read_parquet(file, open(file, 'rb')))",
     "a cell": "from promptmill.manifests.cells import read_cell; read_cell(file, 'odd/1', 100)",
