@@ -58,14 +58,17 @@ class Scorer:
 
         Returns:
             The receipt and None; or, of a unit that has to pass again, what course it goes on with, and what of this pass its end
-            needs, which stays where it is. Then nothing is written.
+            needs, which stays where it is. Then nothing is written, but where passes are durable: then nothing stays.
 
         Raises:
             StorageError: The part cannot be written, which is no fault of the unit.
+            PartError: What an earlier pass left is broken or gone.
         """
-        from promptmill.pipelines.scoring.finishing import Onward, finish
+        from promptmill.pipelines.scoring.durable_passes import finish_durably
+        from promptmill.pipelines.scoring.finishing import Onward
 
-        finished = finish(unit, rendered, self._scorers, self._facts, lambda: ray.get([*earlier]))
+        where = self._output, self._form, self._fingerprint
+        finished = finish_durably(unit, rendered, self._scorers, self._facts, lambda: ray.get([*earlier]), *where)
         if isinstance(finished, Onward):
             return finished.course, finished.waiting
         started = time.monotonic()

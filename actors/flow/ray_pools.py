@@ -20,6 +20,7 @@ from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError, ModelEr
 from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
+from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError
 
 STEP_BACK_S = 60.0
@@ -68,7 +69,7 @@ class RayActor:
             if isinstance(cause, FatalError):
                 # The process lives, but must not go on: its lane replaces it as if it had died.
                 raise DiedError(_reason(cause), as_a_whole=str(cause).startswith(MISFIT)) from None
-            if isinstance(cause, StorageError):
+            if isinstance(cause, (StorageError, PartError)):
                 raise AbortError(str(cause)) from None  # no fact about this unit: the next one would fare no better
             raise cause from None
 
@@ -112,9 +113,9 @@ async def _finish(handle: Any, unit: Unit, rendered: Any, earlier: tuple[Any, ..
     answer, waiting = handle.finish.remote(unit, rendered, [*earlier])
     said = await answer
     if isinstance(said, Course):
-        # Of drafts nothing is needed any more but their scores; what was rendered in full waits for the unit's end.
-        in_full = unit.course is not None and unit.course.in_full
-        return Again(replace(unit, course=said), waiting if in_full else None)
+        # Of drafts nothing is needed any more but their scores; what is in full waits for the unit's end, unless a part has it.
+        waits = unit.course is not None and unit.course.in_full and said.durable is None
+        return Again(replace(unit, course=said), waiting if waits else None)
     return said
 
 

@@ -39,6 +39,7 @@ from promptmill.jobs.running.metrics import Metrics
 from promptmill.jobs.running.open_shard import Open, units_of
 from promptmill.jobs.running.repair_note import REPAIR_NOTE, remembered
 from promptmill.jobs.running.stats import Stats
+from promptmill.pipelines.scoring.durable_passes import resumed
 from promptmill.pipelines.work.errors import MEMORY, MISFIT
 from promptmill.pipelines.work.metadata_rows import Facts, failed_unit
 from promptmill.pipelines.work.recipe import Recipe
@@ -171,7 +172,8 @@ class Run:
             self.open[number] = shard
             if not units:
                 self.assemble(number)
-            yield from units
+            for unit in units:
+                yield resumed(unit, self.parts, self.output, self.facts, self.form, self.plan.fingerprint)
 
     def opened(self, number: int) -> Open:
         before = self.records.get(number)
@@ -255,11 +257,18 @@ class Run:
                 "before": shard.before,
                 "again": shard.again,
             }
-            others = sorted(part_name(name) for name in shard.others)
+            others = sorted({part_name(name) for name in shard.others} | await self._left_by_passes(shard))
             record = await assemble_shard.options(num_cpus=self.sizes.task_cpus).remote(arguments, others)
         self.records[shard.shard] = record
         self.left.discard(shard.shard)
         self.told.shard(record)
+
+    async def _left_by_passes(self, shard: Open) -> set[str]:
+        """Return the names of what passes of a shard's units have left, in whatever generation and run."""
+        if not shard.passing:
+            return set()
+        there = await asyncio.to_thread(names, join(self.output, "parts"))
+        return {name for name in there if name.startswith(tuple(shard.passing))}
 
     def generator_loaded(self, kind: dict[str, str]) -> None:
         self.check_hardware(kind)

@@ -19,7 +19,8 @@ import ray
 
 from promptmill.actors.flow import ray_pools
 from promptmill.jobs.running import run as running
-from promptmill.pipelines.scoring.finishing import Onward, finish
+from promptmill.pipelines.scoring.durable_passes import finish_durably
+from promptmill.pipelines.scoring.finishing import Onward
 from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Unit, candidate_seed
@@ -181,7 +182,8 @@ def install(chaos: Chaos) -> None:
         def finish(self, unit: Unit, rendered: Rendered, earlier=()):
             from promptmill.actors.receipts import Receipt
 
-            finished = finish(unit, rendered, Clip(), self._facts, lambda: ray.get([*earlier]))
+            where = self._output, self._form, self._fingerprint
+            finished = finish_durably(unit, rendered, Clip(), self._facts, lambda: ray.get([*earlier]), *where)
             if isinstance(finished, Onward):
                 return finished.course, finished.waiting
             form = slice_form(self._form) if unit.span else self._form
