@@ -176,6 +176,9 @@ class Elastic(Strict):
 class Runtime(Strict):
     """Where and how the job runs, and what is refused before it does."""
 
+    workers: Literal["ray", "here"] = Field(
+        "ray", description="Actors of Ray, or one generator and one scorer in this process, which starts faster and needs no Ray."
+    )
     address: str | None = Field(None, description="The Ray cluster; this machine by itself where it is not given.")
     generators: Annotated[
         Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], Tag(A_NUMBER)] | Annotated[Elastic, Tag(AN_OBJECT)],
@@ -199,6 +202,16 @@ class Runtime(Strict):
         None, description="The run stops, to be resumed, once more candidates have failed: a number, or a share as 5%."
     )
     mixed_hardware: bool = False
+
+    @model_validator(mode="after")
+    def _alone_here(self) -> "Runtime":
+        if self.workers == "here":
+            several = [name for name in ("generators", "scorers") if getattr(self, name) not in ("auto", 1)]
+            wrong = [name for name in ("address", "metrics_port") if getattr(self, name) is not None] + several
+            if wrong:
+                why = "one generator and one scorer in this process, without Ray and its metrics"
+                raise ValueError(f"workers: here is {why}; take {' and '.join(wrong)} away, or set workers: ray")
+        return self
 
     @field_validator("max_failed", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +93,9 @@ def mend(output: str, given: Given, address: str | None) -> None:
 
 
 def ready(config: Config, output: str) -> AbstractContextManager[None]:
-    """The cluster to render on, started or joined."""
+    """The cluster to render on, started or joined; nothing where the workers are in this process."""
+    if config.runtime.workers == "here":
+        return nullcontext()
     # Ray takes a second to import.
     from promptmill.jobs.clusters.node_checks import joined
 

@@ -146,7 +146,7 @@ def await_holder(output: str, wait_s: float) -> None:
 
 def on_cluster(config: Config, output: str) -> AbstractContextManager[None]:
     """The config's cluster, found to have room and to reach what the run needs before a long manifest is gone through."""
-    if not config.runtime.address:
+    if config.runtime.workers == "here" or not config.runtime.address:
         return nullcontext()
     # Ray takes a second to import, which only a cluster is worth.
     from promptmill.jobs.clusters.node_checks import joined
