@@ -185,7 +185,10 @@ class Runtime(Strict):
         Discriminator(lambda value: AN_OBJECT if isinstance(value, dict | Elastic) else A_NUMBER),
     ] = Field("auto", description="How many actors render; {min: …, max: …} lets them come and go with the cluster's nodes.")
     metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="Where a run without address offers its metrics; Ray picks a port where it is not given."
+        None,
+        ge=1,
+        le=65535,
+        description="Where a run without address offers Ray's metrics (`workers: here` has none); Ray picks one where not given.",
     )
     scorers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     generator_gpus: float = Field(0.75, gt=0, le=16, description="The rest of each card is for scorers.")
