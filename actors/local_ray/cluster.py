@@ -10,6 +10,7 @@ import ray
 from ray.job_config import JobConfig
 
 from promptmill.actors.local_ray import import_path
+from promptmill.actors.local_ray.processes import few_processes
 from promptmill.actors.local_ray.sockets_folder import ray_folder
 from promptmill.actors.local_ray.surroundings import on_loopback
 from promptmill.actors.local_ray.watch import unsaid
@@ -57,7 +58,9 @@ def cluster(address: str | None, quiet: bool = True, metrics_port: int | None = 
                 echo(why, err=True)
         try:
             with ExitStack() as prepared:
-                options |= prepared.enter_context(on_loopback()) if here else {}
+                if here:
+                    options |= prepared.enter_context(on_loopback())
+                    prepared.enter_context(few_processes(logs=not quiet))
                 if quiet:
                     prepared.enter_context(unsaid())
                 ray.init(address or "local", log_to_driver=not quiet, logging_level=logging.ERROR, **options)
