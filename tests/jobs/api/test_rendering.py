@@ -48,7 +48,7 @@ def test_the_same_rows_again_render_nothing_and_other_rows_are_refused(dataset):
     rows = pd.DataFrame({"prompt": PROMPTS, "topic": ["a", "b"]}).to_dict("records")
     before = published(Path(dataset.output))
     assert promptmill.render(rows, out=dataset.output, progress=False, **FEW).verify() == []
-    with pytest.raises(promptmill.Error, match="was planned from something else|committed row"):
+    with pytest.raises(promptmill.Error, match=r"was planned from something else|committed row"):
         promptmill.render(rows[:1], out=dataset.output, progress=False, **FEW)
     assert published(Path(dataset.output)) == before
 
@@ -97,7 +97,7 @@ def test_images_in_rows_are_rendered_from_and_found_again(tmp_path, monkeypatch)
         ),
         (lambda out: promptmill.render([{"prompt": "x"}], config="embeded", out=out), "embeded: neither a .yaml file nor a preset"),
         (lambda out: promptmill.render([], out=out), "rows: has no rows"),
-        (lambda out: promptmill.render(out / "none.jsonl", out=out), "no such file|nothing matches|there is no"),
+        (lambda out: promptmill.render(out / "none.jsonl", out=out), r"no such file|nothing matches|there is no"),
         (lambda out: promptmill.render([{"prompt": "x"}, 5], out=out), "row 2: is of the type int"),
         (lambda out: promptmill.open(out / "none"), "nothing was planned there"),
     ],
