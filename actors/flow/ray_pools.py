@@ -152,7 +152,7 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[
 
     Where it raises StepBackError, the actor goes and its lane waits; anything else that it raises ends the run.
     """
-    config = recipe.facts.config
+    config = recipe.config
     options = {"num_cpus": sizes.generator_cpus, "num_gpus": sizes.generator_gpus, "max_concurrency": HANDS}
     kind: Any = Generator
 
@@ -179,7 +179,7 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[
 def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[str, str]], None]) -> Pool:
     """The pool of CLIP actors; `loaded` as for generators."""
     options = {"num_cpus": sizes.scorer_cpus, "num_gpus": sizes.scorer_gpus}
-    deadline = recipe.facts.config.runtime.unit_deadline_s
+    deadline = recipe.config.runtime.unit_deadline_s
     kind: Any = Scorer
 
     async def start() -> RayActor:

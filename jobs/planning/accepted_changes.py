@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from promptmill.configs.columns import FORMAT
 from promptmill.configs.errors import quoted
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.differences import differences
@@ -144,6 +145,14 @@ class Aside:
         """Return whether a shard is committed and none of its rows are rendered again."""
         return number in self.committed and not any(some.shard == number for some in self.again)
 
+    @property
+    def dataset_format(self) -> int:
+        """The format that a new plan's shards have: that of those that stay beside them."""
+        return min(
+            (self.plans[r.fingerprint].dataset_format for r in self.committed.values() if r.fingerprint in self.plans),
+            default=FORMAT,
+        )
+
     def check(self, made: Plan) -> None:
         """Raise PlanError where a new plan's shards cannot stand beside those that are committed."""
         shards = made.shards
@@ -160,12 +169,16 @@ class Aside:
                 ("shards.size", plan.config.shards.size, made.config.shards.size),
                 ("carried columns", dict(plan.carried), dict(made.carried)),
                 ("embeddings", plan.embedding, made.embedding),
-                ("the ranking's columns", list(ranking_columns(plan.config.ranking)), list(ranking_columns(made.config.ranking))),
+                ("the ranking's columns", _names(plan), _names(made)),
                 ("drafts", bool(plan.config.ranking.drafts), bool(made.config.ranking.drafts)),
                 ("growing candidates", plan.growing, made.growing),
             ):
                 if then != now:
                     raise PlanError([f"{what}: {then} in the shards that are committed, {now} now; give another --out"])
+
+
+def _names(plan: Plan) -> list[str]:
+    return [column.name for column in ranking_columns(plan.config.ranking)]
 
 
 def look_aside(output: str, there: Plan | None, inputs: Mapping[str, Any]) -> Aside:

@@ -276,7 +276,7 @@ class _Making:
         self.config = sources.config
         self.recording = self.config.runtime.on_bad_row == "record"
         self.left_out: list[str] = []
-        reserved = RESERVED | ranking_columns(self.config.ranking).keys()
+        reserved = RESERVED | {column.name for column in ranking_columns(self.config.ranking)}
         self.recipe = Recipe(sources.files, sources.rules, self.config.model.batch, self.config.ranking.drafts, reserved)
         self.checks = RowChecks(sources.files, sources.rules, sources.roots, self.images_checked())
         self.tally, self.counts, self.buckets = Tally(reserved), Counts(), set[int]()
@@ -313,6 +313,7 @@ class _Making:
         shards, width, roots = len(self.hashes), self.sources.embedding, self.sources.roots
         hashes, notes = tuple(self.hashes), self.notes()
         plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known, shard_hashes=hashes, notes=notes)
+        plan = replace(plan, dataset_format=self.aside.dataset_format)
         self.aside.check(plan)
         if self.writing:
             self.writer.finish(number for number in range(shards) if not self.aside.stays(number))

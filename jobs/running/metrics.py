@@ -22,7 +22,7 @@ from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.receipts import Receipt
 from promptmill.pipelines.work.errors import MEMORY
 from promptmill.shards.commits import CommitRecord
-from promptmill.shards.outcomes import RARE, STATUSES
+from promptmill.shards.outcomes import RARE
 
 PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")  # what a label shows as it is
 SHOWN_S = 1.0  # how often gauges are set: Ray forgets one that is not set for two of its report intervals
@@ -123,8 +123,8 @@ class Metrics:
         self._progress(candidates)
 
     def unit(self, receipt: Receipt) -> None:
-        for outcome in (*STATUSES, "spared"):
-            if (number := getattr(receipt, outcome)) or outcome not in RARE:
+        for outcome, number in receipt.by_outcome.items():
+            if number or outcome not in RARE:
                 self.put("promptmill_candidates_total", number, outcome=outcome)
         for reason, number in receipt.errors.items():
             self.put("promptmill_failures_total", number, reason=reason)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import itertools
-import json
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -39,17 +38,17 @@ from promptmill.jobs.running.open_shard import Open, units_of
 from promptmill.jobs.running.repair_note import REPAIR_NOTE, remembered
 from promptmill.jobs.running.stats import Stats
 from promptmill.pipelines.work.errors import MEMORY, MISFIT
-from promptmill.pipelines.work.metadata_rows import Facts, failed_unit
+from promptmill.pipelines.work.metadata_rows import failed_unit
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Code, Failure, InfrastructureError
 from promptmill.pipelines.work.units import Unit, sample_key
+from promptmill.shards.assembly import Assembly
 from promptmill.shards.commits import CommitRecord, check_plan, read_records
 from promptmill.shards.generations import failed_rows
 from promptmill.shards.index import INDEX, SUCCESS, Totals, total
 from promptmill.shards.lease import Lease, hold
 from promptmill.shards.parts import part_name, write_part
 from promptmill.shards.storage import check_stays, delete, join, names, put
-from promptmill.shards.tables import slice_form
 
 ASSEMBLING = 2  # shards at a time
 MOST_WAITING = 16  # rendered units that wait for a scorer: they are lost with the driver, and take memory
@@ -100,10 +99,7 @@ class Run:
 
     def __post_init__(self) -> None:
         config = self.plan.config
-        versions = json.dumps(self.plan.inputs["versions"], sort_keys=True)
-        self.facts = Facts(config, self.plan.carried, versions, self.plan.growing)
-        self.recipe = Recipe(self.output, self.plan.fingerprint, self.facts, self.plan.form, self.plan.roots)
-        self.form = self.plan.form
+        self.recipe = self.plan.recipe(self.output)
         self._assembling: set[asyncio.Task[None]] = set()
         self._broken: BaseException | None = None
         self._unfit_since: float | None = None
@@ -214,8 +210,7 @@ class Run:
             "deadline": f"not done within runtime.unit_deadline_s, {self.plan.config.runtime.unit_deadline_s:g} s",
             "died": "its process failed each time that it was rendered alone",
         }
-        rows = failed_unit(self.facts, unit, Failure(code, said[code]))
-        form = slice_form(self.form) if unit.span else self.form
+        rows, form = failed_unit(self.recipe, unit, Failure(code, said[code])), self.recipe.form_of(unit)
         size = await asyncio.to_thread(write_part, self.output, part_name(unit.name), rows, form, self.plan.fingerprint)
         return replace(Receipt.of(unit, rows, [], {}), part_bytes=size, reasons=tuple(reasons))
 
@@ -234,26 +229,22 @@ class Run:
         async with self._turns:
             for unit, slices in shard.joins.values():
                 fresh = [one.name for one in slices if part_name(one.name) not in self.parts]
-                told = self.output, unit, slices, fresh, self.facts, self.form, self.plan.fingerprint
-                await self._note(await join_unit.options(num_cpus=self.sizes.task_cpus).remote(*told))
+                joining = join_unit.options(num_cpus=self.sizes.task_cpus).remote(self.recipe, unit, slices, fresh)
+                await self._note(await joining)
             # Read again: shards that wait for their turn, many at a resume, would fill the memory with theirs.
             plan = await asyncio.to_thread(read_shard, self.output, shard.shard, self.plan)
-            arguments = {
-                "output": self.output,
-                "shard": plan.shard,
-                "parts": shard.parts,
-                "failed": [bad_row(self.facts, plan.shard, bad) for bad in plan.bad if not shard.before or bad.row in shard.again],
-                "form": self.form,
-                "image_format": self.plan.config.shards.image_format,
-                "requests": len(plan.requests) + len(plan.bad),
-                "planned": plan.candidates,
-                "fingerprint": self.plan.fingerprint,
-                "generation": shard.generation,
-                "before": shard.before,
-                "again": shard.again,
-            }
-            others = sorted(part_name(name) for name in shard.others)
-            record = await assemble_shard.options(num_cpus=self.sizes.task_cpus).remote(arguments, others)
+            made_of = Assembly(
+                shard=plan.shard,
+                parts=shard.parts,
+                failed=[bad_row(self.recipe, plan.shard, bad) for bad in plan.bad if not shard.before or bad.row in shard.again],
+                requests=len(plan.requests) + len(plan.bad),
+                planned=plan.candidates,
+                generation=shard.generation,
+                before=shard.before,
+                again=shard.again,
+                others=sorted(part_name(name) for name in shard.others),
+            )
+            record = await assemble_shard.options(num_cpus=self.sizes.task_cpus).remote(self.recipe, made_of)
         self.records[shard.shard] = record
         self.left.discard(shard.shard)
         self.told.shard(record)
@@ -358,9 +349,9 @@ class Run:
             loop.remove_signal_handler(signal.SIGTERM)
 
 
-def bad_row(facts: Facts, shard: int, bad: BadRow) -> dict[str, Any]:
+def bad_row(recipe: Recipe, shard: int, bad: BadRow) -> dict[str, Any]:
     """The metadata of a row that makes no request."""
-    model = facts.config.model
+    model = recipe.config.model
     return {
         "key": sample_key(shard, bad.row, None),
         "id": bad.id,
@@ -372,7 +363,7 @@ def bad_row(facts: Facts, shard: int, bad: BadRow) -> dict[str, Any]:
         "model": model.base,
         "revision": model.revision,
         "dtype": model.dtype,
-        "versions": facts.versions,
+        "versions": recipe.versions,
         "shard": shard,
     }
 

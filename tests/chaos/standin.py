@@ -25,7 +25,6 @@ from promptmill.pipelines.work.results import Candidate, Outcome, Rendered, Scor
 from promptmill.pipelines.work.units import Unit, candidate_seed
 from promptmill.shards.parts import part_name, write_part
 from promptmill.shards.storage import staying
-from promptmill.shards.tables import slice_form
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def install(chaos: Chaos) -> None:
     @ray.remote(max_restarts=0)
     class Generator:
         def __init__(self, recipe):
-            self._job_seed = recipe.facts.config.seed
+            self._job_seed = recipe.config.seed
 
         def load(self):
             return {"cpu": _node() if chaos.kinds else "stand-in"}
@@ -169,7 +168,7 @@ def install(chaos: Chaos) -> None:
     @ray.remote(max_restarts=0)
     class Scorer:
         def __init__(self, recipe):
-            self._output, self._facts, self._form, self._fingerprint = recipe.output, recipe.facts, recipe.form, recipe.fingerprint
+            self._recipe = recipe
 
         def load(self):
             chaos.arm("scorer")
@@ -179,21 +178,21 @@ def install(chaos: Chaos) -> None:
         def finish(self, unit: Unit, rendered: Rendered, earlier=()):
             from promptmill.actors.receipts import Receipt
 
-            finished = finish(unit, rendered, Clip(), self._facts, lambda: ray.get([*earlier]))
+            finished = finish(unit, rendered, Clip(), self._recipe, lambda: ray.get([*earlier]))
             if isinstance(finished, Onward):
                 return finished.course, finished.waiting
-            form = slice_form(self._form) if unit.span else self._form
-            with staying(self._output):
-                size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
+            recipe, name = self._recipe, part_name(unit.name)
+            with staying(recipe.output):
+                size = write_part(recipe.output, name, finished.rows, recipe.form_of(unit), recipe.fingerprint)
             receipt = Receipt.of(unit, finished.rows, finished.scores, finished.seconds)
             return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size), None
 
     real, real_join = running.assemble_shard._function, running.join_unit._function
 
     @ray.remote(max_retries=3, scheduling_strategy="SPREAD")
-    def assemble_shard(arguments, others=()):
+    def assemble_shard(*arguments):
         chaos.arm("assembler")
-        return real(arguments, others)
+        return real(*arguments)
 
     @ray.remote(max_retries=3, scheduling_strategy="SPREAD")
     def join_unit(*arguments):
