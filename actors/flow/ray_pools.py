@@ -8,13 +8,21 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from promptmill.actors.flow.actor_slots import AbortError, DiedError, LostError, Pool, StartError
+from promptmill.actors.flow.actor_slots import (
+    AbortError,
+    DiedError,
+    LostError,
+    MemoryRanOutError,
+    Pool,
+    StartError,
+    UnfitError,
+)
 from promptmill.actors.flow.lanes import Again
 from promptmill.actors.flow.placement import Room, Seat
 from promptmill.actors.generator import Generator
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.scorer import Scorer
-from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError, ModelError
+from promptmill.pipelines.work.errors import FatalError, MisfitError, ModelError
 from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
@@ -54,7 +62,7 @@ class RayActor:
         except exceptions.ObjectLostError as error:
             raise LostError(_reason(error)) from None
         except exceptions.OutOfMemoryError as error:
-            raise DiedError(f"{MEMORY}: {_reason(error)}") from None
+            raise MemoryRanOutError(f"out of memory: {_reason(error)}") from None
         except (exceptions.RayActorError, exceptions.WorkerCrashedError) as error:
             raise DiedError(_reason(error), by_infrastructure=self._dismissed or _by_infrastructure(error)) from None
         except exceptions.RayTaskError as error:
@@ -63,7 +71,7 @@ class RayActor:
                 raise LostError(_reason(cause)) from None
             if isinstance(cause, FatalError):
                 # The process lives, but must not go on: its lane replaces it as if it had died.
-                raise DiedError(_reason(cause), as_a_whole=str(cause).startswith(MISFIT)) from None
+                raise (UnfitError if isinstance(cause, MisfitError) else DiedError)(_reason(cause)) from None
             if isinstance(cause, StorageError):
                 raise AbortError(str(cause)) from None  # no fact about this unit: the next one would fare no better
             raise cause from None

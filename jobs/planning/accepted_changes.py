@@ -29,19 +29,41 @@ from promptmill.shards.storage import delete, join, names
 Accepting = bool | Literal["keep", "rerender"]
 
 
-def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[str]:
-    """What differs between what a plan was made from and what is there now, a line each."""
+@dataclass(frozen=True)
+class Change:
+    """What a plan was made from and what is there now, where these differ; as a string it is the line for people.
+
+    Attributes:
+        place: In the plan's inputs, as `config.model.batch`.
+        was, is_: In words.
+    """
+
+    place: str
+    was: str
+    is_: str
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether a file of the manifest changed."""
+        return self.place.partition(".")[0] == "manifest"
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.was}, {self.is_}"
+
+
+def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[Change]:
+    """Return what differs between what a plan was made from and what is there now."""
     return [
         # A hash tells a person only that it is another.
-        f"{name}: {was} ({plan.counts.rows:,} rows), {is_}" if name == "manifest.0" else f"{name}: {was}, {is_}"
+        Change(name, f"{was} ({plan.counts.rows:,} rows)" if name == "manifest.0" else was, is_)
         for name, was, is_ in differences(plan.inputs, inputs)
-        if not name.startswith("requests")
+        if name.partition(".")[0] != "requests"
     ]
 
 
-def is_of_rows(changed: Sequence[str]) -> bool:
-    """Return whether lines of `changes` tell of the manifest's files alone: then each row decides whether anything changed."""
-    return bool(changed) and all(line.startswith("manifest.") for line in changed)
+def is_of_rows(changed: Sequence[Change]) -> bool:
+    """Return whether changes are of the manifest's files alone: then each row decides whether anything changed."""
+    return bool(changed) and all(change.of_rows for change in changed)
 
 
 @dataclass(frozen=True)
@@ -187,7 +209,7 @@ def look_aside(output: str, there: Plan | None, inputs: Mapping[str, Any]) -> As
     plans = {fingerprint: plan for fingerprint, plan in read.items() if plan is not None}
     if there is not None:
         plans[there.fingerprint] = there
-    accepted = {fingerprint: changes(plan, inputs) for fingerprint, plan in sorted(plans.items())}
+    accepted = {fingerprint: [*map(str, changes(plan, inputs))] for fingerprint, plan in sorted(plans.items())}
     committed = {record.shard: record for record in read_records(output)} if plans else {}
     pending = tuple(to_rerender(plans.values(), committed).values())
     # Rows that wait to be rendered again since an earlier change may meet another config by now.

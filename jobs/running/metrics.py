@@ -16,11 +16,10 @@ from urllib.parse import quote
 
 from ray.util import metrics as ray_metrics
 
-from promptmill.actors.flow.actor_slots import AbortError, Actor, DiedError, LostError, Pool, StartError
+from promptmill.actors.flow.actor_slots import AbortError, Actor, DiedError, LostError, MemoryRanOutError, Pool, StartError
 from promptmill.actors.flow.events import Guard
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.receipts import Receipt
-from promptmill.pipelines.work.errors import MEMORY
 from promptmill.shards.commits import CommitRecord
 from promptmill.shards.outcomes import RARE
 
@@ -282,4 +281,4 @@ def _reason(error: Exception) -> str:
         return "error"
     if error.by_infrastructure:
         return "node"
-    return "out_of_memory" if str(error).startswith(MEMORY) else "died"
+    return "out_of_memory" if isinstance(error, MemoryRanOutError) else "died"

@@ -5,13 +5,22 @@ import contextlib
 import itertools
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
 from promptmill.actors.assembler import assemble_shard, join_unit
-from promptmill.actors.flow.actor_slots import DEADLINE, PATIENCE, AbortError, StartError
+from promptmill.actors.flow.actor_slots import (
+    PATIENCE,
+    AbortError,
+    DeadlineError,
+    DiedError,
+    LostError,
+    MemoryRanOutError,
+    StartError,
+    UnfitError,
+)
 from promptmill.actors.flow.events import Both, Guard, Guarded, Listener
 from promptmill.actors.flow.lanes import Lanes
 from promptmill.actors.flow.placement import Room
@@ -37,7 +46,6 @@ from promptmill.jobs.running.metrics import Metrics
 from promptmill.jobs.running.open_shard import Open, units_of
 from promptmill.jobs.running.repair_note import REPAIR_NOTE, remembered
 from promptmill.jobs.running.stats import Stats
-from promptmill.pipelines.work.errors import MEMORY, MISFIT
 from promptmill.pipelines.work.metadata_rows import failed_unit
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Code, Failure, InfrastructureError
@@ -197,13 +205,13 @@ class Run:
         if self.stats.full and (taken := self.stats.take()):
             await asyncio.to_thread(put, *taken)
 
-    async def convict(self, unit: Unit, reasons: list[str]) -> Receipt:
+    async def convict(self, unit: Unit, failures: Sequence[Exception]) -> Receipt:
         """Settle a unit that cannot be done: a part that says so."""
-        reason = reasons[-1]
-        code: Code = "out_of_memory" if reason.startswith(MEMORY) else "deadline" if reason.startswith(DEADLINE) else "died"
-        self.misfits += reason.startswith(MISFIT)
+        last = failures[-1]
+        code = _code(last)
+        self.misfits += isinstance(last, UnfitError)
         if self.misfits >= PATIENCE and self.settled < self.misfits:
-            raise AbortError(f"{reason}; no unit has got through: `promptmill plan --tune` finds the batch that fits")
+            raise AbortError(f"{last}; no unit has got through: `promptmill plan --tune` finds the batch that fits")
         # What the process said as it died has hosts and numbers of processes in it: that is for stats/, not for the dataset.
         said = {
             "out_of_memory": f"out of memory at batch {self.plan.config.model.batch}; set model.batch lower",
@@ -212,7 +220,7 @@ class Run:
         }
         rows, form = failed_unit(self.recipe, unit, Failure(code, said[code])), self.recipe.form_of(unit)
         size = await asyncio.to_thread(write_part, self.output, part_name(unit.name), rows, form, self.plan.fingerprint)
-        return replace(Receipt.of(unit, rows, [], {}), part_bytes=size, reasons=tuple(reasons))
+        return replace(Receipt.of(unit, rows, [], {}), part_bytes=size, reasons=tuple(map(_said, failures)))
 
     def assemble(self, shard: int) -> None:
         task = asyncio.get_running_loop().create_task(self._assemble(self.open.pop(shard)))
@@ -347,6 +355,17 @@ class Run:
         finally:
             loop.remove_signal_handler(signal.SIGINT)
             loop.remove_signal_handler(signal.SIGTERM)
+
+
+def _code(failure: Exception) -> Code:
+    """Return the code of a unit that failed of this at last."""
+    if isinstance(failure, MemoryRanOutError):
+        return "out_of_memory"
+    return "deadline" if isinstance(failure, DeadlineError) else "died"
+
+
+def _said(failure: Exception) -> str:
+    return str(failure) if isinstance(failure, DiedError | LostError) else f"{type(failure).__name__}: {failure}"
 
 
 def bad_row(recipe: Recipe, shard: int, bad: BadRow) -> dict[str, Any]:

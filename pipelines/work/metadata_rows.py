@@ -18,7 +18,7 @@ from promptmill.configs.columns import (
 )
 from promptmill.configs.schema import Kernels, Ranking
 from promptmill.manifests.carried import cast
-from promptmill.manifests.requests import Request
+from promptmill.manifests.requests import OWN_IMAGES, Request
 from promptmill.pipelines.work.ranking import Choice
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Scored
@@ -36,8 +36,7 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
     return {
         "id": request.id,
         **{name: getattr(request, name) for name in _REQUEST_COLUMNS if name in recipe.form.names},
-        "init_image_sha256": outcome.images.get("init_image"),
-        "mask_image_sha256": outcome.images.get("mask_image"),
+        **{f"{column}_sha256": outcome.images.get(column) for column in OWN_IMAGES},
         "controls": controls,
         "loras": [lora.model_dump() for lora in request.loras],
         "prompt_truncated": outcome.prompt_truncated,

@@ -20,7 +20,7 @@ import ray
 from promptmill.actors.flow import ray_pools
 from promptmill.jobs.running import run as running
 from promptmill.pipelines.scoring.finishing import Onward, finish
-from promptmill.pipelines.work.errors import MISFIT, FatalError
+from promptmill.pipelines.work.errors import MisfitError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Unit, candidate_seed
 from promptmill.shards.parts import part_name, write_part
@@ -135,7 +135,7 @@ def poison(prompt: str, cured: bool, candidates: Collection[int] = ()) -> None:
     if word == "hang":
         time.sleep(3600)
     if word == "memory":
-        raise FatalError(f"{MISFIT} 8; set model.batch lower")
+        raise MisfitError.of(8)
 
 
 def install(chaos: Chaos) -> None:

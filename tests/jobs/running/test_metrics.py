@@ -10,7 +10,7 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from promptmill.actors.flow.actor_slots import DiedError
+from promptmill.actors.flow.actor_slots import DiedError, MemoryRanOutError
 from promptmill.actors.receipts import Receipt
 from promptmill.configs.loading import load
 from promptmill.jobs.planning.making import look, make_plan
@@ -117,7 +117,7 @@ def test_an_actor_that_dies_while_it_starts_is_a_death():
     pool = World().pool("generator", 1, 1)
 
     async def start():
-        raise DiedError("out of memory")
+        raise MemoryRanOutError("out of memory")
 
     watched = metrics.watched(type(pool)(start, 1), "generators")
     with pytest.raises(DiedError):
