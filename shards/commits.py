@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from promptmill.configs.errors import shown
-from promptmill.configs.json_values import LARGEST, checked, parse_json
+from promptmill.configs.json_values import Whole, read_json
 from promptmill.shards.outcomes import as_sum, settled, without_rare
 from promptmill.shards.storage import TooLargeError, get_small, join, names, put_if_absent
 
@@ -23,12 +23,8 @@ class FileRecord:
     """One published file: its path from the output, its size in bytes and its SHA-256 in hex."""
 
     path: str
-    size: int
+    size: Whole
     sha256: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.path, str) or type(self.size) is not int or not isinstance(self.sha256, str):
-            raise CommitError("not a commit record: a file without a path, a size and a SHA-256")
 
     @classmethod
     def of(cls, path: str, content: bytes) -> "FileRecord":
@@ -49,18 +45,18 @@ class CommitRecord:
         drafted, spared: Candidates left behind after a draft, and those never begun. Not in the file where they are 0.
     """
 
-    shard: int
-    generation: int
+    shard: Whole
+    generation: Whole
     files: tuple[FileRecord, ...]
-    requests: int
-    candidates: int
-    kept: int
-    rejected: int
-    failed: int
-    failed_requests: int
+    requests: Whole
+    candidates: Whole
+    kept: Whole
+    rejected: Whole
+    failed: Whole
+    failed_requests: Whole
     fingerprint: str
-    drafted: int = 0
-    spared: int = 0
+    drafted: Whole = 0
+    spared: Whole = 0
 
     def __post_init__(self) -> None:
         if self.candidates != settled(self):
@@ -84,24 +80,16 @@ class CommitRecord:
 
     @classmethod
     def from_json(cls, content: bytes) -> "CommitRecord":
-        """Raises CommitError where the content is no commit record."""
+        """Read a record, strictly: its types, its numbers within 64 bits, none below zero, and what they add up to.
+
+        Raises:
+            CommitError: The content is no commit record.
+        """
         try:
-            values = parse_json(content)
-            values["files"] = tuple(checked(FileRecord(**file)) for file in values["files"])
-            # Before the record adds them up and says what they are.
-            numbers = [name for name, kind in cls.__annotations__.items() if kind is int and name in values]
-            wrong = [name for name in numbers if type(values[name]) is not int or abs(values[name]) >= LARGEST]
-            if wrong:
-                raise ValueError(f"{wrong[0]} is no number")
-            record = checked(cls(**values))
-            counts = {name: getattr(record, name) for name, kind in cls.__annotations__.items() if kind is int}
-            negative = [name for name, count in counts.items() if count < 0]
-            if negative or any(file.size < 0 for file in record.files):
-                raise ValueError(f"{negative[0] if negative else 'a size'} is below zero")
-            return record
-        except (ValueError, TypeError, KeyError) as error:
-            if isinstance(error, CommitError):
-                raise
+            return read_json(cls, content)
+        except CommitError:
+            raise
+        except ValueError as error:
             raise CommitError(f"not a commit record: {shown(str(error), 300)}") from None
 
 

@@ -14,7 +14,6 @@ It spares work and protects nothing: whatever two drivers write is the same, who
 
 import getpass
 import json
-import math
 import os
 import random
 import re
@@ -27,8 +26,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
-from promptmill.configs.json_values import checked, parse_json
+from pydantic import AfterValidator, Field
+
+from promptmill.configs.json_values import LARGEST, Whole, read_json
 from promptmill.shards.places_to_write import check_folders
 from promptmill.shards.storage import (
     SCRATCH,
@@ -61,6 +63,15 @@ class LeaseError(RuntimeError):
     """Somebody else is writing the output; the message is one line."""
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it cannot be printed")
+    return text
+
+
+Printable = Annotated[str, AfterValidator(_printable)]
+
+
 @dataclass(frozen=True)
 class Holder:
     """What a lease file says: a process, where it runs and when it last renewed.
@@ -76,16 +87,16 @@ class Holder:
         expires_s: How long after that it is over, in seconds.
     """
 
-    host: str
-    pid: int
-    start_time: int | None
+    host: Printable
+    pid: Annotated[int, Field(gt=0, lt=LARGEST)]
+    start_time: Whole | None
     boot_id: str | None
-    pid_namespace: int | None
-    user: str
-    token: str
-    since: str
-    renewed: float
-    expires_s: float
+    pid_namespace: Whole | None
+    user: Printable
+    token: Printable
+    since: Printable
+    renewed: Annotated[float, Field(allow_inf_nan=False)]
+    expires_s: Annotated[float, Field(gt=0, le=LONGEST_S)]
 
     @classmethod
     def here(cls, expires_s: float) -> "Holder":
@@ -112,14 +123,10 @@ class Holder:
 
     @classmethod
     def from_json(cls, content: bytes) -> "Holder | None":
-        """None where the content is none."""
+        """Read a lease file; None where it is broken."""
         try:
-            holder = checked(cls(**parse_json(content)))
-            texts = (holder.host, holder.user, holder.token, holder.since)
-            sound = all(isinstance(text, str) and text.isprintable() for text in texts) and type(holder.pid) is int
-            sound = sound and holder.pid > 0 and math.isfinite(holder.renewed) and 0 < holder.expires_s <= LONGEST_S
-            return holder if sound else None
-        except (ValueError, TypeError, OverflowError):
+            return read_json(cls, content)
+        except ValueError:
             return None
 
     def __str__(self) -> str:
