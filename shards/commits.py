@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import Whole, read_json
 from promptmill.shards.outcomes import as_sum, settled, without_rare
-from promptmill.shards.storage import TooLargeError, get_small, join, names, put_if_absent
+from promptmill.shards.storage import TooLargeError, get, join, names, put_if_absent
 
 NAME = re.compile(r"([0-9]{6,9})(?:\.([0-9]{1,4}))?")
 MOST_BYTES = 2**16  # of a record
@@ -207,9 +207,9 @@ def read_small(uri: str) -> bytes:
         FileNotFoundError: It is not there.
     """
     try:
-        return get_small(uri, MOST_BYTES)
+        return get(uri, MOST_BYTES)
     except TooLargeError as error:
-        raise CommitError(f"not a commit record: {error}") from None
+        raise CommitError(f"not a commit record: {error.said}") from None
 
 
 def _unsafe(record: CommitRecord) -> str | None:

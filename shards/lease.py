@@ -39,7 +39,7 @@ from promptmill.shards.storage import (
     TooLargeError,
     check_stays,
     delete,
-    get_small,
+    get,
     is_local,
     join,
     local_path,
@@ -202,7 +202,7 @@ def _look(output: str) -> Seen | None:
 def _content(uri: str) -> bytes:
     """Read a lease file; one that is far too large is a broken one."""
     try:
-        return get_small(uri, MOST_BYTES)
+        return get(uri, MOST_BYTES)
     except TooLargeError:
         return b""
 

@@ -12,7 +12,7 @@ from pydantic import FailFast, Field
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import read_json
 from promptmill.jobs.figures.sampling import spread
-from promptmill.shards.storage import TooLargeError, get_small, join, names
+from promptmill.shards.storage import TooLargeError, get, join, names
 
 MOST_FILES = 256  # of a thousand units each
 READERS = 8
@@ -68,15 +68,19 @@ def read_times(output: str) -> Times:
                         stages[stage] += seconds
                     hosts[unit.host] += 1
             except ValueError as error:
-                problems.append(f"stats/{name}: not the stats of units: {shown(' '.join(str(error).split()), 200)}")
+                problems.append(f"stats/{name}: not the stats of units: {shown(_said(error), 200)}")
     longest = {stage: seconds for stage, seconds in sorted(stages.items(), key=lambda item: -item[1]) if seconds > 0}
     runs = sorted({began for name in found if (began := _began(name))})
     return Times(longest, hosts.total(), len(some), len(found), dict(hosts.most_common()), runs, problems)
 
 
+def _said(error: ValueError) -> str:
+    return error.said if isinstance(error, TooLargeError) else " ".join(str(error).split())
+
+
 def _content(output: str, name: str) -> bytes | TooLargeError | None:
     try:
-        return get_small(join(output, "stats", name), MOST_BYTES)
+        return get(join(output, "stats", name), MOST_BYTES)
     except FileNotFoundError:
         return None
     except TooLargeError as error:

@@ -7,7 +7,7 @@ from pydantic import FailFast
 
 from promptmill.configs.json_values import Whole, read_json
 from promptmill.shards.commits import shard_name
-from promptmill.shards.storage import get_small, join
+from promptmill.shards.storage import get, join
 
 REPAIR_NOTE = "stats/repair.json"
 MOST_NOTE = 192 * 2**20  # bytes of the note: it may be about every shard
@@ -36,7 +36,7 @@ class Cleared:
 def remembered(output: str) -> Cleared:
     """Return the repair that was begun and is not over; nothing where there is none."""
     try:
-        return read_json(Cleared, get_small(join(output, REPAIR_NOTE), MOST_NOTE))
+        return read_json(Cleared, get(join(output, REPAIR_NOTE), MOST_NOTE))
     except (FileNotFoundError, ValueError):
         return Cleared()
 
