@@ -58,6 +58,7 @@ PASSING_CODES = frozenset(
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 MESSAGE = re.compile(r"<Message>\s*([^<\n]{1,300})")
+TOKEN_REQUEST = "Error performing token request"  # of a machine's own service, where nothing else has credentials
 CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")
 LAST = re.compile(r'(?:message|error): "([^"]{1,300})"')  # what the operating system said
 BROKEN_ANSWERS = ("Error getting list response body", "Got invalid list response", "Got invalid XML", "body")
@@ -252,6 +253,8 @@ def _translated(error: Exception) -> Exception:
     obstore tells the status, the code and the reason only within its text.
     """
     text = str(error)
+    if TOKEN_REQUEST in text:
+        return RefusedError("no credentials were found, and the machine gives none")
     status, code = (found[1] if (found := pattern.search(text)) else "" for pattern in (STATUS, CODE))
     said = MESSAGE.search(text)
     words = said[1].strip() if said else _transport(text, status)
