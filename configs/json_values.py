@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from promptmill.configs.errors import shown
 
@@ -26,7 +26,16 @@ TEXT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 Known = TypeVar("Known")
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has characters that cannot be printed")
+    return text
+
+
 Whole = Annotated[int, Field(ge=0, lt=LARGEST)]  # a count, a size or a number of a shard
+Printable = Annotated[str, AfterValidator(_printable)]
 
 
 def parse_json(content: bytes | str) -> Any:

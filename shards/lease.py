@@ -28,9 +28,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from promptmill.configs.json_values import LARGEST, Whole, read_json
+from promptmill.configs.json_values import LARGEST, Printable, Whole, read_json
 from promptmill.shards.places_to_write import check_folders
 from promptmill.shards.storage import (
     SCRATCH,
@@ -61,15 +61,6 @@ TRIES = 20  # at taking, each begun by somebody else who took or released in the
 
 class LeaseError(RuntimeError):
     """Somebody else is writing the output; the message is one line."""
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("it cannot be printed")
-    return text
-
-
-Printable = Annotated[str, AfterValidator(_printable)]
 
 
 @dataclass(frozen=True)

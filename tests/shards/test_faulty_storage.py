@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from promptmill.shards import object_stores, retries
+from promptmill.shards.credentials import SECRET_VARIABLES
 from promptmill.shards.retries import GaveUpError, PassingError, is_passing, persistently
 from promptmill.shards.storage import StorageError, check_uri, delete, get, join, names, put, put_if_absent
 from tests.chaos.proxy import CONDITIONAL, KINDS, FaultyProxy
@@ -421,7 +422,7 @@ def test_a_uri_without_credentials_is_taken(uri):
     check_uri(uri)
 
 
-@pytest.mark.parametrize("variable", ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+@pytest.mark.parametrize("variable", SECRET_VARIABLES)
 def test_no_message_holds_a_secret_even_where_the_storage_says_it(variable, monkeypatch):
     import fsspec
 
