@@ -93,6 +93,17 @@ def test_with_a_third_of_the_requests_harmed_everything_succeeds_with_the_right_
     assert set(KINDS) - set(CONDITIONAL) <= set(proxy.faults)
 
 
+def test_what_goes_in_parts_arrives_whole_through_faults(quick, through, s3_bucket, monkeypatch):
+    monkeypatch.setattr(object_stores, "WHOLE_UPLOAD", 2**20)
+    monkeypatch.setattr(object_stores, "PART", 5 * 2**20)  # the least that S3 takes
+    proxy = through(0.25)
+    for number in range(6):
+        content = random.Random(number).randbytes(12 * 2**20 + number)
+        put(join(s3_bucket, "large"), content)
+        assert get(join(s3_bucket, "large")) == content
+    assert proxy.requests["POST"] >= 12 and proxy.faults.total() > 5
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_so_it_does_on_googles_storage(quick, through, s3_bucket, monkeypatch, share):
     """On moto, as far as Google's XML API is that of S3; the proxy translates what makes a put conditional."""
