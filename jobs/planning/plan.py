@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from promptmill.configs.errors import shown
-from promptmill.configs.json_values import MOST_VALUES, checked, has_too_many, parse_json
+from promptmill.configs.json_values import MOST_VALUES, checked, has_too_many, parse_json, read_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
@@ -434,12 +434,9 @@ def read_hardware(output: str) -> dict[str, str]:
         FileNotFoundError: There is none.
     """
     try:
-        values = parse_json(get(_hardware_uri(output), MOST_HARDWARE))
-        wrong = [name for name, value in values.items() if not isinstance(value, str)]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is no text")
+        values = read_json(dict[str, str], get(_hardware_uri(output), MOST_HARDWARE))
         return {name: value for name, value in values.items() if name != SEAL}
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise PlanError([f"{_hardware_uri(output)}: not a kind of hardware: {in_line(error)}"]) from None
 
 
