@@ -61,6 +61,17 @@ class Model(Strict):
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a generator; another number makes other bits on a CPU.")
     kernels: Kernels = Field(default_factory=Kernels)
 
+    def weights(self) -> dict[str, tuple[str, Weights]]:
+        """Return every set of weights of the model, by its place in the config: its role in words, and where it comes from."""
+        base = Weights.model_construct(source=self.base, revision=self.revision, variant=self.variant)
+        return {
+            "model.base": ("base", base),
+            **({"model.vae": ("VAE", self.vae)} if self.vae else {}),
+            **{f"model.controlnets.{name}": (f"ControlNet {name}", one) for name, one in self.controlnets.items()},
+            **{f"model.loras.{one.name}": (f"LoRA {one.name}", one) for one in self.loras},
+            **{f"model.textual_inversions.{one.token}": (f"textual inversion {one.token}", one) for one in self.textual_inversions},
+        }
+
     @model_validator(mode="after")
     def _pinned(self) -> "Model":
         check_pinned(self.base, self.revision)
@@ -113,6 +124,11 @@ class Ranking(OpenClip, Strict):
         description="By name, what each score counts in the sum that ranks; clip is the model above, and ranks alone without any.",
     )
     diversity: Diversity | None = Field(None, exclude_if=_is_empty, description="When candidates are too much alike.")
+
+    def sources(self) -> dict[str, tuple[str, OpenClip | Weights]]:
+        """Return everything that scores, by its place in the config: its role in words, and where it comes from."""
+        others = {f"ranking.scorers.{one.name}": (f"scorer {one.name}", one) for one in self.scorers}
+        return {"ranking.model": ("scorer", self), **others}
 
     @property
     def summands(self) -> dict[str, float]:
@@ -176,13 +192,19 @@ class Elastic(Strict):
 class Runtime(Strict):
     """Where and how the job runs, and what is refused before it does."""
 
+    workers: Literal["ray", "here"] = Field(
+        "ray", description="Actors of Ray, or one generator and one scorer in this process, which starts faster and needs no Ray."
+    )
     address: str | None = Field(None, description="The Ray cluster; this machine by itself where it is not given.")
     generators: Annotated[
         Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], Tag(A_NUMBER)] | Annotated[Elastic, Tag(AN_OBJECT)],
         Discriminator(lambda value: AN_OBJECT if isinstance(value, dict | Elastic) else A_NUMBER),
     ] = Field("auto", description="How many actors render; {min: …, max: …} lets them come and go with the cluster's nodes.")
     metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="Where a run without address offers its metrics; Ray picks a port where it is not given."
+        None,
+        ge=1,
+        le=65535,
+        description="Where a run without address offers Ray's metrics (`workers: here` has none); Ray picks one where not given.",
     )
     scorers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     generator_gpus: float = Field(0.75, gt=0, le=16, description="The rest of each card is for scorers.")
@@ -199,6 +221,16 @@ class Runtime(Strict):
         None, description="The run stops, to be resumed, once more candidates have failed: a number, or a share as 5%."
     )
     mixed_hardware: bool = False
+
+    @model_validator(mode="after")
+    def _alone_here(self) -> "Runtime":
+        if self.workers == "here":
+            several = [name for name in ("generators", "scorers") if getattr(self, name) not in ("auto", 1)]
+            wrong = [name for name in ("address", "metrics_port") if getattr(self, name) is not None] + several
+            if wrong:
+                why = "one generator and one scorer in this process, without Ray and its metrics"
+                raise ValueError(f"workers: here is {why}; take {' and '.join(wrong)} away, or set workers: ray")
+        return self
 
     @field_validator("max_failed", mode="before")
     @classmethod

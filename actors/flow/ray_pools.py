@@ -1,32 +1,95 @@
 """Makes the pools of Ray actors that lanes call, and tells the death of an actor from an error in its work."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ray
 from ray import exceptions
 
-from promptmill.actors.flow.actor_slots import AbortError, DiedError, LostError, Pool, StartError
+from promptmill.actors.assembler import assemble_shard, join_unit
+from promptmill.actors.flow.actor_slots import (
+    HANDS,
+    AbortError,
+    DiedError,
+    LostError,
+    MemoryRanOutError,
+    Pool,
+    StartError,
+    StepBackError,
+    UnfitError,
+)
 from promptmill.actors.flow.lanes import Again
 from promptmill.actors.flow.placement import Room, Seat
+from promptmill.actors.flow.workers import Loaded, Workers
 from promptmill.actors.generator import Generator
+from promptmill.actors.local_ray.memory_limits import MEMORY, REMEDY, KernelKills, memory_limit
+from promptmill.actors.local_ray.watch import ended_for_memory
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.scorer import Scorer
-from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError, ModelError
+from promptmill.pipelines.scoring.finishing import Onward
+from promptmill.pipelines.work.errors import FatalError, MisfitError, ModelError
 from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
+from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError
 
 STEP_BACK_S = 60.0
 NODE_GONE_S = 1.0
-HANDS = 2  # units in flight on a generator, so that it never waits for the driver
 
 
-class StepBackError(Exception):
-    """A generator that came up where it is of no use, beside others that are: its lane tries again later."""
+def ray_workers(recipe: Recipe, sizes: Sizes, generator_loaded: Loaded, scorer_loaded: Loaded) -> Workers:
+    """Return the workers of a run on the Ray cluster that this process is connected to.
+
+    Args:
+        generator_loaded, scorer_loaded: As `generators` has them.
+    """
+    # Fixed pools have room for all of them; where they may grow, so do these.
+    room = Room(feeding=sizes.generators // sizes.scorers)
+    spread = ray.remote(max_retries=3, scheduling_strategy="SPREAD", num_cpus=sizes.task_cpus)
+    assembling, joining = spread(assemble_shard), spread(join_unit)
+    return Workers(
+        generators(recipe, sizes, room, generator_loaded),
+        scorers(recipe, sizes, room, scorer_loaded),
+        assembling.remote,
+        joining.remote,
+    )
+
+
+def _generator(kind: Any) -> Any:
+    """Return Ray's actor class of a kind of generator. Processes are titled by its name: ray::Generator."""
+
+    class OnRay(kind):
+        @ray.method(num_returns=2)
+        def render(self, unit: Unit) -> tuple[None, Any]:
+            """Two results: the first says that it is done, the second stays where it is until a scorer takes it."""
+            return None, super().render(unit)
+
+    return _remote(OnRay, kind)
+
+
+def _scorer(kind: Any) -> Any:
+    """Return Ray's actor class of a kind of scorer, whose `finish` has two results.
+
+    They are the receipt and None; or, of a unit that has to pass again, what course it goes on with, and what of this pass its end
+    needs, which stays where it is. `earlier` are references to the second results of passes before: they are fetched at the
+    unit's end only.
+    """
+
+    class OnRay(kind):
+        @ray.method(num_returns=2)
+        def finish(self, unit: Unit, rendered: Any, earlier: Sequence[Any] = ()) -> tuple[Any, Any]:
+            said = super().finish(unit, rendered, lambda: ray.get([*earlier]))
+            return (said.course, said.waiting) if isinstance(said, Onward) else (said, None)
+
+    return _remote(OnRay, kind)
+
+
+def _remote(made: type, kind: type) -> Any:
+    made.__name__, made.__qualname__ = kind.__name__, kind.__name__
+    return ray.remote(max_restarts=0)(made)
 
 
 class RayActor:
@@ -37,6 +100,7 @@ class RayActor:
         call: What its work is.
         seat: Its place; one that was dismissed from it has died for no fault of what is in flight on it.
         gone: Told when its lane gives it up.
+        kills: Tells whether the kernel has ended a process for its memory; None where actors are on other machines.
     """
 
     def __init__(
@@ -45,8 +109,9 @@ class RayActor:
         call: Callable[..., Awaitable[Any]],
         seat: Seat | None = None,
         gone: Callable[[], object] = lambda: None,
+        kills: KernelKills | None = None,
     ):
-        self.handle, self._call, self._seat, self._gone = handle, call, seat, gone
+        self.handle, self._call, self._seat, self._gone, self._kills = handle, call, seat, gone, kills
 
     async def call(self, *work: Any) -> Any:
         try:
@@ -54,17 +119,19 @@ class RayActor:
         except exceptions.ObjectLostError as error:
             raise LostError(_reason(error)) from None
         except exceptions.OutOfMemoryError as error:
-            raise DiedError(f"{MEMORY}: {_reason(error)}") from None
+            raise MemoryRanOutError(ended_for_memory(error)) from None
         except (exceptions.RayActorError, exceptions.WorkerCrashedError) as error:
-            raise DiedError(_reason(error), by_infrastructure=self._dismissed or _by_infrastructure(error)) from None
+            raise _died(error, self._dismissed, self._kills) from None
         except exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, exceptions.ObjectLostError):
                 raise LostError(_reason(cause)) from None
+            if isinstance(cause, exceptions.OutOfMemoryError):
+                raise MemoryRanOutError(ended_for_memory(cause)) from None
             if isinstance(cause, FatalError):
                 # The process lives, but must not go on: its lane replaces it as if it had died.
-                raise DiedError(_reason(cause), as_a_whole=str(cause).startswith(MISFIT)) from None
-            if isinstance(cause, StorageError):
+                raise (UnfitError if isinstance(cause, MisfitError) else DiedError)(_reason(cause)) from None
+            if isinstance(cause, StorageError | PartError):
                 raise AbortError(str(cause)) from None  # no fact about this unit: the next one would fare no better
             raise cause from None
 
@@ -80,6 +147,14 @@ class RayActor:
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:500] if lines else type(error).__name__
+
+
+def _died(error: Exception, dismissed: bool, kills: KernelKills | None) -> DiedError:
+    """Return what to raise for a process that has ended: by its node, by the kernel since memory ran out, or by itself."""
+    by_infrastructure = dismissed or _by_infrastructure(error)
+    if not by_infrastructure and kills is not None and kills.recent():
+        return MemoryRanOutError(f"{MEMORY}: the kernel has ended a process of this run (limit {memory_limit().text}); {REMEDY}")
+    return DiedError(_reason(error), by_infrastructure=by_infrastructure)
 
 
 def _by_infrastructure(error: Exception) -> bool:
@@ -100,13 +175,13 @@ async def _finish(handle: Any, unit: Unit, rendered: Any, earlier: tuple[Any, ..
     answer, waiting = handle.finish.remote(unit, rendered, [*earlier])
     said = await answer
     if isinstance(said, Course):
-        # Of drafts nothing is needed any more but their scores; what was rendered in full waits for the unit's end.
-        in_full = unit.course is not None and unit.course.in_full
-        return Again(replace(unit, course=said), waiting if in_full else None)
+        # Of drafts nothing is needed any more but their scores; what is in full waits for the unit's end, unless a part has it.
+        waits = unit.course is not None and unit.course.in_full and said.durable is None
+        return Again(replace(unit, course=said), waiting if waits else None)
     return said
 
 
-async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = None) -> None:
+async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = None, kills: KernelKills | None = None) -> None:
     """Have an actor load what it works with, and tell `loaded` what it says of itself.
 
     Raises:
@@ -123,6 +198,10 @@ async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = 
         if isinstance(cause, StorageError):
             raise AbortError(str(cause)) from None
         dismissed = seat is not None and seat.dismissed
+        if isinstance(error, exceptions.OutOfMemoryError):
+            raise MemoryRanOutError(ended_for_memory(error)) from None
+        if cause is error:
+            raise _died(error, dismissed, kills) from None
         raise DiedError(_reason(cause or error), by_infrastructure=dismissed or _by_infrastructure(error)) from None
 
 
@@ -131,6 +210,10 @@ def _placed(handle: Any) -> "asyncio.Future[None]":
     placed = asyncio.ensure_future(handle.__ray_ready__.remote())
     placed.add_done_callback(lambda done: done.cancelled() or done.exception())
     return placed
+
+
+def _kills_here(recipe: Recipe) -> KernelKills | None:
+    return KernelKills() if recipe.config.runtime.address in (None, "", "local") else None
 
 
 async def _wherever(start: Callable[[], Awaitable[RayActor]]) -> RayActor:
@@ -147,14 +230,15 @@ async def _wherever(start: Callable[[], Awaitable[RayActor]]) -> RayActor:
             await asyncio.sleep(NODE_GONE_S)
 
 
-def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[str, str]], None]) -> Pool:
+def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
     """The pool of generators; `loaded` is told the kind of hardware of each as it comes up, and may refuse it.
 
     Where it raises StepBackError, the actor goes and its lane waits; anything else that it raises ends the run.
     """
-    config = recipe.facts.config
+    config = recipe.config
+    kills = _kills_here(recipe)
     options = {"num_cpus": sizes.generator_cpus, "num_gpus": sizes.generator_gpus, "max_concurrency": HANDS}
-    kind: Any = Generator
+    kind = _generator(Generator)
 
     async def start() -> RayActor:
         await room.before_generator()
@@ -164,23 +248,24 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[
         try:
             await asyncio.wait({_placed(handle)})
             room.generator_placed(seat)
-            await _load(handle, loaded, seat)
+            await _load(handle, loaded, seat, kills)
         except BaseException:
             # Cancelled while it waited, too: nobody would ever use it.
             ray.kill(handle)
             room.generator_gone(seat)
             raise
         room.generator_up(seat)
-        return RayActor(handle, _render, seat, lambda: room.generator_gone(seat))
+        return RayActor(handle, _render, seat, lambda: room.generator_gone(seat), kills)
 
     return Pool(lambda: _wherever(start), sizes.generators, HANDS, config.runtime.unit_deadline_s)
 
 
-def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[str, str]], None]) -> Pool:
+def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
     """The pool of CLIP actors; `loaded` as for generators."""
     options = {"num_cpus": sizes.scorer_cpus, "num_gpus": sizes.scorer_gpus}
-    deadline = recipe.facts.config.runtime.unit_deadline_s
-    kind: Any = Scorer
+    deadline = recipe.config.runtime.unit_deadline_s
+    kills = _kills_here(recipe)
+    kind = _scorer(Scorer)
 
     async def start() -> RayActor:
         await room.before_scorer()
@@ -189,11 +274,11 @@ def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[str
         try:
             await room.scorer_waits(_placed(handle))
             had_place = True
-            await _load(handle, loaded)
+            await _load(handle, loaded, kills=kills)
         except BaseException:
             ray.kill(handle)
             room.scorer_gone(had_place)
             raise
-        return RayActor(handle, _finish, gone=lambda: room.scorer_gone(True))
+        return RayActor(handle, _finish, gone=lambda: room.scorer_gone(True), kills=kills)
 
     return Pool(lambda: _wherever(start), sizes.scorers, 1, deadline)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from promptmill.configs.schema import Config
 from promptmill.configs.weights import SAFETENSORS
-from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan
+from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan, read_shard
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
@@ -42,8 +42,7 @@ class Estimate:
 def worth_measuring(plan: Plan) -> str | None:
     """Why not to render anything here for an estimate; None where it can be had without a download or minutes on a CPU."""
     model = plan.config.model
-    adapters = [weights.source for weights in (*model.loras, *model.textual_inversions)]
-    sources = [model.base, *([model.vae.source] if model.vae else []), *(w.source for w in model.controlnets.values()), *adapters]
+    sources = [weights.source for _, weights in model.weights().values()]
     places = [local_folder(source) for source in sources]
     weights = sum(_weights_in(place) for place in places if place)
     if None not in places and weights < SMALL:
@@ -131,3 +130,17 @@ def tried(config: Config, placed: Placed, roots: Roots) -> "Tuned":
         return tune(config.model, placed, config.seed, roots)
     except ValueError as error:
         raise PlanError([f"--tune: {error}"]) from None
+
+
+def estimated(plan: Plan, output: str, asked: bool) -> tuple[Estimate | None, str]:
+    """Estimate what a plan will cost by rendering a batch of it here, unless that would itself cost much and nobody asked for it.
+
+    Returns:
+        The estimate, or None and why there is none.
+    """
+    reason = None if asked else worth_measuring(plan)
+    if reason:
+        return None, f"{reason}; --measure renders a batch all the same"
+    shards = (read_shard(output, number, plan) for number in range(plan.shards))
+    estimate = measure(plan, next(shard for shard in shards if shard.requests))
+    return estimate, "" if estimate else "the request that was tried could not be rendered"

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import FailFast
+from pydantic import FailFast, Field
 
 from promptmill.configs.json_values import Whole, read_json
-from promptmill.shards.commits import shard_name
+from promptmill.shards.commits import MOST_GENERATION, shard_name
 from promptmill.shards.storage import get, join
 
 REPAIR_NOTE = "stats/repair.json"
@@ -23,7 +23,7 @@ class Cleared:
     """
 
     # Numbers and names are parts of the names of files.
-    shards: Annotated[dict[Whole, Whole], FailFast()] = field(default_factory=dict)
+    shards: Annotated[dict[Whole, Annotated[int, Field(ge=0, le=MOST_GENERATION)]], FailFast()] = field(default_factory=dict)
     hashes: Annotated[dict[str, list[str]], FailFast()] = field(default_factory=dict)
 
     @property

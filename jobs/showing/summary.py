@@ -12,10 +12,10 @@ from promptmill.jobs.planning.estimate import Estimate
 from promptmill.jobs.planning.plan import Plan, read_plan
 from promptmill.jobs.showing.progress import Tally, duration
 from promptmill.manifests.requests import KNOWN_COLUMNS
+from promptmill.pipelines.work.units import PASS
 from promptmill.shards.commits import read_records
 from promptmill.shards.index import SUCCESS, Totals, total
 from promptmill.shards.lease import Holder, holder_of
-from promptmill.shards.outcomes import RARE
 from promptmill.shards.storage import join, names
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def run_lines(totals: Totals, tally: Tally, output: str, ranked: Ranked | None =
 
 
 def _rare(totals: Totals) -> str:
-    return "".join(f", {number:,} {name}" for name in RARE if (number := getattr(totals, name)))
+    return "".join(f", {number:,} {name}" for name, number in totals.rare.items())
 
 
 def _errors(errors: dict[str, int]) -> str:
@@ -150,7 +150,7 @@ def status(output: str) -> Status | None:
         return None
     records = read_records(output)
     committed = {f"{record.shard:06d}" for record in records}
-    parts = Counter(name.split("-")[0] for name in names(join(output, "parts")))
+    parts = Counter(name.split("-")[0] for name in names(join(output, "parts")) if PASS not in name)
     waiting = sum(number for shard, number in parts.items() if shard not in committed)
     edited = sum(len(plan.rerenders(record.shard, record.generation)) for record in records)
     return Status(plan, SUCCESS in set(names(output)), waiting, total(records), holder_of(output), edited)
@@ -179,12 +179,17 @@ def status_facts(status: Status) -> dict[str, Any]:
     plan = {"shards": status.plan.shards, **asdict(status.plan.counts)}
     writer = str(status.writer) if status.writer else None
     done = {
-        "done": asdict(status.totals),
+        "done": totals_facts(status.totals),
         "units_waiting": status.units,
         "being_written_by": writer,
         "to_rerender": status.rerender,
     }
     return {"finished": status.finished, "plan": plan, **done}
+
+
+def totals_facts(totals: Totals) -> dict[str, int]:
+    """Return the totals of a dataset, for a program."""
+    return {**asdict(totals), "candidates": totals.candidates}
 
 
 def many(number: int, what: str) -> str:

@@ -3,6 +3,7 @@
 Units may be handed in from several threads: they share the batch, so that the end of one does not empty it.
 """
 
+import gc
 import queue
 import threading
 import time
@@ -19,10 +20,11 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.batches import Batches
 from promptmill.pipelines.rendering.loading import LoadedModel, load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
-from promptmill.pipelines.rendering.slots import Policy, Settled, Slots, is_fatal, keep_all
+from promptmill.pipelines.rendering.slots import Settled, Slots, is_fatal
 from promptmill.pipelines.rendering.text import TextEncoder
-from promptmill.pipelines.work.errors import MISFIT, FatalError
+from promptmill.pipelines.work.errors import FatalError, MisfitError
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
+from promptmill.pipelines.work.turns import COMPUTING
 from promptmill.pipelines.work.units import Placed, Unit
 
 
@@ -37,10 +39,10 @@ class Path(Protocol):
     def close(self) -> None: ...
 
 
-def path_for(model: LoadedModel, text: TextEncoder, batch: int, policy: Policy = keep_all) -> Path:
+def path_for(model: LoadedModel, text: TextEncoder, batch: int) -> Path:
     """The slot engine for the UNet families of Stable Diffusion; fixed batches of diffusers' pipelines for every other."""
     slots = type(model.base).__name__.startswith("StableDiffusion") and "unet" in model.base.components
-    return Slots(model, text, batch, policy) if slots else Batches(model, text, batch)
+    return Slots(model, text, batch) if slots else Batches(model, text, batch)
 
 
 @dataclass
@@ -68,18 +70,18 @@ class Engine:
         job_seed: Of the config; candidates of rows without a seed of their own hash it.
         roots: Where images may lie.
         device: The first GPU or the CPU where it is not given.
-        policy: Asked before each step of each candidate whether to give it up; only the slot engine asks.
 
     Raises:
         ModelError: The model cannot be loaded.
     """
 
-    def __init__(self, model: Model, job_seed: int, roots: Roots, device: torch.device | None = None, policy: Policy = keep_all):
-        torch.set_num_threads(model.threads)
+    def __init__(self, model: Model, job_seed: int, roots: Roots, device: torch.device | None = None):
         self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
-        self.model = load_model(model, device)
-        self.text = TextEncoder(self.model, model.batch)
-        self.path = path_for(self.model, self.text, model.batch, policy)
+        with COMPUTING:
+            torch.set_num_threads(model.threads)
+            self.model = load_model(model, device)
+            self.text = TextEncoder(self.model, model.batch)
+            self.path = path_for(self.model, self.text, model.batch)
         self._spent: dict[str, float] = {}  # seconds by stage since the last unit ended
         self._before: dict[str, float] = {}  # what was spent inside of models by then
         self._inbox: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
@@ -105,18 +107,27 @@ class Engine:
         return pending.done
 
     def close(self) -> None:
-        """Leave what is under way after this step. A process that ends while its engine computes is aborted by torch."""
+        """Leave what is under way after this step, and give the model's memory back. Units under way raise FatalError.
+
+        A process that ends while its engine computes is aborted by torch.
+        """
         self._inbox.put(None)
         self._thread.join()
+        self.__dict__.pop("path", None)
+        self.__dict__.pop("text", None)
+        self.__dict__.pop("model", None)
+        gc.collect()  # held calls of modules hold their modules
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _work(self) -> None:
-        torch.set_num_threads(self._threads)
         # Held here for good: pipelines enter and leave it in an order of their own.
         with torch.no_grad():
             while True:
                 try:
                     self._turn()
                 except _ClosedError:
+                    self._give_up(_ClosedError("the engine was closed"))
                     return
                 except Exception as error:  # nobody else would see it: those who wait for their units do
                     self._give_up(error)
@@ -129,7 +140,8 @@ class Engine:
                 raise _ClosedError
             with self._timed("images"):
                 self._take_in(pending)
-        with self._timed("steps"):
+        with COMPUTING, self._timed("steps"):
+            torch.set_num_threads(self._threads)  # each time: of MKL's the process has only one
             self.path.step()
 
     def _take_in(self, pending: Pending) -> None:
@@ -188,8 +200,7 @@ class Engine:
 
     def _give_up(self, error: Exception) -> None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if is_fatal(error) and "CUDA error" not in reason:
-            reason = f"{MISFIT} {self._batch}; set model.batch lower"
+        misfit = is_fatal(error) and "CUDA error" not in reason
         for pending in self._pending:
-            pending.done.set_exception(FatalError(reason))
+            pending.done.set_exception(MisfitError.of(self._batch) if misfit else FatalError(reason))
         self._pending.clear()

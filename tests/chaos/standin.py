@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import ray
+from ray import exceptions
 
 from promptmill.actors.flow import ray_pools
-from promptmill.jobs.running import run as running
-from promptmill.pipelines.scoring.finishing import Onward, finish
-from promptmill.pipelines.work.errors import MISFIT, FatalError
+from promptmill.pipelines.scoring.durable_passes import finish_durably
+from promptmill.pipelines.scoring.finishing import Onward
+from promptmill.pipelines.work.errors import MisfitError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Unit, candidate_seed
 from promptmill.shards.parts import part_name, write_part
 from promptmill.shards.storage import staying
-from promptmill.shards.tables import slice_form
 
 
 @dataclass(frozen=True)
@@ -137,27 +137,27 @@ def poison(prompt: str, cured: bool, candidates: Collection[int] = ()) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if word == "hang":
         time.sleep(3600)
+    if word == "host-memory":
+        raise exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")  # as Ray says it
     if word == "memory":
-        raise FatalError(f"{MISFIT} 8; set model.batch lower")
+        raise MisfitError.of(8)
 
 
 def install(chaos: Chaos) -> None:
     """Put the stand-ins in the places of the actors, in this driver and in the workers that it starts."""
 
-    @ray.remote(max_restarts=0)
     class Generator:
         def __init__(self, recipe):
-            self._job_seed = recipe.facts.config.seed
+            self._job_seed = recipe.config.seed
 
         def load(self):
             return {"cpu": _node() if chaos.kinds else "stand-in"}
 
-        @ray.method(num_returns=2)
         def render(self, unit: Unit):
             chaos.note("rendered", f"{unit.name} {len(unit.requests)} {os.getpid()} {_node()}")
             time.sleep(chaos.seconds)
             asked = tuple(unit.next_pass())
-            return None, Rendered(tuple(self._outcome(*one) for one in asked), {"denoise": chaos.seconds})
+            return Rendered(tuple(self._outcome(*one) for one in asked), {"denoise": chaos.seconds})
 
         def _outcome(self, placed, indices) -> Outcome:
             request = placed.request
@@ -168,39 +168,35 @@ def install(chaos: Chaos) -> None:
             made = (Candidate(i, seeds[i], paint(noise[i], request.height, request.width), request.steps) for i in indices)
             return Outcome(placed.row, tuple(made))
 
-    @ray.remote(max_restarts=0)
     class Scorer:
         def __init__(self, recipe):
-            self._output, self._facts, self._form, self._fingerprint = recipe.output, recipe.facts, recipe.form, recipe.fingerprint
+            self._recipe = recipe
 
         def load(self):
             chaos.arm("scorer")
             return {"cpu": _node() if chaos.kinds else "stand-in"}
 
-        @ray.method(num_returns=2)
-        def finish(self, unit: Unit, rendered: Rendered, earlier=()):
+        def finish(self, unit: Unit, rendered: Rendered, earlier=tuple):
             from promptmill.actors.receipts import Receipt
 
-            finished = finish(unit, rendered, Clip(), self._facts, lambda: ray.get([*earlier]))
+            finished = finish_durably(unit, rendered, Clip(), self._recipe, earlier)
             if isinstance(finished, Onward):
-                return finished.course, finished.waiting
-            form = slice_form(self._form) if unit.span else self._form
-            with staying(self._output):
-                size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
+                return finished
+            recipe, name = self._recipe, part_name(unit.name)
+            with staying(recipe.output):
+                size = write_part(recipe.output, name, finished.rows, recipe.form_of(unit), recipe.fingerprint)
             receipt = Receipt.of(unit, finished.rows, finished.scores, finished.seconds)
-            return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size), None
+            return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size)
 
-    real, real_join = running.assemble_shard._function, running.join_unit._function
+    real, real_join = ray_pools.assemble_shard, ray_pools.join_unit
 
-    @ray.remote(max_retries=3, scheduling_strategy="SPREAD")
-    def assemble_shard(arguments, others=()):
+    def assemble_shard(*arguments):
         chaos.arm("assembler")
-        return real(arguments, others)
+        return real(*arguments)
 
-    @ray.remote(max_retries=3, scheduling_strategy="SPREAD")
     def join_unit(*arguments):
         chaos.arm("joiner")
         return real_join(*arguments)
 
     ray_pools.Generator, ray_pools.Scorer = Generator, Scorer
-    running.assemble_shard, running.join_unit = assemble_shard, join_unit
+    ray_pools.assemble_shard, ray_pools.join_unit = assemble_shard, join_unit
