@@ -18,6 +18,7 @@ class _NoData(io.RawIOBase):
 
     def __init__(self) -> None:
         self._at = 0
+        self._raised: list[_AskedError] = []
 
     def readable(self) -> bool:
         return True
@@ -33,7 +34,14 @@ class _NoData(io.RawIOBase):
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        raise _AskedError
+        error = _AskedError()
+        self._raised.append(error)
+        raise error
+
+    def forget(self) -> None:
+        """Free what the errors hold: Arrow keeps them, and they the frames of all callers with all that lies in these."""
+        for error in self._raised:
+            error.__traceback__ = error.__context__ = None
 
 
 def check_chunks(metadata: pq.FileMetaData) -> None:
@@ -44,8 +52,12 @@ def check_chunks(metadata: pq.FileMetaData) -> None:
     Raises:
         OSError, pyarrow.ArrowException: A chunk contradicts the schema or itself.
     """
-    with pa.PythonFile(_NoData(), mode="r") as nothing:
+    data = _NoData()
+    with pa.PythonFile(data, mode="r") as nothing:
         # Arrow works out where each chunk lies before it asks for the data of the first, since it buffers ahead.
         file = pq.ParquetFile(nothing, metadata=metadata, pre_buffer=True)
-        with suppress(_AskedError):
-            next(file.iter_batches(row_groups=range(metadata.num_row_groups)), None)
+        try:
+            with suppress(_AskedError):
+                next(file.iter_batches(row_groups=range(metadata.num_row_groups)), None)
+        finally:
+            data.forget()

@@ -77,7 +77,7 @@ def _read(content: bytes, columns: Sequence[str] | None, use_threads: bool, cell
                     _at_most(taken, most)
                     read = read.cast(tables[0].schema)
                 tables.append(read)
-        table = pa.concat_tables(tables)
+        table = pa.concat_tables(tables[1:] or tables)
     finally:
         file.close()
     table.validate(full=True)
