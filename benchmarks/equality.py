@@ -91,7 +91,9 @@ def main(only: str | None, write: Path) -> None:
     click.echo(verdict)
     if not only:
         version = torch.__version__
-        how = f"`python -m benchmarks.equality`: batch {BATCH}, {STEPS} steps, one thread, torch {version}."
+        says = "This table says in which cases the slot engine makes the pixels of plain diffusers, bit for bit."
+        how = f"made\nthe table, at batch {BATCH}, with {STEPS} steps, one thread and torch {version}."
+        how = f"{says} `python -m benchmarks.equality` {how}"
         write.write_text("\n".join(["# The engine against diffusers, bit for bit", "", how, "", verdict, "", *lines]) + "\n")
     if wrong:
         sys.exit(1)

@@ -72,17 +72,18 @@ def versions(python: Path) -> str:
 PAGE = """\
 # open_clip's trainer on the shards
 
-Written by `python -m benchmarks.trainer`: {versions}, on processors, model `{model}` from nothing.
-In the dataset's folder, this
+open_clip's trainer reads promptmill's shards as they are. `python -m benchmarks.trainer` wrote this page, with {versions}, on
+processors, with the model `{model}` from nothing.
+In the dataset's folder the command
 
     python {command}
 
-says, where it comes to its steps:
+prints these lines when it comes to its steps:
 
 {steps}
 
 Nothing was converted: the trainer takes `png`, `jpg` and `webp` for the image and `txt` for the caption, which is what the tars
-hold. It needs `open_clip_torch[training]`, which wants webdataset 0.2.86 or older. The machine had other work, too.
+hold. The trainer needs `open_clip_torch[training]`, which asks for webdataset 0.2.86 or older. The machine had other work, too.
 """
 
 
