@@ -1,9 +1,9 @@
-"""Takes rows of our own output as input, so that a dataset can be rendered again or refined."""
+"""Turns rows of promptmill's own output into input rows, so that a dataset can be rendered again or refined."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-# What promptmill adds to the rows of its own output, and what cannot hold for a second pass.
+# Columns that promptmill adds to its own output, and columns that cannot hold for a second pass.
 ADDED_COLUMNS = frozenset(
     """
     key id candidate_index rank selected status error error_message unet_evaluations batch_shape kernels model revision dtype
@@ -14,19 +14,19 @@ ADDED_COLUMNS = frozenset(
 
 
 def is_output(columns: Collection[str]) -> bool:
-    """Whether rows with these columns are promptmill's own."""
+    """Return whether rows with these columns are promptmill's own output."""
     return {"key", "candidate_index", "selected", "pixel_sha256"} <= set(columns)
 
 
 def added(columns: Sequence[str]) -> set[str]:
-    """Of our own output's columns, in their order, those that are not for a second pass."""
+    """Return the columns of promptmill's own output that a second pass drops; `columns` are all columns in their order."""
     # Between these two stand the scores and reasons that a config declared, under its own names.
     declared = columns[columns.index("clip_score") : columns.index("sha256")] if {"clip_score", "sha256"} <= set(columns) else ()
     return {*ADDED_COLUMNS, *declared}
 
 
 def as_input(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of our own output as a request: its key becomes its id, its candidate's seed the row's."""
+    """Return a row of promptmill's own output as a request: the key becomes the id, the candidate's seed becomes the row's."""
     dropped = added(list(values))
     kept = {name: value for name, value in values.items() if name not in dropped}
     controls = [

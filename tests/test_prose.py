@@ -14,7 +14,6 @@ TO_DO: tuple[str, ...] = (
     "actors",
     "configs",
     "jobs",
-    "manifests",
     "pipelines",
     "shards",
 )
@@ -22,8 +21,9 @@ TO_DO: tuple[str, ...] = (
 # Imperatives that may begin a docstring. Add the verb that says what the code does; a noun does not belong here.
 VERBS = frozenset(
     """
-    build check compare compute convert define describe draw encode give hold list load make measure pair read record render repaint
-    report return seed train walk write yield
+    bring buffer build carry check compare compute connect convert define describe draw encode fetch find give hold list load make
+    measure open pair put raise read recognise record refuse render repaint report return seed take train turn validate walk write
+    yield
     """.split()  # noqa: SIM905 (a line a word says no more)
 )
 PRONOUNS = frozenset("it its this that they them their these those what whatever which whose he she".split())  # noqa: SIM905
