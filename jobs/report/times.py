@@ -1,4 +1,4 @@
-"""The times of a dataset's runs, from stats/: seconds by stage, units, hosts, and when each run began."""
+"""Reads the times of a dataset's runs from stats/: seconds by stage, units, hosts, and when each run began."""
 
 import datetime
 from collections import Counter, defaultdict
@@ -19,13 +19,13 @@ LONGEST_S = 1e9  # that a stage of a unit may take, in seconds
 
 @dataclass(frozen=True)
 class Times:
-    """What stats/ says.
+    """Holds the numbers of stats/.
 
     Attributes:
         stages: Seconds in actors, by stage, the longest first.
-        units: That were looked at; `files` of `all_files`.
+        units: Units that were looked at; `files` of `all_files`.
         hosts: Units finished, by host.
-        runs: When each began, UTC, to the second; those that left any stats.
+        runs: When each run that left any stats began, UTC, to the second.
         problems: What could not be read, a line each.
     """
 
@@ -39,7 +39,7 @@ class Times:
 
 
 def read_times(output: str) -> Times:
-    """The times of all runs on an output."""
+    """Read the times of all runs on an output."""
     found = [name for name in names(join(output, "stats")) if name.endswith(".jsonl")]
     some = spread(found, MOST_FILES)
     stages: defaultdict[str, float] = defaultdict(float)
