@@ -1,11 +1,10 @@
-"""The tasks that make a unit's part of those of its slices, and a shard of its parts, and commit it."""
+"""The work that makes a unit's part of those of its slices, and a shard of its parts, and commit it."""
 
 import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from promptmill.actors.receipts import Receipt
 from promptmill.pipelines.work.joined_slices import join_slices
@@ -19,7 +18,6 @@ from promptmill.shards.storage import delete, join, staying
 from promptmill.shards.tables import slice_form
 
 
-@ray.remote(max_retries=3, scheduling_strategy="SPREAD")
 def assemble_shard(arguments: dict[str, Any], others: Sequence[str] = ()) -> CommitRecord:
     """`shards.assembly.assemble` with these arguments, then what it replaces goes. Doing it again publishes the same bytes.
 
@@ -47,7 +45,6 @@ def assemble_shard(arguments: dict[str, Any], others: Sequence[str] = ()) -> Com
     return record
 
 
-@ray.remote(max_retries=3, scheduling_strategy="SPREAD")
 def join_unit(
     output: str, unit: Unit, slices: Sequence[Unit], fresh: Collection[str], facts: Facts, form: pa.Schema, fingerprint: str
 ) -> Receipt:

@@ -1,8 +1,6 @@
-"""The actor that renders: it holds a diffusion model and calls down."""
+"""The worker that renders: a generator holds a diffusion model and calls down."""
 
 from typing import TYPE_CHECKING
-
-import ray
 
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
@@ -11,9 +9,11 @@ if TYPE_CHECKING:
     from promptmill.pipelines.work.results import Rendered
 
 
-@ray.remote(max_restarts=0)
 class Generator:
-    """Renders units; those handed in at the same time share the batch, so that the end of one does not empty it."""
+    """Renders units; those handed in at the same time share the batch, so that the end of one does not empty it.
+
+    A plain class: `flow.ray_pools` makes it an actor of Ray, `flow.in_process_pools` calls it from threads.
+    """
 
     def __init__(self, recipe: Recipe):
         self._config, self._roots = recipe.facts.config, recipe.roots
@@ -31,7 +31,11 @@ class Generator:
         self._engine: Engine = Engine(self._config.model, self._config.seed, self._roots)
         return hardware_kind(self._config.model.threads)
 
-    @ray.method(num_returns=2)
-    def render(self, unit: Unit) -> tuple[None, "Rendered"]:
-        """Two results: the first says that it is done, the second stays where it is until a scorer takes it."""
-        return None, self._engine.render(unit)
+    def render(self, unit: Unit) -> "Rendered":
+        """Render a unit, or what is next on its course; see `Engine.render`."""
+        return self._engine.render(unit)
+
+    def close(self) -> None:
+        """Stop after the step under way and give the model's memory back; units in flight raise FatalError."""
+        self._engine.close()
+        del self._engine

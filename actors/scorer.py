@@ -1,15 +1,12 @@
-"""The actor that scores, ranks, encodes and makes a unit durable: it holds the models that score and calls down."""
+"""The worker that scores, ranks, encodes and makes a unit durable: a scorer holds the models that score and calls down."""
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import ray
-
 from promptmill.actors.receipts import Receipt
-from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
 from promptmill.shards.parts import part_name, write_part
@@ -17,14 +14,13 @@ from promptmill.shards.storage import StorageError, join, names, staying
 from promptmill.shards.tables import slice_form
 
 if TYPE_CHECKING:
-    from promptmill.pipelines.scoring.finishing import Waiting
+    from promptmill.pipelines.scoring.finishing import Onward, Waiting
     from promptmill.pipelines.scoring.scorers import Scorers
     from promptmill.pipelines.work.results import Rendered
 
 
-@ray.remote(max_restarts=0)
 class Scorer:
-    """Finishes units, one after another."""
+    """Finishes units, one after another. A plain class, as `Generator` is."""
 
     def __init__(self, recipe: Recipe):
         self._output, self._facts, self._form, self._fingerprint = recipe.output, recipe.facts, recipe.form, recipe.fingerprint
@@ -47,31 +43,32 @@ class Scorer:
         self._scorers: Scorers = load_scorers(self._facts.config.ranking, device_here(), threads=1)
         return hardware_kind(self._facts.config.model.threads)
 
-    @ray.method(num_returns=2)
-    def finish(
-        self, unit: Unit, rendered: "Rendered", earlier: Sequence["ray.ObjectRef[Waiting]"] = ()
-    ) -> tuple[Receipt | Course, "Waiting | None"]:
+    def finish(self, unit: Unit, rendered: "Rendered", earlier: "Callable[[], Sequence[Waiting]]" = tuple) -> "Receipt | Onward":
         """Score, rank, encode, and write the part. Doing it again writes the same bytes under the same name.
 
         Args:
-            earlier: References to the second results of the passes before. They are fetched only once the unit is at its end.
+            unit: As its latest pass made it.
+            rendered: What that pass made.
+            earlier: Called once the unit is at its end: what its passes before have left for it.
 
         Returns:
-            The receipt and None; or, of a unit that has to pass again, what course it goes on with, and what of this pass its end
-            needs, which stays where it is. Then nothing is written.
+            The receipt; or, of a unit that has to pass again, how it goes on. Then only a durable pass is written.
 
         Raises:
             StorageError: The part cannot be written, which is no fault of the unit.
+            PartError: What an earlier pass left is broken or gone.
         """
-        from promptmill.pipelines.scoring.finishing import Onward, finish
+        from promptmill.pipelines.scoring.durable_passes import finish_durably
+        from promptmill.pipelines.scoring.finishing import Onward
 
-        finished = finish(unit, rendered, self._scorers, self._facts, lambda: ray.get([*earlier]))
+        where = self._output, self._form, self._fingerprint
+        finished = finish_durably(unit, rendered, self._scorers, self._facts, earlier, *where)
         if isinstance(finished, Onward):
-            return finished.course, finished.waiting
+            return finished
         started = time.monotonic()
         form = slice_form(self._form) if unit.span else self._form
         with staying(self._output):
             size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
         seconds = {**finished.seconds, "write": time.monotonic() - started}
         receipt = Receipt.of(unit, finished.rows, finished.scores, seconds)
-        return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size), None
+        return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size)

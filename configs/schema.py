@@ -176,13 +176,19 @@ class Elastic(Strict):
 class Runtime(Strict):
     """Where and how the job runs, and what is refused before it does."""
 
+    workers: Literal["ray", "here"] = Field(
+        "ray", description="Actors of Ray, or one generator and one scorer in this process, which starts faster and needs no Ray."
+    )
     address: str | None = Field(None, description="The Ray cluster; this machine by itself where it is not given.")
     generators: Annotated[
         Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], Tag(A_NUMBER)] | Annotated[Elastic, Tag(AN_OBJECT)],
         Discriminator(lambda value: AN_OBJECT if isinstance(value, dict | Elastic) else A_NUMBER),
     ] = Field("auto", description="How many actors render; {min: …, max: …} lets them come and go with the cluster's nodes.")
     metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="Where a run without address offers its metrics; Ray picks a port where it is not given."
+        None,
+        ge=1,
+        le=65535,
+        description="Where a run without address offers Ray's metrics (`workers: here` has none); Ray picks one where not given.",
     )
     scorers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     generator_gpus: float = Field(0.75, gt=0, le=16, description="The rest of each card is for scorers.")
@@ -199,6 +205,16 @@ class Runtime(Strict):
         None, description="The run stops, to be resumed, once more candidates have failed: a number, or a share as 5%."
     )
     mixed_hardware: bool = False
+
+    @model_validator(mode="after")
+    def _alone_here(self) -> "Runtime":
+        if self.workers == "here":
+            several = [name for name in ("generators", "scorers") if getattr(self, name) not in ("auto", 1)]
+            wrong = [name for name in ("address", "metrics_port") if getattr(self, name) is not None] + several
+            if wrong:
+                why = "one generator and one scorer in this process, without Ray and its metrics"
+                raise ValueError(f"workers: here is {why}; take {' and '.join(wrong)} away, or set workers: ray")
+        return self
 
     @field_validator("max_failed", mode="before")
     @classmethod

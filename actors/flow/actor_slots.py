@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 DEADLINE = "past its deadline of"
+HANDS = 2  # units in flight on a generator, so that it never waits for the driver
 PATIENCE = 3  # times a unit may die alone, and times in a row an actor may fail to start
 
 
@@ -28,6 +29,10 @@ class LostError(Exception):
 
 class GoneError(Exception):
     """The actor died before the turn came. Another may never come, so that whoever has the turn must not wait for it with work."""
+
+
+class StepBackError(Exception):
+    """A generator that came up where it is of no use, beside others that are: its lane tries again later."""
 
 
 class StartError(Exception):

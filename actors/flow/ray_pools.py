@@ -1,34 +1,85 @@
 """Makes the pools of Ray actors that lanes call, and tells the death of an actor from an error in its work."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ray
 from ray import exceptions
 
-from promptmill.actors.flow.actor_slots import AbortError, DiedError, LostError, Pool, StartError
+from promptmill.actors.assembler import assemble_shard, join_unit
+from promptmill.actors.flow.actor_slots import HANDS, AbortError, DiedError, LostError, Pool, StartError, StepBackError
 from promptmill.actors.flow.lanes import Again
 from promptmill.actors.flow.placement import Room, Seat
+from promptmill.actors.flow.workers import Loaded, Workers
 from promptmill.actors.generator import Generator
 from promptmill.actors.local_ray.memory_limits import REMEDY, KernelKills, memory_limit
 from promptmill.actors.local_ray.watch import ended_for_memory
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.scorer import Scorer
+from promptmill.pipelines.scoring.finishing import Onward
 from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError, ModelError
 from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
+from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError
 
 STEP_BACK_S = 60.0
 NODE_GONE_S = 1.0
-HANDS = 2  # units in flight on a generator, so that it never waits for the driver
 
 
-class StepBackError(Exception):
-    """A generator that came up where it is of no use, beside others that are: its lane tries again later."""
+def ray_workers(recipe: Recipe, sizes: Sizes, generator_loaded: Loaded, scorer_loaded: Loaded) -> Workers:
+    """Return the workers of a run on the Ray cluster that this process is connected to.
+
+    Args:
+        generator_loaded, scorer_loaded: As `generators` has them.
+    """
+    # Fixed pools have room for all of them; where they may grow, so do these.
+    room = Room(feeding=sizes.generators // sizes.scorers)
+    spread = ray.remote(max_retries=3, scheduling_strategy="SPREAD", num_cpus=sizes.task_cpus)
+    assembling, joining = spread(assemble_shard), spread(join_unit)
+    return Workers(
+        generators(recipe, sizes, room, generator_loaded),
+        scorers(recipe, sizes, room, scorer_loaded),
+        assembling.remote,
+        joining.remote,
+    )
+
+
+def _generator(kind: Any) -> Any:
+    """Return Ray's actor class of a kind of generator. Processes are titled by its name: ray::Generator."""
+
+    class OnRay(kind):
+        @ray.method(num_returns=2)
+        def render(self, unit: Unit) -> tuple[None, Any]:
+            """Two results: the first says that it is done, the second stays where it is until a scorer takes it."""
+            return None, super().render(unit)
+
+    return _remote(OnRay, kind)
+
+
+def _scorer(kind: Any) -> Any:
+    """Return Ray's actor class of a kind of scorer, whose `finish` has two results.
+
+    They are the receipt and None; or, of a unit that has to pass again, what course it goes on with, and what of this pass its end
+    needs, which stays where it is. `earlier` are references to the second results of passes before: they are fetched at the
+    unit's end only.
+    """
+
+    class OnRay(kind):
+        @ray.method(num_returns=2)
+        def finish(self, unit: Unit, rendered: Any, earlier: Sequence[Any] = ()) -> tuple[Any, Any]:
+            said = super().finish(unit, rendered, lambda: ray.get([*earlier]))
+            return (said.course, said.waiting) if isinstance(said, Onward) else (said, None)
+
+    return _remote(OnRay, kind)
+
+
+def _remote(made: type, kind: type) -> Any:
+    made.__name__, made.__qualname__ = kind.__name__, kind.__name__
+    return ray.remote(max_restarts=0)(made)
 
 
 class RayActor:
@@ -68,7 +119,7 @@ class RayActor:
             if isinstance(cause, FatalError):
                 # The process lives, but must not go on: its lane replaces it as if it had died.
                 raise DiedError(_reason(cause), as_a_whole=str(cause).startswith(MISFIT)) from None
-            if isinstance(cause, StorageError):
+            if isinstance(cause, (StorageError, PartError)):
                 raise AbortError(str(cause)) from None  # no fact about this unit: the next one would fare no better
             raise cause from None
 
@@ -112,9 +163,9 @@ async def _finish(handle: Any, unit: Unit, rendered: Any, earlier: tuple[Any, ..
     answer, waiting = handle.finish.remote(unit, rendered, [*earlier])
     said = await answer
     if isinstance(said, Course):
-        # Of drafts nothing is needed any more but their scores; what was rendered in full waits for the unit's end.
-        in_full = unit.course is not None and unit.course.in_full
-        return Again(replace(unit, course=said), waiting if in_full else None)
+        # Of drafts nothing is needed any more but their scores; what is in full waits for the unit's end, unless a part has it.
+        waits = unit.course is not None and unit.course.in_full and said.durable is None
+        return Again(replace(unit, course=said), waiting if waits else None)
     return said
 
 
@@ -167,7 +218,7 @@ async def _wherever(start: Callable[[], Awaitable[RayActor]]) -> RayActor:
             await asyncio.sleep(NODE_GONE_S)
 
 
-def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[str, str]], None]) -> Pool:
+def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
     """The pool of generators; `loaded` is told the kind of hardware of each as it comes up, and may refuse it.
 
     Where it raises StepBackError, the actor goes and its lane waits; anything else that it raises ends the run.
@@ -175,7 +226,7 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[
     config = recipe.facts.config
     kills = _kills_here(recipe)
     options = {"num_cpus": sizes.generator_cpus, "num_gpus": sizes.generator_gpus, "max_concurrency": HANDS}
-    kind: Any = Generator
+    kind = _generator(Generator)
 
     async def start() -> RayActor:
         await room.before_generator()
@@ -197,12 +248,12 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[
     return Pool(lambda: _wherever(start), sizes.generators, HANDS, config.runtime.unit_deadline_s)
 
 
-def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Callable[[dict[str, str]], None]) -> Pool:
+def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
     """The pool of CLIP actors; `loaded` as for generators."""
     options = {"num_cpus": sizes.scorer_cpus, "num_gpus": sizes.scorer_gpus}
     deadline = recipe.facts.config.runtime.unit_deadline_s
     kills = _kills_here(recipe)
-    kind: Any = Scorer
+    kind = _scorer(Scorer)
 
     async def start() -> RayActor:
         await room.before_scorer()

@@ -12,6 +12,7 @@ from ray.job_config import JobConfig
 
 from promptmill.actors.local_ray import import_path
 from promptmill.actors.local_ray.memory_limits import memory_limit
+from promptmill.actors.local_ray.processes import few_processes
 from promptmill.actors.local_ray.sockets_folder import ray_folder
 from promptmill.actors.local_ray.surroundings import OOM_RETRIES, on_loopback, tight
 from promptmill.actors.local_ray.watch import unsaid
@@ -62,9 +63,11 @@ def cluster(address: str | None, quiet: bool = True, metrics_port: int | None = 
         os.environ.setdefault(OOM_RETRIES, str(TASK_TRIES))
         try:
             with ExitStack() as prepared:
-                options |= prepared.enter_context(on_loopback()) if here else {}
-                for line in tight(memory_limit()) if here else ():
-                    echo(line, err=True)
+                if here:
+                    options |= prepared.enter_context(on_loopback())
+                    for line in tight(memory_limit()):
+                        echo(line, err=True)
+                    prepared.enter_context(few_processes(logs=not quiet))
                 if quiet:
                     prepared.enter_context(unsaid())
                 ray.init(address or "local", log_to_driver=not quiet, logging_level=logging.ERROR, **options)

@@ -1,11 +1,13 @@
 """How a command ends: its exit status, and the one line a person gets when something is wrong."""
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from promptmill.actors.flow.actor_slots import AbortError
+from promptmill.actors.flow.in_process_pools import still_at_work
 from promptmill.actors.pool_sizes import ClusterError, ResourcesError
 from promptmill.configs.errors import ConfigError
 from promptmill.configs.printing import echo
@@ -20,6 +22,21 @@ from promptmill.shards.parts import PartError
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """What a user can cause ends in its line or lines and its exit status; anything else is a bug and keeps its traceback."""
+    try:
+        with _one_line():
+            yield
+    except SystemExit as leaving:
+        if still_at_work():
+            # Threads that compute cannot be ended, and torch aborts a process that ends around them: what is done is durable.
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(leaving.code if isinstance(leaving.code, int) else FAILED)
+        raise
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:

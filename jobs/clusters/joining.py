@@ -15,7 +15,9 @@ def joined_if_named(config: Config, output: str) -> AbstractContextManager[None]
 
 
 def ready(config: Config, output: str) -> AbstractContextManager[None]:
-    """Return the cluster to render on, started or joined, as `node_checks.joined`."""
+    """Return the cluster to render on, started or joined, as `node_checks.joined`; nothing where workers are in this process."""
+    if config.runtime.workers == "here":
+        return nullcontext()
     # Ray takes a second to import, which only a cluster is worth.
     from promptmill.jobs.clusters.node_checks import joined
 

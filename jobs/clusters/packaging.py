@@ -49,6 +49,8 @@ def pack(config: Config, output: str, folder: Path) -> list[str]:
         PlanError: One line for each path that will not be there, or the whole is too large.
     """
     problems = [*_unreachable_output(output), *_unreachable_weights(config)]
+    if config.runtime.workers == "here":
+        problems.append("runtime.workers: here: a job that is submitted has its workers on the cluster; set ray")
     shipped, left = list[str](), list[str]()
     for pattern in [config.manifest] if isinstance(config.manifest, str) else config.manifest:
         try:

@@ -4,23 +4,17 @@ import asyncio
 import contextlib
 import itertools
 import json
-import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
-from promptmill.actors.assembler import assemble_shard, join_unit
-from promptmill.actors.flow.actor_slots import DEADLINE, PATIENCE, AbortError, StartError
+from promptmill.actors.flow.actor_slots import DEADLINE, PATIENCE, AbortError, StartError, StepBackError
 from promptmill.actors.flow.events import Both, Guard, Guarded, Listener
 from promptmill.actors.flow.lanes import Lanes
-from promptmill.actors.flow.placement import Room
-from promptmill.actors.flow.ray_pools import StepBackError, generators, scorers
-from promptmill.actors.local_ray.cluster import cluster
+from promptmill.actors.flow.workers import Workers
 from promptmill.actors.local_ray.memory_limits import REMEDY
-from promptmill.actors.local_ray.watch import RayWatch, one_line_of_ray
-from promptmill.actors.pool_sizes import ClusterError, Sizes, size_pools
 from promptmill.actors.receipts import Receipt
 from promptmill.jobs.planning.accepted_changes import to_rerender
 from promptmill.jobs.planning.plan import (
@@ -35,10 +29,12 @@ from promptmill.jobs.planning.plan import (
 )
 from promptmill.jobs.running.failure_budget import FailureBudget
 from promptmill.jobs.running.finishing import check_there, finish
-from promptmill.jobs.running.metrics import Metrics
 from promptmill.jobs.running.open_shard import Open, units_of
 from promptmill.jobs.running.repair_note import REPAIR_NOTE, remembered
+from promptmill.jobs.running.sites import Site, site_of
 from promptmill.jobs.running.stats import Stats
+from promptmill.jobs.running.stopping import Stop
+from promptmill.pipelines.scoring.durable_passes import resumed
 from promptmill.pipelines.work.errors import MEMORY, MISFIT
 from promptmill.pipelines.work.metadata_rows import Facts, failed_unit
 from promptmill.pipelines.work.recipe import Recipe
@@ -55,7 +51,6 @@ from promptmill.shards.tables import slice_form
 ASSEMBLING = 2  # shards at a time
 MOST_WAITING = 16  # rendered units that wait for a scorer: they are lost with the driver, and take memory
 UNFIT_S = 180.0  # that a run waits for a node of the right kind of hardware, where there are several nodes
-ONE_REQUEST_S = 1.0  # within which a second SIGTERM is the first one again
 
 
 class StoppedError(Exception):
@@ -75,6 +70,7 @@ class Run:
         generations: By shard, what those that are not committed are committed as, where that is not 0.
         only: Of those that are not committed, which are rendered; None for all.
         lease: Says whether somebody else has taken the output over.
+        stop: Through which the user asks to stop.
         settled, misfits: Units so far; those of them that did not fit into memory.
         fitting: Whether a worker has come up on the plan's kind of hardware.
         nodes: Of the cluster, as the run began.
@@ -90,8 +86,9 @@ class Run:
     generations: Mapping[int, int] = field(default_factory=dict)
     only: Collection[int] | None = None
     lease: Lease | None = None
+    stop: Stop = field(default_factory=Stop)
     open: dict[int, Open] = field(default_factory=dict)
-    sizes: Sizes | None = None
+    workers: Workers | None = None
     stopped: bool = False
     settled: int = 0
     misfits: int = 0
@@ -110,9 +107,7 @@ class Run:
         self._unfit_since: float | None = None
         self._turns = asyncio.Semaphore(ASSEMBLING)
         self.stats = Stats(self.output)
-        self.watch = RayWatch(self.stats.flush)
-        self.metrics = Metrics(self.output, self.plan.counts.candidates)
-        self.told = Both(Guarded(self.listener, "showing how the run goes"), Guarded(self.metrics, "recording metrics"))
+        self.told: Listener = Guarded(self.listener, "showing how the run goes")
         # A repair makes what was there, failures too.
         allowed = config.runtime.max_failed if self.only is None else None
         there = (record for shard, record in self.records.items() if shard not in self.again)
@@ -120,7 +115,7 @@ class Run:
         wanted = range(self.plan.shards) if self.only is None else self.only
         self.left = {number for number in wanted if number not in self.records} | set(self.again)
 
-    async def render(self, nodes: list[dict[str, float]]) -> None:
+    async def render(self, site: Site) -> None:
         """Render what is left, and commit every shard.
 
         Raises:
@@ -128,28 +123,29 @@ class Run:
             StoppedError: The user asked to stop, and what was in flight is durable.
             AbortError: More candidates have failed than `runtime.max_failed`, and what was in flight is durable.
         """
-        config, self.nodes = self.plan.config, len(nodes)
-        self.sizes = sizes = size_pools(nodes, config.runtime, config.model.threads)
-        self.told.ready(sizes)
-        # Fixed pools have room for all of them; where they may grow, so do these.
-        room = Room(feeding=sizes.generators // sizes.scorers)
-        rendering = generators(self.recipe, sizes, room, self.generator_loaded)
-        scoring = scorers(self.recipe, sizes, room, self.check_hardware)
+        self.nodes = site.nodes
+        if site.listener is not None:
+            self.told = Both(self.told, site.listener)
+        self.told.ready(site.sizes)
+        self.workers = workers = site.workers(self.recipe, self.generator_loaded, self.check_hardware)
         # Shards whose parts are all there are assembled at once; where nothing is left to render, no model is loaded for them.
         units = self.units()
         first = next(units, None)
         lanes = Lanes(
             itertools.chain([] if first is None else [first], units),
-            self.metrics.watched(rendering, "generators"),
-            self.metrics.watched(scoring, "scorers"),
+            workers.generators,
+            workers.scorers,
             self.convict,
             lambda unit: self.open[unit.shard].split(unit),
-            waiting=min(2 * sizes.scorers + 2, MOST_WAITING),
+            waiting=min(2 * site.sizes.scorers + 2, MOST_WAITING),
         )
-        with self.stop_on_interrupt(lanes), self.stop_without_lease(), self.stop_without_ray(), self.metrics.showing():
-            if first is not None:
-                await self.settle_all(lanes)
-            await asyncio.gather(*self._assembling)
+        try:
+            with self.stop_on_request(lanes), self.stop_without_lease(), self.stop_with(site):
+                if first is not None:
+                    await self.settle_all(lanes)
+                await asyncio.gather(*self._assembling)
+        finally:
+            workers.close()
         if self._broken:
             raise self._broken
         if self.budget.spent and self.left:
@@ -171,7 +167,8 @@ class Run:
             self.open[number] = shard
             if not units:
                 self.assemble(number)
-            yield from units
+            for unit in units:
+                yield resumed(unit, self.parts, self.output, self.facts, self.form, self.plan.fingerprint)
 
     def opened(self, number: int) -> Open:
         before = self.records.get(number)
@@ -233,12 +230,12 @@ class Run:
             self._broken = self._broken or error
 
     async def _assemble(self, shard: Open) -> None:
-        assert self.sizes is not None
+        assert self.workers is not None
         async with self._turns:
             for unit, slices in shard.joins.values():
                 fresh = [one.name for one in slices if part_name(one.name) not in self.parts]
                 told = self.output, unit, slices, fresh, self.facts, self.form, self.plan.fingerprint
-                await self._note(await join_unit.options(num_cpus=self.sizes.task_cpus).remote(*told))
+                await self._note(await self.workers.join(*told))
             # Read again: shards that wait for their turn, many at a resume, would fill the memory with theirs.
             plan = await asyncio.to_thread(read_shard, self.output, shard.shard, self.plan)
             arguments = {
@@ -255,11 +252,18 @@ class Run:
                 "before": shard.before,
                 "again": shard.again,
             }
-            others = sorted(part_name(name) for name in shard.others)
-            record = await assemble_shard.options(num_cpus=self.sizes.task_cpus).remote(arguments, others)
+            others = sorted({part_name(name) for name in shard.others} | await self._left_by_passes(shard))
+            record = await self.workers.assemble(arguments, others)
         self.records[shard.shard] = record
         self.left.discard(shard.shard)
         self.told.shard(record)
+
+    async def _left_by_passes(self, shard: Open) -> set[str]:
+        """Return the names of what passes of a shard's units have left, in whatever generation and run."""
+        if not shard.passing:
+            return set()
+        there = await asyncio.to_thread(names, join(self.output, "parts"))
+        return {name for name in there if name.startswith(tuple(shard.passing))}
 
     def generator_loaded(self, kind: dict[str, str]) -> None:
         self.check_hardware(kind)
@@ -308,37 +312,29 @@ class Run:
             lease.on_lost = None
 
     @contextlib.contextmanager
-    def stop_without_ray(self) -> Iterator[None]:
-        """Stop at once when a process of this machine's own Ray has died, which Ray says late or never."""
+    def stop_with(self, site: Site) -> Iterator[None]:
+        """Stop at once when the place where the workers are has gone."""
         loop, work = asyncio.get_running_loop(), asyncio.current_task()
         assert work is not None
 
-        def died(line: str) -> None:
-            self._broken = ClusterError(line)
+        def gone(error: Exception) -> None:
+            self._broken = error
             work.cancel()
 
-        def tell(line: str) -> None:
+        def tell(error: Exception) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(died, line)
+                loop.call_soon_threadsafe(gone, error)
 
-        self.watch.on_death = tell
-        with self.watch.looking():
+        with site.watched(tell):
             yield
 
     @contextlib.contextmanager
-    def stop_on_interrupt(self, lanes: Lanes) -> Iterator[None]:
-        """Finish what is in flight at the first Ctrl-C or SIGTERM, and stop at once at the second."""
-        loop, work = asyncio.get_running_loop(), asyncio.current_task()
+    def stop_on_request(self, lanes: Lanes) -> Iterator[None]:
+        """Finish what is in flight at the first request to stop, and stop at once at the second."""
+        work = asyncio.current_task()
         assert work is not None
-        asked = [-ONE_REQUEST_S]
 
-        def terminated() -> None:
-            # `timeout` and other supervisors signal a process and then its group: one request, which arrives twice.
-            before, asked[0] = asked[0], time.monotonic()
-            if asked[0] - before >= ONE_REQUEST_S:
-                interrupted()
-
-        def interrupted() -> None:
+        def asked() -> None:
             if self.stopped:
                 work.cancel()
                 return
@@ -347,18 +343,10 @@ class Run:
             lanes.stop()
 
         try:
-            loop.add_signal_handler(signal.SIGINT, interrupted)
-            loop.add_signal_handler(signal.SIGTERM, terminated)
-        except (ValueError, NotImplementedError, RuntimeError):
-            yield  # not the main thread: whoever runs us there stops us otherwise
-            return
-        try:
-            yield
+            with self.stop.heard(asked):
+                yield
         except asyncio.CancelledError:
             raise (self._broken or StoppedError()) from None
-        finally:
-            loop.remove_signal_handler(signal.SIGINT)
-            loop.remove_signal_handler(signal.SIGTERM)
 
 
 def bad_row(facts: Facts, shard: int, bad: BadRow) -> dict[str, Any]:
@@ -387,6 +375,7 @@ def run(
     say: Callable[[str], None] = lambda line: None,
     retry_failed: bool = False,
     generations: Mapping[int, int] | None = None,
+    stop: Stop | None = None,
 ) -> Totals:
     """Run a plan to its end, or go on where an earlier run was cut off.
 
@@ -398,6 +387,7 @@ def run(
         retry_failed: Try the rows of committed shards again that failed by infrastructure.
         generations: As in `Run`, given by a repair: exactly these shards are rendered, and index.json stays until the dataset is
             finished. Where it is not given, what a repair that was cut off has noted.
+        stop: Through which another thread asks to stop; Ctrl-C and SIGTERM are heard besides, where this is the main thread.
 
     Returns:
         What the dataset holds, by its commit records; but for a repair, it is finished.
@@ -423,17 +413,15 @@ def run(
             again[edited.shard] = again.get(edited.shard, frozenset()) | edited.numbers
         parts = frozenset(names(join(output, "parts")))
         only, generations = generations, remembered(output).shards if generations is None else generations
-        here = Run(plan, output, listener, parts, records, again, generations, only, lease, say=say)
+        here = Run(plan, output, listener, parts, records, again, generations, only, lease, stop or Stop(), say=say)
         if here.left:
             if here.budget.spent:
                 raise AbortError(here.budget.why)
             for name in (SUCCESS, INDEX) if only is None else ():
                 delete(join(output, name))
-            say("starting Ray")
             try:
-                runtime = plan.config.runtime
-                with here.watch, cluster(runtime.address, metrics_port=runtime.metrics_port) as nodes, one_line_of_ray():
-                    asyncio.run(here.render(nodes))
+                with site_of(plan, output, here.stats.flush, say) as site:
+                    asyncio.run(here.render(site))
             finally:
                 here.stats.flush()
         if lease.lost:

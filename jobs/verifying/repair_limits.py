@@ -93,8 +93,8 @@ def repairable(output: str, problems: Sequence[Problem], given: Given = NOTHING,
 
 def _run_here(plan: Plan, given: Given, address: str | None) -> Plan:
     """The plan as it is run by a repair. Where and how large it ran before is that place's; here the pools take what there is."""
-    sizes = {} if address else {"generators": "auto", "scorers": "auto", "metrics_port": None}
-    runtime = _with(plan.config.runtime, address=address, **sizes)
+    place = {"workers": "ray"} if address else {"generators": "auto", "scorers": "auto", "metrics_port": None}
+    runtime = _with(plan.config.runtime, address=address, **place)
     return replace(plan, config=plan.config.model_copy(update={"runtime": runtime}), roots=places(plan.roots, given))
 
 

@@ -23,6 +23,32 @@ def modes_of(pipeline: str) -> tuple[str, ...]:
     return tuple(mode for mode, classes in tables().items() if families and families[0] in classes)
 
 
+def class_for(pipeline: str, mode: str) -> str:
+    """Return the name of diffusers' class that renders a mode with the weights of a pipeline, as its Auto classes choose it.
+
+    Args:
+        pipeline: The class that the weights were saved or loaded as.
+        mode: One of those that the model serves.
+
+    Raises:
+        ModelError: diffusers has none.
+    """
+    plain = {"controlnet": "txt2img"}.get(mode, mode.removeprefix("controlnet_"))
+    name = _in_family_of(pipeline, plain)
+    if mode.startswith("controlnet"):
+        ending = {"txt2img": "Pipeline", "img2img": "Img2ImgPipeline", "inpaint": "InpaintPipeline"}[plain]
+        name = _in_family_of(name.replace("ControlNet", "").replace(ending, f"ControlNet{ending}"), plain)
+    return name
+
+
+def _in_family_of(pipeline: str, mode: str) -> str:
+    families = [family for classes in tables().values() for family, name in classes.items() if name == pipeline]
+    name = tables()[mode].get(families[0]) if families else None
+    if name is None:
+        raise ModelError(f"diffusers has no pipeline for {mode} beside {pipeline}")
+    return name
+
+
 @cache
 def tables() -> dict[str, dict[str, str]]:
     """For each mode the class names by family."""

@@ -3,6 +3,7 @@
 Units may be handed in from several threads: they share the batch, so that the end of one does not empty it.
 """
 
+import gc
 import queue
 import threading
 import time
@@ -23,6 +24,7 @@ from promptmill.pipelines.rendering.slots import Settled, Slots, is_fatal
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.errors import MISFIT, FatalError
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
+from promptmill.pipelines.work.turns import COMPUTING
 from promptmill.pipelines.work.units import Placed, Unit
 
 
@@ -74,11 +76,12 @@ class Engine:
     """
 
     def __init__(self, model: Model, job_seed: int, roots: Roots, device: torch.device | None = None):
-        torch.set_num_threads(model.threads)
         self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
-        self.model = load_model(model, device)
-        self.text = TextEncoder(self.model, model.batch)
-        self.path = path_for(self.model, self.text, model.batch)
+        with COMPUTING:
+            torch.set_num_threads(model.threads)
+            self.model = load_model(model, device)
+            self.text = TextEncoder(self.model, model.batch)
+            self.path = path_for(self.model, self.text, model.batch)
         self._spent: dict[str, float] = {}  # seconds by stage since the last unit ended
         self._before: dict[str, float] = {}  # what was spent inside of models by then
         self._inbox: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
@@ -104,18 +107,27 @@ class Engine:
         return pending.done
 
     def close(self) -> None:
-        """Leave what is under way after this step. A process that ends while its engine computes is aborted by torch."""
+        """Leave what is under way after this step, and give the model's memory back. Units under way raise FatalError.
+
+        A process that ends while its engine computes is aborted by torch.
+        """
         self._inbox.put(None)
         self._thread.join()
+        self.__dict__.pop("path", None)
+        self.__dict__.pop("text", None)
+        self.__dict__.pop("model", None)
+        gc.collect()  # held calls of modules hold their modules
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _work(self) -> None:
-        torch.set_num_threads(self._threads)
         # Held here for good: pipelines enter and leave it in an order of their own.
         with torch.no_grad():
             while True:
                 try:
                     self._turn()
                 except _ClosedError:
+                    self._give_up(_ClosedError("the engine was closed"))
                     return
                 except Exception as error:  # nobody else would see it: those who wait for their units do
                     self._give_up(error)
@@ -128,7 +140,8 @@ class Engine:
                 raise _ClosedError
             with self._timed("images"):
                 self._take_in(pending)
-        with self._timed("steps"):
+        with COMPUTING, self._timed("steps"):
+            torch.set_num_threads(self._threads)  # each time: of MKL's the process has only one
             self.path.step()
 
     def _take_in(self, pending: Pending) -> None:

@@ -1,31 +1,22 @@
 """Loads a diffusion model once, by diffusers' own loaders, so that one set of weights in memory serves every mode."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image, ControlNetModel
 
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Adapter, Model, Weights
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.compatibility import VAE, class_named
+from promptmill.pipelines.models.families import class_for
 from promptmill.pipelines.models.sources import adapter_file, local_folder
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.work.errors import ModelError
-
-TASKS = {
-    "txt2img": AutoPipelineForText2Image,
-    "controlnet": AutoPipelineForText2Image,
-    "img2img": AutoPipelineForImage2Image,
-    "controlnet_img2img": AutoPipelineForImage2Image,
-    "inpaint": AutoPipelineForInpainting,
-    "controlnet_inpaint": AutoPipelineForInpainting,
-}
 
 
 @dataclass
@@ -59,8 +50,7 @@ class LoadedModel:
             if kinds:
                 nets = [self.controlnets[kind] for kind in kinds]
                 parts["controlnet"] = nets[0] if len(nets) == 1 else nets
-            # The Auto classes, since a ControlNet class's own from_pipe casts shared bf16 weights to fp32.
-            made = TASKS[mode].from_pipe(self.base, **parts)
+            made = made_of(self.base, mode, parts)
             made.set_progress_bar_config(disable=True)
             self._pipelines[key] = made
         made = self._pipelines[key]
@@ -83,6 +73,31 @@ class LoadedModel:
             self.base.set_adapters([name for name, _ in loras], [scale for _, scale in loras])
         else:
             self.base.disable_lora()
+
+
+def made_of(base: Any, mode: str, parts: Mapping[str, Any]) -> Any:
+    """Make the pipeline for a mode of the components of another, as `from_pipe` of diffusers' Auto classes does.
+
+    Importing those classes imports the code of every family, which takes longer than everything else that a generator imports. A
+    ControlNet class's own `from_pipe` will not do: it casts shared bf16 weights to fp32.
+
+    Args:
+        base: The pipeline as loaded.
+        mode: That the pipeline is for.
+        parts: Components beside those of `base`, by name.
+    """
+    kind = getattr(diffusers, class_for(type(base).__name__, mode))
+    wanted, optional = kind._get_signature_keys(kind)
+    config = dict(base.config)
+    name = config.pop("_name_or_path", None)
+    given = {key: part for key, part in base.components.items() if key in wanted} | dict(parts)
+    given |= {key: value for key, value in config.items() if key in optional}
+    # What the class of `base` did not take is kept under a private name.
+    given |= {key[1:]: config.pop(key) for key in [*config] if key.startswith("_") and key[1:] in optional}
+    made = kind(**given)
+    made.register_to_config(_name_or_path=name)
+    made.register_to_config(**{f"_{key.removeprefix('_')}": value for key, value in config.items() if key not in given})
+    return made
 
 
 def device_here() -> torch.device:
@@ -114,8 +129,10 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     if facts.safety_checker and not model.safety_checker:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     # From text to images, but for what cannot: an inpainting model (more channels in than latents have), one that edits images.
-    auto = TASKS[facts.modes[0]]
-    base = _load(auto.from_pretrained, Weights(source=model.base, revision=model.revision, variant=model.variant), dtype, **parts)
+    pipeline = getattr(diffusers, class_for(facts.pipeline, facts.modes[0]))
+    base = _load(
+        pipeline.from_pretrained, Weights(source=model.base, revision=model.revision, variant=model.variant), dtype, **parts
+    )
     base.set_progress_bar_config(disable=True)
     encoder = getattr(base, "text_encoder", None)
     if model.clip_skip and encoder is not None and not hasattr(encoder, "text_model"):
@@ -126,7 +143,9 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         _load(base.load_textual_inversion, inversion, None, token=inversion.token)
     for lora in model.loras:
         _load(base.load_lora_weights, lora, None, adapter_name=lora.name)
-    controlnets = {name: _load(ControlNetModel.from_pretrained, w, dtype).to(device) for name, w in model.controlnets.items()}
+    controlnets = {
+        name: _load(diffusers.ControlNetModel.from_pretrained, w, dtype).to(device) for name, w in model.controlnets.items()
+    }
     base.to(device)
     loaded = LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config))
     put_on(model.kernels, (loaded.denoiser, *controlnets.values()), device)

@@ -31,6 +31,7 @@ from promptmill.pipelines.models.clip_sources import (
 from promptmill.pipelines.scoring.clip_preprocessing import preprocess
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.results import Scored
+from promptmill.pipelines.work.turns import COMPUTING
 
 TEXT_BATCH = 16  # a unit has few distinct prompts; it decides bits, so it is no setting
 TEXTS_KEPT = 4096
@@ -135,16 +136,18 @@ class Clip:
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """No autocast, no TF32, no kernels chosen by timing, whatever holds outside."""
-    before = [getattr(backend, name) for backend, name, _ in EXACT]
-    try:
-        for backend, name, value in EXACT:
-            setattr(backend, name, value)
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for (backend, name, _), value in zip(EXACT, before, strict=True):
-            setattr(backend, name, value)
+    """Compute alone, with no autocast, no TF32, no kernels chosen by timing, whatever holds outside."""
+    with COMPUTING:
+        before = [getattr(backend, name) for backend, name, _ in EXACT]
+        try:
+            for backend, name, value in EXACT:
+                setattr(backend, name, value)
+            torch.set_num_threads(torch.get_num_threads())  # this thread's own number, for MKL too, which has one for all
+            with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+                yield
+        finally:
+            for (backend, name, _), value in zip(EXACT, before, strict=True):
+                setattr(backend, name, value)
 
 
 def load_clip(ranking: Ranking, device: torch.device | str, threads: int | None = None) -> Clip:
@@ -158,6 +161,7 @@ def load_clip(ranking: Ranking, device: torch.device | str, threads: int | None 
     """
     if threads is not None:
         torch.set_num_threads(threads)
+        torch.get_num_threads()  # asked for the first time in a thread, torch takes the latest number of any thread
     return load_open_clip(ranking, device, ranking.batch)
 
 

@@ -12,6 +12,7 @@ from promptmill.pipelines.scoring.clip import Clip, load_clip, load_open_clip
 from promptmill.pipelines.scoring.heads import Head, load_head
 from promptmill.pipelines.scoring.preferences import load_preference
 from promptmill.pipelines.work.results import Scored
+from promptmill.pipelines.work.turns import COMPUTING
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ def load_scorers(ranking: Ranking, device: torch.device | str, threads: int | No
     Raises:
         ModelError: One line on what is missing or cannot be loaded, and what would do.
     """
+    with COMPUTING:
+        return _load_scorers(ranking, device, threads)
+
+
+def _load_scorers(ranking: Ranking, device: torch.device | str, threads: int | None) -> Scorers:
     clip = load_clip(ranking, device, threads)
     models: dict[str, Clip] = {}
     heads: dict[str, tuple[str, Head]] = {}

@@ -18,8 +18,8 @@ import numpy as np
 import ray
 
 from promptmill.actors.flow import ray_pools
-from promptmill.jobs.running import run as running
-from promptmill.pipelines.scoring.finishing import Onward, finish
+from promptmill.pipelines.scoring.durable_passes import finish_durably
+from promptmill.pipelines.scoring.finishing import Onward
 from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Unit, candidate_seed
@@ -144,7 +144,6 @@ def poison(prompt: str, cured: bool, candidates: Collection[int] = ()) -> None:
 def install(chaos: Chaos) -> None:
     """Put the stand-ins in the places of the actors, in this driver and in the workers that it starts."""
 
-    @ray.remote(max_restarts=0)
     class Generator:
         def __init__(self, recipe):
             self._job_seed = recipe.facts.config.seed
@@ -152,12 +151,11 @@ def install(chaos: Chaos) -> None:
         def load(self):
             return {"cpu": _node() if chaos.kinds else "stand-in"}
 
-        @ray.method(num_returns=2)
         def render(self, unit: Unit):
             chaos.note("rendered", f"{unit.name} {len(unit.requests)} {os.getpid()} {_node()}")
             time.sleep(chaos.seconds)
             asked = tuple(unit.next_pass())
-            return None, Rendered(tuple(self._outcome(*one) for one in asked), {"denoise": chaos.seconds})
+            return Rendered(tuple(self._outcome(*one) for one in asked), {"denoise": chaos.seconds})
 
         def _outcome(self, placed, indices) -> Outcome:
             request = placed.request
@@ -168,7 +166,6 @@ def install(chaos: Chaos) -> None:
             made = (Candidate(i, seeds[i], paint(noise[i], request.height, request.width), request.steps) for i in indices)
             return Outcome(placed.row, tuple(made))
 
-    @ray.remote(max_restarts=0)
     class Scorer:
         def __init__(self, recipe):
             self._output, self._facts, self._form, self._fingerprint = recipe.output, recipe.facts, recipe.form, recipe.fingerprint
@@ -177,30 +174,28 @@ def install(chaos: Chaos) -> None:
             chaos.arm("scorer")
             return {"cpu": _node() if chaos.kinds else "stand-in"}
 
-        @ray.method(num_returns=2)
-        def finish(self, unit: Unit, rendered: Rendered, earlier=()):
+        def finish(self, unit: Unit, rendered: Rendered, earlier=tuple):
             from promptmill.actors.receipts import Receipt
 
-            finished = finish(unit, rendered, Clip(), self._facts, lambda: ray.get([*earlier]))
+            where = self._output, self._form, self._fingerprint
+            finished = finish_durably(unit, rendered, Clip(), self._facts, earlier, *where)
             if isinstance(finished, Onward):
-                return finished.course, finished.waiting
+                return finished
             form = slice_form(self._form) if unit.span else self._form
             with staying(self._output):
                 size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
             receipt = Receipt.of(unit, finished.rows, finished.scores, finished.seconds)
-            return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size), None
+            return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size)
 
-    real, real_join = running.assemble_shard._function, running.join_unit._function
+    real, real_join = ray_pools.assemble_shard, ray_pools.join_unit
 
-    @ray.remote(max_retries=3, scheduling_strategy="SPREAD")
     def assemble_shard(arguments, others=()):
         chaos.arm("assembler")
         return real(arguments, others)
 
-    @ray.remote(max_retries=3, scheduling_strategy="SPREAD")
     def join_unit(*arguments):
         chaos.arm("joiner")
         return real_join(*arguments)
 
     ray_pools.Generator, ray_pools.Scorer = Generator, Scorer
-    running.assemble_shard, running.join_unit = assemble_shard, join_unit
+    ray_pools.assemble_shard, ray_pools.join_unit = assemble_shard, join_unit

@@ -160,3 +160,10 @@ def test_a_dry_run_lists_what_would_go_with_sizes_and_asks_no_cluster(here, monk
     assert result.stderr.splitlines() == ["rows.jsonl, row 2: .env is hidden, and stays here"]
     refused = CliRunner().invoke(main, arguments, env={"PROMPTMILL_ADDRESS": ""})
     assert refused.exit_code == 2 and "--address" in refused.stderr
+
+
+def test_a_config_whose_workers_are_in_one_process_is_refused_in_one_line(here, tmp_path):
+    Path("rows.jsonl").write_text('{"prompt": "a red circle"}\n')
+    with pytest.raises(PlanError) as caught:
+        pack(load("embedded", ["manifest=rows.jsonl", "runtime.workers=here"]), "s3://bucket/out", tmp_path)
+    assert caught.value.problems == ["runtime.workers: here: a job that is submitted has its workers on the cluster; set ray"]

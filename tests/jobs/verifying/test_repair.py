@@ -262,7 +262,7 @@ def test_without_damage_repair_says_what_verify_says(output, monkeypatch):
 
 
 def test_what_needs_no_rendering_is_repaired_without_ray(output, was, monkeypatch):
-    monkeypatch.setattr("promptmill.jobs.running.run.cluster", lambda address: pytest.fail("starts Ray"))
+    monkeypatch.setattr("promptmill.jobs.running.on_ray.on_ray", lambda *given: pytest.fail("starts Ray"))
     put(join(output, "data/000009.tar"), b"")
     assert "repaired: no shard had to be made again" in invoke(output, "--repair").output
     flip(output, "README.md")

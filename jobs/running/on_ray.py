@@ -1,0 +1,56 @@
+"""Has the workers of a run on Ray: joins or starts the cluster, watches it, and shows its metrics."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from promptmill.actors.flow.events import Guarded, Listener
+from promptmill.actors.flow.ray_pools import ray_workers
+from promptmill.actors.flow.workers import Loaded, Workers
+from promptmill.actors.local_ray.cluster import cluster
+from promptmill.actors.local_ray.watch import RayWatch, one_line_of_ray
+from promptmill.actors.pool_sizes import ClusterError, Sizes, size_pools
+from promptmill.configs.schema import Config
+from promptmill.jobs.running.metrics import Metrics
+from promptmill.pipelines.work.recipe import Recipe
+
+
+class OnRay:
+    """A Ray cluster, as `sites.Site` has it."""
+
+    def __init__(self, nodes: int, sizes: Sizes, watch: RayWatch, metrics: Metrics):
+        self.nodes, self.sizes, self._watch, self._metrics = nodes, sizes, watch, metrics
+        self.listener: Listener = Guarded(metrics, "recording metrics")
+
+    def workers(self, recipe: Recipe, generator_loaded: Loaded, scorer_loaded: Loaded) -> Workers:
+        """As `Site` has it, with the actors and their calls counted."""
+        made = ray_workers(recipe, self.sizes, generator_loaded, scorer_loaded)
+        watched = self._metrics.watched
+        return replace(made, generators=watched(made.generators, "generators"), scorers=watched(made.scorers, "scorers"))
+
+    @contextmanager
+    def watched(self, gone: Callable[[Exception], None]) -> Iterator[None]:
+        """As `Site` has it: a process of this machine's own Ray has died, which Ray says late or never."""
+        self._watch.on_death = lambda line: gone(ClusterError(line))
+        with self._watch.looking(), self._metrics.showing():
+            yield
+
+
+@contextmanager
+def on_ray(config: Config, output: str, planned: int, last: Callable[[], object]) -> Iterator[OnRay]:
+    """Connect to a config's cluster, or start one of this machine.
+
+    Args:
+        config: Of the run.
+        output: The dataset's URI.
+        planned: Candidates of the plan.
+        last: Called before this process has to be ended since Ray does not let it go on.
+
+    Raises:
+        ClusterError: It cannot be reached or started, or has failed.
+        ResourcesError: It has no room.
+    """
+    runtime = config.runtime
+    watch, metrics = RayWatch(last), Metrics(output, planned)
+    with watch, cluster(runtime.address, metrics_port=runtime.metrics_port) as nodes, one_line_of_ray():
+        yield OnRay(len(nodes), size_pools(nodes, runtime, config.model.threads), watch, metrics)

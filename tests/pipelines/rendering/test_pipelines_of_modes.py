@@ -1,0 +1,61 @@
+"""Pipelines of modes are those of diffusers' Auto classes, which are not imported for them."""
+
+import subprocess
+import sys
+
+import pytest
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
+
+from promptmill.configs.schema import Model, Weights
+from promptmill.pipelines.models.capabilities import read_facts
+from promptmill.pipelines.models.families import class_for, tables
+from promptmill.pipelines.rendering.loading import load_model, made_of
+from promptmill.pipelines.work.errors import ModelError
+from tests.pipelines import tiny
+
+AUTO = {
+    "txt2img": AutoPipelineForText2Image,
+    "controlnet": AutoPipelineForText2Image,
+    "img2img": AutoPipelineForImage2Image,
+    "controlnet_img2img": AutoPipelineForImage2Image,
+    "inpaint": AutoPipelineForInpainting,
+    "controlnet_inpaint": AutoPipelineForInpainting,
+}
+
+
+@pytest.mark.parametrize("family", [tiny.stable_diffusion, tiny.sdxl, tiny.flux, tiny.inpainting])
+def test_each_mode_has_the_class_the_components_and_the_config_that_the_auto_classes_give_it(family, tmp_path):
+    base = family(tmp_path / "base")
+    nets = {} if family is tiny.flux else {"canny": Weights(source=str(tiny.controlnet(tmp_path / "net")))}
+    model = Model(base=str(base), controlnets=nets)
+    loaded, facts = load_model(model), read_facts(model)
+    assert type(loaded.base) is type(AUTO[facts.modes[0]].from_pretrained(str(base)))
+    for mode in facts.modes:
+        parts = {"controlnet": loaded.controlnets["canny"]} if mode.startswith("controlnet") else {}
+        made, theirs = made_of(loaded.base, mode, parts), AUTO[mode].from_pipe(loaded.base, **parts)
+        assert type(made) is type(theirs)
+        assert dict(made.config) == dict(theirs.config)
+        assert made.components.keys() == theirs.components.keys()
+        # Processors are made by each pipeline for itself; what holds weights is the same object.
+        assert all(made.components[name] is part for name, part in theirs.components.items() if hasattr(part, "state_dict"))
+
+
+def test_every_family_has_a_class_for_each_of_its_modes_and_none_for_others():
+    for mode, classes in tables().items():
+        for name in classes.values():
+            assert class_for(name, mode)
+    with pytest.raises(ModelError, match="diffusers has no pipeline for inpaint beside AuraFlowPipeline"):
+        class_for("AuraFlowPipeline", "inpaint")
+
+
+def test_an_engine_imports_neither_the_code_of_every_family_nor_what_no_worker_uses(tmp_path):
+    program = """
+import sys
+from promptmill.configs.loading import load
+from promptmill.pipelines.rendering.loading import load_model
+model = load("quickstart", []).model
+load_model(model).pipeline("controlnet_inpaint", ["canny"], "ddim")
+print(*sorted(name for name in sys.modules if name in {"diffusers.pipelines.auto_pipeline", "diffusers.pipelines.flux"}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout.split() == []
