@@ -28,11 +28,11 @@ class Checked:
     A row has both where its images could not be reached and nothing else is wrong: another try may succeed.
 
     Attributes:
-        file: Index of the row's file in the manifest, counted from 0.
-        images: SHA-256, in hex, of the row's image files by column (`init_image`, `mask_image`, `controls.0.image`, …); empty where
-            images were not looked at.
-        notes: Remarks for a person though nothing is wrong, without the row's place.
-        advice: By problem, more words for a terminal, where places of this machine may be named.
+        file: Which of the manifest's files it is in, counted from 0.
+        images: SHA-256, in hex, of the files of its images by column (`init_image`, `mask_image`, `controls.0.image`, …);
+            empty where they were not looked at.
+        notes: What a person should be told of though nothing is wrong, without the row's place.
+        advice: By problem, what else to say of it at a terminal, where places of this machine may be named.
     """
 
     number: int

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-# Columns that promptmill adds to its own output, and columns that cannot hold for a second pass.
+# What promptmill adds to the rows of its own output, and what cannot hold for a second pass.
 ADDED_COLUMNS = frozenset(
     """
     key id candidate_index rank selected status error error_message unet_evaluations batch_shape kernels model revision dtype
@@ -14,19 +14,19 @@ ADDED_COLUMNS = frozenset(
 
 
 def is_output(columns: Collection[str]) -> bool:
-    """Return whether rows with these columns are promptmill's own output."""
+    """Whether rows with these columns are promptmill's own."""
     return {"key", "candidate_index", "selected", "pixel_sha256"} <= set(columns)
 
 
 def added(columns: Sequence[str]) -> set[str]:
-    """Return the columns of promptmill's own output that a second pass drops; `columns` are all columns in their order."""
+    """Of our own output's columns, in their order, those that are not for a second pass."""
     # Between these two stand the scores and reasons that a config declared, under its own names.
     declared = columns[columns.index("clip_score") : columns.index("sha256")] if {"clip_score", "sha256"} <= set(columns) else ()
     return {*ADDED_COLUMNS, *declared}
 
 
 def as_input(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of promptmill's own output as a request: the key becomes the id, the candidate's seed becomes the row's."""
+    """A row of our own output as a request: its key becomes its id, its candidate's seed the row's."""
     dropped = added(list(values))
     kept = {name: value for name, value in values.items() if name not in dropped}
     controls = [

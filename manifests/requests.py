@@ -383,7 +383,7 @@ def _check_ranking(request: Request, ranking: Ranking) -> list[str]:
 
 
 def to_json(request: Request) -> dict[str, Any]:
-    """Return a request as plain values for JSON; `from_json` gives the request back."""
+    """A request as plain values for JSON; `from_json` gives it back."""
     values = {
         **vars(request),
         "controls": list(map(dict, request.controls)),

@@ -26,7 +26,7 @@ class ImageError(ValueError):
     """Reports an image that cannot be used; the message names the path as the row has it, not its place, and the reason.
 
     Attributes:
-        advice: More words for a person at a terminal, with places of this machine; never recorded.
+        advice: What else a person at a terminal should know, with places of this machine; never recorded.
     """
 
     def __init__(self, message: str, advice: str = ""):

@@ -48,7 +48,7 @@ def allowed(url: str, hosts: Collection[str]) -> SplitResult:
         hosts: Host names, which stand for the usual ports, or host:port.
 
     Raises:
-        UrlError: The host is not allowed, or the text is no URL of http or https.
+        UrlError: It may not, or this is no URL of http or https.
     """
     try:
         parts = urlsplit(url)
