@@ -41,9 +41,10 @@ TO_DO: tuple[str, ...] = (
 # Imperatives that may begin a docstring. Add the verb that says what the code does; a noun does not belong here.
 VERBS = frozenset(
     """
-    bring buffer build calibrate carry check choose collect compare compute connect convert define describe draw drop encode fetch
-    find gather give group hold judge keep list load make measure open pair print put raise read recognise record refuse render
-    repaint report return say seed take train turn validate walk write yield
+    apply bring buffer build calibrate call carry cast check choose collect compare compile compute connect convert copy count
+    define describe draw drop encode examine explain fetch find gather give group handle hold identify join judge keep lead list
+    load make measure name open pack pair prepare print put queue raise read recognise record refuse remove render repaint report
+    return run sample say seed ship show start stop submit switch take tell train turn validate walk write yield
     """.split()  # noqa: SIM905 (a line a word says no more)
 )
 PRONOUNS = frozenset("it its this that they them their these those what whatever which whose he she".split())  # noqa: SIM905
