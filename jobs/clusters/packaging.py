@@ -106,7 +106,7 @@ def _unreachable_output(output: str) -> Iterator[str]:
 
 
 def _unreachable_weights(config: Config) -> Iterator[str]:
-    """Yield a problem for local weights that are neither shipped nor given by an absolute path, which the nodes are asked for."""
+    """Local weights that are neither shipped nor given by an absolute path, which the nodes are asked for."""
     model = config.model
     named: dict[str, Weights] = {"model.base": Weights.model_construct(source=model.base)}
     if model.vae:
@@ -125,7 +125,7 @@ def _unreachable_weights(config: Config) -> Iterator[str]:
 
 
 def _scorer_source(scorer: OpenClip | Weights) -> str | None:
-    """Return the folder or file of a scorer's weights; None where they are on the hub."""
+    """The folder or file of something that scores; None where it is on the hub."""
     if isinstance(scorer, Weights):
         return scorer.source if is_folder(scorer.source) else None
     return scorer.model.removeprefix(LOCAL_DIR) if scorer.model.startswith(LOCAL_DIR) else None

@@ -24,10 +24,10 @@ class Tally:
     """Counts the candidates, shards, errors and seconds of a run so far.
 
     Attributes:
-        candidates: Candidates to be settled in the whole plan.
-        settled: Candidates settled so far, `before` by earlier runs.
-        kept, rejected, failed, drafted, spared: Candidates of this run by outcome.
-        failed_requests: Failed requests of this run.
+        candidates: To be settled in the whole plan.
+        settled: Of them, `before` by earlier runs.
+        kept, rejected, failed, drafted, spared: Of this run's.
+        failed_requests: Of this run's.
         worst, best: CLIP scores so far; `scores` their sum, over `scored` candidates.
         stages: Seconds that actors spent, by stage.
         errors: Failures of this run by code.

@@ -98,7 +98,7 @@ def model_identity(model: Model, ranking: Ranking) -> dict[str, str]:
 
 
 def weights_by_place(model: Model) -> dict[str, Weights]:
-    """Return every set of weights of a model, by its place in the config, as in `model.controlnets.canny`."""
+    """Every set of weights of a model, by its place in the config, as in `model.controlnets.canny`."""
     named: dict[str, Weights] = {"model.base": Weights(source=model.base, revision=model.revision)}
     if model.vae:
         named["model.vae"] = model.vae
@@ -108,7 +108,7 @@ def weights_by_place(model: Model) -> dict[str, Weights]:
 
 
 def scorers_by_place(ranking: Ranking) -> dict[str, OpenClip | Weights]:
-    """Return every scorer by its place in the config, as in `ranking.scorers.aesthetic`."""
+    """Everything that scores, by its place in the config, as in `ranking.scorers.aesthetic`."""
     return {"ranking.model": ranking, **{f"ranking.scorers.{scorer.name}": scorer for scorer in ranking.scorers}}
 
 

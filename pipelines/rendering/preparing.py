@@ -85,7 +85,7 @@ def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str]) -> Condition
 
 
 def named_images(request: Request) -> Iterator[tuple[str, str]]:
-    """Yield the images of a request: column and path."""
+    """The images of a request: column and path."""
     if request.init_image is not None:
         yield "init_image", request.init_image
     if request.mask_image is not None:
