@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import promptmill
 from promptmill.configs.errors import shown
 from promptmill.configs.own_files import LOCK, PROJECT, ROOT
+from promptmill.configs.own_files import PACKAGE as OWN_PACKAGE
 from promptmill.configs.schema import Config
 from promptmill.configs.weights import LOCAL_DIR, OpenClip, Weights, is_folder
 from promptmill.configs.yaml_values import dump
@@ -88,7 +88,7 @@ def _own(folder: Path) -> None:
 
     own = folder / PACKAGE
     own.mkdir()
-    for module in Path(promptmill.__file__).parent.glob("*.py"):
+    for module in OWN_PACKAGE.glob("*.py"):
         shutil.copy2(module, own / module.name)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, own / name, ignore=left_out)
