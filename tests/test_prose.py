@@ -48,10 +48,11 @@ TO_DO: tuple[str, ...] = (
 # Imperatives that may begin a docstring. Add the verb that says what the code does; a noun does not belong here.
 VERBS = frozenset(
     """
-    apply bring buffer build calibrate call carry cast check choose collect compare compile compute connect convert copy count
-    define describe draw drop encode examine explain fetch find gather give group handle hold identify join judge keep lead list
-    load make measure name open pack pair prepare print put queue raise read recognise record refuse remove render repaint report
-    return run sample say seed ship show start stop submit switch take tell train turn validate walk write yield
+    add apply bring buffer build calibrate call cancel carry cast check choose collect compare compile compute connect convert copy
+    count decompress define delete describe draw drop encode end estimate examine explain fetch find finish fit gather give go group
+    hand handle hold identify join judge keep lead list load make mark measure name open pack pair prepare print publish put queue
+    raise rank read recognise record refuse remove render repaint repeat report resample resize return run sample say score seed
+    send share ship show start stop submit suppress switch take tell train try turn upload validate wait walk wrap write yield
     """.split()  # noqa: SIM905 (a line a word says no more)
 )
 PRONOUNS = frozenset("it its this that they them their these those what whatever which whose he she".split())  # noqa: SIM905
