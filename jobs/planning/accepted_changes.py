@@ -29,9 +29,9 @@ Accepting = bool | Literal["keep", "rerender"]
 
 
 def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[str]:
-    """List the differences between a plan's inputs and these, a line each."""
+    """What differs between what a plan was made from and what is there now, a line each."""
     return [
-        # A hash tells a person only that the manifest is another, so the number of rows is added.
+        # A hash tells a person only that it is another.
         f"{name}: {was} ({plan.counts.rows:,} rows), {is_}" if name == "manifest.0" else f"{name}: {was}, {is_}"
         for name, was, is_ in differences(plan.inputs, inputs)
         if not name.startswith("requests")
@@ -39,7 +39,7 @@ def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[str]:
 
 
 def is_of_rows(changed: Sequence[str]) -> bool:
-    """Return whether lines of `changes` are of the manifest's files alone: then each row decides whether anything changed."""
+    """Return whether lines of `changes` tell of the manifest's files alone: then each row decides whether anything changed."""
     return bool(changed) and all(line.startswith("manifest.") for line in changed)
 
 

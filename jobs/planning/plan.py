@@ -165,7 +165,7 @@ class Plan:
         licences: Licences of the models, by their places in the config, as far as their cards said when the plan was made.
         rerender: Rows of committed shards that are to be rendered again.
         shard_hashes: The `shard_hash` of each shard; none in a plan of an earlier promptmill, which `with_shard_hashes` mends.
-        notes: Remarks on the manifest for a person, a line each.
+        notes: What a person should be told of the manifest, a line each.
     """
 
     inputs: Mapping[str, Any]
@@ -198,7 +198,7 @@ class Plan:
 
     @property
     def form(self) -> pa.Schema:
-        """Return the schema of the metadata."""
+        """The schema of the metadata."""
         ranking = self.config.ranking
         return schema(arrow_types(self.carried), self.embedding, bool(ranking.drafts), self.growing, ranking_columns(ranking))
 
@@ -320,7 +320,7 @@ def unpacked(content: bytes) -> bytes:
 
 
 def in_line(error: Exception) -> str:
-    """Return the text of an error as one line of at most 200 characters."""
+    """Return what an error says as a line."""
     return shown(" ".join(str(error).split()), 200)
 
 

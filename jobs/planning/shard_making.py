@@ -27,7 +27,7 @@ NumberedRows = Sequence[tuple[int, Row]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Holds the constants that shards are made with.
+    """What shards are made by.
 
     Attributes:
         files: The manifest's files.
@@ -80,9 +80,9 @@ class Tally:
         ids: Ids of the rows that are good by themselves.
         bad: The numbers of the other rows, ascending.
         types: The carried columns.
-        problems: The first lines of problems.
-        wrong: The number of all such lines.
-        noted: By note of `Checked`, the number of its rows, and the name of the first.
+        problems: The first lines of what is wrong.
+        wrong: How many lines there are of it.
+        noted: By note of `Checked`, in how many rows it stands, and the name of the first of them.
     """
 
     def __init__(self, reserved: frozenset[str]):
@@ -176,7 +176,7 @@ def with_units(recipe: Recipe, shard: ShardPlan) -> ShardPlan:
 
 
 def pack(recipe: Recipe, shard: ShardPlan) -> PackedShard:
-    """Return a shard ready to be written."""
+    """Return a shard as it is to be written."""
     return PackedShard(*packed(shard), count(recipe, shard), kinds(shard))
 
 
@@ -198,7 +198,7 @@ def kinds(shard: ShardPlan) -> frozenset[Hashable]:
 
 
 def count(recipe: Recipe, shard: ShardPlan) -> Counts:
-    """Count the contents of a shard, without its buckets, which it shares with others."""
+    """Count what is in a shard, but for its buckets, which it shares with others."""
     sums: dict[str, int] = dict.fromkeys(("candidates", "keep", "evaluations", "pixels", "undrafted", "growing"), 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
     for placed in shard.requests:
@@ -217,7 +217,7 @@ def count(recipe: Recipe, shard: ShardPlan) -> Counts:
 
 
 def _rendered_as(recipe: Recipe, shard: ShardPlan, unit: Sequence[int]) -> int:
-    """Return how many units a planned unit is rendered as: more than one where its only request is cut into slices."""
+    """Return how many units a planned one is rendered as: more than one where its only request is cut into slices."""
     return slices_of(shard.requests[unit[0]].request, recipe.batch, recipe.drafts) if len(unit) == 1 else 1
 
 

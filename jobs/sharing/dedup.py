@@ -31,7 +31,7 @@ from promptmill.shards.storage import join, names, put
 from promptmill.shards.tables import REJECTED_FOR, encode_table, ranking_names, ranks_by
 from promptmill.shards.tars import TarError
 
-MARKS, SUMMARY = "dedup.parquet", "dedup.json"  # beside the data; no other command reads them
+MARKS, SUMMARY = "dedup.parquet", "dedup.json"  # beside the data; no other command minds them
 EMBEDDING = "clip_embedding"
 DUPLICATE_OF = "duplicate_of"
 
@@ -264,7 +264,7 @@ def _rejected(table: pa.Table, instead: Mapping[str, str]) -> pa.Table:
         place = table.column_names.index(name)
         kind = table.schema.field(name).type
         table = table.set_column(place, table.schema.field(name), pc.if_else(gone, pa.scalar(value, kind), table[name]))
-    # The column stands where `manifests.own_outputs` looks for promptmill's own columns.
+    # Among the columns by which `manifests.own_outputs` knows what is promptmill's own.
     return table.add_column(table.column_names.index("sha256"), pa.field(DUPLICATE_OF, pa.string()), others)
 
 

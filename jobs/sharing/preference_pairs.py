@@ -138,7 +138,7 @@ def _none(images: Images, margin: float) -> str:
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows of a shard with the columns in use, the rank score as `score`, and whether they `may` be kept."""
+    """The rows of a shard: what is read of them, what ranks them as `score`, and whether they `may` be kept."""
     columns = table.column_names
     scores = table[ranks_by(columns)].to_pylist()
     reasons = table[REJECTED_FOR].to_pylist() if REJECTED_FOR in ranking_names(columns) else [None] * len(table)
