@@ -1,4 +1,4 @@
-"""The work that makes a unit's part of those of its slices, and a shard of its parts, and commit it."""
+"""Joins the parts of a unit's slices, assembles a shard of its parts, and commits the shard."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -19,22 +19,23 @@ from promptmill.shards.tables import slice_form
 
 
 def assemble_shard(arguments: dict[str, Any], others: Sequence[str] = ()) -> CommitRecord:
-    """`shards.assembly.assemble` with these arguments, then what it replaces goes. Doing it again publishes the same bytes.
+    """Run `shards.assembly.assemble` with these arguments, then delete what the shard replaces. A second run publishes the same
+    bytes.
 
     Args:
         arguments: By name.
         others: Parts of the shard that it is not made of.
 
     Raises:
-        PartError: Parts are broken or of another plan. They are deleted, so that the next run renders their units again.
-        Otherwise as `assemble`.
+        PartError: Parts are broken or of another plan. These parts are deleted, so that the next run renders their units again.
+            Otherwise as `assemble`.
     """
     output, parts = arguments["output"], arguments["parts"]
     try:
         with staying(output):
             record = assemble(**arguments)
     except FileNotFoundError:
-        # Another try of this task came first, and has cleared up behind itself.
+        # Another try of this task came first, and has deleted the parts.
         record = read_record(output, arguments["shard"], arguments.get("generation", 0))
         check_plan(output, [record], arguments["fingerprint"])
     except PartError as error:
@@ -48,11 +49,11 @@ def assemble_shard(arguments: dict[str, Any], others: Sequence[str] = ()) -> Com
 def join_unit(
     output: str, unit: Unit, slices: Sequence[Unit], fresh: Collection[str], facts: Facts, form: pa.Schema, fingerprint: str
 ) -> Receipt:
-    """`pipelines.work.joined_slices.join_slices` with these arguments; returns what the receipts of fresh slices did not tell.
+    """Run `pipelines.work.joined_slices.join_slices` with these arguments; return a receipt of what those of fresh slices did not
+    count.
 
     Raises:
-        PartError: As `assemble_shard`, of a slice.
-        Otherwise as `join_slices`.
+        PartError: As `assemble_shard`, of a slice. Otherwise as `join_slices`.
     """
     started = time.monotonic()
     try:
@@ -64,7 +65,7 @@ def join_unit(
 
 
 def _dropped(error: PartError, output: str, parts: Sequence[str], form: pa.Schema, fingerprint: str) -> PartError:
-    """Delete the parts that are broken; returns the error with what was done."""
+    """Delete the broken parts; return the error with a note on the deletion."""
     dropped = drop_broken(output, parts, form, fingerprint)
     more = f" (and {len(dropped) - 1} more parts of its shard)" if len(dropped) > 1 else ""
     done = "; deleted: run again" if dropped else "; run again"

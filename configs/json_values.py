@@ -1,4 +1,4 @@
-"""Reads the JSON of promptmill's own files, which a stranger may have written, and checks that values are what dataclasses say."""
+"""Reads the JSON of promptmill's own files, which a stranger may have written, and checks values against dataclasses."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union
 
 DEEPEST = 100  # lists and objects in one another; a manifest's own columns may have 50 lists in lists
 MOST_VALUES = 10_000_000  # by the signs that stand between values: each may take a hundred bytes of memory
-LARGEST = 2**63  # of whole numbers: beyond it they fit into no column
+LARGEST = 2**63  # whole numbers from here on fit into no column
 
 WORDS = {int: "number", float: "number", str: "text"}
 SIGNS = ",:[{"
@@ -25,10 +25,10 @@ def parse_json(content: bytes | str) -> Any:
     """Parse one JSON value.
 
     Raises:
-        ValueError: It is no JSON, or nested deeper, or of more values, than any file of ours.
+        ValueError: The content is no JSON, or nested deeper, or of more values, than any file of promptmill's.
     """
     text = content if isinstance(content, str) else content.decode()
-    # Counted before Python makes objects of them: two bytes of JSON can become sixty of memory.
+    # Values are counted before Python makes objects of them: two bytes of JSON can become sixty of memory.
     if has_too_many(text):
         raise ValueError(f"JSON of more than {MOST_VALUES:,} values")
     try:
@@ -57,16 +57,16 @@ def has_too_many(text: str) -> bool:
     """Return whether a JSON text has more values than `parse_json` takes."""
     if sum(map(text.count, SIGNS)) <= MOST_VALUES:
         return False
-    # Prompts are full of commas: what stands in texts separates no values.
+    # Prompts are full of commas: commas within texts separate no values.
     bare = TEXT.sub("", text)
     return sum(map(bare.count, SIGNS)) > MOST_VALUES
 
 
 def checked(value: Known) -> Known:
-    """Return a dataclass's instance as it is, its fields found to hold what their annotations say.
+    """Return an instance of a dataclass unchanged, after a check of its fields against their annotations.
 
     Raises:
-        TypeError: One does not, or holds a whole number beyond 64 bits.
+        TypeError: A field has another type, or holds a whole number beyond 64 bits.
     """
     of: type = type(value)
     for name, kind, what in _fields(of):
@@ -83,7 +83,7 @@ def _fields(of: type) -> tuple[tuple[str, Callable[[Any], bool], str], ...]:
 
 
 def _kind(annotation: Any) -> Callable[[Any], bool]:
-    """Return what tells whether a value is of an annotation's type."""
+    """Return a function that tells whether a value is of an annotation's type."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
         return lambda value: True

@@ -1,4 +1,4 @@
-"""Holds what a run's driver tells each of its workers, once."""
+"""Holds the constants that a run's driver sends to each of its workers, once."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from promptmill.pipelines.work.metadata_rows import Facts
 
 @dataclass(frozen=True)
 class Recipe:
-    """Holds what all workers of a run go by.
+    """Holds the constants of a run that all workers need.
 
     Attributes:
         output: The dataset's URI, where parts and shards are written.
         fingerprint: The hash of the plan that parts and records name.
-        facts: What holds for every row, the config among it.
+        facts: The constants of every row, the config among them.
         form: The schema of the metadata.
         roots: The folders and hosts that images of rows may come from.
     """
