@@ -1,4 +1,4 @@
-"""The tasks that make a unit's part of those of its slices, and a shard of its parts, and commit it."""
+"""Joins the parts of a unit's slices, assembles a shard of its parts, and commits the shard."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -18,9 +18,9 @@ from promptmill.shards.storage import delete, join, staying
 from promptmill.shards.tables import slice_form
 
 
-@ray.remote(max_retries=3, scheduling_strategy="SPREAD")
 def assemble_shard(arguments: dict[str, Any], others: Sequence[str] = ()) -> CommitRecord:
-    """`shards.assembly.assemble` with these arguments, then what it replaces goes. Doing it again publishes the same bytes.
+    """Run `shards.assembly.assemble` with these arguments, then delete what the shard replaces. A second run publishes the same
+    bytes.
 
     Args:
         arguments: By name.
@@ -35,7 +35,7 @@ def assemble_shard(arguments: dict[str, Any], others: Sequence[str] = ()) -> Com
         with staying(output):
             record = assemble(**arguments)
     except FileNotFoundError:
-        # Another try of this task came first, and has cleared up behind itself.
+        # Another try of this task came first, and has deleted the parts.
         record = read_record(output, arguments["shard"], arguments.get("generation", 0))
         check_plan(output, [record], arguments["fingerprint"])
     except PartError as error:
@@ -46,11 +46,11 @@ def assemble_shard(arguments: dict[str, Any], others: Sequence[str] = ()) -> Com
     return record
 
 
-@ray.remote(max_retries=3, scheduling_strategy="SPREAD")
 def join_unit(
     output: str, unit: Unit, slices: Sequence[Unit], fresh: Collection[str], facts: Facts, form: pa.Schema, fingerprint: str
 ) -> Receipt:
-    """`pipelines.work.joined_slices.join_slices` with these arguments; returns what the receipts of fresh slices did not tell.
+    """Run `pipelines.work.joined_slices.join_slices` with these arguments; return a receipt of what those of fresh slices did not
+    count.
 
     Raises:
         PartError: As `assemble_shard`, of a slice. Otherwise as `join_slices`.
@@ -65,7 +65,7 @@ def join_unit(
 
 
 def _dropped(error: PartError, output: str, parts: Sequence[str], form: pa.Schema, fingerprint: str) -> PartError:
-    """Delete the parts that are broken; returns the error with what was done."""
+    """Delete the broken parts; return the error with a note on the deletion."""
     dropped = drop_broken(output, parts, form, fingerprint)
     more = f" (and {len(dropped) - 1} more parts of its shard)" if len(dropped) > 1 else ""
     done = "; deleted: run again" if dropped else "; run again"

@@ -13,12 +13,13 @@ from promptmill.shards.tables import SPARED
 
 @dataclass(frozen=True)
 class Receipt:
-    """One unit, settled and durable.
+    """Holds the numbers of one unit, settled and durable.
 
     Attributes:
-        name: Of the unit.
-        requests: All of its; `failed_requests` of them have no image at all. A slice has none: its unit counts them once joined.
-        kept, rejected, failed, drafted, spared: Candidates; spared are those that were never begun, since enough were good.
+        name: The unit's name.
+        requests: All of the unit's requests; `failed_requests` of them have no image at all. A slice has none: its unit counts them
+            once joined.
+        kept, rejected, failed, drafted, spared: Candidates by outcome; spared ones were never begun, since enough were good.
         errors: How often each code occurred.
         scores: Lowest, mean and highest CLIP score of the unit's candidates; None where nothing was scored.
         seconds: Seconds by stage. Times and hosts differ between runs, so they go to stats/ and nowhere else.

@@ -61,7 +61,8 @@ class Scorer:
         from promptmill.pipelines.scoring.durable_passes import finish_durably
         from promptmill.pipelines.scoring.finishing import Onward
 
-        finished = finish(unit, rendered, self._scorers, self._facts, lambda: ray.get([*earlier]))
+        where = self._output, self._form, self._fingerprint
+        finished = finish_durably(unit, rendered, self._scorers, self._facts, earlier, *where)
         if isinstance(finished, Onward):
             return finished
         started = time.monotonic()

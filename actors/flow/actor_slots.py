@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 DEADLINE = "past its deadline of"
+HANDS = 2  # units in flight on a generator, so that it never waits for the driver
 PATIENCE = 3  # times a unit may die alone, and times in a row an actor may fail to start
 
 
 class DiedError(Exception):
-    """The process behind an actor is gone. `by_infrastructure`: its node went, so no unit is to blame. `as_a_whole`: the unit
-    does not fit, in pieces neither; it has one more try, in a fresh process."""
+    """Reports the death of the process behind an actor.
+
+    `by_infrastructure`: the process's node went, so no unit is to blame. `as_a_whole`: the unit does not fit, in pieces neither;
+    the unit has one more try, in a fresh process.
+    """
 
     def __init__(self, reason: str, by_infrastructure: bool = False, as_a_whole: bool = False):
         self.by_infrastructure, self.as_a_whole = by_infrastructure, as_a_whole

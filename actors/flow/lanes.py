@@ -73,10 +73,10 @@ class Lanes(Generic[Unit]):
 
     Args:
         source: The units, drawn one by one as there is room for them.
-        generators: Called with (unit, alone); what they return goes to a scorer as it is.
-        scorers: Called with (unit, made, kept, alone); what they return is the receipt, or `Again`.
-        convict: Settles a unit that cannot be done: takes it and the reasons, returns its receipt.
-        split: The pieces that a unit is tried in once it died; itself alone where it has none.
+        generators: Called with (unit, alone); the result goes to a scorer as it is.
+        scorers: Called with (unit, made, kept, alone); the result is the receipt, or `Again`.
+        convict: Settles a unit that cannot be done: takes the unit and the reasons, returns its receipt.
+        split: Returns the pieces that a unit is tried in once it died; the unit alone where it has none.
         waiting: How many made units may wait for a scorer.
     """
 
@@ -149,7 +149,7 @@ class Lanes(Generic[Unit]):
                 self._return(ticket, str(error), blame=not error.by_infrastructure, as_a_whole=error.as_a_whole)
             except (StartError, AbortError):
                 raise
-            except Exception as error:  # whatever an actor raises is a fact about this unit, not about the run
+            except Exception as error:  # an actor's error is the fault of this unit, not of the run
                 self._return(ticket, f"{type(error).__name__}: {error}", blame=True)
             if ticket.strikes >= PATIENCE:
                 await self._settle(await self._convict(ticket.unit, ticket.reasons))
@@ -189,7 +189,7 @@ class Lanes(Generic[Unit]):
         self._again.give_back(ticket)
 
     def _return(self, ticket: Ticket[Unit], reason: str, blame: bool, as_a_whole: bool = False) -> None:
-        """Back to the generators, whatever it failed at: what was made may be gone, and making it again is always right."""
+        """Return a unit to the generators after any failure: the result may be gone, and making it again is always right."""
         ticket.reasons.append(reason)
         ticket.made = None
         pieces = self._split(ticket.unit) if blame and not as_a_whole else []

@@ -8,7 +8,8 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from promptmill.actors.flow.actor_slots import AbortError, DiedError, LostError, Pool, StartError
+from promptmill.actors.assembler import assemble_shard, join_unit
+from promptmill.actors.flow.actor_slots import HANDS, AbortError, DiedError, LostError, Pool, StartError, StepBackError
 from promptmill.actors.flow.lanes import Again
 from promptmill.actors.flow.placement import Room, Seat
 from promptmill.actors.flow.workers import Loaded, Workers
@@ -17,6 +18,7 @@ from promptmill.actors.local_ray.memory_limits import REMEDY, KernelKills, memor
 from promptmill.actors.local_ray.watch import ended_for_memory
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.scorer import Scorer
+from promptmill.pipelines.scoring.finishing import Onward
 from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError, ModelError
 from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.recipe import Recipe
@@ -111,7 +113,7 @@ class RayActor:
         except exceptions.ObjectLostError as error:
             raise LostError(_reason(error)) from None
         except exceptions.OutOfMemoryError as error:
-            raise DiedError(f"{MEMORY}: {_reason(error)}") from None
+            raise DiedError(ended_for_memory(error)) from None
         except (exceptions.RayActorError, exceptions.WorkerCrashedError) as error:
             raise _died(error, self._dismissed, self._kills) from None
         except exceptions.RayTaskError as error:
@@ -119,10 +121,10 @@ class RayActor:
             if isinstance(cause, exceptions.ObjectLostError):
                 raise LostError(_reason(cause)) from None
             if isinstance(cause, FatalError):
-                # The process lives, but must not go on: its lane replaces it as if it had died.
+                # The process lives, but must not go on: its lane replaces the actor as if it had died.
                 raise DiedError(_reason(cause), as_a_whole=str(cause).startswith(MISFIT)) from None
-            if isinstance(cause, StorageError):
-                raise AbortError(str(cause)) from None  # no fact about this unit: the next one would fare no better
+            if isinstance(cause, (StorageError, PartError)):
+                raise AbortError(str(cause)) from None  # the unit is not at fault: the next one would fail too
             raise cause from None
 
     def kill(self) -> None:
@@ -228,6 +230,7 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool
     Where `loaded` raises StepBackError, the actor goes and its lane waits; any other error of `loaded` ends the run.
     """
     config = recipe.facts.config
+    kills = _kills_here(recipe)
     options = {"num_cpus": sizes.generator_cpus, "num_gpus": sizes.generator_gpus, "max_concurrency": HANDS}
     kind = _generator(Generator)
 
@@ -255,7 +258,8 @@ def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
     """Return the pool of scorers; `loaded` as for generators."""
     options = {"num_cpus": sizes.scorer_cpus, "num_gpus": sizes.scorer_gpus}
     deadline = recipe.facts.config.runtime.unit_deadline_s
-    kind: Any = Scorer
+    kills = _kills_here(recipe)
+    kind = _scorer(Scorer)
 
     async def start() -> RayActor:
         await room.before_scorer()

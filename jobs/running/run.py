@@ -4,15 +4,13 @@ import asyncio
 import contextlib
 import itertools
 import json
-import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
-from promptmill.actors.assembler import assemble_shard, join_unit
-from promptmill.actors.flow.actor_slots import DEADLINE, PATIENCE, AbortError, StartError
+from promptmill.actors.flow.actor_slots import DEADLINE, PATIENCE, AbortError, StartError, StepBackError
 from promptmill.actors.flow.events import Both, Guard, Guarded, Listener
 from promptmill.actors.flow.lanes import Lanes
 from promptmill.actors.flow.workers import Workers
@@ -35,6 +33,8 @@ from promptmill.jobs.running.open_shard import Open, units_of
 from promptmill.jobs.running.repair_note import REPAIR_NOTE, remembered
 from promptmill.jobs.running.sites import Site, site_of
 from promptmill.jobs.running.stats import Stats
+from promptmill.jobs.running.stopping import Stop
+from promptmill.pipelines.scoring.durable_passes import resumed
 from promptmill.pipelines.work.errors import MEMORY, MISFIT
 from promptmill.pipelines.work.metadata_rows import Facts, failed_unit
 from promptmill.pipelines.work.recipe import Recipe
@@ -203,9 +203,11 @@ class Run:
         """Settle a unit that cannot be done: a part that says so."""
         reason = reasons[-1]
         code: Code = "out_of_memory" if reason.startswith(MEMORY) else "deadline" if reason.startswith(DEADLINE) else "died"
-        self.misfits += reason.startswith(MISFIT)
+        self.misfits += code == "out_of_memory"
         if self.misfits >= PATIENCE and self.settled < self.misfits:
-            raise AbortError(f"{reason}; no unit has got through: `promptmill plan --tune` finds the batch that fits")
+            way = ": `promptmill plan --tune` finds the batch that fits" if reason.startswith(MISFIT) else ""
+            raise AbortError(f"{reason}; no unit has got through{way}")
+        batch = f"at batch {self.plan.config.model.batch}; set model.batch lower"
         # What the process said as it died has hosts and numbers of processes in it: that is for stats/, not for the dataset.
         said = {
             "out_of_memory": f"{MEMORY} {batch}" if reason.startswith(MISFIT) else f"{MEMORY} outside of the GPU; {REMEDY}",
@@ -233,7 +235,7 @@ class Run:
             for unit, slices in shard.joins.values():
                 fresh = [one.name for one in slices if part_name(one.name) not in self.parts]
                 told = self.output, unit, slices, fresh, self.facts, self.form, self.plan.fingerprint
-                await self._note(await join_unit.options(num_cpus=self.sizes.task_cpus).remote(*told))
+                await self._note(await self.workers.join(*told))
             # Read again: shards that wait for their turn, many at a resume, would fill the memory with theirs.
             plan = await asyncio.to_thread(read_shard, self.output, shard.shard, self.plan)
             arguments = {
@@ -250,8 +252,8 @@ class Run:
                 "before": shard.before,
                 "again": shard.again,
             }
-            others = sorted(part_name(name) for name in shard.others)
-            record = await assemble_shard.options(num_cpus=self.sizes.task_cpus).remote(arguments, others)
+            others = sorted({part_name(name) for name in shard.others} | await self._left_by_passes(shard))
+            record = await self.workers.assemble(arguments, others)
         self.records[shard.shard] = record
         self.left.discard(shard.shard)
         self.told.shard(record)

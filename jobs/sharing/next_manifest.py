@@ -96,7 +96,7 @@ def export_manifest(output: str, file: Path, wanted: Pass) -> int:
 
 
 def _check_image(output: str, record: CommitRecord, row: Mapping[str, Any], image: ImageFile) -> None:
-    """Raise CommitError where an image is not of the size of its row: it goes to others, who may not ask."""
+    """Raise CommitError where an image is not of the size of its row: others will use the image without a check."""
     try:
         with open_picture(image.content, image.ending, row["width"], row["height"]):
             pass
@@ -105,7 +105,7 @@ def _check_image(output: str, record: CommitRecord, row: Mapping[str, Any], imag
 
 
 def _named(record: CommitRecord) -> str:
-    """A folder name for a shard's images; one with other images has another."""
+    """Return a folder name for a shard's images; a shard with other images has another name."""
     digest = next(file.sha256 for file in record.files if file.path.startswith("data/"))
     return f"{record.shard:06d}-{digest[:16]}"
 

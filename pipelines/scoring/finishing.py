@@ -147,8 +147,13 @@ def finish(
     return Finished(rows, scores, seconds, rendering_s)
 
 
+def _without_pixels(rendered: Rendered) -> Rendered:
+    outcomes = (replace(one, candidates=tuple(replace(made, pixels=None) for made in one.candidates)) for one in rendered.outcomes)
+    return replace(rendered, outcomes=tuple(outcomes))
+
+
 def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], facts: Facts) -> Waiting:
-    """Return what a pass or a unit made without its pixels: scores, hashes, and the encoded images of those that may be kept."""
+    """Return the result of a pass or a unit without its pixels: scores, hashes, and the encoded images that may be kept."""
     placed_at = {placed.row: placed for placed in unit.requests}
     ranking = facts.config.ranking
     outcomes, found = [], dict[tuple[int, int], dict[str, Any]]()
@@ -178,7 +183,7 @@ def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], 
 def _columns(
     placed: Placed, candidate: Candidate, pixels: np.ndarray, scored: Scored, may_be_kept: bool, facts: Facts
 ) -> dict[str, Any]:
-    """Return what a scored candidate adds to its row before anything is chosen."""
+    """Return the columns that a scored candidate adds to its row before candidates are chosen."""
     config = facts.config
     columns = {"status": "rejected", "clip_score": scored.score, **scores_row(config.ranking, scored)}
     columns["pixel_sha256"] = pixel_sha256(pixels)

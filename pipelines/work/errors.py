@@ -1,4 +1,4 @@
-"""What goes wrong with a model as a whole; what goes wrong with one request is a `results.Failure`."""
+"""Defines the errors of a model as a whole; an error of one request is a `results.Failure`."""
 
 MEMORY = "out of memory"
 MISFIT = f"{MEMORY} at batch"  # how a FatalError begins where the denoising batch does not fit, whatever is in it
@@ -12,4 +12,4 @@ class ModelError(RuntimeError):
 
 
 class FatalError(RuntimeError):
-    """This process cannot go on (memory ran out, the GPU is in an undefined state): it has to be replaced."""
+    """Reports a process that cannot go on (memory ran out, the GPU is in an undefined state) and has to be replaced."""

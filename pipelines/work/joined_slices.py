@@ -22,10 +22,10 @@ from promptmill.shards.tables import FOUND, IMAGE, slice_form
 
 @dataclass(frozen=True)
 class Joined:
-    """A unit that was made of its slices.
+    """Holds the numbers of a unit that was joined from its slices.
 
     Attributes:
-        kept, rejected, failed: Candidates that were open in the slices named as fresh, by what has become of them.
+        kept, rejected, failed: Candidates that were open in the slices named as fresh, by their outcome.
         rendered: Whether any candidate of the request, fresh or not, is kept or rejected.
         errors: How often each code occurred in the rows of slices that failed as a whole.
         scores: CLIP scores of the kept and rejected ones.
@@ -44,7 +44,7 @@ class Joined:
 def join_slices(
     output: str, unit: Unit, slices: Sequence[Unit], fresh: Collection[str], facts: Facts, form: pa.Schema, fingerprint: str
 ) -> Joined:
-    """Write the part of a unit whose slices all have theirs. Doing it again writes the same bytes.
+    """Write the part of a unit whose slices all have theirs. A second call writes the same bytes.
 
     A slice that failed as a whole counts like this. Where the error is the request's own fault, the request fails as a whole, as it
     does in a unit that is not cut. Where infrastructure is to blame, the slice's candidates fail and the others stay; only where no
@@ -52,11 +52,12 @@ def join_slices(
 
     Args:
         output: The dataset's URI.
-        unit: Of one request.
+        unit: A unit of one request.
         slices: All of the unit's slices, in their order.
-        fresh: Names of those slices that the result counts.
+        fresh: Names of the slices that the result counts.
+        facts: The constants of the run's rows.
         form: The metadata's schema.
-        fingerprint: Of the plan.
+        fingerprint: The plan's fingerprint.
 
     Raises:
         PartError: A slice's part is broken, of another plan, or not there.
@@ -66,7 +67,7 @@ def join_slices(
     rows, failed = list[dict[str, Any]](), dict[str, dict[str, Any]]()
     of: dict[int, Unit] = {}
     for one in slices:
-        # The images come later, and only those that are kept.
+        # The images are read later, and only those that are kept.
         there = _read(output, one, opened, fingerprint).drop_columns([IMAGE]).to_pylist()
         assert one.span is not None
         of |= dict.fromkeys(one.span, one)
@@ -99,7 +100,7 @@ def _failed_rows(
     """Return a row for each candidate of a slice that failed as a whole. `row` says why; `sibling` is a row of another slice."""
     (placed,) = unit.requests
     shared = {column: sibling[column] for column in shared_row(facts, unit.shard, placed, Outcome(placed.row, ()))}
-    # The sibling's size is that of its pixels; what was never rendered has the size that was asked for.
+    # The sibling's size is that of its pixels; a candidate that was never rendered has the size that was asked for.
     shared |= {"width": placed.request.width, "height": placed.request.height}
     failure = Failure(row["error"], row["error_message"])
     made = []
@@ -110,7 +111,7 @@ def _failed_rows(
 
 
 def _closed(unit: Unit, rows: Sequence[Mapping[str, Any]], facts: Facts) -> list[dict[str, Any]]:
-    """Return all rows of a request as the dataset has them, but for their images."""
+    """Return all rows of a request as the dataset has them, without their images."""
     ordered = [dict(row) for row in sorted(rows, key=lambda row: row["candidate_index"])]
     for row in ordered:
         packed = row.pop(FOUND, None)
@@ -121,7 +122,7 @@ def _closed(unit: Unit, rows: Sequence[Mapping[str, Any]], facts: Facts) -> list
 
 
 def _put_images(output: str, made: Sequence[dict[str, Any]], of: Mapping[int, Unit], opened: pa.Schema, fingerprint: str) -> None:
-    """Fill in the images of the rows that are kept. One part at a time is in memory."""
+    """Fill in the images of the kept rows. One part at a time is in memory."""
     kept = {row["key"]: row for row in made if row["selected"]}
     units = {one.name: one for one in (of[row["candidate_index"]] for row in kept.values())}
     for one in units.values():

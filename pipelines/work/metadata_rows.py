@@ -20,12 +20,12 @@ NEAR_DUPLICATE_OF = "near_duplicate_of"
 
 @dataclass(frozen=True)
 class Facts:
-    """What holds for every row of a dataset.
+    """Holds the constants of every row of a dataset.
 
     Attributes:
-        config: Of the run.
+        config: The run's config.
         carried: The manifest's own columns, with their types.
-        versions: Of the libraries, as JSON.
+        versions: Versions of the libraries, as JSON.
         growing: Whether candidates of any request grow, so that rows say how many were not needed.
     """
 
@@ -36,7 +36,7 @@ class Facts:
 
 
 def request_row(facts: Facts, shard: int, placed: Placed, outcome: Outcome) -> dict[str, Any]:
-    """The columns that all candidates of a request share."""
+    """Return the columns that all candidates of a request share."""
     request, model = placed.request, facts.config.model
     controls = [
         {**control.model_dump(), "sha256": outcome.images.get(f"controls.{i}.image")} for i, control in enumerate(request.controls)
@@ -89,7 +89,7 @@ def kernels(switches: Kernels) -> str:
 
 
 def failed_request(facts: Facts, shard: int, placed: Placed, outcome: Outcome, failure: Failure) -> dict[str, Any]:
-    """The one row of a request that failed as a whole."""
+    """Return the one row of a request that failed as a whole."""
     return {
         **request_row(facts, shard, placed, outcome),
         "key": sample_key(shard, placed.row, None),
@@ -101,18 +101,18 @@ def failed_request(facts: Facts, shard: int, placed: Placed, outcome: Outcome, f
 
 
 def failed_unit(facts: Facts, unit: Unit, failure: Failure) -> list[dict[str, Any]]:
-    """The rows of a unit that could not be rendered at all, as its part has them."""
+    """Return the rows of a unit that could not be rendered at all, as its part has them."""
     return [{**failed_request(facts, unit.shard, p, Outcome(p.row, ()), failure), "image": None} for p in unit.requests]
 
 
 def shared_row(facts: Facts, shard: int, placed: Placed, outcome: Outcome, spared: int = 0) -> dict[str, Any]:
-    """Return what all rows of a request's candidates have in common; `spared` of its candidates were never begun."""
+    """Return the columns that all rows of a request's candidates share; `spared` of its candidates were never begun."""
     shared = request_row(facts, shard, placed, outcome)
     return {**shared, SPARED: spared} if facts.growing else shared
 
 
 def candidate_row(facts: Facts, shared: Mapping[str, Any], shard: int, row: int, candidate: Candidate) -> dict[str, Any]:
-    """Return the row of a candidate without what scores and the ranking say: as it stands, it is failed or drafted.
+    """Return the row of a candidate without scores and ranking: so far the candidate is failed or drafted.
 
     Args:
         facts: The constants of the run's rows.
@@ -136,7 +136,9 @@ def candidate_row(facts: Facts, shared: Mapping[str, Any], shard: int, row: int,
 
 
 def ranking_columns(ranking: Ranking) -> dict[str, pa.DataType]:
-    """The columns that a config's scorers and diversity add to the metadata, in their order; none where none are declared."""
+    """Return the columns that a config's scorers and diversity add to the metadata, in their order; none where none are
+    declared.
+    """
     columns: dict[str, pa.DataType] = {f"{scorer.name}_score": pa.float32() for scorer in ranking.scorers}
     if ranking.scorers:
         columns[RANK_SCORE] = pa.float32()
@@ -148,7 +150,7 @@ def ranking_columns(ranking: Ranking) -> dict[str, pa.DataType]:
 
 
 def scores_row(ranking: Ranking, scored: Scored) -> dict[str, Any]:
-    """Return what a scored candidate has in the columns of the other scorers."""
+    """Return a scored candidate's values in the columns of the other scorers."""
     return {f"{scorer.name}_score": scored.others[scorer.name] for scorer in ranking.scorers}
 
 

@@ -15,7 +15,7 @@ class Recipe:
     Attributes:
         output: The dataset's URI, where parts and shards are written.
         fingerprint: The hash of the plan that parts and records name.
-        facts: What holds for every row, the config among it.
+        facts: The constants of every row, the config among them.
         form: The schema of the metadata.
         roots: The folders and hosts that images of rows may come from.
     """

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-# Final: the same request would fail again.
+# These failures are final: the same request would fail again.
 InputError = Literal[
     "bad_row",
     "bad_image",
@@ -25,7 +25,7 @@ CODES: tuple[str, ...] = (*get_args(InputError), *get_args(InfrastructureError))
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no image: an enumerated code and the words."""
+    """Holds the reason why there is no image: an enumerated code and the words."""
 
     code: Code
     message: str

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from promptmill.actors.assembler import assemble_shard
+from promptmill.actors.assembler import assemble_shard as assemble_here
 from promptmill.shards.commits import read_records
 from promptmill.shards.parts import PartError
 from tests.shards.made import FINGERPRINT, FORM, shard, write_parts

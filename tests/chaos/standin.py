@@ -18,9 +18,9 @@ import numpy as np
 import ray
 
 from promptmill.actors.flow import ray_pools
-from promptmill.jobs.running import run as running
-from promptmill.pipelines.scoring.finishing import Onward, finish
-from promptmill.pipelines.work.errors import MISFIT, FatalError
+from promptmill.pipelines.scoring.durable_passes import finish_durably
+from promptmill.pipelines.scoring.finishing import Onward
+from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Unit, candidate_seed
 from promptmill.shards.parts import part_name, write_part
@@ -177,9 +177,10 @@ def install(chaos: Chaos) -> None:
         def finish(self, unit: Unit, rendered: Rendered, earlier=tuple):
             from promptmill.actors.receipts import Receipt
 
-            finished = finish(unit, rendered, Clip(), self._facts, lambda: ray.get([*earlier]))
+            where = self._output, self._form, self._fingerprint
+            finished = finish_durably(unit, rendered, Clip(), self._facts, earlier, *where)
             if isinstance(finished, Onward):
-                return finished.course, finished.waiting
+                return finished
             form = slice_form(self._form) if unit.span else self._form
             with staying(self._output):
                 size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
@@ -188,7 +189,6 @@ def install(chaos: Chaos) -> None:
 
     real, real_join = ray_pools.assemble_shard, ray_pools.join_unit
 
-    @ray.remote(max_retries=3, scheduling_strategy="SPREAD")
     def assemble_shard(arguments, others=()):
         chaos.arm("assembler")
         return real(arguments, others)
