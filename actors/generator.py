@@ -16,7 +16,7 @@ class Generator:
     """
 
     def __init__(self, recipe: Recipe):
-        self._config, self._roots = recipe.facts.config, recipe.roots
+        self._config, self._roots = recipe.config, recipe.roots
 
     def load(self) -> dict[str, str]:
         """Load the model, and return the kind of hardware here.

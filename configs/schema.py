@@ -63,6 +63,17 @@ class Model(Strict):
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a generator; another number makes other bits on a CPU.")
     kernels: Kernels = Field(default_factory=Kernels)
 
+    def weights(self) -> dict[str, tuple[str, Weights]]:
+        """Return every set of weights of the model, by its place in the config: its role in words, and where it comes from."""
+        base = Weights.model_construct(source=self.base, revision=self.revision, variant=self.variant)
+        return {
+            "model.base": ("base", base),
+            **({"model.vae": ("VAE", self.vae)} if self.vae else {}),
+            **{f"model.controlnets.{name}": (f"ControlNet {name}", one) for name, one in self.controlnets.items()},
+            **{f"model.loras.{one.name}": (f"LoRA {one.name}", one) for one in self.loras},
+            **{f"model.textual_inversions.{one.token}": (f"textual inversion {one.token}", one) for one in self.textual_inversions},
+        }
+
     @model_validator(mode="after")
     def _pinned(self) -> "Model":
         check_pinned(self.base, self.revision)
@@ -115,6 +126,11 @@ class Ranking(OpenClip, Strict):
         description="By name, what each score counts in the sum that ranks; clip is the model above, and ranks alone without any.",
     )
     diversity: Diversity | None = Field(None, exclude_if=_is_empty, description="When candidates are too much alike.")
+
+    def sources(self) -> dict[str, tuple[str, OpenClip | Weights]]:
+        """Return everything that scores, by its place in the config: its role in words, and where it comes from."""
+        others = {f"ranking.scorers.{one.name}": (f"scorer {one.name}", one) for one in self.scorers}
+        return {"ranking.model": ("scorer", self), **others}
 
     @property
     def summands(self) -> dict[str, float]:

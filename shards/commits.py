@@ -5,11 +5,13 @@ import json
 import re
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
+from promptmill.configs.columns import NewerFormatError, check_format
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import LARGEST, checked, parse_json
-from promptmill.shards.outcomes import as_sum, settled, without_rare
+from promptmill.shards.outcomes import COUNTS, RARE, Outcomes, as_sum, as_values
 from promptmill.shards.storage import TooLargeError, get_small, join, names, put_if_absent
 
 NAME = re.compile(r"([0-9]{6,9})(?:\.([0-9]{1,4}))?")
@@ -37,35 +39,24 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class CommitRecord:
-    """What a shard is made of.
+class CommitRecord(Outcomes):
+    """Names what a shard is made of, and counts what is in it.
 
     Attributes:
         shard: Its number.
         generation: 0, or how often its failed rows were tried again.
         files: Its tar (unless nothing was kept) and its Parquet.
-        requests, candidates, kept, rejected, failed: Counts; candidates = kept + rejected + failed + drafted + spared.
-        failed_requests: Those without a single rendered candidate.
         fingerprint: Of the plan.
-        drafted, spared: Candidates left behind after a draft, and those never begun. Not in the file where they are 0.
+        format: Of the dataset; not in the file where it is 1.
     """
 
     shard: int
     generation: int
     files: tuple[FileRecord, ...]
-    requests: int
-    candidates: int
-    kept: int
-    rejected: int
-    failed: int
-    failed_requests: int
     fingerprint: str
-    drafted: int = 0
-    spared: int = 0
+    format: int = 1
 
     def __post_init__(self) -> None:
-        if self.candidates != settled(self):
-            raise CommitError(f"shard {self.shard:06d}: {self.candidates} candidates are not {as_sum(self)}")
         if not 0 <= self.failed_requests <= self.requests:
             raise CommitError(f"shard {self.shard:06d}: {self.failed_requests} of {self.requests} requests failed")
 
@@ -80,22 +71,40 @@ class CommitRecord:
         """What the record says of the shard's file in `data` or `metadata`, None where it names none of its only name."""
         return next((file for file in self.files if file.path == self.paths.get(folder)), None)
 
+    def values(self) -> dict[str, Any]:
+        """Return what the file says, as JSON values."""
+        return {name: value for name, value in as_values(self).items() if name != "format" or value != 1}
+
     def to_json(self) -> bytes:
-        return (json.dumps(without_rare(asdict(self)), indent=1, sort_keys=True) + "\n").encode()
+        """Return the file's content."""
+        return (json.dumps(self.values(), indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> "CommitRecord":
-        """Raises CommitError where the content is no commit record."""
+        """Read a record.
+
+        Raises:
+            CommitError: The content is no commit record, or one of a later format.
+        """
         try:
             values = parse_json(content)
+            if not isinstance(values, dict):
+                raise ValueError("no object")
+            check_format(values.get("format", 1))
             values["files"] = tuple(checked(FileRecord(**file)) for file in values["files"])
             # Before the record adds them up and says what they are.
-            numbers = [name for name, kind in cls.__annotations__.items() if kind is int and name in values]
-            wrong = [name for name in numbers if type(values[name]) is not int or abs(values[name]) >= LARGEST]
+            numbers = [*(one.name for one in fields(cls) if one.type is int), "candidates"]
+            lacking = [name for name in numbers if name not in values and name not in {*RARE, "format"}]
+            if lacking:
+                raise ValueError(f"{lacking[0]} is missing")
+            wrong = [name for name in numbers if name in values and not _is_number(values[name])]
             if wrong:
                 raise ValueError(f"{wrong[0]} is no number")
+            said = values.pop("candidates")
             record = checked(cls(**values))
-            counts = {name: getattr(record, name) for name, kind in cls.__annotations__.items() if kind is int}
+            if said != record.candidates:
+                raise CommitError(f"shard {record.shard:06d}: {said} candidates are not {as_sum(record)}")
+            counts = {name: getattr(record, name) for name in numbers}
             negative = [name for name, count in counts.items() if count < 0]
             if negative or any(file.size < 0 for file in record.files):
                 raise ValueError(f"{negative[0] if negative else 'a size'} is below zero")
@@ -103,11 +112,17 @@ class CommitRecord:
         except (ValueError, TypeError, KeyError) as error:
             if isinstance(error, CommitError):
                 raise
+            if isinstance(error, NewerFormatError):
+                raise CommitError(str(error)) from None
             raise CommitError(f"not a commit record: {shown(str(error), 300)}") from None
 
 
 class CommitError(ValueError):
     """A record that is broken, or that contradicts the one that is there."""
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and abs(value) < LARGEST
 
 
 def shard_name(shard: int, generation: int = 0) -> str:
@@ -243,5 +258,6 @@ def _difference(there: bytes, record: CommitRecord) -> str | None:
         theirs, ours = asdict(CommitRecord.from_json(there)), asdict(record)
     except CommitError as error:
         return str(error)
-    different = (name for name in ours if theirs[name] != ours[name])
+    # What a person can look up is said before any count.
+    different = (name for name in sorted(ours, key=COUNTS.__contains__) if theirs[name] != ours[name])
     return next((f"is there with {name} {theirs[name]}, this run has {ours[name]}" for name in different), None)

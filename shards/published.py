@@ -14,7 +14,7 @@ from promptmill.shards.commits import CommitError, CommitRecord, FileRecord
 from promptmill.shards.image_reader import ENDINGS, is_of
 from promptmill.shards.keys import check_keys
 from promptmill.shards.storage import OddFileError, get, join
-from promptmill.shards.tables import COLUMNS, read_table
+from promptmill.shards.tables import read_table
 from promptmill.shards.tars import TarError, read_tar
 
 
@@ -51,16 +51,8 @@ def parse_metadata(content: bytes, shard: int, columns: Sequence[str] | None = N
         ValueError: It cannot be read, lacks a column, has one of another type, or has a row without a key of the shard.
     """
     table = read_table(content, columns)
-    check_types(table)
     check_keys(table["key"], shard)
     return table
-
-
-def check_types(table: pa.Table) -> None:
-    """Raise ValueError where one of our columns is not of the type that promptmill writes."""
-    for name, kind in COLUMNS.items():
-        if name in table.column_names and table.schema.field(name).type != kind:
-            raise ValueError(f"its column {name} is {table.schema.field(name).type}, not {kind}")
 
 
 def read_images(output: str, record: CommitRecord, wanted: Collection[str]) -> dict[str, ImageFile]:

@@ -1,8 +1,7 @@
 """Makes the pools of workers that live in this process, with one generator and one scorer, each called from threads; without Ray.
 
-A thread cannot be killed. So an event that ends one worker's process under Ray ends the run here, or waits: a unit that kills its
-process kills the run, which resumes; a unit past its deadline ends the run with one line; a worker that is given up ends after its
-step.
+A thread cannot be killed. So what ends one worker's process under Ray ends the run here, or waits: a unit that kills its process
+kills the run, which resumes; a unit past its deadline ends the run with one line; a worker that is given up ends after its step.
 """
 
 import asyncio
@@ -15,16 +14,19 @@ from dataclasses import replace
 from typing import Any
 
 from promptmill.actors.assembler import assemble_shard, join_unit
-from promptmill.actors.flow.actor_slots import HANDS, AbortError, DiedError, Pool, StartError
+from promptmill.actors.flow.actor_slots import HANDS, AbortError, Pool, StartError, UnfitError
 from promptmill.actors.flow.lanes import Again
 from promptmill.actors.flow.workers import Loaded, Workers
 from promptmill.actors.generator import Generator
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.receipts import Receipt
 from promptmill.actors.scorer import Scorer
-from promptmill.pipelines.work.errors import MISFIT, FatalError, ModelError
+from promptmill.pipelines.work.errors import FatalError, MisfitError, ModelError
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
+from promptmill.shards.assembly import Assembly
+from promptmill.shards.commits import CommitRecord
+from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError
 
 GOES_ON = "what is done is durable, and the same command goes on"
@@ -36,10 +38,7 @@ def sizes_here(threads: int) -> Sizes:
 
 
 def still_at_work() -> bool:
-    """Return whether a thread of a worker is inside a call.
-
-    A process that ends meanwhile, other than at once, may be aborted by torch.
-    """
+    """Whether a thread of a worker is inside a call: a process that ends meanwhile, other than at once, may be aborted by torch."""
     return any(threads.busy for threads in tuple(_ALL))
 
 
@@ -47,8 +46,8 @@ class Threads:
     """Runs calls in threads of its own, which end with the process and hold up no exit.
 
     Args:
-        name: The threads' name.
-        number: Calls at a time; further calls wait.
+        name: Of the threads.
+        number: Of calls at a time; further ones wait.
     """
 
     def __init__(self, name: str, number: int = 1):
@@ -60,7 +59,7 @@ class Threads:
 
     @property
     def busy(self) -> bool:
-        """Return whether a call is under way or waits."""
+        """Whether a call is under way or waits."""
         return self._open > 0
 
     def submit(self, call: Callable[[], Any]) -> "Future[Any]":
@@ -104,13 +103,13 @@ def _run(done: "Future[Any]", call: Callable[[], Any]) -> None:
 
 
 class WorkerHere:
-    """Wraps one worker of this process as an actor for a lane.
+    """One worker of this process as a lane sees it.
 
     Args:
-        threads: Run the worker's calls.
-        work: Called with the lane's arguments.
-        end: Called in one of the threads once the lane gives the worker up.
-        deadline_s: A unit's deadline in seconds; counts once for each call under way.
+        threads: Where its calls run.
+        work: Called with what a lane calls it with.
+        end: Called in one of the threads once the lane gives it up.
+        deadline_s: Of a unit; counts once for each call under way.
     """
 
     def __init__(self, threads: Threads, work: Callable[..., Any], end: Callable[[], object], deadline_s: float):
@@ -131,11 +130,11 @@ class WorkerHere:
                 f" ended by itself; {GOES_ON}; runtime.workers=ray fails such a unit and renders the others"
             ) from None
         except FatalError as error:
-            if str(error).startswith(MISFIT):
-                raise DiedError(str(error), as_a_whole=True) from None
+            if isinstance(error, MisfitError):
+                raise UnfitError(str(error)) from None
             raise AbortError(f"this process cannot go on: {error}; {GOES_ON}") from None
-        except StorageError as error:
-            raise AbortError(str(error)) from None  # the unit is not at fault: the next one would fail too
+        except (StorageError, PartError) as error:
+            raise AbortError(str(error)) from None  # no fact about this unit: the next one would fare no better
         finally:
             self._under_way -= 1
 
@@ -147,7 +146,7 @@ class WorkerHere:
 
 
 async def _load(threads: Threads, worker: Any, loaded: Loaded, turn: asyncio.Lock, require_gpus: bool) -> None:
-    """Load a worker's models in its thread, and tell `loaded` the kind of hardware.
+    """Load a worker's models in its thread, and tell `loaded` what hardware this is.
 
     Raises:
         StartError: The model cannot be loaded, or a GPU is required and there is none.
@@ -168,14 +167,14 @@ async def _load(threads: Threads, worker: Any, loaded: Loaded, turn: asyncio.Loc
 
 
 def _import_models() -> None:
-    """Import the modules that all workers load with, before one of them begins to compute."""
+    """Import what all workers load with, before one of them begins to compute."""
     import promptmill.pipelines.rendering.engine
     import promptmill.pipelines.scoring.scorers  # noqa: F401
 
 
 def workers_here(recipe: Recipe, generator_loaded: Loaded, scorer_loaded: Loaded) -> Workers:
     """Return the workers of a run in this process: one generator, one scorer, one thread that assembles."""
-    deadline_s, gpus = recipe.facts.config.runtime.unit_deadline_s, recipe.facts.config.runtime.require_gpus
+    deadline_s, gpus = recipe.config.runtime.unit_deadline_s, recipe.config.runtime.require_gpus
     turn, started, assembling = asyncio.Lock(), list[WorkerHere](), Threads("assembler")
 
     async def start_generator() -> WorkerHere:
@@ -202,8 +201,9 @@ def workers_here(recipe: Recipe, generator_loaded: Loaded, scorer_loaded: Loaded
         started.append(here := WorkerHere(threads, finish, lambda: None, deadline_s))
         return here
 
-    async def assemble(arguments: dict[str, Any], others: Sequence[str]) -> Any:
-        return await assembling.call(assemble_shard, arguments, others)
+    async def assemble(recipe: Recipe, made_of: Assembly) -> CommitRecord:
+        record: CommitRecord = await assembling.call(assemble_shard, recipe, made_of)
+        return record
 
     async def join(*arguments: Any) -> Receipt:
         return await assembling.call(join_unit, *arguments)
@@ -219,7 +219,7 @@ def workers_here(recipe: Recipe, generator_loaded: Loaded, scorer_loaded: Loaded
 
 
 def finished(scorer: Any, unit: Unit, rendered: Any, earlier: Sequence[Any]) -> Receipt | Again[Unit]:
-    """Finish a unit's latest pass by a scorer, and return the answer for its lane."""
+    """Have a scorer finish a unit's latest pass; returns what its lane goes by."""
     said = scorer.finish(unit, rendered, lambda: earlier)
     if isinstance(said, Receipt):
         return said

@@ -9,17 +9,27 @@ import ray
 from ray import exceptions
 
 from promptmill.actors.assembler import assemble_shard, join_unit
-from promptmill.actors.flow.actor_slots import HANDS, AbortError, DiedError, LostError, Pool, StartError, StepBackError
+from promptmill.actors.flow.actor_slots import (
+    HANDS,
+    AbortError,
+    DiedError,
+    LostError,
+    MemoryRanOutError,
+    Pool,
+    StartError,
+    StepBackError,
+    UnfitError,
+)
 from promptmill.actors.flow.lanes import Again
 from promptmill.actors.flow.placement import Room, Seat
 from promptmill.actors.flow.workers import Loaded, Workers
 from promptmill.actors.generator import Generator
-from promptmill.actors.local_ray.memory_limits import REMEDY, KernelKills, memory_limit
+from promptmill.actors.local_ray.memory_limits import MEMORY, REMEDY, KernelKills, memory_limit
 from promptmill.actors.local_ray.watch import ended_for_memory
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.scorer import Scorer
 from promptmill.pipelines.scoring.finishing import Onward
-from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError, ModelError
+from promptmill.pipelines.work.errors import FatalError, MisfitError, ModelError
 from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
@@ -34,8 +44,6 @@ def ray_workers(recipe: Recipe, sizes: Sizes, generator_loaded: Loaded, scorer_l
     """Return the workers of a run on the Ray cluster that this process is connected to.
 
     Args:
-        recipe: The constants of the run.
-        sizes: The sizes of the pools.
         generator_loaded, scorer_loaded: As `generators` has them.
     """
     # Fixed pools have room for all of them; where they may grow, so do these.
@@ -56,9 +64,7 @@ def _generator(kind: Any) -> Any:
     class OnRay(kind):
         @ray.method(num_returns=2)
         def render(self, unit: Unit) -> tuple[None, Any]:
-            """Render a unit, with two results: the first says that the work is done, the second stays on its node until a scorer
-            takes it.
-            """
+            """Two results: the first says that it is done, the second stays where it is until a scorer takes it."""
             return None, super().render(unit)
 
     return _remote(OnRay, kind)
@@ -67,9 +73,9 @@ def _generator(kind: Any) -> Any:
 def _scorer(kind: Any) -> Any:
     """Return Ray's actor class of a kind of scorer, whose `finish` has two results.
 
-    The results are the receipt and None; or, for a unit that has to pass again, the course that it goes on with, and the results of
-    this pass for the unit's end, which stay on their node. `earlier` are references to the second results of earlier passes: they
-    are fetched at the unit's end only.
+    They are the receipt and None; or, of a unit that has to pass again, what course it goes on with, and what of this pass its end
+    needs, which stays where it is. `earlier` are references to the second results of passes before: they are fetched at the
+    unit's end only.
     """
 
     class OnRay(kind):
@@ -87,13 +93,13 @@ def _remote(made: type, kind: type) -> Any:
 
 
 class RayActor:
-    """Wraps one Ray actor for a lane.
+    """One Ray actor as a lane sees it.
 
     Args:
-        handle: Ray's handle.
-        call: Does the actor's work.
-        seat: The actor's place; an actor that was dismissed from it has died for no fault of the units in flight on it.
-        gone: Called when the lane gives the actor up.
+        handle: Ray's.
+        call: What its work is.
+        seat: Its place; one that was dismissed from it has died for no fault of what is in flight on it.
+        gone: Told when its lane gives it up.
         kills: Tells whether the kernel has ended a process for its memory; None where actors are on other machines.
     """
 
@@ -113,18 +119,20 @@ class RayActor:
         except exceptions.ObjectLostError as error:
             raise LostError(_reason(error)) from None
         except exceptions.OutOfMemoryError as error:
-            raise DiedError(ended_for_memory(error)) from None
+            raise MemoryRanOutError(ended_for_memory(error)) from None
         except (exceptions.RayActorError, exceptions.WorkerCrashedError) as error:
             raise _died(error, self._dismissed, self._kills) from None
         except exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, exceptions.ObjectLostError):
                 raise LostError(_reason(cause)) from None
+            if isinstance(cause, exceptions.OutOfMemoryError):
+                raise MemoryRanOutError(ended_for_memory(cause)) from None
             if isinstance(cause, FatalError):
-                # The process lives, but must not go on: its lane replaces the actor as if it had died.
-                raise DiedError(_reason(cause), as_a_whole=str(cause).startswith(MISFIT)) from None
-            if isinstance(cause, (StorageError, PartError)):
-                raise AbortError(str(cause)) from None  # the unit is not at fault: the next one would fail too
+                # The process lives, but must not go on: its lane replaces it as if it had died.
+                raise (UnfitError if isinstance(cause, MisfitError) else DiedError)(_reason(cause)) from None
+            if isinstance(cause, StorageError | PartError):
+                raise AbortError(str(cause)) from None  # no fact about this unit: the next one would fare no better
             raise cause from None
 
     def kill(self) -> None:
@@ -142,17 +150,15 @@ def _reason(error: BaseException) -> str:
 
 
 def _died(error: Exception, dismissed: bool, kills: KernelKills | None) -> DiedError:
-    """Return the error of a process that has ended: by its node, by the kernel since memory ran out, or by itself."""
+    """Return what to raise for a process that has ended: by its node, by the kernel since memory ran out, or by itself."""
     by_infrastructure = dismissed or _by_infrastructure(error)
     if not by_infrastructure and kills is not None and kills.recent():
-        return DiedError(f"{MEMORY}: the kernel has ended a process of this run (limit {memory_limit().text}); {REMEDY}")
+        return MemoryRanOutError(f"{MEMORY}: the kernel has ended a process of this run (limit {memory_limit().text}); {REMEDY}")
     return DiedError(_reason(error), by_infrastructure=by_infrastructure)
 
 
 def _by_infrastructure(error: Exception) -> bool:
-    """Return whether a node went, rather than the process by itself; an actor that waits at a node to start is cancelled with the
-    node.
-    """
+    """Whether a node went, rather than the process by itself; an actor that waits at a node to start is cancelled with it."""
     said = str(error)
     gone = isinstance(error, exceptions.NodeDiedError) or "its node has died" in said or "The actor never ran" in said
     return gone or bool(getattr(error, "preempted", False))
@@ -176,7 +182,7 @@ async def _finish(handle: Any, unit: Unit, rendered: Any, earlier: tuple[Any, ..
 
 
 async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = None, kills: KernelKills | None = None) -> None:
-    """Load an actor's models, and tell `loaded` the actor's kind of hardware.
+    """Have an actor load what it works with, and tell `loaded` what it says of itself.
 
     Raises:
         StartError: The model cannot be loaded, here as anywhere.
@@ -193,25 +199,25 @@ async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = 
             raise AbortError(str(cause)) from None
         dismissed = seat is not None and seat.dismissed
         if isinstance(error, exceptions.OutOfMemoryError):
-            raise DiedError(ended_for_memory(error)) from None
+            raise MemoryRanOutError(ended_for_memory(error)) from None
         if cause is error:
             raise _died(error, dismissed, kills) from None
         raise DiedError(_reason(cause or error), by_infrastructure=dismissed or _by_infrastructure(error)) from None
 
 
 def _placed(handle: Any) -> "asyncio.Future[None]":
-    """Return a future that is done once an actor has its place, or never gets one; the next call of the actor tells which."""
+    """Done once an actor has its place, or never gets one; whoever calls it then finds out which."""
     placed = asyncio.ensure_future(handle.__ray_ready__.remote())
     placed.add_done_callback(lambda done: done.cancelled() or done.exception())
     return placed
 
 
 def _kills_here(recipe: Recipe) -> KernelKills | None:
-    return KernelKills() if recipe.facts.config.runtime.address in (None, "", "local") else None
+    return KernelKills() if recipe.config.runtime.address in (None, "", "local") else None
 
 
 async def _wherever(start: Callable[[], Awaitable[RayActor]]) -> RayActor:
-    """Return an actor that is up; an actor whose node went before does not count as one that fails to start."""
+    """An actor that is up; one whose node went before it was is no actor that fails to start, however many of them go at once."""
     while True:
         try:
             return await start()
@@ -225,11 +231,11 @@ async def _wherever(start: Callable[[], Awaitable[RayActor]]) -> RayActor:
 
 
 def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
-    """Return the pool of generators; `loaded` is told the kind of hardware of each as it comes up, and may refuse it.
+    """The pool of generators; `loaded` is told the kind of hardware of each as it comes up, and may refuse it.
 
-    Where `loaded` raises StepBackError, the actor goes and its lane waits; any other error of `loaded` ends the run.
+    Where it raises StepBackError, the actor goes and its lane waits; anything else that it raises ends the run.
     """
-    config = recipe.facts.config
+    config = recipe.config
     kills = _kills_here(recipe)
     options = {"num_cpus": sizes.generator_cpus, "num_gpus": sizes.generator_gpus, "max_concurrency": HANDS}
     kind = _generator(Generator)
@@ -244,7 +250,7 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool
             room.generator_placed(seat)
             await _load(handle, loaded, seat, kills)
         except BaseException:
-            # Also when cancelled while the actor waited: nobody would ever use it.
+            # Cancelled while it waited, too: nobody would ever use it.
             ray.kill(handle)
             room.generator_gone(seat)
             raise
@@ -255,9 +261,9 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool
 
 
 def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
-    """Return the pool of scorers; `loaded` as for generators."""
+    """The pool of CLIP actors; `loaded` as for generators."""
     options = {"num_cpus": sizes.scorer_cpus, "num_gpus": sizes.scorer_gpus}
-    deadline = recipe.facts.config.runtime.unit_deadline_s
+    deadline = recipe.config.runtime.unit_deadline_s
     kills = _kills_here(recipe)
     kind = _scorer(Scorer)
 

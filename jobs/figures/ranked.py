@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from promptmill.configs.columns import CLIP_SCORE
 from promptmill.jobs.figures.ranking_gain import Bought, bought
 from promptmill.jobs.figures.reading import READERS
 from promptmill.jobs.figures.sampling import sample
 from promptmill.jobs.planning.plan import Plan
 from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.published import get_file, parse_metadata
-from promptmill.shards.tables import CLIP_SCORE, ranks_by
+from promptmill.shards.tables import ranks_by
 
 CURVE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # numbers of candidates whose expected best is printed
 
@@ -48,7 +49,7 @@ def look_back(output: str, plan: Plan) -> Ranked | None:
         OSError, ValueError, LookupError: Records or metadata cannot be read.
     """
     looked = sample(read_records(output))
-    by = ranks_by(plan.form.names)
+    by = ranks_by(plan.form)
     with ThreadPoolExecutor(READERS) as pool:
         parts = list(pool.map(lambda record: _read(output, record, by), looked.records))
     offsets = np.cumsum([0, *(int(request.max(initial=-1)) + 1 for request, *_ in parts)])

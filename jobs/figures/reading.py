@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from promptmill.configs.columns import CLIP_SCORE, EMBEDDING
 from promptmill.jobs.figures.sampling import Sample, spread
 from promptmill.shards.commits import CommitRecord
 from promptmill.shards.published import get_file, parse_metadata
 from promptmill.shards.storage import OddFileError
-from promptmill.shards.tables import CLIP_SCORE, read_table
+from promptmill.shards.tables import read_table
 
 READERS = 8  # shards under way at a time
 SHOWN = 24  # images, at most, in each contact sheet
@@ -102,7 +103,7 @@ def _read(output: str, record: CommitRecord, embeddings: bool, across: int, scor
     try:
         content = get_file(output, file)
         wanted = parse_metadata(content, record.shard, (*_NEEDED, score))
-        vectors = read_table(content, ("selected", "clip_embedding")) if embeddings else None
+        vectors = read_table(content, ("selected", EMBEDDING)) if embeddings else None
         return digest(wanted, vectors, across, score)
     except FileNotFoundError:
         return f"{file.path}: missing"
@@ -177,7 +178,7 @@ def _failures(table: pa.Table) -> tuple[dict[str, list[str]], Counter[tuple[str,
 
 def _embeddings(table: pa.Table) -> np.ndarray:
     """(K, D) float16 of the kept; NaN where a row has none."""
-    kept = table.filter(table["selected"])["clip_embedding"].combine_chunks()
+    kept = table.filter(table["selected"])[EMBEDDING].combine_chunks()
     made = np.full((len(kept), kept.type.list_size), np.nan, np.float16)
     valid = kept.is_valid().to_numpy(zero_copy_only=False)
     made[valid] = kept.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, made.shape[1])

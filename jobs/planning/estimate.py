@@ -46,8 +46,7 @@ def worth_measuring(plan: Plan) -> str | None:
     needed.
     """
     model = plan.config.model
-    adapters = [weights.source for weights in (*model.loras, *model.textual_inversions)]
-    sources = [model.base, *([model.vae.source] if model.vae else []), *(w.source for w in model.controlnets.values()), *adapters]
+    sources = [weights.source for _, weights in model.weights().values()]
     places = [local_folder(source) for source in sources]
     weights = sum(_weights_in(place) for place in places if place)
     if None not in places and weights < SMALL:

@@ -19,6 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from promptmill.configs.columns import FORMAT as DATASET_FORMAT
+from promptmill.configs.columns import NewerFormatError, check_format
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import MOST_VALUES, checked, has_too_many, parse_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
@@ -28,6 +30,7 @@ from promptmill.manifests.carried import arrow_types
 from promptmill.manifests.images import Roots
 from promptmill.manifests.requests import Request, from_json, to_json
 from promptmill.pipelines.work.metadata_rows import ranking_columns
+from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Placed, Unit
 from promptmill.shards.commits import HASH
 from promptmill.shards.storage import TooLargeError, delete, flush_files, get_small, join, names, put, put_if_absent
@@ -166,6 +169,7 @@ class Plan:
         rerender: Rows of committed shards that are to be rendered again.
         shard_hashes: The `shard_hash` of each shard; none in a plan of an earlier promptmill, which `with_shard_hashes` mends.
         notes: What a person should be told of the manifest, a line each.
+        dataset_format: Which columns there are, and how records and Parquet files say so; a dataset keeps that which it began with.
     """
 
     inputs: Mapping[str, Any]
@@ -181,6 +185,7 @@ class Plan:
     rerender: tuple[Rerender, ...] = ()
     shard_hashes: tuple[str, ...] = ()
     notes: Sequence[str] = ()
+    dataset_format: int = DATASET_FORMAT
 
     @property
     def fingerprint(self) -> str:
@@ -199,8 +204,14 @@ class Plan:
     @property
     def form(self) -> pa.Schema:
         """The schema of the metadata."""
-        ranking = self.config.ranking
-        return schema(arrow_types(self.carried), self.embedding, bool(ranking.drafts), self.growing, ranking_columns(ranking))
+        ranking, carried = self.config.ranking, arrow_types(self.carried)
+        declared = ranking_columns(ranking)
+        return schema(carried, self.embedding, bool(ranking.drafts), self.growing, declared, self.dataset_format)
+
+    def recipe(self, output: str) -> Recipe:
+        """Return what the workers of a run go by."""
+        versions = json.dumps(self.inputs["versions"], sort_keys=True)
+        return Recipe(self.config, self.form, output, self.fingerprint, self.carried, versions, self.growing, self.roots)
 
 
 class PlanError(ValueError):
@@ -351,6 +362,8 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "shard_hashes": plan.shard_hashes,
         "notes": plan.notes,
     }
+    if plan.dataset_format != 1:
+        content["dataset_format"] = plan.dataset_format
     if plan.rerender:
         content["rerender"] = [asdict(some) for some in plan.rerender]
     put(_plan_uri(output, plan.fingerprint if earlier else None), sealed(content))
@@ -375,6 +388,7 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
         values = parse_json(content)
         if values["format"] != FORMAT:
             raise PlanError([f"{uri}: format {values['format']}, this promptmill reads {FORMAT}"])
+        dataset_format = check_format(values.get("dataset_format", 1))
         roots: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values["roots"].items()}
         plan = Plan(
             values["inputs"],
@@ -390,11 +404,14 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
             tuple(_rerender(**some) for some in values.get("rerender", ())),
             tuple(values.get("shard_hashes", ())),
             tuple(values.get("notes", ())),
+            dataset_format,
         )
         _check(plan)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, PlanError):
             raise
+        if isinstance(error, NewerFormatError):
+            raise PlanError([f"{uri}: {error}"]) from None
         raise PlanError([f"{uri}: not a plan: {in_line(error)}"]) from None
     if plan.fingerprint != values["fingerprint"]:
         raise PlanError([f"{uri}: altered: its fingerprint is not that of what it says"])

@@ -22,7 +22,6 @@ from promptmill.shards.outcomes import row_of
 from promptmill.shards.published import get_file, parse_metadata
 from promptmill.shards.single_images import pick
 from promptmill.shards.storage import OddFileError
-from promptmill.shards.tables import ranks_by
 
 SIDE = 256  # pixels of a thumbnail's longer side; smaller images stay as they are
 LARGEST = 24_000  # bytes of a thumbnail
@@ -111,7 +110,7 @@ def each(
 
 
 def show(
-    output: str, records: Mapping[int, CommitRecord], keys: Iterable[str], images: Images
+    output: str, records: Mapping[int, CommitRecord], keys: Iterable[str], images: Images, ranks: str
 ) -> tuple[dict[str, Shown], list[str]]:
     """Return rows by key for display, and what could not be read of them, a line each.
 
@@ -120,11 +119,12 @@ def show(
         records: Of its shards, by number.
         keys: Of rows of the metadata.
         images: The ending of a shard's images.
+        ranks: The column of the score that ranks.
     """
 
     def of_shard(record: CommitRecord, some: set[str]) -> tuple[list[Shown], list[str]]:
         found = picked(output, record, some, images(record))
-        made = [_shown(output, row, found.images.get(key), images(record)) for key, row in found.rows.items()]
+        made = [_shown(output, row, found.images.get(key), images(record), ranks) for key, row in found.rows.items()]
         return [shown for shown, _ in made], [*found.problems, *(problem for _, problem in made if problem)]
 
     shown: dict[str, Shown] = {}
@@ -135,7 +135,7 @@ def show(
     return shown, problems
 
 
-def _shown(output: str, row: Mapping[str, Any], image: bytes | None, ending: str) -> tuple[Shown, str | None]:
+def _shown(output: str, row: Mapping[str, Any], image: bytes | None, ending: str, ranks: str) -> tuple[Shown, str | None]:
     uri, small, error, message, problem = None, False, row["error"] or "", row["error_message"] or "", None
     if row["selected"] and image is None:
         error, message = "damaged", "The image is missing or altered; `promptmill verify --repair` makes its shard again."
@@ -150,7 +150,7 @@ def _shown(output: str, row: Mapping[str, Any], image: bytes | None, ending: str
         key=row["key"],
         prompt=short(row["prompt"] or "", LONGEST),
         mode=row["mode"] or "",
-        score=row[ranks_by(list(row))],
+        score=row[ranks],
         seed=row["seed"],
         size=f"{row['width']}×{row['height']}" if row["width"] else "",
         image=uri,

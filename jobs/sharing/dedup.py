@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from promptmill.configs.columns import DUPLICATE_OF, EMBEDDING, REJECTED_FOR, by_name
 from promptmill.jobs.planning.plan import PlanError, fingerprint_of, read_plan
 from promptmill.jobs.running.finishing import made_of
 from promptmill.jobs.showing.summary import many
@@ -28,12 +29,10 @@ from promptmill.shards.perceptual_hash import colours, phash
 from promptmill.shards.places_to_write import check_folders
 from promptmill.shards.published import ImageFile, path_of, read_images, read_metadata
 from promptmill.shards.storage import join, names, put
-from promptmill.shards.tables import REJECTED_FOR, encode_table, ranking_names, ranks_by
+from promptmill.shards.tables import declared_in, encode_table, ranks_by, with_declared
 from promptmill.shards.tars import TarError
 
 MARKS, SUMMARY = "dedup.parquet", "dedup.json"  # beside the data; no other command minds them
-EMBEDDING = "clip_embedding"
-DUPLICATE_OF = "duplicate_of"
 
 FORM = pa.schema(
     {
@@ -140,7 +139,7 @@ def _images(output: str, record: CommitRecord, table: pa.Table) -> dict[str, Ima
 
 def _with_looks(rows: pa.Table, images: Mapping[str, ImageFile], tar: str) -> pa.Table:
     """Return the few columns that are compared, with the perceptual hashes where there are images."""
-    columns = {name: rows[name] for name in ("key", "sha256", "pixel_sha256")} | {"score": rows[ranks_by(rows.column_names)]}
+    columns = {name: rows[name] for name in ("key", "sha256", "pixel_sha256")} | {"score": rows[ranks_by(rows.schema)]}
     if EMBEDDING in rows.column_names:
         columns[EMBEDDING] = rows[EMBEDDING]
     if images:
@@ -264,13 +263,12 @@ def _rejected(table: pa.Table, instead: Mapping[str, str]) -> pa.Table:
         place = table.column_names.index(name)
         kind = table.schema.field(name).type
         table = table.set_column(place, table.schema.field(name), pc.if_else(gone, pa.scalar(value, kind), table[name]))
-    # Among the columns by which `manifests.own_outputs` knows what is promptmill's own.
-    return table.add_column(table.column_names.index("sha256"), pa.field(DUPLICATE_OF, pa.string()), others)
+    return with_declared(table, by_name()[DUPLICATE_OF], others)
 
 
 def _changes(table: pa.Table) -> Iterator[tuple[str, Any]]:
     yield from {"selected": False, "status": "rejected", "sha256": None, "bytes": None}.items()
-    if REJECTED_FOR in ranking_names(table.column_names):
+    if REJECTED_FOR in declared_in(table.schema):
         yield REJECTED_FOR, DUPLICATE_OF
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from promptmill.configs.columns import Stated
 from promptmill.jobs.sharing.row_files import ExportError, check_ending, writing
 from promptmill.manifests.own_outputs import added, as_input
 from promptmill.shards.commits import CommitError, CommitRecord, read_records
@@ -88,7 +89,7 @@ def export_manifest(output: str, file: Path, wanted: Pass) -> int:
                 name = f"{folder.name}/{_named(record)}/{row['key']}.{images[row['key']].ending}"
                 place = local_path(place_in(str(file.parent), name))
                 _put(place, images[row["key"]].content)
-                made = _row(row, place.relative_to(file.parent).as_posix(), wanted)
+                made = _row(row, place.relative_to(file.parent).as_posix(), wanted, table.schema)
                 rows.append({name: made.get(name) for name in form.names})
             write(rows)
             count += len(rows)
@@ -126,7 +127,7 @@ def _put(place: Path, content: bytes) -> None:
 def _form(table: pa.Schema, wanted: Pass) -> pa.Schema:
     """Return the schema of the manifest, made from the columns of the metadata."""
     own = {"id": pa.string(), "init_image": pa.string(), "controls": pa.list_(CONTROL), **OWN}
-    dropped = added(table.names) | (set() if wanted.seeds else {"seed"})
+    dropped = added(table.names, Stated.of(table).declared) | (set() if wanted.seeds else {"seed"})
     kept = {field.name: field.type for field in table if field.name not in dropped}
     named = {"id": own["id"], **kept, **own}
     unknown = sorted(set(wanted.drop) - set(named))
@@ -135,11 +136,11 @@ def _form(table: pa.Schema, wanted: Pass) -> pa.Schema:
     return pa.schema([(name, kind) for name, kind in named.items() if name not in wanted.drop])
 
 
-def _row(first: Mapping[str, Any], image: str, wanted: Pass) -> dict[str, Any]:
-    row = as_input(first)
+def _row(first: Mapping[str, Any], image: str, wanted: Pass, schema: pa.Schema) -> dict[str, Any]:
+    row = as_input(first, Stated.of(schema).declared)
     if not wanted.conditioning:
         row = {name: value for name, value in row.items() if name not in CONDITIONING}
-    row |= {"source_id": first["id"], "source_score": first[ranks_by(list(first))]}
+    row |= {"source_id": first["id"], "source_score": first[ranks_by(schema)]}
     if wanted.kind == "img2img":
         return {**row, "init_image": image, "strength": wanted.strength}
     control = {

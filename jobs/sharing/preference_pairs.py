@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from promptmill.configs.columns import REJECTED_FOR
 from promptmill.jobs.sharing.row_files import JSONL, ExportError, check_ending, writing
 from promptmill.jobs.verifying.image_places import NOTHING, Given
 from promptmill.jobs.verifying.regenerate import Again
 from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.published import read_images, read_metadata
-from promptmill.shards.tables import REJECTED_FOR, ranking_names, ranks_by
+from promptmill.shards.tables import declared_in, ranks_by
 
 Images = Literal["kept", "all", "none"]
 
@@ -139,9 +140,8 @@ def _none(images: Images, margin: float) -> str:
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
     """The rows of a shard: what is read of them, what ranks them as `score`, and whether they `may` be kept."""
-    columns = table.column_names
-    scores = table[ranks_by(columns)].to_pylist()
-    reasons = table[REJECTED_FOR].to_pylist() if REJECTED_FOR in ranking_names(columns) else [None] * len(table)
+    scores = table[ranks_by(table.schema)].to_pylist()
+    reasons = table[REJECTED_FOR].to_pylist() if REJECTED_FOR in declared_in(table.schema) else [None] * len(table)
     return [
         {**row, "score": score, "may": not (reason or "").startswith(LIMITS)}
         for row, score, reason in zip(table.select(READ).to_pylist(), scores, reasons, strict=True)

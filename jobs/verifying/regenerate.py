@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from promptmill.configs.errors import shown
 from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_plan, read_shard, with_shard_hashes
 from promptmill.jobs.verifying.image_places import NOTHING, OF_IMAGES, Given, places, remedy, seen_images
-from promptmill.pipelines.rendering.preparing import named_images
 from promptmill.pipelines.work.metadata_rows import provenance_of
 from promptmill.pipelines.work.units import Placed, candidate_seed, cut, parse_key
 from promptmill.shards.commits import CommitRecord, last_record
@@ -128,7 +127,7 @@ class Again:
             if row not in placed:
                 raise PlanError([f"{key}: no such candidate in {self._output}"])
             request, images = placed[row].request, placed[row].images
-            if any(column not in images for column, _ in named_images(request)):
+            if any(column not in images for column, _ in request.images()):
                 # The plan did not look at them: what the run found tells which they were.
                 seen = seen_images(self._output, [record]) if seen is None else seen
                 found = seen.get(request_of(key)) or {}
@@ -144,7 +143,7 @@ class Again:
                 failure = outcome.failure or outcome.candidates[0].failure
                 pixels = outcome.candidates[0].pixels if outcome.candidates else None
                 if failure or pixels is None:
-                    way = f"; {remedy(failure.message)}" if failure and failure.code in OF_IMAGES else ""
+                    way = f"; {remedy(failure.fault)}" if failure and failure.code in OF_IMAGES else ""
                     why = f"{failure.message if failure else 'did not become an image'}{way}"
                     if lost is None:
                         raise PlanError([f"{key}: {why}"])

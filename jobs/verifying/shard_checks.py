@@ -11,17 +11,8 @@ from promptmill.shards.image_files import pixel_sha256
 from promptmill.shards.image_reader import ENDINGS, PictureError, open_picture
 from promptmill.shards.keys import parse
 from promptmill.shards.outcomes import request_of
-from promptmill.shards.published import check_types
 from promptmill.shards.sidecars import encode_rows
-from promptmill.shards.tables import read_table
 from promptmill.shards.tars import Sample, TarError, read_tar
-
-
-def read_metadata(content: bytes) -> pa.Table:
-    """As `read_table`, our columns of our types."""
-    table = read_table(content)
-    check_types(table)
-    return table
 
 
 def rendered_ids(table: pa.Table) -> Iterator[str]:

@@ -1,12 +1,10 @@
 """Makes the passes of a long request durable, one by one, and goes on behind the last of them after a kill.
 
 A request with drafts, or whose candidates grow, passes generators and scorers many times, as many candidates at a time as a slice
-has. Each pass but the last leaves a part: the values of its candidates that decide how the course goes on, and, for a pass in full,
-the values that their rows need. The image files that may be kept lie in a part beside it, which is written first and read only at
-the end.
-
-A course is a function of its passes. So a process that finds such parts goes through the course again without rendering, and stands
-where the last run was cut off. The last pass writes the part of the whole request, as if nothing had been cut off.
+has. Each pass but the last leaves a part: what of its candidates decides how the course goes on, and, of a pass in full, what their
+rows need. The image files that may be kept lie in a part beside it, which is written first and read only at the end. A course is a
+function of its passes. So whoever finds such parts goes through the course again without rendering, and stands where the last run
+was cut off. The last pass writes the part of the whole request, as if nothing had been cut off.
 """
 
 import math
@@ -18,8 +16,8 @@ import pyarrow as pa
 
 from promptmill.pipelines.scoring.finishing import Finished, Onward, Passed, Waiting, finish
 from promptmill.pipelines.work.candidate_scores import Found, packed_look, unpacked_look
-from promptmill.pipelines.work.metadata_rows import Facts
 from promptmill.pipelines.work.passes import Course
+from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import CODES, Candidate, Failure, Outcome, Rendered
 from promptmill.pipelines.work.units import Unit, parse_key, sample_key
 from promptmill.shards.parts import PartError, part_name, read_part, write_part
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from promptmill.pipelines.scoring.scorers import Scorers
 
 IMAGES = pa.schema([("key", pa.string())])  # of the part beside a pass's own, without the image itself
-# Columns of a row that come from the rendered candidate, not from scoring.
+# What of a row is not found by scoring, but stands in the candidate that was rendered.
 RENDERED = ("key", "candidate_index", "error", "error_message", "seed", "prompt_truncated", "unet_evaluations", PASSED)
 
 
@@ -40,48 +38,42 @@ def finish_durably(
     unit: Unit,
     rendered: Rendered,
     scorers: "Scorers",
-    facts: Facts,
+    recipe: Recipe,
     earlier: "Callable[[], Sequence[Waiting]]",
-    output: str,
-    form: pa.Schema,
-    fingerprint: str,
 ) -> Finished | Onward:
     """Finish a unit or a pass of it as `finishing.finish`; where passes are durable, this pass is durable once the call returns.
 
     Args:
-        unit, rendered, scorers, facts, earlier: As in `finish`. `earlier` is not called where passes are durable.
-        output: The dataset's URI.
-        form: The metadata's schema.
-        fingerprint: The plan's fingerprint.
+        unit, rendered, scorers, recipe, earlier: As in `finish`. `earlier` is not called where passes are durable.
 
     Returns:
-        As `finish`. After a durable pass no result has to wait anywhere.
+        As `finish`. Of a durable pass nothing has to wait anywhere.
 
     Raises:
-        PartError: The part of an earlier pass is broken or gone. That part and the later ones are deleted.
+        PartError: What an earlier pass left is broken or gone. What it and the later ones left is deleted.
         StorageError: The output cannot be read or written.
     """
     if unit.course is None or unit.course.durable is None:
-        return finish(unit, rendered, scorers, facts, earlier)
-    passes = _Passes(output, unit, facts, form, fingerprint)
-    finished = finish(unit, rendered, scorers, facts, passes.in_full, passes.images)
+        return finish(unit, rendered, scorers, recipe, earlier)
+    passes = _Passes(recipe, unit)
+    finished = finish(unit, rendered, scorers, recipe, passes.in_full, passes.images)
     if not isinstance(finished, Onward):
         return finished
     assert finished.passed is not None
-    with staying(output):
+    with staying(recipe.output):
         passes.write(unit.course.durable, finished.passed)
     return Onward(finished.course)
 
 
-def resumed(unit: Unit, parts: Collection[str], output: str, facts: Facts, form: pa.Schema, fingerprint: str) -> Unit:
-    """Return a unit with its course behind the last durable pass; the unit itself where no pass is durable.
-
-    A part that is broken, or is not of the pass that the course has next, ends the search: that part and all behind it are deleted.
+def resumed(unit: Unit, parts: Collection[str], recipe: Recipe) -> Unit:
+    """Return a unit with its course behind the last pass that is durable; the unit itself where none is.
 
     Args:
-        unit: The unit as a run begins it.
-        parts: The names of the parts that are there.
-        output, facts, form, fingerprint: As in `finish_durably`.
+        unit: As a run begins it.
+        parts: The names of those that are there.
+        recipe: Of the run.
+
+    A part that is broken, or is not of the pass that the course has next, ends this: it and all behind it are deleted.
 
     Raises:
         StorageError: The output cannot be read or written.
@@ -89,7 +81,7 @@ def resumed(unit: Unit, parts: Collection[str], output: str, facts: Facts, form:
     course = unit.course
     if course is None or course.durable is None:
         return unit
-    passes = _Passes(output, unit, facts, form, fingerprint)
+    passes = _Passes(recipe, unit)
     while part_name(unit.pass_name(course.durable)) in parts:
         try:
             further = _behind(unit, course, passes.read(course.durable))
@@ -101,7 +93,7 @@ def resumed(unit: Unit, parts: Collection[str], output: str, facts: Facts, form:
 
 
 def _behind(unit: Unit, course: Course, passed: Passed) -> Course:
-    """Return a course behind a pass that was read; raise PartError where the pass is not the one that comes next."""
+    """Return a course behind a pass that was read. Raises PartError where it is not the one that comes next."""
     (placed,), (outcome,) = unit.requests, passed.made.rendered.outcomes
     turn = course.turns.get(placed.row)
     if turn is None or (turn.draft, turn.candidates) != (passed.draft, tuple(made.index for made in outcome.candidates)):
@@ -114,15 +106,15 @@ def _behind(unit: Unit, course: Course, passed: Passed) -> Course:
 
 
 class _Passes:
-    """Reads, writes and deletes the parts of the passes of a unit's only request."""
+    """Reads, writes and deletes the parts that the passes of a unit's only request leave."""
 
-    def __init__(self, output: str, unit: Unit, facts: Facts, form: pa.Schema, fingerprint: str):
-        self._output, self._unit, self._facts, self._fingerprint = output, unit, facts, fingerprint
-        self._form = pass_form(form)
+    def __init__(self, recipe: Recipe, unit: Unit):
+        self._output, self._unit, self._fingerprint = recipe.output, unit, recipe.fingerprint
+        self._ranking, self._form = recipe.config.ranking, pass_form(recipe.form)
         (self._placed,) = unit.requests
 
     def write(self, number: int, passed: Passed) -> None:
-        """Write the parts of a pass, its images first, so that the images of a pass with a part are whole."""
+        """Write what a pass leaves, its images first: what has a part of its own is whole."""
         rows = list(self._rows(passed))
         images = [{"key": row["key"], IMAGE: image} for row in rows if (image := row.pop(IMAGE, None)) is not None]
         if images:
@@ -130,7 +122,7 @@ class _Passes:
         write_part(self._output, part_name(self._unit.pass_name(number)), rows, self._form, self._fingerprint)
 
     def read(self, number: int) -> Passed:
-        """Return the pass that `write` was called with, without its images; raise PartError where its part is broken or gone."""
+        """Return what `write` was called on, without the images. Raises PartError where it is broken or gone."""
         name = part_name(self._unit.pass_name(number))
         rows = self._table(name, self._form).drop_columns([IMAGE]).to_pylist()
         try:
@@ -139,7 +131,7 @@ class _Passes:
             raise PartError(f"{join(self._output, 'parts', name)}: its rows are not those of a pass") from None
 
     def in_full(self) -> list[Waiting]:
-        """Return the results of the passes in full behind the unit, without the images."""
+        """Return what the passes in full have found that are behind the unit, without the images."""
         course = self._unit.course
         assert course is not None and course.durable is not None
         passes = (self._or_dropped(number) for number in range(course.durable))
@@ -161,14 +153,12 @@ class _Passes:
                 if key in keys:
                     found[key] = image.as_py()
         if lacking := sorted(set(keys) - found.keys()):
-            # The pass of the lost image is not known any more, so all passes are rendered again.
+            # Which pass it was of is not known any more; all are rendered again.
             raise self._dropped(0, PartError(f"{join(self._output, 'parts')}: the image of {lacking[0]} is not there any more"))
         return found
 
     def drop(self, number: int) -> None:
-        """Delete the parts of a pass and of those behind it, the last first: the parts that are there always begin with the first
-        pass.
-        """
+        """Delete what a pass and those behind it have left, the last first: what is there always begins with the first pass."""
         begins = self._unit.pass_name()
         there = [name for name in names(join(self._output, "parts")) if name.startswith(begins)]
         own = part_name(self._unit.pass_name(0)).removeprefix(f"{begins}0000")
@@ -199,7 +189,7 @@ class _Passes:
             raise PartError(f"{join(self._output, 'parts', name)}: is not there any more") from None
 
     def _rows(self, passed: Passed) -> Iterator[dict[str, Any]]:
-        ranking, row = self._facts.config.ranking, self._placed.row
+        ranking, row = self._ranking, self._placed.row
         (outcome,) = passed.made.rendered.outcomes
         for made in outcome.candidates:
             place = row, made.index
@@ -224,7 +214,7 @@ class _Passes:
             }
 
     def _passed(self, rows: list[dict[str, Any]]) -> Passed:
-        ranking, row = self._facts.config.ranking, self._placed.row
+        ranking, row = self._ranking, self._placed.row
         made, scores, looks, found = [], dict[tuple[int, int], float](), {}, dict[tuple[int, int], Mapping[str, Any]]()
         for one in sorted(rows, key=lambda one: one["candidate_index"]):
             index, goes_on = one["candidate_index"], one[PASSED]

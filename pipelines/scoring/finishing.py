@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from promptmill.configs.columns import CLIP_SCORE, EMBEDDING
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import Diversity
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.candidate_scores import Found, closed
-from promptmill.pipelines.work.metadata_rows import Facts, candidate_row, failed_request, provenance_of, scores_row, shared_row
+from promptmill.pipelines.work.metadata_rows import candidate_row, failed_request, provenance_of, scores_row, shared_row
 from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.ranking import Look, broken_limit, contenders, decide, looking, non_finite, rank_score
+from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Placed, Unit
 from promptmill.shards.image_files import encode_image, pixel_sha256
@@ -27,13 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finished:
-    """Holds a unit's rows, each with its `image` (the encoded file, or None), and the figures for its receipt.
+    """A unit's rows, each with its `image` (the encoded file, or None), and what to tell of them.
 
     Attributes:
-        rows: The rows; those of a slice are open: they have the column `FOUND`, and no candidate is chosen yet.
-        scores: CLIP scores of all candidates that were rendered in full and scored.
-        seconds: Seconds by stage, those of its generators too.
-        rendering_s: Seconds among these that generators spent.
+        rows: Those of a slice are open: they have the column `FOUND`, and none is chosen yet.
+        scores: CLIP's, of all candidates that were rendered in full and scored.
+        seconds: By stage, those of its generators too.
+        rendering_s: Of these, those that generators spent.
     """
 
     rows: list[dict[str, Any]]
@@ -44,12 +46,12 @@ class Finished:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Holds the scored result of a pass that rendered in full, without pixels.
+    """What a pass rendered in full, scored. The pixels are gone.
 
     Attributes:
-        rendered: The outcomes of the pass; their candidates have no pixels.
-        found: By row and candidate, the columns of candidates that became an image and were scored; with the encoded image where
-            the candidate may be kept.
+        rendered: Its outcomes; their candidates have no pixels.
+        found: By row and candidate, the columns of those that became an image and were scored; of those that may be kept the
+            encoded image, too.
     """
 
     rendered: Rendered
@@ -58,12 +60,12 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Passed:
-    """Holds the result of a pass, from which its course can be gone through again, without pixels.
+    """Holds what a pass has come to, from which its course can be gone through again. The pixels are gone.
 
     Attributes:
-        made: The outcomes of the pass, and the columns that a pass in full has found for its candidates; none for drafts.
-        draft: The number of the cascade's draft; None is in full.
-        scores, looks: The arguments of `Course.after`.
+        made: Its outcomes, and what a pass in full has found of its candidates; of drafts nothing.
+        draft: Which of the cascade's drafts it was; None is in full.
+        scores, looks: What `Course.after` takes.
     """
 
     made: Waiting
@@ -74,11 +76,11 @@ class Passed:
 
 @dataclass(frozen=True)
 class Onward:
-    """Holds the course of a unit that passes again, and the results of this pass that are needed later.
+    """Holds the course of a unit that passes again, and what of this pass is needed later.
 
     Attributes:
-        course: The course that the unit goes on with.
-        waiting: The results of this pass for the unit's end; None for a draft.
+        course: That the unit goes on with.
+        waiting: What of this pass the unit's end needs; None of a draft.
         passed: All of this pass, where passes are durable; None where they are not.
     """
 
@@ -91,20 +93,17 @@ def finish(
     unit: Unit,
     rendered: Rendered,
     scorers: "Scorers",
-    facts: Facts,
+    recipe: Recipe,
     earlier: Callable[[], Sequence[Waiting]] = lambda: (),
     images: Callable[[Collection[str]], Mapping[str, bytes]] = lambda keys: {},
 ) -> Finished | Onward:
-    """Score the candidates of a unit under their prompts, rank them within their requests, encode the kept ones.
+    """Score the candidates of a unit under their prompts, rank them within their requests, encode those that are kept.
 
     Args:
-        unit: Whole, a slice, or with a course. For a slice and for a course that goes on, all images that may be kept are encoded.
-        rendered: The result of the unit's latest pass.
-        scorers: The loaded scorers.
-        facts: The constants of the run's rows.
-        earlier: Called once the course ends; returns the results of the earlier passes in full.
-        images: Called once the course ends with the keys of kept candidates without an image among those results; returns their
-            files.
+        unit: Whole, a slice, or with a course. Of a slice and of a course that goes on, all images are encoded that may be kept.
+        rendered: What its latest pass made.
+        earlier: Called once the course ends: what waits since the passes before that rendered in full.
+        images: Called then with the keys of those kept whose images are not among that; returns the image files.
 
     Returns:
         The rows, or the course that the unit goes on with.
@@ -115,11 +114,11 @@ def finish(
     course, here = unit.course, None
     if course is None or course.in_full:
         with _timed(seconds, "encode"):
-            here = _looked_at(unit, rendered, scored, facts)
+            here = _looked_at(unit, rendered, scored, recipe)
     passes = [here] if here else []
     if course and unit.course:
         requests = {placed.row: placed.request for placed in unit.requests}
-        counting = _counting(scored, facts.config.ranking, course.in_full)
+        counting = _counting(scored, recipe.config.ranking, course.in_full)
         looks = _looks(requests, rendered, scored, counting, course.diversity) if here else {}
         course = course.after(requests, rendered, counting, seconds, looks)
         if course.turns:
@@ -137,13 +136,13 @@ def finish(
         rows = [
             row
             for placed, outcome in zip(unit.requests, outcomes, strict=True)
-            for row in _request_rows(unit, placed, outcome, found, facts)
+            for row in _request_rows(unit, placed, outcome, found, recipe)
         ]
         if lacking := {row["key"]: row for row in rows if row["selected"] and row[IMAGE] is None}:
             for key, image in images(lacking.keys()).items():
                 lacking[key][IMAGE] = image
     own = {placed.row for placed in unit.requests}
-    scores = [columns["clip_score"] for (row, _), columns in found.items() if row in own]
+    scores = [columns[CLIP_SCORE] for (row, _), columns in found.items() if row in own]
     return Finished(rows, scores, seconds, rendering_s)
 
 
@@ -152,10 +151,10 @@ def _without_pixels(rendered: Rendered) -> Rendered:
     return replace(rendered, outcomes=tuple(outcomes))
 
 
-def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], facts: Facts) -> Waiting:
-    """Return the result of a pass or a unit without its pixels: scores, hashes, and the encoded images that may be kept."""
+def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], recipe: Recipe) -> Waiting:
+    """Return what a pass or a unit made without its pixels: scores, hashes, and the encoded images of those that may be kept."""
     placed_at = {placed.row: placed for placed in unit.requests}
-    ranking = facts.config.ranking
+    ranking = recipe.config.ranking
     outcomes, found = [], dict[tuple[int, int], dict[str, Any]]()
     for outcome in rendered.outcomes:
         placed, row = placed_at[outcome.row], outcome.row
@@ -175,27 +174,27 @@ def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], 
             if one is None or candidate.pixels is None:
                 continue
             seen_as = look(place) if place in compared and ranking.diversity else None
-            found[row, candidate.index] = _columns(placed, candidate, candidate.pixels, one, place in kept, facts)
+            found[row, candidate.index] = _columns(placed, candidate, candidate.pixels, one, place in kept, recipe)
             found[row, candidate.index][FOUND] = Found.of(one, seen_as)
     return Waiting(replace(rendered, outcomes=tuple(outcomes)), found)
 
 
 def _columns(
-    placed: Placed, candidate: Candidate, pixels: np.ndarray, scored: Scored, may_be_kept: bool, facts: Facts
+    placed: Placed, candidate: Candidate, pixels: np.ndarray, scored: Scored, may_be_kept: bool, recipe: Recipe
 ) -> dict[str, Any]:
-    """Return the columns that a scored candidate adds to its row before candidates are chosen."""
-    config = facts.config
-    columns = {"status": "rejected", "clip_score": scored.score, **scores_row(config.ranking, scored)}
+    """Return what a scored candidate adds to its row before anything is chosen."""
+    config = recipe.config
+    columns = {"status": "rejected", **scores_row(config.ranking, scored)}
     columns["pixel_sha256"] = pixel_sha256(pixels)
-    # The size is that of the pixels, since some pipelines choose a size themselves.
+    # Of the pixels, since some pipelines choose a size themselves.
     columns["height"], columns["width"] = pixels.shape[:2]
     if config.shards.embeddings == "all" or (config.shards.embeddings == "kept" and may_be_kept):
-        columns["clip_embedding"] = scored.embedding.astype(np.float16)
-    return {**columns, **_encoded(placed, candidate, pixels, facts)} if may_be_kept else columns
+        columns[EMBEDDING] = scored.embedding.astype(np.float16)
+    return {**columns, **_encoded(placed, candidate, pixels, recipe)} if may_be_kept else columns
 
 
 def _counting(scored: Mapping[tuple[int, int], Scored], ranking: Ranking, in_full: bool) -> dict[tuple[int, int], float]:
-    """Return rank scores by (row, candidate). Omit non-finite scores and, in a pass in full, candidates that break a limit."""
+    """What ranks the candidates of a pass; without those that have no such number, nor, in full, those that may not be kept."""
     fit = {place: one for place, one in scored.items() if not non_finite(one, ranking)}
     return {place: rank_score(one, ranking) for place, one in fit.items() if not (in_full and broken_limit(one, ranking))}
 
@@ -207,7 +206,7 @@ def _looks(
     counting: Collection[tuple[int, int]],
     diversity: Diversity | None,
 ) -> dict[tuple[int, int], Look]:
-    """Return the looks of candidates that count towards a request's end of growing, where only unlike ones count."""
+    """How those look that count towards a request's end of growing, where only unlike ones do."""
     if diversity is None:
         return {}
     return {
@@ -232,41 +231,39 @@ def _score(unit: Unit, rendered: Rendered, scorers: "Scorers") -> dict[tuple[int
 
 
 def _request_rows(
-    unit: Unit, placed: Placed, outcome: Outcome, found: Mapping[tuple[int, int], Mapping[str, Any]], facts: Facts
+    unit: Unit, placed: Placed, outcome: Outcome, found: Mapping[tuple[int, int], Mapping[str, Any]], recipe: Recipe
 ) -> Iterator[dict[str, Any]]:
     shard, row = unit.shard, outcome.row
     if outcome.failure:
-        yield {**failed_request(facts, shard, placed, outcome, outcome.failure), "image": None}
+        yield {**failed_request(recipe, shard, placed, outcome, outcome.failure), IMAGE: None}
         return
-    # A slice spares no candidates: only requests that grow do.
+    # Of a slice nothing is spared: only requests that grow spare candidates.
     spared = 0 if unit.span else placed.request.candidates - len(outcome.candidates)
-    shared = shared_row(facts, shard, placed, outcome, spared)
+    shared = shared_row(recipe, shard, placed, outcome, spared)
     rows = [
-        {**candidate_row(facts, shared, shard, row, candidate), **found.get((row, candidate.index), {})}
+        {**candidate_row(recipe, shared, shard, row, candidate), **found.get((row, candidate.index), {})}
         for candidate in outcome.candidates
     ]
     if not unit.span:
-        yield from closed(rows, placed.request.keep, facts.config)
+        yield from closed(rows, placed.request.keep, recipe.config)
         return
     for one in rows:
-        yield {**one, FOUND: one[FOUND].packed(facts.config.ranking)} if FOUND in one else one
+        yield {**one, FOUND: one[FOUND].packed(recipe.config.ranking)} if FOUND in one else one
 
 
 def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tuple[Candidate, Scored | None]:
-    """Return a candidate that has an image, and its scores; a failed candidate and None where a score cannot rank since it is not
-    finite.
-    """
+    """A candidate that has an image, and its scores; failed, and without any, where one of them is no number that could rank."""
     if scored is None or candidate.pixels is None:
         return candidate, None
     wrong = non_finite(scored, ranking)
     return (replace(candidate, pixels=None, failure=Failure("non_finite_score", wrong)), None) if wrong else (candidate, scored)
 
 
-def _encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, facts: Facts) -> dict[str, Any]:
-    request, config = placed.request, facts.config
+def _encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, recipe: Recipe) -> dict[str, Any]:
+    request, config = placed.request, recipe.config
     provenance = provenance_of(request, candidate.seed, config.model.base, pixels.shape[:2])
     image = encode_image(pixels, config.shards.image_format, config.shards.quality, provenance)
-    return {"image": image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
+    return {IMAGE: image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
 
 
 @contextmanager

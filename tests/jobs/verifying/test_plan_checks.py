@@ -97,7 +97,7 @@ def test_a_kind_of_hardware_that_is_not_as_it_was_written_is_found(planned):
 
 
 def test_a_plausible_record_with_other_counts_than_planned_is_found(planned):
-    rewrite_record(planned, 1, index=False, requests=9, candidates=18, rejected=9)
+    rewrite_record(planned, 1, index=False, requests=9, rejected=9)
     problems = problems_of(planned)
     assert problems[:2] == [
         "commits/000001.json: says requests 9, the plan has 8",
