@@ -28,12 +28,12 @@ class Checked:
     A row has both where its images could not be reached and nothing else is wrong: another try may succeed.
 
     Attributes:
-        file: Which of the manifest's files it is in, counted from 0.
-        images: SHA-256, in hex, of the files of its images by column (`init_image`, `mask_image`, `controls.0.image`, …);
-            empty where they were not looked at.
-        notes: What a person should be told of though nothing is wrong, without the row's place.
-        advice: By problem, what else to say of it at a terminal, where places of this machine may be named.
-        lacks_image: Whether an image that it names is in none of the folders where it may lie.
+        file: Index of the row's file in the manifest, counted from 0.
+        images: SHA-256, in hex, of the row's image files by column (`init_image`, `mask_image`, `controls.0.image`, …); empty where
+            images were not looked at.
+        notes: Remarks for a person though nothing is wrong, without the row's place.
+        advice: By problem, more words for a terminal, where places of this machine may be named.
+        lacks_image: Whether an image that the row names is in none of the folders where it may lie.
     """
 
     number: int
@@ -183,7 +183,7 @@ class Found:
         problems: Problems of the images, a line each.
         final: Whether any problem stays however often the image is read.
         notes, advice: As `Checked` has them.
-        kinds: By problem, its kind of error.
+        kinds: The type of error by problem.
     """
 
     sha256: dict[str, str]

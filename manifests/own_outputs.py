@@ -14,12 +14,12 @@ def is_output(columns: Collection[str]) -> bool:
 
 
 def added(columns: Sequence[str], declared: Mapping[str, Role] | None = None) -> set[str]:
-    """Return those columns of an own output that are not for a second pass; arguments as for `configs.columns.roles`."""
+    """Return the columns of promptmill's own output that a second pass drops; arguments as for `configs.columns.roles`."""
     return {name for name, role in roles(columns, declared).items() if role not in TAKEN_OVER}
 
 
 def as_input(values: Mapping[str, Any], declared: Mapping[str, Role] | None = None) -> dict[str, Any]:
-    """Return a row of an own output as a request's: its key becomes its id, its candidate's seed the row's."""
+    """Return a row of promptmill's own output as a request: the key becomes the id, the candidate's seed becomes the row's."""
     dropped = added(list(values), declared)
     kept = {name: value for name, value in values.items() if name not in dropped}
     controls = [

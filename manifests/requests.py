@@ -397,7 +397,7 @@ _LATER = {one.name: one.default for one in fields(Request) if one.default is not
 
 
 def to_json(request: Request) -> dict[str, Any]:
-    """A request as plain values for JSON; `from_json` gives it back."""
+    """Return a request as plain values for JSON; `from_json` gives the request back."""
     values = {name: value for name, value in vars(request).items() if name not in _LATER or value != _LATER[name]}
     growing = {"growing": dict(request.growing)} if request.growing else {}
     return {**values, "controls": list(map(dict, request.controls)), "loras": list(map(dict, request.loras)), **growing}

@@ -25,7 +25,7 @@ MOST_NAMES = 100_000  # of a folder that are looked at for what lies near
 
 
 class Fault(StrEnum):
-    """What of an image keeps it from being used, and so what a person may give for it."""
+    """Names the reason why an image cannot be used, and so which option would help."""
 
     PLACE = "place"  # where it lies, or what lies there
     HOST = "host"  # its host is not allowed
@@ -36,8 +36,8 @@ class ImageError(ValueError):
     """Reports an image that cannot be used; the message names the path as the row has it, not its place, and the reason.
 
     Attributes:
-        fault: Of its kind of error.
-        advice: What else a person at a terminal should know, with places of this machine; never recorded.
+        fault: The fault of this type of error.
+        advice: More words for a person at a terminal, with places of this machine; never recorded.
     """
 
     fault: ClassVar[Fault] = Fault.PLACE
@@ -48,17 +48,17 @@ class ImageError(ValueError):
 
 
 class NotThereError(ImageError):
-    """An image that is in none of the folders where it may lie."""
+    """Reports an image that is in none of the folders where it may lie."""
 
 
 class HostRefusedError(ImageError):
-    """An image at a host that is not allowed."""
+    """Reports an image at a host that is not allowed."""
 
     fault = Fault.HOST
 
 
 class TooManyPixelsError(ImageError):
-    """An image that has more pixels than are allowed."""
+    """Reports an image that has more pixels than are allowed."""
 
     fault = Fault.SIZE
 

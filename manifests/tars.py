@@ -1,4 +1,4 @@
-"""Tars of images: a WebDataset as rows, and one member of a tar by its name without going through the others."""
+"""Reads tars of images: a WebDataset as rows, and one member of a tar by its name without going through the others."""
 
 import functools
 import itertools
@@ -111,7 +111,7 @@ def _with_image(described: dict[str, Any], image: str) -> dict[str, Any]:
     """Return the columns of a sample's JSON with the sample's image where it belongs."""
     described = {name: value for name, value in described.items() if value is not None}
     if is_output(described):
-        # Rendering on from our own image; what that one was made from is done with.
+        # The sample's own image is the new init_image, so the images that it was made from go.
         described = {name: value for name, value in as_input(described).items() if name not in OWN_IMAGES}
     return with_image(described, image)
 

@@ -41,7 +41,7 @@ class HostError(UrlError):
 
 
 class NotAllowedError(UrlError):
-    """The host is none of those that URLs may name."""
+    """Reports a host that is none of those that URLs may name."""
 
 
 def allowed(url: str, hosts: Collection[str]) -> SplitResult:
@@ -52,8 +52,8 @@ def allowed(url: str, hosts: Collection[str]) -> SplitResult:
         hosts: Host names, which stand for the usual ports, or host:port.
 
     Raises:
-        NotAllowedError: It may not.
-        UrlError: This is no URL of http or https.
+        NotAllowedError: The host is not allowed.
+        UrlError: The text is no URL of http or https.
     """
     try:
         parts = urlsplit(url)

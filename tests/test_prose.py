@@ -62,8 +62,8 @@ VERBS = frozenset(
     examine explain fetch fill find finish fit follow gather give go group hand handle hold identify imitate import join judge keep
     lead leave let limit list load lock look loop make mark measure move name open override pack pair parse plan prepare print
     publish put queue raise rank read recognise record refuse remove render reopen repaint repeat report resample resize restrict
-    return round run sample say score seed send set share ship show silence start stop submit suppress switch take tell train try
-    turn upload validate wait walk watch wrap write yield
+    return round run sample say score seed send set share ship show silence sort start stop submit suppress switch take tell train
+    try turn upload validate wait walk watch wrap write yield
     """.split()  # noqa: SIM905 (a line a word says no more)
 )
 PRONOUNS = frozenset("it its this that they them their these those what whatever which whose he she".split())  # noqa: SIM905

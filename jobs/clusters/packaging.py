@@ -105,7 +105,7 @@ def _unreachable_output(output: str) -> Iterator[str]:
 
 
 def _unreachable_weights(config: Config) -> Iterator[str]:
-    """Local weights that are neither shipped nor given by an absolute path, which the nodes are asked for."""
+    """Yield a problem for local weights that are neither shipped nor given by an absolute path, which the nodes are asked for."""
     for where, source in _folders(config).items():
         if not Path(source).is_absolute() and not _is_own(ROOT / source):
             yield f"{where}: {source}: a folder of this machine that is not shipped; {_ELSEWHERE}, or name a hub repository"

@@ -177,7 +177,7 @@ def _failures(table: pa.Table) -> tuple[dict[str, list[str]], Counter[tuple[str,
 
 
 def _embeddings(table: pa.Table) -> np.ndarray:
-    """(K, D) float16 of the kept; NaN where a row has none."""
+    """Return the embeddings of the kept candidates, (K, D) float16; NaN where a row has none."""
     kept = table.filter(table["selected"])[EMBEDDING].combine_chunks()
     made = np.full((len(kept), kept.type.list_size), np.nan, np.float16)
     valid = kept.is_valid().to_numpy(zero_copy_only=False)

@@ -31,11 +31,11 @@ Accepting = bool | Literal["keep", "rerender"]
 
 @dataclass(frozen=True)
 class Change:
-    """What a plan was made from and what is there now, where these differ; as a string it is the line for people.
+    """Holds a difference between a plan's inputs and those of now; as a string, the difference is the line for people.
 
     Attributes:
-        place: In the plan's inputs, as `config.model.batch`.
-        was, is_: In words.
+        place: The place in the plan's inputs, as `config.model.batch`.
+        was, is_: The two values in words.
     """
 
     place: str
@@ -44,7 +44,7 @@ class Change:
 
     @property
     def of_rows(self) -> bool:
-        """Whether a file of the manifest changed."""
+        """Return whether a file of the manifest changed."""
         return self.place.partition(".")[0] == "manifest"
 
     def __str__(self) -> str:
@@ -52,9 +52,9 @@ class Change:
 
 
 def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[Change]:
-    """Return what differs between what a plan was made from and what is there now."""
+    """List the differences between a plan's inputs and these."""
     return [
-        # A hash tells a person only that it is another.
+        # A hash tells a person only that the manifest is another, so the number of rows is added.
         Change(name, f"{was} ({plan.counts.rows:,} rows)" if name == "manifest.0" else was, is_)
         for name, was, is_ in differences(plan.inputs, inputs)
         if name.partition(".")[0] != "requests"
@@ -169,7 +169,7 @@ class Aside:
 
     @property
     def dataset_format(self) -> int:
-        """The format that a new plan's shards have: that of those that stay beside them."""
+        """Return the format of a new plan's shards: the one of the shards that stay beside them."""
         return min(
             (self.plans[r.fingerprint].dataset_format for r in self.committed.values() if r.fingerprint in self.plans),
             default=FORMAT,

@@ -168,8 +168,8 @@ class Plan:
         licences: Licences of the models, by their places in the config, as far as their cards said when the plan was made.
         rerender: Rows of committed shards that are to be rendered again.
         shard_hashes: The `shard_hash` of each shard; none in a plan of an earlier promptmill, which `with_shard_hashes` mends.
-        notes: What a person should be told of the manifest, a line each.
-        dataset_format: Which columns there are, and how records and Parquet files say so; a dataset keeps that which it began with.
+        notes: Remarks on the manifest for a person, a line each.
+        dataset_format: Which columns there are, and how records and Parquet files say so; a dataset keeps the format it began with.
     """
 
     inputs: Mapping[str, Any]
@@ -203,13 +203,13 @@ class Plan:
 
     @property
     def form(self) -> pa.Schema:
-        """The schema of the metadata."""
+        """Return the schema of the metadata."""
         ranking, carried = self.config.ranking, arrow_types(self.carried)
         declared = ranking_columns(ranking)
         return schema(carried, self.embedding, bool(ranking.drafts), self.growing, declared, self.dataset_format)
 
     def recipe(self, output: str) -> Recipe:
-        """Return what the workers of a run go by."""
+        """Return the constants that the workers of a run need."""
         versions = json.dumps(self.inputs["versions"], sort_keys=True)
         return Recipe(self.config, self.form, output, self.fingerprint, self.carried, versions, self.growing, self.roots)
 
@@ -331,7 +331,7 @@ def unpacked(content: bytes) -> bytes:
 
 
 def in_line(error: Exception) -> str:
-    """Return what an error says as a line."""
+    """Return the text of an error as one line of at most 200 characters."""
     return shown(" ".join(str(error).split()), 200)
 
 

@@ -114,7 +114,7 @@ class _Worker:
     """Runs one process, a thread that sends to it and one that receives from it: neither may hold up the reading of rows."""
 
     def __init__(self, recipe: ShardRules):
-        # Without -P, a file in the folder where one stands could take the place of a module.
+        # Without -P, a file in the current folder could take the place of a module.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )

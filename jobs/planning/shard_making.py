@@ -27,7 +27,7 @@ NumberedRows = Sequence[tuple[int, Row]]
 
 @dataclass(frozen=True)
 class ShardRules:
-    """What shards are made by.
+    """Holds the constants that shards are made with.
 
     Attributes:
         files: The manifest's files.
@@ -80,9 +80,9 @@ class Tally:
         ids: Ids of the rows that are good by themselves.
         bad: The numbers of the other rows, ascending.
         types: The carried columns.
-        problems: The first lines of what is wrong.
-        wrong: How many lines there are of it.
-        noted: By note of `Checked`, in how many rows it stands, and the name of the first of them.
+        problems: The first lines of problems.
+        wrong: The number of all such lines.
+        noted: By note of `Checked`, the number of its rows, and the name of the first.
         lacking: The files whose rows name images that are in none of the folders where these may lie.
     """
 
@@ -182,7 +182,7 @@ def with_units(recipe: ShardRules, shard: ShardPlan) -> ShardPlan:
 
 
 def pack(recipe: ShardRules, shard: ShardPlan) -> PackedShard:
-    """Return a shard as it is to be written."""
+    """Return a shard ready to be written."""
     return PackedShard(*packed(shard), count(recipe, shard), kinds(shard))
 
 
@@ -204,7 +204,7 @@ def kinds(shard: ShardPlan) -> frozenset[Hashable]:
 
 
 def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
-    """Count what is in a shard, but for its buckets, which it shares with others."""
+    """Count the contents of a shard, without its buckets, which it shares with others."""
     sums: dict[str, int] = dict.fromkeys(("candidates", "keep", "evaluations", "pixels", "undrafted", "growing"), 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
     for placed in shard.requests:
@@ -223,7 +223,7 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
 
 
 def _rendered_as(recipe: ShardRules, shard: ShardPlan, unit: Sequence[int]) -> int:
-    """Return how many units a planned one is rendered as: more than one where its only request is cut into slices."""
+    """Return how many units a planned unit is rendered as: more than one where its only request is cut into slices."""
     return slices_of(shard.requests[unit[0]].request, recipe.batch, recipe.drafts) if len(unit) == 1 else 1
 
 

@@ -116,10 +116,10 @@ def show(
 
     Args:
         output: The dataset's URI.
-        records: Of its shards, by number.
-        keys: Of rows of the metadata.
-        images: The ending of a shard's images.
-        ranks: The column of the score that ranks.
+        records: The commit records of the dataset's shards, by number.
+        keys: Keys of rows of the metadata.
+        images: Returns the ending of a shard's images.
+        ranks: The column of the rank score.
     """
 
     def of_shard(record: CommitRecord, some: set[str]) -> tuple[list[Shown], list[str]]:

@@ -32,7 +32,7 @@ from promptmill.shards.storage import join, names, put
 from promptmill.shards.tables import declared_in, encode_table, ranks_by, with_declared
 from promptmill.shards.tars import TarError
 
-MARKS, SUMMARY = "dedup.parquet", "dedup.json"  # beside the data; no other command minds them
+MARKS, SUMMARY = "dedup.parquet", "dedup.json"  # beside the data; no other command reads them
 
 FORM = pa.schema(
     {

@@ -139,7 +139,7 @@ def _none(images: Images, margin: float) -> str:
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a shard: what is read of them, what ranks them as `score`, and whether they `may` be kept."""
+    """Return the rows of a shard with the columns in use, the rank score as `score`, and whether they `may` be kept."""
     scores = table[ranks_by(table.schema)].to_pylist()
     reasons = table[REJECTED_FOR].to_pylist() if REJECTED_FOR in declared_in(table.schema) else [None] * len(table)
     return [

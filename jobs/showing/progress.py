@@ -25,9 +25,9 @@ class Tally:
     """Counts the candidates, shards, errors and seconds of a run so far.
 
     Attributes:
-        candidates: To be settled in the whole plan.
-        settled: Of them, `before` by earlier runs.
-        counts: Of this run's.
+        candidates: Candidates to be settled in the whole plan.
+        settled: Candidates settled so far, `before` by earlier runs.
+        counts: The outcomes of this run.
         worst, best: CLIP scores so far; `scores` their sum, over `scored` candidates.
         stages: Seconds that actors spent, by stage.
         errors: Failures of this run by code.
