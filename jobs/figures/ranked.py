@@ -66,7 +66,7 @@ def look_back(output: str, plan: Plan) -> Ranked | None:
 
 
 def _read(output: str, record: CommitRecord, by: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Return request, score and kept flag of a shard's scored candidates, and the evaluations of all its candidates."""
+    """Of the scored candidates of a shard the request, the score and whether it is kept; and the price of all."""
     file = record.file("metadata")
     if file is None:
         raise ValueError(f"the record of shard {record.shard:06d} names no metadata")

@@ -128,7 +128,7 @@ def _images(output: str, record: CommitRecord, table: pa.Table) -> dict[str, Ima
     """Return the image files of the selected rows of a shard, by key.
 
     Raises:
-        CommitError: An image is missing, or as `read_images`.
+        CommitError: One of them is not there, or as `read_images`.
     """
     kept = set(table.filter(table["selected"])["key"].to_pylist())
     images = read_images(output, record, kept)

@@ -19,7 +19,7 @@ from promptmill.shards.storage import SCRATCH, local_path
 from promptmill.shards.tables import ranks_by
 
 CONDITIONING = ("init_image", "mask_image", "controls", "strength")
-# Without the SHA-256 that the output has of each image, since a manifest's row has no such column.
+# Written without the SHA-256 that the output has of each image: that is not for a row to say.
 CONTROL = pa.struct(
     [("type", pa.string()), ("image", pa.string()), ("preprocess", pa.string())]
     + [(n, pa.float64()) for n in ("scale", "start", "end")]
@@ -97,7 +97,7 @@ def export_manifest(output: str, file: Path, wanted: Pass) -> int:
 
 
 def _check_image(output: str, record: CommitRecord, row: Mapping[str, Any], image: ImageFile) -> None:
-    """Raise CommitError where an image is not of the size of its row: others will use the image without a check."""
+    """Raise CommitError where an image is not of the size of its row: it goes to others, who may not ask."""
     try:
         with open_picture(image.content, image.ending, row["width"], row["height"]):
             pass
@@ -106,7 +106,7 @@ def _check_image(output: str, record: CommitRecord, row: Mapping[str, Any], imag
 
 
 def _named(record: CommitRecord) -> str:
-    """Return a folder name for a shard's images; a shard with other images has another name."""
+    """A folder name for a shard's images; one with other images has another."""
     digest = next(file.sha256 for file in record.files if file.path.startswith("data/"))
     return f"{record.shard:06d}-{digest[:16]}"
 
