@@ -72,7 +72,7 @@ def _quote(value: str) -> str:
 
 
 def encode_image(pixels: np.ndarray, form: ImageFormat, quality: int, provenance: Provenance) -> bytes:
-    """Encode an image as a file; the same bytes for the same input and version of the codec.
+    """An image file, the same bytes for the same input and codec version.
 
     Args:
         pixels: The image, (H, W, 3) uint8, sRGB.

@@ -21,7 +21,7 @@ class PictureError(ValueError):
 
 
 def is_of(content: bytes, ending: str) -> bool:
-    """Return whether a file begins as those of the format do that its ending names."""
+    """Whether a file begins as those of the format do that its ending names."""
     if ending == "png":
         return content.startswith(b"\x89PNG\r\n\x1a\n")
     if ending == "jpg":

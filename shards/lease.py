@@ -114,7 +114,7 @@ class Holder:
 
     @classmethod
     def from_json(cls, content: bytes) -> "Holder | None":
-        """Return the holder that a lease file describes; None where the content describes none."""
+        """None where the content is none."""
         try:
             holder = checked(cls(**parse_json(content)))
             texts = (holder.host, holder.user, holder.token, holder.since)
