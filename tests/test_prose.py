@@ -54,13 +54,13 @@ TO_DO: tuple[str, ...] = (
 # Imperatives that may begin a docstring. Add the verb that says what the code does; a noun does not belong here.
 VERBS = frozenset(
     """
-    add apply assemble await begin bound bring buffer build calibrate call cancel carry cast check choose close collect compare
-    compile compute connect convert copy count cut decide declare decompress define delete describe do draw drop dump encode end
-    estimate examine explain fetch fill find finish fit follow gather give go group hand handle hide hold identify imitate import
-    join judge keep lead leave let limit list load lock look loop make mark measure move name open override pack pair parse plan
-    prepare print publish put queue raise rank read recognise record refuse remove render reopen repaint repeat report resample
-    resize restrict return round run sample say score seed send set share ship show silence sort start stop store submit suppress
-    switch take tell train try turn upload validate wait walk watch wrap write yield
+    add apply ask assemble await begin bound bring buffer build calibrate call cancel carry cast check choose clear close collect
+    compare compile compute connect convert copy count cut decide declare decompress define delete describe do draw drop dump encode
+    end estimate examine explain fetch fill find finish fit follow gather give go group hand handle hide hold identify imitate
+    import join judge keep lead leave let limit list load lock look loop make mark measure move name open override pack pair parse
+    pass plan prepare print publish put queue raise rank read recognise record refuse remove render reopen repaint repair repeat
+    report resample resize restrict return round run sample say score seed send separate set settle share ship show silence sort
+    start stop store submit suppress switch take tell train try turn upload validate verify wait walk watch wrap write yield
     """.split()  # noqa: SIM905 (a line a word says no more)
 )
 PRONOUNS = frozenset("it its this that they them their these those what whatever which whose he she".split())  # noqa: SIM905
