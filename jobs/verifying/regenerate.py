@@ -71,7 +71,7 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
 
 
 def _row(output: str, record: CommitRecord, key: str) -> tuple[str, str | None]:
-    """Return the status of a candidate, and the hash of its pixels."""
+    """The status of a candidate, and the hash of its pixels."""
     for row in read_metadata(output, record).select(["key", "status", "pixel_sha256", "candidates"]).to_pylist():
         # A request that failed as a whole has one row, without a candidate.
         if row["key"] == key or (row["key"] == request_of(key) and parse_key(key)[2] < (row["candidates"] or 0)):

@@ -117,7 +117,7 @@ def _check_pixels(content: bytes, ending: str, row: dict[str, Any]) -> Iterator[
 
 
 def _is_lossless(content: bytes, ending: str) -> bool:
-    """Return whether decoding gives back the pixels that were encoded: PNG, and WebP whose image is in a VP8L chunk."""
+    """Whether decoding gives back the pixels that were encoded: PNG, and WebP whose image is in a VP8L chunk."""
     if ending != "webp":
         return ending == "png"
     at = 12
