@@ -1,4 +1,4 @@
-"""Reads the JSON of promptmill's own files, which a stranger may have written, and checks that values are what dataclasses say."""
+"""Reads the JSON of promptmill's own files, which a stranger may have written, and checks values against dataclasses."""
 
 import dataclasses
 import functools

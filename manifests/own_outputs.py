@@ -9,7 +9,7 @@ TAKEN_OVER = (Role.INPUT, Role.CARRIED)  # by a second pass; nothing else can ho
 
 
 def is_output(columns: Collection[str]) -> bool:
-    """Return whether rows with these columns are promptmill's own."""
+    """Return whether rows with these columns are promptmill's own output."""
     return {"key", "candidate_index", "selected", "pixel_sha256"} <= set(columns)
 
 

@@ -73,7 +73,7 @@ def _quote(value: str) -> str:
 
 
 def encode_image(pixels: np.ndarray, form: ImageFormat, quality: int, provenance: Provenance) -> bytes:
-    """Return an image file, the same bytes for the same input and codec version.
+    """Encode an image as a file; the same bytes for the same input and version of the codec.
 
     Args:
         pixels: The image, (H, W, 3) uint8, sRGB.
@@ -116,13 +116,13 @@ def _webp_is_lossless(content: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Format:
-    """One format of a dataset's images.
+    """Describes one format of a dataset's images.
 
     Attributes:
-        pillow: What Pillow calls it.
+        pillow: Pillow's name of the format.
         save: Writes an image, with a quality from 1 to 100 and its provenance.
-        begins: Whether a file begins as those of the format do.
-        lossless: Whether decoding a file of the format gives back the pixels that were encoded.
+        begins: Returns whether a file begins as those of the format do.
+        lossless: Returns whether decoding a file of the format gives back the pixels that were encoded.
         has_quality: Whether the quality means anything.
         says: Where a file says how it was made, in words.
     """

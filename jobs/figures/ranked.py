@@ -66,7 +66,7 @@ def look_back(output: str, plan: Plan) -> Ranked | None:
 
 
 def _read(output: str, record: CommitRecord, by: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Of the scored candidates of a shard the request, the score and whether it is kept; and the price of all."""
+    """Return request, score and kept flag of a shard's scored candidates, and the evaluations of all its candidates."""
     table = ShardReader(output, record).glance(("key", "selected", "unet_evaluations", by))
     request = pc.cast(pc.list_element(pc.split_pattern(table["key"], "-"), 1), "int64").to_numpy()
     score = table[by].to_numpy().astype(np.float32, copy=False)

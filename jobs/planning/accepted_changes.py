@@ -62,7 +62,7 @@ def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[Change]:
 
 
 def is_of_rows(changed: Sequence[Change]) -> bool:
-    """Return whether changes are of the manifest's files alone: then each row decides whether anything changed."""
+    """Return whether lines of `changes` are of the manifest's files alone: then each row decides whether anything changed."""
     return bool(changed) and all(change.of_rows for change in changed)
 
 

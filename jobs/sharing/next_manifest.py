@@ -18,7 +18,7 @@ from promptmill.shards.storage import SCRATCH, local_path
 from promptmill.shards.tables import ranks_by
 
 CONDITIONING = ("init_image", "mask_image", "controls", "strength")
-# Written without the SHA-256 that the output has of each image: that is not for a row to say.
+# Without the SHA-256 that the output has of each image, since a manifest's row has no such column.
 CONTROL = pa.struct(
     [("type", pa.string()), ("image", pa.string()), ("preprocess", pa.string())]
     + [(n, pa.float64()) for n in ("scale", "start", "end")]
@@ -93,7 +93,7 @@ def export_manifest(output: str, file: Path, wanted: Pass) -> int:
 
 
 def _named(record: CommitRecord) -> str:
-    """A folder name for a shard's images; one with other images has another."""
+    """Return a folder name for a shard's images; a shard with other images has another name."""
     tar = record.file("data")
     assert tar is not None, "nothing is kept of it"
     return f"{record.shard:06d}-{tar.sha256[:16]}"

@@ -1,4 +1,4 @@
-"""Clears what `verify` found damaged out of a dataset's way, so that a run makes exactly that again, to the same bytes.
+"""Clears the files that `verify` found damaged out of a dataset's way, so that a run makes exactly these again, to the same bytes.
 
 Nothing is published here. A shard is damaged as a whole: its record goes first, so that nobody trusts its files any more, then they
 go. What they should have been is kept in stats/repair.json until the repair is over: whoever is cut off goes on with it.
