@@ -1,4 +1,4 @@
-"""Reads the JSON of promptmill's own files, which a stranger may have written, and checks values against dataclasses."""
+"""Reads the JSON of promptmill's own files, which a stranger may have written, and checks that values are what dataclasses say."""
 
 import dataclasses
 import functools

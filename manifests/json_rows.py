@@ -1,4 +1,4 @@
-"""Reads rows that are JSON: a single row, or an array of rows as a stream in bounded memory."""
+"""Reads rows that are JSON: one by itself, or an array of them as a stream in bounded memory."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Reads tars of images: a WebDataset as rows, and one member of a tar by its name without going through the others."""
+"""Tars of images: a WebDataset as rows, and one member of a tar by its name without going through the others."""
 
 import functools
 import itertools

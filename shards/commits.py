@@ -84,7 +84,7 @@ class CommitRecord(Outcomes):
 
     @classmethod
     def from_json(cls, content: bytes) -> "CommitRecord":
-        """Read a record from the content of its file.
+        """Read a record.
 
         Raises:
             CommitError: The content is no commit record, or one of a later format.
@@ -121,7 +121,7 @@ class CommitRecord(Outcomes):
 
 
 class CommitError(ValueError):
-    """Reports a record that is broken, or that contradicts the one that is there."""
+    """A record that is broken, or that contradicts the one that is there."""
 
 
 def _is_number(value: Any) -> bool:

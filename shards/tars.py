@@ -26,8 +26,7 @@ class TarError(ValueError):
 
 
 def write_tar(samples: Iterable[Sample]) -> bytes:
-    """Return a POSIX (ustar) tar of the samples, sorted by key, the files of each by ending; no times, owners or modes of this
-    machine.
+    """A POSIX (ustar) tar of the samples, sorted by key, the files of each by ending; no times, owners or modes of this machine.
 
     Raises:
         TarError: A key occurs twice or would be misunderstood by a reader, samples differ in their endings, or there are none.

@@ -11,34 +11,15 @@ FOLDERS = ("actors", "configs", "embedded", "jobs", "manifests", "pipelines", "s
 
 # Folders and files whose docstrings are still to be rewritten.
 TO_DO: tuple[str, ...] = (
-    "h-columns",
     "actors/flow/in_process_pools.py",
-    "configs/json_values.py",
     "jobs/cli/endings.py",
-    "jobs/cli/landing.py",
-    "jobs/planning/plan.py",
-    "jobs/report/times.py",
-    "jobs/running/finishing.py",
     "jobs/running/on_ray.py",
-    "jobs/running/repair_note.py",
     "jobs/running/sites.py",
-    "jobs/sharing/push.py",
-    "jobs/verifying/plan_checks.py",
-    "jobs/verifying/verify.py",
-    "manifests/json_rows.py",
-    "manifests/tars.py",
     "pipelines/rendering/kernels.py",
     "pipelines/rendering/loading.py",
     "pipelines/scoring/clip.py",
     "pipelines/scoring/clip_preprocessing.py",
     "pipelines/scoring/scorers.py",
-    "shards/commits.py",
-    "shards/credentials.py",
-    "shards/lease.py",
-    "shards/published.py",
-    "shards/retries.py",
-    "shards/storage.py",
-    "shards/tars.py",
 )
 
 # Imperatives that may begin a docstring. Add the verb that says what the code does; a noun does not belong here.

@@ -331,7 +331,7 @@ def unpacked(content: bytes) -> bytes:
 
 
 def in_line(error: Exception) -> str:
-    """Return the text of an error as one line of at most 200 characters."""
+    """Return what an error says as a line."""
     return shown(" ".join(str(error).split()), 200)
 
 

@@ -39,7 +39,7 @@ class Times:
 
 
 def read_times(output: str) -> Times:
-    """Read the times of all runs on an output."""
+    """The times of all runs on an output."""
     found = [name for name in names(join(output, "stats")) if name.endswith(".jsonl")]
     some = spread(found, MOST_FILES)
     stages: defaultdict[str, float] = defaultdict(float)
