@@ -31,7 +31,6 @@ from promptmill.shards.storage import (
     StorageError,
     TooLargeError,
     get,
-    get_small,
     is_local,
     join,
     local_path,
@@ -201,7 +200,7 @@ def finished(output: str, plan: bool, stats: bool, say: Say = lambda line: None)
 def _is(uri: str, content: bytes) -> bool:
     """Return whether a file has this content; a larger file is not read to its end."""
     try:
-        return get_small(uri, len(content)) == content
+        return get(uri, len(content)) == content
     except TooLargeError:
         return False
 
