@@ -71,17 +71,17 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def read_json(kind: type[Known], content: bytes, most: int | None = None, unknown: Literal["forbid", "ignore"] = "forbid") -> Known:
-    """Parse one JSON value that has to be what a type says, strictly: no text is taken for a number, nor a float for an integer.
+    """Parse one JSON value strictly by a type: no text is taken for a number, nor a float for an integer.
 
     Args:
         kind: A dataclass, or another type that pydantic knows. Lists and dicts of any length in it need `FailFast`, else pydantic
             gathers an error for each of their items.
-        content: UTF-8.
-        most: Values that there may be; `MOST_VALUES` unless said otherwise.
-        unknown: What is to be done about keys that the type does not know.
+        content: The JSON text, in UTF-8.
+        most: The most values that there may be; `MOST_VALUES` unless said otherwise.
+        unknown: Whether keys that the type does not know are an error or are left out.
 
     Raises:
-        ValueError: It is not; one line. What a `__post_init__` raises comes out as it is.
+        ValueError: The content is no JSON, or not what the type says; one line. What a `__post_init__` raises comes out as it is.
     """
     most = MOST_VALUES if most is None else most
     if len(content) > most and has_too_many(content.decode(), most):

@@ -81,7 +81,7 @@ class CommitRecord(Outcomes):
 
     @classmethod
     def from_json(cls, content: bytes) -> "CommitRecord":
-        """Read a record, strictly: its types, its numbers within 64 bits, none below zero, and what they add up to.
+        """Read a record strictly from its file's content: its types, its numbers within 64 bits, none below zero, and their sums.
 
         Raises:
             CommitError: The content is no commit record, or one of a later format.
@@ -104,7 +104,7 @@ class CommitRecord(Outcomes):
 
 @functools.cache
 def _said() -> type[Any]:
-    """Return the type of what a record's file says: its fields, rare outcomes and the first format left out, and all candidates."""
+    """Return the type of a record's file: the record's fields, rare outcomes and the first format left out, and all candidates."""
     left_out = {**dict.fromkeys(RARE, 0), "format": 1}
     known = [(one.name, Whole if one.type is int else one.type) for one in fields(CommitRecord)]
     named = [(name, kind, field(default=left_out[name])) if name in left_out else (name, kind) for name, kind in known]
@@ -112,7 +112,7 @@ def _said() -> type[Any]:
 
 
 def _newer(content: bytes) -> str | None:
-    """Return what is wrong with a record of a later format, which may have fields that nobody knows here; None of any other."""
+    """Return the fault of a record of a later format, which may have fields that nobody knows here; None for any other record."""
     try:
         check_format(parse_json(content).get("format", 1))
     except NewerFormatError as error:
@@ -123,7 +123,7 @@ def _newer(content: bytes) -> str | None:
 
 
 class CommitError(ValueError):
-    """A record that is broken, or that contradicts the one that is there."""
+    """Reports a record that is broken, or that contradicts the one that is there."""
 
 
 def shard_name(shard: int, generation: int = 0) -> str:

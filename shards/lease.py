@@ -111,7 +111,7 @@ class Lease:
     Attributes:
         output: The dataset's URI.
         why: Why the lease is lost, one line; empty while it is held.
-        on_lost: Called once, from the renewing thread, when the lease is lost. Set by whoever holds it; must not wait for the
+        on_lost: Called once, from the renewing thread, when the lease is lost. Set by the lease's holder; must not wait for the
             release.
     """
 
@@ -159,8 +159,7 @@ class Lease:
         return False
 
     def _is_over(self, seen: Seen, grace_s: float, say: Callable[[str], None]) -> bool:
-        """Return whether a lease's holder is dead or as good as dead; False where the lease gave way to another or to none, so look
-        again.
+        """Return whether a lease's holder is dead or as good as dead; False where another or none holds it by now, so look again.
 
         Raises:
             LeaseError: The holder lives.

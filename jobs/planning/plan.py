@@ -331,7 +331,7 @@ def unpacked(content: bytes) -> bytes:
 
 
 def in_line(error: Exception) -> str:
-    """Return what an error says as a line."""
+    """Return the text of an error as one line of at most 200 characters."""
     said = error.said if isinstance(error, OddFileError) else str(error)
     return shown(" ".join(said.split()), 200)
 

@@ -23,7 +23,7 @@ MOST_VALUES = 100_000  # of one line
 
 @dataclass(frozen=True)
 class _Line:
-    """Holds what the report needs of a line of stats; other versions of promptmill write other keys beside these."""
+    """Holds the values of a line of stats that the report needs; other versions of promptmill write other keys beside these."""
 
     host: str
     seconds: Annotated[dict[str, Annotated[float, Field(ge=0, lt=LONGEST_S)]], FailFast()]
