@@ -13,13 +13,18 @@ FOLDERS = ("actors", "configs", "embedded", "jobs", "manifests", "pipelines", "s
 TO_DO: tuple[str, ...] = (
     "actors/flow/in_process_pools.py",
     "jobs/cli/endings.py",
+    "jobs/running/metrics.py",
     "jobs/running/on_ray.py",
     "jobs/running/sites.py",
+    "jobs/sharing/next_manifest.py",
+    "jobs/showing/progress.py",
     "pipelines/rendering/kernels.py",
     "pipelines/rendering/loading.py",
     "pipelines/scoring/clip.py",
     "pipelines/scoring/clip_preprocessing.py",
     "pipelines/scoring/scorers.py",
+    "shards/image_files.py",
+    "shards/outcomes.py",
 )
 
 # Imperatives that may begin a docstring. Add the verb that says what the code does; a noun does not belong here.

@@ -148,7 +148,7 @@ class Metrics:
     def stopping(self, units: int) -> None: ...
 
     def watched(self, pool: Pool, role: Role) -> Pool:
-        """Return the same pool, with its actors and their calls counted."""
+        """The same pool, with its actors and their calls counted."""
         self.guard(self.show, "promptmill_actors_wanted", pool.size, pool=role)
         self.guard(self.alive, role, 0)
 
@@ -187,13 +187,13 @@ class Metrics:
         self._gauges[name, pool] = value
 
     def alive(self, role: Role, more: int) -> None:
-        """Count an actor that came up, or went."""
+        """An actor came up, or went."""
         self._count_alive()
         self._alive[role] += more
         self.show("promptmill_actors_alive", self._alive[role], pool=role)
 
     def begun(self, role: Role, unit: Any, alone: bool) -> None:
-        """Count a call of an actor that begins."""
+        """A call of an actor."""
         if role == "scorers":
             self._wait(-1)
         elif alone or unit.name in self._again:
@@ -202,16 +202,16 @@ class Metrics:
         self._fly(role, 1)
 
     def ended(self, role: Role) -> None:
-        """Count a call of an actor that ends, well or not."""
+        """A call of an actor, well or not."""
         self._fly(role, -1)
 
     def made(self, role: Role) -> None:
-        """Count a call of an actor that ended well."""
+        """A call of an actor, well."""
         if role == "generators":
             self._wait(1)
 
     def failed(self, role: Role, unit: Any, reason: str) -> None:
-        """Count a call of an actor that did not end well."""
+        """A call of an actor, not well."""
         self._again.add(unit.name)
         self.put("promptmill_tries_failed_total", 1, pool=role, reason=reason)
 

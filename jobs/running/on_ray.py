@@ -43,7 +43,7 @@ def on_ray(config: Config, output: str, planned: int, last: Callable[[], object]
     Args:
         config: The run's config.
         output: The dataset's URI.
-        planned: Number of candidates of the plan.
+        planned: Candidates of the plan.
         last: Called before this process has to be ended since Ray does not let it go on.
 
     Raises:

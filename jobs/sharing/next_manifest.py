@@ -18,7 +18,7 @@ from promptmill.shards.storage import SCRATCH, local_path
 from promptmill.shards.tables import ranks_by
 
 CONDITIONING = ("init_image", "mask_image", "controls", "strength")
-# Without the SHA-256 that the output has of each image, since a manifest's row has no such column.
+# Written without the SHA-256 that the output has of each image: that is not for a row to say.
 CONTROL = pa.struct(
     [("type", pa.string()), ("image", pa.string()), ("preprocess", pa.string())]
     + [(n, pa.float64()) for n in ("scale", "start", "end")]

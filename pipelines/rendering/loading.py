@@ -27,7 +27,7 @@ class LoadedModel:
         base: The pipeline as loaded.
         controlnets: ControlNets by the type that requests name.
         clip_skip: Layers of the text encoder left out at its end.
-        device: The device of all weights.
+        device: All weights are there.
     """
 
     base: Any
@@ -67,7 +67,7 @@ class LoadedModel:
         return getattr(diffusers, kind.class_name).from_config(self._scheduler_config, **kind.options)
 
     def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
-        """Switch the given LoRAs on, by name and scale, and all others off."""
+        """Switch these LoRAs on, by name and scale, and all others off."""
         if not hasattr(self.base, "set_adapters") or not self.base.get_list_adapters():
             return
         if loras:
@@ -130,8 +130,7 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         parts["vae"] = _load(getattr(diffusers, kind).from_pretrained, model.vae, dtype)
     if facts.safety_checker and not model.safety_checker:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
-    # The pipeline makes images of text where the model can. An inpainting model (more input channels than latents have) and a
-    # model that edits images cannot.
+    # From text to images, but for what cannot: an inpainting model (more channels in than latents have), one that edits images.
     pipeline = getattr(diffusers, class_for(facts.pipeline, facts.modes[0]))
     base = _load(
         pipeline.from_pretrained, Weights(source=model.base, revision=model.revision, variant=model.variant), dtype, **parts
