@@ -142,8 +142,8 @@ def test_a_fault_of_prose_is_found(docstring, complaint):
 
 
 def test_a_docstring_by_the_rule_has_no_fault():
-    source = '"""Checks that a scene has words."""\ndef words():\n    """Return the words of a scene.\n\n    Raises:\n        It may: not.\n    """'
-    assert not list(faults(source))
+    function = 'def words():\n    """Return the words of a scene.\n\n    Raises:\n        It may: not.\n    """'
+    assert not list(faults(f'"""Checks that a scene has words."""\n{function}'))
 
 
 def test_paths_still_to_be_done_exist():
