@@ -1,4 +1,4 @@
-"""Checks the footer of a Parquet file before anybody asks pyarrow about a column chunk."""
+"""Checks the footer of a Parquet file before any code asks pyarrow about a column chunk."""
 
 import io
 from contextlib import suppress
@@ -10,11 +10,11 @@ SIZE = 2**62  # bytes that a file without data says it has
 
 
 class _AskedError(Exception):
-    """Arrow asks for data, so the footer has stood its checks."""
+    """Reports a request of Arrow's for data, so the footer has passed its checks."""
 
 
 class _NoData(io.RawIOBase):
-    """A file that has a size and gives no data."""
+    """Imitates a file that has a size and gives no data."""
 
     def __init__(self) -> None:
         self._at = 0
@@ -45,9 +45,9 @@ class _NoData(io.RawIOBase):
 
 
 def check_chunks(metadata: pq.FileMetaData) -> None:
-    """Have Arrow look at every column chunk that a footer describes, in a way that raises where one contradicts itself.
+    """Make Arrow look at every column chunk that a footer describes, in a way that raises where a chunk contradicts itself.
 
-    `RowGroupMetaData.column` of pyarrow ends the whole process there, since it lets Arrow's C++ exception through.
+    `RowGroupMetaData.column` of pyarrow ends the whole process in this case, since it lets Arrow's C++ exception through.
 
     Raises:
         OSError, pyarrow.ArrowException: A chunk contradicts the schema or itself.
