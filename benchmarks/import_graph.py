@@ -127,6 +127,7 @@ def mermaid(checkout: Checkout, top: str) -> Iterator[str]:
 @click.argument("path", default=ROOT, type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="[CHECKOUT]")
 @click.option("--mermaid", "top", type=click.Choice(FOLDERS), help="Print the rooms of one folder as a diagram.")
 def main(path: Path, top: str | None) -> None:
+    """Print the tables or the diagram of a checkout."""
     checkout = Checkout(path.resolve())
     for line in mermaid(checkout, top) if top else tables(checkout):
         print(line)

@@ -39,7 +39,7 @@ class _NoData(io.RawIOBase):
         raise error
 
     def forget(self) -> None:
-        """Free what the errors hold: Arrow keeps them, and they the frames of all callers with all that lies in these."""
+        """Drop what the errors hold: Arrow keeps them, and they the frames of all callers with all that lies in these."""
         for error in self._raised:
             error.__traceback__ = error.__context__ = None
 
