@@ -37,7 +37,8 @@ from benchmarks.stand_ins import no_rendering
 from promptmill.jobs.calibration.trials import Notes
 from promptmill.jobs.cli import main as promptmill
 from promptmill.jobs.figures.ranked import look_back
-from promptmill.jobs.planning.plan import PlanError, read_hardware, read_plan, read_shard
+from promptmill.jobs.planning.plan import PlanError, read_hardware, read_plan
+from promptmill.jobs.planning.shard_plans import read_shard
 from promptmill.jobs.sharing.hub_errors import PushError
 from promptmill.jobs.sharing.push import finished
 from promptmill.jobs.verifying.repair import clear, remembered
@@ -67,7 +68,7 @@ def make(folder: str) -> None:
     """Make the dataset that is forged: planned for real, rendered by nobody, with all the files that a run may leave."""
     from promptmill.jobs.calibration.policies import Sight
     from promptmill.jobs.calibration.trials import Notes
-    from promptmill.jobs.planning.plan import read_shard
+    from promptmill.jobs.planning.shard_plans import read_shard
     from promptmill.shards.lease import Holder
     from tests.jobs.datasets import planned_dataset
     from tests.shards.made import shard, write_parts

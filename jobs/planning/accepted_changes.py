@@ -8,18 +8,9 @@ from promptmill.configs.columns import FORMAT
 from promptmill.configs.errors import quoted
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.differences import differences
-from promptmill.jobs.planning.plan import (
-    Plan,
-    PlanError,
-    Rerender,
-    ShardPlan,
-    drop_plan,
-    earlier_plans,
-    read_plan,
-    read_shard,
-    write_plan,
-)
+from promptmill.jobs.planning.plan import Plan, PlanError, Rerender, ShardPlan, drop_plan, earlier_plans, read_plan, write_plan
 from promptmill.jobs.planning.row_changes import RowChanges, as_ranges
+from promptmill.jobs.planning.shard_plans import read_shard
 from promptmill.pipelines.work.metadata_rows import ranking_columns
 from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.index import INDEX, SUCCESS

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from promptmill.configs.schema import Config
 from promptmill.configs.weights import SAFETENSORS
-from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan, read_shard
+from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan
+from promptmill.jobs.planning.shard_plans import read_shard
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError

@@ -14,18 +14,7 @@ from typing import Any, cast
 from promptmill.configs.own_files import ROOT
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.accepted_changes import Accepting, Aside, Change, changes, is_of_rows, look_aside, put_aside
-from promptmill.jobs.planning.plan import (
-    Counts,
-    Plan,
-    PlanError,
-    ShardPlan,
-    drop_shards,
-    read_plan,
-    read_shard,
-    requests_hash,
-    shard_hash,
-    write_plan,
-)
+from promptmill.jobs.planning.plan import Counts, Plan, PlanError, ShardPlan, read_plan, write_plan
 from promptmill.jobs.planning.processes import MAX_SHARD, MAX_WORKERS, Made, Pool, cores
 from promptmill.jobs.planning.row_changes import RowChanges
 from promptmill.jobs.planning.shard_making import (
@@ -41,6 +30,7 @@ from promptmill.jobs.planning.shard_making import (
     pack,
     with_units,
 )
+from promptmill.jobs.planning.shard_plans import drop_shards, read_shard, requests_hash, shard_hash
 from promptmill.jobs.planning.shard_writing import ShardWriter
 from promptmill.manifests.checking import Checked, RowChecks, check_rows, find_doubled
 from promptmill.manifests.files import open_file

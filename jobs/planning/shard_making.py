@@ -11,7 +11,8 @@ from typing import Any
 
 from promptmill.configs.drafts import Draft
 from promptmill.configs.parameters import MODES
-from promptmill.jobs.planning.plan import BadRow, Counts, ShardPlan, packed
+from promptmill.jobs.planning.plan import BadRow, Counts, ShardPlan
+from promptmill.jobs.planning.shard_plans import packed
 from promptmill.manifests.carried import Types
 from promptmill.manifests.checking import Checked, RowChecks
 from promptmill.manifests.repeated_ids import Ids

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from promptmill.jobs.planning.plan import shard_uri
+from promptmill.jobs.planning.shard_plans import shard_uri
 from promptmill.shards.storage import flush_files, is_local, put, put_unflushed
 
 PUTS = 16  # at once, on a remote storage

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from promptmill.jobs.planning.plan import Plan, read_shard
+from promptmill.jobs.planning.plan import Plan
+from promptmill.jobs.planning.shard_plans import read_shard
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.known_prompts import known_prompts
 

@@ -26,16 +26,8 @@ from promptmill.actors.flow.workers import Workers
 from promptmill.actors.local_ray.memory_limits import MEMORY, REMEDY
 from promptmill.actors.receipts import Receipt
 from promptmill.jobs.planning.accepted_changes import to_rerender
-from promptmill.jobs.planning.plan import (
-    BadRow,
-    Plan,
-    PlanError,
-    put_hardware,
-    read_hardware,
-    read_plan,
-    read_shard,
-    with_shard_hashes,
-)
+from promptmill.jobs.planning.plan import BadRow, Plan, PlanError, put_hardware, read_hardware, read_plan
+from promptmill.jobs.planning.shard_plans import read_shard, with_shard_hashes
 from promptmill.jobs.running.failure_budget import FailureBudget
 from promptmill.jobs.running.finishing import check_there, finish
 from promptmill.jobs.running.open_shard import Open, units_of

@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from promptmill.configs.errors import shown
-from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_plan, read_shard, with_shard_hashes
+from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_plan
+from promptmill.jobs.planning.shard_plans import read_shard, with_shard_hashes
 from promptmill.jobs.verifying.image_places import NOTHING, OF_IMAGES, Given, places, remedy, seen_images
 from promptmill.pipelines.work.metadata_rows import provenance_of
 from promptmill.pipelines.work.units import Placed, candidate_seed, cut, parse_key

@@ -9,7 +9,8 @@ from typing import Any
 from promptmill.configs.errors import shown
 from promptmill.configs.schema import Runtime
 from promptmill.jobs.planning.accepted_changes import changes
-from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_shard
+from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware
+from promptmill.jobs.planning.shard_plans import read_shard
 from promptmill.jobs.running.repair_note import remembered
 from promptmill.jobs.verifying.image_places import NOTHING, Given, places, remedy, seen_images
 from promptmill.jobs.verifying.plan_checks import Planned

@@ -9,7 +9,7 @@ from promptmill.configs.own_files import ROOT
 from promptmill.jobs.planning import estimate
 from promptmill.jobs.planning.estimate import measure, worth_measuring
 from promptmill.jobs.planning.making import look, make_plan
-from promptmill.jobs.planning.plan import read_shard
+from promptmill.jobs.planning.shard_plans import read_shard
 from promptmill.pipelines.rendering import engine, gpus
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered

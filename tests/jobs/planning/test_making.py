@@ -16,7 +16,8 @@ from promptmill.configs.loading import load
 from promptmill.configs.own_files import ROOT
 from promptmill.jobs.planning import making
 from promptmill.jobs.planning.making import look, make_plan
-from promptmill.jobs.planning.plan import PlanError, read_plan, read_shard
+from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.planning.shard_plans import read_shard
 from promptmill.jobs.planning.shard_writing import ShardWriter
 from promptmill.jobs.running.finishing import models
 from promptmill.jobs.showing.summary import plan_lines
