@@ -148,7 +148,7 @@ FORMATS: dict[str, Format] = {
     "jpg": Format("JPEG", _save_jpg, lambda content: content.startswith(b"\xff\xd8\xff"), lambda content: False),
     "webp": Format("WEBP", _save_webp, lambda content: content[:4] == b"RIFF" and content[8:12] == b"WEBP", _webp_is_lossless),
 }
-assert tuple(FORMATS) == get_args(ImageFormat)
+assert set(FORMATS) == set(get_args(ImageFormat))
 
 
 def user_comment(text: str) -> bytes:

@@ -54,6 +54,11 @@ class Outcomes:
         return {name: getattr(self, name) for name in OUTCOMES}
 
     @property
+    def shown(self) -> dict[str, int]:
+        """The candidates of each outcome, without those outcomes that most datasets have none of, where there are none."""
+        return {name: number for name, number in self.by_outcome.items() if number or name not in RARE}
+
+    @property
     def rare(self) -> dict[str, int]:
         """Return the number of candidates of those outcomes that most datasets have none of, where there are some."""
         return {name: number for name in RARE if (number := getattr(self, name))}
@@ -92,8 +97,7 @@ def summed(all_: Iterable[Outcomes]) -> Outcomes:
 
 def as_sum(counts: Outcomes) -> str:
     """Return the counts in words: 3 kept + 4 rejected + 1 failed."""
-    shown = {name: number for name, number in counts.by_outcome.items() if number or name not in RARE}
-    return " + ".join(f"{number} {name}" for name, number in shown.items())
+    return " + ".join(f"{number} {name}" for name, number in counts.shown.items())
 
 
 def as_values(counts: Outcomes) -> dict[str, Any]:

@@ -21,12 +21,11 @@ from promptmill.actors.flow.events import Guard
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.receipts import Receipt
 from promptmill.shards.commits import CommitRecord
-from promptmill.shards.outcomes import RARE
 
 PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")  # what a label shows as it is
 SHOWN_S = 1.0  # how often gauges are set: Ray forgets one that is not set for two of its report intervals
 
-Role = Literal["generators", "scorers"]
+PoolName = Literal["generators", "scorers"]
 
 
 @dataclass(frozen=True)
@@ -125,9 +124,8 @@ class Metrics:
         self._progress(candidates)
 
     def unit(self, receipt: Receipt) -> None:
-        for outcome, number in receipt.by_outcome.items():
-            if number or outcome not in RARE:
-                self.put("promptmill_candidates_total", number, outcome=outcome)
+        for outcome, number in receipt.shown.items():
+            self.put("promptmill_candidates_total", number, outcome=outcome)
         for reason, number in receipt.errors.items():
             self.put("promptmill_failures_total", number, reason=reason)
         for stage, seconds in receipt.seconds.items():
@@ -147,7 +145,7 @@ class Metrics:
 
     def stopping(self, units: int) -> None: ...
 
-    def watched(self, pool: Pool, role: Role) -> Pool:
+    def watched(self, pool: Pool, role: PoolName) -> Pool:
         """The same pool, with its actors and their calls counted."""
         self.guard(self.show, "promptmill_actors_wanted", pool.size, pool=role)
         self.guard(self.alive, role, 0)
@@ -186,13 +184,13 @@ class Metrics:
         """Set a gauge to a value, from the next time that the gauges are set."""
         self._gauges[name, pool] = value
 
-    def alive(self, role: Role, more: int) -> None:
+    def alive(self, role: PoolName, more: int) -> None:
         """An actor came up, or went."""
         self._count_alive()
         self._alive[role] += more
         self.show("promptmill_actors_alive", self._alive[role], pool=role)
 
-    def begun(self, role: Role, unit: Any, alone: bool) -> None:
+    def begun(self, role: PoolName, unit: Any, alone: bool) -> None:
         """A call of an actor."""
         if role == "scorers":
             self._wait(-1)
@@ -201,16 +199,16 @@ class Metrics:
             self.put("promptmill_units_recomputed_total", 1)
         self._fly(role, 1)
 
-    def ended(self, role: Role) -> None:
+    def ended(self, role: PoolName) -> None:
         """A call of an actor, well or not."""
         self._fly(role, -1)
 
-    def made(self, role: Role) -> None:
+    def made(self, role: PoolName) -> None:
         """A call of an actor, well."""
         if role == "generators":
             self._wait(1)
 
-    def failed(self, role: Role, unit: Any, reason: str) -> None:
+    def failed(self, role: PoolName, unit: Any, reason: str) -> None:
         """A call of an actor, not well."""
         self._again.add(unit.name)
         self.put("promptmill_tries_failed_total", 1, pool=role, reason=reason)
@@ -223,7 +221,7 @@ class Metrics:
         self._waiting += more
         self.show("promptmill_units_waiting", self._waiting)
 
-    def _fly(self, role: Role, more: int) -> None:
+    def _fly(self, role: PoolName, more: int) -> None:
         self._in_flight[role] += more
         self.show("promptmill_units_in_flight", self._in_flight[role], pool=role)
 
@@ -243,7 +241,7 @@ class Metrics:
 class Watched:
     """Counts the calls and the end of an actor; an error in counting reaches neither the lane nor the actor."""
 
-    def __init__(self, actor: Actor, told: Metrics, role: Role):
+    def __init__(self, actor: Actor, told: Metrics, role: PoolName):
         self._actor, self._told, self._role = actor, told, role
         self._tell = told.guard
         self._died = False

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from promptmill.configs import columns
 from promptmill.configs.columns import Stated
 from promptmill.jobs.sharing.row_files import ExportError, check_ending, writing
 from promptmill.manifests.own_outputs import added, as_input
@@ -19,10 +20,7 @@ from promptmill.shards.tables import ranks_by
 
 CONDITIONING = ("init_image", "mask_image", "controls", "strength")
 # Written without the SHA-256 that the output has of each image: that is not for a row to say.
-CONTROL = pa.struct(
-    [("type", pa.string()), ("image", pa.string()), ("preprocess", pa.string())]
-    + [(n, pa.float64()) for n in ("scale", "start", "end")]
-)
+CONTROL = pa.struct([field for field in columns.CONTROL if field.name != "sha256"])
 OWN = {"source_id": pa.string(), "source_score": pa.float64()}
 
 

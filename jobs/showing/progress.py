@@ -201,7 +201,7 @@ class JsonLines:
 
     def shard(self, record: CommitRecord) -> None:
         self.tally.shards += 1
-        self.event("shard", shard=record.shard, kept=record.kept, rejected=record.rejected, failed=record.failed)
+        self.event("shard", shard=record.shard, **record.shown)
 
     def stopping(self, units: int) -> None:
         self.event("stopping", units=units)

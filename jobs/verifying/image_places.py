@@ -71,7 +71,7 @@ def seen_images(output: str, said: Iterable[CommitRecord]) -> dict[str, dict[str
     for record in said:
         columns = ["key", "error", *(f"{column}_sha256" for column in OWN_IMAGES), "controls"]
         try:
-            table = ShardReader(output, record).table(columns)
+            table = ShardReader(output, record).table().select(columns)
         except CommitError:
             continue
         seen: dict[str, dict[str, str | None] | None] = {}

@@ -73,7 +73,7 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
 
 def _row(shard: finished.ShardReader, key: str) -> tuple[str, str | None]:
     """Return the status of a candidate, and the hash of its pixels."""
-    for row in shard.table(["key", "status", "pixel_sha256", "candidates"]).to_pylist():
+    for row in shard.table().select(["key", "status", "pixel_sha256", "candidates"]).to_pylist():
         # A request that failed as a whole has one row, without a candidate.
         if row["key"] == key or (row["key"] == request_of(key) and parse_key(key)[2] < (row["candidates"] or 0)):
             return row["status"], row["pixel_sha256"]

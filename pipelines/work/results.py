@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from promptmill.manifests.images import Fault
+from promptmill.manifests.roots import Fault
 
 # These failures are final: the same request would fail again.
 InputError = Literal[
