@@ -36,7 +36,8 @@ def write_manifest(path: Path, rows: int) -> None:
 
 def measure(path: Path, output: Path, rows: int, shard: int) -> None:
     """Plan one manifest in this process and print a line of the table."""
-    from promptmill.jobs.planning.making import look, make_plan
+    from promptmill.jobs.planning.making import make_plan
+    from promptmill.jobs.planning.sources import look
 
     started = time.monotonic()
     with path.open() as file:

@@ -31,7 +31,7 @@ from promptmill.jobs.calibration.sample import draw
 from promptmill.jobs.calibration.saying import find_out, lines
 from promptmill.jobs.calibration.trials import Notes, identity, observe
 from promptmill.jobs.figures.ranking_gain import weights
-from promptmill.jobs.planning.making import look
+from promptmill.jobs.planning.sources import look
 from promptmill.manifests.requests import Request
 
 SEED = 41

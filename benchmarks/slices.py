@@ -15,7 +15,8 @@ from pathlib import Path
 import click
 
 from promptmill.configs.loading import load
-from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.sources import look
 from tests.chaos.site import Site, problems, published, workers
 
 TITLES = {"generator": "ray::Generator", "scorer": "ray::Scorer", "join": "ray::join_unit"}

@@ -12,7 +12,7 @@ import numpy as np
 
 from promptmill.actors.flow.actor_slots import DiedError
 from promptmill.actors.flow.in_process_pools import sizes_here
-from promptmill.jobs.running.run import Run
+from promptmill.jobs.running.rendering import Run
 from promptmill.jobs.running.sites import Here, Site
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered
 from promptmill.pipelines.work.units import Unit

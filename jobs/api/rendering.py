@@ -95,7 +95,8 @@ def render(
         KeyboardInterrupt: The run was stopped; finished work is durable.
     """
     # Imported late: most programs plan or open datasets without rendering.
-    from promptmill.jobs.running.run import StoppedError, run
+    from promptmill.jobs.running.rendering import StoppedError
+    from promptmill.jobs.running.run import run
 
     with one_line_errors():
         loaded, output = _configured(rows, config, out, overrides)

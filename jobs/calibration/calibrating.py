@@ -15,8 +15,8 @@ from promptmill.jobs.calibration.policies import Policy, policies, sight_of, sig
 from promptmill.jobs.calibration.sample import Shape, draw
 from promptmill.jobs.calibration.saying import Found, find_out, noisy
 from promptmill.jobs.calibration.trials import RANK, Notes, identity, observe
-from promptmill.jobs.planning.making import look
 from promptmill.jobs.planning.plan import PlanError
+from promptmill.jobs.planning.sources import look
 from promptmill.pipelines.work.units import Placed
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from promptmill.configs.parameters import Defaults, Growing
-from promptmill.jobs.planning.making import Sources
 from promptmill.jobs.planning.plan import PlanError
+from promptmill.jobs.planning.sources import Sources
 from promptmill.manifests.checking import check_images, check_rows, look
 from promptmill.manifests.requests import Request
 from promptmill.manifests.sources import ManifestError

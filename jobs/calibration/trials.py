@@ -20,8 +20,8 @@ from promptmill.configs.schema import Config
 from promptmill.configs.scorers import CLIP
 from promptmill.jobs.calibration.policies import FINAL, Kind, Sight, Trial, sight_of
 from promptmill.jobs.planning.differences import differences
-from promptmill.jobs.planning.making import Sources
 from promptmill.jobs.planning.plan import PlanError, fingerprint_of
+from promptmill.jobs.planning.sources import Sources
 from promptmill.manifests.requests import Request, to_json
 from promptmill.pipelines.work.errors import FatalError, ModelError
 from promptmill.pipelines.work.passes import as_draft

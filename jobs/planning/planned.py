@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.accepted_changes import Accepting
-from promptmill.jobs.planning.making import Progress, first_request, look, make_plan, with_batch
+from promptmill.jobs.planning.making import Progress, make_plan
 from promptmill.jobs.planning.plan import Plan, PlanError, read_plan
+from promptmill.jobs.planning.sources import first_request, look, with_batch
 from promptmill.shards.lease import hold
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ def rendered(
     """
     # Ray takes a second to import, so only this command imports it.
     from promptmill.actors.flow.actor_slots import StartError
-    from promptmill.jobs.running.run import StoppedError
+    from promptmill.jobs.running.rendering import StoppedError
     from promptmill.jobs.running.run import run as run_plan
 
     tally = Tally(plan.counts.candidates)

@@ -16,8 +16,9 @@ from promptmill.configs.loading import load
 from promptmill.jobs.cli import main
 from promptmill.jobs.planning.plan import PlanError, read_plan, write_plan
 from promptmill.jobs.running.finishing import finish
+from promptmill.jobs.running.rendering import Run
 from promptmill.jobs.running.repair_note import remembered
-from promptmill.jobs.running.run import Run, run
+from promptmill.jobs.running.run import run
 from promptmill.jobs.verifying.image_places import Given
 from promptmill.jobs.verifying.repair import clear
 from promptmill.jobs.verifying.repair_limits import repairable
