@@ -10,25 +10,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("actors", "benchmarks", "configs", "embedded", "jobs", "manifests", "pipelines", "shards")
 
 # Folders and files whose docstrings are still to be rewritten.
-TO_DO: tuple[str, ...] = (
-    "actors/flow/in_process_pools.py",
-    "jobs/cli/endings.py",
-    "jobs/running/metrics.py",
-    "jobs/running/on_ray.py",
-    "jobs/running/sites.py",
-    "jobs/sharing/next_manifest.py",
-    "jobs/showing/progress.py",
-    "jobs/verifying/image_places.py",
-    "jobs/verifying/regenerate.py",
-    "pipelines/rendering/kernels.py",
-    "pipelines/rendering/loading.py",
-    "pipelines/scoring/clip.py",
-    "pipelines/scoring/clip_preprocessing.py",
-    "pipelines/scoring/scorers.py",
-    "pipelines/work/results.py",
-    "shards/image_files.py",
-    "shards/outcomes.py",
-)
+TO_DO: tuple[str, ...] = ("pipelines/rendering/loading.py",)
 
 # Imperatives that may begin a docstring. Add the verb that says what the code does; a noun does not belong here.
 VERBS = frozenset(
