@@ -39,9 +39,7 @@ class _NoData(io.RawIOBase):
         raise error
 
     def forget(self) -> None:
-        """Drop the tracebacks of the errors: Arrow keeps the errors, and they the frames of all callers with all that lies in
-        these.
-        """
+        """Drop the tracebacks of the errors: Arrow keeps the errors, and they the frames of all callers with what lies in them."""
         for error in self._raised:
             error.__traceback__ = error.__context__ = None
 

@@ -138,9 +138,7 @@ def _halved(facts: Facts) -> Facts:
 
 
 def comparable(records: Sequence[CommitRecord], most: int) -> list[CommitRecord]:
-    """Return shards with about `most` kept images in all, spread evenly; whole shards, since neighbours are the likeliest to be
-    alike.
-    """
+    """Return shards with about `most` kept images in all, spread evenly; whole ones, since neighbours are likely alike."""
     kept = [record for record in records if record.kept]
     images = sum(record.kept for record in kept)
     return spread(kept, max(1, len(kept) * most // images)) if images > most else kept

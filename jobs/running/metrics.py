@@ -230,9 +230,7 @@ class Metrics:
         self.show("promptmill_candidates_settled", self._settled)
 
     def _count_alive(self) -> None:
-        """Count the seconds that actors were alive, with each unit, as its busy seconds are: so their quotient is a share at any
-        moment.
-        """
+        """Count the seconds that actors were alive, with each unit, as busy seconds are: so their quotient is a share."""
         now = time.monotonic()
         self.put("promptmill_generator_alive_seconds_total", (now - self._seen) * self._alive["generators"])
         self._seen = now

@@ -41,9 +41,7 @@ class Path(Protocol):
 
 
 def path_for(model: LoadedModel, text: TextEncoder, batch: int) -> Path:
-    """Return the slot engine for the UNet families of Stable Diffusion; fixed batches of diffusers' pipelines for every other
-    family.
-    """
+    """Return the slot engine for Stable Diffusion's UNet families; fixed batches of diffusers' pipelines for all other families."""
     slots = type(model.base).__name__.startswith("StableDiffusion") and "unet" in model.base.components
     return Slots(model, text, batch) if slots else Batches(model, text, batch)
 
