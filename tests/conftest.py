@@ -1,10 +1,15 @@
+"""Has what all tests share: settings, the order in which worker processes of pytest-xdist take test files, and fixtures of a session."""
+
 import logging
 import os
 import shutil
+import uuid
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.speed import LONGEST_FIRST, is_quick
 
 # Read once, by whoever imports huggingface_hub first: no test reaches for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,6 +24,26 @@ settings.load_profile("shared")
 # The S3 server of the tests says every request: what a test that fails has to say would be lost in thousands of lines.
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
+ONE_CLUSTER = "the session's Ray cluster"
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the quick tests, put files that take long first, and name the group of each test: a group runs in one worker process.
+
+    A group is a file, whose fixtures are then made once. Files whose tests use the session's Ray cluster are one group, so that
+    there is one cluster, however many worker processes there are.
+    """
+    on_cluster = {item.path for item in items if "ray_here" in item.fixturenames}
+    for item in items:
+        if is_quick(item.nodeid):
+            item.add_marker(pytest.mark.quick)
+        if item.get_closest_marker("xdist_group") is None:
+            name = ONE_CLUSTER if item.path in on_cluster else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(name))
+    root = Path(__file__).parent
+    places = {str(root.parent / file): place for place, file in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
 
 def pytest_runtest_setup(item):
     """Let the drivers of tests be found: whatever imports the command line keeps the current folder out of its children's path."""
@@ -32,6 +57,37 @@ def ray_here():
 
     with cluster("local"):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """An S3 server on loopback; one for each process that runs tests."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint, monkeypatch):
+    """A fresh bucket on it, as a URI that fsspec opens without more being said."""
+    import boto3
+    import s3fs
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # one that another test made knows another endpoint
+    bucket = f"b{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
 
 
 @pytest.fixture

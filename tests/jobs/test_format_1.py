@@ -105,7 +105,7 @@ def test_one_that_was_cut_off_is_gone_on_with_to_the_same_bytes_or_refused_in_so
     out = prepared(tmp_path)
     plan, finished = read_plan(str(out)), hashes(FIXTURE / "finished")
     hardware = json.loads((out / "plan" / "hardware.json").read_text())
-    ran = command("run", "config.yaml", "--out", "unfinished", folder=tmp_path)
+    ran = command("run", "config.yaml", "--out", "unfinished", "--set", "runtime.workers=here", folder=tmp_path)
     assert "Traceback" not in ran.stderr
     if library_versions(plan.config.model) != plan.inputs["versions"]:
         assert ran.returncode == 2 and "was planned from something else" in ran.stderr and "versions." in ran.stderr

@@ -14,9 +14,8 @@ from promptmill.configs.loading import load
 from promptmill.jobs.planning.making import look, make_plan
 from promptmill.jobs.running.run import StoppedError, run
 from promptmill.jobs.running.stopping import Stop
-from tests.jobs.running.test_run import FEW, Watching, problems, published, rendered
+from tests.jobs.running.test_run import FEW, HERE, Watching, problems, published, rendered
 
-HERE = "runtime.workers=here"
 PROMPT = "a small red circle at the left on a black background"
 GROWS = {"start": 3, "max": 6, "until_score": 99}
 # A request that is drafted, one of too few candidates for it, one that grows to its most, one that need not.
