@@ -12,6 +12,8 @@ from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
 from promptmill.configs.weights import FOLDER_OR_REPOSITORY, Adapter, OpenClip, Revision, Weights, check_pinned
 
 MaxFailed = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$")]
+# What each is stands in `shards.image_files.FORMATS`.
+ImageFormat = Literal["png", "jpg", "webp"]
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/@:?#*\[\]]+)(:[0-9]{1,5})?")
 
 
@@ -171,7 +173,7 @@ class Shards(Strict):
     """The form of the dataset."""
 
     size: int = Field(1000, ge=1, le=100_000, description="Requests a shard; a key has five digits for them.")
-    image_format: Literal["png", "jpg", "webp"] = "png"
+    image_format: ImageFormat = "png"
     quality: int = Field(95, ge=1, le=100, description="For jpg and webp; 100 is lossless for webp.")
     embeddings: Literal["kept", "all", "none"] = "kept"
 

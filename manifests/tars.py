@@ -1,4 +1,8 @@
-"""Tars of images: a WebDataset as rows, and one member of a tar by its name without going through the others."""
+"""Reads tars of images: a WebDataset as rows, and one member of a tar by its name without going through the others.
+
+webdataset's own reader does not serve here: it loads every image whole, takes a damaged header for the end, decompresses bombs, and
+reaches no single member.
+"""
 
 import functools
 import itertools

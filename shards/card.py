@@ -8,7 +8,8 @@ import pyarrow as pa
 import yaml
 
 from promptmill.configs.columns import DRAFT_SCORES, RANK_SCORE, Role, by_name, roles_in
-from promptmill.shards.image_files import ImageFormat
+from promptmill.configs.schema import ImageFormat
+from promptmill.shards.image_files import FORMATS
 from promptmill.shards.index import Totals
 from promptmill.shards.outcomes import RARE
 from promptmill.shards.sidecars import json_form
@@ -146,7 +147,7 @@ def _how(made: Made) -> str:
     said = [(m, _code(m.revision) if m.revision else "", _code(m.licence) if m.licence else "unknown") for m in made.models]
     models = "\n".join(f"| {m.role} | {_code(m.name)} | {revision} | {licence} |" for m, revision, licence in said)
     ranked = "`rank_score`, in which other scorers have their say" if ranks_by(made.form) == RANK_SCORE else "that"
-    form = made.image_format if made.image_format == "png" else f"{made.image_format} at quality {made.quality}"
+    form = f"{made.image_format} at quality {made.quality}" if FORMATS[made.image_format].has_quality else made.image_format
     asked = ", ".join(f"{name} {_code(value)}" for name, value in made.asked.items())
     return f"""\
 ## How it was made
@@ -210,11 +211,11 @@ FROM 'FOLDER/metadata/*.parquet' WHERE selected GROUP BY mode ORDER BY mode;
 
 
 def _provenance(made: Made) -> str:
-    place = "as PNG text `parameters`" if made.image_format == "png" else "in EXIF's user comment"
+    said = FORMATS[made.image_format].says
     return f"""\
 ## Provenance
 
-Each image file says how it was made, {place}, in the form that Stable Diffusion web UIs read back, and carries XMP
+Each image file says how it was made, {said}, in the form that Stable Diffusion web UIs read back, and carries XMP
 with IPTC's `DigitalSourceType` `trainedAlgorithmicMedia`. `sha256` in the metadata is of the file, `pixel_sha256` of the pixels
 before encoding.
 """

@@ -1,18 +1,19 @@
 """Commit records: one small JSON a shard, written once all its files are whole. Readers trust these and nothing else."""
 
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from typing import Any
 
 from promptmill.configs.columns import NewerFormatError, check_format
 from promptmill.configs.errors import shown
-from promptmill.configs.json_values import LARGEST, checked, parse_json
+from promptmill.configs.json_values import Whole, parse_json, read_json
 from promptmill.shards.outcomes import COUNTS, RARE, Outcomes, as_sum, as_values
-from promptmill.shards.storage import TooLargeError, get_small, join, names, put_if_absent
+from promptmill.shards.storage import TooLargeError, get, join, names, put_if_absent
 
 NAME = re.compile(r"([0-9]{6,9})(?:\.([0-9]{1,4}))?")
 MOST_GENERATION = 9_999  # as NAME has it; a run removes what is left of all generations before the one that it commits
@@ -26,12 +27,8 @@ class FileRecord:
     """One published file: its path from the output, its size in bytes and its SHA-256 in hex."""
 
     path: str
-    size: int
+    size: Whole
     sha256: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.path, str) or type(self.size) is not int or not isinstance(self.sha256, str):
-            raise CommitError("not a commit record: a file without a path, a size and a SHA-256")
 
     @classmethod
     def of(cls, path: str, content: bytes) -> "FileRecord":
@@ -81,48 +78,49 @@ class CommitRecord(Outcomes):
 
     @classmethod
     def from_json(cls, content: bytes) -> "CommitRecord":
-        """Read a record.
+        """Read a record, strictly: its types, its numbers within 64 bits, none below zero, and what they add up to.
 
         Raises:
             CommitError: The content is no commit record, or one of a later format.
         """
         try:
-            values = parse_json(content)
-            if not isinstance(values, dict):
-                raise ValueError("no object")
-            check_format(values.get("format", 1))
-            values["files"] = tuple(checked(FileRecord(**file)) for file in values["files"])
-            # Before the record adds them up and says what they are.
-            numbers = [*(one.name for one in fields(cls) if one.type is int), "candidates"]
-            lacking = [name for name in numbers if name not in values and name not in {*RARE, "format"}]
-            if lacking:
-                raise ValueError(f"{lacking[0]} is missing")
-            wrong = [name for name in numbers if name in values and not _is_number(values[name])]
-            if wrong:
-                raise ValueError(f"{wrong[0]} is no number")
-            said = values.pop("candidates")
-            record = checked(cls(**values))
-            if said != record.candidates:
-                raise CommitError(f"shard {record.shard:06d}: {said} candidates are not {as_sum(record)}")
-            counts = {name: getattr(record, name) for name in numbers}
-            negative = [name for name, count in counts.items() if count < 0]
-            if negative or any(file.size < 0 for file in record.files):
-                raise ValueError(f"{negative[0] if negative else 'a size'} is below zero")
-            return record
-        except (ValueError, TypeError, KeyError) as error:
-            if isinstance(error, CommitError):
-                raise
-            if isinstance(error, NewerFormatError):
-                raise CommitError(str(error)) from None
+            values = dict(vars(read_json(_said(), content)))
+            candidates = values.pop("candidates")
+            check_format(values["format"])
+            record = cls(**values)
+        except CommitError:
+            raise
+        except ValueError as error:
+            if newer := _newer(content):
+                raise CommitError(newer) from None
             raise CommitError(f"not a commit record: {shown(str(error), 300)}") from None
+        if candidates != record.candidates:
+            raise CommitError(f"shard {record.shard:06d}: {candidates} candidates are not {as_sum(record)}")
+        return record
+
+
+@functools.cache
+def _said() -> type[Any]:
+    """Return the type of what a record's file says: its fields, rare outcomes and the first format left out, and all candidates."""
+    left_out = {**dict.fromkeys(RARE, 0), "format": 1}
+    known = [(one.name, Whole if one.type is int else one.type) for one in fields(CommitRecord)]
+    named = [(name, kind, field(default=left_out[name])) if name in left_out else (name, kind) for name, kind in known]
+    return make_dataclass("Said", [*named, ("candidates", Whole)], kw_only=True)
+
+
+def _newer(content: bytes) -> str | None:
+    """Return what is wrong with a record of a later format, which may have fields that nobody knows here; None of any other."""
+    try:
+        check_format(parse_json(content).get("format", 1))
+    except NewerFormatError as error:
+        return str(error)
+    except (ValueError, AttributeError):
+        pass
+    return None
 
 
 class CommitError(ValueError):
     """A record that is broken, or that contradicts the one that is there."""
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int and abs(value) < LARGEST
 
 
 def shard_name(shard: int, generation: int = 0) -> str:
@@ -235,9 +233,9 @@ def read_small(uri: str) -> bytes:
         FileNotFoundError: It is not there.
     """
     try:
-        return get_small(uri, MOST_BYTES)
+        return get(uri, MOST_BYTES)
     except TooLargeError as error:
-        raise CommitError(f"not a commit record: {error}") from None
+        raise CommitError(f"not a commit record: {error.said}") from None
 
 
 def _unsafe(record: CommitRecord) -> str | None:

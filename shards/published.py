@@ -13,7 +13,7 @@ from promptmill.configs.errors import shown
 from promptmill.shards.commits import CommitError, CommitRecord, FileRecord
 from promptmill.shards.image_reader import ENDINGS, is_of
 from promptmill.shards.keys import check_keys
-from promptmill.shards.storage import OddFileError, get, join
+from promptmill.shards.storage import OddFileError, TooLargeError, get, join
 from promptmill.shards.tables import read_table
 from promptmill.shards.tars import TarError, read_tar
 
@@ -112,11 +112,9 @@ def get_file(output: str, file: FileRecord) -> bytes:
     """
     try:
         return get(join(output, file.path), most=file.size)
-    except OddFileError as error:
-        if error.size is None:
-            raise
+    except TooLargeError as error:
         said = f"is of {error.size:,} bytes, its record says {file.size:,}"
-        raise OddFileError(join(output, file.path), said, error.size) from None
+        raise OddFileError(join(output, file.path), said) from None
 
 
 def path_of(output: str, record: CommitRecord, folder: str) -> str:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from promptmill.configs.columns import FORMAT as DATASET_FORMAT
 from promptmill.configs.columns import NewerFormatError, check_format
 from promptmill.configs.errors import shown
-from promptmill.configs.json_values import MOST_VALUES, checked, has_too_many, parse_json
+from promptmill.configs.json_values import MOST_VALUES, checked, has_too_many, parse_json, read_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
@@ -33,7 +33,7 @@ from promptmill.pipelines.work.metadata_rows import ranking_columns
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Placed, Unit
 from promptmill.shards.commits import HASH
-from promptmill.shards.storage import TooLargeError, delete, flush_files, get_small, join, names, put, put_if_absent
+from promptmill.shards.storage import OddFileError, TooLargeError, delete, flush_files, get, join, names, put, put_if_absent
 from promptmill.shards.tables import schema
 
 FORMAT = 3
@@ -267,7 +267,7 @@ def read_shard(output: str, shard: int, plan: Plan | None = None) -> ShardPlan:
     """
     uri = shard_uri(output, shard)
     try:
-        read = ShardPlan.from_json(unpacked(get_small(uri, MOST_SHARD)))
+        read = ShardPlan.from_json(unpacked(get(uri, MOST_SHARD)))
         if read.shard != shard:
             raise ValueError(f"is the plan of shard {read.shard:06d}")
     except FileNotFoundError:
@@ -326,7 +326,8 @@ def unpacked(content: bytes) -> bytes:
 
 def in_line(error: Exception) -> str:
     """Return what an error says as a line."""
-    return shown(" ".join(str(error).split()), 200)
+    said = error.said if isinstance(error, OddFileError) else str(error)
+    return shown(" ".join(said.split()), 200)
 
 
 def _check_bounds(request: Request) -> None:
@@ -373,11 +374,11 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
         return None  # a record may name anything, and this is to become a file's name
     uri = _plan_uri(output, earlier)
     try:
-        content = get_small(uri, MOST_PLAN)
+        content = get(uri, MOST_PLAN)
     except FileNotFoundError:
         return None
     except TooLargeError as error:
-        raise PlanError([f"{uri}: not a plan: {error}"]) from None
+        raise PlanError([f"{uri}: not a plan: {error.said}"]) from None
     try:
         values = parse_json(content)
         if values["format"] != FORMAT:
@@ -450,12 +451,9 @@ def read_hardware(output: str) -> dict[str, str]:
         FileNotFoundError: There is none.
     """
     try:
-        values = parse_json(get_small(_hardware_uri(output), MOST_HARDWARE))
-        wrong = [name for name, value in values.items() if not isinstance(value, str)]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is no text")
+        values = read_json(dict[str, str], get(_hardware_uri(output), MOST_HARDWARE))
         return {name: value for name, value in values.items() if name != SEAL}
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise PlanError([f"{_hardware_uri(output)}: not a kind of hardware: {in_line(error)}"]) from None
 
 

@@ -17,9 +17,9 @@ from promptmill.configs.errors import shown as short
 from promptmill.jobs.figures.reading import READERS
 from promptmill.pipelines.work.units import sample_key
 from promptmill.shards.commits import CommitRecord
+from promptmill.shards.finished import ShardReader, UnreadableError
 from promptmill.shards.image_reader import PictureError, read_picture
 from promptmill.shards.outcomes import row_of
-from promptmill.shards.published import get_file, parse_metadata
 from promptmill.shards.single_images import pick
 from promptmill.shards.storage import OddFileError
 
@@ -72,16 +72,15 @@ def picked(output: str, record: CommitRecord, keys: Iterable[str], image_format:
     Raises:
         StorageError: The storage fails.
     """
-    metadata, tar, wanted = record.file("metadata"), record.file("data"), set(keys)
-    if metadata is None:
-        return Picked()
+    tar = record.file("data")
     try:
-        table = parse_metadata(get_file(output, metadata), record.shard)
-        some = table.filter(pc.is_in(table["key"], pa.array(sorted(wanted))))
-        rows = {row["key"]: row for row in some.to_pylist()}
+        table = ShardReader(output, record).glance()
+        rows = {row["key"]: row for row in table.filter(pc.is_in(table["key"], pa.array(sorted(set(keys))))).to_pylist()}
         kept = {key for key, row in rows.items() if row["selected"]}
-    except (FileNotFoundError, OddFileError, ValueError, TypeError, LookupError, pa.ArrowException) as error:
-        return Picked(problems=[f"{metadata.path}: {_reason(error)}"])
+    except (ValueError, TypeError, LookupError, pa.ArrowException) as error:
+        return Picked(
+            problems=[str(error) if isinstance(error, UnreadableError) else f"{record.paths['metadata']}: {_reason(error)}"]
+        )
     if tar is None or not kept:
         return Picked(rows)
     try:

@@ -12,7 +12,7 @@ from promptmill.shards.card import CARD, Made, ModelMade, card
 from promptmill.shards.commits import CommitError, CommitRecord
 from promptmill.shards.generations import drop_earlier
 from promptmill.shards.index import Totals, publish_index, total
-from promptmill.shards.storage import TooLargeError, delete, get_small, join, names, put, sweep_scratch
+from promptmill.shards.storage import TooLargeError, delete, get, join, names, put, sweep_scratch
 
 FOLDERS = ("", "data", "metadata", "commits", "parts", "plan", "plan/shards", "plan/earlier", "stats")
 MOST_CARD = 16 * 2**20  # bytes; a line a column, of which a manifest may have a thousand
@@ -104,6 +104,6 @@ def is_card(there: bytes | None, wanted: bytes | None) -> bool:
 
 def _there(uri: str) -> bytes | None:
     try:
-        return get_small(uri, MOST_CARD)
+        return get(uri, MOST_CARD)
     except (FileNotFoundError, TooLargeError):
         return None

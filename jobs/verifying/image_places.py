@@ -14,8 +14,8 @@ from promptmill.manifests.images import Fault, Roots, with_declared
 from promptmill.manifests.requests import OWN_IMAGES
 from promptmill.manifests.roots import MAX_BYTES
 from promptmill.shards.commits import CommitError, CommitRecord
+from promptmill.shards.finished import ShardReader
 from promptmill.shards.outcomes import request_of
-from promptmill.shards.published import read_metadata
 
 IMAGE_ROOT = "--image-root FOLDER adds where images lie now"
 URL_HOST = "--url-host HOST allows its host"
@@ -69,13 +69,13 @@ def remedy(fault: Fault) -> str:
 def seen_images(output: str, said: Iterable[CommitRecord]) -> dict[str, dict[str, str | None] | None]:
     """Return the SHA-256 of images by column, by the key of their request; None for a request that failed of its images."""
     for record in said:
+        columns = ["key", "error", *(f"{column}_sha256" for column in OWN_IMAGES), "controls"]
         try:
-            table = read_metadata(output, record)
+            table = ShardReader(output, record).table(columns)
         except CommitError:
             continue
-        columns = ["key", "error", *(f"{column}_sha256" for column in OWN_IMAGES), "controls"]
         seen: dict[str, dict[str, str | None] | None] = {}
-        for row in table.select(columns).to_pylist():
+        for row in table.to_pylist():
             controls = {f"controls.{i}.image": control["sha256"] for i, control in enumerate(row["controls"] or ())}
             images = {column: row[f"{column}_sha256"] for column in OWN_IMAGES} | controls
             seen[request_of(row["key"])] = None if row["error"] in OF_IMAGES else images

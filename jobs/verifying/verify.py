@@ -20,7 +20,7 @@ from promptmill.shards.commits import CommitError, CommitRecord, FileRecord, par
 from promptmill.shards.index import INDEX, SUCCESS, Totals, encode_index, total
 from promptmill.shards.outcomes import COUNTS, count
 from promptmill.shards.published import get_file
-from promptmill.shards.storage import OddFileError, TooLargeError, get, get_small, join, names
+from promptmill.shards.storage import OddFileError, TooLargeError, get, join, names
 from promptmill.shards.tables import read_table
 
 LOOKED_AT = 256 * 2**20  # bytes of a file that is larger than its record says
@@ -79,7 +79,7 @@ def verify(output: str) -> Iterator[Problem | Verified]:
 def read_index(output: str) -> dict[int, CommitRecord]:
     """The records that index.json repeats, by shard; none if it cannot be read."""
     try:
-        index = parse_json(get_small(join(output, INDEX), _most_index(output)))
+        index = parse_json(get(join(output, INDEX), _most_index(output)))
         plan = index["fingerprint"] if isinstance(index["fingerprint"], str) else ""
         said = {"fingerprint": plan, "format": index.get("format", 1)}
         listed = (CommitRecord.from_json(json.dumps({**said, **shard}).encode()) for shard in index["shards"])
@@ -97,7 +97,7 @@ def _most_index(output: str) -> int:
 def _small(uri: str, most: int) -> bytes:
     """Read a small file of which only matters whether it is the right one; of one that is larger, the beginning of its kind."""
     try:
-        return get_small(uri, most)
+        return get(uri, most)
     except TooLargeError:
         return b"\0"
 
@@ -277,7 +277,9 @@ def _check_shard(output: str, record: CommitRecord, listed: CommitRecord | None,
             yield Problem(file.path, "missing", shard)
             continue
         except OddFileError as error:
-            larger = f"is of {error.size:,} bytes, its record says {file.size:,}" if error.size else error.said
+            larger = (
+                f"is of {error.size:,} bytes, its record says {file.size:,}" if isinstance(error, TooLargeError) else error.said
+            )
             yield Problem(file.path, larger, shard)
             continue
         found = FileRecord.of(file.path, contents[file.path])
