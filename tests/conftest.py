@@ -1,4 +1,4 @@
-"""Has what all tests share: settings, the order in which worker processes of pytest-xdist take test files, and fixtures of a session."""
+"""Has what all tests share: settings, which process runs which tests in which order, and fixtures of a session."""
 
 import logging
 import os
@@ -73,7 +73,7 @@ def s3_endpoint():
 
 @pytest.fixture
 def s3_bucket(s3_endpoint, monkeypatch):
-    """A fresh bucket on it, as a URI that fsspec opens without more being said."""
+    """A fresh bucket on it, as a URI that promptmill opens without more being said."""
     import boto3
     import s3fs
 
