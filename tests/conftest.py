@@ -27,6 +27,7 @@ logging.getLogger("werkzeug").setLevel(logging.ERROR)
 ONE_CLUSTER = "the session's Ray cluster"
 
 
+@pytest.hookimpl(tryfirst=True)  # before those that select by mark, and that tell the groups
 def pytest_collection_modifyitems(items):
     """Mark the quick tests, put files that take long first, and name the group of each test: a group runs in one worker process.
 

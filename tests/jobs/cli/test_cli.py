@@ -395,7 +395,7 @@ def test_shards_of_another_plan_are_not_mixed_in(manifest):
     record = {"shard": 0, "generation": 0, "files": files, "fingerprint": "e" * 64}
     counts = {"requests": 1, "candidates": 4, "kept": 1, "rejected": 3, "failed": 0, "failed_requests": 0}
     put(f"{out}/commits/000000.json", json.dumps(record | counts).encode())
-    result = invoke("run", "embedded", "--out", out, "--set", f"manifest={manifest}")
+    result = invoke("run", "embedded", "--out", out, "--set", f"manifest={manifest}", "--set", HERE)
     (line,) = says(result, 1)
     assert line.startswith(f"{out}/commits/000000.json: is of another plan, {'e' * 16}, this one is ")
     assert not (out / "_SUCCESS").exists()

@@ -80,7 +80,7 @@ FEW = ("defaults.steps=2", "defaults.candidates=2", "model.batch=8")
 
 
 def quickstart_config(*settings):
-    return load("quickstart", [*FEW, *settings])
+    return load("quickstart", [*FEW, "shards.embeddings=all", *settings])
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_rows_carry_what_the_image_was_made_with(calm):
 
 
 @on_ray
-def test_three_generators_make_the_same_bytes_as_one(calm, tmp_path):
+def test_three_generators_on_ray_make_the_same_bytes_as_one_in_this_process(calm, tmp_path):
     out, _, _ = calm
     _, watching = rendered(quickstart_config("runtime.generators=3"), tmp_path / "three")
     assert watching.sizes.generators == 3
