@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.speed import LONGEST_FIRST, is_quick
+from tests.speed import LONGEST_FIRST, ON_CLUSTER, file_of, group_of, is_quick
 
 # Read once, by whoever imports huggingface_hub first: no test reaches for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,26 +24,30 @@ settings.load_profile("shared")
 # The S3 server of the tests says every request: what a test that fails has to say would be lost in thousands of lines.
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
-ONE_CLUSTER = "the session's Ray cluster"
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Let each worker process of pytest-xdist take whole groups of tests: by file, so that a file's fixtures are made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        # Not by marks and `--dist loadgroup`: pytest-xdist 3.8 hands them on by an attribute that pytest 9.2 no longer reads.
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
 
 
-@pytest.hookimpl(tryfirst=True)  # before those that select by mark, and that tell the groups
+@pytest.hookimpl(tryfirst=True)  # before those that select by mark
 def pytest_collection_modifyitems(items):
-    """Mark the quick tests, put files that take long first, and name the group of each test: a group runs in one worker process.
-
-    A group is a file, whose fixtures are then made once. Files whose tests use the session's Ray cluster are one group, so that
-    there is one cluster, however many worker processes there are.
-    """
-    on_cluster = {item.path for item in items if "ray_here" in item.fixturenames}
+    """Mark the quick tests, and put the files that take long first."""
     for item in items:
         if is_quick(item.nodeid):
             item.add_marker(pytest.mark.quick)
-        if item.get_closest_marker("xdist_group") is None:
-            name = ONE_CLUSTER if item.path in on_cluster else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(name))
-    root = Path(__file__).parent
-    places = {str(root.parent / file): place for place, file in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+        if "ray_here" in item.fixturenames and group_of(item.nodeid) != ON_CLUSTER:
+            raise pytest.UsageError(f"{item.nodeid}: uses the session's Ray cluster; tests.speed.GROUPS has to name its file")
+    places = {file: place for place, file in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(file_of(item.nodeid), len(places)))
 
 
 def pytest_runtest_setup(item):
