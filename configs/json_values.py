@@ -18,7 +18,7 @@ from promptmill.configs.errors import shown
 
 DEEPEST = 100  # lists and objects in one another; a manifest's own columns may have 50 lists in lists
 MOST_VALUES = 10_000_000  # by the signs that stand between values: each may take a hundred bytes of memory
-LARGEST = 2**63  # of whole numbers: beyond it they fit into no column
+LARGEST = 2**63  # whole numbers from here on fit into no column
 
 WORDS = {int: "number", float: "number", str: "text"}
 SIGNS = ",:[{"
@@ -42,10 +42,10 @@ def parse_json(content: bytes | str) -> Any:
     """Parse one JSON value.
 
     Raises:
-        ValueError: It is no JSON, or nested deeper, or of more values, than any file of ours.
+        ValueError: The content is no JSON, or nested deeper, or of more values, than any file of promptmill's.
     """
     text = content if isinstance(content, str) else content.decode()
-    # Counted before Python makes objects of them: two bytes of JSON can become sixty of memory.
+    # Values are counted before Python makes objects of them: two bytes of JSON can become sixty of memory.
     if has_too_many(text):
         raise ValueError(f"JSON of more than {MOST_VALUES:,} values")
     try:
@@ -71,17 +71,17 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def read_json(kind: type[Known], content: bytes, most: int | None = None, unknown: Literal["forbid", "ignore"] = "forbid") -> Known:
-    """Parse one JSON value that has to be what a type says, strictly: no text is taken for a number, nor a float for an integer.
+    """Parse one JSON value strictly by a type: no text is taken for a number, nor a float for an integer.
 
     Args:
         kind: A dataclass, or another type that pydantic knows. Lists and dicts of any length in it need `FailFast`, else pydantic
             gathers an error for each of their items.
-        content: UTF-8.
-        most: Values that there may be; `MOST_VALUES` unless said otherwise.
-        unknown: What is to be done about keys that the type does not know.
+        content: The JSON text, in UTF-8.
+        most: The most values that there may be; `MOST_VALUES` unless said otherwise.
+        unknown: Whether keys that the type does not know are an error or are left out.
 
     Raises:
-        ValueError: It is not; one line. What a `__post_init__` raises comes out as it is.
+        ValueError: The content is no JSON, or not what the type says; one line. What a `__post_init__` raises comes out as it is.
     """
     most = MOST_VALUES if most is None else most
     if len(content) > most and has_too_many(content.decode(), most):
@@ -110,16 +110,16 @@ def has_too_many(text: str, most: int | None = None) -> bool:
     most = MOST_VALUES if most is None else most
     if sum(map(text.count, SIGNS)) <= most:
         return False
-    # Prompts are full of commas: what stands in texts separates no values.
+    # Prompts are full of commas: commas within texts separate no values.
     bare = TEXT.sub("", text)
     return sum(map(bare.count, SIGNS)) > most
 
 
 def checked(value: Known) -> Known:
-    """Return a dataclass's instance as it is, its fields found to hold what their annotations say.
+    """Return an instance of a dataclass unchanged, after a check of its fields against their annotations.
 
     Raises:
-        TypeError: One does not, or holds a whole number beyond 64 bits.
+        TypeError: A field has another type, or holds a whole number beyond 64 bits.
     """
     of: type = type(value)
     for name, kind, what in _fields(of):
@@ -136,7 +136,7 @@ def _fields(of: type) -> tuple[tuple[str, Callable[[Any], bool], str], ...]:
 
 
 def _kind(annotation: Any) -> Callable[[Any], bool]:
-    """Return what tells whether a value is of an annotation's type."""
+    """Return a function that tells whether a value is of an annotation's type."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
         return lambda value: True

@@ -1,4 +1,4 @@
-"""The dataset card: README.md, which tells people what the dataset is and `datasets.load_dataset` how to open it."""
+"""Writes the dataset card: README.md, which tells people what the dataset is and `datasets.load_dataset` how to open it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,14 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class ModelMade:
-    """A model that took part: as what (base, ControlNet canny, scorer, …), which, its revision and licence, where it has them."""
+    """Names a model that took part in a dataset.
+
+    Attributes:
+        role: What the model served as: base, ControlNet canny, scorer, …
+        name: The model's name on the Hub, or its folder.
+        revision: The commit of the model's repository; None where the model has none.
+        licence: The licence as the model's own card states it; None where it is unknown.
+    """
 
     role: str
     name: str
@@ -30,19 +37,19 @@ class ModelMade:
 
 @dataclass(frozen=True)
 class Made:
-    """What the card says of how a dataset was made.
+    """Holds the facts of how a dataset was made, which its card says.
 
     Attributes:
-        totals: Of the commit records.
-        form: The metadata's schema.
-        image_format, quality: Of the image files; quality means nothing to png.
-        models: All that took part.
-        modes: Requests by mode.
-        fingerprint: Of the plan.
-        earlier: How many plans there were before it, whose shards stayed when changes were accepted.
+        totals: Sums of the commit records.
+        form: The schema of the metadata.
+        image_format, quality: Format and quality of the image files; quality, 1 to 100, means nothing to png.
+        models: All models that took part.
+        modes: Number of requests by mode.
+        fingerprint: The plan's fingerprint.
+        earlier: How many plans there were before this one, whose shards stayed when changes were accepted.
         asked: What held for each request that said nothing else, by the names of the columns.
-        title: The heading.
-        left_out: Of a copy without near-duplicates how many of them it lacks; None for a dataset as it was rendered.
+        title: The card's heading.
+        left_out: For a copy without near-duplicates, how many of them it lacks; None for a dataset as it was rendered.
     """
 
     totals: Totals
@@ -59,7 +66,7 @@ class Made:
 
 
 def card(made: Made) -> bytes:
-    """README.md of a dataset; the same bytes for the same arguments."""
+    """Return README.md of a dataset; the same bytes for the same arguments."""
     front = yaml.safe_dump(_front_matter(made), sort_keys=False, allow_unicode=True, width=120)
     # Whose pictures they are is not ours to say: the line is the one that an owner may change.
     licence = "license: other # the owner's to choose, e.g. cc0-1.0; what the models' licences ask is under How it was made\n"
@@ -79,7 +86,7 @@ def _front_matter(made: Made) -> dict[str, Any]:
 
 
 def _size_category(images: int) -> str:
-    """As the Hub words it: n<1K, 1K<n<10K, …"""
+    """Return the size of a dataset as the Hub words it: n<1K, 1K<n<10K, …"""
     steps = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
     for number, step in enumerate(steps):
         if images < 1000 * 10**number:
@@ -88,7 +95,10 @@ def _size_category(images: int) -> str:
 
 
 def _features(made: Made) -> list[dict[str, Any]]:
-    """The columns of the webdataset builder: the files of a sample by their endings. Undeclared, 7 and then 7.5 become integers."""
+    """Return the columns of the webdataset builder, which are the files of a sample by their endings.
+
+    Undeclared, 7 and then 7.5 would become integers.
+    """
     return [
         {"name": made.image_format, "dtype": "image"},
         {"name": "json", "struct": [{"name": column.name, **_feature(column.type)} for column in json_form(made.form)]},
@@ -254,5 +264,5 @@ row without `clip_embedding`. Key: shard, row in the shard, candidate.
 
 
 def _code(text: str) -> str:
-    """Text that Markdown takes as it is, in a table too."""
+    """Return a text as Markdown code, which stays in one cell of a table too."""
     return "`" + " ".join(text.replace("`", "'").replace("|", "\\|").split()) + "`"

@@ -1,4 +1,4 @@
-"""Keeps credentials out of what people read: messages, logs and records."""
+"""Hides credentials from what people read: messages, logs and records."""
 
 import os
 import re
@@ -23,7 +23,7 @@ _QUERY = re.compile(
 
 
 def without_credentials(text: str) -> str:
-    """A text with the credentials of the URIs in it, and the environment's secrets, replaced by three asterisks."""
+    """Return a text with the credentials of the URIs in it, and the environment's secrets, replaced by three asterisks."""
     for secret in (os.environ.get(name, "") for name in SECRET_VARIABLES):
         if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, HIDDEN).replace(quote(secret, safe=""), HIDDEN)

@@ -20,17 +20,17 @@ from promptmill.shards.tables import schema
 
 
 class UnreadableError(ValueError):
-    """A shard's metadata that cannot be read as it lies there; the message names the file."""
+    """Reports a shard's metadata that cannot be read as it lies there; the message names the file."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One kept image.
+    """Holds one kept image.
 
     Attributes:
-        row: Of the metadata, by column.
-        file: As it was published.
-        tar: Where it lies, for what is said of it.
+        row: The image's row of the metadata, by column.
+        file: The image as it was published.
+        tar: The tar that the image lies in, for messages about it.
     """
 
     row: dict[str, Any]
@@ -45,7 +45,7 @@ class Kept:
         """Return the image, decoded, in mode RGB.
 
         Raises:
-            CommitError: It is of another format or size than its row says, or cannot be decoded.
+            CommitError: The image is of another format or size than its row says, or cannot be decoded.
         """
         try:
             return read_picture(self.file.content, self.file.ending, self.row["width"], self.row["height"])
@@ -67,7 +67,7 @@ class ShardReader:
 
     Attributes:
         output: The dataset's URI.
-        record: Of the shard.
+        record: The shard's commit record.
     """
 
     output: str
@@ -77,7 +77,7 @@ class ShardReader:
         """Return the shard's rows.
 
         Args:
-            columns: Those wanted, in their order; None: all.
+            columns: Names of the columns that are wanted, in their order; None for all.
 
         Raises:
             CommitError: The file is not what the record says, lacks a column, or is not what promptmill writes.
@@ -92,7 +92,7 @@ class ShardReader:
         """Return the shard's rows as they lie there, whether or not the record's hash is theirs; arguments as for `table`.
 
         Raises:
-            UnreadableError: They are not there, or cannot be read; a line with the file's path in the dataset.
+            UnreadableError: The rows are not there, or cannot be read; a line with the file's path in the dataset.
             StorageError: The storage fails.
         """
         file = self.record.file("metadata")
@@ -111,7 +111,7 @@ class ShardReader:
         """Return the image files of these kept candidates, by key.
 
         Raises:
-            CommitError: The tar is not what the record says, or lacks one of them.
+            CommitError: The tar is not what the record says, or lacks an image.
         """
         found = read_images(self.output, self.record, keys)
         if lost := sorted(set(keys) - set(found)):
@@ -120,7 +120,10 @@ class ShardReader:
         return found
 
     def kept(self, most: int | None = None) -> Iterator[Kept]:
-        """Yield the kept images in the order of their keys, at most so many.
+        """Yield the kept images in the order of their keys.
+
+        Args:
+            most: The most images; None for all.
 
         Raises:
             CommitError: As `table` and `files`.
@@ -153,8 +156,8 @@ def shard(output: str, number: int) -> ShardReader:
     """Return the reader of one shard.
 
     Raises:
-        CommitError: Its record is broken.
-        FileNotFoundError: It is not committed.
+        CommitError: The shard's record is broken.
+        FileNotFoundError: The shard is not committed.
     """
     return ShardReader(output, last_record(output, number))
 
@@ -164,7 +167,7 @@ def batches(output: str, columns: Sequence[str] | None = None) -> Iterator[pa.Re
 
     Args:
         output: The dataset's URI.
-        columns: Those wanted, in their order; None: all.
+        columns: Names of the columns that are wanted, in their order; None for all.
 
     Raises:
         CommitError: A record or a file is not what promptmill writes, or lacks a column.
@@ -174,7 +177,7 @@ def batches(output: str, columns: Sequence[str] | None = None) -> Iterator[pa.Re
 
 
 def table(output: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return all rows of a dataset; arguments and errors as for `batches`. Without a committed shard it has no rows."""
+    """Return all rows of a dataset, none without a committed shard; arguments and errors as for `batches`."""
     found = list(batches(output, columns))
     if found:
         return pa.Table.from_batches([batch.cast(found[0].schema) for batch in found], found[0].schema)
@@ -187,7 +190,8 @@ def images(output: str, selected: bool = True) -> Iterator[tuple[str, Image.Imag
 
     Args:
         output: The dataset's URI.
-        selected: Only those whose images were kept; otherwise every row of the metadata, the image None where there is none.
+        selected: Whether only candidates are yielded whose images were kept; otherwise every row of the metadata is, the image None
+            where there is none.
 
     Yields:
         The key; the image in mode RGB, of the width and height of its row in pixels; the row by column.

@@ -27,7 +27,7 @@ PNG_LEVEL = 1
 
 @dataclass(frozen=True)
 class Provenance:
-    """What an image says of how it was made, in the words of Stable Diffusion web UIs."""
+    """Says how an image was made, in the words of Stable Diffusion web UIs."""
 
     prompt: str
     negative_prompt: str
@@ -40,7 +40,7 @@ class Provenance:
     model: str
 
     def parameters(self) -> str:
-        """The `parameters` text that web UIs write into PNGs and read back."""
+        """Return the `parameters` text that web UIs write into PNGs and read back."""
         lines = [self.prompt]
         if self.negative_prompt:
             lines.append(f"Negative prompt: {self.negative_prompt}")
@@ -58,7 +58,7 @@ class Provenance:
         return "\n".join([*lines, ", ".join(quoted)])
 
     def xmp(self) -> bytes:
-        """An XMP packet that marks the image as made by a trained model."""
+        """Return an XMP packet that marks the image as made by a trained model."""
         return (
             '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
             '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -73,13 +73,13 @@ def _quote(value: str) -> str:
 
 
 def encode_image(pixels: np.ndarray, form: ImageFormat, quality: int, provenance: Provenance) -> bytes:
-    """Return an image file, the same bytes for the same input and codec version.
+    """Encode an image as a file; the same bytes for the same input and version of the codec.
 
     Args:
-        pixels: (H, W, 3) uint8, sRGB.
-        form: png is lossless; so is webp at quality 100.
+        pixels: The image, (H, W, 3) uint8, sRGB.
+        form: The file's format: png is lossless, and so is webp at quality 100.
         quality: 1 to 100, for jpg and webp.
-        provenance: Written into the file: PNG text and XMP; in the others XMP and EXIF's user comment.
+        provenance: Written into the file: in png as PNG text and XMP, in the others as XMP and EXIF's user comment.
     """
     file = io.BytesIO()
     FORMATS[form].save(Image.fromarray(pixels), file, quality, provenance)
@@ -116,13 +116,13 @@ def _webp_is_lossless(content: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Format:
-    """One format of a dataset's images.
+    """Describes one format of a dataset's images.
 
     Attributes:
-        pillow: What Pillow calls it.
+        pillow: Pillow's name of the format.
         save: Writes an image, with a quality from 1 to 100 and its provenance.
-        begins: Whether a file begins as those of the format do.
-        lossless: Whether decoding a file of the format gives back the pixels that were encoded.
+        begins: Returns whether a file begins as those of the format do.
+        lossless: Returns whether decoding a file of the format gives back the pixels that were encoded.
         has_quality: Whether the quality means anything.
         says: Where a file says how it was made, in words.
     """
@@ -148,14 +148,14 @@ FORMATS: dict[str, Format] = {
     "jpg": Format("JPEG", _save_jpg, lambda content: content.startswith(b"\xff\xd8\xff"), lambda content: False),
     "webp": Format("WEBP", _save_webp, lambda content: content[:4] == b"RIFF" and content[8:12] == b"WEBP", _webp_is_lossless),
 }
-assert tuple(FORMATS) == get_args(ImageFormat)
+assert set(FORMATS) == set(get_args(ImageFormat))
 
 
 def user_comment(text: str) -> bytes:
     """Return an EXIF block whose only entry is the user comment, in UTF-16 of the block's byte order.
 
-    The block is written here, since Pillow writes a comment as BYTE where the EXIF standard says UNDEFINED, and web UIs fail
-    at it. A text that does not fit into a JPEG loses its middle, where an ellipsis stands; its last line stays whole.
+    The block is written here, since Pillow writes a comment as BYTE where the EXIF standard says UNDEFINED, and web UIs fail at it.
+    A text that does not fit into a JPEG loses its middle, where an ellipsis stands; its last line stays whole.
     """
     room = (MOST_EXIF - 8) // 2  # UTF-16 code units, of which no character takes more than two
     if len(text.encode("utf-16-be")) > 2 * room:
@@ -184,7 +184,11 @@ def _is_latin1(text: str) -> bool:
 
 
 def pixel_sha256(pixels: np.ndarray) -> str:
-    """The hash of an image before encoding: of its height and width as text, then its (H, W, 3) uint8 values row by row."""
+    """Return the SHA-256 of an image before encoding, in hexadecimal: of its height and width as text, then its values row by row.
+
+    Args:
+        pixels: The image, (H, W, 3) uint8.
+    """
     height, width, _ = pixels.shape
     digest = hashlib.sha256(f"{height}x{width}".encode())
     digest.update(np.ascontiguousarray(pixels).tobytes())

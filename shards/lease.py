@@ -1,6 +1,6 @@
-"""Who is writing an output: a second driver finds the first one's lease, and takes it over soon after the first one died.
+"""Holds who is writing an output: a second driver finds the first one's lease, and takes it over soon after the first one died.
 
-It spares work and protects nothing: whatever two drivers write is the same, whole and never over another's. How it goes:
+The lease spares work and protects nothing: whatever two drivers write is the same, whole and never over another's. How it goes:
 
 - OUT/lease/000001.json, 000002.json, …: the highest number holds. Taking is put_if_absent of the next one, so of many takers one
   wins. Its holder writes it again every RENEW_S, and it expires EXPIRES_S after the last time. On release all of them go.
@@ -50,21 +50,23 @@ TRIES = 20  # at taking, each begun by somebody else who took or released in the
 
 
 class LeaseError(RuntimeError):
-    """Somebody else is writing the output; the message is one line."""
+    """Reports an output that somebody else is writing; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A lease file as it was found."""
+    """Holds a lease file as it was found: its number and its content."""
 
     number: int
     content: bytes
 
     @property
     def holder(self) -> Holder | None:
+        """Return the holder that the file describes; None for a broken file."""
         return Holder.from_json(self.content)
 
     def who(self) -> str:
+        """Return the words that name the holder in a message."""
         holder = self.holder
         return str(holder) if holder else f"a process that its broken {FOLDER}/{_name(self.number)} does not name"
 
@@ -79,7 +81,7 @@ def _numbers(output: str) -> list[int]:
 
 
 def _look(output: str) -> Seen | None:
-    """The file that holds; None where there is none."""
+    """Return the lease file that holds, the one of the highest number; None where there is none."""
     for number in reversed(_numbers(output)):
         with suppress(FileNotFoundError):  # released since the listing
             return Seen(number, _content(join(output, FOLDER, _name(number))))
@@ -95,7 +97,7 @@ def _content(uri: str) -> bytes:
 
 
 def holder_of(output: str) -> Holder | None:
-    """Who writes an output right now, as far as can be told at a glance; None where nobody does."""
+    """Return the holder of an output's lease right now, as far as can be told at a glance; None where nobody writes the output."""
     seen = _look(output)
     holder = seen.holder if seen else None
     if holder is None or holder.is_gone() or abs(time.time() - holder.renewed) > holder.expires_s:
@@ -104,12 +106,13 @@ def holder_of(output: str) -> Holder | None:
 
 
 class Lease:
-    """An output that this process holds; made by `hold`.
+    """Holds an output for this process; made by `hold`.
 
     Attributes:
-        output: Its URI.
-        why: Why it is lost, one line; empty while it is held.
-        on_lost: Called once, from the renewing thread, when it is lost. Set by whoever holds it; must not wait for the release.
+        output: The dataset's URI.
+        why: Why the lease is lost, one line; empty while it is held.
+        on_lost: Called once, from the renewing thread, when the lease is lost. Set by the lease's holder; must not wait for the
+            release.
     """
 
     def __init__(self, output: str, renew_s: float, expires_s: float) -> None:
@@ -125,7 +128,7 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether somebody took it over, its file is gone, or it could not be renewed before it expired."""
+        """Return whether somebody took the lease over, its file is gone, or it could not be renewed before it expired."""
         return bool(self.why)
 
     def _take(self, grace_s: float, say: Callable[[str], None]) -> None:
@@ -156,10 +159,10 @@ class Lease:
         return False
 
     def _is_over(self, seen: Seen, grace_s: float, say: Callable[[str], None]) -> bool:
-        """Whether its holder is dead or as good as dead. False: it gave way to another or to none, so look again.
+        """Return whether a lease's holder is dead or as good as dead; False where another or none holds it by now, so look again.
 
         Raises:
-            LeaseError: It lives.
+            LeaseError: The holder lives.
         """
         holder = seen.holder
         if holder is not None and holder.is_gone():
@@ -213,7 +216,7 @@ class Lease:
             self.on_lost()
 
     def _renew(self) -> str:
-        """Renew it; returns why it is lost, if it is."""
+        """Write the lease file again; return why the lease is lost, or nothing while it is held."""
         now = _look(self.output)
         if now is None:
             try:
@@ -237,7 +240,11 @@ class Lease:
             say(f"{error}; the lease stays there and expires by itself")
 
     def _remove(self, below: bool) -> None:
-        """Remove the file if it is ours; `below`: and, if it is the highest, what dead holders left below it, which goes first."""
+        """Delete the lease file where it is ours.
+
+        Args:
+            below: Delete also, before it, what dead holders left below it, if it is the highest.
+        """
         numbers = _numbers(self.output)
         try:
             ours = self._is_ours(Seen(self._number, _content(self._uri(self._number))))
@@ -268,17 +275,17 @@ def hold(
     expires_s: float = EXPIRES_S,
     grace_s: float = GRACE_S,
 ) -> Iterator[Lease]:
-    """Hold an output as its only writer, as far as others ask. Where it is moved or deleted meanwhile, it is not made again.
+    """Hold an output as its only writer, as far as others ask; an output that is moved or deleted meanwhile is not made again.
 
     Args:
-        output: Its URI.
+        output: The dataset's URI.
         say: Told in one line why it takes long, that a dead holder is taken over, or that the lease could not be removed.
         renew_s: Seconds from one renewal to the next.
-        expires_s: Seconds after the last one when others may take over.
+        expires_s: Seconds after the last renewal when others may take over.
         grace_s: Seconds for which a lease that looks expired is watched; more than two renewals of its holder.
 
     Raises:
-        LeaseError: Somebody else holds it, or takes it at the same time.
+        LeaseError: Somebody else holds the output, or takes it at the same time.
         OutsideError: A folder of the output is a link that leads out of it: whoever holds an output writes and deletes in these.
         StorageError: The output cannot be read or written.
     """
@@ -294,7 +301,7 @@ def hold(
 
 
 def await_holder(output: str, wait_s: float, say: Callable[[str], None]) -> None:
-    """Wait for whoever writes an output; that of a dead one on another machine looks alive until its lease expires.
+    """Wait until nobody writes an output; the lease of a dead process on another machine looks alive until it expires.
 
     Args:
         output: The dataset's URI.

@@ -21,17 +21,18 @@ LONGEST_S = 86_400.0  # that any lease may last
 
 @dataclass(frozen=True)
 class Holder:
-    """Holds what a lease file says: a process, where it runs and when it last renewed.
+    """Describes the process that holds a lease, as its file says: where the process runs and when it last renewed the lease.
 
     Attributes:
         host, user: Names for people.
-        pid: Of the process, in its own pid namespace.
-        start_time: When it began, in clock ticks after boot: with the pid it names one process. None where there is no /proc.
+        pid: The process's number in its own pid namespace.
+        start_time: When the process began, in clock ticks after boot: with the pid it names one process. None where there is no
+            /proc.
         boot_id, pid_namespace: Where pids can be compared with ours; None where that cannot be known.
-        token: Of this lease and no other.
-        since: When it was taken, UTC, ISO 8601.
-        renewed: When it was renewed, in seconds since 1970 by its own clock.
-        expires_s: How long after that it is over, in seconds.
+        token: Names this lease and no other.
+        since: When the lease was taken, UTC, ISO 8601.
+        renewed: When the lease was renewed, in seconds since 1970 by the holder's own clock.
+        expires_s: Seconds after the last renewal until the lease is over.
     """
 
     host: Printable
@@ -47,7 +48,7 @@ class Holder:
 
     @classmethod
     def here(cls, expires_s: float) -> "Holder":
-        """Return this process as a holder, with a new token."""
+        """Return a holder that describes this process, with a new token."""
         boot_id = pid_namespace = None
         with suppress(OSError):
             boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -70,7 +71,7 @@ class Holder:
 
     @classmethod
     def from_json(cls, content: bytes) -> "Holder | None":
-        """Read a lease file; None where it is broken."""
+        """Read the holder that a lease file describes; None where the file is broken."""
         try:
             return read_json(cls, content)
         except ValueError:
@@ -80,7 +81,7 @@ class Holder:
         return f"process {self.pid} on {self.host} (user {self.user}) since {self.since[:16].replace('T', ' ')} UTC"
 
     def is_gone(self) -> bool:
-        """Whether it ran on this machine and does no more; False where that cannot be known from here."""
+        """Return whether the holder ran on this machine and does no more; False where that cannot be known from here."""
         here = Holder.here(self.expires_s)
         # A container shares its boot id with the machine, but neither its pids nor, mostly, its host name.
         comparable = (self.host, self.boot_id, self.pid_namespace) == (here.host, here.boot_id, here.pid_namespace)
@@ -97,7 +98,7 @@ class Holder:
 
 
 def _process(pid: int) -> tuple[str, int] | None:
-    """A process's state and start time, fields 3 and 22 of its line in /proc; None where it cannot be read."""
+    """Return a process's state and start time, fields 3 and 22 of its line in /proc; None where the line cannot be read."""
     try:
         # Its name, field 2, may hold blanks and parentheses.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

@@ -30,18 +30,24 @@ SCRATCH = ".tmp-"  # what half-written files begin with; nobody reads them, and 
 
 
 def is_local(uri: str) -> bool:
-    """Whether a URI is a path of this machine's file system."""
+    """Return whether a URI is a path of this machine's file system."""
     return "://" not in uri or uri.startswith(("file://", "local://"))
 
 
 def local_path(uri: str) -> Path:
-    """Where a local URI points, `~` expanded."""
+    """Return the path that a local URI points to, `~` expanded."""
     # Unlike Path's, this one leaves the home of a user who is not there as it stands.
     return Path(os.path.expanduser(uri.removeprefix("file://").removeprefix("local://")))  # noqa: PTH111
 
 
 def put(place: Path, content: bytes, flush: bool = True) -> None:
-    """Write a file, replacing the one that is there; `flush`: it and its name survive a power cut."""
+    """Write a file, replacing the one that is there.
+
+    Args:
+        place: The file's path.
+        content: The bytes to write.
+        flush: Whether the file and its name survive a power cut once this returns.
+    """
     scratch = _written_beside(place, content, flush)
     scratch.replace(place)
     if flush:
@@ -49,7 +55,7 @@ def put(place: Path, content: bytes, flush: bool = True) -> None:
 
 
 def put_if_absent(place: Path, content: bytes) -> bool:
-    """Write a file unless there is one; returns whether it was written."""
+    """Write a file unless there is one; return whether the file was written."""
     scratch = _written_beside(place, content)
     try:
         # A hard link fails where the name exists, on every file system that has links, over NFS too.
@@ -84,13 +90,13 @@ _staying: list[Path] = []  # folders that this process, in any of its threads, d
 
 @contextmanager
 def staying(folder: str) -> Iterator[None]:
-    """Inside, write no file into a folder that has gone: whoever moved or deleted it finds nothing new at its old place.
+    """Write no file inside the block into a folder that has gone: whoever moved or deleted it finds nothing new at its old place.
 
-    Holds for all threads of this process, and for local folders: a remote storage has none. What is written there raises
+    This holds for all threads of this process, and for local folders: a remote storage has none. A write into the folder raises
     FolderGoneError then.
 
     Args:
-        folder: Its URI; it is there already.
+        folder: The folder's URI; the folder is there already.
     """
     if not is_local(folder):
         yield
@@ -138,10 +144,10 @@ def flush_files(uris: Iterable[str]) -> None:
     """Make files durable that `put_unflushed` has written, many at a time: a disk that is asked by many answers all at once.
 
     Args:
-        uris: Read as they are needed; there may be millions. On a remote storage there is nothing to do.
+        uris: URIs of the files, read as they are needed; there may be millions. On a remote storage there is nothing to do.
 
     Raises:
-        StorageError: One is not there, or cannot be written to the disk.
+        StorageError: A file is not there, or cannot be written to the disk.
     """
     left, lock, folders = iter(uris), threading.Lock(), set[Path]()
 
@@ -188,9 +194,9 @@ def open_regular(uri: str) -> BufferedReader:
     """Open a local file for reading, links followed, unless it is a special file: a FIFO would be waited for without end.
 
     Raises:
-        FileNotFoundError: It is not there.
-        OddFileError: It is a device, a FIFO, a socket or a folder.
-        OSError: It cannot be opened.
+        FileNotFoundError: The file is not there.
+        OddFileError: The file is a device, a FIFO, a socket or a folder.
+        OSError: The file cannot be opened.
     """
     place = local_path(uri)
     # Looked at before it is opened, since opening a device may do something, and after it, since it may be another by then.
@@ -223,7 +229,7 @@ def sweep_scratch(folder: str) -> None:
     """Remove the half-written files that killed writers have left in a local folder; elsewhere there are none.
 
     Raises:
-        StorageError: One cannot be removed.
+        StorageError: A file cannot be removed.
     """
     if is_local(folder) and local_path(folder).is_dir():
         with naming(folder):

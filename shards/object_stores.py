@@ -67,11 +67,11 @@ Result = TypeVar("Result")
 
 
 class UnservedError(ValueError):
-    """Says what in a URI or in the settings object stores are not used with."""
+    """Reports a part of a URI or of the settings that object stores are not used with."""
 
 
 class RefusedError(OSError):
-    """Says in one line what a storage answered that will not pass."""
+    """Reports, in one line, the answer of a storage that will not pass."""
 
 
 def serves(uri: str) -> bool:
@@ -86,7 +86,7 @@ def put(uri: str, content: bytes) -> None:
 
 
 def put_if_absent(uri: str, content: bytes) -> bool:
-    """Write a file unless there is one; returns False where one is there, which may be one's own if an answer was lost."""
+    """Write a file unless there is one; return False where one is there, which may be one's own if an answer was lost."""
     try:
         _persistently(uri, lambda store, key: obstore.put_async(store, key, content, mode="create"), content)
     except FileExistsError:
@@ -117,7 +117,7 @@ def get_range(uri: str, start: int, stop: int) -> bytes:
 
 
 def delete(uri: str) -> None:
-    """Remove a file; raises FileNotFoundError where the storage says that there is none."""
+    """Remove a file; raise FileNotFoundError where the storage says that there is none."""
     _persistently(uri, obstore.delete_async)
 
 
@@ -142,10 +142,10 @@ os.register_at_fork(after_in_child=_note_fork)
 
 
 def _persistently(uri: str, action: Callable[["ObjectStore", str], Awaitable[Result]], content: bytes | None = None) -> Result:
-    """Return what an idempotent action on a store and a key in it returns, tried again while it may help.
+    """Return the result of an idempotent action on a store and a key in it, tried again while it may help.
 
     Args:
-        content: What it sends, if anything.
+        content: The bytes that the action sends, if any.
     """
     if _forked:
         # obstore's threads are not in this process: a call would wait for them for ever.
@@ -191,7 +191,7 @@ def _store(root: str, read_timeout: float | None, tries: int, settings: Any, con
 
 
 def _aws(bucket: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return what obstore has to know to reach a bucket, and the certificates to trust, as AWS's own tools find both."""
+    """Return the settings with which obstore reaches a bucket, and the certificates to trust, as AWS's own tools find both."""
     import botocore.session
 
     said = dict(fsspec.config.conf.get("s3", {}))
@@ -248,7 +248,7 @@ def _region_of(client: Any, bucket: str) -> str | None:
 
 
 def _translated(error: Exception) -> Exception:
-    """Return what an error of obstore says in one line: PassingError where it may pass, else an OSError.
+    """Return an error of obstore as one line: PassingError where it may pass, else an OSError.
 
     obstore tells the status, the code and the reason only within its text.
     """

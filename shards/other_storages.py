@@ -10,7 +10,7 @@ from promptmill.shards.storage_errors import check_size
 
 
 def _persistently(uri: str, action: Callable[[fsspec.AbstractFileSystem, str], Result]) -> Result:
-    """Return what an idempotent action on a storage and a path in it returns, tried again while it may help."""
+    """Return the result of an idempotent action on a storage and a path in it, tried again while it may help."""
     system, path = fsspec.core.url_to_fs(uri)
 
     def once() -> Result:
@@ -26,7 +26,7 @@ def put(uri: str, content: bytes) -> None:
 
 
 def put_if_absent(uri: str, content: bytes) -> bool:
-    """Write a file unless there is one; returns False where one is there, which may be one's own if an answer was lost."""
+    """Write a file unless there is one; return False where one is there, which may be one's own if an answer was lost."""
 
     def create(system: fsspec.AbstractFileSystem, path: str) -> bool:
         try:
@@ -54,7 +54,7 @@ def get_range(uri: str, start: int, stop: int) -> bytes:
 
 
 def delete(uri: str) -> None:
-    """Remove a file; raises FileNotFoundError where the storage says that there is none."""
+    """Remove a file; raise FileNotFoundError where the storage says that there is none."""
     _persistently(uri, lambda system, path: system.rm_file(path))
 
 

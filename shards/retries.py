@@ -1,4 +1,4 @@
-"""Does again what a remote storage failed at for a passing reason: a bounded number of times, with growing pauses.
+"""Repeats an action that a remote storage failed at for a passing reason: a bounded number of times, with growing pauses.
 
 A single request is tried again by obstore itself (see `object_stores.REQUEST_TRIES`). What is left for here is what obstore does
 not do: conditional puts that met a conflict or no answer, listings that break off, uploads that stall, and long outages.
@@ -23,18 +23,18 @@ _chance = random.SystemRandom()
 
 
 class PassingError(Exception):
-    """Says that a storage failed for a reason that may be gone by the next try."""
+    """Reports a storage that failed for a reason that may be gone by the next try."""
 
 
 class GaveUpError(Exception):
-    """Says how often something was tried; every try failed for a passing reason, and the last one's error is the cause."""
+    """Says how often an action was tried; every try failed for a passing reason, and the last one's error is the cause."""
 
 
 def persistently(action: Callable[[], Result]) -> Result:
-    """Return what an idempotent action returns, tried again while it fails for a passing reason.
+    """Return the result of an idempotent action, tried again while the action fails for a passing reason.
 
     Raises:
-        GaveUpError: It did so every time.
+        GaveUpError: The action failed so every time.
         Exception: The action's own, at once, where trying again would not help.
     """
     began, tries, pause = time.monotonic(), 0, FIRST_PAUSE
@@ -54,12 +54,12 @@ def persistently(action: Callable[[], Result]) -> Result:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Return whether an error, or what it came from, is one that may be gone by the next try."""
+    """Return whether an error, or one that it came from, may be gone by the next try."""
     return any(isinstance(each, PassingError | TimeoutError | ConnectionError) for each in origins(error))
 
 
 def origins(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it came from, however deep the client wrapped it."""
+    """Yield an error and those that it came from, however deep the client wrapped them."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen

@@ -53,7 +53,7 @@ __all__ = [
 
 
 class _Remote(Protocol):
-    """What each module of remote storages has."""
+    """Lists the functions that each module of remote storages has."""
 
     def put(self, uri: str, content: bytes) -> None: ...
     def put_if_absent(self, uri: str, content: bytes) -> bool: ...
@@ -68,10 +68,10 @@ def _remote(uri: str) -> _Remote:
 
 
 def check_uri(uri: str) -> None:
-    """Refuse a URI that carries credentials: it would be written into logs, plans and records.
+    """Raise where a URI carries credentials: they would be written into logs, plans and records.
 
     Raises:
-        StorageError: It does; the message does not.
+        StorageError: The URI carries credentials; the message does not.
     """
     if not is_local(uri) and (hidden := without_credentials(uri)) != uri:
         raise StorageError(
@@ -86,10 +86,10 @@ def join(folder: str, *names: str) -> str:
 
 
 def put(uri: str, content: bytes) -> None:
-    """Write a file, replacing the one that is there. A reader sees the old one or the new one, never a part.
+    """Write a file, replacing the one that is there; a reader sees the old one or the new one, never a part.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The file cannot be written.
     """
     with naming(uri):
         if is_local(uri):
@@ -104,7 +104,7 @@ def put_unflushed(uri: str, content: bytes) -> None:
     A power cut may leave an empty file, a part or none, until `flush_files` has returned for this one.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The file cannot be written.
     """
     if not is_local(uri):
         put(uri, content)
@@ -120,10 +120,10 @@ def put_if_absent(uri: str, content: bytes) -> bool:
     exactly this content counts as written by us, whoever wrote it: a claim must hold something only its claimant writes.
 
     Returns:
-        Whether it was written. If not, what is there is untouched: read it to see whether it is the same.
+        Whether the file was written. If not, what is there is untouched: read it to see whether it is the same.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The file cannot be written.
     """
     with naming(uri):
         if is_local(uri):
@@ -137,17 +137,17 @@ def put_if_absent(uri: str, content: bytes) -> bool:
 
 
 def get(uri: str, most: int | None = None) -> bytes:
-    """Return a file's content.
+    """Return the content of a file.
 
     Args:
-        uri: Of the file.
-        most: Bytes; a larger file is not read, whatever lies there.
+        uri: The file's URI.
+        most: The most bytes; a larger file is not read, whatever lies there.
 
     Raises:
-        FileNotFoundError: It is not there.
-        TooLargeError: It is larger than `most`.
-        OddFileError: It is a device, a FIFO, a socket or a folder.
-        StorageError: It cannot be read.
+        FileNotFoundError: The file is not there.
+        TooLargeError: The file is larger than `most`.
+        OddFileError: The file is a device, a FIFO, a socket or a folder.
+        StorageError: The file cannot be read.
     """
     with naming(uri, absence=True):
         return local_files.get(uri, most) if is_local(uri) else _remote(uri).get(uri, most)
@@ -159,9 +159,9 @@ def get_range(uri: str, start: int, stop: int) -> bytes:
     Two ranges may be of two versions of the file.
 
     Raises:
-        FileNotFoundError: It is not there.
-        OddFileError: It is a device, a FIFO, a socket or a folder.
-        StorageError: It cannot be read, or ends before `start` on a storage that calls this an error.
+        FileNotFoundError: The file is not there.
+        OddFileError: The file is a device, a FIFO, a socket or a folder.
+        StorageError: The file cannot be read, or ends before `start` on a storage that calls this an error.
     """
     with naming(uri, absence=True):
         return local_files.get_range(uri, start, stop) if is_local(uri) else _remote(uri).get_range(uri, start, stop)
@@ -171,7 +171,7 @@ def delete(uri: str) -> None:
     """Remove a file; one that is gone already is no error.
 
     Raises:
-        StorageError: It cannot be removed.
+        StorageError: The file cannot be removed.
     """
     with naming(uri):
         if is_local(uri):
@@ -185,7 +185,7 @@ def names(folder: str) -> Iterator[str]:
     """Yield the names of the whole files directly inside a folder, sorted; none where there is no folder.
 
     Raises:
-        StorageError: It cannot be listed.
+        StorageError: The folder cannot be listed.
     """
     with naming(folder):
         found = local_files.names(local_path(folder)) if is_local(folder) else _remote(folder).names(folder)

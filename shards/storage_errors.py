@@ -8,15 +8,15 @@ from promptmill.shards.retries import GaveUpError
 
 
 class StorageError(OSError):
-    """Says that a storage is not there, refuses or fails; the message is one line that begins with the URI."""
+    """Reports a storage that is not there, refuses or fails; the message is one line that begins with the URI."""
 
 
 class FolderGoneError(StorageError):
-    """Says that a folder is not there any more, though it was when the writing began."""
+    """Reports a folder that is not there any more, though it was when the writing began."""
 
 
 class OddFileError(StorageError):
-    """Says that a file is not read: it is a special file, or larger than it may be.
+    """Reports a file that is not read: it is a special file, or larger than it may be.
 
     Attributes:
         said: The reason, without the URI.
@@ -32,10 +32,10 @@ class OddFileError(StorageError):
 
 
 class TooLargeError(OddFileError, ValueError):
-    """Says that a file has more bytes than it may have; nothing of it was kept.
+    """Reports a file that has more bytes than it may have; nothing of it was kept.
 
     Attributes:
-        size: Bytes that it has.
+        size: The file's bytes.
     """
 
     def __init__(self, uri: str, size: int, most: int):
@@ -52,7 +52,12 @@ def check_size(uri: str, size: int, most: int | None) -> None:
 
 @contextmanager
 def naming(uri: str, absence: bool = False) -> Iterator[None]:
-    """Make a StorageError of whatever goes wrong inside; with `absence`, a file that is not there stays FileNotFoundError."""
+    """Raise a StorageError for whatever goes wrong inside the block.
+
+    Args:
+        uri: The URI that the message begins with.
+        absence: Whether a file that is not there stays FileNotFoundError.
+    """
     try:
         yield
     except StorageError:

@@ -26,21 +26,21 @@ LONGEST_NAME = 100  # bytes of a member's name that a header of one block holds
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: its key (letters, digits, - and _) and its files by ending, without the dot."""
+    """Holds one sample: its key (letters, digits, - and _) and its files by ending, without the dot."""
 
     key: str
     files: Mapping[str, bytes]
 
 
 class TarError(ValueError):
-    """Samples that cannot make a shard, or a shard that is not one; the message says which."""
+    """Reports samples that cannot make a shard, or a shard that is not one; the message says which."""
 
 
 def write_tar(samples: Iterable[Sample]) -> bytes:
     """Write the samples as a POSIX (ustar) tar, sorted by key, the files of each by ending; nothing of this machine is in it.
 
     Raises:
-        TarError: A key that occurs twice or that a reader would misunderstand, samples that differ in their endings, or none.
+        TarError: A key occurs twice or would be misunderstood by a reader, samples differ in their endings, or there are none.
     """
     ordered = sorted(samples, key=lambda sample: sample.key)
     if not ordered:
@@ -75,10 +75,10 @@ def _tar_writer() -> Any:
 
 
 def read_tar(content: bytes) -> Iterator[Sample]:
-    """The samples of a shard, in its order.
+    """Yield the samples of a shard, in its order.
 
     Raises:
-        TarError: Truncated or altered beyond reading, or a sample whose files do not stand together.
+        TarError: The tar is truncated or altered beyond reading, or has a sample whose files do not stand together.
     """
     key, files, seen, end = "", dict[str, bytes](), set[str](), 0
     try:

@@ -23,7 +23,7 @@ MOST_VALUES = 100_000  # of one line
 
 @dataclass(frozen=True)
 class _Line:
-    """Holds what the report needs of a line of stats; other versions of promptmill write other keys beside these."""
+    """Holds the values of a line of stats that the report needs; other versions of promptmill write other keys beside these."""
 
     host: str
     seconds: Annotated[dict[str, Annotated[float, Field(ge=0, lt=LONGEST_S)]], FailFast()]
@@ -31,13 +31,13 @@ class _Line:
 
 @dataclass(frozen=True)
 class Times:
-    """What stats/ says.
+    """Holds the numbers of stats/.
 
     Attributes:
         stages: Seconds in actors, by stage, the longest first.
-        units: That were looked at; `files` of `all_files`.
+        units: Units that were looked at; `files` of `all_files`.
         hosts: Units finished, by host.
-        runs: When each began, UTC, to the second; those that left any stats.
+        runs: When each run that left any stats began, UTC, to the second.
         problems: What could not be read, a line each.
     """
 

@@ -1,4 +1,4 @@
-"""What Prometheus sees of a run, through Ray's own metrics: recorded by the driver, from receipts, records, and calls of actors.
+"""Shows a run to Prometheus, through Ray's own metrics: recorded by the driver, from receipts, records, and calls of actors.
 
 Ray exports each as ray_NAME at its node's metrics port, every `metrics_report_interval_ms` (10 s). docs/metrics.md has the table,
 jobs/deploy/grafana.json the panels.
@@ -21,20 +21,21 @@ from promptmill.actors.flow.events import Guard
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.receipts import Receipt
 from promptmill.shards.commits import CommitRecord
-from promptmill.shards.outcomes import RARE
 
 PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")  # what a label shows as it is
 SHOWN_S = 1.0  # how often gauges are set: Ray forgets one that is not set for two of its report intervals
 
-Role = Literal["generators", "scorers"]
+PoolName = Literal["generators", "scorers"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. All carry the label `dataset`, the last part of the output's path (see `label_of`); none a prompt or a key.
+    """Describes one metric.
+
+    All metrics carry the label `dataset`, the last part of the output's path (see `label_of`); none has a prompt or a key.
 
     Attributes:
-        labels: Beside that one.
+        labels: The metric's labels beside `dataset`.
     """
 
     name: str
@@ -68,7 +69,7 @@ METRICS = (
 
 @cache
 def _instrument(name: str) -> ray_metrics.Counter | ray_metrics.Gauge:
-    """Ray's side of a metric; once a process, it outlives clusters."""
+    """Return Ray's side of a metric, made once a process, where it outlives clusters."""
     metric = next(metric for metric in METRICS if metric.name == name)
     made = ray_metrics.Counter if metric.kind == "counter" else ray_metrics.Gauge
     return made(name, metric.meaning, ("dataset", *metric.labels))
@@ -84,20 +85,21 @@ def record(name: str, value: float, labels: dict[str, str]) -> None:
 
 
 def label_of(output: str) -> str:
-    """Return the last part of an output's path as a label. Ray takes ASCII only: other characters are percent-encoded."""
+    """Return the last part of an output's path as a label, which Ray takes in ASCII only: other characters are percent-encoded."""
     name = output.partition("?")[0].rstrip("/").rpartition("/")[2]
     return quote(name, safe=PRINTABLE, errors="surrogateescape")
 
 
 class Metrics:
-    """A run's metrics: a listener that counts, and a watch on the pools. Counters start with the run, a resumed one's anew.
+    """Counts a run for its metrics: a listener, and a watch on the pools.
 
-    Nothing that `put` raises reaches the run: the first failure is said on stderr.
+    Counters start with the run, a resumed one's anew. Nothing that `put` raises reaches the run: the first failure is said on
+    stderr.
 
     Args:
         output: The dataset's URI.
-        planned: Candidates of the plan.
-        put: Called with a metric's name, what to add or set, and the labels.
+        planned: Number of candidates of the plan.
+        put: Called with a metric's name, the number to add or set, and the labels.
     """
 
     def __init__(self, output: str, planned: int, put: Callable[[str, float, dict[str, str]], None] = record):
@@ -122,9 +124,8 @@ class Metrics:
         self._progress(candidates)
 
     def unit(self, receipt: Receipt) -> None:
-        for outcome, number in receipt.by_outcome.items():
-            if number or outcome not in RARE:
-                self.put("promptmill_candidates_total", number, outcome=outcome)
+        for outcome, number in receipt.shown.items():
+            self.put("promptmill_candidates_total", number, outcome=outcome)
         for reason, number in receipt.errors.items():
             self.put("promptmill_failures_total", number, reason=reason)
         for stage, seconds in receipt.seconds.items():
@@ -144,7 +145,7 @@ class Metrics:
 
     def stopping(self, units: int) -> None: ...
 
-    def watched(self, pool: Pool, role: Role) -> Pool:
+    def watched(self, pool: Pool, role: PoolName) -> Pool:
         """The same pool, with its actors and their calls counted."""
         self.guard(self.show, "promptmill_actors_wanted", pool.size, pool=role)
         self.guard(self.alive, role, 0)
@@ -160,7 +161,7 @@ class Metrics:
 
     @contextmanager
     def showing(self) -> Iterator[None]:
-        """Set the gauges meanwhile, and once more at the end. Within a running event loop."""
+        """Set the gauges meanwhile, and once more at the end; needs a running event loop."""
 
         async def again() -> None:
             while True:
@@ -175,21 +176,21 @@ class Metrics:
             self.guard(self._set_gauges)
 
     def put(self, name: str, value: float, **labels: str) -> None:
-        """Add to a counter."""
+        """Add a number to a counter."""
         # Guarded one by one, so that a metric that cannot be recorded takes no other one with it.
         self.guard(self._put, name, value, {"dataset": self._dataset, **labels})
 
     def show(self, name: str, value: float, pool: str | None = None) -> None:
-        """Let a gauge be at a value, from the next time that they are set."""
+        """Set a gauge to a value, from the next time that the gauges are set."""
         self._gauges[name, pool] = value
 
-    def alive(self, role: Role, more: int) -> None:
+    def alive(self, role: PoolName, more: int) -> None:
         """An actor came up, or went."""
         self._count_alive()
         self._alive[role] += more
         self.show("promptmill_actors_alive", self._alive[role], pool=role)
 
-    def begun(self, role: Role, unit: Any, alone: bool) -> None:
+    def begun(self, role: PoolName, unit: Any, alone: bool) -> None:
         """A call of an actor."""
         if role == "scorers":
             self._wait(-1)
@@ -198,16 +199,16 @@ class Metrics:
             self.put("promptmill_units_recomputed_total", 1)
         self._fly(role, 1)
 
-    def ended(self, role: Role) -> None:
+    def ended(self, role: PoolName) -> None:
         """A call of an actor, well or not."""
         self._fly(role, -1)
 
-    def made(self, role: Role) -> None:
+    def made(self, role: PoolName) -> None:
         """A call of an actor, well."""
         if role == "generators":
             self._wait(1)
 
-    def failed(self, role: Role, unit: Any, reason: str) -> None:
+    def failed(self, role: PoolName, unit: Any, reason: str) -> None:
         """A call of an actor, not well."""
         self._again.add(unit.name)
         self.put("promptmill_tries_failed_total", 1, pool=role, reason=reason)
@@ -220,7 +221,7 @@ class Metrics:
         self._waiting += more
         self.show("promptmill_units_waiting", self._waiting)
 
-    def _fly(self, role: Role, more: int) -> None:
+    def _fly(self, role: PoolName, more: int) -> None:
         self._in_flight[role] += more
         self.show("promptmill_units_in_flight", self._in_flight[role], pool=role)
 
@@ -229,16 +230,18 @@ class Metrics:
         self.show("promptmill_candidates_settled", self._settled)
 
     def _count_alive(self) -> None:
-        """Counted with each unit, as its busy seconds are, so that their quotient is a share at any moment."""
+        """Count the seconds that actors were alive, with each unit, as its busy seconds are: so their quotient is a share at any
+        moment.
+        """
         now = time.monotonic()
         self.put("promptmill_generator_alive_seconds_total", (now - self._seen) * self._alive["generators"])
         self._seen = now
 
 
 class Watched:
-    """An actor whose calls and whose end are counted. What counting raises reaches neither the lane nor the actor."""
+    """Counts the calls and the end of an actor; an error in counting reaches neither the lane nor the actor."""
 
-    def __init__(self, actor: Actor, told: Metrics, role: Role):
+    def __init__(self, actor: Actor, told: Metrics, role: PoolName):
         self._actor, self._told, self._role = actor, told, role
         self._tell = told.guard
         self._died = False
@@ -274,7 +277,7 @@ class Watched:
 
 
 def _reason(error: Exception) -> str:
-    """Why a try failed: one of six words, with `deadline`."""
+    """Return why a try failed: one of six words, with `deadline`."""
     if isinstance(error, LostError):
         return "lost"
     if not isinstance(error, DiedError):

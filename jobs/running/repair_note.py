@@ -1,4 +1,4 @@
-"""Keeps the note of a repair until the repair is over: whoever is cut off goes on with it."""
+"""Keeps the note of a repair until the repair is over, so that whoever takes over from one that was cut off goes on with it."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -15,10 +15,10 @@ MOST_NOTE = 192 * 2**20  # bytes of the note: it may be about every shard
 
 @dataclass(frozen=True)
 class Cleared:
-    """Holds what a repair is about, from its beginning to its end.
+    """Lists the shards that a repair makes again, from its beginning to its end.
 
     Attributes:
-        shards: By the number of each that has to be made again, the generation that it is committed as.
+        shards: By the number of each shard, the generation that it is committed as.
         hashes: By the path of each of their files, the SHA-256 that record and index said: two where one of these was damaged.
     """
 
@@ -28,13 +28,13 @@ class Cleared:
 
     @property
     def unknown(self) -> list[int]:
-        """The shards of whose files nobody knows what they were."""
+        """Return the shards of whose files nobody knows what they were."""
         known = {stem(path) for path in self.hashes}
         return [shard for shard, generation in self.shards.items() if shard_name(shard, generation) not in known]
 
 
 def remembered(output: str) -> Cleared:
-    """Return the repair that was begun and is not over; nothing where there is none."""
+    """Return the repair that was begun and is not over; an empty one where there is none."""
     try:
         return read_json(Cleared, get(join(output, REPAIR_NOTE), MOST_NOTE))
     except (FileNotFoundError, ValueError):

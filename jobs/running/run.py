@@ -1,381 +1,29 @@
-"""Runs a plan: the units that are left go through the lanes, shards are assembled as their parts are complete."""
+"""Runs a plan to its end, or goes on where an earlier run was cut off; commits and publishes what is rendered."""
 
 import asyncio
 import contextlib
-import itertools
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 from promptmill.actors.flow.actor_slots import (
-    PATIENCE,
     AbortError,
-    DeadlineError,
-    DiedError,
-    LostError,
-    MemoryRanOutError,
-    StartError,
-    StepBackError,
-    UnfitError,
 )
-from promptmill.actors.flow.events import Both, Guard, Guarded, Listener
-from promptmill.actors.flow.lanes import Lanes
-from promptmill.actors.flow.workers import Workers
-from promptmill.actors.local_ray.memory_limits import MEMORY, REMEDY
-from promptmill.actors.receipts import Receipt
+from promptmill.actors.flow.events import Guard, Listener
 from promptmill.jobs.planning.accepted_changes import to_rerender
-from promptmill.jobs.planning.plan import (
-    BadRow,
-    Plan,
-    PlanError,
-    put_hardware,
-    read_hardware,
-    read_plan,
-    read_shard,
-    with_shard_hashes,
-)
-from promptmill.jobs.running.failure_budget import FailureBudget
+from promptmill.jobs.planning.plan import Plan, PlanError, read_plan
+from promptmill.jobs.planning.shard_plans import with_shard_hashes
 from promptmill.jobs.running.finishing import check_there, finish
-from promptmill.jobs.running.open_shard import Open, units_of
+from promptmill.jobs.running.rendering import Run
 from promptmill.jobs.running.repair_note import REPAIR_NOTE, remembered
-from promptmill.jobs.running.sites import Site, site_of
-from promptmill.jobs.running.stats import Stats
+from promptmill.jobs.running.sites import site_of
 from promptmill.jobs.running.stopping import Stop
-from promptmill.pipelines.scoring.durable_passes import resumed
-from promptmill.pipelines.work.metadata_rows import failed_unit
-from promptmill.pipelines.work.recipe import Recipe
-from promptmill.pipelines.work.results import Code, Failure, InfrastructureError
-from promptmill.pipelines.work.units import Unit, sample_key
-from promptmill.shards.assembly import Assembly
+from promptmill.pipelines.work.results import InfrastructureError
 from promptmill.shards.commits import CommitRecord, check_plan, read_records
 from promptmill.shards.generations import failed_rows
 from promptmill.shards.index import INDEX, SUCCESS, Totals, total
-from promptmill.shards.lease import Lease, hold
-from promptmill.shards.parts import part_name, write_part
-from promptmill.shards.storage import check_stays, delete, join, names, put
-
-ASSEMBLING = 2  # shards at a time
-MOST_WAITING = 16  # rendered units that wait for a scorer: they are lost with the driver, and take memory
-UNFIT_S = 180.0  # that a run waits for a node of the right kind of hardware, where there are several nodes
-
-
-class StoppedError(Exception):
-    """The user stopped the run; it can be resumed."""
-
-
-@dataclass
-class Run:
-    """One run of a plan, from where the last one ended.
-
-    Args:
-        output: The dataset's URI.
-        listener: Told of every unit and shard.
-        parts: Those that are there.
-        records: Of each shard that is committed; those that this run commits come to them.
-        again: By shard, the rows of committed ones that are rendered again.
-        generations: By shard, what those that are not committed are committed as, where that is not 0.
-        only: Of those that are not committed, which are rendered; None for all.
-        lease: Says whether somebody else has taken the output over.
-        stop: Through which the user asks to stop.
-        settled, misfits: Units so far; those of them that did not fit into memory.
-        fitting: Whether a worker has come up on the plan's kind of hardware.
-        nodes: Of the cluster, as the run began.
-        say: Told what is worth a line.
-    """
-
-    plan: Plan
-    output: str
-    listener: Listener
-    parts: frozenset[str]
-    records: dict[int, CommitRecord]
-    again: Mapping[int, frozenset[int]] = field(default_factory=dict)
-    generations: Mapping[int, int] = field(default_factory=dict)
-    only: Collection[int] | None = None
-    lease: Lease | None = None
-    stop: Stop = field(default_factory=Stop)
-    open: dict[int, Open] = field(default_factory=dict)
-    workers: Workers | None = None
-    stopped: bool = False
-    settled: int = 0
-    misfits: int = 0
-    fitting: bool = False
-    nodes: int = 1
-    say: Callable[[str], None] = lambda line: None
-
-    def __post_init__(self) -> None:
-        config = self.plan.config
-        self.recipe = self.plan.recipe(self.output)
-        self._assembling: set[asyncio.Task[None]] = set()
-        self._broken: BaseException | None = None
-        self._unfit_since: float | None = None
-        self._turns = asyncio.Semaphore(ASSEMBLING)
-        self.stats = Stats(self.output)
-        self.told: Listener = Guarded(self.listener, "showing how the run goes")
-        # A repair makes what was there, failures too.
-        allowed = config.runtime.max_failed if self.only is None else None
-        there = (record for shard, record in self.records.items() if shard not in self.again)
-        self.budget = FailureBudget.beside(allowed, self.plan.counts.candidates, there)
-        wanted = range(self.plan.shards) if self.only is None else self.only
-        self.left = {number for number in wanted if number not in self.records} | set(self.again)
-
-    async def render(self, site: Site) -> None:
-        """Render what is left, and commit every shard.
-
-        Raises:
-            ResourcesError, StartError: The cluster has no room, or actors do not start.
-            StoppedError: The user asked to stop, and what was in flight is durable.
-            AbortError: More candidates have failed than `runtime.max_failed`, and what was in flight is durable.
-        """
-        self.nodes = site.nodes
-        if site.listener is not None:
-            self.told = Both(self.told, site.listener)
-        self.told.ready(site.sizes)
-        self.workers = workers = site.workers(self.recipe, self.generator_loaded, self.check_hardware)
-        # Shards whose parts are all there are assembled at once; where nothing is left to render, no model is loaded for them.
-        units = self.units()
-        first = next(units, None)
-        lanes = Lanes(
-            itertools.chain([] if first is None else [first], units),
-            workers.generators,
-            workers.scorers,
-            self.convict,
-            lambda unit: self.open[unit.shard].split(unit),
-            waiting=min(2 * site.sizes.scorers + 2, MOST_WAITING),
-        )
-        try:
-            with self.stop_on_request(lanes), self.stop_without_lease(), self.stop_with(site):
-                if first is not None:
-                    await self.settle_all(lanes)
-                await asyncio.gather(*self._assembling)
-        finally:
-            workers.close()
-        if self._broken:
-            raise self._broken
-        if self.budget.spent and self.left:
-            raise AbortError(self.budget.why)
-        # A stop that comes when nothing is left has nothing to stop.
-        if self.stopped and self.left:
-            raise StoppedError
-
-    def units(self) -> Iterator[Unit]:
-        """The units that have no part, shard by shard; drawn as the lanes have room."""
-        for number in range(self.plan.shards):
-            if number not in self.left:
-                if number in self.records:
-                    self.told.skipped(self.records[number].candidates)
-                continue
-            plan, shard = read_shard(self.output, number, self.plan), self.opened(number)
-            units = shard.take_in(units_of(shard, plan, self.plan.config), self.parts, self.plan.config.model.batch)
-            self.told.skipped(plan.candidates - sum(unit.candidates for unit in units))
-            self.open[number] = shard
-            if not units:
-                self.assemble(number)
-            for unit in units:
-                yield resumed(unit, self.parts, self.recipe)
-
-    def opened(self, number: int) -> Open:
-        before = self.records.get(number)
-        if before is None:
-            return Open(number, self.generations.get(number, 0))
-        return Open(number, before.generation + 1, before, self.again[number])
-
-    async def settle_all(self, lanes: Lanes) -> None:
-        """Settle the units of the lanes until none is left, or until the run is to end."""
-        async for receipt in lanes.run():
-            await self.settle(receipt)
-            if self.budget.spent:
-                lanes.stop()  # what is in flight is finished
-            if self._broken:
-                break
-
-    async def settle(self, receipt: Receipt) -> None:
-        self.settled += 1
-        await self._note(receipt)
-        self.open[receipt.shard].left.discard(receipt.name)
-        if not self.open[receipt.shard].left:
-            self.assemble(receipt.shard)
-
-    async def _note(self, receipt: Receipt) -> None:
-        self.budget.add(receipt.failed, receipt.errors)
-        self.told.unit(receipt)
-        self.stats.add(receipt)
-        if self.stats.full and (taken := self.stats.take()):
-            await asyncio.to_thread(put, *taken)
-
-    async def convict(self, unit: Unit, failures: Sequence[Exception]) -> Receipt:
-        """Settle a unit that cannot be done: a part that says so."""
-        last = failures[-1]
-        code = _code(last)
-        self.misfits += code == "out_of_memory"
-        if self.misfits >= PATIENCE and self.settled < self.misfits:
-            way = ": `promptmill plan --tune` finds the batch that fits" if isinstance(last, UnfitError) else ""
-            raise AbortError(f"{last}; no unit has got through{way}")
-        batch = f"at batch {self.plan.config.model.batch}; set model.batch lower"
-        # What the process said as it died has hosts and numbers of processes in it: that is for stats/, not for the dataset.
-        said = {
-            "out_of_memory": f"{MEMORY} {batch}" if isinstance(last, UnfitError) else f"{MEMORY} outside of the GPU; {REMEDY}",
-            "deadline": f"not done within runtime.unit_deadline_s, {self.plan.config.runtime.unit_deadline_s:g} s",
-            "died": "its process failed each time that it was rendered alone",
-        }
-        rows, form = failed_unit(self.recipe, unit, Failure(code, said[code])), self.recipe.form_of(unit)
-        size = await asyncio.to_thread(write_part, self.output, part_name(unit.name), rows, form, self.plan.fingerprint)
-        return replace(Receipt.of(unit, rows, [], {}), part_bytes=size, reasons=tuple(map(_said, failures)))
-
-    def assemble(self, shard: int) -> None:
-        task = asyncio.get_running_loop().create_task(self._assemble(self.open.pop(shard)))
-        self._assembling.add(task)
-        task.add_done_callback(self._assembled)
-
-    def _assembled(self, task: asyncio.Task[None]) -> None:
-        self._assembling.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            self._broken = self._broken or error
-
-    async def _assemble(self, shard: Open) -> None:
-        assert self.workers is not None
-        async with self._turns:
-            for unit, slices in shard.joins.values():
-                fresh = [one.name for one in slices if part_name(one.name) not in self.parts]
-                await self._note(await self.workers.join(self.recipe, unit, slices, fresh))
-            # Read again: shards that wait for their turn, many at a resume, would fill the memory with theirs.
-            plan = await asyncio.to_thread(read_shard, self.output, shard.shard, self.plan)
-            made_of = Assembly(
-                shard=plan.shard,
-                parts=shard.parts,
-                failed=[bad_row(self.recipe, plan.shard, bad) for bad in plan.bad if not shard.before or bad.row in shard.again],
-                requests=len(plan.requests) + len(plan.bad),
-                planned=plan.candidates,
-                generation=shard.generation,
-                before=shard.before,
-                again=shard.again,
-                others=sorted({part_name(name) for name in shard.others} | await self._left_by_passes(shard)),
-            )
-            record = await self.workers.assemble(self.recipe, made_of)
-        self.records[shard.shard] = record
-        self.left.discard(shard.shard)
-        self.told.shard(record)
-
-    async def _left_by_passes(self, shard: Open) -> set[str]:
-        """Return the names of what passes of a shard's units have left, in whatever generation and run."""
-        if not shard.passing:
-            return set()
-        there = await asyncio.to_thread(names, join(self.output, "parts"))
-        return {name for name in there if name.startswith(tuple(shard.passing))}
-
-    def generator_loaded(self, kind: dict[str, str]) -> None:
-        self.check_hardware(kind)
-        self.told.loaded()
-
-    def check_hardware(self, kind: dict[str, str]) -> None:
-        """The first worker's kind of hardware is the plan's; another kind would make other bits, so it steps back for the others.
-
-        Raises:
-            StepBackError: It is of another kind, and others may come that are not.
-            StartError: Nobody of the right kind has come for a while, or nobody else can come.
-        """
-        if not put_hardware(self.output, kind):
-            first = read_hardware(self.output)
-            if first != kind and not self.plan.config.runtime.mixed_hardware:
-                differs = (name for name in {**first, **kind} if first.get(name) != kind.get(name))
-                said = ", ".join(f"{name} {first.get(name)} → {kind.get(name)}" for name in differs)
-                other = f"this hardware makes other bits than what began the run ({said})"
-                self._unfit_since = self._unfit_since or time.monotonic()
-                if self.fitting or (self.nodes > 1 and time.monotonic() - self._unfit_since < UNFIT_S):
-                    self.say(f"a node steps back: {other}")
-                    raise StepBackError(other)
-                raise StartError(f"{other}; runtime.mixed_hardware allows it")
-        self.fitting = True
-
-    @contextlib.contextmanager
-    def stop_without_lease(self) -> Iterator[None]:
-        """Stop at once when another run has taken the output over."""
-        loop, work, lease = asyncio.get_running_loop(), asyncio.current_task(), self.lease
-        assert work is not None
-        if lease is None:
-            yield
-            return
-
-        def lost() -> None:
-            self._broken = AbortError(lease.why)
-            work.cancel()
-
-        def tell() -> None:  # from the thread that renews
-            loop.call_soon_threadsafe(lost)
-
-        lease.on_lost = tell
-        try:
-            yield
-        finally:
-            lease.on_lost = None
-
-    @contextlib.contextmanager
-    def stop_with(self, site: Site) -> Iterator[None]:
-        """Stop at once when the place where the workers are has gone."""
-        loop, work = asyncio.get_running_loop(), asyncio.current_task()
-        assert work is not None
-
-        def gone(error: Exception) -> None:
-            self._broken = error
-            work.cancel()
-
-        def tell(error: Exception) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(gone, error)
-
-        with site.watched(tell):
-            yield
-
-    @contextlib.contextmanager
-    def stop_on_request(self, lanes: Lanes) -> Iterator[None]:
-        """Finish what is in flight at the first request to stop, and stop at once at the second."""
-        work = asyncio.current_task()
-        assert work is not None
-
-        def asked() -> None:
-            if self.stopped:
-                work.cancel()
-                return
-            self.stopped = True
-            self.told.stopping(lanes.under_way)
-            lanes.stop()
-
-        try:
-            with self.stop.heard(asked):
-                yield
-        except asyncio.CancelledError:
-            raise (self._broken or StoppedError()) from None
-
-
-def _code(failure: Exception) -> Code:
-    """Return the code of a unit that failed of this at last."""
-    if isinstance(failure, MemoryRanOutError):
-        return "out_of_memory"
-    return "deadline" if isinstance(failure, DeadlineError) else "died"
-
-
-def _said(failure: Exception) -> str:
-    return str(failure) if isinstance(failure, DiedError | LostError) else f"{type(failure).__name__}: {failure}"
-
-
-def bad_row(recipe: Recipe, shard: int, bad: BadRow) -> dict[str, Any]:
-    """The metadata of a row that makes no request."""
-    model = recipe.config.model
-    return {
-        "key": sample_key(shard, bad.row, None),
-        "id": bad.id,
-        "selected": False,
-        "status": "failed",
-        "error": "bad_row",
-        "error_message": bad.message,
-        "prompt": bad.prompt,
-        "model": model.base,
-        "revision": model.revision,
-        "dtype": model.dtype,
-        "versions": recipe.versions,
-        "shard": shard,
-    }
+from promptmill.shards.lease import hold
+from promptmill.shards.storage import check_stays, delete, join, names
 
 
 def run(
@@ -390,17 +38,17 @@ def run(
     """Run a plan to its end, or go on where an earlier run was cut off.
 
     Args:
-        plan: Of the output.
+        plan: The output's plan.
         output: The dataset's URI.
         listener: Told of every unit and shard.
-        say: Told what it is at, before there is anything to listen to.
-        retry_failed: Try the rows of committed shards again that failed by infrastructure.
+        say: Told what the run is at, before there is anything to listen to.
+        retry_failed: Whether the rows of committed shards that failed by infrastructure are tried again.
         generations: As in `Run`, given by a repair: exactly these shards are rendered, and index.json stays until the dataset is
             finished. Where it is not given, what a repair that was cut off has noted.
         stop: Through which another thread asks to stop; Ctrl-C and SIGTERM are heard besides, where this is the main thread.
 
     Returns:
-        What the dataset holds, by its commit records; but for a repair, it is finished.
+        The totals of the dataset, by its commit records; but for a repair, the dataset is finished.
 
     Raises:
         ClusterError, ResourcesError, StartError, StoppedError: One line each.
@@ -447,7 +95,9 @@ def run(
 
 @contextlib.contextmanager
 def _gone_before_all_else(output: str) -> Iterator[None]:
-    """Have an error that ends a run say that the output was moved or deleted, where that is so: the error only follows from it."""
+    """Raise, for an error that ends a run, one that the output was moved or deleted, where that is so and the error only follows
+    from it.
+    """
     try:
         yield
     except Exception:
@@ -456,7 +106,9 @@ def _gone_before_all_else(output: str) -> Iterator[None]:
 
 
 def _failed(output: str, plan: Plan, records: Iterable[CommitRecord], say: Callable[[str], None]) -> dict[int, frozenset[int]]:
-    """By shard, the rows that another try may mend. A shard of an earlier plan stays: its other rows are as that one said."""
+    """Return, by shard, the rows that another try may mend; a shard of an earlier plan stays, since its other rows are as that plan
+    said.
+    """
     found = {record.shard: (record, failed_rows(output, record, get_args(InfrastructureError))) for record in records}
     again = {shard: rows for shard, (record, rows) in found.items() if rows and record.fingerprint == plan.fingerprint}
     if not any(rows for _, rows in found.values()):

@@ -1,4 +1,4 @@
-"""The output as input: a manifest of its kept images, for img2img or a ControlNet over the winners."""
+"""Writes a manifest of an output's kept images, for img2img or a ControlNet over the winners."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from promptmill.configs import columns
 from promptmill.configs.columns import Stated
 from promptmill.jobs.sharing.row_files import ExportError, check_ending, writing
 from promptmill.manifests.own_outputs import added, as_input
@@ -19,23 +20,20 @@ from promptmill.shards.tables import ranks_by
 
 CONDITIONING = ("init_image", "mask_image", "controls", "strength")
 # Written without the SHA-256 that the output has of each image: that is not for a row to say.
-CONTROL = pa.struct(
-    [("type", pa.string()), ("image", pa.string()), ("preprocess", pa.string())]
-    + [(n, pa.float64()) for n in ("scale", "start", "end")]
-)
+CONTROL = pa.struct([field for field in columns.CONTROL if field.name != "sha256"])
 OWN = {"source_id": pa.string(), "source_score": pa.float64()}
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What becomes of each kept image.
+    """Holds the options of a second pass over kept images.
 
     Attributes:
-        kind: Where img2img starts from, or what a ControlNet is shown.
-        strength: Of img2img; without it, the second config's.
-        control, preprocess, scale: The ControlNet's type, and how its map is made of the image.
-        conditioning: The first pass's controls and mask stay, for a control its init image too; their paths are as they were.
-        seeds: Each row has its image's seed; else its noise is new.
+        kind: `img2img` starts from the image; `control` gives the image to a ControlNet.
+        strength: The strength of img2img; None leaves it to the second config.
+        control, preprocess, scale: The ControlNet's type, how its map is made of the image, and its scale.
+        conditioning: Whether the first pass's controls and mask stay, for `control` its init image too; their paths stay the same.
+        seeds: Whether each row has its image's seed; else its noise is new.
         drop: Columns to leave out, so that the second config's defaults hold.
     """
 
@@ -50,21 +48,21 @@ class Pass:
 
 
 def export_manifest(output: str, file: Path, wanted: Pass) -> int:
-    """Write a manifest with a row for each kept image, and the images into a folder beside it, named like it; returns the rows.
+    """Write a manifest with a row for each kept image, and the images into a folder beside it; return the number of rows.
 
-    In there each shard has a folder of its own, named by what is in the shard: so no export, whole or cut off, replaces an image
-    that another manifest names, or an earlier one under this name.
+    The folder is named after the manifest. Each shard has a folder of its own inside, named by the shard's content: so no export,
+    whole or cut off, replaces an image that another manifest names, or an earlier manifest of this name.
 
-    The id of a row is the image's key; `source_id` and `source_score` say which request it was of and how it scored; prompt,
-    parameters and carried columns are those of the first pass.
+    The id of a row is the image's key; `source_id` and `source_score` give the image's request and score; prompt, parameters and
+    carried columns are those of the first pass.
 
     Args:
-        output: Its URI; of one that is not finished, its committed shards.
+        output: The dataset's URI; of an unfinished dataset, the committed shards are exported.
         file: Parquet or JSON lines.
-        wanted: What the rows ask for.
+        wanted: The options of the second pass.
 
     Raises:
-        ExportError: Nothing is kept there, or a column to drop is none.
+        ExportError: The dataset keeps no image, or a column to drop does not exist.
         CommitError: A file is not what its record says, or a key or an image is not as promptmill makes them.
         OutsideError: The folder beside the manifest is a link that leads elsewhere.
     """
@@ -93,14 +91,14 @@ def export_manifest(output: str, file: Path, wanted: Pass) -> int:
 
 
 def _named(record: CommitRecord) -> str:
-    """A folder name for a shard's images; one with other images has another."""
+    """Return a folder name for a shard's images; a shard with other images has another name."""
     tar = record.file("data")
     assert tar is not None, "nothing is kept of it"
     return f"{record.shard:06d}-{tar.sha256[:16]}"
 
 
 def _put(place: Path, content: bytes) -> None:
-    """Write an image whole; one that is there already is only replaced if it was altered."""
+    """Write an image whole; an image that is there already is only replaced if it was altered."""
     if not place.is_symlink() and place.is_file() and place.read_bytes() == content:
         return
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +111,7 @@ def _put(place: Path, content: bytes) -> None:
 
 
 def _form(table: pa.Schema, wanted: Pass) -> pa.Schema:
-    """The columns of the manifest, out of those of the metadata."""
+    """Return the schema of the manifest, made from the columns of the metadata."""
     own = {"id": pa.string(), "init_image": pa.string(), "controls": pa.list_(CONTROL), **OWN}
     dropped = added(table.names, Stated.of(table).declared) | (set() if wanted.seeds else {"seed"})
     kept = {field.name: field.type for field in table if field.name not in dropped}

@@ -1,4 +1,4 @@
-"""A contact sheet of a dataset: kept images with their scores and prompts, as one PNG."""
+"""Draws a contact sheet of a dataset: kept images with their scores and prompts, as one PNG."""
 
 import io
 import math
@@ -20,12 +20,12 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")  # of a sheet's own file
 
 
 class SheetError(ValueError):
-    """A shard that cannot be shown: a file of it is missing or broken; the message names it."""
+    """Reports a shard that cannot be shown, since one of its files is missing or broken; the message names the file."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One kept image, RGB, and what stands below it; a forged row may have no score."""
+    """Holds one kept image, RGB, and the words below it; a forged row may have no score."""
 
     image: Image.Image
     mode: str
@@ -65,6 +65,8 @@ def sheet(shown: list[Shown], columns: int, letters: Lettering | None = None) ->
     """Return the images in a grid, scaled to fit their tiles, each with its mode, score and prompt below.
 
     Args:
+        shown: The images with their words.
+        columns: Tiles side by side, at most.
         letters: Draws the words, and then knows which letters no font has.
     """
     letters = letters or Lettering(LETTERS)
@@ -77,7 +79,7 @@ def sheet(shown: list[Shown], columns: int, letters: Lettering | None = None) ->
         top = GAP + number // columns * (TILE + TEXT + GAP)
         scale = TILE / max(one.image.size)
         size = (max(1, round(one.image.width * scale)), max(1, round(one.image.height * scale)))
-        # Enlarged pixels stay square, so that a small image looks as it is.
+        # Enlarged pixels stay square, so that a small image does not look blurred.
         method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
         whole.paste(one.image.resize(size, method), (left, top))
         lines = [one.line, *letters.wrapped(one.prompt, TILE, LINES)]

@@ -6,21 +6,9 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from promptmill.jobs.planning.plan import (
-    MOST_HARDWARE,
-    MOST_PLAN,
-    MOST_SHARD,
-    Plan,
-    PlanError,
-    ShardPlan,
-    in_line,
-    read_hardware,
-    read_plan,
-    requests_hash,
-    shard_hash,
-    unpacked,
-)
+from promptmill.jobs.planning.plan import MOST_HARDWARE, MOST_PLAN, Plan, PlanError, ShardPlan, in_line, read_hardware, read_plan
 from promptmill.jobs.planning.sealed_json import is_whole
+from promptmill.jobs.planning.shard_plans import MOST_SHARD, requests_hash, shard_hash, unpacked
 from promptmill.jobs.verifying.problems import Problem
 from promptmill.shards.storage import get, join, names
 
@@ -32,11 +20,11 @@ SYSTEMS = b"\x03\x13\xff"  # what gzip names Unix, macOS and none: whoever wrote
 
 @dataclass(frozen=True)
 class Planned:
-    """What a dataset should be, as far as its plan tells.
+    """Holds the shape that a dataset should have, as far as its plan tells.
 
     Attributes:
-        plan: None where there is none that can be trusted.
-        shards: The rows and the candidates of each shard, by number; of those whose plan can be read.
+        plan: The plan; None where there is none that can be trusted.
+        shards: By the number of each shard whose plan can be read, the number of its rows and of its candidates.
         problems: What is wrong with the plan itself.
     """
 
@@ -46,17 +34,17 @@ class Planned:
 
     @property
     def fingerprints(self) -> frozenset[str]:
-        """Of the plan, and of those before it whose shards may stay."""
+        """Return the fingerprints of the plan, and of those before it whose shards may stay."""
         return frozenset({self.plan.fingerprint, *self.plan.accepted}) if self.plan else frozenset()
 
     @property
     def form(self) -> pa.Schema | None:
-        """The schema of the metadata."""
+        """Return the schema of the metadata; None without a plan."""
         return self.plan.form if self.plan else None
 
 
 def check_plan(output: str, committed: bool) -> Planned:
-    """Read a plan with all of its shards. A dataset may be copied without it, but not with half of it.
+    """Read a plan with all of its shards; a dataset may be copied without its plan, but not with half of it.
 
     Args:
         output: The dataset's URI.
@@ -105,7 +93,11 @@ def check_plan(output: str, committed: bool) -> Planned:
 
 
 def _parse_shard(content: bytes, name: str) -> ShardPlan:
-    """One shard's plan, of a file of this name. Raises ValueError and others where a byte of it is not as it was written."""
+    """Return one shard's plan, read from a file of this name.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: A byte of the file is not as it was written.
+    """
     head = gzip.compress(b"", compresslevel=1, mtime=0)[:9]  # the tenth names the system
     if content[:9] != head or content[9:10] not in {SYSTEMS[i : i + 1] for i in range(len(SYSTEMS))}:
         raise ValueError("it does not begin as gzip does")
@@ -130,7 +122,7 @@ def _check_hardware(output: str, committed: bool) -> Iterator[Problem]:
 
 
 def _check_earlier(output: str, plan: Plan) -> Iterator[Problem]:
-    """The plans before this one."""
+    """Check the plans before this one."""
     for fingerprint in plan.accepted:
         file = f"plan/earlier/{fingerprint}.json"
         try:

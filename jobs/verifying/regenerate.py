@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from promptmill.configs.errors import shown
-from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_plan, read_shard, with_shard_hashes
+from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_plan
+from promptmill.jobs.planning.shard_plans import read_shard, with_shard_hashes
 from promptmill.jobs.verifying.image_places import NOTHING, OF_IMAGES, Given, places, remedy, seen_images
 from promptmill.pipelines.work.metadata_rows import provenance_of
 from promptmill.pipelines.work.units import Placed, candidate_seed, cut, parse_key
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Regenerated:
-    """An image made again.
+    """Holds an image made again.
 
     Attributes:
-        key: Of the candidate.
-        image: The file, encoded as the dataset's are.
-        ending: Of its name.
+        key: The candidate's key.
+        image: The bytes of the image file, encoded as the dataset's are.
+        ending: The ending of its name, without the dot.
         same: Whether its pixels are those that the metadata has the hash of; None where it had failed, or was only drafted, and
             there is no hash.
         hardware: What the run's kind of hardware has that this one has not, where they differ; then other bits are no wonder.
@@ -46,13 +47,13 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
     """Render the candidate that a key names in full, kept or not, finished or drafted; one that failed is tried again.
 
     Args:
-        output: Its URI.
-        key: Of the candidate.
-        given: As `Again` has it.
+        output: The dataset's URI.
+        key: The candidate's key.
+        given: Where the manifest's images lie now.
 
     Raises:
         PlanError: There is no such output or candidate, or it does not become an image.
-        CommitError: Its shard's metadata is not what its commit record says.
+        CommitError: The shard's metadata is not what its commit record says.
         ModelError: The model cannot be loaded.
     """
     again = Again(output, given)
@@ -72,7 +73,7 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
 
 def _row(shard: finished.ShardReader, key: str) -> tuple[str, str | None]:
     """Return the status of a candidate, and the hash of its pixels."""
-    for row in shard.table(["key", "status", "pixel_sha256", "candidates"]).to_pylist():
+    for row in shard.table().select(["key", "status", "pixel_sha256", "candidates"]).to_pylist():
         # A request that failed as a whole has one row, without a candidate.
         if row["key"] == key or (row["key"] == request_of(key) and parse_key(key)[2] < (row["candidates"] or 0)):
             return row["status"], row["pixel_sha256"]
@@ -83,8 +84,8 @@ class Again:
     """Renders candidates of an output again; a model is loaded when it is first needed, and stays.
 
     Args:
-        output: Its URI.
-        given: Where its manifest's images lie now.
+        output: The dataset's URI.
+        given: Where the manifest's images lie now.
 
     Raises:
         PlanError: Nothing was planned there, or a shard's plan was altered.
@@ -108,12 +109,12 @@ class Again:
         """Render candidates of one shard, in no order.
 
         Args:
-            record: Of the shard, which may be of an earlier plan.
-            wanted: The `pixel_sha256` of each, by key; None for one that failed.
-            lost: Takes, by key, why one does not become an image; without it, that is a PlanError.
+            record: The shard's commit record, which may be of an earlier plan.
+            wanted: The `pixel_sha256` of each candidate, by key; None for one that failed.
+            lost: Takes, by key, why a candidate does not become an image; without it, that is a PlanError.
 
         Raises:
-            PlanError: One is not in the plan, or does not become an image.
+            PlanError: A candidate is not in the plan, or does not become an image.
             ModelError: The model cannot be loaded.
         """
         plan = self._plan if record.fingerprint == self._plan.fingerprint else None

@@ -18,7 +18,8 @@ from unittest import mock
 import fsspec
 
 from promptmill.configs.loading import load
-from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.verifying.verify import verify
 from promptmill.shards.storage import get, is_local, names
 

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from promptmill.configs.loading import load
 from promptmill.jobs.cli import main
 from promptmill.jobs.planning.accepted_changes import put_aside
-from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError, read_plan
 from promptmill.jobs.planning.sealed_json import sealed
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.run import run
 from promptmill.shards.lease import hold
 from tests.chaos.site import Site, problems, published

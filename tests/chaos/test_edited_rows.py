@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from promptmill.jobs.cli import main
 from promptmill.jobs.planning.accepted_changes import look_aside, put_aside
-from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.showing.summary import status, status_lines
 from tests.chaos.site import Site, problems, published
 from tests.chaos.test_accepting import config, everything

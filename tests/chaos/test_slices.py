@@ -12,8 +12,9 @@ import duckdb
 import pytest
 
 from promptmill.configs.loading import load
-from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import read_plan
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.showing.summary import status
 from tests.chaos.site import Site, kill_one, problems, published
 

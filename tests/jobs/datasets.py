@@ -4,8 +4,10 @@ import dataclasses
 import json
 
 from promptmill.configs.loading import load
-from promptmill.jobs.planning.making import look, make_plan
-from promptmill.jobs.planning.plan import put_hardware, read_shard, write_plan
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.plan import put_hardware, write_plan
+from promptmill.jobs.planning.shard_plans import read_shard
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.finishing import finish, made_of
 from promptmill.pipelines.rendering.hardware import hardware_kind
 from promptmill.shards.assembly import Assembly, assemble

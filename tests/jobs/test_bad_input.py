@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from promptmill.configs.loading import load
 from promptmill.jobs.cli import main
-from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.run import run
 from promptmill.jobs.verifying.problems import Problem
 from promptmill.jobs.verifying.verify import verify

@@ -17,8 +17,9 @@ from promptmill.configs import json_values
 from promptmill.jobs.calibration.trials import Notes
 from promptmill.jobs.cli import main
 from promptmill.jobs.planning import plan as plans
-from promptmill.jobs.planning.plan import MOST_SHARD, PlanError, fingerprint_of, read_hardware, read_plan, read_shard, unpacked
+from promptmill.jobs.planning.plan import PlanError, fingerprint_of, read_hardware, read_plan
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
+from promptmill.jobs.planning.shard_plans import MOST_SHARD, read_shard, unpacked
 from promptmill.jobs.running.repair_note import Cleared, remembered
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.units import Placed
@@ -153,7 +154,8 @@ def test_a_row_without_a_key_of_ours_is_one_line(planned, key):
 def test_a_shards_plan_is_not_decompressed_beyond_what_one_may_have(tmp_path):
     code = """
 import resource, sys
-from promptmill.jobs.planning.plan import PlanError, read_shard
+from promptmill.jobs.planning.plan import PlanError
+from promptmill.jobs.planning.shard_plans import read_shard
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     read_shard(sys.argv[1], 0)

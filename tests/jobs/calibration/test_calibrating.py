@@ -23,7 +23,7 @@ from promptmill.jobs.calibration.policies import Sight
 from promptmill.jobs.calibration.sample import draw
 from promptmill.jobs.calibration.trials import Notes, identity
 from promptmill.jobs.cli import main
-from promptmill.jobs.planning.making import look
+from promptmill.jobs.planning.sources import look
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.loading import device_here
 from promptmill.pipelines.scoring.scorers import load_scorers

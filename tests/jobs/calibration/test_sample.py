@@ -4,8 +4,8 @@ import pytest
 
 from promptmill.configs.loading import load
 from promptmill.jobs.calibration.sample import Shape, draw
-from promptmill.jobs.planning.making import look
 from promptmill.jobs.planning.plan import PlanError
+from promptmill.jobs.planning.sources import look
 
 
 def sources(tmp_path, rows, *settings):

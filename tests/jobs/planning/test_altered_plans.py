@@ -4,8 +4,10 @@ import json
 import pytest
 
 from promptmill.configs.loading import load
-from promptmill.jobs.planning.making import look, make_plan
-from promptmill.jobs.planning.plan import PlanError, read_plan, read_shard, with_shard_hashes, write_plan, write_shard
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.plan import PlanError, read_plan, write_plan
+from promptmill.jobs.planning.shard_plans import read_shard, with_shard_hashes, write_shard
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.run import run
 from promptmill.jobs.verifying.regenerate import regenerate
 from promptmill.shards.storage import delete, get, join, names, put

@@ -8,8 +8,9 @@ from promptmill.configs.loading import load
 from promptmill.configs.own_files import ROOT
 from promptmill.jobs.planning import estimate
 from promptmill.jobs.planning.estimate import measure, worth_measuring
-from promptmill.jobs.planning.making import look, make_plan
-from promptmill.jobs.planning.plan import read_shard
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.shard_plans import read_shard
+from promptmill.jobs.planning.sources import look
 from promptmill.pipelines.rendering import engine, gpus
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered

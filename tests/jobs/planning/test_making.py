@@ -14,10 +14,12 @@ from PIL import Image
 
 from promptmill.configs.loading import load
 from promptmill.configs.own_files import ROOT
-from promptmill.jobs.planning import making
-from promptmill.jobs.planning.making import look, make_plan
-from promptmill.jobs.planning.plan import PlanError, read_plan, read_shard
+from promptmill.jobs.planning import making, sources
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.planning.shard_plans import read_shard
 from promptmill.jobs.planning.shard_writing import ShardWriter
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.finishing import models
 from promptmill.jobs.showing.summary import plan_lines
 from tests.manifests.test_bad_input import FILES
@@ -109,7 +111,7 @@ def test_the_fingerprint_changes_with_weights_versions_and_images(manifest, tmp_
         file.write(b"\x7f")
     assert planned(config_of(manifest, f"model.base={weights}"), tmp_path / "c").inputs["models"]["model.base"] != named
 
-    monkeypatch.setattr("promptmill.jobs.planning.making.library_versions", lambda model: {"torch": "9"})
+    monkeypatch.setattr("promptmill.jobs.planning.sources.library_versions", lambda model: {"torch": "9"})
     assert planned(config_of(manifest), tmp_path / "d").fingerprint != first
     monkeypatch.undo()
 
@@ -284,7 +286,7 @@ def test_a_relative_path_leads_from_its_own_file_or_a_declared_root_and_never_fr
     (shard,) = all_shards(str(tmp_path / "out"), plan)
     found = [p.images["init_image"] for p in shard.requests]
     places = ("one/both", "declared/two", "two/both", "two/two")
-    assert found == [making._sha256(str(tmp_path / f"{place}.png")) for place in places]
+    assert found == [sources._sha256(str(tmp_path / f"{place}.png")) for place in places]
     assert [p.file for p in shard.requests] == [0, 0, 1, 1]
 
 

@@ -17,8 +17,9 @@ from PIL import Image
 
 from promptmill.configs.loading import load
 from promptmill.jobs.planning import making, processes
-from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError
+from promptmill.jobs.planning.sources import look
 
 SIZE = 7
 RECORD = "runtime.on_bad_row=record"

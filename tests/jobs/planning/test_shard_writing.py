@@ -13,9 +13,11 @@ import pytest
 
 from promptmill.configs.loading import load
 from promptmill.jobs.planning import shard_writing
-from promptmill.jobs.planning.making import look, make_plan
-from promptmill.jobs.planning.plan import PlanError, read_plan, read_shard
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.planning.shard_plans import read_shard
 from promptmill.jobs.planning.shard_writing import PUTS, ShardWriter
+from promptmill.jobs.planning.sources import look
 from promptmill.shards.storage import FLUSHES, StorageError, get, names, put
 
 

@@ -9,8 +9,10 @@ from click.testing import CliRunner
 
 from promptmill.configs.loading import load
 from promptmill.jobs.cli import main
-from promptmill.jobs.planning.making import look, make_plan
-from promptmill.jobs.planning.plan import PlanError, read_plan, read_shard
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.planning.shard_plans import read_shard
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.report.making import make
 from promptmill.jobs.report.page import page
 from promptmill.jobs.running.open_shard import Open, units_of

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from promptmill.actors.flow.actor_slots import AbortError
 from promptmill.configs.loading import load
-from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.failure_budget import FailureBudget
 from promptmill.jobs.running.run import run
 from tests.jobs.running.test_run import HERE, Watching, published

@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from promptmill.actors.flow.actor_slots import DiedError, MemoryRanOutError
 from promptmill.actors.receipts import Receipt
 from promptmill.configs.loading import load
-from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.metrics import METRICS, Metrics, label_of
 from promptmill.jobs.running.run import run
 from promptmill.shards.commits import read_records

@@ -12,8 +12,9 @@ import pytest
 
 from promptmill.actors.flow.actor_slots import StartError
 from promptmill.configs.loading import load
-from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.run import run
 from promptmill.jobs.showing.progress import Tally
 from promptmill.jobs.verifying.problems import Problem

@@ -14,8 +14,9 @@ from torch import nn
 
 from promptmill.configs.loading import load
 from promptmill.jobs.cli import main
-from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.report.making import make
 from promptmill.jobs.report.page import page
 from promptmill.jobs.verifying.problems import Problem

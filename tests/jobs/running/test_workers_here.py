@@ -13,8 +13,10 @@ from click.testing import CliRunner
 from promptmill.configs.errors import ConfigError
 from promptmill.configs.loading import load
 from promptmill.jobs.cli import main
-from promptmill.jobs.planning.making import look, make_plan
-from promptmill.jobs.running.run import StoppedError, run
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.sources import look
+from promptmill.jobs.running.rendering import StoppedError
+from promptmill.jobs.running.run import run
 from promptmill.jobs.running.stopping import Stop
 from tests.jobs.running.test_run import HERE, Watching, problems, published, rendered
 

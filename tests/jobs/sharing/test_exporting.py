@@ -11,8 +11,9 @@ from PIL import Image
 
 from promptmill.configs.loading import load
 from promptmill.jobs.cli import main
-from promptmill.jobs.planning.making import look, make_plan
-from promptmill.jobs.planning.plan import read_shard
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.shard_plans import read_shard
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.run import run
 from promptmill.jobs.verifying.verify import verify
 from promptmill.manifests.sources import read_rows

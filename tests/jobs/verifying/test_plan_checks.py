@@ -2,7 +2,8 @@ import dataclasses
 import gzip
 import shutil
 
-from promptmill.jobs.planning.plan import read_shard, write_plan, write_shard
+from promptmill.jobs.planning.plan import write_plan
+from promptmill.jobs.planning.shard_plans import read_shard, write_shard
 from promptmill.jobs.running.finishing import finish, made_of
 from promptmill.shards.card import CARD, card
 from promptmill.shards.commits import read_record, read_records

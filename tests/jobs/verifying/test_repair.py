@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from benchmarks.mutations import files_of, mutate
 from promptmill.configs.loading import load
 from promptmill.jobs.cli import main
-from promptmill.jobs.planning.making import look, make_plan
+from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError, put_hardware, read_plan
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.finishing import finish
 from promptmill.jobs.running.repair_note import REPAIR_NOTE, Cleared, remembered
 from promptmill.jobs.running.run import run
@@ -27,8 +28,13 @@ from tests.jobs.verifying.damage import flip, problems_of
 
 
 @pytest.fixture
-def was(clean):
-    return files_of(Path(clean[1]))
+def output(planned):
+    return planned
+
+
+@pytest.fixture
+def was(clean_planned):
+    return files_of(Path(clean_planned[1]))
 
 
 def ran(plan, output, generations=None):

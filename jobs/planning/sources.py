@@ -1,0 +1,127 @@
+"""Looks at what a plan is made from: the manifest's files, what the model can do, and the hashes of what decides the bytes."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from promptmill.configs.own_files import ROOT
+from promptmill.configs.schema import Config
+from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.manifests.checking import check_rows
+from promptmill.manifests.files import open_file
+from promptmill.manifests.images import Roots, roots_of
+from promptmill.manifests.requests import Rules
+from promptmill.manifests.sources import ManifestError, find_files
+from promptmill.pipelines.models.capabilities import read_facts
+from promptmill.pipelines.models.clip_sources import embedding_width
+from promptmill.pipelines.models.compatibility import check_fits
+from promptmill.pipelines.models.identity import library_versions, model_identity, pinned
+from promptmill.pipelines.models.scorer_sources import check_scorers
+from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.units import Placed
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Holds the inputs of a plan, before the manifest's rows are read.
+
+    Attributes:
+        embedding: The width of CLIP embeddings, or None where none are kept.
+        inputs: The inputs of the fingerprint, without the requests.
+    """
+
+    config: Config
+    files: tuple[str, ...]
+    rules: Rules
+    roots: Roots
+    embedding: int | None
+    inputs: Mapping[str, Any]
+
+
+def look(config: Config, output: str | None = None) -> Sources:
+    """Find the manifest, read the model's capabilities, and hash the inputs that decide bytes.
+
+    Args:
+        config: The config.
+        output: The dataset's URI, whose plan may exist already: its tuned batch and pinned commits hold.
+
+    Raises:
+        PlanError: One line on what is missing or cannot be used.
+    """
+    there = read_plan(output) if output is not None else None
+    if there is not None and there.tuned_batch is not None:
+        config = with_batch(config, there.tuned_batch)
+    try:
+        config = config.model_copy(update={"ranking": pinned(config.ranking, there.config.ranking if there else None)})
+        manifest = [config.manifest] if isinstance(config.manifest, str) else config.manifest
+        files = find_files([_manifest_place(pattern) for pattern in manifest])
+        facts = read_facts(config.model)
+        check_fits(config.model)
+        inputs = {
+            "manifest": [_sha256(file) for file in files],
+            "config": config.render_config(),
+            "models": model_identity(config.model, config.ranking),
+            "versions": library_versions(config.model),
+        }
+        width = embedding_width(config.ranking)
+        check_scorers(config.ranking)
+    except (ManifestError, ModelError) as error:
+        raise PlanError([str(error)]) from None
+    if config.model.safety_checker and not facts.safety_checker:
+        raise PlanError([f"model.safety_checker: {config.model.base} brings no safety checker; set it to false"])
+    for number, draft in enumerate(config.ranking.drafts):
+        if draft.scheduler and draft.scheduler not in facts.schedulers:
+            said = f"{draft.scheduler} does not fit the model, which takes {', '.join(facts.schedulers)}"
+            raise PlanError([f"ranking.drafts.{number}.scheduler: {said}"])
+    if config.defaults.guidance_rescale and not facts.rescaled:
+        raise PlanError([f"defaults.guidance_rescale: no pipeline of {config.model.base} takes it; leave it out"])
+    rules = Rules(
+        defaults=config.defaults,
+        controls=tuple(config.model.controlnets),
+        loras=tuple(lora.name for lora in config.model.loras),
+        multiple=facts.multiple,
+        modes=facts.modes,
+        schedulers=facts.schedulers,
+        rescaled=facts.rescaled,
+        ranking=config.ranking,
+        strict=config.runtime.strict,
+    )
+    runtime = config.runtime
+    roots = replace(roots_of(files, runtime.image_roots, runtime.max_image_pixels), hosts=tuple(runtime.url_hosts))
+    return Sources(config, tuple(files), rules, roots, None if config.shards.embeddings == "none" else width, inputs)
+
+
+def _manifest_place(pattern: str) -> str:
+    """Return the path of a manifest from the current folder, or, as presets name theirs, from promptmill's own folder."""
+    own = ROOT / pattern
+    return str(own) if "://" not in pattern and not Path(pattern).exists() and own.is_file() else pattern
+
+
+def _sha256(file: str) -> str:
+    try:
+        with open_file(file) as stream:
+            return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
+    except OSError as error:
+        raise ManifestError(f"{file}: {error.strerror or error}") from None
+
+
+def first_request(sources: Sources) -> Placed:
+    """Return the first row that makes a request, with its images checked.
+
+    Raises:
+        PlanError: No row does, or the manifest cannot be read.
+    """
+    try:
+        for checked in check_rows(sources.files, sources.rules, sources.roots):
+            if checked.request and not checked.problems:
+                return Placed(0, checked.request, checked.images, checked.file)
+    except ManifestError as error:
+        raise PlanError([str(error)]) from None
+    raise PlanError(["no row makes a request"])
+
+
+def with_batch(config: Config, batch: int) -> Config:
+    """Return the config with another denoising batch."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"batch": batch})})
