@@ -55,6 +55,16 @@ def pytest_runtest_setup(item):
     os.environ.pop("PYTHONSAFEPATH", None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def process_outlives_commands():
+    """Commands that tests call in this process do not end it, as one whose threads still compute otherwise does."""
+    from promptmill.jobs.cli import endings
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(endings, "still_at_work", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_here():
     """One Ray cluster for all tests of a session; what runs inside finds it initialised and leaves it so."""
