@@ -15,7 +15,9 @@ from promptmill.configs.loading import load
 from promptmill.jobs.planning.making import look, make_plan
 from promptmill.jobs.planning.plan import read_plan
 from promptmill.jobs.showing.summary import status
-from tests.chaos.site import Site, kill_one, problems, published
+from tests.chaos.site import HERE, Site, kill_one, problems, published
+
+pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
 
 CANDIDATES, SLICE, KEEP = 64, 8, 2  # of 40 evaluations each, at a batch of one
 SETTINGS = ("defaults.steps=40", "defaults.guidance_scale=1", "model.batch=1", "shards.size=2", f"defaults.keep={KEEP}")
@@ -39,7 +41,8 @@ class Cut:
     def __init__(self, folder, address):
         self.folder, self.address, self.number = folder, address, 0
         self.template = planned(folder, row("many"), row("few", 4))
-        self.whole = self.site("--uncut")
+        self.whole = self.site("--uncut", "--seconds", "0")
+        self.whole.address = HERE
         assert self.whole.finish() == 1
         self.bytes = published(self.whole.out)
 
@@ -152,7 +155,7 @@ def test_a_slice_that_kills_fails_alone_and_once_cured_another_try_makes_the_byt
     assert problems(site.out) == []
     assert max(rendered(site).values()) == 4, "once beside others, three times alone"
 
-    whole = Site.of(template, tmp_path / "whole", calm.cluster.address, "--generators", "2", "--uncut")
+    whole = Site.of(template, tmp_path / "whole", HERE, "--uncut")
     for one in (site, whole):
         (one.notes / "cured").touch()
     assert whole.run().status == 0
@@ -173,8 +176,8 @@ def test_a_row_of_many_candidates_that_are_drafted_passes_in_parts_and_makes_the
     drafts = ("ranking.drafts=[{steps: 10, keep: 20}]", f"defaults.candidates={CANDIDATES}")
     template = planned(tmp_path, row("many"), settings=drafts)
     sites = [
-        Site.of(template, tmp_path / name, calm.cluster.address, "--generators", "2", *more)
-        for name, more in (("cut", ()), ("whole", ("--uncut",)))
+        Site.of(template, tmp_path / name, address, "--generators", "2", *more)
+        for name, address, more in (("cut", calm.cluster.address, ()), ("whole", HERE, ("--uncut",)))
     ]
     for site in sites:
         assert site.finish() == 1
@@ -195,7 +198,8 @@ class Long:
     def __init__(self, folder, address, row_, settings, passes):
         self.folder, self.address, self.number, self.passes = folder, address, 0, passes
         self.template = planned(folder, row_, settings=settings)
-        whole = self.site("--uncut")
+        whole = self.site("--uncut", "--seconds", "0")
+        whole.address = HERE
         assert whole.finish() == 1
         self.bytes = published(whole.out)
 
