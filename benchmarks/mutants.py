@@ -4,9 +4,9 @@
     python -m benchmarks.mutants --only ranking -- -m quick -n 2
     python -m benchmarks.mutants --only tars -- tests/shards
 
-Each break replaces one text of one file. First the copy as it is has to pass; then each break has to turn the suite red. Prints a table;
-exits with 1 where a break survives, with 2 where the copy as it is fails or a break does not apply any more. What stands behind `--` is
-given to pytest, in place of `-m quick`.
+Each break replaces one text of one file. First the copy as it is has to pass; then each break has to turn the suite red. Prints a
+table; exits with 1 where a break survives, with 2 where the copy as it is fails or a break does not apply any more. What stands
+behind `--` is given to pytest, in place of `-m quick`.
 """
 
 import os
