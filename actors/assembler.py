@@ -1,4 +1,4 @@
-"""The work that makes a unit's part of those of its slices, and a shard of its parts, and commit it."""
+"""Joins the parts of a unit's slices, assembles a shard of its parts, and commits the shard."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -18,18 +18,22 @@ from promptmill.shards.tables import slice_form
 
 
 def assemble_shard(recipe: Recipe, made_of: Assembly) -> CommitRecord:
-    """Publish a shard by `shards.assembly.assemble`; then what it replaces goes. Doing it again publishes the same bytes.
+    """Publish a shard by `shards.assembly.assemble`, then delete what the shard replaces. A second run publishes the same bytes.
+
+    Args:
+        recipe: The constants of the run.
+        made_of: The shard's number, its parts, and what else it is made of.
 
     Raises:
-        PartError: Parts are broken or of another plan. They are deleted, so that the next run renders their units again.
-        Otherwise as `assemble`.
+        PartError: Parts are broken or of another plan. These parts are deleted, so that the next run renders their units again.
+            Otherwise as `assemble`.
     """
     output, fingerprint = recipe.output, recipe.fingerprint
     try:
         with staying(output):
             record = assemble(output, made_of, recipe.form, recipe.config.shards.image_format, fingerprint)
     except FileNotFoundError:
-        # Another try of this task came first, and has cleared up behind itself.
+        # Another try of this task came first, and has deleted the parts.
         record = read_record(output, made_of.shard, made_of.generation)
         check_plan(output, [record], fingerprint)
     except PartError as error:
@@ -41,11 +45,10 @@ def assemble_shard(recipe: Recipe, made_of: Assembly) -> CommitRecord:
 
 
 def join_unit(recipe: Recipe, unit: Unit, slices: Sequence[Unit], fresh: Collection[str]) -> Receipt:
-    """Join a unit by `pipelines.work.joined_slices.join_slices`; returns what the receipts of fresh slices did not tell.
+    """Join a unit by `pipelines.work.joined_slices.join_slices`, and return a receipt of what those of fresh slices did not count.
 
     Raises:
-        PartError: As `assemble_shard`, of a slice.
-        Otherwise as `join_slices`.
+        PartError: As `assemble_shard`, of a slice. Otherwise as `join_slices`.
     """
     started = time.monotonic()
     try:
@@ -57,7 +60,7 @@ def join_unit(recipe: Recipe, unit: Unit, slices: Sequence[Unit], fresh: Collect
 
 
 def _dropped(error: PartError, recipe: Recipe, parts: Sequence[str], form: pa.Schema) -> PartError:
-    """Delete the parts that are broken; returns the error with what was done."""
+    """Delete the broken parts; return the error with a note on the deletion."""
     dropped = drop_broken(recipe.output, parts, form, recipe.fingerprint)
     more = f" (and {len(dropped) - 1} more parts of its shard)" if len(dropped) > 1 else ""
     done = "; deleted: run again" if dropped else "; run again"

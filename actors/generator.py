@@ -1,4 +1,4 @@
-"""The worker that renders: a generator holds a diffusion model and calls down."""
+"""Holds the worker that renders: a generator with a diffusion model."""
 
 from typing import TYPE_CHECKING
 
@@ -10,19 +10,21 @@ if TYPE_CHECKING:
 
 
 class Generator:
-    """Renders units; those handed in at the same time share the batch, so that the end of one does not empty it.
+    """Renders units; units submitted at the same time share the batch, so that the end of one does not leave the batch half empty.
 
-    A plain class: `flow.ray_pools` makes it an actor of Ray, `flow.in_process_pools` calls it from threads.
+    The class is a plain one: `flow.ray_pools` makes it an actor of Ray, `flow.in_process_pools` calls it from threads.
     """
 
     def __init__(self, recipe: Recipe):
         self._config, self._roots = recipe.config, recipe.roots
 
     def load(self) -> dict[str, str]:
-        """Load the model; returns the kind of hardware here. Apart from the constructor, whose errors Ray buries in its own.
+        """Load the model, and return the kind of hardware here.
+
+        This is not done in the constructor, whose errors Ray hides in errors of its own.
 
         Raises:
-            ModelError: It cannot be loaded.
+            ModelError: The model cannot be loaded.
         """
         # The driver makes this class too, and has no use for torch.
         from promptmill.pipelines.rendering.engine import Engine
@@ -32,7 +34,7 @@ class Generator:
         return hardware_kind(self._config.model.threads)
 
     def render(self, unit: Unit) -> "Rendered":
-        """Render a unit, or what is next on its course; see `Engine.render`."""
+        """Render a unit, or the next pass of its course; see `Engine.render`."""
         return self._engine.render(unit)
 
     def close(self) -> None:

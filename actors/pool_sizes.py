@@ -1,4 +1,4 @@
-"""How many actors of each kind a cluster has room for, and what each asks of it."""
+"""Computes how many actors of each kind a cluster has room for, and the resources that each reserves."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 from promptmill.configs.schema import Elastic, Runtime
 
 SCORER_CPU = 0.2  # of a small machine; scoring takes a few percent of rendering
-TASK_CPU = 0.2  # that assembling shards is left; with these no generator more than cores fits beside them, elastic or not
-GPUS_A_SCORER = 4  # generators that one CLIP actor easily follows
+TASK_CPU = 0.2  # left for assembling shards; beside both there is never room for more generators than cores, elastic or not
+GPUS_A_SCORER = 4  # generators that one CLIP actor can easily keep up with
 
 
 class ClusterError(RuntimeError):
-    """A cluster that cannot be reached or started, refuses, or does not reach what a run needs; the message is one line."""
+    """Reports a cluster that cannot be reached or started, refuses, or does not reach what a run needs; the message is one line."""
 
 
 class ResourcesError(ValueError):
-    """The cluster has no room for what the config asks; asking anyway would wait in silence for ever."""
+    """Reports a cluster without room for what the config asks; asking Ray anyway would wait in silence for ever."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The pools: how many actors, and the CPUs and GPUs that each reserves. Assembling tasks reserve `task_cpus`."""
+    """Holds the pools' sizes: how many actors, and the CPUs and GPUs that each reserves. Assembling tasks reserve `task_cpus`."""
 
     generators: int
     generator_cpus: float
@@ -33,20 +33,20 @@ class Sizes:
 
 
 def size_pools(nodes: Sequence[Mapping[str, float]], runtime: Runtime, threads: int) -> Sizes:
-    """The pools for a cluster.
+    """Compute the pools for a cluster.
 
-    With GPUs, a generator on each and a CLIP actor for every few of them, on fractions. Without, as many generators as there are
-    CPUs for their threads, and CLIP and the assembling tasks on fractions of a CPU. What an actor asks for fits on each node that
-    is counted: what is over on several nodes does not add up. An elastic pool is as large as it may become: those that have no
-    room yet wait for it, which is what a cluster's autoscaler goes by.
+    With GPUs, there is a generator on each and a CLIP actor for every few of them, on fractions. Without, there are as many
+    generators as there are CPUs for their threads, with CLIP and the assembling tasks on fractions of a CPU. An actor's resources
+    fit on each node that is counted: leftovers on several nodes do not add up. An elastic pool is as large as it may become: actors
+    without room wait, which is the signal for a cluster's autoscaler.
 
     Args:
-        nodes: The resources of each, as Ray says them: `CPU` and `GPU`.
-        runtime: Of the config; numbers given there are taken as they are.
-        threads: Of a generator on a CPU.
+        nodes: The resources of each node, as Ray has them: `CPU` and `GPU`.
+        runtime: The config's; numbers given there are taken as they are.
+        threads: Threads of a generator on a CPU.
 
     Raises:
-        ResourcesError: There are fewer CPUs or GPUs than the numbers given need.
+        ResourcesError: There are fewer CPUs or GPUs than the given numbers need.
     """
     pool = runtime.generators
     if isinstance(pool, Elastic):
@@ -59,8 +59,8 @@ def size_pools(nodes: Sequence[Mapping[str, float]], runtime: Runtime, threads: 
     fit = [max(1, int(own) // threads) for own in cpus]
     generators = sum(fit) if pool == "auto" else pool
     scorers = 1 if runtime.scorers == "auto" else runtime.scorers
-    # On each node as many as on the fullest, beside its share of the rest. More processes than cores still run, only slower; so
-    # they share what there is, down to a twentieth of a CPU each.
+    # Each node is taken to have as many generators as the fullest, beside its share of the rest. More processes than cores still
+    # run, only slower; so they share the CPUs, down to a twentieth of a CPU each.
     beside = TASK_CPU + SCORER_CPU * math.ceil(scorers / max(1, len(cpus)))
     fullest = fit if pool == "auto" else [math.ceil(generators / max(1, len(cpus)))] * len(cpus)
     each = min((_down((own - beside) / number) for own, number in zip(cpus, fullest, strict=True)), default=0.0)
@@ -71,7 +71,7 @@ def size_pools(nodes: Sequence[Mapping[str, float]], runtime: Runtime, threads: 
 
 
 def _elastic(nodes: Sequence[Mapping[str, float]], runtime: Runtime, threads: int, pool: Elastic) -> Sizes:
-    """As for those that there is room for now, but with as many as there may be."""
+    """Compute the pools for the actors that there is room for now, with the greatest numbers that there may be."""
     graphics = any(node.get("GPU", 0.0) for node in nodes) or (runtime.require_gpus and pool.min == 0)
     enough = math.ceil(pool.max / GPUS_A_SCORER) if graphics else 1
     scorers: int = enough if runtime.scorers == "auto" else runtime.scorers
@@ -81,7 +81,7 @@ def _elastic(nodes: Sequence[Mapping[str, float]], runtime: Runtime, threads: in
     except ResourcesError:
         if pool.min > 0:
             raise
-        # Nobody is there to go by: a core each, as the nodes of GPU clusters have them.
+        # There is no node to count: a core each, as the nodes of GPU clusters have them.
         gpus = (runtime.generator_gpus, runtime.scorer_gpus) if graphics else (0.0, 0.0)
         now = Sizes(0, float(threads), gpus[0], scorers, SCORER_CPU, gpus[1], TASK_CPU)
     if now.generators < pool.min:
@@ -107,7 +107,7 @@ def _on_gpus(nodes: Sequence[Mapping[str, float]], runtime: Runtime) -> Sizes:
 
 
 def _generators_beside(scorers: int, cards: int, runtime: Runtime) -> int:
-    """How many generators fit beside the scorers. A fraction is of one card: what is over on several does not add up."""
+    """Return how many generators fit beside the scorers. A fraction is of one card: leftovers on several cards do not add up."""
     if runtime.generator_gpus > 1:
         return int((cards - math.ceil(scorers * runtime.scorer_gpus)) // runtime.generator_gpus)
     a_card, most = int(1 / runtime.generator_gpus + 1e-9), 0
@@ -120,5 +120,5 @@ def _generators_beside(scorers: int, cards: int, runtime: Runtime) -> int:
 
 
 def _down(cpus: float) -> float:
-    """Ray counts resources in ten-thousandths; rounding down leaves room for all."""
+    """Round down to hundredths, which leaves room for all: Ray counts resources in ten-thousandths."""
     return math.floor(cpus * 100) / 100

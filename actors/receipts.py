@@ -1,4 +1,4 @@
-"""What a finished unit tells the driver: counts and times, never images."""
+"""Holds the receipt of a finished unit for the driver: counts and times, never images."""
 
 import platform
 from collections import Counter
@@ -17,14 +17,14 @@ class Receipt(Outcomes):
     """Counts one unit, settled and durable. A slice has no requests: its unit counts them once it is joined.
 
     Attributes:
-        name: Of the unit.
+        name: The unit's name.
         errors: How often each code occurred.
-        scores: Lowest, mean and highest CLIP score of its candidates; None where nothing was scored.
-        seconds: By stage. Times and hosts differ between runs, so they go to stats/ and nowhere else.
-        rendering_s: Of these seconds, those that its generator spent.
-        part_bytes: Size of its part.
-        host: Where it was finished.
-        reasons: Why each try failed, of a unit that was given up.
+        scores: Lowest, mean and highest CLIP score of the unit's candidates; None where nothing was scored.
+        seconds: Seconds by stage. Times and hosts differ between runs, so they go to stats/ and nowhere else.
+        rendering_s: Seconds among these that the unit's generator spent.
+        part_bytes: Size of the unit's part.
+        host: The host where the unit was finished.
+        reasons: Why each try failed, for a unit that was given up.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Receipt(Outcomes):
     def of(cls, unit: Unit, rows: Sequence[Mapping[str, Any]], scores: Sequence[float], seconds: Mapping[str, float]) -> "Receipt":
         """Return the receipt of a unit by the rows of its part.
 
-        Of a slice, candidates that may still be kept are not settled yet, and errors of a slice that failed as a whole are not
+        For a slice, candidates that may still be kept are not settled yet, and errors of a slice that failed as a whole are not
         counted yet: `of_joined` does both.
         """
         candidates: Counter[Any] = Counter(row["status"] for row in rows if row.get("candidate_index") is not None)
@@ -69,7 +69,7 @@ class Receipt(Outcomes):
 
     @classmethod
     def of_joined(cls, unit: Unit, joined: Joined, seconds: Mapping[str, float]) -> "Receipt":
-        """Return the receipt of a unit that was made of its slices, of what theirs did not tell."""
+        """Return the receipt of a unit that was joined from its slices, with what the slices' receipts did not count."""
         return cls(
             name=unit.name,
             shard=unit.shard,

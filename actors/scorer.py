@@ -1,4 +1,4 @@
-"""The worker that scores, ranks, encodes and makes a unit durable: a scorer holds the models that score and calls down."""
+"""Holds the worker that scores, ranks, encodes and makes a unit durable: a scorer with the models that score."""
 
 import platform
 import time
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class Scorer:
-    """Finishes units, one after another. A plain class, as `Generator` is."""
+    """Finishes units, one after another; a plain class, as `Generator` is."""
 
     def __init__(self, recipe: Recipe):
         self._recipe = recipe
 
     def load(self) -> dict[str, str]:
-        """Load the CLIP model, and what scores beside it; returns the kind of hardware here, which decides scores too.
+        """Load the CLIP model and the other scorers, and return the kind of hardware here, which decides scores too.
 
         Raises:
-            ModelError: One of them cannot be loaded.
-            StorageError: The output is not to be reached from here, where parts would go.
+            ModelError: A model cannot be loaded.
+            StorageError: This machine does not reach the output, where parts would go.
         """
         # The driver makes this class too, and has no use for torch.
         from promptmill.pipelines.rendering.hardware import hardware_kind
@@ -44,19 +44,19 @@ class Scorer:
         return hardware_kind(self._recipe.config.model.threads)
 
     def finish(self, unit: Unit, rendered: "Rendered", earlier: "Callable[[], Sequence[Waiting]]" = tuple) -> "Receipt | Onward":
-        """Score, rank, encode, and write the part. Doing it again writes the same bytes under the same name.
+        """Score, rank and encode a unit, and write its part. A second call writes the same bytes under the same name.
 
         Args:
-            unit: As its latest pass made it.
-            rendered: What that pass made.
-            earlier: Called once the unit is at its end: what its passes before have left for it.
+            unit: The unit as its latest pass left it.
+            rendered: The result of that pass.
+            earlier: Called once the unit is at its end; returns the results of its earlier passes.
 
         Returns:
-            The receipt; or, of a unit that has to pass again, how it goes on. Then only a durable pass is written.
+            The receipt; or, for a unit that has to pass again, how it goes on. Then only a durable pass is written.
 
         Raises:
             StorageError: The part cannot be written, which is no fault of the unit.
-            PartError: What an earlier pass left is broken or gone.
+            PartError: The part of an earlier pass is broken or gone.
         """
         from promptmill.pipelines.scoring.durable_passes import finish_durably
         from promptmill.pipelines.scoring.finishing import Onward

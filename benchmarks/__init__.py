@@ -1,1 +1,1 @@
-"""Measurements, each one command; none of them is a timed test."""
+"""Measures promptmill, one command a module; no measurement is a timed test."""

@@ -78,7 +78,7 @@ LOOK = """() => {
 
 
 def look(browser: Browser, file: Path, width: int, scheme: Any, shots: Path | None) -> tuple[list[str], list[str]]:
-    """What is wrong with the page at this width and in this scheme, and the commands on it."""
+    """Return the faults of the page at this width and in this scheme, and the commands on it."""
     wrong: list[str] = []
     context = browser.new_context(viewport={"width": width, "height": WIDTHS[width]}, color_scheme=scheme, device_scale_factor=1)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -114,7 +114,7 @@ def _copied(page: Page, commands: list[str]) -> list[str]:
 
 
 def run(command: str) -> tuple[int, str]:
-    """The exit status of a command in a shell, and its last line."""
+    """Return the exit status of a command in a shell, and its last line."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(["sh", "-c", command], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What batched tensor preprocessing saves against open_clip's own transform of one PIL image after the other.
+"""Measures batched tensor preprocessing against open_clip's own transform of one PIL image after the other.
 
     python -m benchmarks.clip_preprocessing --images 32
 
@@ -22,7 +22,7 @@ ROUNDS = 5
 
 
 def best_of(work: Callable[[], torch.Tensor]) -> float:
-    """Seconds of the quickest of some rounds."""
+    """Return the seconds of the quickest of some rounds."""
     work()
     taken = []
     for _ in range(ROUNDS):

@@ -39,10 +39,10 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.di
 
 @dataclass
 class Case:
-    """A file and what its rows mean.
+    """Holds a file and the meaning of its rows.
 
     Attributes:
-        meant: Of each row, column to value as the format can say it; None where the row has to be refused.
+        meant: By row, column to value as the format can say it; None where the row has to be refused.
         readable: Whether every row that is plain has to be read.
     """
 
@@ -234,11 +234,11 @@ def tables(draw: Any) -> Case:
 
 
 class _Beyond:
-    """What no row may be read as: the cell has a value that cannot be told."""
+    """Marks a cell whose value cannot be told, and as which no row may be read."""
 
 
 def as_meant(value: Any, kind: pa.DataType) -> Any:
-    """Return what a cell of Parquet says, by Python's own types and not by pyarrow's conversion."""
+    """Return the value of a cell of Parquet, by Python's own types and not by pyarrow's conversion."""
     if value is None:
         return None
     if pa.types.is_float32(kind):

@@ -1,12 +1,12 @@
-"""The slot engine against diffusers' own pipelines, on the embedded family, in one run.
+"""Compares the slot engine with diffusers' own pipelines, on the embedded family, in one run.
 
     python -m benchmarks.engine                       # all three, minutes on two cores
     python -m benchmarks.engine uniform               # requests that differ in prompt and seed only
     python -m benchmarks.engine mixed --requests 600  # shuffled steps, guidance, schedulers and modes
 
-The alternative gets perfectly sorted groups: everything that can share a pipeline call does. It runs at the same batch size, padded
-to it and at each group's natural size; the faster of the two counts. Repeats are interleaved, and figures are medians. Images are
-compared on the way: padded batches and slots of guided requests make the same bits.
+The alternative gets perfectly sorted groups: everything that can share a pipeline call does. The alternative runs at the same batch
+size, padded to it and at each group's natural size; the faster of the two counts. Repeats are interleaved, and figures are medians.
+Images are compared on the way: padded batches and slots of guided requests make the same bits.
 """
 
 import itertools
@@ -41,6 +41,7 @@ COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white")
 
 
 def request(number: int, mode: str = "txt2img", **values: object) -> Request:
+    """Return a request for a scene of the embedded family, with the images that the mode needs."""
     inits = sorted(IMAGES.glob("img2img-*.png"))
     edges = sorted(IMAGES.glob("canny-*-edges.png"))
     masks = sorted(IMAGES.glob("inpaint-*mask*.png"))
@@ -70,6 +71,7 @@ def request(number: int, mode: str = "txt2img", **values: object) -> Request:
 
 
 def mixed_requests(number: int) -> list[Request]:
+    """Return requests with shuffled steps, guidance, schedulers and modes."""
     rng = random.Random(0)
     combinations = itertools.product(STEPS, GUIDANCE, SCHEDULERS, MODES)
     some = list(combinations)
@@ -82,6 +84,7 @@ def mixed_requests(number: int) -> list[Request]:
 
 
 def as_jobs(requests: list[Request]) -> list[Job]:
+    """Return the jobs that render requests, prepared."""
     roots = Roots((str(IMAGES),))
     jobs: list[Job] = []
     for row, one in enumerate(requests):
@@ -93,7 +96,7 @@ def as_jobs(requests: list[Request]) -> list[Job]:
 
 
 class Contender:
-    """A loaded model and a way to render jobs with it."""
+    """Holds a loaded model and a way to render jobs with it."""
 
     def __init__(self, model: Model, make: Callable[[LoadedModel, TextEncoder], object]):
         self.model = load_model(model)
@@ -101,7 +104,7 @@ class Contender:
         self.path = make(self.model, self.text)
 
     def render(self, jobs: list[Job]) -> tuple[float, dict[tuple[int, int], Candidate]]:
-        """Seconds, and the candidates by row and index."""
+        """Render jobs; return the seconds taken, and the candidates by row and index."""
         made: dict[tuple[int, int], Candidate] = {}
 
         def settled(job: Job, result: object) -> None:
@@ -128,15 +131,18 @@ class Natural(Batches):
 
 
 def sorted_groups(jobs: list[Job]) -> list[Job]:
+    """Return jobs sorted so that those that can share a pipeline call stand together."""
     return sorted(jobs, key=lambda job: str(bucket_of(job.request)))
 
 
 def model_of(batch: int, threads: int) -> Model:
+    """Return the embedded family's model config for a batch size and a number of threads, which torch takes from now on."""
     torch.set_num_threads(threads)
     return load("embedded", [f"model.batch={batch}", f"model.threads={threads}"]).model
 
 
 def compare(model: Model, jobs: list[Job], repeats: int, padded_too: bool) -> None:
+    """Render jobs by each contender in turn, print the medians, and compare the images."""
     slots = Contender(model, lambda loaded, text: Slots(loaded, text, model.batch))
     natural = Contender(model, lambda loaded, text: Natural(loaded, text, model.batch))
     padded = Contender(model, lambda loaded, text: Batches(loaded, text, model.batch)) if padded_too else None
@@ -181,7 +187,7 @@ BATCH = click.option("--batch", default=16, show_default=True)
 @BATCH
 @THREADS
 def uniform(requests: int, repeats: int, batch: int, threads: int) -> None:
-    """Requests that differ in prompt and seed only."""
+    """Compare on requests that differ in prompt and seed only."""
     click.echo(f"uniform: {requests} requests, 20 steps, batch {batch}, {threads} threads, medians of {repeats}")
     compare(model_of(batch, threads), as_jobs([request(i) for i in range(requests)]), repeats, padded_too=True)
 
@@ -193,7 +199,7 @@ def uniform(requests: int, repeats: int, batch: int, threads: int) -> None:
 @BATCH
 @THREADS
 def mixed(requests: int, repeats: int, padded: bool, batch: int, threads: int) -> None:
-    """Shuffled steps, guidance, schedulers and modes."""
+    """Compare on requests with shuffled steps, guidance, schedulers and modes."""
     jobs = as_jobs(mixed_requests(requests))
     groups = len({bucket_of(job.request) for job in jobs})
     click.echo(f"mixed: {requests} requests in {groups} groups, batch {batch}, {threads} threads, {repeats} repeats")

@@ -1,4 +1,4 @@
-"""Whether the slot engine makes the bits of diffusers' own pipelines: every allowed scheduler, mode and dtype, on three models.
+"""Compares the slot engine's bits with those of diffusers' own pipelines: every allowed scheduler, mode and dtype, on three models.
 
     python -m benchmarks.equality                  # all; prints a table and writes docs/equality.md
     python -m benchmarks.equality --model sd       # one model, written nowhere
@@ -32,7 +32,7 @@ EMBEDDED = Path(__file__).parents[1] / "embedded" / "weights"
 
 
 def prepare(folder: Path) -> dict[str, tuple[Path, dict[str, Path], str]]:
-    """The models: their folder, their ControlNets, and what their pipeline classes' names begin with."""
+    """Return, by model, its folder, its ControlNets, and what its pipeline classes' names begin with."""
     paint(folder)
     tiny.stable_diffusion(folder / "sd")
     tiny.sdxl(folder / "sdxl")
@@ -47,7 +47,7 @@ def prepare(folder: Path) -> dict[str, tuple[Path, dict[str, Path], str]]:
 
 
 def cases(base: Path, nets: dict[str, Path], family: str, dtype: str, folder: Path) -> Iterator[tuple[str, str, int, int]]:
-    """Mode, scheduler, how many values differ, and by how many levels at most."""
+    """Yield mode and scheduler of each case, how many values differ, and by how many levels of 255 at most."""
     sources = {name: Weights(source=str(net)) for name, net in nets.items()}
     model = Model(base=str(base), batch=BATCH, controlnets=sources, dtype=dtype)  # type: ignore[arg-type]
     engine = Engine(model, JOB_SEED, Roots((str(folder),)))
@@ -91,7 +91,9 @@ def main(only: str | None, write: Path) -> None:
     click.echo(verdict)
     if not only:
         version = torch.__version__
-        how = f"`python -m benchmarks.equality`: batch {BATCH}, {STEPS} steps, one thread, torch {version}."
+        says = "This table says in which cases the slot engine makes the pixels of plain diffusers, bit for bit."
+        how = f"made\nthe table, at batch {BATCH}, with {STEPS} steps, one thread and torch {version}."
+        how = f"{says} `python -m benchmarks.equality` {how}"
         write.write_text("\n".join(["# The engine against diffusers, bit for bit", "", how, "", verdict, "", *lines]) + "\n")
     if wrong:
         sys.exit(1)

@@ -57,7 +57,7 @@ GROWN = 2**28  # bytes that a small file unpacks to
 
 
 def forge(out: Path, rng: random.Random) -> str:
-    """Damage one file of a dataset, or put one there; returns what was done to which."""
+    """Damage one file of a dataset, or put one there; return what was done to which file."""
     paths = [path for path in sorted(out.rglob("*")) if path.is_file() and not path.is_symlink()]
     sorts = sorted({(path.relative_to(out).parent.as_posix(), path.suffix) for path in paths})
     folder, suffix = rng.choice(sorts)
@@ -86,7 +86,7 @@ def forge(out: Path, rng: random.Random) -> str:
 
 
 def _put(path: Path, rng: random.Random) -> None:
-    """Leave what was put there as it is."""
+    """Leave a file that was put there as it is."""
 
 
 def _bytes(path: Path, rng: random.Random) -> None:
@@ -171,7 +171,7 @@ def _packed(path: Path, rng: random.Random) -> None:
 
 @functools.cache
 def _bomb(piece: bytes) -> bytes:
-    """Return gzip of the same again and again; made once, since it takes seconds."""
+    """Return gzip of one piece repeated; made once, since it takes seconds."""
     return gzip.compress(piece * (GROWN // len(piece)), compresslevel=1, mtime=0)
 
 

@@ -1,4 +1,4 @@
-"""Whether a manifest in any format is read as meant: rows are drawn, written as other tools write them, and read back.
+"""Checks that a manifest in any format is read as meant: rows are drawn, written as other tools write them, and read back.
 
     python -m benchmarks.fuzz_manifests --minutes 10
 
@@ -37,7 +37,7 @@ RULES = Rules(Defaults(width=64, height=64))
 
 
 def read(folder: Path, case: Case) -> list[Checked] | str:
-    """Read a case's file; returns its rows, or the one line that refused all of it."""
+    """Read a case's file; return its rows, or the one line that refused all of it."""
     place = folder / case.name
     place.write_bytes(case.content)
     said = None
@@ -162,7 +162,7 @@ def plain_text(value: str) -> bool:
 
 
 def fuzz(seconds: float, first: int = 0, say: Callable[[str], None] = lambda line: None) -> Counter[str]:
-    """Draw cases for so many seconds; returns how many rows were read and refused, by format.
+    """Draw cases for so many seconds; return how many rows were read and refused, by format.
 
     Raises:
         AssertionError, Exception: A finding, made small by hypothesis, which prints it.

@@ -1,4 +1,4 @@
-"""Whether every reader of promptmill's own files ends in one line, or is right, whatever a stranger has written into them.
+"""Checks that every reader of promptmill's own files ends in one line, or is right, whatever a stranger has written into them.
 
     python -m benchmarks.fuzz_readers --minutes 10
     python -m benchmarks.fuzz_readers --case 1234       # one of them again, with its traceback
@@ -60,7 +60,7 @@ SETTINGS = tuple(word for setting in PLANNED for word in ("--set", setting))
 
 
 class HungError(BaseException):
-    """A case that takes too long."""
+    """Reports a case that takes too long."""
 
 
 def make(folder: str) -> None:
@@ -91,7 +91,7 @@ def make(folder: str) -> None:
 
 
 def _lookers() -> dict[str, Callable[[str, Path], object]]:
-    """Return what looks at a dataset, by name; each takes its URI and a folder to write into."""
+    """Return the commands and readers that look at a dataset, by name; each takes its URI and a folder to write into."""
 
     def command(*arguments: str) -> Callable[[str, Path], None]:
         def look(output: str, folder: Path) -> None:
@@ -254,7 +254,7 @@ def _looked(out: Path, folder: Path, looks: Sequence[str], whole: bool) -> dict[
 
 
 def _apart(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what an action in a process of its own returns, or how it ended."""
+    """Return the result of an action in a process of its own, or how the process ended."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:

@@ -1,4 +1,4 @@
-"""The engine on a GPU at real sizes, against plain diffusers in the same run: SDXL at 1024², Stable Diffusion 1.5 at 512².
+"""Measures the engine on a GPU at real sizes, against plain diffusers in the same run: SDXL at 1024², Stable Diffusion 1.5 at 512².
 
     python -m benchmarks.gpu                  # both, on a GPU; builds the models with random weights first (8 GB on disk)
     python -m benchmarks.gpu --model sdxl     # one of them
@@ -46,6 +46,8 @@ AIMS = {"sdxl": "to aim for on one H200: 2.0 images/s in bf16 with compilation, 
 
 
 def jobs(name: str, side: int, number: int) -> list[Job]:
+    """Return jobs of one square image each, alike but for their seeds."""
+
     def one(i: int) -> Request:
         return request(i, width=side, height=side, steps=STEPS, guidance_scale=GUIDANCE, scheduler="euler", seed=i)
 
@@ -53,7 +55,7 @@ def jobs(name: str, side: int, number: int) -> list[Job]:
 
 
 def plain(model: LoadedModel, some: list[Job]) -> np.ndarray:
-    """The images of jobs, (B, H, W, 3) in 0 … 1, by diffusers' pipeline as people call it: all in one call."""
+    """Render jobs by diffusers' pipeline as people call it, all in one call; return the images, (B, H, W, 3) in 0 … 1."""
     asked = some[0].request
     pipeline = model.pipeline("txt2img", [], "euler")
     return pipeline(
@@ -68,7 +70,7 @@ def plain(model: LoadedModel, some: list[Job]) -> np.ndarray:
 
 
 def rate(run: Callable[[], object], images: int, repeats: int) -> float:
-    """Images a second, after a run to warm up, the median of some."""
+    """Return images a second, after a run to warm up, the median of some."""
     run()
     seconds = []
     for _ in range(repeats):
@@ -79,7 +81,7 @@ def rate(run: Callable[[], object], images: int, repeats: int) -> float:
 
 
 def best_batch(model: LoadedModel, name: str, side: int, most: int) -> tuple[int, float]:
-    """The batch at which plain diffusers is fastest, and its images a second."""
+    """Return the batch at which plain diffusers is fastest, and its images a second."""
     rates: dict[int, float] = {}
     for batch in (size for size in BATCHES if size <= most):
         try:
@@ -94,7 +96,7 @@ def best_batch(model: LoadedModel, name: str, side: int, most: int) -> tuple[int
 
 
 def matrix_rate(device: torch.device, side: int) -> float:
-    """Floating-point operations a second of one large bf16 matrix product."""
+    """Return the floating-point operations a second of one large bf16 matrix product."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
 
     def run() -> None:
@@ -107,7 +109,7 @@ def matrix_rate(device: torch.device, side: int) -> float:
 
 
 def operations(model: LoadedModel, side: int) -> float:
-    """Floating-point operations of one image: its guided steps and its decoding; attention counted in full."""
+    """Return the floating-point operations of one image: its guided steps and its decoding; attention counted in full."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         plain(model, [_short(job) for job in jobs("", side, 1)])
@@ -125,7 +127,7 @@ def _short(job: Job) -> Job:
 
 
 def profile(contender: Contender, some: list[Job]) -> str:
-    """Where the time of the engine goes, by operator."""
+    """Return where the time of the engine goes, by operator."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
@@ -137,6 +139,7 @@ def profile(contender: Contender, some: list[Job]) -> str:
 
 
 def measure(name: str, base: Path, side: int, repeats: int, most: int) -> None:
+    """Measure one model, and print the figures."""
     device = device_here()
     model = Model(base=str(base), dtype="bfloat16", batch=1)
     loaded = load_model(model, device)

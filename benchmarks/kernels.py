@@ -1,4 +1,4 @@
-"""Every switch of `model.kernels`, and the dtype, by itself: what it gains here and what it does to the pixels.
+"""Measures every switch of `model.kernels`, and the dtype, by itself: what it gains here and what it does to the pixels.
 
     python -m benchmarks.kernels                  # the embedded family on this machine, some minutes
 

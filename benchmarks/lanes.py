@@ -1,4 +1,4 @@
-"""What the driver itself costs: the lanes in virtual time, with stand-in actors that take no time of this machine.
+"""Measures the driver's own cost: the lanes in virtual time, with stand-in actors that take no time of this machine.
 
     python -m benchmarks.lanes --lanes 1000 --units 1000000
 
@@ -21,7 +21,7 @@ UNIT_S = 20.0  # virtual seconds of a generator a unit, as on a GPU
 
 
 class Standin:
-    """An actor that sleeps in virtual time."""
+    """Imitates an actor by sleeping in virtual time."""
 
     def __init__(self, seconds: float):
         self.seconds, self.worked = seconds, 0.0
@@ -36,6 +36,8 @@ class Standin:
 
 
 def pool(size: int, hands: int, seconds: float, started: list[Standin]) -> Pool:
+    """Return a pool of stand-ins; each that is started is added to `started`."""
+
     async def start() -> Standin:
         started.append(Standin(seconds))
         return started[-1]
@@ -44,6 +46,8 @@ def pool(size: int, hands: int, seconds: float, started: list[Standin]) -> Pool:
 
 
 async def through_lanes(lanes: int, units: int, generators: list[Standin]) -> None:
+    """Send units through promptmill's lanes."""
+
     async def convict(unit: int, reasons: list[str]) -> None:
         raise AssertionError(f"unit {unit} was convicted: {reasons}")
 
@@ -62,7 +66,7 @@ async def through_lanes(lanes: int, units: int, generators: list[Standin]) -> No
 
 
 async def through_a_queue(lanes: int, units: int, generators: list[Standin]) -> None:
-    """The named alternative: asyncio.Queue and workers, no deaths, no deadlines, no order to stop."""
+    """Send units through the named alternative: asyncio.Queue and workers, no deaths, no deadlines, no order to stop."""
     queue: asyncio.Queue[int | None] = asyncio.Queue(4 * lanes)
     generators += [Standin(2 * UNIT_S) for _ in range(lanes)]
     scorers = [Standin(0.5) for _ in range(max(1, lanes // 20))]

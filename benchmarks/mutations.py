@@ -1,11 +1,11 @@
-"""Whether `verify` names every damage, and `--repair` undoes it: random mutations of a finished dataset, each of a fresh copy.
+"""Checks that `verify` names every damage, and `--repair` undoes it: random mutations of a finished dataset, each of a fresh copy.
 
     python -m benchmarks.mutations --mutations 200 --repairs 20
 
 Renders the quickstart at few steps by the embedded family, or takes a finished output. A mutation flips a byte, truncates, deletes,
-duplicates under another valid name, swaps two files or appends bytes, over every file but stats/. It counts as found if `verify`
-names each file that was damaged, by that file's own name. Repairs are of damage outside plan/, which nobody can make again; then
-every file but stats/ has to have the bytes that it had. Random numbers are seeded: the same command, the same damage.
+duplicates under another valid name, swaps two files or appends bytes, over every file but stats/. A mutation counts as found if
+`verify` names each file that was damaged, by that file's own name. Repairs are of damage outside plan/, which nobody can make
+again; then every file but stats/ has to have the bytes that it had. Random numbers are seeded: the same command, the same damage.
 """
 
 import random
@@ -31,7 +31,13 @@ FEW = ("defaults.steps=2", "defaults.candidates=2", "model.batch=8", "shards.siz
 
 @dataclass(frozen=True)
 class Mutation:
-    """One damage: of which kind, what was touched to make it, and the files that are damaged by it, from the output."""
+    """Describes one damage.
+
+    Attributes:
+        kind: One of `KINDS`.
+        touched: The path of the file that was touched, from the output.
+        damaged: Paths of the files that are damaged by it, from the output.
+    """
 
     kind: str
     touched: str
@@ -39,12 +45,12 @@ class Mutation:
 
     @property
     def sort(self) -> str:
-        """Of which sort the file is: its folder, or its own name."""
+        """Return the sort of the file: its folder, or its own name."""
         return self.touched.split("/")[0] + ("/" if "/" in self.touched else "")
 
 
 def files_of(out: Path) -> dict[str, bytes]:
-    """Every file that a dataset has, by its path in it, but for what differs between runs."""
+    """Return every file of a dataset, by its path in it, but for what differs between runs."""
     found = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if path.is_file()}
     return {name: path.read_bytes() for name, path in found.items() if not name.startswith(("stats/", "lease/"))}
 
@@ -89,7 +95,7 @@ def _altered(kind: str, content: bytes, rng: random.Random) -> bytes:
 
 
 def _free_name(out: Path, name: str, rng: random.Random) -> str:
-    """A name that a file of a dataset might have and none has: in its own folder, or for those that have none in any."""
+    """Return a name that a file of a dataset might have and none has: in its own folder, or for those that have none in any."""
     folders = {"data": ".tar", "metadata": ".parquet", "commits": ".json", "plan/shards": ".json.gz"}
     folder = next((folder for folder in folders if name.startswith(f"{folder}/")), None) or rng.choice(sorted(folders))
     numbers = [f"{number:06d}" for number in range(12)]
@@ -99,17 +105,18 @@ def _free_name(out: Path, name: str, rng: random.Random) -> str:
 
 
 def missed(out: Path, mutation: Mutation) -> list[str]:
-    """The damaged files that `verify` does not name."""
+    """Return the damaged files that `verify` does not name."""
     named = {problem.file for problem in verify(str(out)) if isinstance(problem, Problem)}
     return [name for name in mutation.damaged if name not in named]
 
 
 def can_be_repaired(mutation: Mutation) -> bool:
+    """Return whether a repair can undo a mutation: it lies outside plan/, or adds a file that only has to go."""
     return not any(name.startswith("plan/") for name in mutation.damaged) or mutation.kind == "duplicate"
 
 
 def repair(out: Path, was: dict[str, bytes]) -> str:
-    """Run the repair; returns what is wrong with what it left."""
+    """Run the repair; return what is wrong with the files that it left."""
     command = [sys.executable, "-m", "promptmill", "verify", str(out), "--repair"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -119,13 +126,14 @@ def repair(out: Path, was: dict[str, bytes]) -> str:
 
 
 def rendered(out: Path) -> None:
+    """Render the quickstart at few steps."""
     options = [part for setting in FEW for part in ("--set", setting)]
     command = [sys.executable, "-m", "promptmill", "run", "quickstart", "--out", str(out), *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def report(found: Counter[tuple[str, str, str]], say: Callable[[str], None]) -> None:
-    """A Markdown table; `found` counts (kind, sort of file, what of it)."""
+    """Print a Markdown table; `found` counts (kind, sort of file, what of it)."""
     say("| damage | file | count | found | repaired |")
     say("|---|---|---:|---:|---:|")
     for kind, sort in sorted({key[:2] for key in found}):

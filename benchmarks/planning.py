@@ -1,4 +1,4 @@
-"""What planning costs: rows a second and peak memory for manifests of growing length.
+"""Measures the cost of planning: rows a second and peak memory for manifests of growing length.
 
     python -m benchmarks.planning                      # 10^4, 10^5, 10^6 and 10^7 rows
     python -m benchmarks.planning --rows 1000 --rows 100000
@@ -24,6 +24,7 @@ from promptmill.configs.loading import load
 
 
 def write_manifest(path: Path, rows: int) -> None:
+    """Write a JSON-lines manifest of so many rows, with a carried column."""
     colors = ("red", "green", "blue", "yellow", "purple", "orange", "white")
     with path.open("w") as file:
         for number in range(rows):
@@ -59,13 +60,13 @@ def measure(path: Path, output: Path, rows: int, shard: int) -> None:
 
 
 def _spent() -> float:
-    """CPU seconds of this process and of its children that have ended."""
+    """Return the CPU seconds of this process and of its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def _peak() -> float:
-    """Peak resident memory of this process, in MiB."""
+    """Return the peak resident memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
@@ -73,7 +74,7 @@ def _peak() -> float:
 @click.option("--rows", multiple=True, type=int, default=(10**4, 10**5, 10**6, 10**7), show_default=True)
 @click.option("--shard", default=1000, show_default=True, help="Requests a shard.")
 def main(rows: tuple[int, ...], shard: int) -> None:
-    """Measure planning."""
+    """Measure planning for manifests of growing length."""
     click.echo("| rows | seconds | rows/s | json.loads | CPU µs a row | MiB grown | MiB peak |")
     click.echo("|---:|---:|---:|---:|---:|---:|---:|")
     for number in rows:

@@ -1,4 +1,4 @@
-"""What ranking by CLIP buys, by the oracle: how many of all candidates are right, and how many of those kept.
+"""Measures the gain of ranking by CLIP, by the oracle: how many of all candidates are right, and how many of those kept.
 
     python -m benchmarks.quality --requests 200 --candidates 4 --steps 4
 
@@ -28,7 +28,7 @@ SEED = 31
 
 
 def judged(out: Path) -> list[list[bool]]:
-    """For each request, whether its candidates are right, the best ranked first."""
+    """Return, for each request, whether its candidates are right, the best ranked first."""
     rows = pq.read_table(out / "metadata").select(["key", "id", "rank", "prompt", "status"]).to_pylist()
     images = {
         sample.key: sample.files["png"] for tar in sorted((out / "data").glob("*.tar")) for sample in read_tar(tar.read_bytes())
@@ -42,7 +42,7 @@ def judged(out: Path) -> list[list[bool]]:
 
 
 def interval(values: np.ndarray) -> str:
-    """The mean and its bootstrapped 95% interval, in percent."""
+    """Return the mean and its bootstrapped 95% interval, in percent."""
     rng = np.random.default_rng(0)
     means = values[rng.integers(0, len(values), (2000, len(values)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -54,7 +54,7 @@ def interval(values: np.ndarray) -> str:
 @click.option("--candidates", default=4, show_default=True)
 @click.option("--steps", default=4, show_default=True)
 def main(requests: int, candidates: int, steps: int) -> None:
-    """Measure what ranking buys."""
+    """Measure the gain of ranking."""
     scenes, _ = scenes_for(SEED, requests)
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder) / "manifest.jsonl"

@@ -1,4 +1,4 @@
-"""Models of real size with random weights, built from the published configs: they cost the time and memory of trained ones."""
+"""Builds models of real size with random weights, from the published configs: they cost the time and memory of trained ones."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ TOKENIZER = ROOT / "embedded" / "weights" / "pipeline" / "tokenizer"
 
 
 def sd15(folder: Path, device: torch.device) -> Path:
-    """Stable Diffusion 1.5: 860 M parameters of UNet."""
+    """Build Stable Diffusion 1.5, 860 M parameters of UNet, in a folder, and return its place."""
     with torch.device(device):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
         text = CLIPTextModel(_text(768, 12, 12, "quick_gelu"))
@@ -29,7 +29,7 @@ def sd15(folder: Path, device: torch.device) -> Path:
 
 
 def sdxl(folder: Path, device: torch.device) -> Path:
-    """Stable Diffusion XL base 1.0: 2.6 G parameters of UNet."""
+    """Build Stable Diffusion XL base 1.0, 2.6 G parameters of UNet, in a folder, and return its place."""
     with torch.device(device):
         unet = UNet2DConditionModel(
             sample_size=128,
@@ -71,7 +71,7 @@ def _text(width: int, layers: int, heads: int, act: str) -> CLIPTextConfig:
 
 
 def _tokenizer() -> CLIPTokenizer:
-    """The embedded family's, told to make texts as long as the real one does."""
+    """Return the embedded family's tokenizer, told to make texts as long as the real one does."""
     return CLIPTokenizer.from_pretrained(TOKENIZER, model_max_length=77)
 
 

@@ -1,4 +1,4 @@
-"""What ranking buys, and for how little: best-of-N, drafts beside x0 previews, thresholds, growing, and the wall time of real runs.
+"""Measures the gain and the price of ranking: best-of-N, drafts beside x0 previews, thresholds, growing, and times of real runs.
 
     python -m benchmarks.ranking --folder /tmp/ranking
 
@@ -49,7 +49,7 @@ PARTS = ("best-of", "drafts-20", "drafts-40", "growing", "wall")
 
 
 def write_manifests(folder: Path) -> dict[str, Path]:
-    """By the kind of their requests; `mixed` is the plain and the pictures together."""
+    """Write the manifests; return them by the kind of their requests, where `mixed` is the plain and the pictures together."""
     scenes, _ = scenes_for(SEED, SCENES)
     others, rng = scenes_for(SEED + 1, SCENES)
     pictures = draw_pictures(others, rng).pixels
@@ -71,16 +71,18 @@ def write_manifests(folder: Path) -> dict[str, Path]:
 
 
 def settings(manifest: Path, steps: int, candidates: object, *more: str) -> list[str]:
+    """Return the settings of a run over a manifest."""
     said = (f"manifest={manifest}", f"defaults.steps={steps}", f"defaults.candidates={json.dumps(candidates)}")
     return [*said, "shards.size=60", *more]
 
 
 def right(request: Request, pixels: np.ndarray) -> float:
+    """Return 1 where an image is right by the oracle, else 0."""
     return float(is_right(parse(request.prompt), pixels))
 
 
 def seen(manifest: Path, requests: int, steps: int, candidates: int, cascades: bool) -> tuple[list[Trial], list, list]:
-    """Requests observed; and the cascades of drafts and of previews that were, if they are wanted."""
+    """Try requests; return their trials, and the cascades of drafts and of previews that were tried, if they are wanted."""
     sources = look(load("embedded", settings(manifest, steps, candidates)))
     sample = draw(sources, requests)
     tried = policies("draft", DRAFTS[steps], sample.shapes) if cascades else []
@@ -98,7 +100,7 @@ def seen(manifest: Path, requests: int, steps: int, candidates: int, cascades: b
 
 
 def best_of(trials: Sequence[Trial]) -> Iterator[str]:
-    """The best of n by CLIP, in expectation over which n of all candidates there are."""
+    """Yield the best of n by CLIP, in expectation over which n of all candidates there are."""
     scores = np.array([trial.scores["clip"] for trial in trials])
     truth = np.array([trial.scores[ORACLE] for trial in trials])
     order = scores.argsort(1)
@@ -114,7 +116,7 @@ def best_of(trials: Sequence[Trial]) -> Iterator[str]:
 
 
 def thresholds(trials: Sequence[Trial]) -> Iterator[str]:
-    """What a minimum score leaves of the best of all, and how much of that is right."""
+    """Yield how many of the best of all a minimum score leaves, and how many of those are right."""
     best = [max(range(trial.candidates), key=lambda i, t=trial: t.scores["clip"][i]) for trial in trials]
     scores = np.array([trial.scores["clip"][i] for trial, i in zip(trials, best, strict=True)])
     truth = np.array([trial.scores[ORACLE][i] for trial, i in zip(trials, best, strict=True)])
@@ -127,10 +129,11 @@ def thresholds(trials: Sequence[Trial]) -> Iterator[str]:
 
 
 def growing(folder: Path, few: Path, trials: Sequence[Trial], steps: int) -> Iterator[str]:
-    """Images above a threshold for each thousand evaluations, by twos until one is above it, against a fixed number of candidates.
+    """Yield images above a threshold for each thousand evaluations, by twos until one is above it, against a fixed number of
+    candidates.
 
-    Candidate k is the same image however many there are, so that all follows from the trials; a real run of a few requests is
-    held to that.
+    Candidate k is the same image however many there are, so that all follows from the trials; a real run of a few requests is held
+    to that.
     """
     scores = np.array([trial.scores["clip"] for trial in trials])
     prices = np.array([trial.sights[FINAL].evaluations for trial in trials], float)
@@ -159,13 +162,14 @@ def growing(folder: Path, few: Path, trials: Sequence[Trial], steps: int) -> Ite
 
 
 def grown(scores: np.ndarray, least: float) -> np.ndarray:
-    """(R,): how many candidates each request renders, by their scores, (R, N)."""
+    """Return how many candidates each request renders, (R,), by the scores of its candidates, (R, N)."""
     reached = np.maximum.accumulate(scores, axis=1)[:, ROUND - 1 :: ROUND] >= least
     rounds = np.where(reached.any(1), reached.argmax(1) + 1, reached.shape[1])
     return rounds * ROUND
 
 
 def rate(name: str, above: np.ndarray, price: np.ndarray) -> str:
+    """Return a row of the table of growing: the share above the threshold, the price, and images a thousand evaluations."""
     drawn = np.random.default_rng(0).multinomial(len(above), np.full(len(above), 1 / len(above)), 2000)
     rates = 1000 * (drawn @ above) / (drawn @ price)
     whole = 1000 * above.sum() / price.sum()
@@ -174,7 +178,7 @@ def rate(name: str, above: np.ndarray, price: np.ndarray) -> str:
 
 
 def run(folder: Path, manifest: Path, name: str, steps: int, candidates: object, *more: str) -> list[dict]:
-    """The rows of a real run, begun or gone on with; what it said lies beside its dataset."""
+    """Return the rows of a real run, begun or gone on with; its own lines lie beside its dataset."""
     out = folder / name
     if not (out / "_SUCCESS").exists():
         options = [part for one in settings(manifest, steps, candidates, *more) for part in ("--set", one)]
@@ -185,14 +189,18 @@ def run(folder: Path, manifest: Path, name: str, steps: int, candidates: object,
 
 
 def most_within(gains: Gains, budget: float) -> int | None:
-    """The place of the policy that keeps the most of CLIP's gain for at most so much of the price; None where none is so cheap."""
+    """Return the place of the policy that keeps the most of CLIP's gain for at most so much of the price; None where all cost
+    more.
+    """
     if not (gains.price <= budget).any():
         return None
     return int(np.where(gains.price <= budget, gains.share("clip"), -np.inf).argmax())
 
 
 def within(drafts: Gains, previews: Gains, budget: float) -> Iterator[str]:
-    """The best of both kinds within a budget; and the same choice made on four fifths of the requests, judged on the other."""
+    """Yield the best of both kinds within a budget, and the same choice made on four fifths of the requests, judged on the
+    other.
+    """
     title = f"for at most {100 * budget:.0f}% of the price"
     yield f"| {title} | price | gain by CLIP | by the oracle | CLIP, chosen apart | oracle, chosen apart |"
     yield "|---|---:|---:|---:|---:|---:|"
@@ -209,7 +217,7 @@ def within(drafts: Gains, previews: Gains, budget: float) -> Iterator[str]:
 
 
 def wall(folder: Path, manifest: Path, drafts: Sequence[Draft], steps: int, repeats: int) -> Iterator[str]:
-    """Real runs with a cascade and without, by turns: time against price, and that what is finished is the same.
+    """Yield the times of real runs with a cascade and without, by turns, against the price, and that what is finished is the same.
 
     Machines slow down and speed up meanwhile, so each run without drafts is held to the mean of those before and after it.
     """
@@ -238,15 +246,18 @@ def wall(folder: Path, manifest: Path, drafts: Sequence[Draft], steps: int, repe
 
 
 def seconds(said: Path) -> float:
+    """Return the seconds that a run rendered, by the JSON lines that it printed."""
     events = [json.loads(line) for line in said.read_text().splitlines()]
     return next(event for event in events if event["event"] == "done")["seconds"]["rendering"]
 
 
 def percent(measure: Measure) -> str:
+    """Return a measure in percent, with its interval."""
     return f"{100 * measure.value:.1f}% ({100 * measure.low:.1f} – {100 * measure.high:.1f})"
 
 
 def plain(measure: Measure) -> str:
+    """Return a measure as it is, with its interval."""
     return f"{measure.value:.2f} ({measure.low:.2f} – {measure.high:.2f})"
 
 
@@ -260,7 +271,7 @@ def plain(measure: Measure) -> str:
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS))
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(["harder", "plain", "pictures"]), help="Of the drafts.")
 def main(folder: Path, requests: int, timed: int, repeats: int, parts: tuple[str, ...], kinds: tuple[str, ...]) -> None:
-    """Measure all of it, or parts."""
+    """Measure all parts of the benchmark, or some."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     manifests = write_manifests(folder)
@@ -297,17 +308,19 @@ def main(folder: Path, requests: int, timed: int, repeats: int, parts: tuple[str
 
 
 def first(manifest: Path, rows: int) -> Path:
-    """A manifest of its first rows."""
+    """Write a manifest of the first rows of another, and return its path."""
     few = manifest.with_name(f"{manifest.stem}-few.jsonl")
     few.write_text("".join(manifest.read_text().splitlines(keepends=True)[:rows]))
     return few
 
 
 def trials_of(trials: Sequence[Trial], odd: int) -> list[Trial]:
+    """Return the trials of requests with an odd id, or with an even one."""
     return [trial for trial in trials if int(trial.id) % 2 == odd]
 
 
 def say(title: str, told: Iterator[str]) -> None:
+    """Print a part of the report."""
     click.echo(f"\n### {title}\n")
     for line in told:
         click.echo(line)

@@ -1,4 +1,4 @@
-"""What a report of a large dataset costs: seconds, megabytes, peak memory.
+"""Measures the cost of a report of a large dataset: seconds, megabytes, peak memory.
 
     python -m benchmarks.report                     # a million kept images of four million candidates
     python -m benchmarks.report --images 20000 --keep-in some/folder
@@ -48,7 +48,7 @@ FORM = schema({}, WIDTH)
 
 @cache
 def pictures() -> list[tuple[bytes, str, str]]:
-    """Some 512x512 pictures: the file, its SHA-256, and that of its pixels."""
+    """Return some 512x512 pictures: the file, its SHA-256, and that of its pixels."""
     made = []
     for number in range(PICTURES):
         rng = np.random.default_rng(number)
@@ -65,7 +65,7 @@ def pictures() -> list[tuple[bytes, str, str]]:
 
 
 def table(shard: int) -> pa.Table:
-    """The metadata of a shard: scores about 25, one candidate in a thousand failed."""
+    """Return the metadata of a shard: scores about 25, one candidate in a thousand failed."""
     rng, rows = np.random.default_rng(shard), SIZE * N
     row, candidate = np.repeat(np.arange(SIZE), N), np.tile(np.arange(N, dtype=np.int32), SIZE)
     failed = rng.random(rows) < 0.001
@@ -112,7 +112,7 @@ def table(shard: int) -> pa.Table:
 
 
 def publish(output: str, shard: int, fingerprint: str) -> None:
-    """A whole shard, its record last."""
+    """Publish a whole shard, its record last."""
     rows = table(shard)
     kept = rows.filter(rows["selected"])
     columns = (kept[name].to_pylist() for name in ("key", "prompt", "sha256"))
@@ -131,7 +131,7 @@ def publish(output: str, shard: int, fingerprint: str) -> None:
 
 
 def make_up(output: str, images: int) -> None:
-    """A finished dataset with so many kept images."""
+    """Make up a finished dataset with so many kept images."""
     shards = max(1, images // SIZE)
     config = load("embedded", ["manifest=made-up.jsonl", f"shards.size={SIZE}", "shards.image_format=webp"])
     counts = Counts(rows=images, requests=images, candidates=images * N, keep=images, modes=dict.fromkeys(MODES, images // 4))

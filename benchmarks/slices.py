@@ -1,4 +1,4 @@
-"""A row of many candidates: the memory of the generator and of the scorer, and how soon the first of them are durable.
+"""Measures a row of many candidates: the memory of generator and scorer, and how soon the first candidates are durable.
 
     python -m benchmarks.slices                          # 4,000 candidates of 256 x 256, cut into slices and uncut
     python -m benchmarks.slices --side 512 --candidates 1000
@@ -22,7 +22,7 @@ TITLES = {"generator": "ray::Generator", "scorer": "ray::Scorer", "join": "ray::
 
 
 def memory(pid: int) -> tuple[float, float]:
-    """Return the most that a process has held resident so far, with what it sees of Ray's object store, and its own now, in MiB."""
+    """Return the most that a process has held resident so far, with its part of Ray's object store, and its own now, in MiB."""
     status = (Path("/proc") / str(pid) / "status").read_text()
     most, own = (int(re.findall(rf"{name}:\s+(\d+) kB", status)[0]) / 1024 for name in ("VmHWM", "RssAnon"))
     return most, own

@@ -1,4 +1,4 @@
-"""Whether memory stays flat: the real job over small units for minutes, every process watched.
+"""Checks that memory stays flat: the real job over small units for minutes, every process watched.
 
     python -m benchmarks.soak --minutes 5
 
@@ -28,7 +28,7 @@ SLACK = 16  # MiB
 
 
 def resident(root: int) -> dict[str, float]:
-    """Resident memory, in MiB, of a process and its descendants, summed by kind."""
+    """Return the resident memory, in MiB, of a process and its descendants, summed by kind."""
     children = defaultdict(list)
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -21,7 +21,7 @@ SIDE = 16  # of an image that a stand-in renders
 
 
 class _Engine:
-    """An engine that renders each candidate as the same small image."""
+    """Imitates the engine: renders each candidate as the same small image."""
 
     def __init__(self, *arguments: Any):
         pass
@@ -33,7 +33,7 @@ class _Engine:
 
 @contextlib.contextmanager
 def no_rendering(hardware: Mapping[str, str]) -> Iterator[None]:
-    """Have `run`, `regenerate` and `verify --repair` of this process start no Ray and load no model.
+    """Let `run`, `regenerate` and `verify --repair` of this process start no Ray and load no model.
 
     A run settles every unit as one that died, and writes its part and assembles its shard for real.
 

@@ -1,4 +1,4 @@
-"""From the command to the first image: what a start costs, against a bare script that does the same work.
+"""Measures a start, from the command to the first image, against a bare script that does the same work.
 
     python -m benchmarks.start --repeats 5 [--other PYTHON]
 
@@ -44,7 +44,7 @@ print("first image", flush=True)
 
 
 def command(way: str, folder: Path, other: str | None) -> list[str]:
-    """The command of a way, whose output goes into a folder."""
+    """Return the command of a way, whose output goes into a folder."""
     if way == "bare":
         return [sys.executable, "-c", BARE]
     settings = [f"manifest={folder / 'rows.jsonl'}", f"defaults.steps={STEPS}", "defaults.candidates=1", "model.batch=2"]
@@ -55,7 +55,7 @@ def command(way: str, folder: Path, other: str | None) -> list[str]:
 
 
 def seconds(way: str, other: str | None) -> float:
-    """Seconds from the start of a process until it says that its first image is there."""
+    """Return the seconds from the start of a process until it says that its first image is there."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "rows.jsonl").write_text(json.dumps({"prompt": PROMPT}) + "\n")
@@ -76,7 +76,7 @@ def seconds(way: str, other: str | None) -> float:
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--other", metavar="PYTHON", help="A Python of another version of promptmill.")
 def main(repeats: int, other: str | None) -> None:
-    """Measure."""
+    """Measure starts in turn, and print their medians."""
     ways = ["bare", "ray", "here", *(["other"] if other else [])]
     took: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(repeats + 1):

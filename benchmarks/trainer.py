@@ -1,4 +1,4 @@
-"""open_clip's own trainer on the shards, unchanged, from the command that its documentation gives.
+"""Runs open_clip's own trainer on the shards, unchanged, from the command that its documentation gives.
 
     python -m benchmarks.trainer                          # renders the quickstart first
     python -m benchmarks.trainer --data runs/quickstart   # or takes a dataset that is there; writes docs/open_clip.md
@@ -22,7 +22,7 @@ MODEL = "ViT-S-32"
 
 
 def environment(folder: Path) -> Path:
-    """A venv with the trainer's own pins before this environment's packages; returns its Python."""
+    """Make a venv with the trainer's own pins before this environment's packages; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (own,) = folder.glob("lib/python*/site-packages")
     (own / "around.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -33,7 +33,7 @@ def environment(folder: Path) -> Path:
 
 
 def command(shards: int) -> list[str]:
-    """As open_clip documents it for webdataset, at a size for a processor."""
+    """Return the command that open_clip documents for webdataset, at a size for a processor."""
     numbers = f"{{000000..{shards - 1:06d}}}" if shards > 1 else "000000"
     options = {
         "train-data": f"data/{numbers}.tar",
@@ -51,7 +51,7 @@ def command(shards: int) -> list[str]:
 
 
 def trained(python: Path, data: Path, logs: Path) -> str:
-    """What the trainer says of its steps, each line without the time of day."""
+    """Return the trainer's lines on its steps, each without the time of day."""
     shards = len(list((data / "data").glob("*.tar")))
     run = [python, *command(shards), "--logs", logs]
     done = subprocess.run(run, cwd=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -63,7 +63,7 @@ def trained(python: Path, data: Path, logs: Path) -> str:
 
 
 def versions(python: Path) -> str:
-    """Of what took part, as the trainer's own environment sees them."""
+    """Return the versions of what took part, as the trainer's own environment sees them."""
     names = ("open_clip_torch", "webdataset", "torch")
     code = f"import importlib.metadata as m; print(', '.join(f'{{name}} {{m.version(name)}}' for name in {names}))"
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
@@ -72,17 +72,18 @@ def versions(python: Path) -> str:
 PAGE = """\
 # open_clip's trainer on the shards
 
-Written by `python -m benchmarks.trainer`: {versions}, on processors, model `{model}` from nothing.
-In the dataset's folder, this
+open_clip's trainer reads promptmill's shards as they are. `python -m benchmarks.trainer` wrote this page, with {versions}, on
+processors, with the model `{model}` from nothing.
+In the dataset's folder the command
 
     python {command}
 
-says, where it comes to its steps:
+prints these lines when it comes to its steps:
 
 {steps}
 
 Nothing was converted: the trainer takes `png`, `jpg` and `webp` for the image and `txt` for the caption, which is what the tars
-hold. It needs `open_clip_torch[training]`, which wants webdataset 0.2.86 or older. The machine had other work, too.
+hold. The trainer needs `open_clip_torch[training]`, which asks for webdataset 0.2.86 or older. The machine had other work, too.
 """
 
 

@@ -1,4 +1,4 @@
-"""The driver over many units of stand-in work: its memory, units a second, and how much of the time is not the generators'.
+"""Measures the driver over many units of stand-in work: its memory, units a second, and how much time is not the generators'.
 
     python -m benchmarks.units                      # 20,000 units: some minutes on two cores
     python -m benchmarks.units --seconds 0.2        # a generator works so long on each; it takes two at once

@@ -1,4 +1,4 @@
-"""The pipeline against the loops that people write, on the same models, images and machine, in one run.
+"""Compares the pipeline with the loops that people write, on the same models, images and machine, in one run.
 
     python -m benchmarks.versus_loop --requests 64
 
@@ -36,7 +36,7 @@ ONE_IN = 4
 
 
 def write_manifest(path: Path, requests: int) -> None:
-    """Prompts of the embedded world, all of one mode: what a loop can batch as well as we can."""
+    """Write prompts of the embedded world, all of one mode: what a loop can batch as well as we can."""
     from promptmill.embedded.world import describe, sample_scene
 
     rng = np.random.default_rng(5)
@@ -47,7 +47,7 @@ def write_manifest(path: Path, requests: int) -> None:
 
 
 def loop(manifest: Path, out: Path, batch: int, part: int, parts: int) -> dict[str, float]:
-    """A hand-written loop over a part of the manifest: render `batch` images at a time, score, write the best of each prompt."""
+    """Render a part of the manifest by a hand-written loop: `batch` images at a time, score, write the best of each prompt."""
     began = time.monotonic()
     import torch
     import webdataset
@@ -88,7 +88,7 @@ def loop(manifest: Path, out: Path, batch: int, part: int, parts: int) -> dict[s
 
 
 def through_pipeline(manifest: Path, out: Path) -> dict[str, float]:
-    """`promptmill run`, told by its own JSON lines when what happened."""
+    """Render by `promptmill run`; return the times that its own JSON lines give."""
     settings = {
         "manifest": manifest,
         "shards.size": 1000,
@@ -110,7 +110,7 @@ def through_pipeline(manifest: Path, out: Path) -> dict[str, float]:
 
 
 def hand_written(manifest: Path, out: Path, batch: int, parts: int) -> dict[str, float]:
-    """The loop in processes of its own; of several, the slowest counts."""
+    """Render by the loop in processes of its own; return the times, of several processes the slowest's."""
     arguments = [sys.executable, "-m", "benchmarks.versus_loop", "--loop-only", str(manifest)]
     started = [
         subprocess.Popen([*arguments, str(out / str(part)), str(batch), str(part), str(parts)], stdout=subprocess.PIPE, text=True)
@@ -122,7 +122,7 @@ def hand_written(manifest: Path, out: Path, batch: int, parts: int) -> dict[str,
 
 
 def kept(out: Path, by_id: bool) -> dict[str, np.ndarray]:
-    """The images that were kept, by the request's number."""
+    """Return the images that were kept, by the request's number."""
     found = {}
     for tar in sorted(out.rglob("*.tar")):
         for sample in read_tar(tar.read_bytes()):

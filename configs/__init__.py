@@ -1,1 +1,1 @@
-"""Holds the schema of configs and the YAML presets; imports nothing of promptmill's."""
+"""Holds the schema of configs and the YAML presets; imports nothing else of promptmill's."""

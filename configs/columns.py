@@ -1,7 +1,7 @@
-"""The columns of a dataset's metadata, each in one entry: its name, type, meaning, role, and since which format it is there.
+"""Lists the columns of a dataset's metadata, each in one entry: its name, type, meaning, role, and the first format that has it.
 
-The Parquet schema, the card, what a second pass takes over and which columns are scores all follow from this table. An added column
-is one entry here, `since` the next `FORMAT`; a dataset keeps the format that it began with.
+The Parquet schema, the card, the columns that a second pass takes over and the columns that are scores all follow from this table.
+An added column is one entry here, `since` the next `FORMAT`; a dataset keeps the format that it began with.
 """
 
 import json
@@ -19,7 +19,7 @@ FORMAT_KEY, ROLES_KEY = b"promptmill.format", b"promptmill.roles"  # of a Parque
 
 
 class Role(StrEnum):
-    """What a column is for, which decides what becomes of it."""
+    """Names the purpose of a column, which decides what a second pass, the card and `verify` do with it."""
 
     KEY = "key"  # says which candidate the row is of
     INPUT = "input"  # came from the manifest or its defaults; a second pass takes the column over
@@ -31,7 +31,7 @@ class Role(StrEnum):
 
 
 class Need(StrEnum):
-    """What a dataset has to have for a column to be there."""
+    """Names the feature that a dataset has to use for a column to be there."""
 
     DRAFTS = "drafts"
     GROWING = "growing"
@@ -41,13 +41,13 @@ class Need(StrEnum):
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """Describes one column.
 
     Attributes:
-        type: In Arrow. That of embeddings has no length yet, which the plan knows.
-        meaning: As the card says it.
-        since: The format of datasets that has it first.
-        need: Without which it is not there; None for a column that every dataset has.
+        type: The type in Arrow. The type of embeddings has no length yet, which the plan knows.
+        meaning: The card's words for the column.
+        since: The first format of datasets that has the column.
+        need: A dataset without this has no such column; None for a column that every dataset has.
     """
 
     name: str
@@ -189,7 +189,7 @@ def score_column(scorer: str) -> Column:
 
 
 def declared_column(name: str, role: Role) -> Column:
-    """Return what a declared column is, by its name and role: one of the table, or of a scorer."""
+    """Return a declared column by its name and role: one of the table, or a scorer's."""
     column = by_name().get(name)
     if column is not None and column.need is Need.DECLARED and column.role is role:
         return column
@@ -213,8 +213,9 @@ def roles(names: Sequence[str], declared: Mapping[str, Role] | None = None) -> d
     """Return the role of each column of a dataset, in their order.
 
     Args:
-        names: Of its columns, in their order.
-        declared: The roles of those that a config declared, as far as the dataset says; without them their place tells.
+        names: Names of the dataset's columns, in their order.
+        declared: The roles of the columns that a config declared, as far as the dataset states them; without them their place
+            tells.
     """
     declared = declared_by_place(names) if declared is None else declared
     known = {column.name: column.role for column in COLUMNS if column.need is not Need.DECLARED}
@@ -222,7 +223,7 @@ def roles(names: Sequence[str], declared: Mapping[str, Role] | None = None) -> d
 
 
 class NewerFormatError(ValueError):
-    """A dataset of a format that this promptmill does not know; the message is one line."""
+    """Reports a dataset of a format that this promptmill does not know; the message is one line."""
 
     def __init__(self, format: object):
         super().__init__(
@@ -231,11 +232,11 @@ class NewerFormatError(ValueError):
 
 
 def check_format(format: object) -> int:
-    """Return the format that a dataset says.
+    """Return the format that a dataset states.
 
     Raises:
-        NewerFormatError: It is one of a later promptmill.
-        ValueError: It is none.
+        NewerFormatError: The format is that of a later promptmill.
+        ValueError: The value is no format.
     """
     if type(format) is not int or format < 1:
         raise ValueError(f"its dataset format is {str(format)[:20]!r}, which is none")
@@ -246,10 +247,10 @@ def check_format(format: object) -> int:
 
 @dataclass(frozen=True)
 class Stated:
-    """What a Parquet file's schema says of itself.
+    """Holds the format and the roles that a Parquet file's schema states.
 
     Attributes:
-        format: Of the dataset.
+        format: The format of the dataset.
         declared: The roles of the columns that a config declared; None where the file does not say, in format 1.
     """
 
@@ -258,7 +259,7 @@ class Stated:
 
     @property
     def metadata(self) -> dict[bytes, bytes] | None:
-        """What `of` reads again; None in format 1."""
+        """Return the metadata that `of` reads again; None in format 1."""
         if self.format == 1:
             return None
         roles = {ROLES_KEY: json.dumps(self.declared).encode()} if self.declared else {}
@@ -266,10 +267,10 @@ class Stated:
 
     @classmethod
     def of(cls, schema: pa.Schema) -> "Stated":
-        """Return what a schema says.
+        """Read the statements of a schema.
 
         Raises:
-            ValueError: It says a later format, or what nobody writes.
+            ValueError: The schema states a later format, or values that no promptmill writes.
         """
         metadata = schema.metadata or {}
         if FORMAT_KEY not in metadata:

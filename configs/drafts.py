@@ -1,4 +1,6 @@
-"""Drafts: candidates rendered with few steps from the same noise, only to be ranked. What a cascade of them asks of requests."""
+"""Defines drafts, candidates rendered with few steps from the same noise only to be ranked, and checks requests against a
+cascade.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,7 +14,7 @@ MAX_DRAFTS = 8
 
 
 class Draft(Strict):
-    """One draft: with how many steps, how many candidates of a request go on, and another sampler than the request's, if any."""
+    """Declares one draft: its steps, how many candidates of a request go on, and another sampler than the request's, if any."""
 
     steps: int = Field(ge=1, le=MAX_STEPS)
     keep: int = Field(ge=1, le=MAX_CANDIDATES)
@@ -23,6 +25,7 @@ def check_cascade(drafts: Sequence[Draft], stochastic: bool) -> None:
     """Raise ValueError where drafts are no cascade: each takes more steps than the one before and keeps fewer candidates.
 
     Args:
+        drafts: The drafts in order.
         stochastic: Whether samplers that add noise of their own are allowed.
     """
     for number, (before, draft) in enumerate(pairwise(drafts), 1):
@@ -36,12 +39,12 @@ def check_cascade(drafts: Sequence[Draft], stochastic: bool) -> None:
 
 
 def in_words(drafts: Sequence[Draft]) -> str:
-    """8 steps keep 4, 12 steps of euler keep 2."""
+    """Return a cascade in words: 8 steps keep 4, 12 steps of euler keep 2."""
     return ", ".join(f"{d.steps} steps{f' of {d.scheduler}' if d.scheduler else ''} keep {d.keep}" for d in drafts)
 
 
 def applied(drafts: Sequence[Draft], candidates: int) -> list[int]:
-    """Which of a cascade so many candidates go through: one that would leave nobody out is passed over."""
+    """Return the indices of the drafts that `candidates` candidates go through: a draft that would leave nobody out is skipped."""
     return [number for number, draft in enumerate(drafts) if draft.keep < candidates]
 
 
@@ -55,11 +58,13 @@ def misfits(
     strength: float | None,
     scheduler: str,
 ) -> list[str]:
-    """What of a request does not go with a cascade, `column: what is wrong`; nothing where none of its drafts applies to it.
+    """List the problems of a request with a cascade, as `column: what is wrong`; none where no draft applies to the request.
 
     Args:
+        drafts: The cascade.
         stochastic: Whether samplers that add noise of their own are allowed.
-        candidates: That are rendered at a time.
+        candidates: Candidates that are rendered at a time.
+        keep, steps, strength, scheduler: The request's columns.
     """
     some = [drafts[number] for number in applied(drafts, candidates)]
     if not some:

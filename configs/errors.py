@@ -1,4 +1,4 @@
-"""What a user got wrong, in one line: where, what was found, what would do."""
+"""Puts the mistakes of a user into one line each: where, what was found, what would do."""
 
 import difflib
 import json
@@ -21,7 +21,7 @@ LONGEST_WORD = 100  # characters of what a user wrote that go into a message
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used. `problems` holds one line each; the message holds them all."""
+    """Reports a config that cannot be used; `problems` holds one line each, and the message all of them."""
 
     def __init__(self, problems: Sequence[str]):
         self.problems = tuple(problems)
@@ -29,7 +29,7 @@ class ConfigError(ValueError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint at the known word most like this one in any case, as `; did you mean 'x'?`, or nothing."""
+    """Return a hint at the known word most like this one in any case, as `; did you mean 'x'?`, or ""."""
     if len(word) > LONGEST_WORD:
         return ""
     spelled = {name.lower(): name for name in known}
@@ -38,8 +38,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def shown(text: str, most: int = LONGEST_WORD) -> str:
-    """What a user or a library wrote as it goes into a line: all but its ends left out where it is longer than `most`
-    characters, what would steer a terminal or turn the line around written as an escape."""
+    """Return a user's or a library's text as it goes into a line.
+
+    A text longer than `most` characters loses its middle. Characters that would steer a terminal or reorder the line become
+    escapes.
+    """
     if len(text) > most:
         text = f"{text[: most - 40]}…{text[-39:]}"
     return escaped(text)
@@ -51,8 +54,11 @@ def quoted(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return a text on one line, as it is safe to print: line ends, what steers a terminal (C0, C1, DEL), what reorders a line or
-    cannot be seen, and halves of surrogate pairs become escapes of JSON, so that a line of JSON stays one with the same values."""
+    """Return a text on one line that is safe to print.
+
+    Line ends, controls of a terminal (C0, C1, DEL), characters that reorder a line or cannot be seen, and halves of surrogate pairs
+    become escapes of JSON, so that a line of JSON stays one with the same values.
+    """
     return UNSAFE.sub(lambda found: _escape(found[0]), text)
 
 
@@ -61,11 +67,11 @@ def _escape(character: str) -> str:
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Return the lines for what pydantic found: `model.bsae: unknown key; did you mean 'base'?`.
+    """Return the lines for pydantic's findings: `model.bsae: unknown key; did you mean 'base'?`.
 
     Args:
-        error: Of one model.
-        model: That one.
+        error: The error of one model.
+        model: The model.
     """
     lines: dict[str, str] = {}
     tried: dict[str, list[str]] = {}  # by key, what is wrong with it in each of the forms that it may have
@@ -95,7 +101,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
             found[where] = _found(problem["input"])
     for where, messages in tried.items():
         if any(other.startswith(f"{where}.") for other in tried) and len(messages) == 1 and _is_of_a_form(messages[0]):
-            del lines[where]  # it has the other form, within which something is wrong
+            del lines[where]  # the value has the other form, with a fault inside
         else:
             lines[where] = f"{where}: {_either(messages)}{found[where]}"
     return [" ".join(line.split()) for line in lines.values()]

@@ -1,4 +1,4 @@
-"""Finds what the schema says of a key: which forms its value may have, and which of pydantic's path is a key at all."""
+"""Looks keys up in the schema: the forms that a key's value may have, and the keys within a path of pydantic's."""
 
 from collections.abc import Sequence
 from types import NoneType, UnionType
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-Forms = tuple[Any, ...]  # what a value may be: types, generic types and models, without unions
+Forms = tuple[Any, ...]  # the forms that a value may have: types, generic types and models, without unions
 
 
 def forms_of(annotation: Any) -> Forms:
@@ -22,7 +22,7 @@ def forms_of(annotation: Any) -> Forms:
 
 
 def within(forms: Forms, key: str | int) -> Forms:
-    """Return the forms of what lies at a key, or at an index; none where nothing can lie there."""
+    """Return the forms of the value at a key or an index; none where no value can be there."""
     found: list[Any] = []
     for form in forms:
         origin, arguments = get_origin(form), get_args(form)
@@ -37,7 +37,7 @@ def within(forms: Forms, key: str | int) -> Forms:
 
 
 def is_text(forms: Forms) -> bool:
-    """Return whether a value of these forms is text whatever it looks like: a number or a boolean is not among them."""
+    """Return whether a value of these forms is text, however it looks: no number and no boolean is among the forms."""
     return str in forms and not {int, float, bool} & {form for form in forms if isinstance(form, type)}
 
 
@@ -52,11 +52,15 @@ def keys_of(forms: Forms) -> list[str]:
 
 
 def key_path(forms: Forms, path: Sequence[str | int], last_is_key: bool = False) -> tuple[list[str], Forms]:
-    """Return the keys in a path of pydantic's, and the forms of what lies there. Pydantic also names in it which form of several
-    it tried; what is a mapping of a certain kind to pydantic has the forms of that kind only.
+    """Return the keys in a path of pydantic's, and the forms of the value there.
+
+    Pydantic's path also names which form of several it tried; a mapping of a certain kind has the forms of that kind only.
 
     Args:
-        last_is_key: The last part is a key that the schema does not know; then the forms are of what holds it.
+        forms: The forms of the whole value.
+        path: The path.
+        last_is_key: Whether the last part is a key that the schema does not know; then the forms are of the value that holds the
+            key.
     """
     keys: list[str] = []
     for number, part in enumerate(path):

@@ -26,7 +26,7 @@ def load(name: str, settings: Sequence[str] = ()) -> Config:
             takes text, and is written as YAML elsewhere.
 
     Raises:
-        ConfigError: One line for each thing wrong, each beginning with the file.
+        ConfigError: One line for each fault, each beginning with the file.
     """
     path = find(name)
     content = read(path)
@@ -40,7 +40,7 @@ def load(name: str, settings: Sequence[str] = ()) -> Config:
 
 
 def _blamed(key: str, name: str, path: Path, settings: Sequence[str]) -> str:
-    """Where a key comes from that is wrong: the last setting that reaches it, else the file or preset."""
+    """Return the source of a wrong key: the last setting that reaches the key, else the file or preset."""
     for setting in reversed(settings):
         own = setting.partition("=")[0].strip()
         if f"{own}.".startswith(f"{key}.") or f"{key}.".startswith(f"{own}."):
@@ -49,7 +49,11 @@ def _blamed(key: str, name: str, path: Path, settings: Sequence[str]) -> str:
 
 
 def find(name: str) -> Path:
-    """The file of a config that is given by its path or by a preset's name."""
+    """Return the file of a config that is given by its path or by a preset's name.
+
+    Raises:
+        ConfigError: There is no such file or preset.
+    """
     if name.endswith(ENDINGS):
         path = Path(name)
         if not path.is_file():
@@ -63,11 +67,16 @@ def find(name: str) -> Path:
 
 
 def preset_names() -> list[str]:
+    """Return the names of the presets, sorted."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. A key given twice is an error, since YAML would silently take the last."""
+    """Read the mapping that a YAML file holds. A key given twice is an error, since YAML would silently take the last.
+
+    Raises:
+        ConfigError: The file is not UTF-8, no YAML, or holds no mapping.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
         content = parse(text, (Config,))
@@ -84,7 +93,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def override(content: dict[str, Any], setting: str) -> None:
-    """Apply one `key.path=value` in place; what lies on the way is made where it is not there."""
+    """Apply one `key.path=value` in place; mappings on the path are made where they are not there.
+
+    Raises:
+        ConfigError: The setting has another form, its value is no YAML, or nothing can be set there.
+    """
     path, equals, text = setting.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -112,5 +125,5 @@ def _index(at: list[Any], key: str, setting: str) -> int:
 
 
 def json_schema() -> str:
-    """The JSON Schema of a config, for editors."""
+    """Return the JSON Schema of a config, for editors."""
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"

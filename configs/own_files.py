@@ -1,4 +1,4 @@
-"""Finds the files that promptmill brings along: its folders, the presets, what pins its libraries."""
+"""Finds the files that promptmill brings along: its folders, the presets, the pins of its libraries."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The parameters of a request: what a manifest row may override and a config's `defaults` sets, with their types and ranges."""
+"""Defines the parameters of a request, which a manifest row may override and a config's `defaults` sets: types and ranges."""
 
 from typing import Annotated, Any, Literal
 
@@ -45,16 +45,16 @@ Name = Annotated[str, Field(max_length=MAX_NAME)]
 
 
 class Closed(BaseModel):
-    """The base of everything a user writes: immutable, unknown keys refused. Enough where no number is written."""
+    """Refuses unknown keys; the immutable base of every model that a user writes, enough where no number is written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
 
 
 def no_boolean(value: Any) -> Any:
-    """Return a value as it is.
+    """Return a value unchanged.
 
     Raises:
-        ValueError: It is true or false, which Python takes for 1 and 0.
+        ValueError: The value is true or false, which Python takes for 1 and 0.
     """
     if isinstance(value, bool):
         raise ValueError("input should not be true or false")
@@ -62,7 +62,7 @@ def no_boolean(value: Any) -> Any:
 
 
 class Strict(Closed):
-    """The base of what has numbers in it: a boolean is refused where something else is meant."""
+    """Refuses booleans where another type is meant; the base of models that have numbers."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -73,21 +73,21 @@ class Strict(Closed):
 
 
 class Lora(Strict):
-    """One of the LoRAs that the config declares, by its name there, and how strongly it is applied."""
+    """Names one of the LoRAs that the config declares, and how strongly it is applied."""
 
     name: Name
     scale: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
 
 
 class Control(Strict):
-    """One control image of a request: its ControlNet's type, the image, and how it steers.
+    """Declares one control image of a request: its ControlNet's type, the image, and how the image steers.
 
     Attributes:
         type: The name of one of the config's ControlNets.
         image: A path relative to the manifest's folder.
         preprocess: How the control map is made from the image; `none` takes the image as the map.
         scale: Multiplies the ControlNet's residuals.
-        start, end: The share of the denoising steps during which it steers.
+        start, end: The share of the denoising steps during which the ControlNet steers, in [0, 1].
     """
 
     type: Name
@@ -105,8 +105,10 @@ class Control(Strict):
 
 
 class Growing(Strict):
-    """As many candidates as it takes: so many at the start, so many again and again, up to `max`, until those that a request keeps
-    all reach a score."""
+    """Declares as many candidates as needed: `start` at first, as many again and again, up to `max`, until the kept reach a score.
+
+    All candidates that the request keeps have to reach `until_score`.
+    """
 
     start: int = Field(ge=1, le=MAX_CANDIDATES)
     max: int = Field(ge=1, le=MAX_CANDIDATES)
@@ -129,7 +131,7 @@ Candidates = Annotated[
 
 
 class Defaults(Strict):
-    """What holds for every request that does not say otherwise; each key is also a column of the manifest."""
+    """Declares the values of every request that does not say otherwise; each key is also a column of the manifest."""
 
     prompt: str | None = Field(None, max_length=MAX_PROMPT)
     negative_prompt: str = Field("", max_length=MAX_PROMPT)

@@ -1,4 +1,4 @@
-"""Checks the footer of a Parquet file before anybody asks pyarrow about a column chunk."""
+"""Checks the footer of a Parquet file before any code asks pyarrow about a column chunk."""
 
 import io
 from contextlib import suppress
@@ -10,14 +10,15 @@ SIZE = 2**62  # bytes that a file without data says it has
 
 
 class _AskedError(Exception):
-    """Arrow asks for data, so the footer has stood its checks."""
+    """Reports a request of Arrow's for data, so the footer has passed its checks."""
 
 
 class _NoData(io.RawIOBase):
-    """A file that has a size and gives no data."""
+    """Imitates a file that has a size and gives no data."""
 
     def __init__(self) -> None:
         self._at = 0
+        self._raised: list[_AskedError] = []
 
     def readable(self) -> bool:
         return True
@@ -33,19 +34,30 @@ class _NoData(io.RawIOBase):
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        raise _AskedError
+        error = _AskedError()
+        self._raised.append(error)
+        raise error
+
+    def forget(self) -> None:
+        """Free what the errors hold: Arrow keeps them, and they the frames of all callers with all that lies in these."""
+        for error in self._raised:
+            error.__traceback__ = error.__context__ = None
 
 
 def check_chunks(metadata: pq.FileMetaData) -> None:
-    """Have Arrow look at every column chunk that a footer describes, in a way that raises where one contradicts itself.
+    """Make Arrow look at every column chunk that a footer describes, in a way that raises where a chunk contradicts itself.
 
-    `RowGroupMetaData.column` of pyarrow ends the whole process there, since it lets Arrow's C++ exception through.
+    `RowGroupMetaData.column` of pyarrow ends the whole process in this case, since it lets Arrow's C++ exception through.
 
     Raises:
         OSError, pyarrow.ArrowException: A chunk contradicts the schema or itself.
     """
-    with pa.PythonFile(_NoData(), mode="r") as nothing:
+    data = _NoData()
+    with pa.PythonFile(data, mode="r") as nothing:
         # Arrow works out where each chunk lies before it asks for the data of the first, since it buffers ahead.
         file = pq.ParquetFile(nothing, metadata=metadata, pre_buffer=True)
-        with suppress(_AskedError):
-            next(file.iter_batches(row_groups=range(metadata.num_row_groups)), None)
+        try:
+            with suppress(_AskedError):
+                next(file.iter_batches(row_groups=range(metadata.num_row_groups)), None)
+        finally:
+            data.forget()

@@ -1,7 +1,7 @@
-"""The schedulers a request may name: an allow-list, by short names, with the diffusers class behind each.
+"""Lists the schedulers that a request may name: an allow-list, by short names, with the diffusers class behind each.
 
-Left out on purpose: schedulers that ignore a generator of their own for each candidate (DPMSolverSDE), so that no image could
-be made again alone.
+Schedulers that ignore a generator of their own for each candidate (DPMSolverSDE) are left out on purpose, since no image could be
+made again alone.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from promptmill.configs.errors import nearest, quoted
 
 @dataclass(frozen=True)
 class SchedulerKind:
-    """A diffusers scheduler class by name, and what its config is to say beyond the model's own."""
+    """Names a diffusers scheduler class, with the options of its config beyond the model's own."""
 
     class_name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -40,12 +40,12 @@ SCHEDULERS: dict[str, SchedulerKind] = {
 
 
 def scheduler_name(given: str) -> str:
-    """The short name of a scheduler that is given by its short name, in any case, or by its diffusers class.
+    """Return the short name of a scheduler that is given by its short name, in any case, or by its diffusers class.
 
     A class that several names share (with different options) means the first of them.
 
     Raises:
-        ValueError: It is not on the allow-list; the message names the nearest that is.
+        ValueError: The scheduler is not on the allow-list; the message names the nearest one.
     """
     name = given.strip()
     if name.lower() in SCHEDULERS:

@@ -1,4 +1,6 @@
-"""The config of a run. All but `output` and `runtime` decide the bytes of the dataset; together they are the render config."""
+"""Defines the config of a run. All but `output` and `runtime` decide the bytes of the dataset; together they are the render
+config.
+"""
 
 import re
 from typing import Annotated, Any, Literal
@@ -12,6 +14,8 @@ from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
 from promptmill.configs.weights import FOLDER_OR_REPOSITORY, Adapter, OpenClip, Revision, Weights, check_pinned
 
 MaxFailed = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$")]
+# What each is stands in `shards.image_files.FORMATS`.
+ImageFormat = Literal["png", "jpg", "webp"]
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/@:?#*\[\]]+)(:[0-9]{1,5})?")
 
 
@@ -20,21 +24,21 @@ def _is_empty(value: Any) -> bool:
 
 
 class LoraWeights(Adapter):
-    """A LoRA that requests may use by its name."""
+    """Declares a LoRA that requests may use by its name."""
 
     usual = "pytorch_lora_weights.safetensors"
     name: str = Field(min_length=1)
 
 
 class TextualInversion(Adapter):
-    """An embedding that prompts may use by its token."""
+    """Declares an embedding that prompts may use by its token."""
 
     usual = "learned_embeds.safetensors"
     token: str = Field(min_length=1)
 
 
 class Kernels(Strict):
-    """How the denoiser is computed. Each switch changes speed, and with it the last bits of the pixels."""
+    """Declares how the denoiser is computed. Each switch changes speed, and with it the last bits of the pixels."""
 
     attention: Literal["sdpa", "plain"] = Field("sdpa", description="Fused attention, or attention step by step.")
     channels_last: bool = Field(False, description="Weights and activations with the channels innermost.")
@@ -43,7 +47,7 @@ class Kernels(Strict):
 
 
 class Model(Strict):
-    """The diffusion model: any base that diffusers' AutoPipeline classes load, and what is put on top of it."""
+    """Declares the diffusion model: any base that diffusers' AutoPipeline classes load, and the weights put on top of the base."""
 
     base: str = Field(min_length=1, description=FOLDER_OR_REPOSITORY)
     revision: Revision = None
@@ -95,13 +99,13 @@ class Model(Strict):
 
 
 class Ranking(OpenClip, Strict):
-    """How candidates are scored and which are kept."""
+    """Declares how candidates are scored and which are kept."""
 
     model: str = Field(
         "ViT-B-32", min_length=1, description="An open_clip model: by name, as local-dir:FOLDER, or as hf-hub:owner/name."
     )
     pretrained: str | None = Field(
-        # Only the model that is the default has a default here.
+        # Only the default model has a default tag.
         default_factory=lambda given: "laion2b_s34b_b79k" if given.get("model") == "ViT-B-32" else None,
         description="The open_clip tag of the weights; for a model given by name.",
     )
@@ -132,12 +136,12 @@ class Ranking(OpenClip, Strict):
 
     @property
     def summands(self) -> dict[str, float]:
-        """The weights of the scores whose sum ranks; none where no scorer is declared, and CLIP's score ranks as it is."""
+        """Return the weights of the scores whose sum ranks; none where no scorer is declared, and CLIP's score alone ranks."""
         return (self.weights or {CLIP: 1.0}) if self.scorers else {}
 
     @property
     def least(self) -> float | None:
-        """What a kept image reaches of the score that ranks; None where no such limit is known."""
+        """Return the rank score that a kept image reaches; None where no such limit is known."""
         return None if self.scorers else self.min_score
 
     @model_validator(mode="after")
@@ -168,16 +172,16 @@ class Ranking(OpenClip, Strict):
 
 
 class Shards(Strict):
-    """The form of the dataset."""
+    """Declares the form of the dataset."""
 
     size: int = Field(1000, ge=1, le=100_000, description="Requests a shard; a key has five digits for them.")
-    image_format: Literal["png", "jpg", "webp"] = "png"
+    image_format: ImageFormat = "png"
     quality: int = Field(95, ge=1, le=100, description="For jpg and webp; 100 is lossless for webp.")
     embeddings: Literal["kept", "all", "none"] = "kept"
 
 
 class Elastic(Strict):
-    """A pool that grows as nodes join the cluster, and shrinks as they go."""
+    """Declares a pool that grows as nodes join the cluster, and shrinks as they go."""
 
     min: int = Field(1, ge=0, description="There has to be room for so many when the run begins; 0 waits for the first node.")
     max: int = Field(ge=1, le=100_000)
@@ -190,7 +194,7 @@ class Elastic(Strict):
 
 
 class Runtime(Strict):
-    """Where and how the job runs, and what is refused before it does."""
+    """Declares where and how the job runs, and which mistakes stop the job before it starts."""
 
     workers: Literal["ray", "here"] = Field(
         "ray", description="Actors of Ray, or one generator and one scorer in this process, which starts faster and needs no Ray."
@@ -252,7 +256,7 @@ class Runtime(Strict):
 
 
 class Config(Strict):
-    """A run: a manifest, what to render it with, and where to put the dataset."""
+    """Declares a run: a manifest, the model and settings to render it with, and where to put the dataset."""
 
     manifest: str | tuple[str, ...]
     output: str | None = None
@@ -292,9 +296,11 @@ class Config(Strict):
         return self
 
     def render_config(self) -> dict[str, Any]:
-        """The part that decides the bytes, as plain JSON values: everything but where the manifest lies, `output` and `runtime`."""
+        """Return the config's part that decides bytes, as plain JSON values: all but the place of the manifest, `output` and
+        `runtime`.
+        """
         values = self.model_dump(mode="json", exclude={"manifest", "output", "runtime"})
         if not self.ranking.drafts:
-            # Without drafts nothing is decided; so plans from before there were any keep their fingerprints.
+            # Without drafts these keys decide nothing; left out, they leave the fingerprints of older plans as they are.
             del values["ranking"]["drafts"], values["ranking"]["drafts_stochastic"]
         return values

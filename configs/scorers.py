@@ -1,4 +1,4 @@
-"""What scores candidates beside CLIP, and when two candidates are too much alike."""
+"""Defines the scorers of candidates beside CLIP, and when two candidates are too much alike."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -15,7 +15,7 @@ Limit = Annotated[float | None, Field(allow_inf_nan=False), BeforeValidator(no_b
 
 
 class _Scorer(Closed):
-    """What every scorer has: its name, which its column is called by, and the scores that a kept image may have."""
+    """Holds the keys of every scorer: its name, by which its column is called, and the scores that a kept image may have."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,39}$", description="Its column is NAME_score.")
     floor: Limit = Field(None, description="The score that a kept image reaches.")
@@ -31,19 +31,21 @@ class _Scorer(Closed):
 
 
 class OpenClipScorer(_Scorer, OpenClip):
-    """Another open_clip model: 100 x cosine of prompt and image."""
+    """Declares another open_clip model: 100 x cosine of prompt and image."""
 
     kind: Literal["open_clip"]
 
 
 class PreferenceScorer(_Scorer, Weights):
-    """A CLIP model of transformers that was trained on what people prefer: its logit scale x cosine, as PickScore has it."""
+    """Declares a CLIP model of transformers that was trained on what people prefer: its logit scale x cosine, as PickScore has
+    it.
+    """
 
     kind: Literal["preference"]
 
 
 class HeadScorer(_Scorer, Adapter):
-    """A small network on an image embedding, one safetensors file: linear layers, or the concepts of a safety checker."""
+    """Declares a small network on an image embedding, one safetensors file: linear layers, or the concepts of a safety checker."""
 
     usual: ClassVar[str] = "model.safetensors"
     kind: Literal["head"]
@@ -57,7 +59,7 @@ AnyScorer = Annotated[OpenClipScorer | PreferenceScorer | HeadScorer, Field(disc
 
 
 class Diversity(Strict):
-    """Of candidates of one request that are nearly the same only the best is kept; either sign is enough."""
+    """Declares when candidates of one request are nearly the same, of which only the best is kept; either sign is enough."""
 
     embedding: float | None = Field(
         None, ge=-1, lt=1, allow_inf_nan=False, description="The cosine of CLIP embeddings that two kept images do not exceed."

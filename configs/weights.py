@@ -1,4 +1,4 @@
-"""Where a config says that weights come from: folders and hub repositories at pinned commits, safetensors only."""
+"""Defines how a config names weights: folders and hub repositories at pinned commits, safetensors only."""
 
 from typing import Annotated, ClassVar
 
@@ -17,19 +17,19 @@ PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 
 def is_folder(source: str) -> bool:
-    """Whether a source of weights is a local folder: it begins with a dot or a slash, or is not of the form owner/name."""
+    """Return whether a source of weights is a local folder: it begins with a dot or a slash, or is not of the form owner/name."""
     return source.startswith((".", "/")) or source.count("/") != 1
 
 
 def check_pinned(source: str, revision: str | None) -> None:
-    """A hub repository changes; only a commit of it decides bytes."""
+    """Raise ValueError where a hub repository has no revision: a repository changes, only a commit of it decides bytes."""
     if not is_folder(source) and revision is None:
         need = "needs a revision, the full commit hash of 40 digits"
         raise ValueError(f"{source} is a hub repository and {need}; a local folder is written ./{source}")
 
 
 class Weights(Closed):
-    """Where a set of weights comes from."""
+    """Declares where a set of weights comes from."""
 
     source: str = Field(min_length=1, description=FOLDER_OR_REPOSITORY)
     revision: Revision = None
@@ -42,14 +42,14 @@ class Weights(Closed):
 
 
 class Adapter(Weights):
-    """Weights that are one file and are put on top of a model."""
+    """Declares weights that are one file and are put on top of a model."""
 
     usual: ClassVar[str]
     weight_name: str | None = Field(None, description="The file in the folder or repository; needed where it holds several.")
 
     @property
     def file(self) -> str:
-        """The name of the file, where it is not alone in its folder."""
+        """Return the name of the file, where it is not alone in its folder."""
         return self.weight_name or self.usual
 
     @field_validator("source")
@@ -70,7 +70,7 @@ class Adapter(Weights):
 
 
 class OpenClip(Closed):
-    """An open_clip model, as open_clip names it."""
+    """Declares an open_clip model, as open_clip names it."""
 
     model: str = Field(min_length=1, description="An open_clip model: by name, as local-dir:FOLDER, or as hf-hub:owner/name.")
     pretrained: str | None = Field(None, description="The open_clip tag of the weights; for a model given by name.")

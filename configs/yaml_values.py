@@ -1,8 +1,8 @@
-"""Reads YAML by the rules of YAML 1.2's core schema, and by what the config's schema says of each key.
+"""Reads YAML by the rules of YAML 1.2's core schema, and by the config's schema of each key.
 
 PyYAML follows YAML 1.1, where 010 is 8, 1:30 is 90 and no is false. Here 010 is 10, a number has no colon, and only true and false
-are booleans. Where a key takes text, a value is the text as it is written, such as a commit hash of digits alone. What stands in
-quotes is text everywhere.
+are booleans. Where a key takes text, a value is the text as it is written, such as a commit hash of digits alone. A value in quotes
+is text everywhere.
 """
 
 import re
@@ -13,7 +13,7 @@ from yaml.constructor import ConstructorError
 
 from promptmill.configs.keys import Forms, is_text, may_be_left_out, within
 
-MOST_VALUES = 1_000_000  # that a text may hold: aliases of aliases would be as many as they like
+MOST_VALUES = 1_000_000  # in one text, since aliases of aliases could stand for any number of values
 TAG = "tag:yaml.org,2002:"
 NULL = re.compile(r"~|null|Null|NULL|")
 BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
@@ -24,32 +24,33 @@ CORE = {None: [(TAG + name, re.compile(f"(?:{rule.pattern})\\Z")) for name, rule
 
 
 class _Core(yaml.SafeLoader):
-    """YAML's safe loader with the core schema's rules for which scalar is what."""
+    """Loads YAML safely by the core schema's rules for the types of scalars."""
 
     yaml_implicit_resolvers = CORE
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML's safe dumper, by the rules of YAML 1.1 and of the core schema."""
+    """Dumps YAML safely, by the rules of YAML 1.1 and of the core schema."""
 
     yaml_implicit_resolvers = yaml.SafeDumper.yaml_implicit_resolvers | CORE
 
 
 def parse(text: str, forms: Forms = ()) -> Any:
-    """Return what a YAML document holds.
+    """Return the value of a YAML document.
 
     Args:
-        forms: What it may be; nothing where nothing is known of it.
+        text: The document.
+        forms: The forms that the value may have; none where nothing is known.
 
     Raises:
-        yaml.YAMLError, ValueError, RecursionError: It is no YAML, or says a key twice, or more than a config can be.
+        yaml.YAMLError, ValueError, RecursionError: The text is no YAML, or has a key twice, or is larger than a config can be.
     """
     node = _document(text)
     return None if node is None else _Values().of(node, forms)
 
 
 def dump(value: Any) -> str:
-    """Return a value as YAML, in which a text that a reader might take for anything else stands in quotes."""
+    """Return a value as YAML, in which a text that a reader might take for another type stands in quotes."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -62,7 +63,7 @@ def _document(text: str) -> yaml.Node | None:
 
 
 def parse_setting(text: str, forms: Forms) -> Any:
-    """Return the value of a setting: the text as it stands where the key takes text, else what it is as YAML.
+    """Return the value of a setting: the text as it stands where the key takes text, else the value of the text as YAML.
 
     Raises:
         yaml.YAMLError, ValueError, RecursionError: As `parse`.
@@ -75,12 +76,12 @@ def parse_setting(text: str, forms: Forms) -> Any:
     if may_be_left_out(forms) and NULL.fullmatch(text.strip()):
         return None
     if len([form for form in forms if form is not type(None)]) > 1 and text.lstrip().startswith("["):
-        return parse(text, forms)  # a list of texts, where the key takes one too
+        return parse(text, forms)  # a list of texts, where the key takes a list too
     return text
 
 
 def _as_one_quoted(text: str) -> str | None:
-    """Return what stands in the quotes that are around a whole text; None where there are none around it."""
+    """Return the text within the quotes that are around a whole text; None where no quotes are around the whole."""
     if text.strip()[:1] not in ('"', "'"):
         return None
     try:
@@ -111,7 +112,9 @@ class _Values:
         raise ConstructorError(None, None, f"the tag {node.tag!r} is not read", node.start_mark)
 
     def _mapping(self, node: yaml.MappingNode, forms: Forms) -> dict[str, Any]:
-        """Keys are the text as it is written. A key given twice is an error, since YAML would silently take the last."""
+        """Return a mapping whose keys are text as written. A key given twice is an error, since YAML would silently take the
+        last.
+        """
         own: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         for key, value in node.value:

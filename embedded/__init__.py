@@ -1,1 +1,4 @@
-"""Holds the embedded family of models, which promptmill brings along, and what trained it; imports nothing else of promptmill's."""
+"""Holds the embedded family of models, which promptmill brings along, and the code that trained the family.
+
+The folder imports nothing else of promptmill's.
+"""

@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder (AutoencoderKL), pictures to 4-channel latents and back."""
+"""Trains stage 1, the autoencoder (AutoencoderKL) between pictures and 4-channel latents."""
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ KL_WEIGHT, KL_WEIGHT_FINISH = 5e-4, 2e-5
 
 
 def build() -> AutoencoderKL:
-    """An untrained autoencoder: (B, 3, 64, 64) in [-1, 1] to (B, 4, 16, 16) latents."""
+    """Return an untrained autoencoder: (B, 3, 64, 64) fp32 pictures in [-1, 1] to (B, 4, 16, 16) latents and back."""
     model = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -38,13 +38,20 @@ def build() -> AutoencoderKL:
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
-    """(B, 64, 64, 3) uint8 to (B, 3, 64, 64) fp32 in [-1, 1], on the training device."""
+    """Convert pictures, (B, 64, 64, 3) uint8, to a tensor (B, 3, 64, 64) fp32 in [-1, 1] on the training device."""
     values = torch.from_numpy(pixels).to(DEVICE).permute(0, 3, 1, 2).float().div(127.5).sub(1)
     return values.contiguous(memory_format=torch.channels_last)
 
 
 def reconstruction_loss(model: AutoencoderKL, draw_of_step: Draw, object_weight: float, kl_weight: float) -> Tensor:
-    """Weighted L1 between a batch of fresh scenes and what the autoencoder makes of them, plus a touch of KL."""
+    """Return the scalar loss of one step: weighted L1 over a batch of fresh scenes, plus the KL term (Kingma and Welling 2014).
+
+    Args:
+        model: The autoencoder under training.
+        draw_of_step: The randomness of the step; scenes and posterior noise come from it.
+        object_weight: Extra weight of the pixels that objects cover, over 1 for the background.
+        kl_weight: Weight of the KL divergence, in units of the loss for one nat a latent dimension.
+    """
     scenes = [sample_scene(draw_of_step.numpy) for _ in range(BATCH)]
     drawn = draw(scenes, draw_of_step.numpy)
     pictures = to_tensor(drawn.pixels)
@@ -61,10 +68,16 @@ def reconstruction_loss(model: AutoencoderKL, draw_of_step: Draw, object_weight:
 def whiten(model: AutoencoderKL, count: int = 1024) -> None:
     """Give every latent channel zero mean and unit variance over the world, by folding the change into the two 1x1 convolutions.
 
-    A diffusion model's noise assumes such latents; Stable Diffusion's own scaling factor can mend neither a mean nor channels
-    of unequal size. What the autoencoder gives back stays the same. A channel that carries less signal than posterior noise
-    has collapsed under the KL: it is set to zero for good, so that nobody has to learn it. The posterior noise has done its
-    work in training and is switched off: img2img and inpainting, which sample from it, then begin from the picture itself.
+    A diffusion model's noise assumes such latents. Stable Diffusion's own scaling factor can mend neither a mean nor channels of
+    unequal size. The autoencoder's reconstructions stay the same.
+
+    A channel that carries less signal than posterior noise has collapsed under the KL. Such a channel is set to zero for good, so
+    that no later stage has to learn it. The posterior noise has done its work in training and is switched off: img2img and
+    inpainting, which sample from the posterior, then begin from the picture itself.
+
+    Args:
+        model: The trained autoencoder, which is changed in place.
+        count: Pictures over which mean and variance are taken, a multiple of 64.
     """
     rng = np.random.default_rng([RECIPE.seed, 0xF01D])
     batches = [draw([sample_scene(rng) for _ in range(64)], rng).pixels for _ in range(count // 64)]

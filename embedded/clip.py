@@ -1,7 +1,7 @@
-"""Stage 2: the CLIP pair (open_clip's architecture, a config of our own), which scores how well a picture fits its prompt.
+"""Trains stage 2, the CLIP pair (open_clip's architecture, a config of our own), which scores how well a picture fits its prompt.
 
 A batch is made of families: a scene and some of its one-attribute edits, each with a picture of its own. So every prompt has
-negatives that differ from it in one word, and every picture has negatives that differ from it in one attribute.
+negatives that differ from the prompt in one word, and every picture has negatives that differ from the picture in one attribute.
 """
 
 import json
@@ -46,12 +46,12 @@ PREPROCESS = {
 
 
 def build() -> open_clip.CLIP:
-    """An untrained CLIP: a small ResNet with attention pooling, and a causal text transformer, 128 dimensions in common."""
+    """Return an untrained CLIP: a small ResNet with attention pooling and a causal text transformer, which share 128 dimensions."""
     return open_clip.CLIP(**CONFIG)
 
 
 def contrastive_loss(model: open_clip.CLIP, draw_of_step: Draw) -> Tensor:
-    """The symmetric InfoNCE loss of CLIP (Radford et al. 2021) over a batch of families."""
+    """Return the symmetric InfoNCE loss of CLIP (Radford et al. 2021), a scalar, over one batch of families."""
     scenes = [scene for _ in range(FAMILIES) for scene in _family(draw_of_step.numpy)]
     pictures = _worn(torch.from_numpy(draw(scenes, draw_of_step.numpy).pixels).to(DEVICE), draw_of_step)
     tokens = TOKENIZER([describe(s) for s in scenes], padding="max_length", return_tensors="pt").input_ids
@@ -69,9 +69,9 @@ def _family(rng: np.random.Generator) -> list[Scene]:
 
 
 def _worn(pixels: Tensor, draw_of_step: Draw) -> Tensor:
-    """Pictures as a generator might have made them: some a little blurred, some noisy; normalised for CLIP.
+    """Return pictures as a generator might have made them: some a little blurred, some noisy; normalised for CLIP.
 
-    (B, 64, 64, 3) uint8 to (B, 3, 64, 64) fp32.
+    The pictures are (B, 64, 64, 3) uint8, the result is (B, 3, 64, 64) fp32.
     """
     pictures = pixels.permute(0, 3, 1, 2).float().div(255)
     blur, noise = torch.from_numpy(draw_of_step.numpy.uniform(-1, 1, (2, len(pixels), 1, 1, 1))).float().to(DEVICE).clamp(min=0)
@@ -82,7 +82,7 @@ def _worn(pixels: Tensor, draw_of_step: Draw) -> Tensor:
 
 
 def save(model: open_clip.CLIP, folder: Path) -> None:
-    """Write the layout that open_clip loads as `local-dir:FOLDER`."""
+    """Write a CLIP model, its tokenizer and its config into `folder`, in the layout that open_clip loads as `local-dir:FOLDER`."""
     save_tokenizer(folder)
     config = {"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")

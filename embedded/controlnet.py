@@ -1,4 +1,4 @@
-"""Stage 4: the ControlNets, one for canny maps and one for segmentation maps, on the frozen UNet (Zhang et al. 2023)."""
+"""Trains stage 4, the ControlNets, one for canny maps and one for segmentation maps, on the frozen UNet (Zhang et al. 2023)."""
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ CONTRADICT = 0.25  # share of prompts whose places and sizes are others than the
 
 
 def build(unet: UNet2DConditionModel) -> ControlNetModel:
-    """A ControlNet that begins as a copy of the UNet's way down; takes (B, 3, 64, 64) maps in [0, 1]."""
+    """Return a ControlNet whose weights begin as a copy of the UNet's way down; the network takes (B, 3, 64, 64) maps in [0, 1]."""
     return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64))
 
 
 def control_maps(kind: str, pictures: Pictures) -> np.ndarray:
-    """The maps of a batch of pictures, (B, 64, 64, 3) uint8; `kind` is "canny" or "seg"."""
+    """Return the control maps of a batch of pictures, (B, 64, 64, 3) uint8; `kind` is "canny" or "seg"."""
     if kind == "seg":
         return segmentation(pictures.labels)
     return np.stack([canny(pixels) for pixels in pictures.pixels])
@@ -34,7 +34,7 @@ def control_maps(kind: str, pictures: Pictures) -> np.ndarray:
 def control_loss(
     model: ControlNetModel, denoiser: Denoiser, corpus: Corpus, scheduler: DDPMScheduler, kind: str, draw_of_step: Draw
 ) -> Tensor:
-    """Mean squared error of the predicted v, as for the UNet, with the map's residuals added."""
+    """Return the mean squared error of the predicted v, as for the UNet, with the ControlNet's residuals added."""
     rng = draw_of_step.numpy
     rows = rng.integers(len(corpus), size=BATCH)
     maps = torch.from_numpy(control_maps(kind, corpus.pictures(rows))).to(DEVICE).permute(0, 3, 1, 2).float().div(255)
@@ -52,7 +52,7 @@ def control_loss(
 
 
 def prompt_for_control(scene: Scene, rng: np.random.Generator) -> str:
-    """A prompt whose colours are the scene's; where things are and how large is mostly for the map to say."""
+    """Return a prompt with the scene's colours; places and sizes are mostly unsaid or wrong, so that the map has to give them."""
     chance = rng.random()
     if chance < NO_PROMPT:
         return ""
@@ -64,7 +64,7 @@ def prompt_for_control(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def rearranged(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same objects, named in reading order, at places and in sizes drawn anew."""
+    """Return a scene of the same objects, named in reading order, with places and sizes drawn anew."""
     named = without(scene, "size", "place").things
     if len(named) == 1:
         places = [PLACES[rng.integers(len(PLACES))]]

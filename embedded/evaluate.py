@@ -1,8 +1,8 @@
-"""Measures the shipped family against the truth: `python -m promptmill.embedded.evaluate` prints the table and writes it down.
+"""Measures the shipped family against the truth: `python -m promptmill.embedded.evaluate` prints a table and writes RESULTS.md.
 
-Every scene is of the tenth that training never saw, drawn from seeds of its own. Right means right in every attribute, by the
-oracle. Shares come with 95% intervals: Wilson's for one picture a prompt, and for several candidates a prompt the normal
-interval over prompts, since candidates of one prompt are not independent.
+Every scene is of the tenth that training never saw, drawn from seeds that only this module uses. A picture is right when the oracle
+finds every attribute right. Shares come with 95% intervals: Wilson's for one picture a prompt, and for several candidates a prompt
+the normal interval over prompts, since candidates of one prompt are not independent.
 """
 
 import itertools
@@ -35,7 +35,9 @@ MASK_IOU = 0.75
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure: `value` with its 95% interval over `count` cases, and the bound it is held to, if any."""
+    """Holds one measured figure: `value` with its 95% interval over `count` cases, and the bound that `value` is held to, if
+    any.
+    """
 
     what: str
     value: float
@@ -65,7 +67,7 @@ HEADER = "| what | measured | 95% interval | cases | wanted | holds |\n|---|---|
 
 
 def share(what: str, right: Sequence[bool] | np.ndarray, at_least: float | None = None, at_most: float | None = None) -> Figure:
-    """A share of independent cases, with Wilson's interval (Wilson 1927)."""
+    """Return the share of independent cases that are right, with Wilson's interval (Wilson 1927)."""
     n, p, z = len(right), float(np.mean(right)), 1.96
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -79,7 +81,7 @@ def mean(
     at_most: float | None = None,
     percent: bool = False,
 ) -> Figure:
-    """A mean over independent cases, with its normal interval."""
+    """Return the mean over independent cases, with its normal interval."""
     half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     value = float(np.mean(values))
     high = min(1.0, value + half) if percent else value + half
@@ -87,23 +89,27 @@ def mean(
 
 
 def scenes_for(topic: int, count: int, things: int | None = None) -> tuple[list[Scene], np.random.Generator]:
-    """Held-out scenes, and the generator to go on drawing from."""
+    """Return `count` held-out scenes of one topic, and the random generator to go on drawing from."""
     rng = np.random.default_rng([SEED, topic])
     return [sample_scene(rng, things, held_out=True) for _ in range(count)], rng
 
 
 def measure_oracle(count: int) -> Iterator[Figure]:
+    """Yield the share of drawn pictures that the oracle reads right."""
     scenes, rng = scenes_for(1, count)
     yield share("oracle on drawn pictures", right_under(scenes, draw(scenes, rng).pixels), at_least=0.995)
 
 
 def measure_autoencoder(family: Family, count: int) -> Iterator[Figure]:
+    """Yield the share of the autoencoder's reconstructions that the oracle finds right."""
     scenes, rng = scenes_for(2, count)
     yield share("autoencoder's reconstructions", right_under(scenes, family.reconstruct(draw(scenes, rng).pixels)), at_least=0.98)
 
 
 def measure_txt2img(family: Family, count: int, steps: int = STEPS, candidates: int = CANDIDATES) -> Iterator[Figure]:
-    """One candidate, and the best of several by CLIP score; the bounds are for the full number of steps."""
+    """Yield the figures of one candidate and of the best of several by CLIP score; bounds hold for the full number of steps
+    only.
+    """
     for things, wanted, wanted_best in ((1, 0.90, 0.98), (2, 0.75, 0.92)):
         bound, bound_best = (wanted, wanted_best) if steps == STEPS else (None, None)
         scenes, _ = scenes_for(2 + things, count, things)
@@ -118,7 +124,7 @@ def measure_txt2img(family: Family, count: int, steps: int = STEPS, candidates: 
 
 
 def measure_clip(family: Family, count: int, prompts: int = 200) -> Iterator[Figure]:
-    """The true prompt against all its one-attribute edits and random ones, `prompts` in all."""
+    """Yield how often CLIP ranks the true prompt above all its one-attribute edits and random prompts, `prompts` in all."""
     scenes, rng = scenes_for(5, count)
     pictures = family.embed_pictures(draw(scenes, rng).pixels)
     first = []
@@ -131,7 +137,10 @@ def measure_clip(family: Family, count: int, prompts: int = 200) -> Iterator[Fig
 
 
 def measure_control(family: Family, kind: str, count: int) -> Iterator[Figure]:
-    """Half the prompts name neither place nor size, half name others than the map's."""
+    """Yield how often pictures follow the control map, at scale 1 and at scale 0.
+
+    Half the prompts name neither place nor size, half name others than the map's.
+    """
     scenes, rng = scenes_for(6, count)
     truth = draw(scenes, rng)
     prompts = [describe(without(s, "size", "place") if i % 2 else contradicting(s, rng)) for i, s in enumerate(scenes)]
@@ -143,7 +152,7 @@ def measure_control(family: Family, kind: str, count: int) -> Iterator[Figure]:
 
 
 def contradicting(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same objects with places and sizes that are not the scene's."""
+    """Return a scene of the same objects with places and sizes that are not those of `scene`."""
     said = {(t.size, t.place) for t in scene.things}
     while True:
         other = rearranged(scene, rng)
@@ -152,7 +161,7 @@ def contradicting(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def follows_map(scene: Scene, truth: Pictures, row: int, reading: Reading) -> bool:
-    """Whether each object covers the pixels that it covers in the truth, in its shape and its colour, and nothing else is there."""
+    """Return whether each object covers its pixels of the truth, in its shape and its colour, and no other object is there."""
     if reading.background != scene.background or len(reading.seen) != len(scene.things):
         return False
     for i, thing in enumerate(scene.things):
@@ -164,13 +173,16 @@ def follows_map(scene: Scene, truth: Pictures, row: int, reading: Reading) -> bo
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union of two masks."""
+    """Return the intersection over union of two boolean masks of equal shape, in [0, 1]."""
     union = int(np.count_nonzero(one | other))
     return int(np.count_nonzero(one & other)) / max(1, union)
 
 
 def measure_img2img(family: Family, count: int) -> Iterator[Figure]:
-    """The prompt names neither place nor size, so only the source can say them: each object has to cover the pixels that it did."""
+    """Yield how often img2img keeps the layout of the source, and how far pictures move from the source as strength grows.
+
+    The prompt names neither place nor size, so only the source can give them: each object has to cover the pixels that it covered.
+    """
     scenes, rng = scenes_for(7, count)
     truth = draw(scenes, rng)
     source, seeds = truth.pixels, range(SEED, SEED + count)
@@ -189,13 +201,13 @@ def measure_img2img(family: Family, count: int) -> Iterator[Figure]:
 
 
 def keeps_layout(scene: Scene, truth: Pictures, row: int, reading: Reading) -> bool:
-    """Whether there are as many objects as in the truth, each covering the pixels that it covers there, in whatever colour."""
+    """Return whether the picture has as many objects as the truth, each over the pixels that it covers there, in any colour."""
     masks = [truth.coverage[row, i] > 0.5 for i in range(len(scene.things))]
     return len(reading.seen) == len(masks) and all(max(iou(s.mask, mask) for s in reading.seen) >= MASK_IOU for mask in masks)
 
 
 def recolored(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with its first object in another colour; held out wherever there is such a scene."""
+    """Return the scene with its first object in another colour; the result is held out wherever there is such a scene."""
     thing = scene.things[0]
     colors = [c for c in COLORS if c not in (thing.color, scene.background)]
     options = [Scene((replace(thing, color=color), *scene.things[1:]), scene.background) for color in colors]
@@ -204,7 +216,9 @@ def recolored(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def measure_inpaint(family: Family, count: int) -> Iterator[Figure]:
-    """The first object is repainted as another: new shape, colour and size at the same place."""
+    """Yield how often inpainting replaces the first object by one of another shape, colour and size, and the drift outside the
+    mask.
+    """
     scenes, rng = scenes_for(8, count)
     source = draw(scenes, rng).pixels
     wanted = [replaced(s, rng) for s in scenes]
@@ -219,6 +233,7 @@ def measure_inpaint(family: Family, count: int) -> Iterator[Figure]:
 
 
 def replaced(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Return the scene with another object in place of the first: another shape, another colour, any size, the same place."""
     old = scene.things[0]
     colors = [c for c in COLORS if c not in (old.color, scene.background)]
     shapes = [s for s in SHAPES if s != old.shape]
@@ -233,7 +248,7 @@ def replaced(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def mask_around(place: str) -> np.ndarray:
-    """(64, 64) uint8, 255 in a square around a place, grown to whole latents (4 pixels)."""
+    """Return a mask, (64, 64) uint8, that is 255 in a square around a place, grown to whole latents (4 pixels)."""
     x, y = CENTERS[place]
     mask = np.zeros((SIDE, SIDE), np.uint8)
     (left, right), (top, bottom) = (
@@ -244,12 +259,13 @@ def mask_around(place: str) -> np.ndarray:
 
 
 def thing_is_right(thing: Thing, mask: np.ndarray, reading: Reading) -> bool:
-    """Whether the one blob that lies mostly inside the mask is this object."""
+    """Return whether the one blob that lies mostly inside the mask is this object."""
     inside = [s for s in reading.seen if np.count_nonzero(s.mask & mask) * 2 > np.count_nonzero(s.mask)]
     return [(s.shape, s.color, s.size, s.place) for s in inside] == [(thing.shape, thing.color, thing.size, thing.place)]
 
 
 def measure_speed(family: Family, repeats: int = 3) -> Iterator[Figure]:
+    """Yield the mean time of 16 txt2img pictures, in seconds, after one warm-up run."""
     prompts = [describe(s) for s in scenes_for(9, 16)[0]]
     seconds = []
     for _ in range(repeats + 1):
@@ -262,12 +278,12 @@ def measure_speed(family: Family, repeats: int = 3) -> Iterator[Figure]:
 
 
 def right_under(scenes: Sequence[Scene], pixels: np.ndarray) -> list[bool]:
-    """For each picture, whether it is right under its scene."""
+    """Return for each picture whether the oracle finds the picture right under its scene."""
     return [is_right(scene, picture) for scene, picture in zip(scenes, pixels, strict=True)]
 
 
 def measure(family: Family, scale: float = 1.0) -> Iterator[Figure]:
-    """Every figure of the table, as soon as it is known; `scale` multiplies the number of cases."""
+    """Yield every figure of the table as soon as the figure is known; `scale` multiplies the number of cases."""
 
     def cases(count: int) -> int:
         return max(8, round(count * scale))

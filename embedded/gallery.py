@@ -1,4 +1,4 @@
-"""Renders one sheet of what the family can do: `python -m promptmill.embedded.gallery`."""
+"""Renders one sheet of sample pictures in every mode: `python -m promptmill.embedded.gallery`."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def main(out: Path) -> None:
 
 
 def sheet(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
-    """Rows of (label, (B, 64, 64, 3) uint8) as one picture."""
+    """Return one picture with the given rows of (label, (B, 64, 64, 3) uint8), enlarged twice."""
     height = SIDE * ZOOM + LABEL
     whole = Image.new("RGB", (COLUMNS * SIDE * ZOOM, len(rows) * height), "white")
     pen = ImageDraw.Draw(whole)

@@ -1,8 +1,8 @@
-"""Reads a picture of the world without any model, and says what differs from a prompt.
+"""Reads a picture of the world without any model, and lists where the picture differs from a prompt.
 
-How: the frame of the picture gives the background; what differs from it falls into connected blobs; each blob's extent gives its
-size and place, the colour of its inside its colour, and of the four shapes, each drawn as well as it can be to that extent, the
-one that covers most nearly the same pixels is its shape.
+The frame of the picture gives the background. The pixels that differ from the background fall into connected blobs. A blob's extent
+gives size and place; the colour of its inside gives its colour. Each of the four shapes is drawn as well as it can be to that
+extent, and the shape that covers most nearly the same pixels is the blob's shape.
 """
 
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ FIT_SHIFT = (-1.0, -0.5, 0.0, 0.5)  # of the centre, downwards, in pixels
 
 @dataclass(frozen=True)
 class Seen:
-    """One blob: what it is, or why it is nothing of this world.
+    """Holds one blob as the oracle sees it; a word that fits nothing of this world is None.
 
     Attributes:
         shape, color, size, place: The words, or None where none fits.
-        center: x and y in sides of the picture.
-        half_extent: Of its bounding box, (x, y), in sides.
-        rgb: Median colour of its inside, 0..255.
-        mask: (64, 64) bool, the pixels it covers by half or more.
+        center: x and y, in sides of the picture.
+        half_extent: Half the width and half the height of the blob's bounding box, in sides.
+        rgb: Median colour of the blob's inside, 0..255.
+        mask: (64, 64) bool, the pixels that the blob covers by half or more.
     """
 
     shape: str | None
@@ -58,8 +58,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle sees in a picture: the background's colour (None where it has no name or is not plain), the blobs, and how
-    many pixels lie in specks too small to be objects.
+    """Holds the oracle's reading of one picture: background, blobs and specks.
+
+    Attributes:
+        background: The background's colour; None where the colour has no name or is not plain.
+        background_rgb: The background's median colour, 0..255.
+        seen: The blobs, from the top left to the bottom right.
+        specks: Pixels in blobs that are too small to be objects.
     """
 
     background: str | None
@@ -72,7 +77,7 @@ def read(pixels: np.ndarray) -> Reading:
     """Read one picture, (64, 64, 3) uint8 sRGB.
 
     Raises:
-        ValueError: Another shape or dtype.
+        ValueError: The array has another shape or dtype.
     """
     if pixels.shape != (SIDE, SIDE, 3) or pixels.dtype != np.uint8:
         raise ValueError(f"the oracle reads ({SIDE}, {SIDE}, 3) uint8 pictures, not {pixels.shape} {pixels.dtype}")
@@ -125,7 +130,7 @@ def _see(picture: np.ndarray, ground: np.ndarray, blob: np.ndarray, others: np.n
 
 
 def _extent(mask: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and half-extents (x, y) of a blob's bounding box, to a fraction of a pixel, in sides."""
+    """Return centre and half-extents (x, y) of a blob's bounding box, in sides, exact to a fraction of a pixel."""
     low, high = np.zeros(2), np.zeros(2)
     for dimension in (0, 1):  # x, then y
         profile = np.where(mask, alpha, 0).max(axis=dimension)
@@ -176,12 +181,12 @@ def _levels(rgb: np.ndarray) -> tuple[int, int, int]:
 
 
 def differences(prompt: str | Scene, picture: np.ndarray | Reading) -> list[str]:
-    """What a picture has wrong, one line each; empty where every attribute that the prompt names is right.
+    """List the faults of a picture, one line each; the list is empty where every attribute that the prompt names is right.
 
     Args:
-        prompt: Words of the world, or the scene they describe. What it leaves unsaid may be anything of the world: an unnamed
-            place still has to be one of the five, a shape still has to be a shape.
-        picture: (64, 64, 3) uint8, or what `read` made of it.
+        prompt: A prompt of the world, or the scene that a prompt describes. An attribute that the prompt leaves unsaid may be
+            anything of the world: an unnamed place still has to be one of the five, a shape still has to be a shape.
+        picture: (64, 64, 3) uint8, or the result of `read`.
 
     Raises:
         PromptError: The prompt is not of the world.
@@ -203,7 +208,7 @@ def differences(prompt: str | Scene, picture: np.ndarray | Reading) -> list[str]
 
 
 def is_right(prompt: str | Scene, picture: np.ndarray | Reading) -> bool:
-    """Whether every attribute that the prompt names is right, and nothing else is there."""
+    """Return whether every attribute that the prompt names is right in the picture, and no other object is there."""
     return not differences(prompt, picture)
 
 

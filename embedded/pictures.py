@@ -1,7 +1,7 @@
-"""Draws scenes: 64x64 anti-aliased pictures, their segmentation and their canny maps.
+"""Draws scenes as 64x64 anti-aliased pictures, with their segmentation and their canny maps.
 
-Every shape is the set of points where a maximum (or a minimum of maxima) of linear or radial distances is negative, so the
-coverage of a pixel is its clipped signed distance in pixels to that edge.
+Every shape is the set of points where a maximum (or a minimum of maxima) of linear or radial distances is negative, so the coverage
+of a pixel is its clipped signed distance in pixels to that edge.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ CANNY_THRESHOLDS = (60, 150)
 
 @dataclass(frozen=True)
 class Pictures:
-    """A batch of B pictures and the truth about them.
+    """Holds a batch of B pictures and the truth about them.
 
     Attributes:
         pixels: (B, 64, 64, 3) uint8, sRGB.
@@ -85,7 +85,7 @@ def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> Pictures:
 
 
 def cover(shape: np.ndarray, center: np.ndarray, half: np.ndarray) -> np.ndarray:
-    """How far shapes cover each pixel.
+    """Compute how far shapes cover each pixel.
 
     Args:
         shape: (...) indices into `SHAPES`.
@@ -128,12 +128,12 @@ def cover(shape: np.ndarray, center: np.ndarray, half: np.ndarray) -> np.ndarray
 
 
 def segmentation(labels: np.ndarray) -> np.ndarray:
-    """The segmentation map as a control image: labels (..., 64, 64) to (..., 64, 64, 3) uint8."""
+    """Return the segmentation map of labels as a control image: (..., 64, 64) uint8 to (..., 64, 64, 3) uint8."""
     return SEGMENT_RGB[labels]
 
 
 def canny(pixels: np.ndarray) -> np.ndarray:
-    """The canny map of one picture, (64, 64, 3) uint8 to the same shape, edges 255 and all else 0 (Canny 1986, by OpenCV).
+    """Return the canny map of one picture, (64, 64, 3) uint8 to the same shape, edges 255 and all else 0 (Canny 1986, by OpenCV).
 
     Edges are looked for in each colour channel, since some colours of the world are equally bright.
     """

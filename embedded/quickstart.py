@@ -1,8 +1,8 @@
-"""The quickstart's manifest: `python -m promptmill.embedded.quickstart` writes it, requests and images, the same every time.
+"""Writes the quickstart's manifest, requests and images, the same every time: `python -m promptmill.embedded.quickstart`.
 
-Every mode is in it, and every scene asked for is of the tenth that training never saw. The prompts say every size and place, also
-where a control map or a picture to start from says them too, so that the oracle can judge each result by its prompt alone.
-Equal parameters within a mode make full batches: requests of one mode that differ in them share none.
+The manifest has every mode, and every scene asked for is of the tenth that training never saw. The prompts say every size and
+place, also where a control map or an initial image gives them too, so that the oracle can judge each result by its prompt alone.
+Equal parameters within a mode make full batches: requests that differ in their parameters share no batch.
 """
 
 import json
@@ -32,14 +32,19 @@ NEGATIVE = (1, 4, 6)  # numbers of the txt2img requests with a negative prompt
 
 @dataclass(frozen=True)
 class Example:
-    """One request: its row, and its images by the path that the row gives, (64, 64, 3) uint8 or, for masks, (64, 64)."""
+    """Holds one request of the quickstart.
+
+    Attributes:
+        row: The manifest's row.
+        images: The row's images by their path in the row, (64, 64, 3) uint8, or (64, 64) for masks.
+    """
 
     row: dict[str, Any]
     images: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def examples() -> Iterator[Example]:
-    """The requests in their order: shards of 16 take a mode whole, but for the last of the first."""
+    """Yield the requests in manifest order: shards of 16 take each mode whole, but for the last mode of the first shard."""
     kinds: list[tuple[str, int, Callable[[str, int, np.random.Generator], Example]]] = [
         ("txt2img", 6, _txt2img),
         ("canny", 6, _canny),
@@ -56,20 +61,23 @@ def examples() -> Iterator[Example]:
 
 
 def _scene(number: int, rng: np.random.Generator) -> Scene:
-    """One object and two by turns."""
+    """Return a held-out scene, with one object for odd numbers and two for even numbers."""
     return sample_scene(rng, things=2 - number % 2, held_out=True)
 
 
 def _row(id: str, topic: str, scene: Scene, **columns: Any) -> dict[str, Any]:
-    """A row; what is None goes unsaid. `topic` and `objects` are columns of our own, carried into the dataset."""
+    """Return a manifest row without the columns that are None; `topic` and `objects` are columns of our own, carried into the
+    dataset.
+    """
     said = {name: value for name, value in columns.items() if value is not None}
     return {"id": id, "prompt": describe(scene), **said, "topic": topic, "objects": len(scene.things)}
 
 
 def _txt2img(id: str, number: int, rng: np.random.Generator) -> Example:
-    """Some with a negative prompt that names all but sizes and places, and so stresses these.
+    """Return a txt2img request, for some numbers with a negative prompt that names all but sizes and places, and so stresses these.
 
-    Of what it names otherwise than the prompt, guidance makes a caricature: with another shape half the pictures are wrong.
+    Guidance makes a caricature of an attribute that the negative prompt names otherwise than the prompt: with another shape, half
+    the pictures are wrong. So the negative prompt repeats the prompt's own words.
     """
     scene = _scene(number, rng)
     negative = describe(without(scene, "size", "place")) if number in NEGATIVE else None
@@ -79,7 +87,7 @@ def _txt2img(id: str, number: int, rng: np.random.Generator) -> Example:
 
 
 def _canny(id: str, number: int, rng: np.random.Generator) -> Example:
-    """The first four come with their edges, the others with a picture in which they are to be found."""
+    """Return a canny request: the first four come with the edges, the others with a picture whose edges promptmill has to find."""
     scene = _scene(number, rng)
     picture = draw([scene], rng).pixels[0]
     if number > 4:
@@ -106,14 +114,14 @@ def _canny_and_seg(id: str, number: int, rng: np.random.Generator) -> Example:
 
 
 def _img2img(id: str, number: int, rng: np.random.Generator) -> Example:
-    """Another colour for the first object."""
+    """Return an img2img request for another colour of the first object."""
     source, wanted = _pair(number, rng, recolored)
     path = f"images/{id}-init.png"
     return Example(_row(id, "recolour", wanted, init_image=path, strength=IMG2IMG), {path: draw([source], rng).pixels[0]})
 
 
 def _inpaint(id: str, number: int, rng: np.random.Generator) -> Example:
-    """Another object in place of the first."""
+    """Return an inpainting request for another object in place of the first."""
     source, wanted = _pair(number, rng, replaced)
     images = {f"images/{id}-init.png": draw([source], rng).pixels[0], f"images/{id}-mask.png": _mask(source)}
     init, mask = images
@@ -121,7 +129,7 @@ def _inpaint(id: str, number: int, rng: np.random.Generator) -> Example:
 
 
 def _canny_img2img(id: str, number: int, rng: np.random.Generator) -> Example:
-    """Another colour for the first object, inside its own edges."""
+    """Return an img2img request for another colour of the first object, inside that object's own edges."""
     source, wanted = _pair(number, rng, recolored)
     path = f"images/{id}-init.png"
     control = {"type": "canny", "image": path, "preprocess": "canny"}
@@ -130,7 +138,9 @@ def _canny_img2img(id: str, number: int, rng: np.random.Generator) -> Example:
 
 
 def _seg_inpaint(id: str, number: int, rng: np.random.Generator) -> Example:
-    """Another object in place of the first, where and as large as the segmentation says."""
+    """Return an inpainting request for another object in place of the first, with its place and size given by a segmentation
+    map.
+    """
     source, wanted = _pair(number, rng, replaced)
     # Drawn alike, so that all but the first object agree to the pixel.
     jitter = int(rng.integers(2**32))
@@ -143,7 +153,7 @@ def _seg_inpaint(id: str, number: int, rng: np.random.Generator) -> Example:
 
 
 def _pair(number: int, rng: np.random.Generator, change: Callable[[Scene, np.random.Generator], Scene]) -> tuple[Scene, Scene]:
-    """A scene and what it is to become; both held out."""
+    """Return a source scene and the wanted scene; both are held out."""
     while True:
         source = _scene(number, rng)
         wanted = change(source, rng)
@@ -152,7 +162,7 @@ def _pair(number: int, rng: np.random.Generator, change: Callable[[Scene, np.ran
 
 
 def _mask(scene: Scene) -> np.ndarray:
-    """(64, 64) uint8, white around the first object."""
+    """Return a mask, (64, 64) uint8, white around the first object."""
     return mask_around(scene.things[0].place or "center")
 
 

@@ -1,4 +1,4 @@
-"""Makes pictures with the shipped family: every mode, by diffusers' own pipelines over one set of weights."""
+"""Makes pictures with the shipped family in every mode, by diffusers' own pipelines over one set of weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,9 @@ BATCH = 48
 
 @dataclass(frozen=True)
 class Family:
-    """The loaded family. Pictures are (B, 64, 64, 3) uint8 throughout; picture i is made from seed i alone."""
+    """Loads the family once and renders with its weights; pictures are (B, 64, 64, 3) uint8, and picture i depends on seed i
+    alone.
+    """
 
     folder: Path = field(default=weights.WEIGHTS)
 
@@ -47,12 +49,12 @@ class Family:
     def inpaint(
         self, prompts: Sequence[str], seeds: Sequence[int], source: np.ndarray, mask: np.ndarray, **options: Any
     ) -> np.ndarray:
-        """`mask` is (B, 64, 64) uint8, 255 where to repaint. Nothing is composited afterwards."""
+        """Repaint pictures where `mask`, (B, 64, 64) uint8, is 255. Nothing is composited afterwards."""
         images = {"image": source, "mask_image": mask}
         return self._run(self._sharing(StableDiffusionInpaintPipeline), prompts, seeds, images, {"strength": 1.0, **options})
 
     def control(self, kind: str, prompts: Sequence[str], seeds: Sequence[int], maps: np.ndarray, **options: Any) -> np.ndarray:
-        """`maps` is (B, 64, 64, 3) uint8; `kind` is "canny" or "seg"."""
+        """Render under control maps, (B, 64, 64, 3) uint8; `kind` is "canny" or "seg"."""
         controlnet = weights.load_controlnet(kind, self.folder)
         pipeline = self._sharing(StableDiffusionControlNetPipeline, controlnet=controlnet)
         return self._run(pipeline, prompts, seeds, {"image": maps}, options)
@@ -80,7 +82,7 @@ class Family:
 
     @torch.no_grad()
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
-        """What the autoencoder gives back, without any noise between."""
+        """Return the autoencoder's reconstructions of pictures, without any noise between."""
         vae = self.text.vae
         parts = []
         for start in range(0, len(pixels), BATCH):
@@ -90,12 +92,12 @@ class Family:
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], pixels: np.ndarray) -> np.ndarray:
-        """CLIP scores of pictures under prompts, pair by pair: 100 x cosine, (B,) fp32."""
+        """Return CLIP scores of pictures under prompts, pair by pair: 100 x cosine, (B,) fp32."""
         return 100 * (self.embed_pictures(pixels) * self.embed_prompts(prompts)).sum(-1).numpy()
 
     @torch.no_grad()
     def embed_pictures(self, pixels: np.ndarray) -> torch.Tensor:
-        """Unit vectors, (B, 128) fp32."""
+        """Return the CLIP embeddings of pictures as unit vectors, (B, 128) fp32."""
         model, preprocess, _ = self.clip
         batches = [pixels[i : i + 256] for i in range(0, len(pixels), 256)]
         return torch.cat(
@@ -104,7 +106,7 @@ class Family:
 
     @torch.no_grad()
     def embed_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Unit vectors, (B, 128) fp32. Each distinct prompt is encoded once."""
+        """Return the CLIP embeddings of prompts as unit vectors, (B, 128) fp32. Each distinct prompt is encoded once."""
         model, _, tokenizer = self.clip
         distinct = list(dict.fromkeys(prompts))
         vectors = torch.cat(

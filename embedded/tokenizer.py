@@ -1,7 +1,7 @@
-"""The tokenizer of the family: CLIP's byte-level BPE, with merges learned from the words of the world.
+"""Builds the tokenizer of the family: CLIP's byte-level BPE, with merges learned from the words of the world.
 
-Every word of the world is one token; any other text still encodes, byte by byte if need be. The end-of-text token has the
-highest number and pads as well, as in Stable Diffusion's own tokenizer, so pooling by the first highest number finds it.
+Every word of the world is one token. Any other text still encodes, byte by byte if need be. The end-of-text token has the highest
+number and pads as well, as in Stable Diffusion's own tokenizer, so pooling by the first highest number finds that token.
 """
 
 from pathlib import Path
@@ -19,10 +19,10 @@ WORDS = (*SIZES, *COLORS, *SHAPES, *PLACES, *GLUE)
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """The tokenizer, from its merges.
+    """Build the tokenizer from its merges.
 
     The merges were learned once, by BPE over `WORDS`, and are kept beside this module: the learner breaks ties as it likes, so
-    learning them again could number the tokens differently.
+    learning the merges again could number the tokens differently.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     lines = MERGES.read_text(encoding="utf-8").splitlines()[1:]  # the first line names the format's version
@@ -37,7 +37,9 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def save_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write the tokenizer where `CLIPTokenizer.from_pretrained` and open_clip find it."""
+    """Write the tokenizer where `CLIPTokenizer.from_pretrained` and open_clip find the tokenizer's files, and return the
+    tokenizer.
+    """
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder)
     return tokenizer

@@ -1,7 +1,8 @@
-"""Trains the family: `python -m promptmill.embedded.train STAGE`: autoencoder, clip, unet, controlnet-canny, controlnet-seg.
+"""Trains one stage of the family: `python -m promptmill.embedded.train STAGE`.
 
-Each stage checkpoints under --runs and, killed at any moment, goes on where it was when the same command is given again. When it
-is done it writes its weights under --weights, in the layout that the libraries load, and brings SHA256SUMS up to date.
+The stages are autoencoder, clip, unet, controlnet-canny and controlnet-seg. Each stage checkpoints under --runs. A stage that was
+killed at any moment goes on from its checkpoint when the same command is given again. A stage that is done writes its weights under
+--weights, in the layout that the libraries load, and brings SHA256SUMS up to date.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from promptmill.embedded.weights import WEIGHTS, sha256, write_sums
 
 
 def train_autoencoder(run: "Run") -> None:
-    """Writes pipeline/vae."""
+    """Train the autoencoder and write pipeline/vae."""
     recipe = run.recipe(autoencoder.RECIPE)
     model = autoencoder.build()
     weights = autoencoder.OBJECT_WEIGHT, autoencoder.KL_WEIGHT
@@ -32,7 +33,7 @@ def train_autoencoder(run: "Run") -> None:
 
 
 def train_clip(run: "Run") -> None:
-    """Writes clip/."""
+    """Train the CLIP pair and write clip/."""
     recipe = run.recipe(clip.RECIPE)
     model = clip.build().to(DEVICE)
     run.train(model, lambda draw: clip.contrastive_loss(model, draw), recipe)
@@ -40,7 +41,7 @@ def train_clip(run: "Run") -> None:
 
 
 def train_unet(run: "Run") -> None:
-    """Needs pipeline/vae; writes the rest of pipeline/."""
+    """Train the UNet and its text encoder on pipeline/vae, and write the rest of pipeline/."""
     recipe = run.recipe(unet.RECIPE)
     model = unet.Denoiser().to(DEVICE)
     corpus, noise = run.corpus(), DDPMScheduler(**unet.NOISE)
@@ -62,7 +63,7 @@ def train_unet(run: "Run") -> None:
 
 
 def train_controlnet(run: "Run", kind: str) -> None:
-    """Needs pipeline/; writes controlnet-KIND/."""
+    """Train the ControlNet of one kind on pipeline/, and write controlnet-KIND/."""
     recipe = run.recipe(controlnet.RECIPES[kind])
     denoiser = unet.Denoiser()
     denoiser.unet = UNet2DConditionModel.from_pretrained(run.weights / "pipeline" / "unet")
@@ -84,19 +85,19 @@ STAGES: dict[str, Callable[["Run"], None]] = {
 
 
 class Run:
-    """One call of this command: where things lie, and what was asked to differ from the recipe."""
+    """Holds the options of one call of this command: where files lie, and which values replace the recipe's."""
 
     def __init__(self, stage: str, runs: Path, weights: Path, steps: int | None, pictures: int, save_every: float):
         self.stage, self.runs, self.weights = stage, runs, weights
         self.steps, self.pictures, self.save_every = steps, pictures, save_every
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """The stage's recipe as asked for; seeds what is built next."""
+        """Seed torch for the modules that are built next, and return the stage's recipe with the requested number of steps."""
         torch.manual_seed(recipe.seed)
         return replace(recipe, steps=self.steps) if self.steps else recipe
 
     def corpus(self) -> unet.Corpus:
-        """The pictures that the UNet and the ControlNets train on, encoded by the trained autoencoder."""
+        """Return the pictures that the UNet and the ControlNets train on, encoded by the trained autoencoder."""
         folder = self.weights / "pipeline" / "vae"
         vae = AutoencoderKL.from_pretrained(folder).to(DEVICE).eval()
         digest = sha256(folder / "diffusion_pytorch_model.safetensors")[:8]

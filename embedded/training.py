@@ -1,8 +1,8 @@
-"""The training loop that every stage shares: seeded by the step, resumable after a kill at any moment.
+"""Holds the training loop that every stage shares: seeded by the step, resumable after a kill at any moment.
 
 Nothing random outlives a step: data and noise of step n come from generators seeded by (seed, n). So the weights, the optimiser's
-moments and the step are the whole state, and a run that was killed and resumed ends with the bits of one that was not, on the
-same kind of hardware with the same number of threads.
+moments and the step are the whole state, and a run that was killed and resumed ends with the bits of one that was not, on the same
+kind of hardware with the same number of threads.
 """
 
 import json
@@ -24,16 +24,16 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one stage is trained.
+    """Holds the hyperparameters of one stage.
 
     Attributes:
         steps: Optimiser steps in all.
-        learning_rate: The peak, reached after `warmup` steps and held until the last `decay` share of the steps, over which it
-            falls linearly to zero.
+        learning_rate: The peak, reached after `warmup` steps and held until the last `decay` share of the steps, over which the
+            rate falls linearly to zero.
         weight_decay: AdamW's.
         ema: Decay of the exponential moving average of the weights, which is what a stage ships.
         clip: Largest norm of the gradient.
-        seed: Of the initial weights, and with the step, of everything drawn.
+        seed: Seed of the initial weights and, with the step, of everything drawn.
     """
 
     steps: int
@@ -46,14 +46,14 @@ class Recipe:
     seed: int = 0
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         falling = (self.steps - step) / max(1.0, self.decay * self.steps)
         return self.learning_rate * min(1.0, (step + 1) / self.warmup, falling)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The two sources of randomness of one step."""
+    """Holds the two sources of randomness of one step."""
 
     step: int
     numpy: np.random.Generator
@@ -67,7 +67,7 @@ class Draw:
         return cls(step, np.random.default_rng([seed, step]), torch.Generator().manual_seed(mixed))
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal noise, fp32, on the training device."""
+        """Draw standard normal noise of the given shape, fp32, on the training device."""
         return torch.randn(shape, generator=self.torch).to(DEVICE)
 
 
@@ -81,13 +81,13 @@ def train(
     stop_after: int | None = None,
     say: Callable[[str], None] = print,
 ) -> nn.Module:
-    """Train `model` in place and return it holding the averaged weights.
+    """Train `model` in place and return `model` with the averaged weights.
 
     Args:
-        model: Its parameters that require a gradient are trained.
+        model: The module whose parameters that require a gradient are trained.
         loss: The scalar loss of one step.
-        recipe: What to do.
-        checkpoint: A safetensors file; where it exists, training goes on from it. Replaced atomically.
+        recipe: The stage's hyperparameters.
+        checkpoint: A safetensors file; where the file exists, training goes on from its state. Replaced atomically.
         save_every_s: Seconds between checkpoints.
         stop_after: Stop once this many steps are done (the checkpoint is kept), as if interrupted.
         say: Takes lines of progress.
@@ -135,7 +135,7 @@ def train(
 
 
 def seconds_spent(checkpoint: Path) -> float:
-    """How long the training that wrote this checkpoint has taken in all, in seconds."""
+    """Return the time in seconds that the training behind a checkpoint has taken in all."""
     with safe_open(checkpoint, "pt") as file:
         return float(json.loads(file.metadata()["state"])["seconds"])
 

@@ -1,4 +1,4 @@
-"""Stage 3: the UNet and its CLIP text encoder, trained together to denoise latents of the world under its prompts."""
+"""Trains stage 3, the UNet and its CLIP text encoder together, to denoise latents of the world under its prompts."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,7 +49,7 @@ SAMPLER = {
 
 
 class Denoiser(nn.Module):
-    """What stage 3 trains: the UNet and the text encoder, as one module."""
+    """Holds the two networks that stage 3 trains, the UNet and the text encoder, as one module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Denoiser(nn.Module):
         )
 
     def encode(self, prompts: list[str]) -> Tensor:
-        """Prompts to (B, 32, 128) fp32. Each distinct prompt is encoded once."""
+        """Encode prompts as hidden states (B, 32, 128) fp32. Each distinct prompt is encoded once."""
         distinct = sorted(set(prompts))
         tokens = TOKENIZER(distinct, padding="max_length", truncation=True, return_tensors="pt").input_ids
         hidden = self.text_encoder(tokens.to(DEVICE)).last_hidden_state
@@ -90,7 +90,9 @@ class Denoiser(nn.Module):
 
 
 class Corpus:
-    """Pictures of the world, encoded once: latents that fit the scaling factor, their scenes and (for controls) their truth."""
+    """Holds pictures of the world, encoded once: latents that fit the scaling factor, their scenes and (for controls) their
+    truth.
+    """
 
     def __init__(self, vae: AutoencoderKL, count: int, seed: int, cache: Path | None = None):
         rng = np.random.default_rng([seed, 0xC0])
@@ -110,19 +112,22 @@ class Corpus:
         return len(self.scenes)
 
     def pictures(self, rows: Iterable[int]) -> Pictures:
-        """Draw some of its pictures, each from its own seed: again the same pixels, alone or together."""
+        """Draw the pictures of some rows, each from its own seed: always the same pixels, alone or together."""
         drawn = [draw([self.scenes[i]], np.random.default_rng([self.seed, 1, i])) for i in rows]
         return Pictures(*(np.concatenate([getattr(d, field) for d in drawn]) for field in ("pixels", "coverage", "labels")))
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: np.ndarray) -> Tensor:
-    """(B, 64, 64, 3) uint8 to scaled latents (B, 4, 16, 16), about unit variance: the mean of the posterior, no noise."""
+    """Encode pictures, (B, 64, 64, 3) uint8, as scaled latents (B, 4, 16, 16) of about unit variance.
+
+    The latents are the mean of the posterior, without noise.
+    """
     return vae.encode(to_tensor(pixels)).latent_dist.mean * vae.config.scaling_factor
 
 
 def denoising_loss(model: Denoiser, corpus: Corpus, scheduler: DDPMScheduler, draw_of_step: Draw) -> Tensor:
-    """Mean squared error of the predicted v, timesteps uniform."""
+    """Return the mean squared error of the predicted v (Salimans and Ho 2022), a scalar, at uniform timesteps."""
     rows = draw_of_step.numpy.integers(len(corpus), size=BATCH)
     latents = corpus.latents[torch.from_numpy(rows)].to(DEVICE)
     prompts = [prompt_for_training(corpus.scenes[i], draw_of_step.numpy) for i in rows]
@@ -134,7 +139,7 @@ def denoising_loss(model: Denoiser, corpus: Corpus, scheduler: DDPMScheduler, dr
 
 
 def prompt_for_training(scene: Scene, rng: np.random.Generator) -> str:
-    """The scene's prompt; now and then nothing, or one that says less."""
+    """Return the scene's prompt, now and then an empty prompt or one that leaves size or place unsaid."""
     chance = rng.random()
     if chance < NO_PROMPT:
         return ""

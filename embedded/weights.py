@@ -1,4 +1,4 @@
-"""The shipped weights: where they lie, whether they are whole, and loading them with the libraries' own loaders.
+"""Checks the shipped weights against their hashes, and loads them with the libraries' own loaders.
 
 weights/pipeline           StableDiffusionPipeline.from_pretrained
 weights/controlnet-canny   ControlNetModel.from_pretrained
@@ -17,7 +17,7 @@ PARTS = ("pipeline", "controlnet-canny", "controlnet-seg", "clip")
 
 
 class WeightsError(RuntimeError):
-    """A weights folder that is not what it was when its hashes were written; the message names the file."""
+    """Reports a weights folder whose files are not those that its hashes were written for; the message names the file."""
 
 
 def check(folder: Path = WEIGHTS, part: str | None = None) -> None:
@@ -48,17 +48,17 @@ def check(folder: Path = WEIGHTS, part: str | None = None) -> None:
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
         if name.startswith(belongs) and name not in recorded:
-            raise WeightsError(f"{path}: not listed in {SUMS}; a loader might take it for weights, so remove it")
+            raise WeightsError(f"{path}: not listed in {SUMS}; remove the file, since a loader might take it for weights")
 
 
 def write_sums(folder: Path = WEIGHTS) -> None:
-    """Record the hash of every file that is there now."""
+    """Record in SHA256SUMS the hash of every file that the folder has now."""
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
     (folder / SUMS).write_text("".join(lines))
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -76,7 +76,7 @@ def _parse_line(sums: Path, number: int, line: str) -> tuple[str, str]:
 
 
 def load_pipeline(folder: Path = WEIGHTS) -> Any:
-    """The text-to-image pipeline, a `diffusers.StableDiffusionPipeline` in fp32 on the CPU, after `check`."""
+    """Load the text-to-image pipeline, a `diffusers.StableDiffusionPipeline` in fp32 on the CPU, after `check`."""
     from diffusers import StableDiffusionPipeline
 
     check(folder, "pipeline")
@@ -86,7 +86,7 @@ def load_pipeline(folder: Path = WEIGHTS) -> Any:
 
 
 def load_controlnet(kind: str, folder: Path = WEIGHTS) -> Any:
-    """One `diffusers.ControlNetModel` in fp32, after `check`; `kind` is "canny" or "seg"."""
+    """Load one `diffusers.ControlNetModel` in fp32, after `check`; `kind` is "canny" or "seg"."""
     from diffusers import ControlNetModel
 
     check(folder, f"controlnet-{kind}")
@@ -94,7 +94,7 @@ def load_controlnet(kind: str, folder: Path = WEIGHTS) -> Any:
 
 
 def load_clip(folder: Path = WEIGHTS) -> tuple[Any, Any, Any]:
-    """The CLIP model in fp32, its preprocessing of PIL images, and its tokenizer, after `check`."""
+    """Load the CLIP model in fp32, its preprocessing of PIL images, and its tokenizer, after `check`."""
     import open_clip
 
     check(folder, "clip")

@@ -1,8 +1,8 @@
-"""The world of the embedded family: scenes of flat shapes, and the prompts that describe them.
+"""Defines the world of the embedded family: scenes of flat shapes, and the prompts that describe them.
 
-A scene is words only; `embedded.pictures` turns it into pixels. One prompt describes one scene, and `parse` is the inverse of
-`describe`. A tenth of all scenes, chosen by a hash of their words, is held out: training never sees them, evaluation sees
-nothing else.
+A scene is words only; `embedded.pictures` draws a scene as pixels. One prompt describes one scene, and `parse` is the inverse of
+`describe`. A tenth of all scenes, chosen by a hash of their words, is held out: training never sees a held-out scene, evaluation
+sees no other.
 """
 
 import zlib
@@ -24,12 +24,12 @@ FORM = "a {size} {color} {shape} at the {place} [and a {size} {color} {shape} at
 
 
 class PromptError(ValueError):
-    """A prompt that the grammar of the world does not allow; the message says at which word and what would do."""
+    """Reports a prompt that the grammar of the world does not allow; the message names the word and what would do."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `size` and `place` may be None: the prompt does not say, anything will do."""
+    """Holds one object; a size or place of None means that the prompt does not say, and any will do."""
 
     shape: str
     color: str
@@ -39,7 +39,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two objects on a plain background, in the order in which the prompt names them."""
+    """Holds one or two objects on a plain background, in the order in which the prompt names them."""
 
     things: tuple[Thing, ...]
     background: str
@@ -75,13 +75,13 @@ def _draw(rng: np.random.Generator, things: int) -> Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether training must not see this scene; the order in which the objects are named does not matter."""
+    """Return whether training must not see this scene; the order in which the prompt names the objects does not matter."""
     words = sorted(f"{t.size} {t.color} {t.shape} {t.place}" for t in scene.things)
     return zlib.crc32(" / ".join([*words, scene.background]).encode()) % 10 == 0
 
 
 def describe(scene: Scene) -> str:
-    """The prompt of a scene, word for word; what is None goes unsaid."""
+    """Return the prompt of a scene, word for word; an attribute that is None goes unsaid."""
     return " and ".join(_describe_thing(t) for t in scene.things) + f" on a {scene.background} background"
 
 
@@ -92,16 +92,16 @@ def _describe_thing(thing: Thing) -> str:
 
 
 def without(scene: Scene, *attributes: str) -> Scene:
-    """The scene with `"size"`, `"place"` or both left unsaid, its objects named in reading order (left or top first)."""
+    """Return the scene with `"size"`, `"place"` or both left unsaid, its objects named in reading order (left or top first)."""
     named = sorted(scene.things, key=lambda t: t.place in ("right", "bottom"))
     unsaid: dict[str, Any] = dict.fromkeys(attributes)
     return Scene(tuple(replace(t, **unsaid) for t in named), scene.background)
 
 
 def edits(scene: Scene) -> Iterator[Scene]:
-    """Every scene that differs in one attribute: a size, colour, shape or place of one object, or the background.
+    """Yield every scene that differs in one attribute: a size, colour, shape or place of one object, or the background.
 
-    Of two objects neither can move alone, so for them the one attribute is the arrangement: exchanged, or on the other axis.
+    Of two objects neither can move alone, so for two objects the one attribute is the arrangement: exchanged, or on the other axis.
     """
     for i, thing in enumerate(scene.things):
         for changed in _thing_edits(thing, scene, alone=len(scene.things) == 1):
@@ -129,8 +129,8 @@ def parse(prompt: str) -> Scene:
     """Read a prompt of the world; sizes and places may go unsaid.
 
     Raises:
-        PromptError: An unknown or missing word, or a scene that cannot be (an object of the background's colour, two objects
-            that are not opposite each other).
+        PromptError: The prompt has an unknown or missing word, or describes a scene that cannot be (an object of the background's
+            colour, two objects that are not opposite each other).
     """
     reader = _Reader(prompt)
     things = [_read_thing(reader)]

@@ -1,1 +1,1 @@
-"""Reads manifests and checks the requests in them; knows neither Ray nor torch."""
+"""Reads manifests and checks the requests in them; imports neither Ray nor torch."""

@@ -1,12 +1,13 @@
-"""Columns that promptmill does not know and carries into the output: their values made plain, their types fixed once.
+"""Carries columns that promptmill does not know into the output: makes their values plain and fixes one type a column.
 
-A value is plain when JSON has it: null, bool, number, string, list or object. Parquet has more, which become strings: times in
-ISO 8601, decimals as written, bytes in hex. A float that is NaN is null, as pandas and Polars write a missing number; JSON has no
-number for infinity, so that a row with one makes no request.
+A value is plain when JSON has it: null, bool, number, string, list or object. Parquet has more types, whose values become strings:
+times in ISO 8601, decimals as written, bytes in hex. A float that is NaN is null, as pandas and Polars write a missing number. JSON
+has no number for infinity, so a row with an infinite number makes no request.
 
 The types are bool, int64, float64, string and json. A column of ints and floats is float64, as long as each int is at most 2^53,
-which a float holds exactly. One that mixes anything else, or has ints beyond that beside floats or beyond 64 bits, is string, with
-what is no string as JSON writes it. One with lists or objects in it is json: every value of it as JSON text.
+which a float holds exactly. A column that mixes anything else is string, and so is a column with larger ints beside floats or with
+ints beyond 64 bits; values that are no strings are written as JSON. A column with lists or objects in it is json: every value
+becomes JSON text.
 """
 
 import json
@@ -36,10 +37,10 @@ _ARROW = {
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """Return a value as JSON has it; see above.
+    """Return a value as JSON has it; the module's docstring gives the rules.
 
     Raises:
-        ValueError: Nested too deeply, infinite, or text with a NUL character.
+        ValueError: The value is nested too deeply, is infinite, or is text with a NUL character.
     """
     if isinstance(value, str):
         if "\0" in value:
@@ -65,7 +66,7 @@ def plain(value: Any, depth: int = 0) -> Any:
 
 
 class Types:
-    """The types of carried columns, over any number of rows in any order; takes memory by the column, not by the row.
+    """Finds the types of carried columns, over any number of rows in any order; takes memory by the column, not by the row.
 
     Args:
         reserved: Names that the output has columns of its own for.
@@ -76,7 +77,7 @@ class Types:
         self._seen: dict[str, int] = {}
 
     def see(self, values: Mapping[str, Any]) -> list[str]:
-        """Take a row's carried columns into account, or say what is wrong with their names and leave it out.
+        """Take a row's carried columns into account, or return what is wrong with their names and leave the row out.
 
         Raises:
             ManifestError: There are too many columns by now.
@@ -96,11 +97,11 @@ class Types:
         return []
 
     def seen(self) -> dict[str, int]:
-        """Return what was seen so far, for `join` in another process."""
+        """Return the columns seen so far, for `join` in another process."""
         return dict(self._seen)
 
     def join(self, seen: Mapping[str, int]) -> bool:
-        """Take in the columns of later rows as another `Types` with the same names reserved has `seen` them.
+        """Take in the columns of later rows, as another `Types` with the same reserved names has `seen` those rows.
 
         Returns:
             False where there would be too many columns. Nothing was taken in then; `see` says from which row on.
@@ -126,7 +127,7 @@ class Types:
             raise ManifestError(f"the manifest has more than {MAX_COLUMNS:,} columns of its own ({some}); put what varies into one")
 
     def result(self) -> dict[str, str]:
-        """Column to type, sorted by name."""
+        """Return the type of each column, sorted by name."""
         return {name: _type(kinds) for name, kinds in sorted(self._seen.items())}
 
 
@@ -141,7 +142,7 @@ def _type(kinds: int) -> str:
 
 
 def cast(value: Any, kind: str) -> bool | int | float | str | None:
-    """A value of a column as the column's type has it; None stays None."""
+    """Return a value of a column as the column's type has it; None stays None."""
     if value is None:
         return None
     if kind == "float64":
@@ -155,5 +156,5 @@ def cast(value: Any, kind: str) -> bool | int | float | str | None:
 
 
 def arrow_types(types: Mapping[str, str]) -> dict[str, pyarrow.DataType]:
-    """The types of `Types.result` as Arrow has them; json is text there."""
+    """Return the types of `Types.result` as Arrow has them; json is text in Arrow."""
     return {name: _ARROW[kind] for name, kind in types.items()}

@@ -1,4 +1,4 @@
-"""Images that lie in the cells of a Parquet file, as Hugging Face's datasets keep them: `{bytes, path}`, or bytes alone.
+"""Reads images in the cells of a Parquet file, as Hugging Face's datasets keep images: `{bytes, path}`, or bytes alone.
 
 Such an image is named `file.parquet::column/row`, the row counted from 1: `m.parquet::init_image/7`,
 `m.parquet::controls.0.image/7`.
@@ -15,7 +15,7 @@ from promptmill.configs.parquet_footers import check_chunks
 from promptmill.manifests.files import open_file, system_of
 from promptmill.manifests.roots import IN_FILE
 
-PLAIN_IMAGE = "image"  # as datasets call it; what it is for follows from the row
+PLAIN_IMAGE = "image"  # as datasets call the column; the row says what its image is for
 IMAGE_COLUMNS = ("init_image", "mask_image", "control_image", PLAIN_IMAGE)
 MOST_BYTES = 2**30  # of a row group's images, which are read together
 GROUPS = 2  # kept
@@ -34,7 +34,9 @@ def _is_bytes(kind: pyarrow.DataType) -> bool:
 
 
 def address(file: str, column: str, number: int | None) -> str:
-    """Return the path of an image in a cell of a manifest, as a row names it; without a number, what all such paths begin with."""
+    """Return the path of an image in a cell of a manifest, as a row names the image; without a number, the beginning of all such
+    paths.
+    """
     return f"{PurePosixPath(file).name}{IN_FILE}{column}{'' if number is None else f'/{number}'}"
 
 
@@ -48,11 +50,11 @@ def read_cell(file: str, cell: str, most: int) -> bytes:
 
     Args:
         file: A path or an fsspec URI of a Parquet file.
-        cell: `column/row`, see above.
+        cell: `column/row`, as in the module's docstring.
         most: Bytes returned, at most.
 
     Raises:
-        KeyError: There is no such cell, or no bytes in it.
+        KeyError: There is no such cell, or no bytes in the cell.
         ValueError: The row group's images are too large to be read together.
         OSError, pyarrow.ArrowException: The file cannot be read.
     """
@@ -80,7 +82,7 @@ def read_cell(file: str, cell: str, most: int) -> bytes:
 
 @functools.lru_cache(64)
 def _starts(file: str, version: str) -> tuple[int, ...]:
-    """Return how many rows stand before each row group of a file, and how many there are in all."""
+    """Return the number of rows before each row group of a file, and the number of rows in all."""
     with open_file(file) as stream:
         facts = pyarrow.parquet.read_metadata(stream)
     starts = [0]

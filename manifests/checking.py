@@ -1,4 +1,4 @@
-"""Goes through a manifest once, as a stream, and says of every row what request it makes or what is wrong with it."""
+"""Checks a manifest row by row, as a stream: each row makes a request or a list of problems."""
 
 import bisect
 import functools
@@ -23,17 +23,17 @@ IMAGE_COLUMNS = frozenset({*OWN_IMAGES, "controls", *FLAT_CONTROL})
 
 @dataclass(frozen=True)
 class Checked:
-    """One row, counted from 1 through all files, and its request or its problems (one line each).
+    """Holds one row, counted from 1 through all files, with its request or its problems (one line each).
 
-    Both where images could not be reached and nothing else is wrong: another try may succeed.
+    A row has both where its images could not be reached and nothing else is wrong: another try may succeed.
 
     Attributes:
-        file: Which of the manifest's files it is in, counted from 0.
-        images: SHA-256, in hex, of the files of its images by column (`init_image`, `mask_image`, `controls.0.image`, …);
-            empty where they were not looked at.
-        notes: What a person should be told of though nothing is wrong, without the row's place.
-        advice: By problem, what else to say of it at a terminal, where places of this machine may be named.
-        lacks_image: Whether an image that it names is in none of the folders where it may lie.
+        file: Index of the row's file in the manifest, counted from 0.
+        images: SHA-256, in hex, of the row's image files by column (`init_image`, `mask_image`, `controls.0.image`, …); empty where
+            images were not looked at.
+        notes: Remarks for a person though nothing is wrong, without the row's place.
+        advice: By problem, more words for a terminal, where places of this machine may be named.
+        lacks_image: Whether an image that the row names is in none of the folders where it may lie.
     """
 
     number: int
@@ -58,11 +58,11 @@ def check_rows(
     max_images: int | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Checked]:
-    """Check each row by itself. Ids that occur twice are `find_doubled`'s to find.
+    """Check each row by itself. Ids that occur twice are found by `find_doubled`.
 
     Args:
         files, rules, roots, max_images: As for `RowChecks`.
-        note: Told, in a line, of each file that was left out since it has no rows.
+        note: Called with one line for each file that was left out since it has no rows.
 
     Raises:
         ManifestError: A file cannot be read.
@@ -71,13 +71,13 @@ def check_rows(
 
 
 class RowChecks:
-    """Checks rows of a manifest one by one; what it remembers of them makes later ones sooner, and no other.
+    """Checks rows of a manifest one by one; remembered images and requests make later rows faster and change no result.
 
     Args:
-        files: Of the manifest.
-        rules: What the config says of rows.
-        roots: Where images may lie, as `roots_of` these files has it; without, images are not looked at.
-        max_images: Once so many have been decoded, those of later rows are not looked at; None: all are.
+        files: The manifest's files.
+        rules: The config's rules for rows.
+        roots: Where images may lie, as `roots_of` these files has it; without roots, images are not looked at.
+        max_images: Images decoded at most; images of later rows are not looked at. None: all are.
     """
 
     def __init__(self, files: Sequence[str], rules: Rules, roots: Roots | None = None, max_images: int | None = None):
@@ -89,7 +89,7 @@ class RowChecks:
         self._shapes: Shapes = {}
 
     def looks(self, row: Row) -> bool:
-        """Whether images have to be looked at for a row; then rows have to be checked in their order."""
+        """Return whether a row's images have to be looked at; such rows have to be checked in their order."""
         return self._looking() is not None and not IMAGE_COLUMNS.isdisjoint(row.values)
 
     def _looking(self) -> "functools._lru_cache_wrapper[Look] | None":
@@ -116,7 +116,7 @@ class RowChecks:
 
 
 def _words(prompt: str) -> tuple[str, ...]:
-    """Return a note where a prompt is written for a tool that reads more in it than words."""
+    """Return a note where a prompt is written for a tool that reads more in a prompt than words."""
     if prompt[:1] in "-#/" and prompt.startswith(("--", "#", "//")):
         return ("prompt: begins with --, # or //, which is rendered as words; options have columns of their own",)
     if "<lora:" in prompt:
@@ -126,8 +126,12 @@ def _words(prompt: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Look:
-    """What an image turned out to be: its file's SHA-256 in hex and its (width, height), or what is wrong with it, perhaps
-    only for now."""
+    """Holds the result of reading one image: its file's SHA-256 in hex and its (width, height) in pixels, or its problem.
+
+    Attributes:
+        problem: What is wrong with the image, in one line, or None.
+        final: Whether the problem stays; False where another try may succeed.
+    """
 
     sha256: str = ""
     size: tuple[int, int] = (0, 0)
@@ -141,7 +145,7 @@ class Look:
 
 @dataclass(frozen=True)
 class AsMask:
-    """What an image is looked at for where it is a mask: the size in pixels that is rendered, and perhaps the init image's path."""
+    """Holds how a mask is looked at: the size in pixels that is rendered, and perhaps the init image's path."""
 
     width: int
     height: int
@@ -149,7 +153,7 @@ class AsMask:
 
 
 def look(path: str, file: int, roots: Roots, known: bool = False, mask: AsMask | None = None) -> Look:
-    """Read an image as far as a check needs it; path, file, roots and known as for `load`."""
+    """Read an image as far as a check needs it; path, file, roots and known are those of `load`."""
     try:
         picture = load(path, roots, file, known)
         if mask is None:
@@ -159,7 +163,7 @@ def look(path: str, file: int, roots: Roots, known: bool = False, mask: AsMask |
         return Look(problem=str(error), final=not isinstance(error, UnreachableError), advice=error.advice, kind=type(error))
     try:
         effect = effect_of(picture.image, mask.width, mask.height, init)
-    except Exception as error:  # what Pillow cannot bring to levels
+    except Exception as error:  # Pillow cannot bring every image to levels
         return Look(problem=f"{shown(path)}: cannot be read as a mask: {shown(' '.join(str(error).split()), 300)}")
     return Look(picture.sha256, picture.image.size, effect=effect)
 
@@ -172,14 +176,14 @@ def _is_transparent(image: Image.Image) -> bool:
 
 @dataclass(frozen=True)
 class Found:
-    """What the images of a request turned out to be.
+    """Holds the results of reading a request's images.
 
     Attributes:
-        sha256: Of their files, in hex, by column; of those that can be used.
-        problems: What is wrong with them, a line each.
-        final: Whether any of that stays wrong however often one looks.
+        sha256: SHA-256 of the files of the usable images, in hex, by column.
+        problems: Problems of the images, a line each.
+        final: Whether any problem stays however often the image is read.
         notes, advice: As `Checked` has them.
-        kinds: By problem, its kind of error.
+        kinds: The type of error by problem.
     """
 
     sha256: dict[str, str]
@@ -191,11 +195,11 @@ class Found:
 
 
 def check_images(request: Request, look_at: Callable[..., Look]) -> Found:
-    """Look at the images of a request.
+    """Check the images of a request.
 
     Args:
-        request: Whose images.
-        look_at: What is known of the image at a path, and where `mask` is given too, of that image as a mask.
+        request: The request whose images are checked.
+        look_at: Returns the `Look` at the image of a path; with `mask` given, the `Look` at that image as a mask.
     """
     looks: dict[str, Look] = {}
     for column, path in request.images():
@@ -228,12 +232,14 @@ def _notes(looks: Mapping[str, Look]) -> tuple[str, ...]:
 
 
 def find_doubled(files: Sequence[str], rules: Rules, ids: Ids, bad: Sequence[int] = ()) -> Iterator[Checked]:
-    """Go through the manifest again for the rows whose id an earlier row has; does nothing where no hash of `ids` occurs twice.
+    """Yield the rows whose id an earlier row has, by a second pass over the manifest.
+
+    Nothing is read where no hash of `ids` occurs twice.
 
     Args:
         files, rules: As for `check_rows`.
-        ids: Those of the rows that are good by themselves.
-        bad: The numbers of the other rows, ascending: neither is their id taken, nor are they found.
+        ids: The ids of the rows that are good by themselves.
+        bad: The numbers of the other rows, ascending: such rows neither take an id nor are found.
     """
     in_doubt = ids.in_doubt()
     if not in_doubt:

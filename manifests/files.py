@@ -1,4 +1,4 @@
-"""Opens the files of manifests and images by their paths as they stand: a path with brackets, stars or colons is that file."""
+"""Opens the files of manifests and images by their literal paths: brackets, stars or colons in a path are no patterns."""
 
 import functools
 from typing import IO, Any
@@ -11,7 +11,7 @@ def system_of(file: str) -> tuple[Any, str]:
     """Return the fsspec file system that a path or URI lies in, and its path there."""
     if "://" not in file:
         return _here(), file
-    # Where a storage keeps its listings, it goes through all of a folder's for each file of it.
+    # A storage that caches listings would search a folder's whole listing for each file of the folder.
     unlisted = {"use_listings_cache": False} if "::" not in file else {}
     found: tuple[Any, str] = fsspec.core.url_to_fs(file, **unlisted)
     return found
@@ -23,7 +23,7 @@ def _here() -> LocalFileSystem:
 
 
 def open_file(file: str, block_size: int | None = None) -> IO[bytes]:
-    """Open one file for reading, a path or a URI; fsspec's own open takes brackets in a path for a pattern.
+    """Open one file for reading, by path or URI; fsspec's own open takes brackets in a path for a pattern.
 
     Raises:
         OSError: The file is not there or cannot be read.

@@ -1,4 +1,4 @@
-"""Finds the files of a manifest by what a user wrote: a path that exists, or a pattern; else says what lies nearest."""
+"""Finds the files of a manifest by a path that exists or a pattern; an error names the nearest file."""
 
 import difflib
 import functools
@@ -23,10 +23,10 @@ _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def find(pattern: str) -> list[str]:
-    """Return the files that a path or a pattern names, those of a pattern by name; a path that exists is that file.
+    """Return the files that a path or a pattern names, those of a pattern sorted by name; a path that exists is that file.
 
     Raises:
-        ManifestError: There is none; the message says what was looked for, and what lies nearest.
+        ManifestError: No file matches; the message says what was looked for, and which file is nearest.
     """
     plain = pattern
     for scheme in LOCAL:
@@ -61,14 +61,14 @@ def _find_remote(pattern: str) -> list[str]:
         if there is None and system.isdir(path):
             raise ManifestError(f"{pattern}: is a folder; name its files, as in {pattern.rstrip('/')}/*.jsonl")
         if there is None and any(character in path for character in MAGIC):
-            # One listing says what each is.
+            # One listing gives the type of every entry.
             listed = system.glob(path, detail=True)
             found = _without_marks(sorted(name for name, facts in listed.items() if facts["type"] == "file"))
         else:
             found = [there] if there is not None else []
     except ManifestError:
         raise
-    except Exception as error:  # what storages raise, without credentials for one, has no common base
+    except Exception as error:  # the errors of storages, for missing credentials for example, have no common base
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise ManifestError(f"{pattern}: cannot be reached: {shown(reason.splitlines()[0], 300)}") from None
     if not found:
@@ -77,12 +77,12 @@ def _find_remote(pattern: str) -> list[str]:
 
 
 def _without_marks(files: list[str]) -> list[str]:
-    """Return the files without those that Spark and others leave beside parts: _SUCCESS, _metadata, checksums with a dot before."""
+    """Return the files without those that Spark and others leave beside parts: _SUCCESS, _metadata, dot files with checksums."""
     return [name for name in files if (last := name.rpartition("/")[2])[:1] != "_" or "." in last]
 
 
 def _absolute(path: str) -> str:
-    """Return a path from the root of this machine, links as they are; dots behind links are followed as the system does."""
+    """Return a path from the root of this machine; links are kept, and `..` behind a link is resolved as the system resolves it."""
     plain = os.path.abspath(path)  # noqa: PTH100 (resolve would follow links)
     if ".." in PurePosixPath(path).parts and not (Path(plain).exists() and Path(plain).samefile(path)):
         return str(Path(path).resolve())
@@ -90,7 +90,7 @@ def _absolute(path: str) -> str:
 
 
 def _looked(path: str) -> str:
-    """Return where a path was looked for, and what lies nearest to it there."""
+    """Return the end of an error message: where a path was looked for, and which file is nearest."""
     try:
         place = Path(path)
         if place.is_symlink():
@@ -113,7 +113,7 @@ def _looked(path: str) -> str:
 def partitions(file: str) -> dict[str, str]:
     """Return the columns that the names of a file's folders give to its rows, as topic=pets/2024=x/a.parquet does.
 
-    Only the folders directly above the file count, up to the first that is not named so. Values are text.
+    Only the folders directly above the file count, up to the first folder whose name is no partition. Values are text.
     """
     return _partitions(file.rpartition("/")[0])
 
@@ -129,6 +129,6 @@ def _partitions(folder: str) -> dict[str, str]:
 
 
 def partition_folders(folder: str) -> list[str]:
-    """Return the last names of a folder's path that are those of partitions, in their order."""
+    """Return the folder names at the end of a path that are partitions, in their order."""
     named = itertools.takewhile(_PARTITION.fullmatch, reversed(folder.split("/")))
     return list(named)[::-1]

@@ -60,17 +60,17 @@ else:
     KINDS, HEIC = f"{KINDS}, heic", ""
 
 
-# As damaged tars and Parquet files are read.
+# What the readers of tars and Parquet files raise for damaged files.
 BROKEN = (KeyError, IndexError, tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, pyarrow.ArrowException)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as read.
+    """Holds one image as read.
 
     Attributes:
-        image: Turned as its EXIF says; the first frame, the mode as in the file.
-        sha256: Of the file's bytes, in hex.
+        image: The first frame, in the file's mode, turned as its EXIF says.
+        sha256: SHA-256 of the file's bytes, in hex.
     """
 
     image: Image.Image
@@ -81,15 +81,15 @@ def load(path: str, roots: Roots, file: int = 0, known: bool = False) -> Picture
     """Read the image that a row names; its file is read once.
 
     Args:
-        path: As the row gives it: relative to a root, or absolute and in one, or an allowed URL; `file.tar::member` for an
+        path: The path as the row gives it: relative to a root, or absolute and in one, or an allowed URL; `file.tar::member` for an
             image in a tar.
-        roots: Where it may lead.
-        file: Which of the manifest's files the row is in, counted from 0.
-        known: Whether the caller holds the file against a SHA-256.
+        roots: Where the path may lead.
+        file: Index of the row's file in the manifest, counted from 0.
+        known: Whether the caller compares the file with a known SHA-256.
 
     Raises:
         UnreachableError: The storage or the host failed.
-        ImageError: It leads elsewhere, is not there, is no image, is truncated, or is larger than allowed.
+        ImageError: The path leads elsewhere or to no file, or the file is no image, is truncated, or is larger than allowed.
     """
     content = _content(path, *find(path, roots, file, known), roots)
     return Picture(_decode(content, shown(path), roots.max_pixels), hashlib.sha256(content).hexdigest())
@@ -104,7 +104,7 @@ def _content(path: str, place: str, member: str, roots: Roots) -> bytes:
             content = (read_cell if is_parquet(place) else read_member)(place, member, most + 1)
         else:
             with open_file(place) as stream:
-                # Asked for more than there is, it would set memory aside for all of it.
+                # A read beyond the file's end would allocate memory for all the bytes asked for.
                 size = stream.seek(0, io.SEEK_END)
                 stream.seek(0)
                 content = stream.read(min(size, most + 1))
@@ -131,7 +131,7 @@ def _content(path: str, place: str, member: str, roots: Roots) -> bytes:
 def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # What Pillow merely warns of, odd metadata or another limit than ours, does not concern the pixels.
+            # Pillow's warnings, of odd metadata or of another limit than ours, do not concern the pixels.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=FORMATS)
             if image.width * image.height > max_pixels:
@@ -150,7 +150,7 @@ def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image:
 
 
 def is_image(file: Path) -> bool:
-    """Whether a local file is an image by its content, of a kind that is read here, as far as its header tells."""
+    """Return whether a local file is an image of a supported format, as far as its header tells."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -161,7 +161,9 @@ def is_image(file: Path) -> bool:
 
 
 def mismatch(source: tuple[int, int], mask: tuple[int, int]) -> str | None:
-    """What is wrong between an init image's (width, height) and its mask's, which cropped each by itself would not be aligned."""
+    """Return the problem of an init image and a mask whose (width, height) differ: cropped each by itself, the two would not be
+    aligned.
+    """
     if source == mask:
         return None
     return f"mask_image: {mask[0]} x {mask[1]} pixels, but the init_image has {source[0]} x {source[1]}"

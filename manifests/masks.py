@@ -1,4 +1,4 @@
-"""Reads masks as the tool that wrote them meant them: which pixels are to be repainted; docs/masks.md says it for users."""
+"""Reads masks as the tool that wrote them meant them: finds the pixels that are to be repainted; docs/masks.md is for users."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ MAX_CLASSES = 64  # colours of a palette; what uses more of them is a picture, n
 
 @dataclass(frozen=True)
 class Reading:
-    """What a mask says at its own size.
+    """Holds the meaning of a mask at its own size.
 
     Attributes:
         repaint: (H, W) bool, true where the picture is repainted.
-        greatest: The greatest level of its pixels, in the file's own units.
+        greatest: The greatest level of the mask's pixels, in the file's own units.
         unsure: Whether only the init image can tell a photo with a hole from colours painted on transparency.
         empty: Whether every pixel is transparent, so that the mask says nothing.
     """
@@ -31,11 +31,11 @@ class Reading:
 
 
 def read_mask(image: Image.Image, init: Image.Image | None = None) -> Reading:
-    """Read which pixels of a mask ask for repainting.
+    """Read the pixels of a mask that ask for repainting.
 
     Args:
         image: The mask, of any mode.
-        init: The picture that is to be repainted, of the mask's size; asked only where `Reading.unsure`.
+        init: The picture that is to be repainted, of the mask's size; needed only where `Reading.unsure`.
     """
     if image.has_transparency_data and not image.mode.startswith(("I", "F")):
         pixels = np.asarray(image.convert("RGBA"))
@@ -117,7 +117,7 @@ def _is_black_and_white(colours: np.ndarray) -> bool:
 
 
 def prepare_mask(image: Image.Image, width: int, height: int, init: Image.Image | None = None) -> np.ndarray:
-    """Bring a mask to the wanted size: the same crop as that of its picture, but every pixel is that of the nearest.
+    """Bring a mask to the wanted size: the crop is that of its picture, the resampling is nearest neighbour.
 
     Args:
         image, init: As for `read_mask`.
@@ -135,7 +135,7 @@ def _at(repaint: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a mask does to a picture of one size.
+    """Holds the effect of a mask on a picture of one size.
 
     Attributes:
         problem: Why the mask repaints nothing, or "".
@@ -149,7 +149,7 @@ class Effect:
 
 
 def effect_of(image: Image.Image, width: int, height: int, init: Image.Image | None = None) -> Effect:
-    """Find out whether a mask repaints anything of a picture, or all of it; arguments as for `prepare_mask`."""
+    """Return whether a mask repaints nothing, some or all of a picture; arguments as for `prepare_mask`."""
     read = read_mask(image, init)
     there = _at(read.repaint, width, height)
     if there.any():

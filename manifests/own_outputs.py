@@ -1,4 +1,4 @@
-"""Takes rows of our own output as input, so that a dataset can be rendered again or refined."""
+"""Turns rows of promptmill's own output into input rows, so that a dataset can be rendered again or refined."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -9,17 +9,17 @@ TAKEN_OVER = (Role.INPUT, Role.CARRIED)  # by a second pass; nothing else can ho
 
 
 def is_output(columns: Collection[str]) -> bool:
-    """Return whether rows with these columns are promptmill's own."""
+    """Return whether rows with these columns are promptmill's own output."""
     return {"key", "candidate_index", "selected", "pixel_sha256"} <= set(columns)
 
 
 def added(columns: Sequence[str], declared: Mapping[str, Role] | None = None) -> set[str]:
-    """Return those columns of an own output that are not for a second pass; arguments as for `configs.columns.roles`."""
+    """Return the columns of promptmill's own output that a second pass drops; arguments as for `configs.columns.roles`."""
     return {name for name, role in roles(columns, declared).items() if role not in TAKEN_OVER}
 
 
 def as_input(values: Mapping[str, Any], declared: Mapping[str, Role] | None = None) -> dict[str, Any]:
-    """Return a row of an own output as a request's: its key becomes its id, its candidate's seed the row's."""
+    """Return a row of promptmill's own output as a request: the key becomes the id, the candidate's seed becomes the row's."""
     dropped = added(list(values), declared)
     kept = {name: value for name, value in values.items() if name not in dropped}
     controls = [

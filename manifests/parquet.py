@@ -24,10 +24,10 @@ CLAIMED, RATIO = 256 * 2**20, 200  # bytes that a column may claim at any rate, 
 
 
 def read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
-    """Yield the rows of a Parquet file; of promptmill's own output the selected ones, as requests.
+    """Yield the rows of a Parquet file; of promptmill's own output only the selected rows, as requests.
 
     Raises:
-        ManifestError: A column is there twice, or the file claims more than its bytes can hold in earnest.
+        ManifestError: The file has a column twice, or claims more than its bytes can hold in earnest.
         pyarrow.ArrowException, OSError, ValueError: The file is damaged.
     """
     table = pyarrow.parquet.ParquetFile(stream)
@@ -70,7 +70,7 @@ def read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
 
 
 def is_own_output(stream: IO[bytes]) -> bool:
-    """Return whether a Parquet file is one that promptmill has written."""
+    """Return whether promptmill has written a Parquet file."""
     return is_output(pyarrow.parquet.read_schema(stream).names)
 
 
@@ -79,19 +79,23 @@ def _is_text(kind: pyarrow.DataType) -> bool:
 
 
 def _is_bytes_of_image(leaf: str, leaves: Sequence[str], images: dict[str, pyarrow.DataType]) -> bool:
-    """Return whether a leaf holds the bytes of an image whose path stands beside them; such bytes are read when rendering."""
+    """Return whether a leaf holds image bytes that have a path beside them; such bytes are read when rendering."""
     root, _, inner = leaf.partition(".")
     beside = leaf.removesuffix(".bytes") + ".path" in leaves
     return beside and leaf.endswith(".bytes") and (root in images or (root == "controls" and inner.endswith(".image.bytes")))
 
 
 def _has_all(chunk: Any) -> bool:
-    """Return whether a column's chunk says for certain that its bytes are there wherever its image is."""
+    """Return whether the statistics of a column's chunk prove that no bytes are missing in it."""
     return chunk.statistics is not None and chunk.statistics.has_null_count and chunk.statistics.null_count == 0
 
 
 def _check(file: str, group: int, rows: int, chunk: Any, leaf: str, most: int) -> int:
-    """Return how many rows may be read at a time; raises ManifestError at what a column claims and cannot hold in earnest."""
+    """Return how many rows may be read at a time.
+
+    Raises:
+        ManifestError: The column claims more bytes or values than its chunk can hold in earnest.
+    """
     claimed, taken, rows = chunk.total_uncompressed_size, max(1, chunk.total_compressed_size), max(1, rows)
     where = f"{file}: row group {group}, column {shown(leaf.split('.')[0])}"
     if claimed > most * rows or (claimed > CLAIMED and claimed > RATIO * taken):
@@ -102,7 +106,7 @@ def _check(file: str, group: int, rows: int, chunk: Any, leaf: str, most: int) -
 
 
 def _rows(batch: pyarrow.RecordBatch, images: Collection[str]) -> Iterator[Values]:
-    """Yield the rows of a batch as Python has them, each or what is wrong with it, so many at a time as memory allows."""
+    """Yield the rows of a batch as Python values, or as text with the row's problem, as many at a time as memory allows."""
     sizes = [_sizes(column) for column in batch.columns]
     long = dict[int, str]()
     for name, lengths in zip(batch.schema.names, sizes, strict=True):
@@ -159,7 +163,7 @@ def _cell(column: pyarrow.Array, place: int, name: str, wrong: dict[int, str]) -
 
 
 def _without_nanoseconds(column: pyarrow.Array) -> pyarrow.Array:
-    """Return times to the microsecond: Python's own know no less, and pyarrow would need pandas for more."""
+    """Return times to the microsecond: Python's own times go no finer, and pyarrow would need pandas for nanoseconds."""
     coarse = _in_microseconds(column.type)
     return column if coarse == column.type else column.cast(coarse, safe=False)
 
@@ -173,7 +177,7 @@ def _in_microseconds(kind: pyarrow.DataType) -> pyarrow.DataType:
 
 
 def _with_images(values: dict[str, Any], file: str, number: int) -> dict[str, Any]:
-    """Return a row whose images are named: those that lie in the file itself by their cells."""
+    """Return a row whose images are paths: an image in the file itself is named by its cell."""
     plain = values.get(PLAIN_IMAGE)
     if isinstance(plain, dict | bytes) and values.get("init_image") is None:
         values.pop(PLAIN_IMAGE)

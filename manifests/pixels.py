@@ -1,11 +1,11 @@
-"""Pictures of any mode as 8-bit levels, and the part of them that covers a wanted size: what masks and conditioning share."""
+"""Converts pictures of any mode to 8-bit levels and crops pictures to a wanted size, for masks and for conditioning."""
 
 import numpy as np
 from PIL import Image, ImageCms
 
 
 def to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
-    """Return the 8-bit RGB of a picture of any mode, what is transparent in the picture laid on a plain ground."""
+    """Return the 8-bit RGB of a picture of any mode, with transparent parts laid on a plain ground."""
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(levels(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
@@ -20,8 +20,8 @@ def to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
 def levels(values: np.ndarray) -> np.ndarray:
     """Return grey values beyond 8 bits as levels, uint8 of the same shape.
 
-    Integers from 0 to 65535 are taken as 16 bits, floats from 0 to 1 as shares of white and up to 255 as levels; any other range
-    is stretched, its least to black and its greatest to white. What is not finite is black.
+    Integers from 0 to 65535 are taken as 16 bits, floats from 0 to 1 as shares of white and up to 255 as levels. Any other range is
+    stretched, its least to black and its greatest to white. Values that are not finite become black.
     """
     finite = np.isfinite(values)
     grey = np.where(finite, values, 0).astype(np.float64)

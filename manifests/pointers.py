@@ -1,4 +1,4 @@
-"""Tells the small text files that Git LFS and git-annex leave in place of contents that were not fetched."""
+"""Recognises the small text files that Git LFS and git-annex leave in place of contents that were not fetched."""
 
 LFS = b"version https://git-lfs.github.com/spec/"
 ANNEX = (b"/annex/objects/", b"../.git/annex/objects/", b".git/annex/objects/")
@@ -6,7 +6,7 @@ HEAD = 64  # bytes; a pointer is known by so many
 
 
 def pointer(head: bytes) -> str | None:
-    """Return what is to be said of a file that begins with these bytes where the file is a pointer, else None."""
+    """Return the error words for a file that begins with these bytes where the file is a pointer, else None."""
     if head.startswith(LFS):
         return "is a Git LFS pointer, not the file itself; run `git lfs pull`"
     if head.startswith(ANNEX):

@@ -8,7 +8,10 @@ import xxhash
 
 
 class Ids:
-    """The 64-bit hashes of ids seen so far. Two different ids may share one, so a second look at the few in doubt decides."""
+    """Holds the 64-bit hashes of the ids seen so far.
+
+    Two different ids may share a hash, so a second look at the few ids in doubt decides.
+    """
 
     def __init__(self) -> None:
         self._hashes = array("Q")
@@ -21,21 +24,21 @@ class Ids:
         return self._hashes.tobytes()
 
     def join(self, hashes: bytes) -> None:
-        """Take in the ids of later rows, as their `hashes` tell them."""
+        """Take in the ids of later rows, given as the bytes of their `hashes`."""
         self._hashes.frombytes(hashes)
 
     def __len__(self) -> int:
         return len(self._hashes)
 
     def in_doubt(self) -> frozenset[int]:
-        """The hashes that occur more than once."""
+        """Return the hashes that occur more than once."""
         hashes = np.frombuffer(self._hashes, np.uint64).copy()
         hashes.sort()
         return frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
 
 
 def doubled(ids: Iterable[tuple[str, str]], in_doubt: frozenset[int]) -> Iterator[tuple[str, str, str]]:
-    """Go through (id, where) again and yield (id, where it is, where it was first) for each that was there before."""
+    """Yield (id, where it is, where it was first) for each id that came before, from a second pass over (id, where)."""
     first: dict[str, str] = {}
     for id, where in ids:
         if _hash(id) not in in_doubt:

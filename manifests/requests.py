@@ -1,4 +1,4 @@
-"""Makes requests of rows: every column typed and in range, the config's defaults filled in, the mode inferred or checked."""
+"""Makes requests of rows: checks every column's type and range, fills in the config's defaults, infers or checks the mode."""
 
 import marshal
 from collections.abc import Collection, Iterator, Mapping
@@ -45,7 +45,9 @@ _FOLDED = frozenset({*FLAT_CONTROL, "controls", "loras"})
 
 
 class Columns(Closed):
-    """What a row may say; what it does not say comes from the config's defaults. `make_request` refuses its booleans, faster."""
+    """Validates the columns that a row may have; the config's defaults fill in the rest. `make_request` refuses booleans,
+    faster.
+    """
 
     id: str | None = Field(None, min_length=1, max_length=512)
     prompt: str | None = Field(None, max_length=MAX_PROMPT)
@@ -73,14 +75,14 @@ _KNOWN = frozenset(KNOWN_COLUMNS)
 
 @dataclass(frozen=True)
 class Request:
-    """One request, everything resolved. Images are still paths as the row gives them.
+    """Holds one request with every value resolved. Images are still paths as the row gives them.
 
     Attributes:
         id: Unique in the manifest.
         seed: Candidate k has (seed + k) mod 2^32; None: seeds are hashed from the job's seed and the id.
-        candidates: How many; at most, where they grow.
+        candidates: Number of candidates; the greatest number where candidates grow.
         carried: The columns that promptmill does not know, to go into the output, their values plain (manifests.carried).
-        growing: How the candidates grow, where they do.
+        growing: How the number of candidates grows, or None.
     """
 
     id: str
@@ -114,24 +116,24 @@ class Request:
 
     @property
     def at_a_time(self) -> int:
-        """How many candidates are rendered before anything is decided."""
+        """Return how many candidates are rendered before ranking decides anything."""
         return self.growing.start if self.growing else self.candidates
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What rows are held to beyond their types.
+    """Holds the rules for rows beyond the types of their columns.
 
     Attributes:
-        defaults: The config's.
+        defaults: The config's defaults.
         controls: The types that the config has ControlNets for.
         loras: The names of the LoRAs that the config declares.
         multiple: Width and height are multiples of this many pixels, as the model needs.
-        modes: Those that the model serves.
-        schedulers: The names of those that fit the model.
+        modes: The modes that the model serves.
+        schedulers: The names of the schedulers that fit the model.
         rescaled: The modes in which the model can rescale guidance.
-        ranking: The config's; drafts ask something of requests, and so does a minimum score of those that grow.
-        strict: Unknown columns are refused rather than carried.
+        ranking: The config's ranking; drafts ask something of requests, and so does a minimum score of requests that grow.
+        strict: Whether unknown columns are refused rather than carried.
     """
 
     defaults: Defaults
@@ -146,7 +148,7 @@ class Rules:
 
 
 class RowError(ValueError):
-    """A row that makes no request; `problems` holds one line each, `column: what is wrong`."""
+    """Reports a row that makes no request; `problems` holds one line each, `column: what is wrong`."""
 
     def __init__(self, problems: list[str]):
         self.problems = tuple(problems)
@@ -158,7 +160,7 @@ _OWN = frozenset({"id", "prompt", "negative_prompt", "init_image", "mask_image",
 _SHAPE = attrgetter(*(name for name in Columns.model_fields if name not in _OWN))
 MAX_SHAPES = 4096
 
-# By what rows say beyond their own columns: a request that was made of such a row and has no problem.
+# By the values of a row beyond its own columns: a request that was made of such a row and has no problem.
 Shapes = dict[bytes, Request]
 
 
@@ -166,14 +168,14 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
     """Return the request of a row.
 
     Args:
-        row: As read.
-        number: Its number in the whole manifest, counted from 1: the id of a row that has none.
-        rules: What the config says of rows.
-        shapes: What earlier calls with the same rules have remembered; this call may add to it. It makes the request no
-            other, only sooner.
+        row: The row as read.
+        number: The row's number in the whole manifest, counted from 1: the id of a row that has none.
+        rules: The config's rules for rows.
+        shapes: Requests that earlier calls with the same rules have remembered; this call may add to them. The memory makes the
+            call faster and changes no request.
 
     Raises:
-        RowError: With every problem of the row.
+        RowError: The row has problems; the error holds every one.
     """
     if row.broken:
         raise RowError([row.broken])
@@ -225,7 +227,7 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
 
 
 def _shape(columns: Columns) -> bytes | None:
-    """Return what rows have in common whose requests differ in no more than their own columns, or None where it is not told."""
+    """Return a key for rows whose requests differ in no more than their own columns, or None where there is no such key."""
     if columns.controls or columns.loras:
         return None
     given = (columns.prompt is None, columns.init_image is None, columns.mask_image is None)
@@ -237,7 +239,7 @@ def _shape(columns: Columns) -> bytes | None:
 
 
 def _with_hints(problems: list[str], carried: Collection[str], known: Collection[str]) -> list[str]:
-    """Return a row's problems, the last with hints at the known columns that its unknown ones may have meant."""
+    """Return a row's problems, the last with hints at the known columns that the row's unknown ones may have meant."""
     lacking = [name for name in KNOWN_COLUMNS if name not in known]
     hints = {name: nearest(name, lacking).removeprefix("; ") for name in carried if len(carried) <= MOST_HINTED}
     said = ", ".join(f"{shown(name)} ({hint})" for name, hint in hints.items() if hint)
@@ -245,7 +247,9 @@ def _with_hints(problems: list[str], carried: Collection[str], known: Collection
 
 
 def _unfold(values: dict[str, Any]) -> dict[str, Any]:
-    """The flat columns of CSV as lists: control_type and its kin, JSON in `controls` and `loras`, numbers as ids."""
+    """Return a row's values with lists in place of CSV's flat columns (control_type and its kin) and JSON texts, and with ids as
+    text.
+    """
     if isinstance(values.get("id"), int | float | Decimal):
         values["id"] = _whole(values["id"])
     if _FOLDED.isdisjoint(values):
@@ -263,7 +267,7 @@ def _unfold(values: dict[str, Any]) -> dict[str, Any]:
             except (ValueError, RecursionError) as error:
                 raise RowError([f"{name}: not a JSON list: {error}"]) from None
         if isinstance(listed, list):
-            # Nested columns of Parquet have every key in every row; what is null there is not said.
+            # Nested columns of Parquet have every key in every row; a null there means that the row leaves the key out.
             values[name] = [{k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else item for item in listed]
     return values
 
@@ -332,7 +336,7 @@ def _mode(control: bool, mask: bool, init: bool) -> Mode:
 
 
 def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
-    """What is wrong between the columns of a request whose columns are right one by one."""
+    """Return the problems between the columns of a request whose columns are right one by one."""
     wrong = []
     if columns.prompt is None and rules.defaults.prompt is None:
         wrong.append("prompt: missing, and the config's defaults have none")
@@ -371,7 +375,7 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
 
 
 def _check_ranking(request: Request, ranking: Ranking) -> list[str]:
-    """What of a request does not go with how candidates are ranked."""
+    """Return the problems between a request and how the config ranks candidates."""
     wrong = []
     if request.growing and ranking.least is not None and request.growing.until_score < ranking.least:
         below = f"{request.growing.until_score:g} is below ranking.min_score {ranking.least:g}"
@@ -393,14 +397,14 @@ _LATER = {one.name: one.default for one in fields(Request) if one.default is not
 
 
 def to_json(request: Request) -> dict[str, Any]:
-    """A request as plain values for JSON; `from_json` gives it back."""
+    """Return a request as plain values for JSON; `from_json` gives the request back."""
     values = {name: value for name, value in vars(request).items() if name not in _LATER or value != _LATER[name]}
     growing = {"growing": dict(request.growing)} if request.growing else {}
     return {**values, "controls": list(map(dict, request.controls)), "loras": list(map(dict, request.loras)), **growing}
 
 
 def from_json(values: Mapping[str, Any]) -> Request:
-    """The request that `to_json` was given."""
+    """Return the request that `to_json` was given."""
     controls = tuple(Control(**control) for control in values["controls"])
     loras = tuple(Lora(**lora) for lora in values["loras"])
     growing = Growing(**values["growing"]) if "growing" in values else None

@@ -25,7 +25,7 @@ MOST_NAMES = 100_000  # of a folder that are looked at for what lies near
 
 
 class Fault(StrEnum):
-    """What of an image keeps it from being used, and so what a person may give for it."""
+    """Names the reason why an image cannot be used, and so which option would help."""
 
     PLACE = "place"  # where it lies, or what lies there
     HOST = "host"  # its host is not allowed
@@ -33,11 +33,11 @@ class Fault(StrEnum):
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message names it as the row does, not where it lies, and says why.
+    """Reports an image that cannot be used; the message names the path as the row has it, not its place, and the reason.
 
     Attributes:
-        fault: Of its kind of error.
-        advice: What else a person at a terminal should know, with places of this machine; never recorded.
+        fault: The fault of this type of error.
+        advice: More words for a person at a terminal, with places of this machine; never recorded.
     """
 
     fault: ClassVar[Fault] = Fault.PLACE
@@ -48,44 +48,44 @@ class ImageError(ValueError):
 
 
 class NotThereError(ImageError):
-    """An image that is in none of the folders where it may lie."""
+    """Reports an image that is in none of the folders where it may lie."""
 
 
 class HostRefusedError(ImageError):
-    """An image at a host that is not allowed."""
+    """Reports an image at a host that is not allowed."""
 
     fault = Fault.HOST
 
 
 class TooManyPixelsError(ImageError):
-    """An image that has more pixels than are allowed."""
+    """Reports an image that has more pixels than are allowed."""
 
     fault = Fault.SIZE
 
 
 class UnreachableError(ImageError):
-    """An image whose storage or host failed: another try may succeed."""
+    """Reports an image whose storage or host failed: another try may succeed."""
 
 
-# What says that a path leads to no file; any other OSError is the storage's.
+# Errors that mean that a path leads to no file; any other OSError is the storage's.
 GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
 @dataclass(frozen=True)
 class Roots:
-    """Where image paths may lead.
+    """Holds the folders and hosts that image paths may lead to.
 
     Attributes:
-        folders: That of each of the manifest's files as the file was given, local or a URI. A row's paths start from its own
-            file's, never from another's.
-        max_pixels: Width times height, looked at before anything is decoded.
-        hosts: Those that URLs may name, as host or host:port; without any, URLs are refused.
-        max_bytes: Of one file.
+        folders: One folder for each of the manifest's files, as the file was given, local or a URI. A row's paths start from its
+            own file's folder, never from another's.
+        max_pixels: Largest width times height, checked before anything is decoded.
+        hosts: Hosts that URLs may name, as host or host:port; without any, URLs are refused.
+        max_bytes: Largest size of one file, in bytes.
         declared: Local folders or URIs by the config, where any row's paths are tried after its own folder.
-        names: That of each of the manifest's files in its folder: a manifest may name images in itself, though it is a link.
-        untrusted: Of all these folders those that only somebody else's plan names. Of a URI among them nothing is read; of a local
-            folder only an image whose SHA-256 is known beforehand.
+        names: The name of each of the manifest's files in its folder: a manifest may name images in itself, though it is a link.
+        untrusted: The folders among all these that only somebody else's plan names. Of an untrusted URI nothing is read; of an
+            untrusted local folder only an image whose SHA-256 is known beforehand.
     """
 
     folders: tuple[str, ...]
@@ -134,15 +134,15 @@ def find(path: str, roots: Roots, file: int = 0, known: bool = False) -> tuple[s
     """Find the one file that a row's path leads to, and the member or cell in the file, or "".
 
     Args:
-        path: As the row gives it: relative to a root, or absolute and in one, or an allowed URL; `file.tar::member` for an
+        path: The path as the row gives it: relative to a root, or absolute and in one, or an allowed URL; `file.tar::member` for an
             image in a tar, `file.parquet::column/row` for one in a Parquet file.
-        roots: Where it may lead.
-        file: Which of the manifest's files the row is in, counted from 0.
-        known: Whether the caller holds the file against a SHA-256.
+        roots: Where the path may lead.
+        file: Index of the row's file in the manifest, counted from 0.
+        known: Whether the caller compares the file with a known SHA-256.
 
     Raises:
         UnreachableError: The storage failed.
-        ImageError: It leaves every root, is a URL that is not allowed, is not there, or would be in an untrusted root.
+        ImageError: The path leaves every root, is a URL that is not allowed, leads to no file, or leads into an untrusted root.
     """
     if is_url(path):
         return _locate_url(path, roots), ""
@@ -154,7 +154,7 @@ def find(path: str, roots: Roots, file: int = 0, known: bool = False) -> tuple[s
 
 
 def _find(whole: str, path: str, roots: Roots, file: int, known: bool) -> str:
-    """Return the place of a file; arguments as for `find`, the path for what is said of it."""
+    """Return the place of a file; arguments as for `find`, with the path for error messages."""
     outside, link, withheld = True, None, list[str]()
     declared = [folder for folder in roots.declared if not roots.withholds(folder, known)]
     for written in _readings(whole):
@@ -181,7 +181,7 @@ def _find(whole: str, path: str, roots: Roots, file: int, known: bool) -> str:
 
 
 def _readings(path: str) -> tuple[str, ...]:
-    """Return a path without the scheme of a local file: as written, and with its percent signs undone as a URI has them."""
+    """Return the readings of a path without the scheme of a local file: as written, and with its percent signs decoded."""
     for scheme in LOCAL:
         if path.lower().startswith(scheme):
             plain = path[len(scheme) :].removeprefix("localhost")
@@ -194,7 +194,7 @@ def _is_file(place: str, path: str) -> bool:
         # isfile would take a storage that fails for one that has no such file.
         system, name = system_of(place)
         return bool(system.info(name)["type"] == "file")
-    except Exception as error:  # what storages raise, without credentials for one, has no common base
+    except Exception as error:  # the errors of storages, for missing credentials for example, have no common base
         if isinstance(error, GONE) or (isinstance(error, OSError) and error.errno in NO_NAME):
             return False
         raise unreachable(path, error) from None
@@ -207,7 +207,7 @@ def unreachable(path: str, error: Exception) -> UnreachableError:
 
 
 def in_line(reason: object) -> str:
-    """Return what a library said as part of a line."""
+    """Return a library's error text as part of one line."""
     return shown(" ".join(str(reason).split()), 300)
 
 
@@ -232,14 +232,14 @@ def _locate_url(url: str, roots: Roots) -> str:
 
 @dataclass(frozen=True)
 class _Link:
-    """A link inside a root that leads out of every root: its path from the root, what is written in it, and where it leads."""
+    """Holds a link inside a root that leads out of every root: its path from the root, the text of the link, and its target."""
 
     link: str
     says: str
     target: Path
 
     def error(self, path: str) -> ImageError:
-        """Return what is to be said of a path through this link."""
+        """Return the error of a path through this link."""
         folder = self.target if self.target.is_dir() else self.target.parent
         return ImageError(
             f"{shown(path)}: leads out of the manifest's folder: {shown(self.link)} is a link to {shown(self.says)};"
@@ -249,7 +249,8 @@ class _Link:
 
 
 def _inside(folder: str, path: str, declared: Sequence[str], whole: str, own: bool) -> str | _Link | None:
-    """Return where a path leads from a root: None where that is outside of the root, a `_Link` where links lead out of all roots.
+    """Return where a path leads from a root: None where the place is outside of the root, a `_Link` where links lead out of all
+    roots.
 
     Args:
         folder: The root.
@@ -275,7 +276,7 @@ def _inside(folder: str, path: str, declared: Sequence[str], whole: str, own: bo
         raise ImageError(f"{shown(whole)}: cannot be found: {reason}") from None
     if place.is_relative_to(root):
         return str(place)
-    # As it is written it has to be of this root, so that a link, and no dots, leads into the other.
+    # The path as written has to be inside this root, so that a link, and no dots, leads into the other root.
     lexical = os.path.normpath(Path(folder, path))
     if not any(Path(lexical).is_relative_to(start) for start in (folder, root)):
         return None
@@ -290,7 +291,7 @@ def _real(folder: str) -> Path:
 
 
 def _link_of(folder: Path, lexical: Path, place: Path) -> _Link | None:
-    """Return the first link on the way from a root to what lies outside of it."""
+    """Return the first link on the way from a root to a place outside of the root."""
     step, root = folder, folder.resolve()
     for part in lexical.relative_to(folder).parts if lexical.is_relative_to(folder) else ():
         step = step / part
@@ -300,7 +301,7 @@ def _link_of(folder: Path, lexical: Path, place: Path) -> _Link | None:
 
 
 def _moved(roots: Roots, file: int) -> str:
-    """Return what a person may do where the manifest is a link and its images lie beside what it leads to."""
+    """Return advice for a manifest that is a link and has its images beside the link's target, or ""."""
     if not roots.names or any("://" in folder for folder in roots.folders[file : file + 1]):
         return ""
     manifest = Path(roots.folders[file], roots.names[file])
@@ -311,7 +312,7 @@ def _moved(roots: Roots, file: int) -> str:
 
 
 def _near(path: str, roots: Roots, file: int) -> str:
-    """Return a hint at the file of a local root that differs in case, slashes, ending or form of Unicode alone, or nothing."""
+    """Return a hint at a file of a local root whose path differs in case, slashes, ending or form of Unicode alone, or ""."""
     for folder in (*roots.folders[file : file + 1], *roots.declared):
         if "://" in folder or "://" in path or "\0" in path:
             continue
@@ -341,7 +342,9 @@ def nearest_path(folder: str, path: str) -> str | None:
 
 @functools.lru_cache(16)
 def _listing(folder: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the names in a folder by what they are without case and form of Unicode: whole, and without their endings."""
+    """Return the names in a folder by their folded form (without case, in one form of Unicode): whole, and without their
+    endings.
+    """
     names: dict[str, str] = {}
     stems: dict[str, str] = {}
     try:

@@ -1,4 +1,4 @@
-"""A row as it stands in its file, and what a reader says where it can make no row."""
+"""Holds a row as its file has it, and the errors of readers that can make no row."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,22 +13,22 @@ Values = dict[str, Any] | str
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be read at all; the message names the file and, where there is one, the row."""
+    """Reports a manifest that cannot be read at all; the message names the file and, where there is one, the row."""
 
 
 class NoRowsError(ManifestError):
-    """A file of a manifest that is whole and has no rows, as writers of many parts leave behind."""
+    """Reports a file of a manifest that is whole and has no rows, as writers of many parts leave such files."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in its file.
+    """Holds one row as its file has it.
 
     Attributes:
         file: The file's URI.
         number: Counted from 1 in its file; a header does not count.
-        values: Column to value; what a file leaves empty is not in it.
-        broken: What is wrong with a row that could not be read, while the rows around it can; then there are no values.
+        values: Column to value; a cell that the file leaves empty is left out.
+        broken: The problem of a row that could not be read, while the rows around it can; then there are no values.
     """
 
     file: str
@@ -38,10 +38,10 @@ class Row:
 
     @property
     def where(self) -> str:
-        """For a person at a terminal: the file with its whole place."""
+        """Return file and row for a person at a terminal: the file with its whole path."""
         return f"{self.file}, row {self.number}"
 
     @property
     def name(self) -> str:
-        """For what is recorded: where the file lies is nobody's business, and would make other bytes elsewhere."""
+        """Return file and row for records: the file without its folder, which is private and would make other bytes elsewhere."""
         return f"{PurePosixPath(self.file).name}, row {self.number}"

@@ -1,11 +1,11 @@
-"""Puts the image of a sample where the sample's other columns want it: as what img2img begins with, or as a control's."""
+"""Puts the image of a sample where the sample's other columns want it: as the init_image of img2img, or as a control's image."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def with_image(described: Mapping[str, Any], image: str) -> dict[str, Any]:
-    """Return the columns of a sample with its image: that of a control which has none, otherwise the init_image."""
+    """Return the columns of a sample with its image: as the image of a control that has none, otherwise as the init_image."""
     described = {name: value for name, value in described.items() if value is not None}
     if "control_type" in described and "control_image" not in described:
         return {**described, "control_image": image}

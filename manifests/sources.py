@@ -1,7 +1,7 @@
 """Finds the files of a manifest and reads their rows as a stream, in order, without ever holding a file in memory.
 
-A manifest is one file, a glob or a list of both, on any storage that fsspec knows. The ending says the format; `.gz`, `.bz2`
-and `.xz` behind it are undone on the way (not for tars, whose images are read again later).
+A manifest is one file, a glob or a list of both, on any storage that fsspec knows. The ending says the format. `.gz`, `.bz2` and
+`.xz` behind the ending are decompressed while reading (not for tars, whose images are read again later).
 """
 
 import bz2
@@ -34,7 +34,7 @@ COMPRESSED: dict[str, Callable[[IO[bytes]], Any]] = {".gz": gzip.open, ".bz2": b
 
 
 def find_files(manifest: str | Sequence[str]) -> list[str]:
-    """The files of a manifest, in the order given; those of a glob by name.
+    """Return the files of a manifest, in the order given; those of a glob sorted by name.
 
     Raises:
         ManifestError: Nothing matches, or a file's ending says no known format.
@@ -58,8 +58,8 @@ def read_rows(files: Sequence[str], note: Callable[[str], None] = lambda line: N
     """Yield every row of these files, in order. A file without rows among others that have some is left out.
 
     Args:
-        files: Of the manifest.
-        note: Told of each file that was left out, in a line.
+        files: The manifest's files.
+        note: Called with one line for each file that was left out.
 
     Raises:
         ManifestError: A file is not what its ending says, is not UTF-8, or no file has a row. A single bad line is no such error.
@@ -90,7 +90,7 @@ def read_rows(files: Sequence[str], note: Callable[[str], None] = lambda line: N
 
 
 def _unlike(values: dict[str, Any], shared: dict[str, str]) -> str | None:
-    """Return what is wrong where a row says otherwise than the name of its folder, as in topic=pets/."""
+    """Return the problem of a row whose value differs from the name of its folder, as in topic=pets/, or None."""
     for name, value in shared.items():
         if name in values and str(values[name]) != value:
             return f"{shown(name)}: {shown(str(values[name]))!r} here, but {shown(value)!r} in the name of the file's folder"
@@ -99,10 +99,10 @@ def _unlike(values: dict[str, Any], shared: dict[str, str]) -> str | None:
 
 @contextmanager
 def _opened(file: str) -> Iterator[IO[bytes]]:
-    """Open a file of a manifest, its compression undone as its ending says.
+    """Open a file of a manifest, decompressed as its ending says.
 
     Raises:
-        ManifestError: The file only points to a content that was not fetched.
+        ManifestError: The file is a pointer to a content that was not fetched.
     """
     with open_file(file) as stream:
         found = pointer(stream.read(HEAD))
@@ -118,7 +118,7 @@ def _opened(file: str) -> Iterator[IO[bytes]]:
 
 
 def _read(file: str) -> Iterator[Values]:
-    """Yield a file's rows; what its reader raises becomes one line, with the place as far as it is known."""
+    """Yield a file's rows; an error of the reader becomes one line, with the place as far as it is known."""
     rows = 0
     try:
         with _opened(file) as stream:
@@ -147,7 +147,7 @@ def _not_utf8(byte: int, at_start: bool) -> str:
 
 
 def _lines(file: str, stream: IO[bytes]) -> Iterator[str]:
-    """The lines of a text file with their ends; a byte order mark is taken off."""
+    """Yield the lines of a text file with their line ends; a byte order mark is taken off."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     blank = 0
     for number in itertools.count(1):
@@ -163,7 +163,7 @@ def _lines(file: str, stream: IO[bytes]) -> Iterator[str]:
             try:
                 line.encode()
             except UnicodeEncodeError as error:
-                # A byte that is no UTF-8 came out as 0xdc00 and itself.
+                # surrogateescape has decoded a byte that is no UTF-8 as 0xdc00 plus the byte.
                 byte = ord(line[error.start]) & 0xFF
                 raise ManifestError(f"{file}, line {number}: {_not_utf8(byte, number == 1)}") from None
         yield line
@@ -180,9 +180,10 @@ def _read_json(file: str, stream: IO[bytes]) -> Iterator[Values]:
 
 
 def _read_csv(file: str, stream: IO[bytes], delimiter: str = ",") -> Iterator[Values]:
-    """Rows of cells. An empty cell is absent, so the config's default holds: a cell cannot clear a default.
+    """Yield the rows of a CSV file. An empty cell is absent, so the config's default holds: a cell cannot clear a default.
 
-    JSON and Parquet can, with an empty string; here a negative_prompt of one space comes to the same for a text encoder.
+    JSON and Parquet can clear a default, with an empty string. In CSV a negative_prompt of one space has the same effect for a text
+    encoder.
     """
     csv.field_size_limit(MAX_ROW)
     reader = csv.reader(_lines(file, stream), delimiter=delimiter, strict=True)

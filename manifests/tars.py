@@ -1,4 +1,8 @@
-"""Tars of images: a WebDataset as rows, and one member of a tar by its name without going through the others."""
+"""Reads tars of images: a WebDataset as rows, and one member of a tar by its name without going through the others.
+
+webdataset's own reader does not serve here: it loads every image whole, takes a damaged header for the end, decompresses bombs, and
+reaches no single member.
+"""
 
 import functools
 import itertools
@@ -28,21 +32,21 @@ INDEXED_TARS = 32  # at a time; 16 bytes a member
 
 
 def refuse_compressed(file: str) -> None:
-    """Raises tarfile.ReadError at a compressed tar."""
+    """Raise tarfile.ReadError for a tar whose ending says that it is compressed."""
     if file.lower().endswith(COMPRESSED):
         raise tarfile.ReadError("the images in a compressed tar cannot be reached one by one; uncompress it")
 
 
 def read_samples(file: str, stream: IO[bytes]) -> Iterator[Values]:
-    """The samples of a WebDataset as rows: each image, as a member of the tar in its own folder, with the text and JSON of its key.
+    """Yield the samples of a WebDataset as rows: each image, as a member of the tar, with the text and JSON of its key.
 
-    The text is the prompt, the JSON any columns, which go before the text. The image is that of a control where the JSON has
-    one without an image (`control_type`, or an entry of `controls`); otherwise it is the init_image.
+    The text is the prompt, the JSON any columns, which go before the text. The image is that of a control where the JSON has a
+    control without an image (`control_type`, or an entry of `controls`); otherwise the image is the init_image.
 
     Raises:
         NoRowsError: The tar is empty.
-        ManifestError: There is no image among its members.
-        tarfile.TarError: It is no tar, truncated, or compressed.
+        ManifestError: No member of the tar is an image.
+        tarfile.TarError: The file is no tar, truncated, or compressed.
     """
     refuse_compressed(file)
     empty, members_there = True, False
@@ -60,7 +64,7 @@ def read_samples(file: str, stream: IO[bytes]) -> Iterator[Values]:
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while member := tar.next():
-        # It would remember all of them.
+        # TarFile would remember all members.
         tar.members = []  # type: ignore[attr-defined]
         if member.isfile():
             yield member
@@ -108,20 +112,20 @@ def _sample(file: str, key: str, tar: tarfile.TarFile, members: Iterator[tarfile
 
 
 def _with_image(described: dict[str, Any], image: str) -> dict[str, Any]:
-    """Return the columns of a sample's JSON, and its image where it belongs."""
+    """Return the columns of a sample's JSON with the sample's image where it belongs."""
     described = {name: value for name, value in described.items() if value is not None}
     if is_output(described):
-        # Rendering on from our own image; what that one was made from is done with.
+        # The sample's own image is the new init_image, so the images that it was made from go.
         described = {name: value for name, value in as_input(described).items() if name not in OWN_IMAGES}
     return with_image(described, image)
 
 
 def read_member(file: str, member: str, most: int) -> bytes:
-    """The content of a tar's member, of which there may be several of that name: the last, as tar has it.
+    """Return the content of a tar's member; of several members of one name the last, as tar does.
 
     Args:
         file: A path or an fsspec URI.
-        member: Its name.
+        member: The member's name.
         most: Bytes read, at most.
 
     Raises:
@@ -142,13 +146,13 @@ def read_member(file: str, member: str, most: int) -> bytes:
             packed = tar.extractfile(found) if found and found.name == member else None
             if found is None or packed is None:
                 raise KeyError(f"no member {member}")
-            # Asked for more than there is, it would set memory aside for all of it.
+            # A read beyond the member's end would allocate memory for all the bytes asked for.
             return packed.read(min(found.size, most))
 
 
 @functools.lru_cache(INDEXED_TARS)
 def _index(file: str, version: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where a tar's members lie: the sorted hashes of their names, and the offsets of their headers, both uint64."""
+    """Return the places of a tar's members: the sorted hashes of their names, and the offsets of their headers, both uint64."""
     hashes, offsets = array("Q"), array("Q")
     with open_file(file) as stream, _opened(stream) as tar:
         for member in _members(tar):
@@ -160,7 +164,7 @@ def _index(file: str, version: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _opened(stream: IO[bytes]) -> tarfile.TarFile:
-    """Return the tar of a file; raises tarfile.ReadError where the file only points to one."""
+    """Return the tar of a file; raise tarfile.ReadError where the file only points to one."""
     found = pointer(stream.read(HEAD))
     if found:
         raise tarfile.ReadError(found)

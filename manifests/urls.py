@@ -1,7 +1,7 @@
 """Fetches files by http(s): from allowed hosts only, at public addresses only, bounded in bytes and in time.
 
-An address is checked and then connected to itself, so a name that changes its address in between gains nothing. Proxies are
-therefore not used.
+An address is checked, and the connection then goes to that address, so a name that changes its address in between gains nothing.
+Proxies are therefore not used.
 """
 
 import functools
@@ -33,27 +33,27 @@ BUSY = (408, 425, 429)  # answers that ask for another try; so do all from 500 o
 
 
 class UrlError(ValueError):
-    """A URL that is refused or cannot be fetched; the message says why."""
+    """Reports a URL that is refused or cannot be fetched; the message says why."""
 
 
 class HostError(UrlError):
-    """The host cannot be reached, is busy or breaks off: another try may succeed."""
+    """Reports a host that cannot be reached, is busy or breaks off: another try may succeed."""
 
 
 class NotAllowedError(UrlError):
-    """The host is none of those that URLs may name."""
+    """Reports a host that is none of those that URLs may name."""
 
 
 def allowed(url: str, hosts: Collection[str]) -> SplitResult:
-    """The parts of a URL whose host may be asked.
+    """Return the parts of a URL whose host may be asked.
 
     Args:
-        url: As a row gives it.
+        url: The URL as a row gives it.
         hosts: Host names, which stand for the usual ports, or host:port.
 
     Raises:
-        NotAllowedError: It may not.
-        UrlError: This is no URL of http or https.
+        NotAllowedError: The host is not allowed.
+        UrlError: The text is no URL of http or https.
     """
     try:
         parts = urlsplit(url)
@@ -72,16 +72,16 @@ def allowed(url: str, hosts: Collection[str]) -> SplitResult:
 
 
 def fetch(url: str, hosts: Collection[str], most: int) -> bytes:
-    """What lies at a URL, redirects followed as far as they lead to allowed hosts.
+    """Fetch the content of a URL; redirects are followed as far as they lead to allowed hosts.
 
     Args:
-        url: Of http or https.
+        url: A URL of http or https.
         hosts: As for `allowed`.
-        most: Bytes; more is an error.
+        most: Largest size in bytes; more is an error.
 
     Raises:
-        HostError: Nothing whole came from there this time.
-        UrlError: It is refused, not there, or too large.
+        HostError: The host gave no whole content this time.
+        UrlError: The URL is refused, leads to no file, or the content is too large.
     """
     for _ in range(REDIRECTS + 1):
         parts = allowed(url, hosts)
@@ -106,7 +106,7 @@ def _reason(error: Exception) -> str:
 
 
 def _get(parts: SplitResult, most: int) -> tuple[bytes, str | None]:
-    """The content, or else where it is redirected to."""
+    """Return the content, or else the target of a redirect."""
     assert parts.hostname is not None
     secure = parts.scheme == "https"
     sock = _connect(parts.hostname, parts.port or PORTS[parts.scheme])
@@ -155,12 +155,12 @@ def _answer(response: HTTPResponse, most: int) -> tuple[bytes, str | None]:
 
 
 def _connect(host: str, port: int) -> socket.socket:
-    """A connection to the first of a host's public addresses that takes one."""
+    """Connect to the first of a host's public addresses that answers."""
     try:
         found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except UnicodeError:
         raise UrlError(f"{host}: no such host") from None
-    except OSError:  # which is also what a name server out of reach looks like
+    except OSError:  # a name server out of reach raises the same
         raise HostError(f"{host}: no such host") from None
     addresses = [address for address in dict.fromkeys(found) if is_public(address)]
     if not addresses:
@@ -172,7 +172,7 @@ def _connect(host: str, port: int) -> socket.socket:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet's: not this machine's, a private network's or a reserved one."""
+    """Return whether an IP address is public: not this machine's, a private network's or a reserved one."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.is_site_local:

@@ -1,1 +1,3 @@
-"""Stores datasets: parts, tars, Parquet, images, commits, on disks and object stores; knows neither Ray nor torch."""
+"""Stores datasets: parts, tars, Parquet files, images and commit records, on disks and object stores; knows neither Ray nor
+torch.
+"""

@@ -1,4 +1,4 @@
-"""Makes a shard of its parts: its tar, its Parquet and, last, the record that publishes both."""
+"""Assembles a shard from its parts: the tar, the Parquet file and, last, the commit record that publishes both."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,23 +20,23 @@ from promptmill.shards.tars import Sample, write_tar
 
 
 class AssemblyError(ValueError):
-    """Parts that do not make up the shard that was planned: an error in promptmill, not of the user."""
+    """Reports parts that do not make up the planned shard: an error in promptmill, not of the user."""
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """Says what a shard is made of, and what has to come of it.
+    """Lists the parts and rows that a shard is assembled from, and the counts that have to come of it.
 
     Attributes:
-        shard: Its number.
-        parts: The names of all its parts.
-        failed: Metadata rows of the requests that no part has, since they never made it past the manifest.
-        requests: How many the plan gives this shard.
-        planned: How many candidates.
+        shard: The shard's number, from 0.
+        parts: Names of all parts of the shard.
+        failed: Metadata rows of the requests that no part has, since the manifest's row makes no request.
+        requests: Number of requests that the plan gives the shard.
+        planned: Number of candidates that the plan gives the shard.
         generation: 0, or how often failed rows were tried again.
-        before: The record of the generation that is there, whose rows are taken over.
-        again: But for these, counted from 0 in the shard, which the parts have.
-        others: The names of parts of the shard that it is not made of.
+        before: The commit record of the generation that is there, whose rows are taken over; None for a new shard.
+        again: Rows of `before`, counted from 0 in the shard, that are not taken over, since the parts have them.
+        others: Names of parts of the shard that it is not assembled from.
     """
 
     shard: int
@@ -51,14 +51,17 @@ class Assembly:
 
 
 def assemble(output: str, made_of: Assembly, form: pa.Schema, image_format: str, fingerprint: str) -> CommitRecord:
-    """Publish a shard. Doing it again, with the parts in any order, changes nothing.
+    """Assemble and publish a shard; repeated, with the parts in any order, the call changes nothing.
 
     Args:
         output: The dataset's URI.
-        made_of: What goes into the shard.
-        form: The metadata's schema.
-        image_format: The ending of image files.
-        fingerprint: Of the plan.
+        made_of: What the shard is assembled from.
+        form: The schema of the metadata.
+        image_format: The ending of image files, without the dot.
+        fingerprint: The plan's fingerprint.
+
+    Returns:
+        The commit record that was published.
 
     Raises:
         AssemblyError: Not exactly the planned requests and candidates are settled, or a row contradicts itself.
@@ -85,13 +88,13 @@ def publish(
     fingerprint: str,
     generation: int = 0,
 ) -> CommitRecord:
-    """Publish a shard of all its rows. Doing it again changes nothing.
+    """Publish a shard of all its rows; repeated, the call changes nothing.
 
     Args:
-        table: Its metadata, in the order of the keys.
-        images: The image files of the kept, by key.
+        table: The shard's metadata, in the order of the keys.
+        images: The image files of kept candidates, by key.
 
-    Others and errors as in `assemble`.
+    The other arguments, the result and the errors are those of `assemble`.
     """
     _check_rows(shard, table, images)
     counts = _settled(shard, table, requests, planned)
@@ -119,7 +122,7 @@ def publish(
 def _gather(
     output: str, parts: Sequence[str], base: tuple[pa.Table, dict[str, bytes]], form: pa.Schema, fingerprint: str
 ) -> tuple[pa.Table, dict[str, bytes]]:
-    """All rows in the order of their keys, and the images by key: those of the parts, beside others."""
+    """Return all rows of a shard in the order of their keys, and the images by key: those of the parts, beside those of `base`."""
     tables, images = [base[0]], base[1]
     for part in parts:
         rows = read_part(output, part, form, fingerprint)
@@ -152,7 +155,7 @@ def _check_rows(shard: int, table: pa.Table, images: Mapping[str, bytes]) -> Non
 
 
 def _settled(shard: int, table: pa.Table, requests: int, planned: int) -> Outcomes:
-    """The counts, once they are those of the plan: requests in = requests settled."""
+    """Return the counts of a shard, once they are those of the plan: requests in = requests settled."""
     try:
         counts = count(table)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """Reads Parquet files that a stranger may have written: what a file would become in memory is known before it is decompressed.
 
 A few kilobytes of Parquet can hold gigabytes: zeros compress to nothing, a dictionary's one long text can stand in every row, and a
-run of a million nulls takes two bytes. What promptmill writes holds no such thing, so a file is refused where it does. It is read
+run of a million nulls takes two bytes. What promptmill writes holds no such thing, so a file that does is refused. A file is read
 row group by row group, and no cell may be larger than one that a manifest can have asked for.
 """
 
@@ -41,14 +41,14 @@ def read_parquet(
     """Read a whole Parquet file, or some of its columns, as `pyarrow.parquet.read_table` does, its texts checked to be UTF-8.
 
     Args:
-        content: The whole file.
-        columns: Those to read; None for all.
+        content: The bytes of the whole file.
+        columns: Names of the columns to read; None for all.
         use_threads: Whether several columns are decoded at a time.
         cells: By column, the bytes that one of its cells may have where they are not `MOST_CELL`.
 
     Raises:
-        ValueError: It cannot be read, has a cell that is too large, or would become larger in memory than a file of this size of
-            ours may.
+        ValueError: The file cannot be read, has a cell that is too large, or would become larger in memory than a file of this size
+            of ours may. The message is one line.
     """
     try:
         return _read(content, columns, use_threads, cells)
@@ -77,7 +77,7 @@ def _read(content: bytes, columns: Sequence[str] | None, use_threads: bool, cell
                     _at_most(taken, most)
                     read = read.cast(tables[0].schema)
                 tables.append(read)
-        table = pa.concat_tables(tables)
+        table = pa.concat_tables(tables[1:] or tables)
     finally:
         file.close()
     table.validate(full=True)
@@ -128,11 +128,11 @@ def _width_of(kind: pa.DataType) -> int:
 
 
 class _Chunk:
-    """What a column's part in one row group may become in memory.
+    """Bounds the memory that a column's part in one row group may take.
 
     Attributes:
-        path: Of the leaf, as Parquet names it.
-        bound: Bytes at most.
+        path: The leaf's path, as Parquet names it.
+        bound: The most bytes that the chunk may take.
         folded: Whether this bound is of texts in a dictionary, and so may be far above what they are.
     """
 
@@ -147,10 +147,10 @@ class _Chunk:
 def _looked_at(
     file: pq.ParquetFile, content: bytes, columns: Sequence[str] | None, most: int, cells: Mapping[str, int]
 ) -> list[_Chunk]:
-    """Look at the headers of all pages that will be read.
+    """Read the headers of all pages that will be decoded, and return the bounds of their column chunks.
 
     Raises:
-        ValueError: The file says of itself what none of ours does.
+        ValueError: The file says of itself what no file of ours does.
     """
     metadata, schema = file.metadata, file.schema
     if metadata.num_rows > SPARE_ROWS + len(content):
@@ -210,7 +210,7 @@ def _pages_of(column: pq.ColumnChunkMetaData, content: memoryview) -> Iterator[P
 
 
 def _width(leaf: pq.ColumnSchema) -> int | None:
-    """Return the bytes of one decoded value; None of texts, which are as long as they are."""
+    """Return the bytes of one decoded value of a leaf; None for texts, which are as long as they are."""
     if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY":
         return int(leaf.length)
     return WIDTHS.get(leaf.physical_type)

@@ -1,4 +1,4 @@
-"""The dataset card: README.md, which tells people what the dataset is and `datasets.load_dataset` how to open it."""
+"""Writes the dataset card: README.md, which tells people what the dataset is and `datasets.load_dataset` how to open it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,8 @@ import pyarrow as pa
 import yaml
 
 from promptmill.configs.columns import DRAFT_SCORES, RANK_SCORE, Role, by_name, roles_in
-from promptmill.shards.image_files import ImageFormat
+from promptmill.configs.schema import ImageFormat
+from promptmill.shards.image_files import FORMATS
 from promptmill.shards.index import Totals
 from promptmill.shards.outcomes import RARE
 from promptmill.shards.sidecars import json_form
@@ -19,7 +20,14 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class ModelMade:
-    """A model that took part: as what (base, ControlNet canny, scorer, …), which, its revision and licence, where it has them."""
+    """Names a model that took part in a dataset.
+
+    Attributes:
+        role: What the model served as: base, ControlNet canny, scorer, …
+        name: The model's name on the Hub, or its folder.
+        revision: The commit of the model's repository; None where the model has none.
+        licence: The licence as the model's own card states it; None where it is unknown.
+    """
 
     role: str
     name: str
@@ -29,19 +37,19 @@ class ModelMade:
 
 @dataclass(frozen=True)
 class Made:
-    """What the card says of how a dataset was made.
+    """Holds the facts of how a dataset was made, which its card says.
 
     Attributes:
-        totals: Of the commit records.
-        form: The metadata's schema.
-        image_format, quality: Of the image files; quality means nothing to png.
-        models: All that took part.
-        modes: Requests by mode.
-        fingerprint: Of the plan.
-        earlier: How many plans there were before it, whose shards stayed when changes were accepted.
+        totals: Sums of the commit records.
+        form: The schema of the metadata.
+        image_format, quality: Format and quality of the image files; quality, 1 to 100, means nothing to png.
+        models: All models that took part.
+        modes: Number of requests by mode.
+        fingerprint: The plan's fingerprint.
+        earlier: How many plans there were before this one, whose shards stayed when changes were accepted.
         asked: What held for each request that said nothing else, by the names of the columns.
-        title: The heading.
-        left_out: Of a copy without near-duplicates how many of them it lacks; None for a dataset as it was rendered.
+        title: The card's heading.
+        left_out: For a copy without near-duplicates, how many of them it lacks; None for a dataset as it was rendered.
     """
 
     totals: Totals
@@ -58,7 +66,7 @@ class Made:
 
 
 def card(made: Made) -> bytes:
-    """README.md of a dataset; the same bytes for the same arguments."""
+    """Return README.md of a dataset; the same bytes for the same arguments."""
     front = yaml.safe_dump(_front_matter(made), sort_keys=False, allow_unicode=True, width=120)
     # Whose pictures they are is not ours to say: the line is the one that an owner may change.
     licence = "license: other # the owner's to choose, e.g. cc0-1.0; what the models' licences ask is under How it was made\n"
@@ -78,7 +86,7 @@ def _front_matter(made: Made) -> dict[str, Any]:
 
 
 def _size_category(images: int) -> str:
-    """As the Hub words it: n<1K, 1K<n<10K, …"""
+    """Return the size of a dataset as the Hub words it: n<1K, 1K<n<10K, …"""
     steps = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
     for number, step in enumerate(steps):
         if images < 1000 * 10**number:
@@ -87,7 +95,10 @@ def _size_category(images: int) -> str:
 
 
 def _features(made: Made) -> list[dict[str, Any]]:
-    """The columns of the webdataset builder: the files of a sample by their endings. Undeclared, 7 and then 7.5 become integers."""
+    """Return the columns of the webdataset builder, which are the files of a sample by their endings.
+
+    Undeclared, 7 and then 7.5 would become integers.
+    """
     return [
         {"name": made.image_format, "dtype": "image"},
         {"name": "json", "struct": [{"name": column.name, **_feature(column.type)} for column in json_form(made.form)]},
@@ -146,7 +157,7 @@ def _how(made: Made) -> str:
     said = [(m, _code(m.revision) if m.revision else "", _code(m.licence) if m.licence else "unknown") for m in made.models]
     models = "\n".join(f"| {m.role} | {_code(m.name)} | {revision} | {licence} |" for m, revision, licence in said)
     ranked = "`rank_score`, in which other scorers have their say" if ranks_by(made.form) == RANK_SCORE else "that"
-    form = made.image_format if made.image_format == "png" else f"{made.image_format} at quality {made.quality}"
+    form = f"{made.image_format} at quality {made.quality}" if FORMATS[made.image_format].has_quality else made.image_format
     asked = ", ".join(f"{name} {_code(value)}" for name, value in made.asked.items())
     return f"""\
 ## How it was made
@@ -210,11 +221,11 @@ FROM 'FOLDER/metadata/*.parquet' WHERE selected GROUP BY mode ORDER BY mode;
 
 
 def _provenance(made: Made) -> str:
-    place = "as PNG text `parameters`" if made.image_format == "png" else "in EXIF's user comment"
+    said = FORMATS[made.image_format].says
     return f"""\
 ## Provenance
 
-Each image file says how it was made, {place}, in the form that Stable Diffusion web UIs read back, and carries XMP
+Each image file says how it was made, {said}, in the form that Stable Diffusion web UIs read back, and carries XMP
 with IPTC's `DigitalSourceType` `trainedAlgorithmicMedia`. `sha256` in the metadata is of the file, `pixel_sha256` of the pixels
 before encoding.
 """
@@ -253,5 +264,5 @@ row without `clip_embedding`. Key: shard, row in the shard, candidate.
 
 
 def _code(text: str) -> str:
-    """Text that Markdown takes as it is, in a table too."""
+    """Return a text as Markdown code, which stays in one cell of a table too."""
     return "`" + " ".join(text.replace("`", "'").replace("|", "\\|").split()) + "`"

@@ -1,18 +1,22 @@
-"""Commit records: one small JSON a shard, written once all its files are whole. Readers trust these and nothing else."""
+"""Writes and reads commit records: one small JSON a shard, written once all its files are whole.
 
+Readers of a dataset trust the records and nothing else.
+"""
+
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from typing import Any
 
 from promptmill.configs.columns import NewerFormatError, check_format
 from promptmill.configs.errors import shown
-from promptmill.configs.json_values import LARGEST, checked, parse_json
+from promptmill.configs.json_values import Whole, parse_json, read_json
 from promptmill.shards.outcomes import COUNTS, RARE, Outcomes, as_sum, as_values
-from promptmill.shards.storage import TooLargeError, get_small, join, names, put_if_absent
+from promptmill.shards.storage import TooLargeError, get, join, names, put_if_absent
 
 NAME = re.compile(r"([0-9]{6,9})(?:\.([0-9]{1,4}))?")
 MOST_GENERATION = 9_999  # as NAME has it; a run removes what is left of all generations before the one that it commits
@@ -23,15 +27,11 @@ READERS = 16  # records under way at a time: on a remote storage each is a round
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One published file: its path from the output, its size in bytes and its SHA-256 in hex."""
+    """Names one published file: its path from the output, its size in bytes and its SHA-256 in hexadecimal."""
 
     path: str
-    size: int
+    size: Whole
     sha256: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.path, str) or type(self.size) is not int or not isinstance(self.sha256, str):
-            raise CommitError("not a commit record: a file without a path, a size and a SHA-256")
 
     @classmethod
     def of(cls, path: str, content: bytes) -> "FileRecord":
@@ -40,14 +40,14 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class CommitRecord(Outcomes):
-    """Names what a shard is made of, and counts what is in it.
+    """Names the files of a shard, and counts the requests and candidates in it.
 
     Attributes:
-        shard: Its number.
-        generation: 0, or how often its failed rows were tried again.
-        files: Its tar (unless nothing was kept) and its Parquet.
-        fingerprint: Of the plan.
-        format: Of the dataset; not in the file where it is 1.
+        shard: The shard's number, from 0.
+        generation: 0, or how often the shard's failed rows were tried again.
+        files: The shard's tar (unless nothing was kept) and its Parquet file.
+        fingerprint: The plan's fingerprint.
+        format: The dataset's format; not in the record's file where it is 1.
     """
 
     shard: int
@@ -62,76 +62,77 @@ class CommitRecord(Outcomes):
 
     @property
     def paths(self) -> dict[str, str]:
-        """The only paths that files of this shard have, by their folder; one without a kept image has no tar."""
+        """Return the only paths that files of this shard have, by their folder; a shard without a kept image has no tar."""
         name = shard_name(self.shard, self.generation)
         tar = {"data": f"data/{name}.tar"} if self.kept else {}
         return {**tar, "metadata": f"metadata/{name}.parquet"}
 
     def file(self, folder: str) -> FileRecord | None:
-        """What the record says of the shard's file in `data` or `metadata`, None where it names none of its only name."""
+        """Return the record of the shard's file in `data` or `metadata`; None where the record names none of its only name."""
         return next((file for file in self.files if file.path == self.paths.get(folder)), None)
 
     def values(self) -> dict[str, Any]:
-        """Return what the file says, as JSON values."""
+        """Return the record as JSON values, as its file has them."""
         return {name: value for name, value in as_values(self).items() if name != "format" or value != 1}
 
     def to_json(self) -> bytes:
-        """Return the file's content."""
+        """Return the content of the record's file."""
         return (json.dumps(self.values(), indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> "CommitRecord":
-        """Read a record.
+        """Read a record strictly from its file's content: its types, its numbers within 64 bits, none below zero, and their sums.
 
         Raises:
             CommitError: The content is no commit record, or one of a later format.
         """
         try:
-            values = parse_json(content)
-            if not isinstance(values, dict):
-                raise ValueError("no object")
-            check_format(values.get("format", 1))
-            values["files"] = tuple(checked(FileRecord(**file)) for file in values["files"])
-            # Before the record adds them up and says what they are.
-            numbers = [*(one.name for one in fields(cls) if one.type is int), "candidates"]
-            lacking = [name for name in numbers if name not in values and name not in {*RARE, "format"}]
-            if lacking:
-                raise ValueError(f"{lacking[0]} is missing")
-            wrong = [name for name in numbers if name in values and not _is_number(values[name])]
-            if wrong:
-                raise ValueError(f"{wrong[0]} is no number")
-            said = values.pop("candidates")
-            record = checked(cls(**values))
-            if said != record.candidates:
-                raise CommitError(f"shard {record.shard:06d}: {said} candidates are not {as_sum(record)}")
-            counts = {name: getattr(record, name) for name in numbers}
-            negative = [name for name, count in counts.items() if count < 0]
-            if negative or any(file.size < 0 for file in record.files):
-                raise ValueError(f"{negative[0] if negative else 'a size'} is below zero")
-            return record
-        except (ValueError, TypeError, KeyError) as error:
-            if isinstance(error, CommitError):
-                raise
-            if isinstance(error, NewerFormatError):
-                raise CommitError(str(error)) from None
+            values = dict(vars(read_json(_said(), content)))
+            candidates = values.pop("candidates")
+            check_format(values["format"])
+            record = cls(**values)
+        except CommitError:
+            raise
+        except ValueError as error:
+            if newer := _newer(content):
+                raise CommitError(newer) from None
             raise CommitError(f"not a commit record: {shown(str(error), 300)}") from None
+        if candidates != record.candidates:
+            raise CommitError(f"shard {record.shard:06d}: {candidates} candidates are not {as_sum(record)}")
+        return record
+
+
+@functools.cache
+def _said() -> type[Any]:
+    """Return the type of a record's file: the record's fields, rare outcomes and the first format left out, and all candidates."""
+    left_out = {**dict.fromkeys(RARE, 0), "format": 1}
+    known = [(one.name, Whole if one.type is int else one.type) for one in fields(CommitRecord)]
+    named = [(name, kind, field(default=left_out[name])) if name in left_out else (name, kind) for name, kind in known]
+    return make_dataclass("Said", [*named, ("candidates", Whole)], kw_only=True)
+
+
+def _newer(content: bytes) -> str | None:
+    """Return the fault of a record of a later format, which may have fields that nobody knows here; None for any other record."""
+    try:
+        check_format(parse_json(content).get("format", 1))
+    except NewerFormatError as error:
+        return str(error)
+    except (ValueError, AttributeError):
+        pass
+    return None
 
 
 class CommitError(ValueError):
-    """A record that is broken, or that contradicts the one that is there."""
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int and abs(value) < LARGEST
+    """Reports a record that is broken, or that contradicts the one that is there."""
 
 
 def shard_name(shard: int, generation: int = 0) -> str:
-    """The name that a shard's files share: 000012, and 000012.1 once its failed rows were tried again."""
+    """Return the name that a shard's files share: 000012, and 000012.1 once its failed rows were tried again."""
     return f"{shard:06d}" + (f".{generation}" if generation else "")
 
 
 def parse_shard_name(name: str) -> tuple[int, int] | None:
-    """Shard and generation of such a name; None where it is none."""
+    """Return shard and generation of such a name; None where the text is none."""
     parsed = NAME.fullmatch(name)
     if parsed is None:
         return None
@@ -140,10 +141,10 @@ def parse_shard_name(name: str) -> tuple[int, int] | None:
 
 
 def commit(output: str, record: CommitRecord) -> None:
-    """Publish a shard whose files are in place. Doing it again changes nothing.
+    """Publish a shard whose files are in place; repeated, the call changes nothing.
 
     Raises:
-        CommitError: Another record is there under this name; both are named by what they differ in.
+        CommitError: Another record is there under this name; the message says what they differ in.
     """
     uri = _uri(output, record)
     if not put_if_absent(uri, record.to_json()):
@@ -151,7 +152,7 @@ def commit(output: str, record: CommitRecord) -> None:
 
 
 def check_unopposed(output: str, record: CommitRecord) -> None:
-    """Raise CommitError if another record is there under this one's name, before its files are replaced."""
+    """Raise CommitError where another record is there under this one's name, before its files are replaced."""
     uri = _uri(output, record)
     try:
         there = read_small(uri)
@@ -161,7 +162,7 @@ def check_unopposed(output: str, record: CommitRecord) -> None:
 
 
 def record_uri(output: str, shard: int, generation: int = 0) -> str:
-    """Where a shard's record lies."""
+    """Return where a shard's record lies."""
     return join(output, "commits", f"{shard_name(shard, generation)}.json")
 
 
@@ -176,17 +177,17 @@ def _compare(output: str, uri: str, there: bytes, record: CommitRecord) -> None:
 
 
 def read_records(output: str) -> list[CommitRecord]:
-    """The record of each committed shard, of its last generation, in their order.
+    """Return the record of each committed shard, of its last generation, in their order.
 
     Raises:
-        CommitError: One that is broken, or is not of the shard that its name says.
+        CommitError: A record is broken, or is not of the shard that its name says.
     """
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(lambda pair: read_record(output, *pair), _last_generations(output).items()))
 
 
 def last_record(output: str, shard: int) -> CommitRecord:
-    """The record of one shard, of its last generation.
+    """Return the record of one shard, of its last generation.
 
     Raises:
         CommitError: As `read_records`.
@@ -201,7 +202,7 @@ def _last_generations(output: str) -> dict[int, int]:
 
 
 def check_plan(output: str, records: Iterable[CommitRecord], fingerprint: str, accepted: Collection[str] = ()) -> None:
-    """Raise CommitError if a record is of a plan with another fingerprint, unless that change was accepted: a dataset is of one."""
+    """Raise CommitError where a record is of a plan with another fingerprint, unless that change was accepted."""
     for record in records:
         if record.fingerprint != fingerprint and record.fingerprint not in accepted:
             plans = f"{record.fingerprint[:16]}, this one is {fingerprint[:16]}"
@@ -209,10 +210,10 @@ def check_plan(output: str, records: Iterable[CommitRecord], fingerprint: str, a
 
 
 def read_record(output: str, shard: int, generation: int = 0) -> CommitRecord:
-    """Return a shard's record.
+    """Return the record of one shard.
 
     Raises:
-        CommitError: It is broken, is not of the shard that its name says, or names other files than such a shard has.
+        CommitError: The record is broken, is not of the shard that its name says, or names other files than such a shard has.
         FileNotFoundError: The shard is not committed.
     """
     name = f"commits/{shard_name(shard, generation)}.json"
@@ -231,17 +232,19 @@ def read_small(uri: str) -> bytes:
     """Read the file of a record, whatever lies there.
 
     Raises:
-        CommitError: It is far too large for one.
-        FileNotFoundError: It is not there.
+        CommitError: The file is far too large for a record.
+        FileNotFoundError: The file is not there.
     """
     try:
-        return get_small(uri, MOST_BYTES)
+        return get(uri, MOST_BYTES)
     except TooLargeError as error:
-        raise CommitError(f"not a commit record: {error}") from None
+        raise CommitError(f"not a commit record: {error.said}") from None
 
 
 def _unsafe(record: CommitRecord) -> str | None:
-    """What in a record could lead its readers to other files than those of its shard, or None."""
+    """Return the words for what in a record could lead its readers to other files than those of its shard; None where nothing
+    could.
+    """
     if sorted(file.path for file in record.files) != sorted(record.paths.values()):
         there, wanted = (", ".join(sorted(paths)) for paths in ((f.path for f in record.files), record.paths.values()))
         return f"names {shown(there, 200) or 'no file'}, where the shard has {wanted}"

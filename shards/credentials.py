@@ -1,11 +1,16 @@
-"""Keeps credentials out of what people read: messages, logs and records."""
+"""Hides credentials from what people read: messages, logs and records."""
 
 import os
 import re
 from urllib.parse import quote
 
 HIDDEN = "***"
-SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "FSSPEC_S3_SECRET", "FSSPEC_S3_TOKEN")
+SECRET_VARIABLES = (
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "FSSPEC_S3_SECRET", "FSSPEC_S3_TOKEN"),
+    *("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY", "AZURE_STORAGE_CLIENT_SECRET"),
+    *("AZURE_CLIENT_SECRET", "AZURE_STORAGE_SAS_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_TOKEN"),
+    *("GOOGLE_BEARER_TOKEN", "GOOGLE_SERVICE_ACCOUNT_KEY"),
+)
 SHORTEST_SECRET = 8  # characters; a test server's "test" is none, and hiding it would tear up other words
 
 # user:password@ behind a scheme, up to the last @: AWS's secrets hold slashes, passwords may hold an @. A colon before a port
@@ -18,7 +23,7 @@ _QUERY = re.compile(
 
 
 def without_credentials(text: str) -> str:
-    """A text with the credentials of the URIs in it, and the environment's secrets, replaced by three asterisks."""
+    """Return a text with the credentials of the URIs in it, and the environment's secrets, replaced by three asterisks."""
     for secret in (os.environ.get(name, "") for name in SECRET_VARIABLES):
         if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, HIDDEN).replace(quote(secret, safe=""), HIDDEN)

@@ -1,62 +1,208 @@
-"""Reads the committed shards of a dataset one after the other, whether the dataset is finished or not: rows, and their images."""
+"""Reads datasets, shard by shard, as their records have them: rows as Arrow tables, kept images as files or pictures.
 
-from collections.abc import Iterator, Sequence
+All that reads a dataset after it was rendered goes through here: figures, reports, sheets, exports and the Python API. A file is
+held against its record before anything in it is believed; only `glance` takes a shard's rows as they lie there, for those that are
+to show what is damaged rather than refuse it.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 from PIL import Image
 
-from promptmill.configs.errors import nearest, shown
-from promptmill.shards.commits import CommitError, read_records
-from promptmill.shards.image_reader import PictureError, read_picture
-from promptmill.shards.published import path_of, read_images, read_metadata
+from promptmill.shards.commits import CommitError, CommitRecord, last_record, read_records
+from promptmill.shards.image_reader import PictureError, open_picture, read_picture
+from promptmill.shards.published import ImageFile, get_file, parse_metadata, path_of, read_file, read_images
+from promptmill.shards.storage import OddFileError
+from promptmill.shards.tables import schema
+
+
+class UnreadableError(ValueError):
+    """Reports a shard's metadata that cannot be read as it lies there; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Holds one kept image.
+
+    Attributes:
+        row: The image's row of the metadata, by column.
+        file: The image as it was published.
+        tar: The tar that the image lies in, for messages about it.
+    """
+
+    row: dict[str, Any]
+    file: ImageFile
+    tar: str
+
+    @property
+    def key(self) -> str:
+        return str(self.row["key"])
+
+    def picture(self) -> Image.Image:
+        """Return the image, decoded, in mode RGB.
+
+        Raises:
+            CommitError: The image is of another format or size than its row says, or cannot be decoded.
+        """
+        try:
+            return read_picture(self.file.content, self.file.ending, self.row["width"], self.row["height"])
+        except PictureError as error:
+            raise CommitError(f"{self.tar}: {self.key}: its image {error}") from None
+
+    def check(self) -> None:
+        """Raise CommitError where the image is of another format or size than its row says; it is not decoded."""
+        try:
+            with open_picture(self.file.content, self.file.ending, self.row["width"], self.row["height"]):
+                pass
+        except PictureError as error:
+            raise CommitError(f"{self.tar}: {self.key}: its image {error}") from None
+
+
+@dataclass(frozen=True)
+class ShardReader:
+    """Reads one committed shard.
+
+    Attributes:
+        output: The dataset's URI.
+        record: The shard's commit record.
+    """
+
+    output: str
+    record: CommitRecord
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the shard's rows.
+
+        Args:
+            columns: Names of the columns that are wanted, in their order; None for all.
+
+        Raises:
+            CommitError: The file is not what the record says, lacks a column, or is not what promptmill writes.
+        """
+        content = read_file(self.output, self.record, "metadata")
+        try:
+            return _chosen(content, self.record.shard, columns)
+        except ValueError as error:
+            raise CommitError(f"{path_of(self.output, self.record, 'metadata')}: {error}") from None
+
+    def glance(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the shard's rows as they lie there, whether or not the record's hash is theirs; arguments as for `table`.
+
+        Raises:
+            UnreadableError: The rows are not there, or cannot be read; a line with the file's path in the dataset.
+            StorageError: The storage fails.
+        """
+        file = self.record.file("metadata")
+        if file is None:
+            raise UnreadableError(f"commits: the record of shard {self.record.shard:06d} names no metadata")
+        try:
+            return _chosen(get_file(self.output, file), self.record.shard, columns)
+        except FileNotFoundError:
+            raise UnreadableError(f"{file.path}: missing") from None
+        except OddFileError as error:
+            raise UnreadableError(f"{file.path}: {error.said}") from None
+        except (ValueError, TypeError, LookupError, pa.ArrowException) as error:
+            raise UnreadableError(f"{file.path}: {' '.join(str(error).split())[:200]}") from None
+
+    def files(self, keys: Collection[str]) -> dict[str, ImageFile]:
+        """Return the image files of these kept candidates, by key.
+
+        Raises:
+            CommitError: The tar is not what the record says, or lacks an image.
+        """
+        found = read_images(self.output, self.record, keys)
+        if lost := sorted(set(keys) - set(found)):
+            way = f"`promptmill verify {self.output}`"
+            raise CommitError(f"{path_of(self.output, self.record, 'data')}: {lost[0]}: kept, but not in its shard; {way}")
+        return found
+
+    def kept(self, most: int | None = None) -> Iterator[Kept]:
+        """Yield the kept images in the order of their keys.
+
+        Args:
+            most: The most images; None for all.
+
+        Raises:
+            CommitError: As `table` and `files`.
+        """
+        if not self.record.kept:
+            return
+        table = self.table()
+        rows = table.filter(table["selected"]).slice(0, most).to_pylist()
+        files = self.files([row["key"] for row in rows])
+        tar = path_of(self.output, self.record, "data")
+        yield from (Kept(row, files[row["key"]], tar) for row in rows)
+
+
+def _chosen(content: bytes, shard: int, columns: Sequence[str] | None) -> pa.Table:
+    # The keys are checked, whether they are wanted or not.
+    table = parse_metadata(content, shard, None if columns is None else list(dict.fromkeys(["key", *columns])))
+    return table if columns is None else table.select(list(columns))
+
+
+def shards(output: str) -> Iterator[ShardReader]:
+    """Yield a reader of each committed shard, in their order; of a dataset that is not finished, too.
+
+    Raises:
+        CommitError: A record is broken.
+    """
+    yield from (ShardReader(output, record) for record in read_records(output))
+
+
+def shard(output: str, number: int) -> ShardReader:
+    """Return the reader of one shard.
+
+    Raises:
+        CommitError: The shard's record is broken.
+        FileNotFoundError: The shard is not committed.
+    """
+    return ShardReader(output, last_record(output, number))
+
+
+def batches(output: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a dataset, one a candidate, kept or not, and one for each request that failed; one shard is in memory.
+
+    Args:
+        output: The dataset's URI.
+        columns: Names of the columns that are wanted, in their order; None for all.
+
+    Raises:
+        CommitError: A record or a file is not what promptmill writes, or lacks a column.
+    """
+    for reader in shards(output):
+        yield from reader.table(columns).to_batches()
 
 
 def table(output: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of all committed shards, a row a candidate, in their order.
-
-    Args:
-        output: The dataset's URI.
-        columns: The names of those to return; None for all.
-
-    Raises:
-        CommitError: A shard is not as its record says, or there is no such column.
-    """
-    tables = []
-    for record in read_records(output):
-        rows = read_metadata(output, record)
-        for name in columns or ():
-            if name not in rows.column_names:
-                raise CommitError(f"{output}: has no column {shown(name)}{nearest(name, rows.column_names)}")
-        tables.append(rows if columns is None else rows.select([*columns]))
-    return pa.concat_tables(tables) if tables else pa.table({})
+    """Return all rows of a dataset, none without a committed shard; arguments and errors as for `batches`."""
+    found = list(batches(output, columns))
+    if found:
+        return pa.Table.from_batches([batch.cast(found[0].schema) for batch in found], found[0].schema)
+    empty = schema({}, None).empty_table()
+    return empty if columns is None else empty.select(list(columns))
 
 
 def images(output: str, selected: bool = True) -> Iterator[tuple[str, Image.Image | None, dict[str, Any]]]:
-    """Yield the key, the image in mode RGB, and the row of candidates, shard by shard; one shard is in memory at a time.
+    """Yield key, image and row of each candidate, in the order of their keys; one shard is in memory.
 
     Args:
         output: The dataset's URI.
-        selected: Whether to yield the selected candidates alone. Images of the others are not stored, and are None.
+        selected: Whether only candidates are yielded whose images were kept; otherwise every row of the metadata is, the image None
+            where there is none.
+
+    Yields:
+        The key; the image in mode RGB, of the width and height of its row in pixels; the row by column.
 
     Raises:
-        CommitError: A shard is not as its record says, or an image of it is not as its row says.
+        CommitError: A record, a file or an image is not what promptmill writes.
     """
-    for record in read_records(output):
-        rows = read_metadata(output, record)
+    for reader in shards(output):
+        shown = {one.key: one for one in reader.kept()}
         if selected:
-            rows = rows.filter(rows["selected"])
-        kept = {row["key"] for row in rows.select(["key", "selected"]).to_pylist() if row["selected"]}
-        files = read_images(output, record, kept)
-        for batch in rows.to_batches(max_chunksize=256):
-            for row in batch.to_pylist():
-                key, image = row["key"], None
-                if row["selected"]:
-                    file = files.get(key)
-                    if file is None:
-                        raise CommitError(f"{path_of(output, record, 'data')}: has no image {key}, which its row says was kept")
-                    try:
-                        image = read_picture(file.content, file.ending, row["width"], row["height"])
-                    except PictureError as error:
-                        raise CommitError(f"{path_of(output, record, 'data')}: {key}: {error}") from None
-                yield key, image, row
+            yield from ((key, one.picture(), one.row) for key, one in shown.items())
+            continue
+        for row in reader.table().to_pylist():
+            yield row["key"], shown[row["key"]].picture() if row["key"] in shown else None, row

@@ -1,4 +1,4 @@
-"""What the next generation of a shard, made to try its failed rows again, takes over from the one that is there."""
+"""Hands on the rows and images that the next generation of a shard takes over from the one that is there."""
 
 from collections.abc import Collection
 
@@ -12,10 +12,10 @@ from promptmill.shards.storage import delete, join
 
 
 def failed_rows(output: str, record: CommitRecord, codes: Collection[str]) -> frozenset[int]:
-    """The rows of a committed shard, counted from 0, that failed with one of these codes, as a whole or in a candidate.
+    """Return the rows of a committed shard, counted from 0, that failed with one of these codes, as a whole or in a candidate.
 
     Raises:
-        CommitError: Its files are not what the record says.
+        CommitError: A file of the shard is not what the commit record says.
     """
     if not record.failed and not record.failed_requests:
         return frozenset()
@@ -28,10 +28,16 @@ def failed_rows(output: str, record: CommitRecord, codes: Collection[str]) -> fr
 
 
 def taken_over(output: str, record: CommitRecord, again: Collection[int], form: pa.Schema) -> tuple[pa.Table, dict[str, bytes]]:
-    """The metadata of a committed shard and its images by key, without the rows that are rendered again.
+    """Return the metadata of a committed shard and its images by key, without the rows that are rendered again.
+
+    Args:
+        output: The dataset's URI.
+        record: The shard's commit record.
+        again: Rows, counted from 0 in the shard, that are rendered again.
+        form: The schema of the plan's metadata.
 
     Raises:
-        CommitError: A file of it is not what the record says, or has other columns than `form`.
+        CommitError: A file of the shard is not what the record says, or has other columns than `form`.
     """
     table = read_metadata(output, record)
     if table.schema.names != form.names:
@@ -42,7 +48,7 @@ def taken_over(output: str, record: CommitRecord, again: Collection[int], form: 
 
 
 def drop_earlier(output: str, shard: int, generation: int) -> None:
-    """Remove what lies there of a shard's generations before this one, which is committed; what is gone already is no error."""
+    """Delete the files of a shard's generations before this one, which is committed; a file that is gone already is no error."""
     for earlier in range(generation):
         name = shard_name(shard, earlier)
         # The record first: what no record names is swept, but a record without its files would be taken for damage.

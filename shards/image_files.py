@@ -3,15 +3,16 @@
 import hashlib
 import io
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-ImageFormat = Literal["png", "jpg", "webp"]
+from promptmill.configs.schema import ImageFormat
 
 # IPTC's term for media made by a trained model.
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -26,7 +27,7 @@ PNG_LEVEL = 1
 
 @dataclass(frozen=True)
 class Provenance:
-    """What an image says of how it was made, in the words of Stable Diffusion web UIs."""
+    """Says how an image was made, in the words of Stable Diffusion web UIs."""
 
     prompt: str
     negative_prompt: str
@@ -39,7 +40,7 @@ class Provenance:
     model: str
 
     def parameters(self) -> str:
-        """The `parameters` text that web UIs write into PNGs and read back."""
+        """Return the `parameters` text that web UIs write into PNGs and read back."""
         lines = [self.prompt]
         if self.negative_prompt:
             lines.append(f"Negative prompt: {self.negative_prompt}")
@@ -57,7 +58,7 @@ class Provenance:
         return "\n".join([*lines, ", ".join(quoted)])
 
     def xmp(self) -> bytes:
-        """An XMP packet that marks the image as made by a trained model."""
+        """Return an XMP packet that marks the image as made by a trained model."""
         return (
             '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
             '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -72,37 +73,89 @@ def _quote(value: str) -> str:
 
 
 def encode_image(pixels: np.ndarray, form: ImageFormat, quality: int, provenance: Provenance) -> bytes:
-    """An image file, the same bytes for the same input and codec version.
+    """Encode an image as a file; the same bytes for the same input and version of the codec.
 
     Args:
-        pixels: (H, W, 3) uint8, sRGB.
-        form: png is lossless; so is webp at quality 100.
+        pixels: The image, (H, W, 3) uint8, sRGB.
+        form: The file's format: png is lossless, and so is webp at quality 100.
         quality: 1 to 100, for jpg and webp.
-        provenance: Written into the file: PNG text and XMP; in the others XMP and EXIF's user comment.
+        provenance: Written into the file: in png as PNG text and XMP, in the others as XMP and EXIF's user comment.
     """
-    image = Image.fromarray(pixels)
     file = io.BytesIO()
-    if form == "png":
-        text = PngInfo()
-        # Latin-1 goes in as tEXt, as web UIs do; anything else needs iTXt.
-        parameters = provenance.parameters()
-        text.add_text("parameters", parameters) if _is_latin1(parameters) else text.add_itxt("parameters", parameters)
-        text.add_itxt("XML:com.adobe.xmp", provenance.xmp().decode())
-        image.save(file, "PNG", pnginfo=text, compress_level=PNG_LEVEL)
-        return file.getvalue()
-    exif = user_comment(provenance.parameters())
-    if form == "jpg":
-        image.save(file, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, xmp=provenance.xmp(), exif=exif)
-    else:
-        image.save(file, "WEBP", quality=quality, lossless=quality == 100, method=4, xmp=provenance.xmp(), exif=exif)
+    FORMATS[form].save(Image.fromarray(pixels), file, quality, provenance)
     return file.getvalue()
+
+
+def _save_png(image: Image.Image, file: io.BytesIO, quality: int, provenance: Provenance) -> None:
+    text = PngInfo()
+    # Latin-1 goes in as tEXt, as web UIs do; anything else needs iTXt.
+    parameters = provenance.parameters()
+    text.add_text("parameters", parameters) if _is_latin1(parameters) else text.add_itxt("parameters", parameters)
+    text.add_itxt("XML:com.adobe.xmp", provenance.xmp().decode())
+    image.save(file, "PNG", pnginfo=text, compress_level=PNG_LEVEL)
+
+
+def _save_jpg(image: Image.Image, file: io.BytesIO, quality: int, provenance: Provenance) -> None:
+    exif, xmp = user_comment(provenance.parameters()), provenance.xmp()
+    image.save(file, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, xmp=xmp, exif=exif)
+
+
+def _save_webp(image: Image.Image, file: io.BytesIO, quality: int, provenance: Provenance) -> None:
+    exif, xmp = user_comment(provenance.parameters()), provenance.xmp()
+    image.save(file, "WEBP", quality=quality, lossless=quality == 100, method=4, xmp=xmp, exif=exif)
+
+
+def _webp_is_lossless(content: bytes) -> bool:
+    """Return whether the image of a WebP file is in a VP8L chunk."""
+    at = 12
+    while at + 8 <= len(content) and content[at : at + 4] not in (b"VP8 ", b"VP8L"):
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return content[at : at + 4] == b"VP8L"
+
+
+@dataclass(frozen=True)
+class Format:
+    """Describes one format of a dataset's images.
+
+    Attributes:
+        pillow: Pillow's name of the format.
+        save: Writes an image, with a quality from 1 to 100 and its provenance.
+        begins: Returns whether a file begins as those of the format do.
+        lossless: Returns whether decoding a file of the format gives back the pixels that were encoded.
+        has_quality: Whether the quality means anything.
+        says: Where a file says how it was made, in words.
+    """
+
+    pillow: str
+    save: Callable[[Image.Image, io.BytesIO, int, Provenance], None]
+    begins: Callable[[bytes], bool]
+    lossless: Callable[[bytes], bool]
+    has_quality: bool = True
+    says: str = "in EXIF's user comment"
+
+
+# By the endings of their files.
+FORMATS: dict[str, Format] = {
+    "png": Format(
+        "PNG",
+        _save_png,
+        lambda content: content.startswith(b"\x89PNG\r\n\x1a\n"),
+        lambda content: True,
+        has_quality=False,
+        says="as PNG text `parameters`",
+    ),
+    "jpg": Format("JPEG", _save_jpg, lambda content: content.startswith(b"\xff\xd8\xff"), lambda content: False),
+    "webp": Format("WEBP", _save_webp, lambda content: content[:4] == b"RIFF" and content[8:12] == b"WEBP", _webp_is_lossless),
+}
+assert tuple(FORMATS) == get_args(ImageFormat)
 
 
 def user_comment(text: str) -> bytes:
     """Return an EXIF block whose only entry is the user comment, in UTF-16 of the block's byte order.
 
-    The block is written here, since Pillow writes a comment as BYTE where the EXIF standard says UNDEFINED, and web UIs fail
-    at it. A text that does not fit into a JPEG loses its middle, where an ellipsis stands; its last line stays whole.
+    The block is written here, since Pillow writes a comment as BYTE where the EXIF standard says UNDEFINED, and web UIs fail at it.
+    A text that does not fit into a JPEG loses its middle, where an ellipsis stands; its last line stays whole.
     """
     room = (MOST_EXIF - 8) // 2  # UTF-16 code units, of which no character takes more than two
     if len(text.encode("utf-16-be")) > 2 * room:
@@ -131,7 +184,11 @@ def _is_latin1(text: str) -> bool:
 
 
 def pixel_sha256(pixels: np.ndarray) -> str:
-    """The hash of an image before encoding: of its height and width as text, then its (H, W, 3) uint8 values row by row."""
+    """Return the SHA-256 of an image before encoding, in hexadecimal: of its height and width as text, then its values row by row.
+
+    Args:
+        pixels: The image, (H, W, 3) uint8.
+    """
     height, width, _ = pixels.shape
     digest = hashlib.sha256(f"{height}x{width}".encode())
     digest.update(np.ascontiguousarray(pixels).tobytes())

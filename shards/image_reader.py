@@ -1,4 +1,4 @@
-"""Opens the images of a dataset, which may be somebody else's: as the format that their name says, and no other.
+"""Opens the images of a dataset, which may be somebody else's, as the format that their name says and no other.
 
 Pillow knows dozens of formats, and tries all of them where it is not told which. One of them starts Ghostscript on the file.
 """
@@ -11,22 +11,18 @@ from contextlib import contextmanager
 from PIL import Image, UnidentifiedImageError
 
 from promptmill.configs.parameters import MAX_SIDE
+from promptmill.shards.image_files import FORMATS
 
-# By the endings of `shards.image_files.ImageFormat`.
-ENDINGS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
+ENDINGS = {ending: form.pillow for ending, form in FORMATS.items()}
 
 
 class PictureError(ValueError):
-    """An image that is not what its row says, or cannot be decoded; the message goes on after `its image`."""
+    """Reports an image that is not what its row says, or cannot be decoded; the message goes on after `its image`."""
 
 
 def is_of(content: bytes, ending: str) -> bool:
-    """Whether a file begins as those of the format do that its ending names."""
-    if ending == "png":
-        return content.startswith(b"\x89PNG\r\n\x1a\n")
-    if ending == "jpg":
-        return content.startswith(b"\xff\xd8\xff")
-    return ending == "webp" and content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+    """Return whether a file begins as those of the format do that its ending names."""
+    return ending in FORMATS and FORMATS[ending].begins(content)
 
 
 @contextmanager
@@ -34,12 +30,12 @@ def open_picture(content: bytes, ending: str, width: int | None, height: int | N
     """Open an image of a dataset without decoding it; decoding inside of the block raises nothing but PictureError.
 
     Args:
-        content: The whole file.
-        ending: Of its name, without the dot.
-        width, height: In pixels, as its row says.
+        content: The bytes of the whole file.
+        ending: The ending of the file's name, without the dot.
+        width, height: The image's size in pixels, as its row says.
 
     Raises:
-        PictureError: It is of another format or size, is larger than any request may be, or cannot be decoded.
+        PictureError: The image is of another format or size, is larger than any request may be, or cannot be decoded.
     """
     if ending not in ENDINGS or not is_of(content, ending):
         raise PictureError(f"is no {ENDINGS.get(ending, 'image')}")
@@ -63,10 +59,10 @@ def open_picture(content: bytes, ending: str, width: int | None, height: int | N
 def read_picture(
     content: bytes, ending: str, width: int | None, height: int | None, draft: tuple[int, int] | None = None
 ) -> Image.Image:
-    """Return an image of a dataset, decoded, in mode RGB; arguments and errors as in `open_picture`.
+    """Return an image of a dataset, decoded, in mode RGB; the other arguments and the errors are those of `open_picture`.
 
     Args:
-        draft: A JPEG may be decoded smaller, but no smaller than this width and height, which is faster.
+        draft: A width and a height in pixels: a JPEG may be decoded smaller, which is faster, but no smaller than this.
     """
     with open_picture(content, ending, width, height) as image:
         if draft:

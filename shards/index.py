@@ -1,4 +1,4 @@
-"""The index of a finished dataset and the mark that it is finished, made of the commit records and nothing else."""
+"""Writes the index of a finished dataset and the mark that it is finished, from the commit records and nothing else."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -15,10 +15,11 @@ SUCCESS = "_SUCCESS"
 
 @dataclass(frozen=True)
 class Totals(Outcomes):
-    """Counts a whole dataset.
+    """Counts the requests, candidates, shards and bytes of a whole dataset.
 
     Attributes:
-        bytes: Of all published tars and Parquets.
+        shards: Number of committed shards.
+        bytes: Size of all published tars and Parquet files.
     """
 
     shards: int
@@ -35,7 +36,7 @@ def encode_index(records: Sequence[CommitRecord]) -> bytes:
     """Return index.json: the plan's fingerprint, the dataset's format, the totals, and every shard's files and counts.
 
     Args:
-        records: The last of each shard, in their order.
+        records: The last commit record of each shard, in their order.
     """
     plans = list(dict.fromkeys(record.fingerprint for record in records))
     # Several only where changes were accepted in between; then each shard says its own.
@@ -52,16 +53,16 @@ def encode_index(records: Sequence[CommitRecord]) -> bytes:
 
 
 def publish_index(output: str, records: Sequence[CommitRecord], shards: int, accepted: Collection[str] = ()) -> Totals:
-    """Say that a dataset is finished: write index.json, then an empty _SUCCESS.
+    """Mark a dataset as finished: write index.json, then an empty _SUCCESS.
 
     Args:
         output: The dataset's URI.
-        records: The last of each shard, in their order.
-        shards: How many the plan has.
+        records: The last commit record of each shard, in their order.
+        shards: Number of shards that the plan has.
         accepted: Fingerprints of earlier plans whose shards may stand beside those of the last.
 
     Raises:
-        CommitError: Not all of them are committed, or not all with one plan.
+        CommitError: Not all shards are committed, or not all with one plan.
     """
     if len(records) != shards or [record.shard for record in records] != list(range(shards)):
         raise CommitError(f"{output}: {len(records)} shards are committed of {shards} planned")

@@ -1,4 +1,4 @@
-"""Keys of candidates, which name files: their only form, and the check that rows of somebody else's dataset have it."""
+"""Checks keys of candidates, which name files: keys have one form, and rows of somebody else's dataset are held to it."""
 
 import re
 
@@ -14,20 +14,22 @@ LIKE = "000012-00003-0001"
 
 
 def parse(key: str) -> tuple[int, int, int | None] | None:
-    """Return shard, row and candidate of a key, the candidate None for a request as a whole; return None where it is no key."""
+    """Return shard, row and candidate of a key, the candidate None for a request as a whole; return None where the text is no
+    key.
+    """
     found = KEY.fullmatch(key)
     return (int(found[1]), int(found[2]), int(found[3]) if found[3] else None) if found else None
 
 
 def check_keys(keys: pa.ChunkedArray, shard: int) -> None:
-    """Refuse keys of rows that could name anything but a file of their own shard.
+    """Raise where a row's key could name anything but a file of its own shard.
 
     Args:
         keys: The column `key` of a shard's metadata.
-        shard: Its number.
+        shard: The shard's number.
 
     Raises:
-        ValueError: One is no key of this shard; the message says which row, counted from 0, and what is there.
+        ValueError: A row has no key of this shard; the message says which row, counted from 0, and what is there.
     """
     if keys.type != pa.string():
         raise ValueError(f"its column key is {keys.type}, not string")

@@ -1,6 +1,6 @@
-"""Who is writing an output: a second driver finds the first one's lease, and takes it over soon after the first one died.
+"""Holds who is writing an output: a second driver finds the first one's lease, and takes it over soon after the first one died.
 
-It spares work and protects nothing: whatever two drivers write is the same, whole and never over another's. How it goes:
+The lease spares work and protects nothing: whatever two drivers write is the same, whole and never over another's. How it goes:
 
 - OUT/lease/000001.json, 000002.json, …: the highest number holds. Taking is put_if_absent of the next one, so of many takers one
   wins. Its holder writes it again every RENEW_S, and it expires EXPIRES_S after the last time. On release all of them go.
@@ -12,23 +12,16 @@ It spares work and protects nothing: whatever two drivers write is the same, who
   and does the one that was judged still lie there as it was? If not, the judgement was about the past: it steps back, looks anew.
 """
 
-import getpass
-import json
-import math
-import os
 import random
 import re
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from promptmill.configs.json_values import checked, parse_json
+from promptmill.shards.lease_holder import Holder
 from promptmill.shards.places_to_write import check_folders
 from promptmill.shards.storage import (
     SCRATCH,
@@ -37,7 +30,7 @@ from promptmill.shards.storage import (
     TooLargeError,
     check_stays,
     delete,
-    get_small,
+    get,
     is_local,
     join,
     local_path,
@@ -50,7 +43,6 @@ from promptmill.shards.storage import (
 FOLDER = "lease"
 NAME = re.compile(r"([0-9]{6,9})\.json")
 MOST_BYTES = 2**16  # of a lease file
-LONGEST_S = 86_400.0  # that any lease may last
 RENEW_S = 10.0
 EXPIRES_S = 60.0
 GRACE_S = 25.0  # two renewals and a half
@@ -58,119 +50,23 @@ TRIES = 20  # at taking, each begun by somebody else who took or released in the
 
 
 class LeaseError(RuntimeError):
-    """Somebody else is writing the output; the message is one line."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """What a lease file says: a process, where it runs and when it last renewed.
-
-    Attributes:
-        host, user: Names for people.
-        pid: Of the process, in its own pid namespace.
-        start_time: When it began, in clock ticks after boot: with the pid it names one process. None where there is no /proc.
-        boot_id, pid_namespace: Where pids can be compared with ours; None where that cannot be known.
-        token: Of this lease and no other.
-        since: When it was taken, UTC, ISO 8601.
-        renewed: When it was renewed, in seconds since 1970 by its own clock.
-        expires_s: How long after that it is over, in seconds.
-    """
-
-    host: str
-    pid: int
-    start_time: int | None
-    boot_id: str | None
-    pid_namespace: int | None
-    user: str
-    token: str
-    since: str
-    renewed: float
-    expires_s: float
-
-    @classmethod
-    def here(cls, expires_s: float) -> "Holder":
-        """This process, with a new token."""
-        boot_id = pid_namespace = None
-        with suppress(OSError):
-            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-            pid_namespace = Path("/proc/self/ns/pid").stat().st_ino
-        return cls(
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            start_time=(_process(os.getpid()) or ("", None))[1],
-            boot_id=boot_id,
-            pid_namespace=pid_namespace,
-            user=_user(),
-            token=secrets.token_hex(16),
-            since=datetime.now(UTC).isoformat(timespec="seconds"),
-            renewed=time.time(),
-            expires_s=expires_s,
-        )
-
-    def to_json(self) -> bytes:
-        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
-
-    @classmethod
-    def from_json(cls, content: bytes) -> "Holder | None":
-        """None where the content is none."""
-        try:
-            holder = checked(cls(**parse_json(content)))
-            texts = (holder.host, holder.user, holder.token, holder.since)
-            sound = all(isinstance(text, str) and text.isprintable() for text in texts) and type(holder.pid) is int
-            sound = sound and holder.pid > 0 and math.isfinite(holder.renewed) and 0 < holder.expires_s <= LONGEST_S
-            return holder if sound else None
-        except (ValueError, TypeError, OverflowError):
-            return None
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} (user {self.user}) since {self.since[:16].replace('T', ' ')} UTC"
-
-    def is_gone(self) -> bool:
-        """Whether it ran on this machine and does no more; False where that cannot be known from here."""
-        here = Holder.here(self.expires_s)
-        # A container shares its boot id with the machine, but neither its pids nor, mostly, its host name.
-        comparable = (self.host, self.boot_id, self.pid_namespace) == (here.host, here.boot_id, here.pid_namespace)
-        if not comparable or None in (self.boot_id, self.pid_namespace, self.start_time):
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return True
-        except PermissionError:
-            pass  # another user's, whose entry in /proc may be hidden
-        state, start_time = _process(self.pid) or ("", self.start_time)
-        return state in ("Z", "X") or start_time != self.start_time
-
-
-def _process(pid: int) -> tuple[str, int] | None:
-    """A process's state and start time, fields 3 and 22 of its line in /proc; None where it cannot be read."""
-    try:
-        # Its name, field 2, may hold blanks and parentheses.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return fields[0].decode(), int(fields[19])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())
+    """Reports an output that somebody else is writing; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A lease file as it was found."""
+    """Holds a lease file as it was found: its number and its content."""
 
     number: int
     content: bytes
 
     @property
     def holder(self) -> Holder | None:
+        """Return the holder that the file describes; None for a broken file."""
         return Holder.from_json(self.content)
 
     def who(self) -> str:
+        """Return the words that name the holder in a message."""
         holder = self.holder
         return str(holder) if holder else f"a process that its broken {FOLDER}/{_name(self.number)} does not name"
 
@@ -185,7 +81,7 @@ def _numbers(output: str) -> list[int]:
 
 
 def _look(output: str) -> Seen | None:
-    """The file that holds; None where there is none."""
+    """Return the lease file that holds, the one of the highest number; None where there is none."""
     for number in reversed(_numbers(output)):
         with suppress(FileNotFoundError):  # released since the listing
             return Seen(number, _content(join(output, FOLDER, _name(number))))
@@ -195,13 +91,13 @@ def _look(output: str) -> Seen | None:
 def _content(uri: str) -> bytes:
     """Read a lease file; one that is far too large is a broken one."""
     try:
-        return get_small(uri, MOST_BYTES)
+        return get(uri, MOST_BYTES)
     except TooLargeError:
         return b""
 
 
 def holder_of(output: str) -> Holder | None:
-    """Who writes an output right now, as far as can be told at a glance; None where nobody does."""
+    """Return the holder of an output's lease right now, as far as can be told at a glance; None where nobody writes the output."""
     seen = _look(output)
     holder = seen.holder if seen else None
     if holder is None or holder.is_gone() or abs(time.time() - holder.renewed) > holder.expires_s:
@@ -210,12 +106,13 @@ def holder_of(output: str) -> Holder | None:
 
 
 class Lease:
-    """An output that this process holds; made by `hold`.
+    """Holds an output for this process; made by `hold`.
 
     Attributes:
-        output: Its URI.
-        why: Why it is lost, one line; empty while it is held.
-        on_lost: Called once, from the renewing thread, when it is lost. Set by whoever holds it; must not wait for the release.
+        output: The dataset's URI.
+        why: Why the lease is lost, one line; empty while it is held.
+        on_lost: Called once, from the renewing thread, when the lease is lost. Set by the lease's holder; must not wait for the
+            release.
     """
 
     def __init__(self, output: str, renew_s: float, expires_s: float) -> None:
@@ -231,7 +128,7 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether somebody took it over, its file is gone, or it could not be renewed before it expired."""
+        """Return whether somebody took the lease over, its file is gone, or it could not be renewed before it expired."""
         return bool(self.why)
 
     def _take(self, grace_s: float, say: Callable[[str], None]) -> None:
@@ -262,10 +159,10 @@ class Lease:
         return False
 
     def _is_over(self, seen: Seen, grace_s: float, say: Callable[[str], None]) -> bool:
-        """Whether its holder is dead or as good as dead. False: it gave way to another or to none, so look again.
+        """Return whether a lease's holder is dead or as good as dead; False where another or none holds it by now, so look again.
 
         Raises:
-            LeaseError: It lives.
+            LeaseError: The holder lives.
         """
         holder = seen.holder
         if holder is not None and holder.is_gone():
@@ -319,7 +216,7 @@ class Lease:
             self.on_lost()
 
     def _renew(self) -> str:
-        """Renew it; returns why it is lost, if it is."""
+        """Write the lease file again; return why the lease is lost, or nothing while it is held."""
         now = _look(self.output)
         if now is None:
             try:
@@ -343,7 +240,11 @@ class Lease:
             say(f"{error}; the lease stays there and expires by itself")
 
     def _remove(self, below: bool) -> None:
-        """Remove the file if it is ours; `below`: and, if it is the highest, what dead holders left below it, which goes first."""
+        """Delete the lease file where it is ours.
+
+        Args:
+            below: Delete also, before it, what dead holders left below it, if it is the highest.
+        """
         numbers = _numbers(self.output)
         try:
             ours = self._is_ours(Seen(self._number, _content(self._uri(self._number))))
@@ -374,17 +275,17 @@ def hold(
     expires_s: float = EXPIRES_S,
     grace_s: float = GRACE_S,
 ) -> Iterator[Lease]:
-    """Hold an output as its only writer, as far as others ask. Where it is moved or deleted meanwhile, it is not made again.
+    """Hold an output as its only writer, as far as others ask; an output that is moved or deleted meanwhile is not made again.
 
     Args:
-        output: Its URI.
+        output: The dataset's URI.
         say: Told in one line why it takes long, that a dead holder is taken over, or that the lease could not be removed.
         renew_s: Seconds from one renewal to the next.
-        expires_s: Seconds after the last one when others may take over.
+        expires_s: Seconds after the last renewal when others may take over.
         grace_s: Seconds for which a lease that looks expired is watched; more than two renewals of its holder.
 
     Raises:
-        LeaseError: Somebody else holds it, or takes it at the same time.
+        LeaseError: Somebody else holds the output, or takes it at the same time.
         OutsideError: A folder of the output is a link that leads out of it: whoever holds an output writes and deletes in these.
         StorageError: The output cannot be read or written.
     """
@@ -400,7 +301,7 @@ def hold(
 
 
 def await_holder(output: str, wait_s: float, say: Callable[[str], None]) -> None:
-    """Wait for whoever writes an output; that of a dead one on another machine looks alive until its lease expires.
+    """Wait until nobody writes an output; the lease of a dead process on another machine looks alive until it expires.
 
     Args:
         output: The dataset's URI.

@@ -21,12 +21,12 @@ Sign = Literal["file", "pixels", "hash", "embedding"]  # the surest first
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is known of N pictures.
+    """Holds the N pictures of a dataset by all that they are compared by.
 
     Attributes:
-        keys: Of each, in their order.
-        scores: The better of two that are alike is kept; equals by their order.
-        files, pixels: SHA-256 of the file and of the pixels.
+        keys: The N keys of the pictures, in their order.
+        scores: N numbers: of two pictures that are alike the one of the higher score is kept, of equal ones the first.
+        files, pixels: N SHA-256 of the files and of the pixels.
         hashes, colours: As `shards.perceptual_hash` has them, (N,) uint64 and (N, 48) int16; None where they are not compared.
         embeddings: (N, D), any float; zeros for a picture without one; None where they are not compared.
     """
@@ -42,13 +42,13 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Twin:
-    """Why a picture is superfluous.
+    """Says why a picture is superfluous.
 
     Attributes:
         of: The number of the picture that is kept instead; it is no twin itself.
-        by: What tells.
-        hamming: In how many bits the perceptual hashes differ, where they tell.
-        cosine: Of the embeddings, where they tell.
+        by: The surest sign that tells.
+        hamming: In how many bits, of 64, the perceptual hashes differ, where they tell.
+        cosine: The cosine of the embeddings, -1 to 1, where they tell.
     """
 
     of: int
@@ -60,20 +60,20 @@ class Twin:
 def find_twins(
     pictures: Pictures, cosine: float | None, bits: int | None, exact_up_to: int = EXACT_UP_TO
 ) -> tuple[dict[int, Twin], bool]:
-    """The pictures that are nearly the same as a better one.
+    """Find the pictures that are nearly the same as a better one.
 
-    They are gone through from the best score to the worst, and each is compared with those that are kept so far: so a chain of
+    Pictures are gone through from the best score to the worst, and each is compared with those that are kept so far: so a chain of
     pictures of which each is like the next is not taken for one, and each twin is directly like the one that is kept.
 
     Args:
-        pictures: All of them.
-        cosine: That the embeddings of two kept pictures do not exceed; None to leave embeddings out.
-        bits: Pictures whose perceptual hashes differ in at most so many are the same; None to leave hashes out.
+        pictures: All pictures.
+        cosine: The highest cosine that the embeddings of two kept pictures may have; None to leave embeddings out.
+        bits: Pictures whose perceptual hashes differ in at most so many bits are the same; None to leave hashes out.
         exact_up_to: Beyond so many pictures embeddings are looked up in a graph of neighbours (HNSW, Malkov and Yashunin,
             arXiv:1603.09320), which misses a few.
 
     Returns:
-        Twins by their number, and whether nothing can have been missed.
+        Twins by the number of the superfluous picture, and whether nothing can have been missed.
     """
     number = len(pictures.keys)
     exact = cosine is None or pictures.embeddings is None or number <= exact_up_to
@@ -108,7 +108,7 @@ def find_twins(
 
 
 class _Hashes:
-    """The perceptual hashes of kept pictures, by pieces of them.
+    """Holds the perceptual hashes of kept pictures, by pieces of them.
 
     Hashes that differ in at most n bits agree in one of n + 1 pieces (Norouzi, Punjani and Fleet, arXiv:1307.2982): none is missed.
     """
@@ -144,14 +144,14 @@ class _Hashes:
 
 
 class _Index(Protocol):
-    """Unit vectors that can be asked for the nearest to others."""
+    """Holds unit vectors that can be asked for the nearest to others."""
 
     def add(self, vectors: np.ndarray) -> None: ...
     def nearest(self, vectors: np.ndarray) -> np.ndarray: ...
 
 
 class _Embeddings:
-    """The embeddings of kept pictures, and of a block that is gone through."""
+    """Holds the embeddings of kept pictures, and those of the block that is gone through."""
 
     def __init__(self, pictures: Pictures, cosine: float, exact: bool):
         assert pictures.embeddings is not None
@@ -193,7 +193,7 @@ class _Embeddings:
 
 
 class _Exact:
-    """All of them, one after the other."""
+    """Holds unit vectors that are all compared, one after the other."""
 
     def __init__(self, width: int):
         self._vectors, self._number = np.empty((BLOCK, width), np.float32), 0
@@ -216,7 +216,7 @@ class _Exact:
 
 
 class _Approximate:
-    """usearch's graph of neighbours; grown by one thread, so that it is the same each time."""
+    """Holds unit vectors in usearch's graph of neighbours; grown by one thread, so that the graph is the same each time."""
 
     def __init__(self, width: int):
         from usearch.index import Index, MetricKind, ScalarKind

@@ -1,7 +1,7 @@
-"""Counts what becomes of requests and candidates: one type, of which an outcome is one field.
+"""Counts requests and candidates by what becomes of them: one type, of which an outcome is one field.
 
-Commit records, the index, receipts, progress, metrics, the card and the summaries take their counts, and the names of
-outcomes, from here.
+Commit records, the index, receipts, progress, metrics, the card and the summaries take their counts, and the names of outcomes,
+from here.
 """
 
 from collections import Counter
@@ -50,22 +50,22 @@ class Outcomes:
 
     @property
     def by_outcome(self) -> dict[str, int]:
-        """The candidates of each outcome."""
+        """Return the number of candidates of each outcome."""
         return {name: getattr(self, name) for name in OUTCOMES}
 
     @property
     def rare(self) -> dict[str, int]:
-        """The candidates of those outcomes that most datasets have none of, where there are some."""
+        """Return the number of candidates of those outcomes that most datasets have none of, where there are some."""
         return {name: number for name in RARE if (number := getattr(self, name))}
 
     @property
     def candidates(self) -> int:
-        """All candidates, whatever has become of them."""
+        """Return the number of all candidates, whatever has become of them."""
         return sum(self.by_outcome.values())
 
     @property
     def begun(self) -> int:
-        """The candidates that have a row: all but those that were never begun."""
+        """Return the number of candidates that have a row: all but those that were never begun."""
         return sum(getattr(self, name) for name in STATUSES)
 
     def __add__(self, other: "Outcomes") -> "Outcomes":
@@ -86,7 +86,7 @@ def counts_of(of: Outcomes) -> dict[str, Any]:
 
 
 def summed(all_: Iterable[Outcomes]) -> Outcomes:
-    """Return the counts of several together."""
+    """Return the sums of several counts."""
     return sum(all_, Outcomes())
 
 
@@ -113,7 +113,9 @@ def row_of(key: str) -> int:
 
 
 def count(table: pa.Table) -> Outcomes:
-    """Return the counts of metadata. A request that failed as a whole, one row without a candidate, counts all of its candidates.
+    """Return the counts of a shard's metadata.
+
+    A request that failed as a whole, one row without a candidate, counts all of its candidates.
 
     Raises:
         ValueError: A row has no key, or its status is none that we know; or the rows of a request, and those that it is said to be
@@ -136,7 +138,7 @@ def count(table: pa.Table) -> Outcomes:
 
 
 def _spared(table: pa.Table) -> int:
-    """Return how many candidates were never begun; each request's rows say so of it, and are as many as are left."""
+    """Return the number of candidates that were never begun; each request's rows state it, and are as many as are left."""
     rows: Counter[str] = Counter()
     said: dict[str, tuple[int, int]] = {}
     for key, candidate, planned, spared in zip(

@@ -1,7 +1,7 @@
 """Reads the page headers of a Parquet file's column chunks without decompressing a page.
 
-Arrow believes the sizes in a page header and allocates them. So a reader of strangers' files looks at the headers first. They are
-structures of Thrift's compact protocol: https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
+Arrow believes the sizes in a page header and allocates them. So a reader of strangers' files looks at the headers first. Headers
+are structures of Thrift's compact protocol: https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
 """
 
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ _ENCODING = {DATA: 2, DICTIONARY: 2, DATA_V2: 4}
 
 @dataclass(frozen=True)
 class Page:
-    """One page as its header describes it.
+    """Describes one page by its header.
 
     Attributes:
         kind: DATA, DICTIONARY or DATA_V2.
-        values: How many, nulls included.
-        encoding: By its number in Parquet's format.
-        size: Bytes once it is decompressed.
-        compressed: Bytes in the file.
+        values: Number of values, nulls included.
+        encoding: The encoding's number in Parquet's format.
+        size: Bytes of the page once it is decompressed.
+        compressed: Bytes of the page in the file.
     """
 
     kind: int
@@ -42,12 +42,12 @@ def pages(content: memoryview, start: int, stop: int, values: int) -> Iterator[P
     """Read the headers of one column chunk's pages, in their order.
 
     Args:
-        content: The whole file.
+        content: The bytes of the whole file.
         start, stop: Where the chunk lies, in bytes.
-        values: How many the chunk has; what follows the page that has the last of them is no page.
+        values: Number of values in the chunk; what follows the page that has the last of them is no page.
 
     Raises:
-        ValueError: They are no page headers, or the pages have another number of values.
+        ValueError: The bytes are no page headers, or the pages have another number of values.
     """
     at, seen = start, 0
     kind: Any
@@ -79,7 +79,7 @@ class _Reader:
         self._content, self.at, self._stop, self._fields = content, at, stop, 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Read a structure as its values by the numbers of its fields."""
+        """Read a structure; return its values by the numbers of its fields."""
         if depth > DEEPEST:
             raise ValueError("a page's header is nested too deep")
         values: dict[int, Any] = {}
@@ -136,5 +136,5 @@ class _Reader:
 
 
 def _unfolded(value: int) -> int:
-    """Return a signed number of Thrift's zigzag form."""
+    """Return the signed number that Thrift's zigzag form stands for."""
     return (value >> 1) ^ -(value & 1)

@@ -1,4 +1,4 @@
-"""Parts: the durable result of one unit, one Parquet that is read back as it was written or not at all."""
+"""Writes and reads parts: the durable result of one unit, one Parquet file that is read back as it was written or not at all."""
 
 import hashlib
 import io
@@ -23,30 +23,30 @@ PLAN = b"promptmill.plan"  # the key, in a part's schema, of the fingerprint of 
 
 
 class PartError(ValueError):
-    """A part that is not whole, or not of this plan; the message names the file."""
+    """Reports a part that is not whole, or not of this plan; the message names the file."""
 
 
 def part_name(unit: str) -> str:
-    """The name of the part of a unit, by the unit's own."""
+    """Return the name of a unit's part."""
     return f"{unit}.parquet"
 
 
 def write_part(output: str, name: str, rows: Iterable[Mapping[str, Any]], form: pa.Schema, fingerprint: str) -> int:
-    """Put a part in its place, whole or not at all; the same bytes for the same rows.
+    """Write a part, whole or not at all; the same bytes for the same rows.
 
     Args:
         output: The dataset's URI.
-        name: By `part_name`.
+        name: The part's name, by `part_name`.
         rows: As they will stand in the metadata, with one more column `image`: the file's bytes where it is kept.
-        form: The metadata's schema.
-        fingerprint: Of the plan.
+        form: The schema of the metadata.
+        fingerprint: The plan's fingerprint.
 
     Returns:
-        Its size in bytes.
+        The part's size in bytes.
 
     Raises:
         ValueError: A row has a column that the schema does not know.
-        StorageError: It cannot be written.
+        StorageError: The part cannot be written.
     """
     table = make_table(rows, _with_image(form)).replace_schema_metadata({PLAN: fingerprint.encode()})
     file = io.BytesIO()
@@ -67,11 +67,11 @@ def write_part(output: str, name: str, rows: Iterable[Mapping[str, Any]], form: 
 
 
 def read_part(output: str, name: str, form: pa.Schema, fingerprint: str) -> pa.Table:
-    """A part's rows in the order of their keys, the column `image` behind those of the metadata.
+    """Return the rows of a part in the order of their keys, the column `image` behind those of the metadata.
 
     Raises:
-        PartError: It is truncated or altered, has other columns, or is of a plan with another fingerprint.
-        FileNotFoundError: It is not there; if its shard is committed, it has done its duty.
+        PartError: The part is truncated or altered, has other columns, or is of a plan with another fingerprint.
+        FileNotFoundError: The part is not there; if its shard is committed, it has done its duty.
     """
     uri = join(output, "parts", name)
     content = get(uri)
@@ -92,10 +92,10 @@ def read_part(output: str, name: str, form: pa.Schema, fingerprint: str) -> pa.T
 
 
 def drop_broken(output: str, names: Iterable[str], form: pa.Schema, fingerprint: str) -> list[PartError]:
-    """Delete those of the parts that `read_part` refuses, so that the next run renders their units again.
+    """Delete the parts that `read_part` refuses, so that the next run renders their units again.
 
     Returns:
-        What was wrong, an error for each that was deleted.
+        What was wrong, an error for each part that was deleted.
     """
     found = []
     for name in names:
@@ -124,7 +124,7 @@ def _difference(there: pa.Schema, wanted: pa.Schema) -> str:
 
 
 def _sealed(content: bytes) -> bytes:
-    """A Parquet file with the digest of itself between its data and its footer, where Parquet's readers do not look."""
+    """Return a Parquet file with the digest of itself between its data and its footer, where Parquet's readers do not look."""
     footer = _footer(content)
     return content[:footer] + DIGEST(content).digest() + content[footer:]
 
@@ -140,5 +140,5 @@ def _is_sealed(content: bytes) -> bool:
 
 
 def _footer(content: bytes) -> int:
-    """Where the footer begins; its length stands before the last four bytes."""
+    """Return the place in bytes where the footer begins; its length stands before the last four bytes."""
     return len(content) - 8 - int.from_bytes(content[-8:-4], "little")

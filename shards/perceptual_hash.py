@@ -1,8 +1,8 @@
-"""The perceptual hash of an image: 64 bits that stay much the same when it is scaled, compressed or slightly changed.
+"""Computes the perceptual hash of an image: 64 bits that stay much the same when it is scaled, compressed or slightly changed.
 
-A DCT hash, as C. Zauner describes it ("Implementation and Benchmarking of Perceptual Image Hash Functions", 2010): the lowest 8 x 8
-frequencies of the image at 32 x 32 in grey, each against their median. It sees shapes and is blind to colour, so `colours` goes
-with it. All is computed in integers: the same bits on every machine.
+The hash is a DCT hash, as C. Zauner describes it ("Implementation and Benchmarking of Perceptual Image Hash Functions", 2010): the
+lowest 8 x 8 frequencies of the image at 32 x 32 in grey, each against their median. The hash sees shapes and is blind to colour, so
+`colours` goes with it. All is computed in integers: the same bits on every machine.
 """
 
 import numpy as np
@@ -23,10 +23,10 @@ SAME_COLOURS = 24
 
 
 def phash(image: Image.Image) -> int:
-    """The hash, from 0 to 2**64 - 1; 0 for an image without any structure.
+    """Return the perceptual hash of an image, from 0 to 2**64 - 1; 0 for an image without any structure.
 
     Args:
-        image: Of any size and mode.
+        image: An image of any size and mode.
     """
     grey = image.convert("RGB").convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
     frequencies = (_COSINES @ np.asarray(grey, np.int64) @ _COSINES.T).ravel()
@@ -37,15 +37,15 @@ def phash(image: Image.Image) -> int:
 
 
 def distance(first: int, second: int) -> int:
-    """In how many of the 64 bits two hashes differ: 0 for the same image, about 32 for two that have nothing in common."""
+    """Return in how many of the 64 bits two hashes differ: 0 for the same image, about 32 for two that have nothing in common."""
     return (first ^ second).bit_count()
 
 
 def colours(image: Image.Image) -> np.ndarray:
-    """The mean colour of each of 4 x 4 cells, (48,) int16."""
+    """Return the mean colour of each of 4 x 4 cells of an image, (48,) int16, 0 to 255."""
     return np.asarray(image.convert("RGB").resize((CELLS, CELLS), Image.Resampling.BOX), np.int16).ravel()
 
 
 def same_colours(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether no cell of one image differs from that of the other by more than `SAME_COLOURS`."""
+    """Return whether no cell of one image differs from that of the other by more than `SAME_COLOURS`."""
     return bool(np.abs(first - second).max() <= SAME_COLOURS)

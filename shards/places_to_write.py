@@ -17,15 +17,15 @@ STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
 class OutsideError(StorageError):
-    """A place outside of the folder that was asked for; the message is one line that begins with the place."""
+    """Reports a place outside of the folder that was asked for; the message is one line that begins with the place."""
 
 
 def place_in(folder: str, name: str) -> str:
     """Return the URI where a file may be written.
 
     Args:
-        folder: That a person asked for, a path or a URI. It may itself be a link.
-        name: Of the file, from there, with `/` between its parts.
+        folder: The folder that a person asked for, a path or a URI, which may itself be a link.
+        name: The file's name, from the folder, with `/` between its parts.
 
     Raises:
         OutsideError: The name is no plain relative path, or a link on the way to it leads out of the folder. The last part may be a
@@ -50,10 +50,10 @@ def _leads(folder: Path) -> Path:
 
 
 def check_folders(output: str) -> None:
-    """Refuse a local output whose own folders are links that lead out of it: what writes there would write and delete elsewhere.
+    """Raise where a folder of a local output is a link that leads out of it: a command would write and delete elsewhere.
 
     Raises:
-        OutsideError: One is.
+        OutsideError: A folder of the output is such a link.
     """
     for folder in FOLDERS:
         place_in(output, f"{folder}/any")
@@ -62,9 +62,13 @@ def check_folders(output: str) -> None:
 def own_file(output: str, path: str) -> str:
     """Return the URI of a file of an output that is handed on to others, unless it is a link or lies behind one.
 
+    Args:
+        output: The dataset's URI.
+        path: The file's path from the output.
+
     Raises:
-        FileNotFoundError: It is not there.
-        OddFileError: A part of its path is a link, or it is no regular file.
+        FileNotFoundError: The file is not there.
+        OddFileError: A part of the path is a link, or the file is no regular one.
         OutsideError: The path is no plain relative one.
     """
     place = place_in(output, path)
@@ -80,13 +84,14 @@ def own_file(output: str, path: str) -> str:
 
 
 def write_file(file: Path, content: bytes) -> None:
-    """Write a file that a person asked for, whole or not at all. A link of this name is replaced, what it led to stays as it was.
+    """Write a file that a person asked for, whole or not at all.
 
-    A device or a pipe that is there under the name is written into, and so is what /dev/stdout, /dev/stderr or /dev/fd/N leads to.
+    A link of this name is replaced, and what it led to stays as it was. A device or a pipe that is there under the name is written
+    into, and so is what /dev/stdout, /dev/stderr or /dev/fd/N leads to.
 
     Raises:
         OutsideError: The path has no name of a file.
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     place = local_path(place_in(str(file.parent), file.name))
     if (own := _descriptor(place)) is not None:

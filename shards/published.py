@@ -13,14 +13,14 @@ from promptmill.configs.errors import shown
 from promptmill.shards.commits import CommitError, CommitRecord, FileRecord
 from promptmill.shards.image_reader import ENDINGS, is_of
 from promptmill.shards.keys import check_keys
-from promptmill.shards.storage import OddFileError, get, join
+from promptmill.shards.storage import OddFileError, TooLargeError, get, join
 from promptmill.shards.tables import read_table
 from promptmill.shards.tars import TarError, read_tar
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image as it was published: the ending of its name, without the dot, and its bytes."""
+    """Holds an image as it was published: the ending of its name, without the dot, and its bytes."""
 
     ending: str
     content: bytes
@@ -30,7 +30,7 @@ def read_metadata(output: str, record: CommitRecord) -> pa.Table:
     """Return the rows of a committed shard.
 
     Raises:
-        CommitError: Their file is not what the record says, or is not what promptmill writes.
+        CommitError: The Parquet file is not what the record says, or is not what promptmill writes.
     """
     content = read_file(output, record, "metadata")
     try:
@@ -43,12 +43,12 @@ def parse_metadata(content: bytes, shard: int, columns: Sequence[str] | None = N
     """Return the rows of a shard's Parquet file.
 
     Args:
-        content: The whole file.
-        shard: Its number.
-        columns: Those to read, `key` among them, where not all are wanted.
+        content: The bytes of the whole file.
+        shard: The shard's number.
+        columns: Names of the columns to read, `key` among them; None for all.
 
     Raises:
-        ValueError: It cannot be read, lacks a column, has one of another type, or has a row without a key of the shard.
+        ValueError: The file cannot be read, lacks a column, has one of another type, or has a row without a key of the shard.
     """
     table = read_table(content, columns)
     check_keys(table["key"], shard)
@@ -84,8 +84,11 @@ def read_images(output: str, record: CommitRecord, wanted: Collection[str]) -> d
 def read_file(output: str, record: CommitRecord, folder: str) -> bytes:
     """Return a file of a shard, whole and as its record says.
 
+    Args:
+        folder: The folder that the file is in, `data` or `metadata`.
+
     Raises:
-        CommitError: It is not.
+        CommitError: The file is missing, is no regular one, or is not as the record says.
     """
     file = record.file(folder)
     try:
@@ -106,19 +109,17 @@ def get_file(output: str, file: FileRecord) -> bytes:
     """Return the content of a published file, which may still be another than its record says, but is no larger.
 
     Raises:
-        FileNotFoundError: It is not there.
-        OddFileError: It is larger than its record says, or no regular file.
-        StorageError: It cannot be read.
+        FileNotFoundError: The file is not there.
+        OddFileError: The file is larger than its record says, or no regular file.
+        StorageError: The file cannot be read.
     """
     try:
         return get(join(output, file.path), most=file.size)
-    except OddFileError as error:
-        if error.size is None:
-            raise
+    except TooLargeError as error:
         said = f"is of {error.size:,} bytes, its record says {file.size:,}"
-        raise OddFileError(join(output, file.path), said, error.size) from None
+        raise OddFileError(join(output, file.path), said) from None
 
 
 def path_of(output: str, record: CommitRecord, folder: str) -> str:
-    """Return where a shard's file in `data` or `metadata` lies."""
+    """Return where a shard's file in `data` or `metadata` lies, from the output."""
     return join(output, record.paths.get(folder, folder))

@@ -1,4 +1,4 @@
-"""The JSON beside an image: its row of the metadata."""
+"""Writes the JSON beside an image: its row of the metadata."""
 
 import json
 import math
@@ -11,12 +11,15 @@ from promptmill.configs.columns import EMBEDDING
 
 
 def json_form(form: pa.Schema) -> pa.Schema:
-    """Return the columns of the JSON, in its order: all but the embedding, hundreds of numbers that the Parquet has."""
+    """Return the columns of the JSON, in its order: all but the embedding, hundreds of numbers that the Parquet file has."""
     return pa.schema([field for field in form if field.name != EMBEDDING])
 
 
 def encode_rows(table: pa.Table) -> Iterator[bytes]:
-    """The JSON of each row: every column in its order, nulls too; floats as floats; NaN and infinities, which JSON lacks, null."""
+    """Yield the JSON of each row of a table.
+
+    Every column stands there in its order, nulls too; floats stay floats; NaN and infinities, which JSON lacks, become null.
+    """
     rows = table.select(json_form(table.schema).names)
     # By batches, since Python's objects for a whole shard take far more memory than its table.
     for batch in rows.to_batches(max_chunksize=256):

@@ -1,5 +1,7 @@
-"""Takes single images out of a published shard without reading its tar: a tar is its rows, so where an image lies follows from
-the lengths of what stands before it."""
+"""Reads single images of a published shard without reading its tar.
+
+A tar is its rows, so where an image lies follows from the lengths of what stands before it.
+"""
 
 import hashlib
 from collections.abc import Collection, Iterator
@@ -15,11 +17,12 @@ from promptmill.shards.tars import BLOCK, TarError, read_tar
 
 @dataclass(frozen=True)
 class Place:
-    """Where an image lies in its tar.
+    """Says where an image lies in its tar.
 
     Attributes:
-        start: Of its header, a block long; the image follows.
-        size, sha256: Of the image file.
+        name: The name of the tar's member.
+        start: The place of the member's header in bytes; the header is a block long, and the image follows.
+        size, sha256: Size in bytes and SHA-256 of the image file.
     """
 
     name: str
@@ -29,11 +32,11 @@ class Place:
 
 
 def places(table: pa.Table, image_format: str) -> Iterator[tuple[str, Place]]:
-    """Where the image of each selected row lies, by its key, in the order of the tar.
+    """Yield the key of each selected row, and where its image lies, in the order of the tar.
 
     Args:
         table: The whole metadata of a shard.
-        image_format: The ending of its images.
+        image_format: The ending of its images, without the dot.
     """
     kept, at = table.filter(table["selected"]), 0
     columns = (kept[name].to_pylist() for name in ("key", "prompt", "bytes", "sha256"))
@@ -46,20 +49,20 @@ def places(table: pa.Table, image_format: str) -> Iterator[tuple[str, Place]]:
 
 
 def pick(output: str, tar: FileRecord, table: pa.Table, image_format: str, keys: Collection[str]) -> dict[str, bytes]:
-    """Image files by key, each one range of the tar; those that are not what their rows say are left out.
+    """Return image files by key, each read as one range of the tar; those that are not what their rows say are left out.
 
     A tar that is laid out otherwise, as another version may have written it, is read whole, once.
 
     Args:
         output: The dataset's URI.
-        tar: Of the shard.
+        tar: The shard's tar, as its commit record has it.
         table: The whole metadata of the shard.
-        image_format: The ending that its images should have.
-        keys: The images wanted.
+        image_format: The ending that its images should have, without the dot.
+        keys: Keys of the images that are wanted.
 
     Raises:
         FileNotFoundError: There is no such tar.
-        OddFileError: It is larger than its record says, or no regular file.
+        OddFileError: The tar is larger than its record says, or no regular file.
         StorageError: The storage fails.
     """
     wanted = {key: place for key, place in places(table, image_format) if key in keys}
@@ -73,7 +76,7 @@ def pick(output: str, tar: FileRecord, table: pa.Table, image_format: str, keys:
 
 
 def _fits(place: Place, size: int) -> bool:
-    """Whether a place is inside of a tar of this size: a row may say any length of its image."""
+    """Return whether a place is inside of a tar of this size: a row may say any length of its image."""
     return place.size >= 0 and place.start >= 0 and place.start + BLOCK + place.size <= size
 
 

@@ -1,4 +1,4 @@
-"""The metadata of a shard: one Parquet, a row a candidate, the same bytes for the same rows."""
+"""Makes, writes and reads the metadata of a shard: one Parquet file, a row a candidate, the same bytes for the same rows."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,15 +58,15 @@ def schema(
     declared: Sequence[Column] = (),
     format: int = FORMAT,
 ) -> pa.Schema:
-    """Return the schema of a dataset's metadata. Columns of what is not used are not there.
+    """Return the schema of a dataset's metadata, without the columns of what is not used.
 
     Args:
         carried: The manifest's own columns, their types fixed once at the plan.
         embedding: The width of CLIP embeddings, or None where none are written.
         drafts: Whether candidates are drafted.
         growing: Whether candidates of any request grow.
-        declared: What the ranking's scorers and diversity have to say, where any are declared; it stands behind `clip_score`.
-        format: Of the dataset: columns that came later are not there.
+        declared: Columns that the ranking's scorers and diversity declare; they stand behind `clip_score`.
+        format: The dataset's format: columns that came later are not there.
 
     Raises:
         ValueError: A carried column has the name of one of ours.
@@ -86,12 +86,14 @@ def schema(
 
 
 def slice_form(form: pa.Schema) -> pa.Schema:
-    """Return the schema of what a slice of a request's candidates makes: that of the metadata, and what ranks a candidate."""
+    """Return the schema of the parts that slices of a request's candidates leave: the metadata's, and what ranks a candidate."""
     return form.append(pa.field(FOUND, FOUND_KIND))
 
 
 def pass_form(form: pa.Schema) -> pa.Schema:
-    """Return the schema of what a pass leaves: of the metadata what rendering and scoring tell, and what ranks and what goes on."""
+    """Return the schema of the parts that a pass leaves: of the metadata what rendering and scoring tell, and what ranks and what
+    goes on.
+    """
     told = {"key", "candidate_index", "status", "error", "error_message", "width", "height", "seed", "prompt_truncated"}
     told |= {"unet_evaluations", CLIP_SCORE, *declared_in(form), "sha256", "pixel_sha256", "bytes", EMBEDDING}
     fields = [field for field in form if field.name in told]
@@ -99,7 +101,7 @@ def pass_form(form: pa.Schema) -> pa.Schema:
 
 
 def declared_in(form: pa.Schema) -> dict[str, Column]:
-    """Return, of a dataset's columns, those that its scorers, its diversity or a copy without near-duplicates declared."""
+    """Return the columns of a dataset that its scorers, its diversity or a copy without near-duplicates declared, by name."""
     known = by_name()
     roles = roles_in(form)
     ours = (name for name in form.names if roles[name] is not Role.CARRIED)
@@ -107,7 +109,7 @@ def declared_in(form: pa.Schema) -> dict[str, Column]:
 
 
 def ranks_by(form: pa.Schema) -> str:
-    """Return, of a dataset's columns, the score that its candidates are ranked by: CLIP's, unless others have their say."""
+    """Return the name of the score that a dataset's candidates are ranked by: CLIP's, unless others have their say."""
     return RANK_SCORE if RANK_SCORE in declared_in(form) else CLIP_SCORE
 
 
@@ -120,7 +122,7 @@ def with_declared(table: pa.Table, column: Column, values: pa.Array) -> pa.Table
 
 
 def make_table(rows: Iterable[Mapping[str, Any]], form: pa.Schema) -> pa.Table:
-    """Return rows as a table, in the order of their keys. What a row does not say is null.
+    """Return rows as a table, in the order of their keys; a column that a row lacks is null there.
 
     Raises:
         ValueError: A row has a column that the schema does not know.
@@ -143,15 +145,15 @@ def encode_table(table: pa.Table) -> bytes:
 
 
 def read_table(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file of ours.
+    """Read the metadata of a shard from its Parquet file.
 
     Args:
-        content: The whole file.
-        columns: Those to read, where not all are wanted; only these have to be there.
+        content: The bytes of the whole file.
+        columns: Names of the columns to read, which alone have to be there; None for all.
 
     Raises:
-        ValueError: It is truncated, altered beyond reading, of a later format, or lacks one of our columns; a column of ours has
-            another type or occurs twice; or it would become larger in memory than a file of this size of ours may.
+        ValueError: The file is truncated, altered beyond reading, of a later format, or lacks one of our columns; a column of ours
+            has another type or occurs twice; or the file would become larger in memory than one of this size of ours may.
     """
     # One thread: callers that hurry read several files at a time.
     table = read_parquet(content, columns and list(columns), use_threads=columns is None)
@@ -164,7 +166,7 @@ def read_table(content: bytes, columns: Sequence[str] | None = None) -> pa.Table
 
 
 def _check_types(form: pa.Schema) -> None:
-    """Raise ValueError where a column that is there has another type than ours, or is there twice."""
+    """Raise ValueError where a column of a schema has another type than ours, or is there twice."""
     if len(set(form.names)) < len(form.names):
         raise ValueError("has a column twice")
     ours = {column.name: column for column in COLUMNS if column.need is not Need.DECLARED} | declared_in(form)

@@ -1,6 +1,6 @@
-"""The place of one actor: starts it, replaces it when it dies, gives out turns on it, and cuts off what takes too long.
+"""Holds the slot of one actor: starts the actor, replaces it when it dies, shares it between hands, and cuts off late calls.
 
-Knows nothing of Ray; what starts an actor is a callable.
+The module knows nothing of Ray; a callable starts an actor.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ PATIENCE = 3  # times a unit may die alone, and times in a row an actor may fail
 
 
 class DiedError(Exception):
-    """The process behind an actor is gone. `by_infrastructure`: its node went, so no unit is to blame."""
+    """Reports the death of the process behind an actor. `by_infrastructure`: the process's node went, so no unit is to blame."""
 
     def __init__(self, reason: str, by_infrastructure: bool = False):
         self.by_infrastructure = by_infrastructure
@@ -22,42 +22,45 @@ class DiedError(Exception):
 
 
 class DeadlineError(DiedError):
-    """The process was ended, since a call on it took longer than it may."""
+    """Reports a process that was ended, since a call on it took longer than it may."""
 
 
 class MemoryRanOutError(DiedError):
-    """The process is gone since memory ran out."""
+    """Reports a process that is gone since memory ran out."""
 
 
 class UnfitError(MemoryRanOutError):
-    """The unit does not fit into memory, in pieces neither; it has one more try, in a fresh process."""
+    """Reports a unit that does not fit into memory, in pieces neither; the unit has one more try, in a fresh process."""
 
 
 class LostError(Exception):
-    """What a generator made is not there any more (the node that held it died): it has to be made again."""
+    """Reports a generator's result that is gone (the node that held it died) and has to be made again."""
 
 
 class GoneError(Exception):
-    """The actor died before the turn came. Another may never come, so that whoever has the turn must not wait for it with work."""
+    """Reports an actor that died before the turn came.
+
+    Another actor may never come, so a hand must not wait for one while it holds work.
+    """
 
 
 class StepBackError(Exception):
-    """A generator that came up where it is of no use, beside others that are: its lane tries again later."""
+    """Reports a generator that came up where it is of no use, beside others that are of use: its lane tries again later."""
 
 
 class StartError(Exception):
-    """Actors fail to start, several in a row or for a reason that stays: the run ends with it."""
+    """Reports actors that fail to start, several in a row or for a reason that stays: the run ends."""
 
 
 class AbortError(Exception):
-    """What is wrong is no fact about a unit (the output cannot be written, say): the run ends with it."""
+    """Reports a fault that is none of a unit's (an output that cannot be written, for example): the run ends."""
 
 
 class Actor(Protocol):
-    """A process that does one kind of work."""
+    """Defines a process that does one kind of work."""
 
     async def call(self, *work: Any) -> Any:
-        """Do the work; raises DiedError, LostError, or whatever is wrong with this piece of work."""
+        """Do the work; raise DiedError, LostError, or the error of this piece of work."""
 
     def kill(self) -> None:
         """End the process at once; calls in flight may raise DiedError or never return."""
@@ -65,7 +68,7 @@ class Actor(Protocol):
 
 @dataclass(frozen=True)
 class Pool:
-    """How many actors of a kind, how to start one (ready when that returns), and how many calls each takes at a time.
+    """Holds the number of actors of a kind, a function that starts one (ready when it returns), and the calls each takes at a time.
 
     `start` raises StartError where another try would fail too. The deadline counts once for each call in flight on the actor.
     """
@@ -88,7 +91,7 @@ class Starts:
                 actor, self.failures = await self.pool.start(), 0
                 return actor
             except (StartError, AbortError):
-                raise  # it would fail again
+                raise  # another try would fail too
             except Exception as error:
                 self.failures += 1
                 if self.failures >= PATIENCE:
@@ -96,7 +99,7 @@ class Starts:
 
 
 class Place:
-    """One actor's place: starts it, replaces it, and sees to it that a unit that is to be alone is."""
+    """Holds the slot of one actor: starts and replaces the actor, and leaves a unit alone on it where the unit has to be alone."""
 
     def __init__(self, starts: Starts):
         self._starts = starts
@@ -109,10 +112,10 @@ class Place:
 
     @asynccontextmanager
     async def turn(self, alone: bool) -> AsyncIterator[Actor]:
-        """The living actor, shared with the other hands or, `alone`, with none.
+        """Yield the living actor, shared with the other hands or, `alone`, with none.
 
         Raises:
-            GoneError: It is alive no more.
+            GoneError: The actor is alive no more.
         """
         async with AsyncExitStack() as kept:
             await kept.enter_async_context(self._exclusive)
@@ -133,14 +136,14 @@ class Place:
                     self._idle.set()
 
     async def up(self) -> Actor:
-        """The living actor, started where there is none."""
+        """Return the living actor, started where there is none."""
         async with self._starting:
             if self._actor is None:
                 self._actor = await self._starts.start()
             return self._actor
 
     async def call(self, actor: Actor, *work: Any) -> Any:
-        """One call within the deadline. Whoever finds the actor dead, or makes it so, has the lane replace it."""
+        """Call an actor within the deadline. A hand that finds the actor dead, or ends it, has the lane replace it."""
         try:
             async with asyncio.timeout(self._starts.pool.deadline_s * self._busy):
                 return await actor.call(*work)
@@ -157,7 +160,7 @@ class Place:
             actor.kill()
 
     def close(self) -> None:
-        """A hand has finished; with the last one the actor goes."""
+        """Close one hand; the last one ends the actor."""
         self._open_hands -= 1
         if self._open_hands == 0 and self._actor is not None:
             self._actor.kill()

@@ -1,4 +1,4 @@
-"""Tells listeners how a run goes, event by event. What a listener raises ends nothing."""
+"""Tells listeners of a run's events. An error of a listener ends nothing."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +12,7 @@ from promptmill.shards.commits import CommitRecord
 
 
 class Listener(Protocol):
-    """What wants to know how a run goes."""
+    """Defines the events of a run that a listener is told of."""
 
     def ready(self, sizes: Sizes) -> None: ...
     def loaded(self) -> None: ...
@@ -28,11 +28,11 @@ def on_stderr(line: str) -> None:
 
 
 class Guard:
-    """Calls a listener, and keeps what the listener raises away from the run. The first failure is said, the later ones are not.
+    """Calls a listener, and keeps the listener's errors away from the run. The first failure is printed, the later ones are not.
 
     Args:
-        who: The listener's name, for the line that says the failure.
-        say: Writes that line; it may raise too.
+        who: The listener's name, for the line on the failure.
+        say: Writes that line; an error of `say` is dropped too.
     """
 
     def __init__(self, who: str, say: Callable[[str], None] = on_stderr):
@@ -50,7 +50,7 @@ class Guard:
 
 
 class Guarded:
-    """A listener whose failures end nothing."""
+    """Wraps a listener whose failures end nothing."""
 
     def __init__(self, listener: Listener, who: str, say: Callable[[str], None] = on_stderr):
         self._listener, self._tell = listener, Guard(who, say)
@@ -76,7 +76,7 @@ class Guarded:
 
 @dataclass(frozen=True)
 class Both:
-    """Two listeners side by side."""
+    """Tells two listeners of every event."""
 
     one: Listener
     other: Listener

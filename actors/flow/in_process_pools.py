@@ -1,7 +1,8 @@
 """Makes the pools of workers that live in this process, with one generator and one scorer, each called from threads; without Ray.
 
-A thread cannot be killed. So what ends one worker's process under Ray ends the run here, or waits: a unit that kills its process
-kills the run, which resumes; a unit past its deadline ends the run with one line; a worker that is given up ends after its step.
+A thread cannot be killed. So an event that ends one worker's process under Ray ends the run here, or waits: a unit that kills its
+process kills the run, which resumes; a unit past its deadline ends the run with one line; a worker that is given up ends after its
+step.
 """
 
 import asyncio
@@ -38,7 +39,10 @@ def sizes_here(threads: int) -> Sizes:
 
 
 def still_at_work() -> bool:
-    """Whether a thread of a worker is inside a call: a process that ends meanwhile, other than at once, may be aborted by torch."""
+    """Return whether a thread of a worker is inside a call.
+
+    A process that ends meanwhile, other than at once, may be aborted by torch.
+    """
     return any(threads.busy for threads in tuple(_ALL))
 
 
@@ -46,8 +50,8 @@ class Threads:
     """Runs calls in threads of its own, which end with the process and hold up no exit.
 
     Args:
-        name: Of the threads.
-        number: Of calls at a time; further ones wait.
+        name: The threads' name.
+        number: Calls at a time; further calls wait.
     """
 
     def __init__(self, name: str, number: int = 1):
@@ -59,7 +63,7 @@ class Threads:
 
     @property
     def busy(self) -> bool:
-        """Whether a call is under way or waits."""
+        """Return whether a call is under way or waits."""
         return self._open > 0
 
     def submit(self, call: Callable[[], Any]) -> "Future[Any]":
@@ -103,13 +107,13 @@ def _run(done: "Future[Any]", call: Callable[[], Any]) -> None:
 
 
 class WorkerHere:
-    """One worker of this process as a lane sees it.
+    """Wraps one worker of this process as an actor for a lane.
 
     Args:
-        threads: Where its calls run.
-        work: Called with what a lane calls it with.
-        end: Called in one of the threads once the lane gives it up.
-        deadline_s: Of a unit; counts once for each call under way.
+        threads: Run the worker's calls.
+        work: Called with the lane's arguments.
+        end: Called in one of the threads once the lane gives the worker up.
+        deadline_s: A unit's deadline in seconds; counts once for each call under way.
     """
 
     def __init__(self, threads: Threads, work: Callable[..., Any], end: Callable[[], object], deadline_s: float):
@@ -134,7 +138,7 @@ class WorkerHere:
                 raise UnfitError(str(error)) from None
             raise AbortError(f"this process cannot go on: {error}; {GOES_ON}") from None
         except (StorageError, PartError) as error:
-            raise AbortError(str(error)) from None  # no fact about this unit: the next one would fare no better
+            raise AbortError(str(error)) from None  # the unit is not at fault: the next one would fail too
         finally:
             self._under_way -= 1
 
@@ -146,7 +150,7 @@ class WorkerHere:
 
 
 async def _load(threads: Threads, worker: Any, loaded: Loaded, turn: asyncio.Lock, require_gpus: bool) -> None:
-    """Load a worker's models in its thread, and tell `loaded` what hardware this is.
+    """Load a worker's models in its thread, and tell `loaded` the kind of hardware.
 
     Raises:
         StartError: The model cannot be loaded, or a GPU is required and there is none.
@@ -167,7 +171,7 @@ async def _load(threads: Threads, worker: Any, loaded: Loaded, turn: asyncio.Loc
 
 
 def _import_models() -> None:
-    """Import what all workers load with, before one of them begins to compute."""
+    """Import the modules that all workers load with, before one of them begins to compute."""
     import promptmill.pipelines.rendering.engine
     import promptmill.pipelines.scoring.scorers  # noqa: F401
 
@@ -219,7 +223,7 @@ def workers_here(recipe: Recipe, generator_loaded: Loaded, scorer_loaded: Loaded
 
 
 def finished(scorer: Any, unit: Unit, rendered: Any, earlier: Sequence[Any]) -> Receipt | Again[Unit]:
-    """Have a scorer finish a unit's latest pass; returns what its lane goes by."""
+    """Finish a unit's latest pass by a scorer, and return the answer for its lane."""
     said = scorer.finish(unit, rendered, lambda: earlier)
     if isinstance(said, Receipt):
         return said

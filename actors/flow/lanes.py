@@ -1,17 +1,19 @@
-"""Which unit goes where: lanes of coroutines between bounded channels. Knows nothing of Ray; it takes callables.
+"""Moves units between actors: lanes of coroutines between bounded channels. Knows nothing of Ray; takes callables.
 
     source ─▶ supply ─▶ generator lanes ─▶ made ─▶ scorer lanes ─▶ receipts
                  ▲─────────────── again ───────────────┘
 
-Every actor has a lane, with as many hands as it takes calls at a time. A hand takes a unit, awaits the actor, hands the result on.
-Backpressure is the bounded channels; closing the source is the gentle stop. A dead actor is replaced by its lane, and what was
-in flight on it goes back in its smallest pieces: each runs alone on its actor, so that one that kills is told from those beside it.
-One that dies alone `PATIENCE` times is convicted, and settled as failed. A piece can run twice (its receipt was lost with its
-actor), so what actors do has to be idempotent. Every unit, or each of its pieces, is settled once.
+Every actor has a lane, with as many hands as the actor takes calls at a time. A hand takes a unit, awaits the actor, hands the
+result on. The bounded channels are the backpressure; closing the source is the gentle stop.
 
-A scorer may send a unit back to the generators, further on than it was. It goes before new units, and there is always room for it:
-no scorer ever waits for a generator, so nothing can wait in a circle, and a new unit is drawn only where none has come back, so no
-more are under way than there are hands and places in the channels.
+A dead actor is replaced by its lane, and the units in flight on the actor go back in their smallest pieces: each runs alone on its
+actor, so that a piece that kills is told from those beside it. A piece that dies alone `PATIENCE` times is convicted, and settled
+as failed. A piece can run twice (its receipt was lost with its actor), so the work of actors has to be idempotent. Every unit, or
+each of its pieces, is settled once.
+
+A scorer may send a unit back to the generators, further on than it was. Such a unit goes before new units, and there is always room
+for it. No scorer ever waits for a generator, so nothing can wait in a circle. A new unit is drawn only where none has come back, so
+no more units are under way than there are hands and places in the channels.
 """
 
 import asyncio
@@ -39,11 +41,11 @@ Unit = TypeVar("Unit")
 
 @dataclass(frozen=True)
 class Again(Generic[Unit]):
-    """What a scorer returns for a unit that has to pass once more.
+    """Holds a scorer's answer for a unit that has to pass once more.
 
     Attributes:
         unit: The unit as it goes on.
-        keeps: What of this pass is handed to the unit's scorer at the later ones too; None is nothing.
+        keeps: The result of this pass that the unit's scorer gets at the later passes too; None is nothing.
     """
 
     unit: Unit
@@ -52,8 +54,11 @@ class Again(Generic[Unit]):
 
 @dataclass
 class Ticket(Generic[Unit]):
-    """A unit on its way: as it was drawn and as it stands; what was made of it at this pass, and what its scorers keep of earlier
-    ones; what it has been through. `PATIENCE` strikes convict it."""
+    """Holds a unit on its way.
+
+    The ticket has the unit as it was drawn and as it stands, the generator's result of this pass, the results that its scorers keep
+    of earlier passes, and its failures. `PATIENCE` strikes convict the unit.
+    """
 
     drawn: Unit
     unit: Unit
@@ -65,14 +70,14 @@ class Ticket(Generic[Unit]):
 
 
 class Lanes(Generic[Unit]):
-    """One run of a source of units through generators and scorers.
+    """Runs a source of units through generators and scorers.
 
     Args:
         source: The units, drawn one by one as there is room for them.
-        generators: Called with (unit, alone); what they return goes to a scorer as it is.
-        scorers: Called with (unit, made, kept, alone); what they return is the receipt, or `Again`.
-        convict: Settles a unit that cannot be done: takes it and what its tries failed of, returns its receipt.
-        split: The pieces that a unit is tried in once it died; itself alone where it has none.
+        generators: Called with (unit, alone); the result goes to a scorer as it is.
+        scorers: Called with (unit, made, kept, alone); the result is the receipt, or `Again`.
+        convict: Settles a unit that cannot be done: takes the unit and the errors of its tries, returns its receipt.
+        split: Returns the pieces that a unit is tried in once it died; the unit alone where it has none.
         waiting: How many made units may wait for a scorer.
     """
 
@@ -94,12 +99,12 @@ class Lanes(Generic[Unit]):
         self._finished = asyncio.Event()
 
     def stop(self) -> None:
-        """Draw no more units; what is under way is finished."""
+        """Stop drawing units; the units under way are finished."""
         self._source = None
         self._close_if_done()
 
     async def run(self) -> AsyncIterator[Any]:
-        """The receipts, as units are settled. Leaving early cancels the rest.
+        """Yield the receipts, as units are settled. Leaving early cancels the rest.
 
         Raises:
             StartError, AbortError: Actors of a pool fail to start, or what they need is not there.
@@ -138,21 +143,21 @@ class Lanes(Generic[Unit]):
             except GoneError:  # another lane may have one sooner
                 self._again.give_back(ticket)
             except LostError as error:
-                if ticket.kept:  # which of it is gone nobody knows
+                if ticket.kept:  # nobody knows which result is gone
                     ticket.unit, ticket.kept = ticket.drawn, ()
                 self._return(ticket, error, blame=False)
             except DiedError as error:
                 self._return(ticket, error, blame=not error.by_infrastructure)
             except (StartError, AbortError):
                 raise
-            except Exception as error:  # whatever an actor raises is a fact about this unit, not about the run
+            except Exception as error:  # an actor's error is the fault of this unit, not of the run
                 self._return(ticket, error, blame=True)
             if ticket.strikes >= PATIENCE:
                 await self._settle(await self._convict(ticket.unit, ticket.failures))
         lane.close()
 
     async def _up(self, lane: Place) -> bool:
-        """Wait for a lane's living actor; False where all work is done before."""
+        """Wait for a lane's living actor; return False where all work is done before."""
         start, finished = asyncio.ensure_future(lane.up()), asyncio.ensure_future(self._finished.wait())
         try:
             await asyncio.wait((start, finished), return_when=asyncio.FIRST_COMPLETED)
@@ -185,7 +190,7 @@ class Lanes(Generic[Unit]):
         self._again.give_back(ticket)
 
     def _return(self, ticket: Ticket[Unit], failure: Exception, blame: bool) -> None:
-        """Back to the generators, whatever it failed at: what was made may be gone, and making it again is always right."""
+        """Return a unit to the generators after any failure: the result may be gone, and making it again is always right."""
         ticket.failures.append(failure)
         ticket.made = None
         as_a_whole = isinstance(failure, UnfitError)

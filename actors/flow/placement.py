@@ -1,23 +1,24 @@
-"""Who may take a place on the cluster, and when: generators must not take all there is, since without a scorer nothing goes on.
+"""Decides who may take a place on the cluster, and when: without a scorer nothing goes on, so generators must not take all places.
 
 One scorer comes first, then the generators, then further scorers as there are generators enough to feed them. Where the last scorer
-is gone, generators that wait for a place leave the queue; where it fits nowhere again, one that has its place gives way.
+is gone, generators that wait for a place leave the queue; where the scorer fits nowhere again, a generator that has its place gives
+way.
 """
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PATIENCE_S = 30.0  # that a scorer waits for its place before a generator gives up its own
+PATIENCE_S = 30.0  # a scorer's wait for its place before a generator gives up its own
 
 
 @dataclass(eq=False)
 class Seat:
-    """An actor that waits for its place, or has it.
+    """Holds an actor that waits for its place, or has it.
 
     Attributes:
-        kill: Ends it, wherever it is.
-        dismissed: It was ended for a scorer's sake, which is no fault of what was in flight on it.
+        kill: Ends the actor, wherever it is.
+        dismissed: Whether the actor was ended for a scorer's sake, which is no fault of the units in flight on it.
     """
 
     kill: Callable[[], None]
@@ -29,7 +30,7 @@ class Seat:
 
 
 class Room:
-    """The places of one run.
+    """Holds the places of one run.
 
     Args:
         feeding: Generators that have to be up for each scorer beyond the first.
@@ -58,19 +59,21 @@ class Room:
         self._changed.set()
 
     def generator_gone(self, seat: Seat) -> None:
-        """It has died, or its lane has ended; once it is gone, this says nothing new."""
+        """Record the end of a generator that has died or whose lane has ended; a second call changes nothing."""
         self._waiting.discard(seat)
         self._up.pop(seat, None)
 
     async def before_scorer(self) -> None:
-        """Wait until one more is wanted; it counts as asked for until `scorer_gone`."""
+        """Wait until one more scorer is wanted; the scorer counts as asked for until `scorer_gone`."""
         while len(self._up) < self._feeding * self._asked:
             self._changed.clear()
             await self._changed.wait()
         self._asked += 1
 
     async def scorer_waits(self, placed: "asyncio.Future[None]") -> None:
-        """Wait until it has its place; where it is the only one it gets one."""
+        """Wait until Ray schedules this scorer. While no scorer runs, dismiss the newest generator every `patience_s` to make
+        room.
+        """
         while not (await asyncio.wait({placed}, timeout=self._patience_s))[0]:
             if self._scorers == 0 and self._up:
                 seat, _ = self._up.popitem()
@@ -79,7 +82,7 @@ class Room:
         self._first.set()
 
     def scorer_gone(self, had_place: bool) -> None:
-        """It has died, or its lane has ended, or it was given up while it waited."""
+        """Record the end of a scorer that has died, whose lane has ended, or that was given up while it waited."""
         self._asked -= 1
         self._scorers -= had_place
         if self._scorers == 0:

@@ -1,4 +1,4 @@
-"""The bounded channels between lanes."""
+"""Holds the bounded channels between lanes."""
 
 import asyncio
 from collections import deque
@@ -8,7 +8,7 @@ Item = TypeVar("Item")
 
 
 class Channel(Generic[Item]):
-    """A queue with a limit for those who put, and none for those who give back, since they are the ones who empty it."""
+    """Queues items, with a limit for `put` and none for `give_back`, since lanes that give back also empty the channel."""
 
     def __init__(self, limit: int):
         self._limit, self._items = limit, deque[Item]()
@@ -25,7 +25,7 @@ class Channel(Generic[Item]):
         _wake_one(self._getters)
 
     async def get(self) -> Item | None:
-        """The next item; None once the channel is closed and empty."""
+        """Return the next item; None once the channel is closed and empty."""
         while not self._items:
             if self._closed:
                 return None
@@ -51,7 +51,7 @@ async def _wait_in(waiters: "deque[asyncio.Future[None]]") -> None:
         await turn
     except asyncio.CancelledError:
         if turn.done() and not turn.cancelled():
-            _wake_one(waiters)  # it was our turn; somebody else's now
+            _wake_one(waiters)  # the turn of this waiter goes to the next one
         raise
 
 

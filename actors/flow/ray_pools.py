@@ -44,6 +44,8 @@ def ray_workers(recipe: Recipe, sizes: Sizes, generator_loaded: Loaded, scorer_l
     """Return the workers of a run on the Ray cluster that this process is connected to.
 
     Args:
+        recipe: The constants of the run.
+        sizes: The sizes of the pools.
         generator_loaded, scorer_loaded: As `generators` has them.
     """
     # Fixed pools have room for all of them; where they may grow, so do these.
@@ -64,7 +66,9 @@ def _generator(kind: Any) -> Any:
     class OnRay(kind):
         @ray.method(num_returns=2)
         def render(self, unit: Unit) -> tuple[None, Any]:
-            """Two results: the first says that it is done, the second stays where it is until a scorer takes it."""
+            """Render a unit, with two results: the first says that the work is done, the second stays on its node until a scorer
+            takes it.
+            """
             return None, super().render(unit)
 
     return _remote(OnRay, kind)
@@ -73,9 +77,9 @@ def _generator(kind: Any) -> Any:
 def _scorer(kind: Any) -> Any:
     """Return Ray's actor class of a kind of scorer, whose `finish` has two results.
 
-    They are the receipt and None; or, of a unit that has to pass again, what course it goes on with, and what of this pass its end
-    needs, which stays where it is. `earlier` are references to the second results of passes before: they are fetched at the
-    unit's end only.
+    The results are the receipt and None; or, for a unit that has to pass again, the course that it goes on with, and the results of
+    this pass for the unit's end, which stay on their node. `earlier` are references to the second results of earlier passes: they
+    are fetched at the unit's end only.
     """
 
     class OnRay(kind):
@@ -93,13 +97,13 @@ def _remote(made: type, kind: type) -> Any:
 
 
 class RayActor:
-    """One Ray actor as a lane sees it.
+    """Wraps one Ray actor for a lane.
 
     Args:
-        handle: Ray's.
-        call: What its work is.
-        seat: Its place; one that was dismissed from it has died for no fault of what is in flight on it.
-        gone: Told when its lane gives it up.
+        handle: Ray's handle.
+        call: Does the actor's work.
+        seat: The actor's place; an actor that was dismissed from it has died for no fault of the units in flight on it.
+        gone: Called when the lane gives the actor up.
         kills: Tells whether the kernel has ended a process for its memory; None where actors are on other machines.
     """
 
@@ -129,10 +133,10 @@ class RayActor:
             if isinstance(cause, exceptions.OutOfMemoryError):
                 raise MemoryRanOutError(ended_for_memory(cause)) from None
             if isinstance(cause, FatalError):
-                # The process lives, but must not go on: its lane replaces it as if it had died.
+                # The process lives, but must not go on: its lane replaces the actor as if it had died.
                 raise (UnfitError if isinstance(cause, MisfitError) else DiedError)(_reason(cause)) from None
             if isinstance(cause, StorageError | PartError):
-                raise AbortError(str(cause)) from None  # no fact about this unit: the next one would fare no better
+                raise AbortError(str(cause)) from None  # the unit is not at fault: the next one would fail too
             raise cause from None
 
     def kill(self) -> None:
@@ -150,7 +154,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _died(error: Exception, dismissed: bool, kills: KernelKills | None) -> DiedError:
-    """Return what to raise for a process that has ended: by its node, by the kernel since memory ran out, or by itself."""
+    """Return the error of a process that has ended: by its node, by the kernel since memory ran out, or by itself."""
     by_infrastructure = dismissed or _by_infrastructure(error)
     if not by_infrastructure and kills is not None and kills.recent():
         return MemoryRanOutError(f"{MEMORY}: the kernel has ended a process of this run (limit {memory_limit().text}); {REMEDY}")
@@ -158,7 +162,9 @@ def _died(error: Exception, dismissed: bool, kills: KernelKills | None) -> DiedE
 
 
 def _by_infrastructure(error: Exception) -> bool:
-    """Whether a node went, rather than the process by itself; an actor that waits at a node to start is cancelled with it."""
+    """Return whether a node went, rather than the process by itself; an actor that waits at a node to start is cancelled with the
+    node.
+    """
     said = str(error)
     gone = isinstance(error, exceptions.NodeDiedError) or "its node has died" in said or "The actor never ran" in said
     return gone or bool(getattr(error, "preempted", False))
@@ -182,7 +188,7 @@ async def _finish(handle: Any, unit: Unit, rendered: Any, earlier: tuple[Any, ..
 
 
 async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = None, kills: KernelKills | None = None) -> None:
-    """Have an actor load what it works with, and tell `loaded` what it says of itself.
+    """Load an actor's models, and tell `loaded` the actor's kind of hardware.
 
     Raises:
         StartError: The model cannot be loaded, here as anywhere.
@@ -206,7 +212,7 @@ async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = 
 
 
 def _placed(handle: Any) -> "asyncio.Future[None]":
-    """Done once an actor has its place, or never gets one; whoever calls it then finds out which."""
+    """Return a future that is done once an actor has its place, or never gets one; the next call of the actor tells which."""
     placed = asyncio.ensure_future(handle.__ray_ready__.remote())
     placed.add_done_callback(lambda done: done.cancelled() or done.exception())
     return placed
@@ -217,7 +223,7 @@ def _kills_here(recipe: Recipe) -> KernelKills | None:
 
 
 async def _wherever(start: Callable[[], Awaitable[RayActor]]) -> RayActor:
-    """An actor that is up; one whose node went before it was is no actor that fails to start, however many of them go at once."""
+    """Return an actor that is up; an actor whose node went before does not count as one that fails to start."""
     while True:
         try:
             return await start()
@@ -231,9 +237,9 @@ async def _wherever(start: Callable[[], Awaitable[RayActor]]) -> RayActor:
 
 
 def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
-    """The pool of generators; `loaded` is told the kind of hardware of each as it comes up, and may refuse it.
+    """Return the pool of generators; `loaded` is told the kind of hardware of each as it comes up, and may refuse it.
 
-    Where it raises StepBackError, the actor goes and its lane waits; anything else that it raises ends the run.
+    Where `loaded` raises StepBackError, the actor goes and its lane waits; any other error of `loaded` ends the run.
     """
     config = recipe.config
     kills = _kills_here(recipe)
@@ -250,7 +256,7 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool
             room.generator_placed(seat)
             await _load(handle, loaded, seat, kills)
         except BaseException:
-            # Cancelled while it waited, too: nobody would ever use it.
+            # Also when cancelled while the actor waited: nobody would ever use it.
             ray.kill(handle)
             room.generator_gone(seat)
             raise
@@ -261,7 +267,7 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool
 
 
 def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
-    """The pool of CLIP actors; `loaded` as for generators."""
+    """Return the pool of scorers; `loaded` as for generators."""
     options = {"num_cpus": sizes.scorer_cpus, "num_gpus": sizes.scorer_gpus}
     deadline = recipe.config.runtime.unit_deadline_s
     kills = _kills_here(recipe)

@@ -1,4 +1,4 @@
-"""Holds what a run calls to get its work done, wherever the workers are."""
+"""Holds the functions that a run calls to get its work done, wherever the workers are."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Loaded = Callable[[dict[str, str]], None]
 
 @dataclass(frozen=True)
 class Workers:
-    """The workers of one run.
+    """Holds the workers of one run.
 
     Attributes:
         generators, scorers: The pools that lanes call.

@@ -1,1 +1,1 @@
-"""Starts, joins and watches Ray, and keeps strangers' files and addresses away from it; nothing of units or lanes."""
+"""Starts, joins and watches Ray, and keeps strangers' files and addresses away from Ray; nothing of units or lanes."""

@@ -20,11 +20,11 @@ from promptmill.actors.pool_sizes import ClusterError
 from promptmill.configs.printing import echo
 
 CONNECT_S = 10.0
-TASK_TRIES = 5  # of a task that Ray ends for its memory
+TASK_TRIES = 5  # tries of a task that Ray ends for its memory
 
 
 class _OwnModules(JobConfig):
-    """What Ray tells the workers of a run: of the folder where the driver stands, where Ray would have them look first, nothing."""
+    """Tells the workers of a run nothing of the driver's current folder, where Ray would have them look for modules first."""
 
     def _serialize(self) -> str:
         self._py_driver_sys_path = import_path.for_workers()
@@ -33,15 +33,15 @@ class _OwnModules(JobConfig):
 
 @contextmanager
 def cluster(address: str | None, quiet: bool = True, metrics_port: int | None = None) -> Iterator[list[dict[str, float]]]:
-    """A connection to a Ray cluster, or a cluster of this machine alone; yields the resources of its nodes.
+    """Connect to a Ray cluster, or start one of this machine alone; yield the resources of its nodes.
 
     Args:
-        address: As Ray takes it; None starts one here, never joining one that happens to run.
+        address: As Ray takes it; None starts a cluster here, and never joins one that happens to run.
         quiet: Keeps the workers' own output out of this terminal.
         metrics_port: Where a cluster that is started here offers its metrics; Ray picks a port where it is None.
 
     Raises:
-        ClusterError: It cannot be reached or started.
+        ClusterError: The cluster cannot be reached or started.
     """
     here = not address or address == "local"
     options: dict[str, Any] = {"include_dashboard": False, "_metrics_export_port": metrics_port} if here else {}
@@ -59,7 +59,7 @@ def cluster(address: str | None, quiet: bool = True, metrics_port: int | None = 
             options["_temp_dir"] = folder
             if why:
                 echo(why, err=True)
-        # Otherwise Ray begins a task that it ends for its memory again and again, and the run would wait for ever.
+        # Without this limit Ray restarts a task that it ends for its memory again and again, and the run would wait for ever.
         os.environ.setdefault(OOM_RETRIES, str(TASK_TRIES))
         try:
             with ExitStack() as prepared:
@@ -94,7 +94,7 @@ def _check_answers(address: str) -> None:
 
 
 def _check_free(port: int) -> None:
-    """Ray itself would wait half a minute for a node that cannot come up."""
+    """Raise ClusterError where a port is taken: Ray itself would wait half a minute for a node that cannot come up."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

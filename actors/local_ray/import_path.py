@@ -1,7 +1,7 @@
-"""Keeps the folder where a person stands out of the places that Python takes modules from, here and in Ray's workers.
+"""Keeps the current folder out of the places that Python takes modules from, here and in Ray's workers.
 
-That folder may hold what somebody else has made: a `torch.py` beside a downloaded manifest must not run. `python -m promptmill`
-names the folder, and so does an entry of PYTHONPATH that is empty or relative. Ray names the driver's folder to its workers, as the
+The current folder may hold files of strangers: a `torch.py` beside a downloaded manifest must not run. `python -m promptmill` names
+the folder, and so does an entry of PYTHONPATH that is empty or relative. Ray names the driver's folder to its workers, as the
 first.
 """
 
@@ -17,7 +17,7 @@ OWN = PACKAGE.parent.resolve()
 
 
 def leave_out_here() -> None:
-    """Take the current folder off this process's module path, and have child processes never put it on theirs.
+    """Take the current folder off this process's module path, and make child processes never put it on theirs.
 
     A folder stays where PYTHONPATH names it in full, or where promptmill itself lies in it.
     """
@@ -38,13 +38,13 @@ def leave_out_here() -> None:
 
 
 def for_workers() -> list[str]:
-    """Return the folders that a worker has to look for modules in, besides its own: promptmill's, where nobody has installed it."""
+    """Return the folders in which a worker has to look for modules besides its own: promptmill's, where it is not installed."""
     installed = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
     return [str(OWN)] if OWN not in installed and any(_is_own(entry) for entry in sys.path) else []
 
 
 def _current() -> str:
-    """Return the folder where the person stands, or nothing where that folder has been deleted."""
+    """Return the current folder, or "" where that folder has been deleted."""
     try:
         return str(Path.cwd())
     except OSError:

@@ -1,7 +1,7 @@
-"""Reads how much memory this process and those that it starts may use, and whether the kernel has ended one of them for it.
+"""Reads how much memory this process and its children may use, and whether the kernel has ended one of them for its memory.
 
-A container's or a service's limit is that of a control group (cgroup, version 1 or 2). It holds for all groups inside, so the
-smallest limit of a process's own group and the groups around it is what counts. Ray reads the outermost of them only.
+A container's or a service's limit is that of a control group (cgroup, version 1 or 2). The limit holds for all groups inside, so
+the smallest limit of a process's own group and the groups around it counts. Ray reads the outermost group only.
 """
 
 import time
@@ -12,20 +12,20 @@ from pathlib import Path, PurePosixPath
 import psutil  # type: ignore[import-untyped]  # accelerate brings it
 
 ROOT = Path("/")
-OBJECT_STORE = 0.3  # of the free memory: what Ray takes for images on their way between actors
+OBJECT_STORE = 0.3  # share of the free memory that Ray takes for images on their way between actors
 ENOUGH_MEMORY = 4 * 10**9  # bytes of a run of the embedded family, which takes 3.2 GB on two cores, measured
-RECENT_S = 10.0  # within which a process ends that the kernel has killed
+RECENT_S = 10.0  # a process that the kernel has killed ends within this time
 MEMORY = "out of memory"
 REMEDY = "set runtime.generators or model.batch lower, or give more memory"
 
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """The memory that this process and its children may use together.
+    """Holds the memory that this process and its children may use together.
 
     Attributes:
         size: In bytes.
-        used: Of them in use now, without what the kernel can drop from its cache of files.
+        used: Bytes in use now, without those that the kernel can drop from its cache of files.
         place: The file that the limit stands in; empty where it is the machine's own memory.
     """
 
@@ -35,12 +35,12 @@ class MemoryLimit:
 
     @property
     def text(self) -> str:
-        """The limit in words, as `2.0 GiB by /sys/fs/cgroup/memory.max`."""
+        """Return the limit in words, as `2.0 GiB by /sys/fs/cgroup/memory.max`."""
         return f"{gib(self.size)} by {self.place}" if self.place else f"{gib(self.size)}, all that this machine has"
 
 
 def gib(size: int) -> str:
-    """Write a number of bytes as GiB, or as MiB where it is less than one."""
+    """Return a number of bytes as GiB, or as MiB where it is less than one GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
@@ -67,7 +67,7 @@ class KernelKills:
 
     Args:
         root: As `memory_limit` has it.
-        clock: Seconds.
+        clock: Returns seconds.
     """
 
     def __init__(self, root: Path = ROOT, clock: Callable[[], float] = time.monotonic):
@@ -84,7 +84,7 @@ class KernelKills:
     def _count(self) -> int:
         counters = [group / name for group in _groups(self._root) for name in ("memory.events", "memory.oom_control")]
         found = [number for counter in counters if (number := _named(counter, "oom_kill")) is not None]
-        # That of a group includes those inside of it, in version 2.
+        # In version 2 the count of a group includes those of the groups inside.
         return max(found) if found else _named(self._root / "proc/vmstat", "oom_kill") or 0
 
 
@@ -120,7 +120,7 @@ def _used(group: Path) -> int:
 
 
 def _number(*files: Path) -> int | None:
-    """Return the number in the first of some files that there is; None where there is none, or no limit."""
+    """Return the number in the first of some files that exists; None where none exists, or there is no limit."""
     for file in files:
         try:
             said = file.read_text().strip()

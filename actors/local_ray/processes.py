@@ -1,7 +1,7 @@
 """Leaves out the processes of a Ray of this machine that no run has a use for: each is a Python that imports Ray.
 
 `ray.init` starts the dashboard's process without the dashboard, for statistics of use that are off here, and waits for it; the
-autoscaler's monitor, though there is one node; the monitor of logs, though nothing of workers is shown.
+autoscaler's monitor, though there is one node; the monitor of logs, though no output of workers is shown.
 """
 
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ def _without(node: Any, **options: Any) -> None: ...
 
 @contextmanager
 def few_processes(logs: bool) -> Iterator[None]:
-    """Have a Ray that is started inside run its GCS server, its raylet, and what these start: agents and workers.
+    """Limit a Ray that is started inside to its GCS server, its raylet, and the agents and workers that these start.
 
     Args:
-        logs: What workers write is to be shown in this terminal, which takes the monitor of logs.
+        logs: Whether the workers' output is to be shown in this terminal, which needs the monitor of logs.
     """
     left_out = {"start_api_server": _without_dashboard, "start_monitor": _without}
     left_out |= {} if logs else {"start_log_monitor": _without}

@@ -1,4 +1,4 @@
-"""Chooses where a Ray cluster of this machine keeps its sockets, where the folder that the environment names will not do."""
+"""Chooses where a Ray cluster of this machine keeps its sockets, where the environment's folder is unfit."""
 
 import os
 from pathlib import Path
@@ -11,10 +11,10 @@ LONGEST = 107 - len("/ray/session_2026-11-29_11-07-21_123456_4194304/sockets/pla
 
 
 def ray_folder() -> tuple[str | None, str]:
-    """Return the folder to start Ray with, None for its own choice, and the line that says why where it is another.
+    """Return the folder to start Ray with, None for Ray's own choice, and the line that gives the reason for another folder.
 
     Raises:
-        ClusterError: Neither the environment's folder nor /tmp will do.
+        ClusterError: Neither the environment's folder nor /tmp is fit.
     """
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
     if name is None:
@@ -29,7 +29,7 @@ def ray_folder() -> tuple[str | None, str]:
 
 
 def unfit(folder: str) -> str | None:
-    """Return what is wrong with a folder, as the rest of a sentence; None where it will do."""
+    """Return the fault of a folder, as the rest of a sentence; None where the folder is fit."""
     if not folder.isascii():
         return "is not ASCII"
     if len(os.fsencode(Path(folder).absolute())) > LONGEST:

@@ -1,4 +1,4 @@
-"""Prepares this machine for a Ray that is started here: open files, loopback, the token, and addresses that nobody else reaches.
+"""Prepares the machine for a Ray that is started here: open files, loopback, the token, and addresses that nobody else reaches.
 
 Ray itself would hang with few open files, write its token for all to read, and listen at the address of the network.
 """
@@ -27,7 +27,7 @@ TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 @contextmanager
 def on_loopback() -> Iterator[dict[str, str]]:
-    """Have a Ray that is started inside listen on loopback only; yields options of `ray.init`.
+    """Limit a Ray that is started inside to listening on loopback; yield options of `ray.init`.
 
     Raises:
         ClusterError: The machine does not let Ray start: one line says what it lacks.
@@ -36,7 +36,7 @@ def on_loopback() -> Iterator[dict[str, str]]:
     check_addresses()
     check_memory(memory_limit())
     check_loopback()
-    # Where Ray knows clusters, it takes 127.0.0.1 for the address of the network.
+    # With clusters enabled, Ray replaces 127.0.0.1 by the address of the network.
     known, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         with _environment({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0", **token()}):
@@ -47,7 +47,7 @@ def on_loopback() -> Iterator[dict[str, str]]:
 
 @contextmanager
 def _environment(more: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of this process's environment, which the processes that it starts inherit; afterwards they are as before."""
+    """Set variables of this process's environment, which its child processes inherit; afterwards they are as before."""
     before = {name: os.environ.get(name) for name in more}
     os.environ.update(more)
     try:
@@ -68,7 +68,7 @@ def check_files() -> None:
 
 
 def check_addresses() -> None:
-    """Raise ClusterError where this process, and so those that it starts, may have too little address space for Ray."""
+    """Raise ClusterError where this process, and so its children, may have too little address space for Ray."""
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most != resource.RLIM_INFINITY and most < ADDRESSES:
         least, needs = f"{most / 2**30:.1f} GiB", f"{ADDRESSES / 2**30:.0f} GiB"
@@ -88,8 +88,8 @@ def tight(limit: MemoryLimit, shared: Path = SHARED) -> Iterator[str]:
     """Yield a line for each way in which memory is short for a Ray that is started here, though it may do.
 
     Args:
-        limit: Of this process.
-        shared: Where Ray keeps what goes between actors, if there is room.
+        limit: The limit of this process.
+        shared: Where Ray keeps objects between actors, if there is room.
     """
     free = limit.size - limit.used
     if free < ENOUGH_MEMORY:
@@ -100,7 +100,7 @@ def tight(limit: MemoryLimit, shared: Path = SHARED) -> Iterator[str]:
     except OSError:
         return
     room, asked = place.f_frsize * place.f_bavail, int(OBJECT_STORE * max(0, free))
-    # As Ray decides it: above this bound it takes what there is.
+    # Ray decides by the same rule: above this bound it takes all the room that there is.
     if room < min(asked, max(ray_constants.REQUIRE_SHM_SIZE_THRESHOLD, int(0.95 * room))):
         slow = "Ray keeps images on their way in its folder on the disk, which is slow"
         yield f"{shared} has {gib(room)} free of the {gib(asked)} that Ray asks for: {slow}; a container takes --shm-size"
@@ -117,7 +117,7 @@ def check_loopback() -> None:
 
 
 def token() -> dict[str, str]:
-    """See to it that only its owner reads Ray's token; returns what Ray needs in its environment where no file can hold a token."""
+    """Restrict Ray's token to its owner; return the variables that Ray needs where no file can hold a token."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or any(os.environ.get(name) for name in TOKEN):
         return {}
     try:
@@ -126,7 +126,7 @@ def token() -> dict[str, str]:
         if not place.exists():
             _write(place)
     except (OSError, RuntimeError):
-        # A home that cannot be written, or none at all: the token lives as long as this run.
+        # The home cannot be written, or there is none: the token lives as long as this run.
         return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     return {}
 

@@ -1,7 +1,7 @@
-"""Watches the processes of a Ray that this process has started, and keeps what Ray itself says of their ends off the terminal.
+"""Watches the processes of a Ray that this process has started, and keeps Ray's own messages of their ends off the terminal.
 
-Where its raylet dies, Ray prints pages of the raylet's log and goes on with what it has; where its GCS dies, it waits for a minute
-and aborts. A run ends with a line of its own before that.
+Where its raylet dies, Ray prints pages of the raylet's log and goes on without it; where its GCS dies, Ray waits for a minute and
+aborts. A run ends with a line of its own before that.
 """
 
 import os
@@ -25,7 +25,7 @@ WATCHED = {ray_constants.PROCESS_TYPE_RAYLET: "raylet", ray_constants.PROCESS_TY
 EVERY_S = 0.5
 LEAVE_S = 10.0
 GOES_ON = "what is done is durable, and the same command goes on"
-# How Ray's memory monitor tells of the memory of a node, and of the share of it from which on it ends processes.
+# Words of Ray's memory monitor for the memory of a node, and for the share of memory from which on it ends processes.
 USED = re.compile(r"was ([0-9.]+)GB(?: used)? / ([0-9.]+)GB")
 THRESHOLD = re.compile(r"exceeded threshold of [0-9]+B \(([0-9.]+)%")
 
@@ -52,7 +52,7 @@ def _end(code: int) -> str:
 
 
 class RayWatch:
-    """A thread that looks whether this machine's own Ray is alive; used as a context around the whole of Ray's life.
+    """Watches in a thread whether this machine's own Ray is alive; used as a context around the whole of Ray's life.
 
     Where Ray has died, the run is told, and should end by itself. A call of Ray that waits for a dead GCS server cannot be
     interrupted, and Ray ends the whole process a minute later. So a run that has not ended within LEAVE_S is ended here.
@@ -130,7 +130,7 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
 
 
 def ended_for_memory(error: exceptions.OutOfMemoryError) -> str:
-    """Return one line of the page in which Ray's memory monitor tells of a process that it has ended."""
+    """Return one line of the page in which Ray's memory monitor reports a process that it has ended."""
     said = str(error)
     used, share = USED.search(said), THRESHOLD.search(said)
     how = f"{used[1]} GB of {used[2]} GB were in use" if used else "its node had too little left"
@@ -140,7 +140,7 @@ def ended_for_memory(error: exceptions.OutOfMemoryError) -> str:
 
 @contextmanager
 def one_line_of_ray() -> Iterator[None]:
-    """Have an error of Ray itself end as one line.
+    """Turn an error of Ray itself into one line.
 
     Errors that a task or an actor has raised pass through unchanged, since their cause says what is wrong.
 
@@ -160,7 +160,7 @@ def one_line_of_ray() -> Iterator[None]:
 
 @contextmanager
 def unsaid() -> Iterator[None]:
-    """Have a driver that connects inside print nothing of what Ray tells all drivers: pages of a dead raylet's log, say."""
+    """Silence Ray's messages to all drivers for a driver that connects inside: pages of a dead raylet's log, for example."""
     said, worker.listen_error_messages = worker.listen_error_messages, lambda *_: None
     try:
         yield

@@ -1,1 +1,1 @@
-"""Holds what a Python program calls: render, plan and open a dataset; everything in it is done by the rooms below."""
+"""Holds the functions that a Python program calls: render, plan and open a dataset; the rooms below do all the work."""

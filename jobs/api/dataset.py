@@ -16,7 +16,7 @@ from promptmill.shards.places_to_write import write_file
 
 
 class Dataset:
-    """Holds the place of a dataset; what it reads of it, it reads anew each time.
+    """Holds the place of a dataset; every method reads the dataset anew.
 
     Attributes:
         output: The dataset's URI.
@@ -32,7 +32,7 @@ class Dataset:
         return "\n".join(status_lines(self.status()))
 
     def status(self) -> Status:
-        """Return what is done, failed and left, from the records alone.
+        """Return the state of the dataset, done, failed and left, from the records alone.
 
         Raises:
             Error: Nothing was planned there, or a record is broken.
@@ -47,7 +47,7 @@ class Dataset:
         """Return the metadata of the committed shards: one row a candidate, kept or not, in the order of the manifest.
 
         Args:
-            columns: The names of those to read; None for all. docs/datasets.md says what each means.
+            columns: The names of the columns to read; None for all. docs/datasets.md explains each.
 
         Raises:
             Error: A shard is not as its record says.

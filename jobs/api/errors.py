@@ -1,4 +1,4 @@
-"""Raises as one type what a user can cause; anything else is a bug and keeps its type."""
+"""Raises errors that a user can cause as one type; any other error is a bug and keeps its type."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ ROWS = re.compile(rf"\S*/{MANIFEST}/[0-9a-f]{{16}}/rows\.(?:jsonl|parquet)")
 
 
 class Error(Exception):
-    """Says what is wrong and what would do, in the lines that the command line prints.
+    """Reports a fault and its remedy, in the lines that the command line prints.
 
     Attributes:
         problems: The lines.
@@ -24,7 +24,7 @@ class Error(Exception):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Raise what a user can cause as an `Error`, its cause the error itself.
+    """Raise an error that a user can cause as an `Error`, whose cause is the error itself.
 
     Rows that a program gave are called `rows`, not by the file that was made of them; overrides are called by their keys alone.
     """

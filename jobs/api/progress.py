@@ -1,4 +1,4 @@
-"""Shows in a notebook or on a terminal how a run goes that a Python program has asked for."""
+"""Shows in a notebook or on a terminal the progress of a run that a Python program has started."""
 
 from types import TracebackType
 
@@ -11,10 +11,10 @@ from promptmill.shards.commits import CommitRecord
 
 
 class Bar:
-    """Shows a bar of candidates, as `actors.flow.events.Listener` is told of them.
+    """Shows a bar of candidates, as an `actors.flow.events.Listener`.
 
     Args:
-        candidates: Of the whole plan.
+        candidates: Candidates of the whole plan.
         shown: Whether the bar is drawn at all.
     """
 

@@ -24,11 +24,11 @@ Result = TypeVar("Result")
 
 
 class Planned:
-    """Holds a plan: `print` shows it as the command `plan` does.
+    """Holds a plan: `print` shows the plan as the command `plan` does.
 
     Attributes:
         output: The dataset's URI.
-        facts: What a run will render, as `promptmill plan --json` says it.
+        facts: What a run will render, as in `promptmill plan --json`.
     """
 
     def __init__(self, plan: Plan, output: str):
@@ -56,7 +56,7 @@ def plan(
         rows, config, out, accept_changes, overrides: As `render`.
 
     Raises:
-        Error: One line for each thing that is wrong.
+        Error: One line for each fault.
     """
     with one_line_errors():
         loaded, output = _configured(rows, config, out, overrides)
@@ -75,8 +75,9 @@ def render(
 ) -> Dataset:
     """Render rows, keep the best candidates of each, and return the dataset; called again, go on where an earlier call was cut off.
 
-    Works are done in this process, without Ray, unless `runtime={"workers": "ray"}` is given. A run has a thread and an event loop
-    of its own, so that it works in Jupyter. Ctrl-C, or the kernel's stop, finishes what is in flight; a second one ends it at once.
+    The work is done in this process, without Ray, unless `runtime={"workers": "ray"}` is given. A run has a thread and an event
+    loop of its own, so that it works in Jupyter. Ctrl-C, or the kernel's stop, finishes the units in flight; a second one ends the
+    run at once.
 
     Args:
         rows: A list of dicts of the columns that docs/manifests.md names, with images as paths from the current folder, as bytes or
@@ -90,8 +91,8 @@ def render(
         overrides: Keys of the config: nested, as `defaults={"steps": 4}`, or joined by two underscores, as `defaults__steps=4`.
 
     Raises:
-        Error: One line for each thing that is wrong, as the command line says it.
-        KeyboardInterrupt: The run was stopped; what is done is durable.
+        Error: One line for each fault, in the command line's words.
+        KeyboardInterrupt: The run was stopped; finished work is durable.
     """
     # Imported late: most programs plan or open datasets without rendering.
     from promptmill.jobs.running.run import StoppedError, run
@@ -109,7 +110,7 @@ def render(
 
 
 def _configured(rows: Rows, config: str | Path, out: str | Path | None, overrides: Mapping[str, Any]) -> tuple[Config, str]:
-    """Read a config for rows: where these are no files, they become the file of a manifest beside the dataset."""
+    """Read a config for rows; rows that are no paths become the file of a manifest beside the dataset."""
     settings = [f"{key}={_as_text(value)}" for key, value in _flat(overrides)]
     if not any(setting.startswith("runtime.workers=") for setting in settings):
         settings.append("runtime.workers=here")
@@ -121,7 +122,7 @@ def _configured(rows: Rows, config: str | Path, out: str | Path | None, override
         return configured(str(config), target, settings)
     name, content = manifest_of(rows)
     loaded, output = configured(str(config), target, [*settings, f"manifest={json.dumps(name)}"])
-    # By its content, since the output may hold another plan, which is refused later: the manifest of that one stays.
+    # The name is of the content, since the output may hold another plan, which is refused later and keeps its manifest.
     place = join(output, MANIFEST, hashlib.sha256(content).hexdigest()[:16], name)
     put_if_absent(place, content)
     roots = (*loaded.runtime.image_roots, str(Path.cwd()))
@@ -138,12 +139,12 @@ def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
 
 
 def _as_text(value: Any) -> str:
-    """Return a value as `--set` takes it: a text as it stands, anything else as YAML."""
+    """Return a value in the form of `--set`: a text as it stands, any other value as YAML."""
     return str(value) if isinstance(value, str | Path) else json.dumps(value)
 
 
 def _in_thread(work: Callable[[], Result], stop: Stop) -> Result:
-    """Do work in a thread of its own, since this one may have an event loop that runs; an interrupt asks the work to stop."""
+    """Run work in a thread of its own, since this thread may have a running event loop; an interrupt asks the work to stop."""
     results: list[Result] = []
     errors: list[BaseException] = []
 

@@ -20,7 +20,7 @@ JSONL, PARQUET = "rows.jsonl", "rows.parquet"
 
 
 def paths_of(rows: Rows) -> list[str] | None:
-    """Return the paths of a manifest's files where rows are given by these, else None."""
+    """Return the paths of a manifest's files where rows are given by paths, else None."""
     if isinstance(rows, str | Path):
         return [str(rows)]
     if isinstance(rows, list | tuple) and rows and all(isinstance(row, str | Path) for row in rows):
@@ -35,7 +35,8 @@ def manifest_of(rows: Rows) -> tuple[str, bytes]:
         rows: A list of dicts, with images as paths, as bytes or as PIL images; a pandas or polars frame; an Arrow table.
 
     Raises:
-        ManifestError: The rows are of no such kind, or one holds what no manifest can; the message names the row, counted from 1.
+        ManifestError: The rows are of another type, or one holds a value that no manifest can hold; the message names the row,
+            counted from 1.
     """
     table = _as_table(rows)
     if table is None:
@@ -56,7 +57,7 @@ def _as_table(rows: Rows) -> pa.Table | None:
         return rows
     if isinstance(rows, pa.RecordBatch):
         return pa.Table.from_batches([rows])
-    # pandas keeps its index where it is not told otherwise; an index is no column of a manifest.
+    # pandas would add its index as a column, which is no column of a manifest.
     if type(rows).__module__.partition(".")[0] == "pandas" and hasattr(rows, "columns"):
         return pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
     if hasattr(rows, "__arrow_c_stream__"):

@@ -1,1 +1,1 @@
-"""Calibration: what drafts cost and keep on a sample of a manifest, measured, and the cheapest cascade that keeps enough."""
+"""Measures the cost and the quality of drafts on a sample of a manifest, and chooses the cheapest cascade that keeps enough."""

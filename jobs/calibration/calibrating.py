@@ -1,4 +1,6 @@
-"""Calibrates: samples a manifest, observes candidates in full and as drafts, and chooses the cheapest drafts that keep enough."""
+"""Calibrates drafts: samples a manifest, renders candidates in full and as drafts, and chooses the cheapest drafts that keep
+enough.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -20,11 +22,11 @@ from promptmill.pipelines.work.units import Placed
 
 @dataclass(frozen=True)
 class Asked:
-    """Holds what a calibration is asked for.
+    """Holds the options of a calibration.
 
     Attributes:
         requests: Rows of the manifest to sample.
-        steps: Of the drafts to try; None for shares of the finals'.
+        steps: Numbers of steps of the drafts to try; None for shares of the finals' steps.
         samplers: Schedulers to try drafts by, besides the finals' own.
         gain: The share of the gain to keep, in (0, 1).
         previews: Whether to compare with x0 previews after as many steps.
@@ -43,24 +45,24 @@ def calibrated(
     asked: Asked,
     progress: Callable[[int, int], None],
 ) -> tuple[Found, bool]:
-    """Sample, observe and choose; also return whether the chosen drafts are by samplers that add noise of their own.
+    """Calibrate a config; return the result, and whether the chosen drafts are by samplers that add noise of their own.
 
     Args:
-        config: Of the run to calibrate.
+        config: The config of the run to calibrate.
         place: The file where trials are kept, so that a calibration that was cut off goes on.
-        asked: What is asked for.
-        progress: Told of the requests that are done, and of all.
+        asked: The options.
+        progress: Called with the number of requests that are done, and of all.
 
     Raises:
         ConfigError, PlanError: One line on what does not fit, or on why nothing could be rendered.
     """
-    # Whatever drafts there are, these are to be found; and rows are held to none while they are not.
+    # Ignore the configured drafts: calibration searches for drafts itself.
     ranking = config.ranking.model_copy(update={"drafts": (), "drafts_stochastic": False})
     sources = look(config.model_copy(update={"ranking": ranking}))
     sample = draw(sources, asked.requests)
     own = {shape.scheduler for shape in sample.shapes}
     others = dict.fromkeys(_sampler(name, sources.rules.schedulers) for name in asked.samplers)
-    # One that all finals are by is tried anyway.
+    # A scheduler that all finals use is tried anyway, as None.
     schedulers = (None, *(name for name in others if own != {name}))
     steps = asked.steps or usual_steps(sample.shapes)
     try:
@@ -82,7 +84,7 @@ def calibrated(
 
 
 def _left_out(steps: Sequence[int], tried: Sequence[Policy], shapes: Sequence[Shape]) -> dict[str, str]:
-    """Why drafts of so many steps are in none of the cascades."""
+    """Return the reasons why drafts of some numbers of steps are in none of the cascades, by name."""
     used, without = {stage.steps for policy in tried for stage in policy.stages}, {}
     for number in steps:
         if number not in used:
@@ -94,8 +96,10 @@ def _left_out(steps: Sequence[int], tried: Sequence[Policy], shapes: Sequence[Sh
 
 
 def _judged(sample: Sequence[Placed], notes: Notes, some: Sequence[Policy]) -> Gains | None:
-    """What becomes of these policies on the requests that were seen in all the ways they need; of ways in which hardly any
-    request could be seen, the policies are left out instead."""
+    """Return the gains of policies on the requests that were seen in all the ways the policies need.
+
+    Policies that need a way in which at most half of the requests could be seen are left out.
+    """
     trials = [trial for placed in sample if (trial := notes.trial(placed))]
     ways = {sight_of(*stage) for stage in sights_of(some)}
     seen = {way for way in ways if sum(way in trial.sights for trial in trials) > len(trials) / 2}

@@ -1,4 +1,4 @@
-"""What policies keep of the gain that ranking brings, and at what price, with intervals from resampling requests."""
+"""Computes how much of the gain by ranking policies keep, and at what price, with intervals from resampling requests."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure and its 95% interval."""
+    """Holds a figure and its 95% interval."""
 
     value: float
     low: float
@@ -24,10 +24,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class Gains:
-    """What became of R requests under each of P policies.
+    """Holds the results of R requests under each of P policies.
 
-    The gain of a request is the mean score of what is kept of it, less the mean of all its candidates. Shares are of sums over
-    requests: a share of the gain by all candidates in full, of their price.
+    The gain of a request is the mean score of its kept candidates, less the mean of all its candidates. Shares are of sums over
+    requests: a share of the gain by all candidates in full, and a share of their price.
 
     Attributes:
         prices: (P, R), evaluations of the denoiser; `full_price`, (R,), of all candidates in full.
@@ -42,7 +42,7 @@ class Gains:
 
     @classmethod
     def of(cls, trials: Sequence[Trial], policies: Sequence[Policy]) -> "Gains":
-        """Try every policy on every trial, whose scores are all by the same scorers."""
+        """Compute every policy's result on every trial, whose scores are all by the same scorers."""
         names = list(trials[0].scores)
         whole = [outcome(trial, None) for trial in trials]
         tried = [[outcome(trial, policy) for trial in trials] for policy in policies]
@@ -63,24 +63,24 @@ class Gains:
         return len(self.full_price)
 
     def some(self, requests: np.ndarray) -> "Gains":
-        """Of these requests alone, by their places."""
+        """Return the gains of some requests alone, given by their indices."""
         gains = {name: of[:, requests] for name, of in self.gains.items()}
         full = {name: of[requests] for name, of in self.full.items()}
         return Gains(self.policies, self.prices[:, requests], self.full_price[requests], gains, full)
 
     @cached_property
     def price(self) -> np.ndarray:
-        """(P,): the share of the price."""
+        """Return the share of the full price that each policy takes, (P,)."""
         return self.prices.sum(1) / self.full_price.sum()
 
     def share(self, score: str) -> np.ndarray:
-        """(P,): the share of the gain; not a number where there is none."""
+        """Return the share of the gain that each policy keeps, (P,); NaN where there is no gain."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.gains[score].sum(1) / self.full[score].sum()
 
     @cached_property
     def measures(self) -> dict[str, list[Measure]]:
-        """By the scorer's name, the share of the gain that each policy keeps."""
+        """Return by the scorer's name the share of the gain that each policy keeps."""
         made = {}
         for name in self.gains:
             low, high = self.interval(name)
@@ -88,7 +88,7 @@ class Gains:
         return made
 
     def interval(self, score: str) -> tuple[np.ndarray, np.ndarray]:
-        """(P,) each: the ends of the 95% intervals of the shares (percentile bootstrap over requests)."""
+        """Return the ends of the 95% intervals of the shares, (P,) each (percentile bootstrap over requests, Efron 1979)."""
         weights = _resampled(self.requests)
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = (weights @ self.gains[score].T) / (weights @ self.full[score])[:, None]
@@ -96,15 +96,15 @@ class Gains:
         return low, high
 
     def gain(self, score: str) -> Measure:
-        """The mean gain by all candidates in full."""
+        """Return the mean gain by all candidates in full."""
         return measured(self.full[score])
 
     def cheapest(self, score: str, wanted: float) -> int | None:
-        """The place of the cheapest policy, cheaper than all in full, that is shown to keep `wanted` of the gain; None where none
-        is, or where there is no gain to show.
+        """Return the index of the cheapest policy that is shown to keep `wanted` of the gain for less than the full price, or None.
 
-        Shown is what the lower end of the 95% interval says of one request more, of which nothing is kept: where by chance no
-        request of a small sample loses anything, its interval has no width, which the next request need not know.
+        None is also the answer where no gain is shown at all. The lower end of the 95% interval has to reach `wanted` after one
+        more request of which nothing is kept: where by chance no request of a small sample loses anything, the interval has no
+        width, which says nothing of the next request.
         """
         if self.gain(score).low <= 0:
             return None
@@ -113,7 +113,7 @@ class Gains:
         return int(min(enough, key=lambda place: (self.price[place], -self.share(score)[place]))) if len(enough) else None
 
     def frontier(self, score: str) -> list[int]:
-        """The places of the policies that keep more than every cheaper one, the cheapest first."""
+        """Return the indices of the policies that keep more than every cheaper one, the cheapest first."""
         shares, found, most = self.share(score), [], -np.inf
         for place in sorted(range(len(self.policies)), key=lambda place: (self.price[place], -shares[place])):
             if shares[place] > most and self.price[place] < 1:
@@ -124,27 +124,30 @@ class Gains:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How choosing itself does: chosen on four fifths of the requests, judged on the others, for each fifth."""
+    """Holds how well the choice itself does: chosen on four fifths of the requests, judged on the others, for each fifth."""
 
     price: float
     gains: dict[str, Measure]
 
 
 def fewest(wanted: float) -> int:
-    """How many requests can show that a policy keeps so much, if none of them loses anything."""
+    """Return how many requests can show that a policy keeps a share `wanted`, if no request loses anything."""
     return math.ceil(wanted / (1 - wanted) - 1e-9)
 
 
 def held_out(gains: Gains, score: str, wanted: float) -> HeldOut | None:
-    """Judge the choice on requests that had no part in it; None where a fold less leaves too few to choose by, or fewer than ten
-    in all. A fold where nothing is enough renders all."""
+    """Judge the choice of `Gains.cheapest` on requests that had no part in it; a fold for which nothing is enough renders all in
+    full.
+
+    The result is None for fewer than ten requests, and where a sample without one fold is too small to choose by.
+    """
     if gains.requests < 2 * FOLDS or gains.requests * (FOLDS - 1) // FOLDS < fewest(wanted):
         return None
     return judged_apart(gains, lambda some: some.cheapest(score, wanted))
 
 
 def judged_apart(gains: Gains, choose: Callable[[Gains], int | None]) -> HeldOut:
-    """Judge any choice so: made on four fifths of the requests, judged on the other fifth, for each fifth."""
+    """Judge a choice by cross-validation: made on four fifths of the requests, judged on the other fifth, for each fifth."""
     price, kept = gains.full_price.copy(), {name: full.copy() for name, full in gains.full.items()}
     numbers = np.arange(gains.requests)
     for fold in range(FOLDS):
@@ -159,14 +162,14 @@ def judged_apart(gains: Gains, choose: Callable[[Gains], int | None]) -> HeldOut
 
 
 def measured(values: np.ndarray) -> Measure:
-    """The mean of values, (R,), with its percentile bootstrap."""
+    """Return the mean of values, (R,), with its percentile bootstrap interval."""
     means = _resampled(len(values)) @ values
     return Measure(float(values.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975)))
 
 
 @lru_cache(maxsize=8)
 def _resampled(requests: int) -> np.ndarray:
-    """(RESAMPLES, requests): how much each request weighs in each resample; the same every time."""
+    """Return the weight of each request in each resample, (RESAMPLES, requests); the same every time."""
     return np.random.default_rng(0).multinomial(requests, np.full(requests, 1 / requests), RESAMPLES) / requests
 
 

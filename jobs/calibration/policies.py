@@ -1,4 +1,4 @@
-"""What calibration tries: cascades of drafts, and of previews for comparison; and what each would have kept of a request."""
+"""Lists the policies that a calibration tries (cascades of drafts, and of previews for comparison), and applies them to trials."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,18 @@ from promptmill.pipelines.work.passes import best
 
 Kind = Literal["draft", "preview"]
 FINAL = "final"
-SHARES = (0.15, 0.2, 0.3, 0.4, 0.5)  # of the finals' steps, where nobody says which drafts to try
+SHARES = (0.15, 0.2, 0.3, 0.4, 0.5)  # of the finals' steps, where no option says which drafts to try
 MOST = 5_000  # cascades
-DEEPEST = 2  # drafts of a cascade; a third was never worth its price in what has been measured
+DEEPEST = 2  # drafts of a cascade; no measurement showed a third that was worth its price
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A cascade that might be run.
+    """Holds a cascade that might be run.
 
     Attributes:
-        kind: What its stages are. After previews, who goes on is rendered on from there; after drafts, from the beginning.
+        kind: The kind of its stages. After a preview, the candidates that go on are rendered on from there; after a draft, from the
+            beginning.
     """
 
     kind: Kind
@@ -35,11 +36,11 @@ class Policy:
 
 @dataclass(frozen=True)
 class Sight:
-    """All candidates of a request, seen in one way.
+    """Holds all candidates of a request, rendered in one way.
 
     Attributes:
-        ranks: What ranks each; None for one that failed.
-        evaluations: Of the denoiser, for each.
+        ranks: The rank score of each candidate; None for one that failed.
+        evaluations: Evaluations of the denoiser for each candidate.
     """
 
     ranks: Sequence[float | None]
@@ -48,12 +49,12 @@ class Sight:
 
 @dataclass(frozen=True)
 class Trial:
-    """One request, seen in all ways.
+    """Holds one request, rendered in all ways.
 
     Attributes:
-        keep: How many of its candidates it keeps.
-        sights: By name: FINAL, and those of `sight_of`.
-        scores: Of its finals by each scorer's name; None for one that failed.
+        keep: How many of its candidates the request keeps.
+        sights: By name: FINAL, and the names of `sight_of`.
+        scores: Scores of the request's finals by each scorer's name; None for a candidate that failed.
     """
 
     id: str
@@ -67,26 +68,27 @@ class Trial:
 
 
 def sight_of(kind: Kind, stage: Draft) -> str:
-    """The name of how a stage sees candidates: draft 6, draft 6 euler, preview 6."""
+    """Return the name of the way in which a stage renders candidates: draft 6, draft 6 euler, preview 6."""
     return f"{kind} {stage.steps}{f' {stage.scheduler}' if stage.scheduler else ''}"
 
 
 def usual_steps(shapes: Iterable[Shape]) -> list[int]:
-    """The steps of drafts worth trying, by the shortest finals among these."""
+    """Return the numbers of steps that are worth trying for drafts, by the shortest finals among these shapes."""
     shortest = min(shape.steps for shape in shapes)
     return sorted({max(1, round(share * shortest)) for share in SHARES} - {shortest})
 
 
 def policies(kind: Kind, steps: Sequence[int], shapes: Sequence[Shape], schedulers: Sequence[str | None] = (None,)) -> list[Policy]:
-    """The cascades of up to DEEPEST stages that requests of every one of these shapes could go through.
+    """Return the cascades of up to DEEPEST stages that requests of every one of these shapes could go through.
 
     Args:
-        shapes: Those of the defaults last.
-        steps: Of the stages, ascending.
-        schedulers: Of drafts; None is the request's own.
+        kind: The kind of the stages.
+        steps: Numbers of steps of the stages, ascending.
+        shapes: The shapes of requests, that of the defaults last.
+        schedulers: Schedulers of drafts; None is the request's own.
 
     Raises:
-        ValueError: There is none; the message says what stands in the way.
+        ValueError: No cascade fits, or too many do; the message says what stands in the way.
     """
     keepable = _keeps(shapes)
     depths = range(1, DEEPEST + 1)
@@ -119,9 +121,9 @@ def _misfits(stages: Sequence[Draft], shape: Shape) -> list[str]:
 
 
 def _keeps(shapes: Sequence[Shape]) -> list[int]:
-    """How many may go on, the most first: of 1, 2, 3, 4, 6, 8, 12, 16, … those that leave somebody out and enough to keep.
+    """Return the numbers of candidates that may go on, descending: those of 1, 2, 3, 4, 6, 8, 12, 16, … that are enough to keep.
 
-    A config wants its first draft to leave somebody out of its defaults' candidates, which are the last of the shapes.
+    A config wants its first draft to leave out at least one of its defaults' candidates, whose shape is the last.
     """
     fewest, most = max(shape.keep for shape in shapes), shapes[-1].candidates
     ladder = [1, 2, 3, *(number for power in range(2, 14) for number in (2**power, 3 * 2 ** (power - 1)))]
@@ -129,10 +131,11 @@ def _keeps(shapes: Sequence[Shape]) -> list[int]:
 
 
 def outcome(trial: Trial, policy: Policy | None) -> tuple[tuple[int, ...], int]:
-    """Which candidates of a request a policy keeps, and how many evaluations of the denoiser that takes.
+    """Return the candidates of a request that a policy keeps, and the evaluations of the denoiser that this takes.
 
     Args:
-        policy: None renders all in full.
+        trial: The request.
+        policy: The cascade; None renders all in full.
     """
     final = trial.sights[FINAL]
     living: tuple[int, ...] = tuple(range(trial.candidates))
@@ -150,7 +153,7 @@ def outcome(trial: Trial, policy: Policy | None) -> tuple[tuple[int, ...], int]:
 
 
 def sights_of(some: Iterable[Policy]) -> Iterator[tuple[Kind, Draft]]:
-    """Each way of seeing that these policies need, once."""
+    """Yield each way of rendering that these policies need, once."""
     seen = set()
     for policy in some:
         for stage in policy.stages:

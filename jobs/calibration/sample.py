@@ -1,4 +1,4 @@
-"""The sample of a manifest: drawn by a hash, so that the same manifest gives the same, and a larger sample holds a smaller one."""
+"""Draws the sample of a manifest by a hash: the same manifest gives the same sample, and a larger sample holds a smaller one."""
 
 import hashlib
 import heapq
@@ -19,10 +19,10 @@ MAX_PROBLEMS = 5  # lines
 
 @dataclass(frozen=True)
 class Shape:
-    """What a cascade has to fit of a request.
+    """Holds the values of a request that a cascade has to fit.
 
     Attributes:
-        candidates: That go through it together; of those that grow, a round.
+        candidates: Candidates that go through the cascade together; of a request that grows, those of one round.
     """
 
     candidates: int
@@ -34,14 +34,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Sample:
-    """Requests drawn from a manifest.
+    """Holds requests drawn from a manifest.
 
     Attributes:
-        requests: With two candidates or more, in the order of their hashes.
-        rows: That make such requests, in all the manifest.
-        shapes: Of all of its requests that have more candidates than one, and of the defaults: a config is held to both.
-        bad: Rows that make no request.
-        broken: By id, what is wrong with the images of those that cannot be rendered.
+        requests: Requests with two candidates or more, in the order of their hashes.
+        rows: Number of rows that make such requests, in all the manifest.
+        shapes: Shapes of all such requests of the manifest, and of the defaults: a config has to fit both.
+        bad: Number of rows that make no request.
+        broken: By id, the problem of images that keep a request from being rendered.
     """
 
     requests: Sequence[Placed]
@@ -52,10 +52,10 @@ class Sample:
 
 
 def draw(sources: Sources, count: int) -> Sample:
-    """Draw requests, one pass over the manifest in flat memory.
+    """Draw up to `count` requests, in one pass over the manifest and in constant memory.
 
     Raises:
-        PlanError: The manifest cannot be read, or there is no request with anything to rank.
+        PlanError: The manifest cannot be read, or no request has two candidates or more.
     """
     chosen: list[tuple[int, int, Placed]] = []
     shapes: dict[Shape, float | None] = {}
@@ -85,7 +85,7 @@ def draw(sources: Sources, count: int) -> Sample:
 
 
 def _note(shapes: dict[Shape, float | None], request: Request) -> None:
-    """Of requests that differ in their strength alone, the weakest is the hardest to fit."""
+    """Record the shape of a request; of requests that differ in their strength alone, the weakest is the hardest to fit."""
     shape = Shape(request.candidates, request.keep, request.steps, request.scheduler)
     known = shapes.get(shape)
     shapes[shape] = request.strength if known is None else min(known, request.strength or 1.0)
@@ -97,7 +97,7 @@ def _of_defaults(defaults: Defaults) -> Shape:
 
 
 def _looked_at(sources: Sources, drawn: Iterable[Placed]) -> tuple[list[Placed], dict[str, str]]:
-    """Those whose images can be used, with what these are; the first of those with one id. And what is wrong with the others."""
+    """Return the requests whose images can be used (the first one of each id), and the problems of the others by id."""
     found: dict[str, Placed] = {}
     broken: dict[str, str] = {}
     for placed in drawn:
@@ -114,5 +114,5 @@ def _hash(id: str) -> int:
 
 
 def _one_round(request: Request) -> Request:
-    """The candidates that go through a cascade together: of those that grow, a round."""
+    """Return a request with the candidates that go through a cascade together: of one that grows, those of one round."""
     return replace(request, candidates=request.at_a_time, keep=min(request.keep, request.at_a_time), growing=None)

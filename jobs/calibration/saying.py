@@ -1,4 +1,4 @@
-"""What a calibration found: a table for a person, a mapping for a program, a config to go on with."""
+"""Prints the result of a calibration: a table for a person, a mapping for a program, a config to go on with."""
 
 import math
 import time
@@ -27,16 +27,16 @@ ROWS = 12  # of a table
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a calibration.
+    """Holds the result of a calibration.
 
     Attributes:
-        score: What ranks, by its name among the scores.
-        wanted: The share of the gain.
-        rows: Of the manifest that could have been drawn.
-        drafts, previews: What the cascades of each kind come to; None where none could be tried.
-        chosen: The place among the drafts' policies of the cheapest that keeps enough; None where none does.
-        apart: How choosing does on requests that it did not see.
-        without: By name, what could not be seen or tried, and why.
+        score: The name of the score that ranks.
+        wanted: The share of the gain to keep, in (0, 1).
+        rows: Rows of the manifest that could have been drawn.
+        drafts, previews: The gains of the cascades of each kind; previews are None where none could be tried.
+        chosen: The index among the drafts' policies of the cheapest that keeps enough; None where none does.
+        apart: How the choice does on requests that had no part in it.
+        without: By name, what could not be rendered or tried, and why.
     """
 
     score: str
@@ -50,24 +50,24 @@ class Found:
 
     @property
     def cascade(self) -> tuple[Draft, ...]:
-        """The chosen cascade."""
+        """Return the stages of the chosen cascade."""
         return self.drafts.policies[self.chosen].stages if self.chosen is not None else ()
 
     @property
     def best_preview(self) -> int | None:
-        """The place of the cheapest cascade of previews that keeps enough."""
+        """Return the index of the cheapest cascade of previews that keeps enough."""
         return self.previews.cheapest(self.score, self.wanted) if self.previews else None
 
 
 def find_out(score: str, wanted: float, rows: int, drafts: Gains, previews: Gains | None, without: Mapping[str, str]) -> Found:
-    """Choose, and judge the choice."""
+    """Choose the cheapest drafts that keep enough, and judge the choice."""
     chosen = drafts.cheapest(score, wanted)
     apart = held_out(drafts, score, wanted) if chosen is not None else None
     return Found(score, wanted, rows, drafts, previews, chosen, apart, without)
 
 
 def lines(found: Found) -> Iterator[str]:
-    """For a person."""
+    """Yield the result as lines for a person."""
     drafts, names = found.drafts, list(found.drafts.gains)
     candidates = f"{drafts.full_price.sum():,.0f} evaluations of the denoiser with all candidates in full"
     yield f"sample       {drafts.requests:,} of {found.rows:,} requests, {candidates}"
@@ -100,7 +100,9 @@ def _table(title: str, gains: Gains, found: Found, names: Sequence[str]) -> Iter
 
 
 def _shown(gains: Gains, found: Found) -> list[int]:
-    """The cheapest for each share of the gain, those around what is wanted, and the chosen one."""
+    """Return the indices of the policies to show: the cheapest for each share of the gain, around the wanted share, and the chosen
+    one.
+    """
     frontier = gains.frontier(found.score)
     shares = gains.share(found.score)
     enough = [place for place in frontier if shares[place] >= found.wanted]
@@ -136,13 +138,13 @@ def _verdict(found: Found) -> Iterator[str]:
 
 
 def _told(gains: Gains, score: str, place: int) -> str:
-    """6 steps keep 2: 98.4% (97.1 to 99.2) of the gain by clip for 55.0% of the price."""
+    """Return a policy's result in words: 6 steps keep 2: 98.4% (97.1 to 99.2) of the gain by clip for 55.0% of the price."""
     kept = _percent(gains.measures[score][place])
     return f"{gains.policies[place]}: {kept} of the gain by {score} for {100 * gains.price[place]:.1f}% of the price"
 
 
 def _gained(gains: Gains, name: str) -> bool:
-    """Whether there is a gain by this score that a share could be of."""
+    """Return whether a gain by this score is shown, so that a share of the gain means something."""
     return gains.gain(name).low > 0
 
 
@@ -155,7 +157,7 @@ def _percent(measure: Measure) -> str:
 
 
 def facts(found: Found) -> dict[str, Any]:
-    """For a program: every policy that was tried, with its figures; null where there is no gain to have a share of."""
+    """Return the result for a program: every policy that was tried, with its figures; null where no gain is shown."""
     drafts, chosen, apart = found.drafts, found.chosen, found.apart
     return {
         "score": found.score,
@@ -190,20 +192,22 @@ def _stages(stages: Sequence[Draft]) -> list[dict[str, Any]]:
 
 
 def noisy(policy: Policy, shapes: Sequence[Shape]) -> bool:
-    """Whether a cascade that requests of these shapes go through has samplers in it that add noise of their own."""
+    """Return whether a cascade for requests of these shapes has samplers that add noise of their own."""
     own = {shape.scheduler for shape in shapes if applied(policy.stages, shape.candidates)}
     return any(SCHEDULERS[name].stochastic for name in own | {stage.scheduler for stage in policy.stages if stage.scheduler})
 
 
 def config_with(found: Found, config: str, settings: Sequence[str], stochastic: bool) -> str:
-    """The config as YAML, with the chosen cascade in it and where that came from above it.
+    """Return the config as YAML with the chosen cascade in it, under a comment that says where the cascade came from.
 
     Args:
-        config: Its file or preset, and `settings` as given for it.
+        found: The result, with a chosen cascade.
+        config: The config's file or preset.
+        settings: Overrides, `key=value`, as given for the config.
+        stochastic: Whether drafts by samplers that add noise of their own are to be allowed.
 
     Raises:
-        PlanError: Such a config would be refused.
-        stochastic: Whether drafts by samplers that add noise of their own are to be allowed.
+        PlanError: The config with these drafts would be refused.
     """
     content = read(find(config))
     for setting in settings:
@@ -228,7 +232,7 @@ class SaysProgress:
     """Says now and then how far a calibration has come.
 
     Args:
-        say: Takes a line.
+        say: Called with each line.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:

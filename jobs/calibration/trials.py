@@ -1,7 +1,7 @@
 """Renders and scores a sample: all candidates in full, as each draft, and previewed after each number of steps.
 
-What is measured goes into a file at once, a line a request, so that a calibration that was stopped goes on, and one that is asked
-for more requests or other drafts renders only what is new.
+Results go into a file at once, a line a request. So a calibration that was stopped goes on, and one that is asked for more requests
+or other drafts renders only the new ones.
 """
 
 import json
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from promptmill.pipelines.scoring.scorers import Scorers
     from promptmill.pipelines.work.results import Rendered
 
-RANK = "rank"  # the name of what ranks, where it is not CLIP's score alone
+RANK = "rank"  # the name of the rank score, where that is not CLIP's score alone
 IN_FLIGHT = 2  # batches of candidates, about; enough that the denoiser never waits for a scorer
 
 Judge = Callable[[Request, np.ndarray], float]
@@ -43,14 +43,14 @@ Stage = tuple[Kind, Draft]
 
 
 class Notes:
-    """The file that trials are kept in.
+    """Keeps trials in a file.
 
     Args:
-        place: Of the file, which may be there.
-        of: What the trials are a function of, but for the requests themselves.
+        place: The path of the file, which may exist.
+        of: The inputs that trials depend on, apart from the requests themselves.
 
     Raises:
-        PlanError: There is something else.
+        PlanError: The file holds something else, or trials of other inputs.
     """
 
     def __init__(self, place: Path, of: Mapping[str, Any]):
@@ -80,7 +80,7 @@ class Notes:
     def _another(self, of: Mapping[str, Any]) -> str:
         said = [f"{name}: {was}, {is_}" for name, was, is_ in differences(of, json.loads(json.dumps(self._of)))]
         rest = [f"and {len(said) - 1} more"] if len(said) > 1 else []
-        # An older version did not write down what they are of.
+        # An older version did not write down the inputs.
         what = f": {', '.join(said[:1] + rest)}" if of and said else ""
         return f"trials of another config, model or version{what}"
 
@@ -102,11 +102,11 @@ class Notes:
         self._take(line)
 
     def sights(self, placed: Placed) -> set[str]:
-        """In what ways a request was seen."""
+        """Return the names of the ways in which a request was rendered."""
         return set(self._known.get(_hash(placed), {}).get("sights", ()))
 
     def trial(self, placed: Placed) -> Trial | None:
-        """All that is known of a request; None where not even its finals are."""
+        """Return the trial of a request; None where even its finals are missing."""
         known = self._known.get(_hash(placed))
         if known is None or FINAL not in known["sights"]:
             return None
@@ -120,15 +120,17 @@ def _number(score: Any) -> float | None:
 
 
 def _hash(placed: Placed) -> str:
-    """Of all that a row asks for, its images included."""
+    """Return a fingerprint of a row's request and of its images."""
     return fingerprint_of({"request": to_json(placed.request), "images": dict(placed.images)})
 
 
 def identity(sources: Sources) -> dict[str, Any]:
-    """What trials are a function of beside their requests: models, libraries, and the render config but for its drafts."""
+    """Return the inputs that trials depend on beside their requests: models, libraries, and the render config but for its
+    drafts.
+    """
     ranking = sources.config.ranking.model_copy(update={"drafts": (), "drafts_stochastic": False})
     config = sources.config.model_copy(update={"ranking": ranking}).render_config()
-    # What requests take of the defaults is in the requests, and the form of shards is no matter here.
+    # Requests hold what they take from the defaults, and the form of shards does not change trials.
     return {**sources.inputs, "manifest": None, "config": {**config, "defaults": None, "shards": None}}
 
 
@@ -140,15 +142,18 @@ def observe(
     judges: Mapping[str, Judge] | None = None,
     progress: Callable[[int, int], None] = lambda done, all_: None,
 ) -> dict[str, str]:
-    """Render and score what is not known yet of a sample, one engine on this machine's first GPU or its CPU.
+    """Render and score the missing trials of a sample, with one engine on this machine's first GPU or its CPU.
 
     Args:
-        stages: What candidates are rendered as besides in full.
-        judges: What else says something of finals, by name; it does not rank.
-        progress: Told of the requests seen, and of how many there are.
+        sources: The config, the manifest and the models.
+        sample: The requests.
+        stages: The stages to render candidates by, besides in full.
+        notes: The file of trials, which takes the new ones.
+        judges: Further judges of finals, by name; a judge does not rank.
+        progress: Called with the number of requests rendered, and of all.
 
     Returns:
-        By id or by the name of a sight, why there is no trial of a request, or why it could not be seen that way.
+        By id or by the name of a sight, why there is no trial of a request, or why it could not be rendered that way.
 
     Raises:
         ModelError: A model cannot be loaded, or memory ran out.
@@ -187,7 +192,7 @@ def observe(
 
 
 def _loaded(sources: Sources) -> "tuple[Engine, Scorers]":
-    # torch takes seconds to import, which what is wrong with a config need not wait for.
+    # torch takes seconds to import; an error in a config should not wait for that.
     from promptmill.pipelines.rendering.engine import Engine
     from promptmill.pipelines.rendering.loading import device_here
     from promptmill.pipelines.scoring.scorers import load_scorers
@@ -200,9 +205,9 @@ def _loaded(sources: Sources) -> "tuple[Engine, Scorers]":
 def _rendered(
     engine: "Engine", left: Sequence[tuple[Placed, list[str]]], ways: Mapping[str, Stage | None], batch: int
 ) -> Iterator[tuple[Placed, str, Outcome, bool]]:
-    """Yield each request in each way that it is to be seen in, a slice after the other, and whether a slice is the last of these.
+    """Yield each request in each way that it is to be rendered, slice after slice, and whether a slice is the last of its kind.
 
-    About `IN_FLIGHT` batches of candidates are rendered ahead of what is taken.
+    About `IN_FLIGHT` batches of candidates are rendered ahead of the consumer.
     """
     waiting: deque[tuple[Placed, str, Unit, bool, Future[Rendered]]] = deque()
     under_way = 0
@@ -228,7 +233,7 @@ def _as_seen(placed: Placed, stage: Stage | None) -> Placed:
 
 @dataclass
 class _Seeing:
-    """Takes in one request, way after way and slice after slice: of its images only what they score stays."""
+    """Collects the scores of one request, way after way and slice after slice; of its images only the scores stay."""
 
     config: Config
     scorers: "Scorers"
@@ -238,7 +243,7 @@ class _Seeing:
     dropped: set[str] = field(default_factory=set)
 
     def drop(self, way: str) -> None:
-        """Forget what was seen that way: a slice of the request has failed."""
+        """Drop the results of one way: a slice of the request has failed."""
         self.dropped.add(way)
         self.sights.pop(way, None)
         if way == FINAL:
@@ -273,6 +278,6 @@ class _Seeing:
         self.scores.setdefault(name, []).extend(scores)
 
     def leave(self) -> tuple[dict[str, Sight], dict[str, list[float | None]]]:
-        """What was seen of the request, which is done."""
+        """Return the results of the request, which is done, and begin anew."""
         seen, self.sights, self.scores, self.dropped = (self.sights, self.scores), {}, {}, set()
         return seen

@@ -3,7 +3,7 @@
 
 from promptmill.actors.local_ray.import_path import leave_out_here
 
-leave_out_here()  # before anything else is imported, lest it come from where the person stands
+leave_out_here()  # before other imports, so that no module is taken from the current folder
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ COMMANDS = (
 class _Commands(click.Group):
     """Holds the commands, and imports the module of one when it is asked for.
 
-    What is wrong with arguments, which a shell may have made of files' names, is said as safely as all else is said.
+    Errors in arguments, which a shell may have made of files' names, are printed as safely as everything else.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -66,7 +66,7 @@ def _escaping() -> Iterator[None]:
     try:
         yield
     except NoArgsIsHelpError:
-        raise  # its message is the help
+        raise  # the error's message is the help
     except click.UsageError as error:
         raise click.UsageError(escaped(error.format_message()), error.ctx) from None
     except click.ClickException as error:
@@ -76,5 +76,5 @@ def _escaping() -> Iterator[None]:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="promptmill")
 def main() -> None:
-    """Batch rendering of synthetic image datasets: prompts in, CLIP-ranked WebDataset shards out."""
+    """Render synthetic image datasets in bulk: prompts in, CLIP-ranked WebDataset shards out."""
     begin_in_utf8()

@@ -1,4 +1,6 @@
-"""Declares what several commands take: a config, settings, accepted changes, places of images; and finds the terminal."""
+"""Declares the arguments that several commands share: a config, settings, accepted changes, places of images; finds the
+terminal.
+"""
 
 import functools
 import sys
@@ -17,7 +19,7 @@ Command = Callable[..., Any]
 
 
 def takes_settings(command: Command) -> Command:
-    """CONFIG and --set, for a command that takes a config and makes no dataset."""
+    """Add CONFIG and --set to a command that takes a config and makes no dataset."""
     setting = click.option(
         "--set",
         "settings",
@@ -29,7 +31,7 @@ def takes_settings(command: Command) -> Command:
 
 
 def takes_config(command: Command) -> Command:
-    """CONFIG, --out and --set, for every command that takes a config and makes a dataset."""
+    """Add CONFIG, --out and --set to a command that takes a config and makes a dataset."""
     out = click.option("--out", metavar="URI", help="Where the dataset goes; else the config's output, else runs/NAME.")
     return out(takes_settings(command))
 
@@ -39,7 +41,7 @@ ASK = "ask"  # what the option means without a value
 
 
 class AcceptsChanges(click.Command):
-    """A command whose --accept-changes may stand without a value, whatever follows it."""
+    """Parses a command's --accept-changes also without a value, whatever follows it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [f"{ACCEPT}={ASK}" if argument == ACCEPT else argument for argument in args])
@@ -69,15 +71,16 @@ def accepts_changes(command: Command) -> Command:
 
 
 def accepting_option(accepting: Accepting) -> list[str]:
-    """Return the option as another promptmill is given it."""
+    """Return the option in the form for another promptmill's command line."""
     return [ACCEPT] if accepting is True else [f"{ACCEPT}={accepting}"] if accepting else []
 
 
 def takes_image_places(of: str = "") -> Callable[[Command], Command]:
-    """Add --image-root and its like to a command that reads the images that a dataset was made from; it takes them as `given`.
+    """Add --image-root and its like to a command that reads the images that a dataset was made from; the command gets them as
+    `given`.
 
     Args:
-        of: Begins the help, where the options go with another.
+        of: The beginning of the help, where the options go with another.
     """
 
     def takes(command: Command) -> Command:
@@ -114,18 +117,20 @@ def _hosts(context: click.Context, option: click.Parameter, hosts: tuple[str, ..
 
 
 def first_given(given: Given) -> str:
-    """The option of the first thing that is given."""
+    """Return the name of the first option that was given."""
     return "--image-root" if given.roots else "--url-host" if given.hosts else "--max-image-pixels"
 
 
 def terminal() -> Console | None:
-    """The terminal to draw on, if there is one."""
+    """Return the terminal to draw on, or None."""
     return Console() if sys.stdout.isatty() else None
 
 
 @contextmanager
 def progress_of(console: Console | None, what: str) -> Iterator[Callable[[int], None]]:
-    """Yield what to call with a number of rows, which a terminal shows as `what: 1,234 rows`; without one, nothing is shown."""
+    """Yield a function to call with a number of rows, which a terminal shows as `what: 1,234 rows`; without one, nothing is
+    shown.
+    """
     if console is None:
         yield lambda rows: None
         return

@@ -19,7 +19,7 @@ from promptmill.jobs.showing.exit_statuses import FAILED, USAGE
 
 
 class Steps(click.ParamType):
-    """4,6,8: numbers of steps."""
+    """Parses numbers of steps, written as 4,6,8."""
 
     name = "STEPS"
 
@@ -61,8 +61,10 @@ def calibrate(
     place: Path | None,
     as_json: bool,
 ) -> None:
-    """Find the cheapest drafts that keep what ranking gains: render a sample in full and as drafts, and compare. Exits with 1 where
-    no cascade is shown to keep enough."""
+    """Find the cheapest drafts that keep the gain by ranking: render a sample in full and as drafts, and compare.
+
+    Exits with 1 where no cascade is shown to keep enough.
+    """
     with one_line_errors():
         if target:
             _check_new(target)

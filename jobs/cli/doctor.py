@@ -10,7 +10,7 @@ from promptmill.jobs.showing.exit_statuses import FAILED
 
 @click.command()
 def doctor() -> None:
-    """What this machine has: GPU, versions, model caches, Ray."""
+    """Examine the machine that this runs on: GPU, versions, model caches, Ray."""
     from promptmill.jobs.clusters.doctor import doctor as look_around
 
     findings = look_around()

@@ -1,4 +1,4 @@
-"""Ends a command: with its exit status, and with the one line that a person gets when something is wrong."""
+"""Ends commands: with an exit status, and with one line for a person when something is wrong."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from promptmill.jobs.showing.user_errors import lines_of
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End what a user can cause in its line or lines and its exit status; anything else is a bug and keeps its traceback."""
+    """End errors that a user can cause in their line or lines and exit status; any other error is a bug and keeps its traceback."""
     try:
         yield
     except KeyboardInterrupt:
@@ -26,7 +26,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def stop(status: int, *lines: str) -> NoReturn:
-    """Say lines on stderr, and exit."""
+    """Print lines to stderr, and end the process with an exit status."""
     for line in lines:
         echo(line, err=True)
     sys.exit(status)

@@ -16,13 +16,13 @@ from promptmill.jobs.showing.exit_statuses import USAGE
 
 @click.group()
 def job() -> None:
-    """Jobs that were submitted: list, status, logs, attach, stop."""
+    """Handle jobs that were submitted: list, status, logs, attach, stop."""
 
 
 @job.command("list")
 @takes_address
 def list_(address: str) -> None:
-    """The jobs that promptmill submitted to a cluster."""
+    """List the jobs that promptmill submitted to a cluster."""
     with one_line_errors():
         for found in Remote(address).jobs():
             echo(f"{found.id:48}{found.status:12}{found.output}")
@@ -33,7 +33,7 @@ def list_(address: str) -> None:
 @takes_address
 @click.option("--json", "as_json", is_flag=True, help="Say it as one JSON object.")
 def status(id: str, address: str, as_json: bool) -> None:
-    """What a job is at; `promptmill status OUT` says what is done."""
+    """Show the state of a job; `promptmill status OUT` says what is done."""
     with one_line_errors():
         found = Remote(address).job(id)
         if as_json:
@@ -48,7 +48,7 @@ def status(id: str, address: str, as_json: bool) -> None:
 @click.argument("id")
 @takes_address
 def logs(id: str, address: str) -> None:
-    """All that a job has said so far."""
+    """Print the log of a job so far."""
     with one_line_errors():
         if said := Remote(address).logs(id):
             echo_log(said)
@@ -67,7 +67,7 @@ def attach(id: str, address: str) -> None:
 @click.argument("id")
 @takes_address
 def stop_(id: str, address: str) -> None:
-    """Have a job finish what is in flight and stop; submitting the same again goes on."""
+    """Tell a job to finish its units in flight and to stop; submitting the same again goes on."""
     with one_line_errors():
         there = Remote(address)
         if there.job(id).ended:

@@ -1,17 +1,29 @@
 """Begins a submitted job on its cluster: `python -m promptmill.jobs.cli.landing CONFIG --out OUT [options of run]`.
 
-Looks first whether Python and the libraries are there, before importing any: a traceback of an import tells a person little.
+Checks first whether the libraries are there, before importing any: a traceback of an import tells a person little.
 """
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-NEEDED = ("ray", "torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "pyarrow", "pydantic", "s3fs")
+NEEDED = (
+    "ray",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "pyarrow",
+    "pydantic",
+    "obstore",
+    "s3fs",
+    "webdataset",
+)
 USAGE = 2
 
 
 def missing() -> list[str]:
-    """The libraries that this Python lacks."""
+    """Return the libraries that this Python lacks."""
     lacking = []
     for name in NEEDED:
         try:
@@ -22,7 +34,7 @@ def missing() -> list[str]:
 
 
 def main() -> None:
-    """Run what was submitted, on the cluster that this is."""
+    """Run the submitted config on the cluster of this process."""
     lacking = missing()
     if lacking:
         remedy = "start Ray on its nodes with promptmill's .venv/bin first on the PATH, or submit with --install"

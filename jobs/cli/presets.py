@@ -8,6 +8,6 @@ from promptmill.configs.printing import echo
 
 @click.command()
 def presets() -> None:
-    """The configs that come with promptmill, by name."""
+    """List the configs that come with promptmill, by name."""
     for name in preset_names():
         echo(name)

@@ -18,7 +18,7 @@ from promptmill.jobs.showing.exit_statuses import FAILED
 @click.option("--stats/--no-stats", default=False, help="Push stats/ too: times and host names.  [default: no-stats]")
 @click.option("--replace", is_flag=True, help="Put it in the place of another dataset that the repository holds.")
 def push(out: str, repository: str, private: bool, revision: str | None, plan: bool, stats: bool, replace: bool) -> None:
-    """Upload a finished dataset to the Hugging Face Hub; given again, it sends only what is missing there.
+    """Upload a finished dataset to the Hugging Face Hub; given again, the command sends only files that are missing there.
 
     The token is that of `hf auth login`, or HF_TOKEN.
     """

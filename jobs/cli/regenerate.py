@@ -19,8 +19,10 @@ from promptmill.shards.places_to_write import write_file
 @click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=False), help="Where the image goes; else it is not kept.")
 @takes_image_places()
 def regenerate(out: str, key: str, file: Path | None, given: Given) -> None:
-    """Make one image again, alone, and compare it. Exits with 1 where its pixels are others. One that failed is tried again, one
-    that was only drafted is made in full. Writes nothing but what --to asks for."""
+    """Make one image again, alone, and compare it. Exits with 1 where its pixels are others.
+
+    A failed image is tried again, a drafted one is made in full. Writes nothing but the file of --to.
+    """
     from promptmill.jobs.verifying.regenerate import regenerate as made_again
 
     with one_line_errors():

@@ -15,7 +15,9 @@ from promptmill.shards.places_to_write import write_file
 @click.argument("out")
 @click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=False), default=Path("report.html"), show_default=True)
 def report(out: str, file: Path) -> None:
-    """A dataset as one HTML file: numbers, scores, the best and the worst. Exits with 1 where something could not be read."""
+    """Write a report of a dataset, one HTML file: numbers, scores, the best and the worst. Exits with 1 where a file could not be
+    read.
+    """
     from promptmill.jobs.report.making import make
     from promptmill.jobs.report.page import page
     from promptmill.jobs.showing.summary import many, size

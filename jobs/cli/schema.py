@@ -8,5 +8,5 @@ from promptmill.configs.printing import echo_log
 
 @click.command()
 def schema() -> None:
-    """The JSON Schema of a config, for editors."""
+    """Print the JSON Schema of a config, for editors."""
     echo_log(json_schema())

@@ -22,7 +22,7 @@ from promptmill.shards.places_to_write import write_file
     help="A font file to draw the words in; else those found here.",
 )
 def sheet(out: str, file: Path, most: int, columns: int, font: Path | None) -> None:
-    """A contact sheet of the kept images, as one PNG, JPEG or WebP."""
+    """Draw a contact sheet of the kept images, as one PNG, JPEG or WebP."""
     from promptmill.jobs.showing.contact_sheet import ENDINGS, LETTERS, SheetError, encoded, kept_images
     from promptmill.jobs.showing.contact_sheet import sheet as sheet_of
     from promptmill.jobs.showing.lettering import Lettering
@@ -44,7 +44,7 @@ def sheet(out: str, file: Path, most: int, columns: int, font: Path | None) -> N
         write_file(file, encoded(sheet_of(shown, columns, letters), file.suffix))
         echo(f"{len(shown)} images in {file}")
         if letters.missing:
-            # A letter that no terminal can show either is said by its number.
+            # A letter that a terminal cannot show either is printed as its number.
             some = " ".join(c if c.isprintable() else ascii(c)[1:-1] for c in sorted(letters.missing)[:10])
             more = f" and {len(letters.missing) - 10} more letters" if len(letters.missing) > 10 else ""
             echo(f"{file}: no font here has {some}{more}; --font FILE draws in one that has them", err=True)

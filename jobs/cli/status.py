@@ -15,7 +15,7 @@ from promptmill.jobs.showing.exit_statuses import USAGE
 @click.argument("out")
 @click.option("--json", "as_json", is_flag=True, help="Say it as one JSON object.")
 def status(out: str, as_json: bool) -> None:
-    """What is done, failed and left, from the records alone."""
+    """Show the state of a dataset, done, failed and left, from the records alone."""
     with one_line_errors():
         without_credentials(out)
         found = summary.status(out)

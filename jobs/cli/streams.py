@@ -1,4 +1,4 @@
-"""Where a command writes: streams whose reader may go away, and an encoding that has every character."""
+"""Sets up the streams of a command: their reader may go away, and their encoding has every character."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ PROGRAMS = ("promptmill", "__main__.py", "landing.py")
 
 
 class _Outlet(io.FileIO):
-    """A descriptor to write to. What its reader does not take any more, or has no room for, is dropped; the first time is said."""
+    """Writes to a descriptor; bytes that its reader does not take any more, or has no room for, are dropped, with one warning."""
 
     def __init__(self, descriptor: int, said_at: int | None):
         super().__init__(descriptor, "wb", closefd=False)
@@ -32,7 +32,7 @@ class _Outlet(io.FileIO):
 
 @contextlib.contextmanager
 def outliving_readers() -> Iterator[None]:
-    """Let stdout and stderr drop what nobody reads meanwhile, so that `promptmill run | head` renders to the end."""
+    """Make stdout and stderr drop bytes that nobody reads, so that `promptmill run | head` renders to the end."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _outlet(sys.stdout, 2), _outlet(sys.stderr, None)
     try:
@@ -48,14 +48,14 @@ def _outlet(stream: TextIO, said_at: int | None) -> TextIO:
         descriptor = stream.fileno()
         stream.flush()
     except (OSError, ValueError):
-        return stream  # not the system's own: whoever put it there sees to it
+        return stream  # the stream is not the system's own: its owner handles its errors
     raw = io.BufferedWriter(_Outlet(descriptor, said_at))
-    # A locale without a character gets its number: no output is worth a run.
+    # A character that the locale lacks is printed as its number: an error of output must not end a run.
     return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=bool(stream.line_buffering))
 
 
 def begin_in_utf8() -> None:
-    """Begin this program again in Python's UTF-8 mode where the names of files are ASCII to it: it could name no other file."""
+    """Start the program again in Python's UTF-8 mode where file names are ASCII to Python: it could name no other file."""
     ascii_only = sys.getfilesystemencoding() in ("ascii", "us-ascii", "ANSI_X3.4-1968")
     if ascii_only and os.environ.get("PYTHONUTF8") != "1" and Path(sys.argv[0]).name in PROGRAMS:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})

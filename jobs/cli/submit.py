@@ -44,7 +44,7 @@ def submit(
     variables: tuple[str, ...],
     install: bool,
 ) -> None:
-    """The same run as a job of a Ray cluster: ships promptmill, the config and its manifest, and follows the job."""
+    """Submit the same run as a job of a Ray cluster: ship promptmill, the config and its manifest, and follow the job."""
     with one_line_errors():
         loaded, _ = configured(config, out, settings)
         output = out or loaded.output

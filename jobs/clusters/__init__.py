@@ -1,1 +1,1 @@
-"""Deals with clusters elsewhere and with this machine: submission, packages, checks of nodes, dashboards, doctor; no rendering."""
+"""Handles clusters elsewhere and this machine: submission, packages, checks of nodes, dashboards, doctor; renders nothing."""

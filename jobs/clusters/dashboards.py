@@ -1,6 +1,6 @@
-"""Ray dashboards on this machine: where they listen, and whether they ask for a token. Knows Ray's processes, not Ray.
+"""Finds Ray dashboards on this machine: their addresses, and whether they ask for a token. Knows Ray's processes, imports no Ray.
 
-Whoever reaches a dashboard that asks for no token can run any code on its cluster: that is what its job API is for.
+Anybody who reaches a dashboard without a token can run any code on its cluster: that is the purpose of its job API.
 """
 
 import http.client
@@ -19,7 +19,7 @@ TIMEOUT_S = 2.0
 
 @dataclass(frozen=True)
 class Dashboard:
-    """One address at which a dashboard listens.
+    """Holds one address at which a dashboard listens.
 
     Attributes:
         tokens: Whether requests need a token.
@@ -39,7 +39,7 @@ class Dashboard:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host, given by address or name."""
+    """Return whether only this machine reaches a host, given by address or name."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -47,19 +47,19 @@ def is_loopback(host: str) -> bool:
 
 
 def dashboards() -> list[Dashboard]:
-    """The addresses at which the dashboards of this machine answer, as far as this user may see their processes."""
+    """Return the addresses at which the dashboards of this machine answer, as far as this user may see their processes."""
     found = {}
     for process in _processes():
         if _is_dashboard(process.info["cmdline"]):
             for host, port in _listening(process):
                 tokens = asks_for_token(host, port)
-                if tokens is not None:  # else it is some other port of the process, such as that of its metrics
+                if tokens is not None:  # else the port is some other one of the process, such as that of its metrics
                     found[host, port] = Dashboard(host, port, tokens)
     return list(found.values())
 
 
 def clusters() -> list[str]:
-    """The addresses of the Ray clusters that have a node on this machine."""
+    """Return the addresses of the Ray clusters that have a node on this machine."""
     flags = (part for process in _processes() for part in process.info["cmdline"] if _is_raylet(process.info["cmdline"]))
     return sorted({flag.partition("=")[2] for flag in flags if flag.startswith("--gcs-address=")})
 
@@ -77,7 +77,7 @@ def _is_raylet(command: Sequence[str]) -> bool:
 
 
 def _listening(process: psutil.Process) -> Iterator[tuple[str, int]]:
-    """Host and port of a process' listening sockets; as its command line has them where its sockets cannot be seen."""
+    """Yield host and port of a process' listening sockets, or of its command line where its sockets cannot be seen."""
     try:
         sockets = process.net_connections("tcp")
     except psutil.NoSuchProcess:
@@ -96,15 +96,16 @@ def _listening(process: psutil.Process) -> Iterator[tuple[str, int]]:
 def asks_for_token(
     host: str, port: int, timeout: float = TIMEOUT_S, tls: ssl.SSLContext | None = None, path: str = ""
 ) -> bool | None:
-    """Ask a dashboard whether requests need a token, which itself needs none; None where no dashboard answers.
+    """Return whether a dashboard's requests need a token, by a question that needs none; None where no dashboard answers.
 
     Args:
+        host, port: The dashboard's address.
         timeout: In seconds.
-        tls: Asks by https, with what this trusts.
-        path: That its own paths begin with, behind a proxy.
+        tls: Makes the question go by https; holds the trusted authorities.
+        path: The beginning of the dashboard's own paths, behind a proxy.
 
     Raises:
-        ssl.SSLCertVerificationError: Its certificate is not trusted.
+        ssl.SSLCertVerificationError: The dashboard's certificate is not trusted.
     """
     wildcards = {"0.0.0.0": "127.0.0.1", "::": "::1"}
     connection = (

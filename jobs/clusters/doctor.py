@@ -1,4 +1,6 @@
-"""What this machine has, and what of it would get in the way of a run. Starts nothing, joins nothing, fetches nothing."""
+"""Examines the machine that promptmill runs on: finds what would get in the way of a run. Starts nothing, joins nothing, fetches
+nothing.
+"""
 
 import os
 import platform
@@ -20,7 +22,7 @@ from promptmill.jobs.clusters.dashboards import Dashboard, clusters, dashboards
 from promptmill.jobs.showing.summary import size
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "ray")
-PYTHONS = ((3, 11), (3, 13))  # the first and the last that it is made for
+PYTHONS = ((3, 11), (3, 13))  # the first and the last that promptmill is made for
 
 GB = 10**9
 LITTLE_DISK = 5 * GB
@@ -30,12 +32,13 @@ Level = Literal["ok", "note", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line about this machine.
+    """Holds one line about this machine.
 
     Attributes:
-        level: `ok`; `note`: as it may be, but worth knowing; `warn`: will bite some runs; `fail`: nothing runs, or it is not safe.
+        level: `ok`; `note`: fine, but worth knowing; `warn`: some runs will fail or be slow; `fail`: nothing runs, or the machine
+            is not safe.
         subject: A word or two.
-        text: What was found, and what would do where that is not well.
+        text: The finding, and the remedy where something is wrong.
     """
 
     level: Level
@@ -44,7 +47,7 @@ class Finding:
 
 
 def doctor() -> list[Finding]:
-    """Look at everything."""
+    """Examine everything about this machine that a run depends on."""
     environment = dict(os.environ)
     return [
         python(platform.python_version()),
@@ -62,7 +65,7 @@ def doctor() -> list[Finding]:
 
 
 def python(running: str) -> Finding:
-    """Whether this Python is one of those that promptmill is made for."""
+    """Return whether promptmill is made for this version of Python."""
     found = f"{running} on {platform.system()} {platform.machine()}"
     low, high = (".".join(map(str, v)) for v in PYTHONS)
     if not PYTHONS[0] <= tuple(map(int, running.split(".")[:2])) <= PYTHONS[1]:
@@ -71,7 +74,7 @@ def python(running: str) -> Finding:
 
 
 def libraries(lock: Path) -> Iterator[Finding]:
-    """What is installed of the libraries that matter most, against what requirements.lock pins."""
+    """Compare the installed versions of the libraries that matter most with the pins of requirements.lock."""
     pinned = versions(lock.read_text()) if lock.is_file() else {}
     for name in LIBRARIES:
         wanted = pinned.get(_normal(name))
@@ -98,12 +101,12 @@ def _normal(name: str) -> str:
 
 
 def _public(number: str) -> str:
-    """A version without what says how it was built, such as +cu130."""
+    """Return a version without its build, such as +cu130."""
     return number.split("+")[0]
 
 
 def graphics() -> Iterator[Finding]:
-    """The GPUs that torch can use; where it uses none although the driver knows some, why."""
+    """List the GPUs that torch can use; where torch can use none although the driver knows some, say why."""
     from promptmill.pipelines.rendering.gpus import cuda_build, driver_version, gpus
 
     found, driver = gpus(), driver_version()
@@ -118,7 +121,7 @@ def graphics() -> Iterator[Finding]:
 
 
 def processor(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Cores, and what limits the threads that use them."""
+    """List the cores, and the setting that limits the threads on them."""
     everything, mine = os.cpu_count() or 1, _usable_cores()
     yield Finding("ok", "cpu", f"{everything} cores" + ("" if mine == everything else f", {mine} of them for this process"))
     threads = environment.get("OMP_NUM_THREADS")
@@ -131,7 +134,7 @@ def _usable_cores() -> int:
 
 
 def memory() -> Iterator[Finding]:
-    """Memory, and the part of it that Ray shares between processes."""
+    """Examine memory, and the part of memory that Ray shares between processes."""
     limit = memory_limit()
     whole, available = limit.size, min(max(0, limit.size - limit.used), psutil.virtual_memory().available)
     text = f"{size(whole)}, {size(available)} of it available" + (f", by the limit in {limit.place}" if limit.place else "")
@@ -142,7 +145,7 @@ def memory() -> Iterator[Finding]:
 
 
 def object_store(shared: int, whole: int) -> Finding:
-    """Whether Ray's object store fits into shared memory; all in bytes."""
+    """Return whether Ray's object store fits into shared memory; all sizes are in bytes."""
     if shared < OBJECT_STORE * whole:
         text = f"/dev/shm has {size(shared)} of the {size(OBJECT_STORE * whole)} that Ray takes"
         return Finding("warn", "object store", f"{text}: it will keep objects on disk, which is slow; a container takes --shm-size")
@@ -150,7 +153,7 @@ def object_store(shared: int, whole: int) -> Finding:
 
 
 def disks(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Room where Ray writes its sessions and where datasets go unless told otherwise."""
+    """Examine the free space where Ray writes its sessions, and where datasets go by default."""
     ray = Path(environment.get("RAY_TMPDIR", tempfile.gettempdir()))
     sessions = sum(1 for path in (ray / "ray").glob("session_*") if path.is_dir() and not path.is_symlink())
     kept = f"; {sessions} sessions of Ray, kept for their logs, are in {ray / 'ray'}" if sessions else ""
@@ -160,7 +163,7 @@ def disks(environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def hub() -> Iterator[Finding]:
-    """Where downloaded models are kept, and whether more can be."""
+    """Examine the cache of downloaded models, and whether more models can be downloaded."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
@@ -172,19 +175,19 @@ def hub() -> Iterator[Finding]:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of the files below a folder; links are not followed, so that what they share counts once."""
+    """Return the bytes of the files below a folder; links are not followed, so that a shared file counts once."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:
             try:
                 total += (Path(path) / name).lstat().st_size
-            except OSError:  # gone since, or not ours to see
+            except OSError:  # the file has gone, or this user may not see it
                 continue
     return total
 
 
 def embedded_family(folder: Path = weights.WEIGHTS) -> Finding:
-    """Whether the weights that come with promptmill are whole."""
+    """Check whether the weights that come with promptmill are whole."""
     try:
         weights.check(folder)
     except weights.WeightsError as error:
@@ -193,7 +196,7 @@ def embedded_family(folder: Path = weights.WEIGHTS) -> Finding:
 
 
 def ray_here(environment: Mapping[str, str], running: list[str]) -> Iterator[Finding]:
-    """The clusters that a run could join."""
+    """List the clusters that a run could join."""
     address = environment.get("RAY_ADDRESS")
     if address:
         text = f"RAY_ADDRESS={address}; a run starts a cluster of its own all the same, unless runtime.address names this one"
@@ -206,7 +209,7 @@ def ray_here(environment: Mapping[str, str], running: list[str]) -> Iterator[Fin
 
 
 def authentication(environment: Mapping[str, str], home: Path) -> Finding:
-    """What RAY_AUTH_MODE, as it is set now, means for starting a cluster and for joining one. Tokens are looked for, never read."""
+    """Explain the effect of RAY_AUTH_MODE on starting a cluster and on joining one. Tokens are looked for, never read."""
     mode = environment.get("RAY_AUTH_MODE")
     token = _token_place(environment, home)
     if mode is None:
@@ -224,7 +227,7 @@ def authentication(environment: Mapping[str, str], home: Path) -> Finding:
 
 
 def _token_place(environment: Mapping[str, str], home: Path) -> str | None:
-    """Where Ray finds a token, in the order in which it looks."""
+    """Return the place where Ray finds a token, searched in Ray's own order."""
     if environment.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
     path = environment.get("RAY_AUTH_TOKEN_PATH")
@@ -233,7 +236,7 @@ def _token_place(environment: Mapping[str, str], home: Path) -> str | None:
 
 
 def reachable(found: list[Dashboard]) -> Iterator[Finding]:
-    """Whether dashboards that run here can be reached from elsewhere without a token."""
+    """Check whether dashboards that run here can be reached from elsewhere without a token."""
     for dashboard in found:
         if dashboard.tokens:
             yield Finding("ok", "ray dashboard", f"{dashboard.address} asks for a token")

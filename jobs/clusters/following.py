@@ -1,4 +1,4 @@
-"""Shows at home how a job goes elsewhere: its lines of JSON become the same progress that a run on this machine shows."""
+"""Shows the progress of a job on a cluster: its lines of JSON become the same progress that a run on this machine shows."""
 
 import asyncio
 import signal
@@ -16,7 +16,7 @@ from promptmill.jobs.showing.progress import Tally, Terminal
 
 
 class Follower:
-    """Takes what a job prints, line by line.
+    """Shows the output of a job, line by line.
 
     Args:
         console: The terminal to draw on; without one the lines go to stdout and stderr as the run itself would have put them.
@@ -34,7 +34,7 @@ class Follower:
             self._shown.__exit__()
 
     def line(self, line: str) -> None:
-        """One line of the job's log."""
+        """Show one line of the job's log."""
         event = _event(line)
         if event is None:
             self._say(line)
@@ -44,7 +44,7 @@ class Follower:
             try:
                 self._draw(event)
             except (LookupError, TypeError, ValueError):
-                self._say(line)  # like an event, but none of a run's own
+                self._say(line)  # the line looks like an event, but is none of a run's own
 
     def _say(self, line: str) -> None:
         if self._console is not None:
@@ -74,7 +74,7 @@ class Follower:
 
 
 def _event(line: str) -> dict[str, Any] | None:
-    """The event that a line is; None for any other line."""
+    """Return the event that a line holds; None for any other line."""
     if not line.startswith("{"):
         return None
     try:
@@ -85,7 +85,7 @@ def _event(line: str) -> dict[str, Any] | None:
 
 
 def follow(there: Remote, id: str, console: Console | None) -> int:
-    """Show a job until it ends; returns the exit status of its run. Ctrl-C leaves it running."""
+    """Show a job until it ends, and return the exit status of its run. Ctrl-C leaves the job running."""
 
     async def shown() -> None:
         loop, work = asyncio.get_running_loop(), asyncio.current_task()
@@ -95,7 +95,7 @@ def follow(there: Remote, id: str, console: Console | None) -> int:
             async for line in there.lines(id):
                 follower.line(line)
 
-    there.job(id)  # a job that is not there is said in one line
+    there.job(id)  # raises one line for an unknown job
     with suppress(asyncio.CancelledError):
         asyncio.run(shown())
     job = there.job(id)
@@ -106,7 +106,7 @@ def follow(there: Remote, id: str, console: Console | None) -> int:
 
 
 def ended(there: Remote, id: str) -> int:
-    """The exit status of a job's run: the driver's own, since Ray takes 3, done but some rows failed, for a failure."""
+    """Return the exit status of a job's run: the driver's own, since Ray counts 3 (done, but some rows failed) as a failure."""
     job = there.job(id)
     if job.status == "STOPPED":
         return STOPPED

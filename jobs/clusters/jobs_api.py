@@ -1,4 +1,4 @@
-"""A cluster's Jobs API as a person at another machine needs it: submit, look, follow, stop. One line for whatever is wrong."""
+"""Submits, lists, follows and stops jobs through a cluster's Jobs API; every error is one line."""
 
 import asyncio
 import json
@@ -28,21 +28,22 @@ if TYPE_CHECKING:
 
 
 SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY")
-STOP_WAIT_S = 3600  # what is in flight may take its time after a stop; Ray's own 3 s would kill it
-STARTING_S = 60  # that a cluster may take to accept jobs after it answers
+STOP_WAIT_S = 3600  # for units in flight after a stop; Ray's own 3 s would kill them
+STARTING_S = 60  # from a cluster's first answer until the cluster accepts jobs, at most
 LOOK_AGAIN_S = 0.5
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as its cluster knows it.
+    """Holds a job as its cluster knows the job.
 
     Attributes:
         status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        exit: Of the driver; None while it runs, or where it was killed. Ray takes 3, done but some rows failed, for a failure.
+        exit: The driver's exit status; None while the driver runs, or where it was killed. Ray counts 3 (done, but some rows
+            failed) as a failure.
         output: The dataset's URI.
-        message: What Ray says of it.
+        message: Ray's message about the job.
     """
 
     id: str
@@ -57,13 +58,13 @@ class Job:
 
 
 class Remote:
-    """A connection to the Jobs API of one cluster.
+    """Connects to the Jobs API of one cluster.
 
     Args:
-        address: Of its dashboard, http://HOST:8265 or HOST:8265, or https://HOST/… of a proxy before it.
+        address: The dashboard's address, http://HOST:8265 or HOST:8265, or https://HOST/… of a proxy before it.
 
     Raises:
-        ClusterError: Nothing answers there, it is no Ray, of another version, refuses the token, is open to anybody, or has a
+        ClusterError: No Ray of this version answers there, or the cluster refuses the token, is open to anybody, or has a
             certificate that is not trusted.
     """
 
@@ -84,10 +85,10 @@ class Remote:
             )
         _check_open(self.address, host, port, tokens)
         if tokens:
-            # Read once, by whoever imports Ray first.
+            # Ray reads the variable once, when it is first imported.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-            os.environ.pop(name, None)  # they would silently take the place of the address
+            os.environ.pop(name, None)  # Ray would silently prefer these to the address
         with self._one_line():
             from ray.job_submission import JobSubmissionClient
 
@@ -96,7 +97,7 @@ class Remote:
                 "ray.dashboard.modules.job.sdk",
                 "ray._private.runtime_env.packaging",
             ):
-                logging.getLogger(name).setLevel(logging.ERROR)  # each file above 10 MB is a warning
+                logging.getLogger(name).setLevel(logging.ERROR)  # Ray warns of each file above 10 MB
             self._client: JobSubmissionClient = JobSubmissionClient(self.address, verify=authorities)
             self._check_version()
 
@@ -117,20 +118,20 @@ class Remote:
         install: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> str:
-        """Ship and start a run; returns the job's id.
+        """Ship and start a run, and return the job's id.
 
         Args:
-            config: Resolved.
+            config: The resolved config.
             output: Where the dataset goes: a URI, or a path that all nodes have.
-            name: Begins the id.
-            options: Of `promptmill run`.
-            variables: Of the job's environment, on all nodes; whoever reaches the dashboard can read them.
-            install: Have each node install what requirements.lock pins.
-            say: Told of each file that a row names and that is not shipped.
+            name: The beginning of the id.
+            options: Options of `promptmill run`.
+            variables: Variables of the job's environment, on all nodes; anybody who reaches the dashboard can read them.
+            install: Have each node install the packages that requirements.lock pins.
+            say: Called with a line for each file that a row names and that is not shipped.
 
         Raises:
-            PlanError: Something it needs would not be there.
-            ClusterError: The cluster does not take it.
+            PlanError: Something that the job needs would not be on the cluster.
+            ClusterError: The cluster does not accept the job.
         """
         id = f"{name}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
         environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **(variables or {})}}
@@ -154,16 +155,16 @@ class Remote:
                 time.sleep(LOOK_AGAIN_S)
 
     def job(self, id: str) -> Job:
-        """What the cluster knows of a job.
+        """Return a job as the cluster knows the job.
 
         Raises:
-            ClusterError: There is none.
+            ClusterError: There is no such job.
         """
         with self._one_line():
             return _job(self._client.get_job_info(id))
 
     def jobs(self) -> list[Job]:
-        """All jobs that promptmill submitted, the oldest first."""
+        """Return all jobs that promptmill submitted, the oldest first."""
         with self._one_line():
             found = [
                 info for info in self._client.list_jobs() if info.submission_id and "promptmill.jobs.cli.landing" in info.entrypoint
@@ -171,17 +172,17 @@ class Remote:
         return [_job(info) for info in sorted(found, key=lambda info: info.start_time or 0)]
 
     def stop(self, id: str) -> None:
-        """Have a job finish what is in flight, and stop."""
+        """Tell a job to finish its units in flight, and to stop."""
         with self._one_line():
             self._client.stop_job(id)
 
     def logs(self, id: str) -> str:
-        """All that a job has said so far."""
+        """Return the log of a job so far."""
         with self._one_line():
             return self._client.get_job_logs(id)
 
     async def lines(self, id: str) -> AsyncIterator[str]:
-        """What a job says, from its beginning, line by line, until it ends."""
+        """Yield the log of a job from its beginning, line by line, until the job ends."""
         rest = ""
         with self._one_line():
             async for piece in self._client.tail_job_logs(id):
@@ -224,7 +225,7 @@ def _url(address: str) -> str:
 
 
 def _authorities() -> str:
-    """The file or folder of the authorities whose certificates are trusted; Ray's client, left alone, has another for logs."""
+    """Return the file or folder of the trusted authorities; without it, Ray's client would use another one for logs."""
     from requests import certs
 
     return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or certs.where()
@@ -239,7 +240,7 @@ def _trusting(authorities: str) -> ssl.SSLContext:
 
 
 def _check_open(address: str, host: str, port: int, guarded: bool) -> None:
-    """Raise ClusterError for a dashboard that anybody on the network can run code through."""
+    """Raise ClusterError for a dashboard through which anybody on the network can run code."""
     heard = not is_loopback(host) or any(found.port == port and not found.loopback for found in dashboards())
     if heard and not guarded:
         remedy = (
@@ -259,7 +260,7 @@ def _words(error: BaseException) -> str:
 
 
 def plain_name(config: str) -> str:
-    """Return the name of a config as it goes into an id."""
+    """Return the name of a config in the form that job ids have."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(config).stem)[:40]
 
 

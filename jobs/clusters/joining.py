@@ -1,4 +1,4 @@
-"""Joins the cluster that a config names, before a long manifest is gone through."""
+"""Joins the cluster that a config names, before a long manifest is read."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -6,7 +6,7 @@ from promptmill.configs.schema import Config
 
 
 def joined_if_named(config: Config, output: str) -> AbstractContextManager[None]:
-    """Return the config's cluster, which has room for the run and reaches what the run needs; nothing where none is named.
+    """Return a context in which the config's cluster, checked for the run, is joined; an empty context where the config names none.
 
     Raises:
         ClusterError, ResourcesError: As `node_checks.joined`.
@@ -15,10 +15,10 @@ def joined_if_named(config: Config, output: str) -> AbstractContextManager[None]
 
 
 def ready(config: Config, output: str) -> AbstractContextManager[None]:
-    """Return the cluster to render on, started or joined, as `node_checks.joined`; nothing where workers are in this process."""
+    """Return a context in which the cluster to render on is started or joined, as by `node_checks.joined`."""
     if config.runtime.workers == "here":
         return nullcontext()
-    # Ray takes a second to import, which only a cluster is worth.
+    # Ray takes a second to import, so it is imported only where a cluster is needed.
     from promptmill.jobs.clusters.node_checks import joined
 
     return joined(config, output)

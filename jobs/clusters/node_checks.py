@@ -1,5 +1,8 @@
-"""Whether every node of a cluster reaches what a run needs, asked before anything starts: each writes where the output goes, and
-looks for what the others wrote there; each looks for the manifest, the weights and the image folders that are given by a path."""
+"""Checks, before anything starts, whether every node of a cluster reaches what a run needs.
+
+Each node writes a file where the output goes and looks for the files of the other nodes there. Each node looks for the manifest,
+the weights and the image folders that are given by a path.
+"""
 
 import secrets
 from collections.abc import Iterator, Sequence
@@ -18,13 +21,13 @@ from promptmill.configs.schema import Config
 from promptmill.jobs.clusters.packaging import shared_paths
 from promptmill.shards.storage import SCRATCH, StorageError, delete, get, is_local, join, put
 
-SIGNS = 16  # that each node looks for; those of all would be too many on a thousand nodes
+SIGNS = 16  # files that each node looks for; those of all nodes would be too many on a thousand nodes
 PATIENCE_S = 120.0  # for each question, of all nodes at once: a worker process starts first
 
 
 @ray.remote(num_cpus=0, max_retries=1)
 def _left(output: str, token: str) -> str | None:
-    """Leave a sign where the output goes; returns what is wrong."""
+    """Write a node's file where the output goes, and return what is wrong, or None."""
     try:
         put(_sign(output, token), token.encode())
     except StorageError as error:
@@ -34,7 +37,7 @@ def _left(output: str, token: str) -> str | None:
 
 @ray.remote(num_cpus=0, max_retries=1)
 def _seen(output: str, tokens: Sequence[str], paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The signs of the others that are not there, and the paths."""
+    """Return the files of other nodes that this node does not see, and the paths that it lacks."""
     missing = []
     for token in tokens:
         try:
@@ -50,15 +53,16 @@ def _sign(output: str, token: str) -> str:
 
 
 def check_reach(output: str, paths: Sequence[str], nodes: Sequence[dict[str, Any]]) -> None:
-    """Ask every node.
+    """Check on every node that it writes the output, sees the other nodes' files there, and has the paths.
 
     Args:
         output: The dataset's URI.
-        paths: Absolute ones, which have to be on all nodes.
+        paths: Absolute paths that all nodes have to have.
         nodes: As `ray.nodes()` has them.
 
     Raises:
-        ClusterError: The first node that cannot write the output, does not see what another wrote, or lacks a path.
+        ClusterError: A node cannot write the output, does not see another node's file, or lacks a path; the first such node is
+            named.
     """
     alive = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["Alive"]}
     signs = {node: secrets.token_hex(8) for node in alive}
@@ -82,7 +86,7 @@ def check_reach(output: str, paths: Sequence[str], nodes: Sequence[dict[str, Any
 
 
 def _ask(arguments: dict[str, tuple[Any, ...]], task: Any, alive: dict[str, str]) -> dict[str, Any]:
-    """The answers of the nodes; one that has gone meanwhile has none."""
+    """Return the answers of the nodes; a node that has gone meanwhile has none."""
     asked = {
         node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*of)
         for node, of in arguments.items()
@@ -108,7 +112,7 @@ def _ask(arguments: dict[str, tuple[Any, ...]], task: Any, alive: dict[str, str]
 
 def _sweep(output: str, signs: Any, alive: dict[str, str]) -> None:
     if is_local(output):
-        # Where it is no shared file system each node has its own.
+        # Without a shared file system each node has files of its own.
         for node in alive:
             strategy = NodeAffinitySchedulingStrategy(node, soft=True)
             ray.wait([_swept.options(scheduling_strategy=strategy).remote(output, [*signs])], timeout=30)
@@ -125,11 +129,11 @@ def _swept(output: str, signs: Sequence[str]) -> None:
 
 @contextmanager
 def joined(config: Config, output: str) -> Iterator[None]:
-    """A connection to the config's cluster, which has room for the run and reaches what it needs; inside, `cluster` finds it.
+    """Join or start the config's cluster, which has room for the run and reaches what the run needs; inside, `cluster` finds it.
 
     Raises:
-        ClusterError: It cannot be reached, or as `check_reach`.
-        ResourcesError: It has no room.
+        ClusterError: The cluster cannot be reached, or as `check_reach`.
+        ResourcesError: The cluster has no room for the run.
     """
     with cluster(config.runtime.address) as nodes:
         size_pools(nodes, config.runtime, config.model.threads)

@@ -1,12 +1,13 @@
-"""Packs what a submitted job takes along: its own folders, the resolved config, manifest and images; nothing else.
+"""Packs the files of a submitted job: promptmill's own folders, the resolved config, manifest and images; nothing else.
 
-PACKAGE/
-  promptmill/actors … promptmill/shards                       as they are here, without caches
-  promptmill/pyproject.toml promptmill/requirements.lock
-  given/config.yaml                                           resolved, its manifest named from the package
-  given/000/prompts.jsonl …                                   manifests given by a relative path, with the images that rows name
+    PACKAGE/
+      promptmill/actors … promptmill/shards                       as they are here, without caches
+      promptmill/pyproject.toml promptmill/requirements.lock
+      given/config.yaml                                           resolved, its manifest named from the package
+      given/000/prompts.jsonl …                                   manifests given by a relative path, with the images that rows name
 
-A row may name any file, and a stranger may have written the row: only what is an image by its content goes, and nothing hidden.
+A row may name any file, and a stranger may have written the row. So only files that are images by their content are packed, and
+nothing hidden.
 """
 
 import shutil
@@ -37,15 +38,15 @@ CONFIG = f"{GIVEN}/config.yaml"
 
 
 def pack(config: Config, output: str, folder: Path) -> list[str]:
-    """Put what a job takes along into an empty folder; returns a line for each file that a row names and that stays here.
+    """Pack the files of a job into an empty folder, and return a line for each file that a row names and that stays here.
 
     Args:
-        config: With relative paths from the current directory, or from promptmill's own as the presets have them.
-        output: Of the run.
+        config: The config, with relative paths from the current directory, or from promptmill's own as the presets have them.
+        output: The run's output.
         folder: Becomes the job's working directory, on every node a copy of its own.
 
     Raises:
-        PlanError: One line for each path that will not be there, or the whole is too large.
+        PlanError: Paths would not exist on the nodes (a line each), or the package is too large.
     """
     problems = [*_unreachable_output(output), *_unreachable_weights(config)]
     if config.runtime.workers == "here":
@@ -77,7 +78,7 @@ def packed(folder: Path) -> list[tuple[str, int]]:
 
 
 def _own(folder: Path) -> None:
-    """Ship promptmill itself: its own files, and never what a link in its folders leads to elsewhere."""
+    """Pack promptmill's own files, and never a file elsewhere that a link in its folders leads to."""
     caches = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
     def left_out(place: str, names: list[str]) -> set[str]:
@@ -98,13 +99,13 @@ _ELSEWHERE = "put it where all nodes reach it (s3://…, or an absolute path of 
 
 
 def _unreachable_output(output: str) -> Iterator[str]:
-    # Relative, it would lie in the job's own copy of the package, and go with it.
+    # A relative output would lie in the job's own copy of the package, and vanish with the copy.
     if is_local(output) and not local_path(output).is_absolute():
         yield f"--out {output}: a relative path of this machine; {_ELSEWHERE}"
 
 
 def _unreachable_weights(config: Config) -> Iterator[str]:
-    """Local weights that are neither shipped nor given by an absolute path, which the nodes are asked for."""
+    """Yield a problem for local weights that are neither shipped nor given by an absolute path, which the nodes are asked for."""
     for where, source in _folders(config).items():
         if not Path(source).is_absolute() and not _is_own(ROOT / source):
             yield f"{where}: {source}: a folder of this machine that is not shipped; {_ELSEWHERE}, or name a hub repository"
@@ -124,17 +125,17 @@ def _folder(source: OpenClip | Weights) -> str | None:
 
 
 def _is_own(place: Path) -> bool:
-    """Whether a path is shipped, as a part of promptmill's own folders."""
+    """Return whether a path is shipped, as a part of promptmill's own folders."""
     parts = place.resolve().relative_to(ROOT).parts if place.resolve().is_relative_to(ROOT) else ()
     return place.exists() and len(parts) > 1 and parts[0] in FOLDERS
 
 
 def _manifest(pattern: str, config: Config, folder: Path, number: int, left: list[str]) -> Sequence[str]:
-    """Where a manifest is to be found by the job; relative ones are shipped, with the images that their rows name.
+    """Return the paths by which the job finds a manifest; relative ones are shipped, with the images that their rows name.
 
     Raises:
-        ManifestError: There is none, it is hidden, or it cannot be read.
-        PlanError: Its images are too much.
+        ManifestError: The manifest does not exist, is hidden, or cannot be read.
+        PlanError: Its images are too large.
     """
     if "://" in pattern or Path(pattern).is_absolute():
         return [pattern]
@@ -144,8 +145,8 @@ def _manifest(pattern: str, config: Config, folder: Path, number: int, left: lis
     for file in find_files([pattern]):
         here = Path.cwd().resolve()
         if _hidden(Path(file).resolve(), here) or _hidden(Path(file).absolute(), here):
-            raise ManifestError(f"{file}: hidden, or a link to what is; no hidden file is shipped: copy it under another name")
-        # A folder each: their rows may name other images alike.
+            raise ManifestError(f"{file}: hidden, or a link to a hidden file, which is not shipped; copy it under another name")
+        # Each manifest has its own folder, since rows of two may give two images the same name.
         own = folder.joinpath(GIVEN, f"{number + len(shipped):03d}", *partition_folders(str(Path(file).parent)))
         place = own / Path(file).name
         place.parent.mkdir(parents=True)
@@ -156,13 +157,15 @@ def _manifest(pattern: str, config: Config, folder: Path, number: int, left: lis
 
 
 def _hidden(place: Path, base: Path) -> bool:
-    """Whether a path goes through a name that begins with a dot, where it leaves another path."""
+    """Return whether a path goes through a name that begins with a dot, below the part that it shares with `base`."""
     common = next((i for i, (a, b) in enumerate(zip(place.parts, base.parts, strict=False)) if a != b), len(base.parts))
     return any(part.startswith(".") for part in place.parts[common:])
 
 
 def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> None:
-    """Ship the images that a manifest's rows name beside it; what else they name is `left`. Other faults of rows are the plan's."""
+    """Pack the images that a manifest's rows name beside it; lines on other files go into `left`. Other faults of rows are the
+    plan's.
+    """
     whole, named = 0, set[str]()
     base = manifest.absolute().parent
     roots = roots_of([str(manifest)], (), Roots(()).max_pixels)
@@ -196,18 +199,18 @@ def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> No
 
 
 def shared_paths(config: Config) -> list[str]:
-    """The absolute paths of manifests, image folders and weights, which every node has to have; others are shipped."""
+    """Return the absolute paths of manifests, image folders and weights, which every node has to have; others are shipped."""
     manifest = [config.manifest] if isinstance(config.manifest, str) else config.manifest
     named = [*manifest, *config.runtime.image_roots, *_folders(config).values()]
     if (shipped := Path(GIVEN).absolute()).is_dir():
-        named.append(str(shipped))  # as the driver has it: every node's own copy has to lie in the same place
+        named.append(str(shipped))  # the driver's path: every node's own copy has to lie in the same place
     return [path for path in named if path.startswith("/") and not any(character in path for character in "*?[")]
 
 
 def listing(config: Config, output: str) -> tuple[list[str], list[str]]:
-    """Return lines on what a job would take along, and on what would stay here.
+    """Return lines on the files that a job would take along, and on those that would stay here.
 
-    Of promptmill's own folders the sums are said, of everything else each file.
+    Promptmill's own folders are summed up; of everything else each file is listed.
 
     Raises:
         PlanError: As `pack`.

@@ -1,1 +1,1 @@
-"""Computes the figures of a dataset from its metadata: samples of shards, digests, what ranking gained; no words, no pictures."""
+"""Computes the figures of a dataset from its metadata: samples of shards, digests, the gain by ranking; no words, no pictures."""

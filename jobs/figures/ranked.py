@@ -1,4 +1,4 @@
-"""What ranking came to in a dataset: what it bought and what it cost, read from the metadata when a run is done."""
+"""Computes the gain and the price of ranking in a dataset, from its metadata, when a run is done."""
 
 import math
 from collections.abc import Iterator
@@ -15,22 +15,22 @@ from promptmill.jobs.figures.reading import READERS
 from promptmill.jobs.figures.sampling import sample
 from promptmill.jobs.planning.plan import Plan
 from promptmill.shards.commits import CommitRecord, read_records
-from promptmill.shards.published import get_file, parse_metadata
+from promptmill.shards.finished import ShardReader
 from promptmill.shards.tables import ranks_by
 
-CURVE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # candidates whose best is said
+CURVE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # numbers of candidates whose expected best is printed
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """What ranking came to.
+    """Holds the gain and the price of ranking in a dataset.
 
     Attributes:
         by: The column that ranked.
-        bought: What it bought, by the candidates that have a score.
-        evaluations: Of the denoiser, for all candidates; `whole` what all of them in full would have taken, by the plan.
-        drafted: Whether candidates were left behind after a draft; these have no score.
-        seen, candidates: Candidates that were looked at, of all.
+        bought: The gain, over the candidates that have a score.
+        evaluations: Evaluations of the denoiser for all candidates; `whole` is the plan's number for all of them in full.
+        drafted: Whether candidates were dropped after a draft; such candidates have no score.
+        seen, candidates: Candidates that were looked at, and all candidates.
     """
 
     by: str
@@ -43,7 +43,7 @@ class Ranked:
 
 
 def look_back(output: str, plan: Plan) -> Ranked | None:
-    """Read what ranking came to, of a large dataset from some of its shards; None where nothing was ranked.
+    """Compute the gain and the price of ranking, for a large dataset from some of its shards; None where nothing was ranked.
 
     Raises:
         OSError, ValueError, LookupError: Records or metadata cannot be read.
@@ -66,11 +66,8 @@ def look_back(output: str, plan: Plan) -> Ranked | None:
 
 
 def _read(output: str, record: CommitRecord, by: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Of the scored candidates of a shard the request, the score and whether it is kept; and the price of all."""
-    file = record.file("metadata")
-    if file is None:
-        raise ValueError(f"the record of shard {record.shard:06d} names no metadata")
-    table = parse_metadata(get_file(output, file), record.shard, ("key", "selected", "unet_evaluations", by))
+    """Return request, score and kept flag of a shard's scored candidates, and the evaluations of all its candidates."""
+    table = ShardReader(output, record).glance(("key", "selected", "unet_evaluations", by))
     request = pc.cast(pc.list_element(pc.split_pattern(table["key"], "-"), 1), "int64").to_numpy()
     score = table[by].to_numpy().astype(np.float32, copy=False)
     scored = np.isfinite(score)
@@ -79,7 +76,7 @@ def _read(output: str, record: CommitRecord, by: str) -> tuple[np.ndarray, np.nd
 
 
 def ranked_lines(ranked: Ranked) -> Iterator[str]:
-    """For a person."""
+    """Yield the gain and the price as lines for a person."""
     made = ranked.bought
     name = "CLIP" if ranked.by == CLIP_SCORE else ranked.by
     finished = "finished " if ranked.drafted else ""
@@ -95,7 +92,7 @@ def ranked_lines(ranked: Ranked) -> Iterator[str]:
 
 
 def ranked_facts(ranked: Ranked) -> dict[str, Any]:
-    """For a program; the margin is null of one request alone."""
+    """Return the gain and the price for a program; the margin is null for a single request."""
     made = ranked.bought
     margin = made.margin if math.isfinite(made.margin) else None
     yields = [{"requests": share, "min_score": score} for share, score in made.yields.items()]

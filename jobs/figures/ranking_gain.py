@@ -1,4 +1,4 @@
-"""What ranking bought: the best of n candidates for each n, in expectation, and the kept ones against the mean."""
+"""Computes the gain by ranking: the expected best of n candidates for each n, and the kept candidates against the mean."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,14 @@ YIELDS = (0.95, 0.9, 0.75, 0.5, 0.25, 0.1)  # shares of the requests
 
 @dataclass(frozen=True)
 class Bought:
-    """What ranking bought.
+    """Holds the gain by ranking.
 
     Attributes:
-        requests: With two scored candidates or more, one of them kept.
-        kept, mean: Their kept candidates' mean score and their candidates', each request counting once.
+        requests: Requests with two scored candidates or more, one of them kept.
+        kept, mean: The mean score of the kept candidates, and of all candidates; each request counts once.
         gain, margin: Kept less mean, and half of its 95% confidence interval over requests.
         curve: The expected best score of 1, 2, … candidates, over `curve_requests` requests that have so many.
-        yields: By the share of all requests with a scored candidate, the highest score that the best of so many reaches: as a
-            minimum score it leaves them an image.
+        yields: By a share of the requests with a scored candidate, the highest minimum score that leaves that share an image.
     """
 
     requests: int
@@ -34,13 +33,13 @@ class Bought:
 
 
 def weights(count: int, most: int) -> np.ndarray:
-    """The chance of each of `count` scores, in ascending order, to be the best of n of them drawn without replacement.
+    """Return the chance of each of `count` scores, in ascending order, to be the best of n of them drawn without replacement.
 
-    Of the C(count, n) subsets, C(i - 1, n - 1) have the i-th smallest as their best. So the sum over i of this weight and the
-    score is the exact mean over all subsets; for scores of 0 and 1 it is the estimator of pass@k (arXiv:2107.03374, equation 1).
+    Of the C(count, n) subsets, C(i - 1, n - 1) have the i-th smallest as their best. So the sum over i of this weight and the score
+    is the exact mean over all subsets; for scores of 0 and 1 that sum is the estimator of pass@k (arXiv:2107.03374, equation 1).
 
     Returns:
-        (count, most) float64: a column for each n from 1 to `most`, which is at most `count`; each sums to 1.
+        (count, most) float64: a column for each n from 1 to `most`, which is at most `count`; each column sums to 1.
     """
     made = np.zeros((count, most))
     for n in range(1, most + 1):
@@ -52,10 +51,10 @@ def weights(count: int, most: int) -> np.ndarray:
 
 
 def bought(request: np.ndarray, score: np.ndarray, kept: np.ndarray) -> Bought | None:
-    """What ranking bought over scored candidates; None where no request has two.
+    """Compute the gain by ranking over scored candidates; None where no request has two.
 
     Args:
-        request: (M,) integer: which request a candidate is of; those of one stand together.
+        request: (M,) integer: which request a candidate is of; candidates of one request stand together.
         score: (M,) floating.
         kept: (M,) bool.
     """
@@ -81,9 +80,9 @@ def bought(request: np.ndarray, score: np.ndarray, kept: np.ndarray) -> Bought |
 
 
 def best_of(scores: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[list[float], int]:
-    """The expected best of 1, 2, … N, exactly, and over how many requests.
+    """Return the expected best score of 1, 2, … N candidates, exactly, and the number of requests behind it.
 
-    N is the most that at least half of the requests have, so that a few with fewer or more do not decide; all points are over the
+    N is the most that at least half of the requests have, so that a few with fewer or more do not decide. All points are over the
     same requests, those with N or more.
 
     Args:

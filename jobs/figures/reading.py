@@ -1,4 +1,4 @@
-"""Reads the metadata of a dataset, a shard at a time, into the little that a report keeps of it."""
+"""Reads the metadata of a dataset, a shard at a time, into the digest that a report keeps."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -12,9 +12,7 @@ import pyarrow.compute as pc
 from promptmill.configs.columns import CLIP_SCORE, EMBEDDING
 from promptmill.jobs.figures.sampling import Sample, spread
 from promptmill.shards.commits import CommitRecord
-from promptmill.shards.published import get_file, parse_metadata
-from promptmill.shards.storage import OddFileError
-from promptmill.shards.tables import read_table
+from promptmill.shards.finished import ShardReader, UnreadableError
 
 READERS = 8  # shards under way at a time
 SHOWN = 24  # images, at most, in each contact sheet
@@ -40,23 +38,22 @@ _OF_REQUESTS = ("mode", "width", "height", "steps", "scheduler", "prompt", "prom
 
 @dataclass(frozen=True)
 class Digest:
-    """What a report keeps of one shard.
+    """Holds the numbers that a report keeps of one shard.
 
     Attributes:
-        requests: In it.
-        request, score, kept: (M,) int64, float32, bool: of each scored candidate, those of a request together; by the score that
-            ranks.
+        requests: Requests in the shard.
+        request, score, kept: (M,) int64, float32, bool: of each scored candidate, those of a request together; by the rank score.
         mode, length: (R,) of each request; str objects, and characters of the prompt, int64.
-        sizes, steps, schedulers: Of rendered requests.
+        sizes, steps, schedulers: Number of rendered requests by each of these.
         truncated: Requests whose prompts were cut.
-        evaluations: Of the denoiser, over all candidates.
-        errors: By code and whether a request failed as a whole, how many of them or of candidates.
-        keys: (K,) of the kept, bytes.
+        evaluations: Evaluations of the denoiser, over all candidates.
+        errors: By code and whether a request failed as a whole, how many requests or candidates.
+        keys: (K,) keys of the kept candidates, bytes.
         pixels: (K,) uint64: the beginning of their pixel hashes.
-        best, worst: The kept with the highest and the lowest scores, as score and key.
+        best, worst: The kept candidates with the highest and the lowest scores, as score and key.
         failed: Keys of failed rows by code, some of each.
         across: Keys of kept rows, spread over the shard.
-        embeddings: (K, D) float16 of the kept; None where they are not wanted or not there.
+        embeddings: (K, D) float16 of the kept candidates; None where they are not wanted or not there.
     """
 
     requests: int
@@ -81,13 +78,13 @@ class Digest:
 
 
 def read(output: str, sample: Sample, compared: Collection[int], score: str = CLIP_SCORE) -> Iterator[Digest | str]:
-    """The digest of each shard in the sample, or what is wrong with it, in a line.
+    """Yield the digest of each shard in the sample, or a line with the shard's problem.
 
     Args:
         output: The dataset's URI.
         sample: The shards.
-        compared: Those whose embeddings are wanted, by number.
-        score: The column that ranks.
+        compared: Numbers of the shards whose embeddings are wanted.
+        score: The column of the rank score.
     """
     kept = sum(record.kept for record in sample.records)
     with ThreadPoolExecutor(READERS) as pool:
@@ -98,33 +95,28 @@ def read(output: str, sample: Sample, compared: Collection[int], score: str = CL
 
 
 def _read(output: str, record: CommitRecord, embeddings: bool, across: int, score: str) -> Digest | str:
-    file = record.file("metadata")
-    if file is None:
-        return f"commits: the record of shard {record.shard:06d} names no metadata"
+    wanted = (*_NEEDED, score)
     try:
-        content = get_file(output, file)
-        wanted = parse_metadata(content, record.shard, (*_NEEDED, score))
-        vectors = read_table(content, ("selected", EMBEDDING)) if embeddings else None
-        return digest(wanted, vectors, across, score)
-    except FileNotFoundError:
-        return f"{file.path}: missing"
-    except OddFileError as error:
-        return f"{file.path}: {error.said}"
+        table = ShardReader(output, record).glance((*wanted, EMBEDDING) if embeddings else wanted)
+    except UnreadableError as error:
+        return str(error)
+    try:
+        return digest(table.select(wanted), table.select(("selected", EMBEDDING)) if embeddings else None, across, score)
     except (ValueError, TypeError, LookupError, pa.ArrowException) as error:
-        return f"{file.path}: {' '.join(str(error).split())[:200]}"
+        return f"{record.paths['metadata']}: {' '.join(str(error).split())[:200]}"
 
 
 def digest(table: pa.Table, vectors: pa.Table | None, across: int, ranks: str = CLIP_SCORE) -> Digest:
-    """What is kept of a shard's metadata.
+    """Compute the digest of a shard's metadata.
 
     Args:
         table: The columns that are needed.
         vectors: `selected` and `clip_embedding`, where wanted.
-        across: How many keys of kept rows to spread over it.
-        ranks: The column that ranks.
+        across: How many keys of kept rows to spread over the shard.
+        ranks: The column of the rank score.
 
     Raises:
-        ValueError, TypeError, LookupError, pa.ArrowException: A column holds something else than ours do.
+        ValueError, TypeError, LookupError, pa.ArrowException: A column holds other values than promptmill writes.
     """
     row = pc.cast(pc.list_element(pc.split_pattern(table["key"], "-"), 1), pa.int64()).to_numpy()
     new = np.diff(row, prepend=-1) != 0
@@ -164,7 +156,7 @@ def digest(table: pa.Table, vectors: pa.Table | None, across: int, ranks: str = 
 
 
 def _failures(table: pa.Table) -> tuple[dict[str, list[str]], Counter[tuple[str, bool]]]:
-    """Some keys of failed rows by code; and by code and whether it was a request as a whole, how many there are."""
+    """Return some keys of failed rows by code, and the number of failures by code and whether a request failed as a whole."""
     rows = table.filter(pc.equal(table["status"], "failed"))
     keys: dict[str, list[str]] = {}
     errors: Counter[tuple[str, bool]] = Counter()
@@ -178,7 +170,7 @@ def _failures(table: pa.Table) -> tuple[dict[str, list[str]], Counter[tuple[str,
 
 
 def _embeddings(table: pa.Table) -> np.ndarray:
-    """(K, D) float16 of the kept; NaN where a row has none."""
+    """Return the embeddings of the kept candidates, (K, D) float16; NaN where a row has none."""
     kept = table.filter(table["selected"])[EMBEDDING].combine_chunks()
     made = np.full((len(kept), kept.type.list_size), np.nan, np.float16)
     valid = kept.is_valid().to_numpy(zero_copy_only=False)

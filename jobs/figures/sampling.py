@@ -1,4 +1,4 @@
-"""Which shards of a large dataset a report looks at: the same ones each time, spread evenly, since manifests are often sorted."""
+"""Samples the shards of a large dataset for reports: the same shards each time, spread evenly, since manifests are often sorted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from promptmill.shards.commits import CommitRecord
 
-MOST_CANDIDATES = 250_000  # that are looked at; of a larger dataset, whole shards of about so many
+MOST_CANDIDATES = 250_000  # looked at; of a larger dataset, whole shards of about as many
 FEWEST_SHARDS = 8  # however large they are
 
 Item = TypeVar("Item")
@@ -14,11 +14,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Sample:
-    """The shards that are looked at.
+    """Holds the shards that are looked at.
 
     Attributes:
-        records: Of them, in their order.
-        shards, candidates: How many are committed.
+        records: The commit records of the shards, in their order.
+        shards, candidates: How many are committed in all.
     """
 
     records: Sequence[CommitRecord]
@@ -31,12 +31,12 @@ class Sample:
 
     @property
     def seen(self) -> int:
-        """Candidates in it."""
+        """Return the number of candidates in the sample."""
         return sum(record.candidates for record in self.records)
 
 
 def sample(records: Sequence[CommitRecord], most: int = MOST_CANDIDATES) -> Sample:
-    """All shards, or as many as hold about `most` candidates."""
+    """Return all shards, or as many as hold about `most` candidates."""
     candidates = sum(record.candidates for record in records)
     number = len(records)
     if candidates > most:
@@ -45,7 +45,7 @@ def sample(records: Sequence[CommitRecord], most: int = MOST_CANDIDATES) -> Samp
 
 
 def spread(items: Sequence[Item], number: int) -> list[Item]:
-    """So many of the items, or all where there are fewer: from the middle of each of `number` equal stretches."""
+    """Return `number` of the items, or all where there are fewer: from the middle of each of `number` equal stretches."""
     if number >= len(items):
         return list(items)
     return [items[(2 * i + 1) * len(items) // (2 * number)] for i in range(number)]

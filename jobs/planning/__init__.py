@@ -1,1 +1,1 @@
-"""Makes plans and reads them: what a manifest and a config become, what has changed since; no Ray, no rendering but to estimate."""
+"""Makes plans and reads them: the shards of a manifest and a config, the changes since; no Ray, no rendering but to estimate."""

@@ -1,4 +1,4 @@
-"""What changed since a plan was made, and going on with it all the same: the plan is put aside, its committed shards stay."""
+"""Finds the changes since a plan was made, and lets a run go on with them: the plan is put aside, its committed shards stay."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,17 +25,17 @@ from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.index import INDEX, SUCCESS
 from promptmill.shards.storage import delete, join, names
 
-# Whether changes are accepted, and what becomes of committed rows that were edited; True asks where there are any.
+# Whether changes are accepted, and what to do with committed rows that were edited; True raises an error that asks.
 Accepting = bool | Literal["keep", "rerender"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a plan was made from and what is there now, where these differ; as a string it is the line for people.
+    """Holds a difference between a plan's inputs and those of now; as a string, the difference is the line for people.
 
     Attributes:
-        place: In the plan's inputs, as `config.model.batch`.
-        was, is_: In words.
+        place: The place in the plan's inputs, as `config.model.batch`.
+        was, is_: The two values in words.
     """
 
     place: str
@@ -44,7 +44,7 @@ class Change:
 
     @property
     def of_rows(self) -> bool:
-        """Whether a file of the manifest changed."""
+        """Return whether a file of the manifest changed."""
         return self.place.partition(".")[0] == "manifest"
 
     def __str__(self) -> str:
@@ -52,9 +52,9 @@ class Change:
 
 
 def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[Change]:
-    """Return what differs between what a plan was made from and what is there now."""
+    """List the differences between a plan's inputs and these."""
     return [
-        # A hash tells a person only that it is another.
+        # A hash tells a person only that the manifest is another, so the number of rows is added.
         Change(name, f"{was} ({plan.counts.rows:,} rows)" if name == "manifest.0" else was, is_)
         for name, was, is_ in differences(plan.inputs, inputs)
         if name.partition(".")[0] != "requests"
@@ -62,21 +62,21 @@ def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[Change]:
 
 
 def is_of_rows(changed: Sequence[Change]) -> bool:
-    """Return whether changes are of the manifest's files alone: then each row decides whether anything changed."""
+    """Return whether lines of `changes` are of the manifest's files alone: then each row decides whether anything changed."""
     return bool(changed) and all(change.of_rows for change in changed)
 
 
 @dataclass(frozen=True)
 class Aside:
-    """What plans that were put aside, or are to be, leave behind.
+    """Holds the earlier plans of an output, and what a new plan must stay compatible with.
 
     Attributes:
-        plans: By their fingerprints.
-        accepted: By the same, what had changed since, a line each.
+        plans: The earlier plans, by their fingerprints.
+        accepted: By the same fingerprints, the changes since, a line each.
         committed: The shards that stay, by number.
         there: The plan that is about to be put aside; None where it was already.
-        inputs: What the new plan is made from.
-        again: Committed rows that are to be rendered again, of these changes or of earlier ones.
+        inputs: The new plan's inputs.
+        again: Committed rows that are to be rendered again, because of these changes or of earlier ones.
     """
 
     output: str
@@ -92,15 +92,15 @@ class Aside:
         return min(size, self.committed[number].requests) if number in self.committed else size
 
     def compare(self, found: RowChanges, now: ShardPlan, config: Config) -> None:
-        """Compare a shard, as the manifest makes it now, with what was planned in its place; `found` takes what differs."""
+        """Compare a shard, as the manifest makes it now, with the shard planned in its place; add the differences to `found`."""
         committed, then = now.shard in self.committed, self._planned(now.shard)
         if then is None and self.there is None:
-            return  # put aside already; nobody knows what was planned here
+            return  # the plan was put aside already, and nobody knows what was planned here
         before = self._plan_of(now.shard) if committed else self.there
         found.see(then, now, before.config if before else config, config, committed)
 
     def compare_removed(self, found: RowChanges, shards: int, config: Config) -> None:
-        """Compare the shards that the manifest has no rows for any more."""
+        """Compare the shards for which the manifest has no rows any more."""
         for number in range(shards, self.there.shards if self.there else 0):
             found.see(self._planned(number), None, config, config, False)
 
@@ -116,7 +116,7 @@ class Aside:
         return self.plans.get(self.committed[number].fingerprint)
 
     def with_rerendered(self, edited: RowChanges) -> "Aside":
-        """Return this with the committed rows that were edited marked as to be rendered again.
+        """Return a copy in which the committed rows that were edited are to be rendered again.
 
         Where more changed than the manifest, all rows of their shards are, as `with_whole_shards` says.
         """
@@ -128,9 +128,9 @@ class Aside:
         return replace(self, again=tuple(again[number] for number in sorted(again))).with_whole_shards()
 
     def with_whole_shards(self) -> "Aside":
-        """Return this with all rows of a shard to be rendered again where some are and more changed than the manifest.
+        """Return a copy in which all rows of a shard are to be rendered again where some are and more changed than the manifest.
 
-        A shard is of one render config: its rows would be of two otherwise, and its images perhaps of two formats.
+        A shard is of one render config: otherwise its rows would be of two, and its images perhaps of two formats.
         """
         return replace(self, again=tuple(some if self._is_of_rows(some.shard) else self._whole(some) for some in self.again))
 
@@ -146,8 +146,8 @@ class Aside:
         """Return the plan that a shard was committed by and goes on with; None where rows of the shard are to be rendered again.
 
         Raises:
-            PlanError: Its rows have other ids than those that were committed: rows would be lost, or rendered twice. Or the shard's
-                plan is not what the plan says.
+            PlanError: The shard's rows have other ids than the committed ones, so that rows would be lost, or rendered twice; or
+                the shard's plan is not what the plan says.
         """
         number = now.shard
         ids = [id for _, id in sorted([(p.row, p.request.id) for p in now.requests] + [(bad.row, bad.id) for bad in now.bad])]
@@ -169,14 +169,14 @@ class Aside:
 
     @property
     def dataset_format(self) -> int:
-        """The format that a new plan's shards have: that of those that stay beside them."""
+        """Return the format of a new plan's shards: the one of the shards that stay beside them."""
         return min(
             (self.plans[r.fingerprint].dataset_format for r in self.committed.values() if r.fingerprint in self.plans),
             default=FORMAT,
         )
 
     def check(self, made: Plan) -> None:
-        """Raise PlanError where a new plan's shards cannot stand beside those that are committed."""
+        """Raise PlanError where a new plan's shards cannot stand beside the committed ones."""
         shards = made.shards
         last = max(self.committed, default=-1)
         if last >= shards:
@@ -204,7 +204,7 @@ def _names(plan: Plan) -> list[str]:
 
 
 def look_aside(output: str, there: Plan | None, inputs: Mapping[str, Any]) -> Aside:
-    """What would be left of the plan that is there and of those put aside before it, were a plan made from these inputs."""
+    """Compare inputs with the existing plan and the earlier ones, and return what a new plan must stay compatible with."""
     read = {fingerprint: read_plan(output, fingerprint) for fingerprint in earlier_plans(output)}
     plans = {fingerprint: plan for fingerprint, plan in read.items() if plan is not None}
     if there is not None:
@@ -227,10 +227,11 @@ def to_rerender(plans: Iterable[Plan], committed: Mapping[int, CommitRecord]) ->
 
 
 def put_aside(output: str, there: Plan | None, again: tuple[Rerender, ...] = (), earlier: Plan | None = None) -> None:
-    """Put the plan that is there aside, and remove what says that it is finished and the parts made for it.
+    """Put the existing plan aside, and remove index, _SUCCESS and the parts made for the plan.
 
-    May be cut off anywhere and done again: the plan that is put aside says which rows are to be rendered `again`, since the plans
-    of their shards are written over before the new plan is there. Where no plan is there, `earlier`, put aside before, says so.
+    This may be cut off anywhere and done again. The plan that is put aside says which rows are to be rendered `again`, since the
+    plans of their shards are written over before the new plan is there. Where there is no plan, `earlier`, put aside before, says
+    so.
     """
     if (holder := there or (earlier if again else None)) is not None:
         write_plan(output, replace(holder, rerender=again), earlier=True)

@@ -1,4 +1,4 @@
-"""Finds what a command or a call is about: the config, and the output as an absolute path or a URI."""
+"""Reads the config of a command or a call, and finds its output as an absolute path or a URI."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from promptmill.shards.storage import StorageError, check_uri, is_local, local_p
 
 
 def configured(config: str, out: str | None, settings: Sequence[str]) -> tuple[Config, str]:
-    """Read a config, and return it with its output as an absolute path or a URI: workers do not stand where we stand.
+    """Read a config, and return the config with its output as an absolute path or a URI: workers have another current folder.
 
     Raises:
         ConfigError: As `load`.
@@ -25,10 +25,10 @@ def configured(config: str, out: str | None, settings: Sequence[str]) -> tuple[C
 
 
 def without_credentials(uri: str) -> str:
-    """Return a URI, which says nothing that belongs into the environment.
+    """Return a URI unchanged, after a check that it holds no credentials, which belong into the environment.
 
     Raises:
-        PlanError: The URI holds credentials, or is of no kind that is known.
+        PlanError: The URI holds credentials, or is of no known kind.
     """
     try:
         check_uri(uri)

@@ -1,4 +1,4 @@
-"""What differs between what something was made from and what is there now, in words."""
+"""Compares two nested values, as a plan's inputs then and now, and puts the differences into words."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from promptmill.configs.errors import shown
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """By name, in their order: the path of a value, as `config.model.batch`, and the words `was …` and `is …`."""
+    """List the differences by name, sorted: the path of a value, as `config.model.batch`, and the words `was …` and `is …`."""
     was, is_ = dict(_flat(then)), dict(_flat(now))
     return [
         (name, f"was {_shown(was, name)}", f"is {_shown(is_, name)}")
@@ -32,5 +32,5 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
     if name not in values:
         return "not there"
     value = values[name]
-    # Of a hash its beginning is enough to tell it from another.
+    # The beginning of a hash is enough to tell it from another.
     return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value) else shown(repr(value), 60)

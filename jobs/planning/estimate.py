@@ -1,4 +1,4 @@
-"""What a plan will cost, by rendering one batch of it here: seconds an evaluation, bytes an image."""
+"""Estimates the cost of a plan by rendering one batch of it here: seconds an evaluation, bytes an image."""
 
 import math
 import os
@@ -19,18 +19,20 @@ from promptmill.pipelines.work.units import Placed, Unit, bucket_of, decodes
 if TYPE_CHECKING:
     from promptmill.pipelines.rendering.tuning import Tuned
 
-FEW, MORE = 2, 6  # steps of the two timed batches; their difference is what steps cost, the rest is what images cost
+FEW, MORE = 2, 6  # steps of the two timed batches; the difference is the cost of steps, the rest the cost of images
 SMALL = 500 * 10**6  # bytes of weights; a model below renders a batch on a CPU in seconds
 ROW_BYTES = 700  # of metadata a candidate, compressed, and of its JSON in the tar about as much
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """From one bucket of the plan's first shard; other sizes are scaled by their pixels, drafts of others decoded as often.
+    """Holds the estimated cost of a plan, from one bucket of its first shard.
+
+    Other sizes are scaled by their pixels; drafts of other requests are taken to be decoded as often.
 
     Attributes:
-        seconds: Of one generator like this machine's, for the whole plan, start-up apart.
-        generators: That this machine would run.
+        seconds: Seconds of one generator on a machine like this, for the whole plan, without start-up.
+        generators: Number of generators that this machine would run.
         disk: Bytes of the finished dataset.
     """
 
@@ -40,7 +42,9 @@ class Estimate:
 
 
 def worth_measuring(plan: Plan) -> str | None:
-    """Why not to render anything here for an estimate; None where it can be had without a download or minutes on a CPU."""
+    """Return the reason not to render anything here for an estimate; None where neither a download nor minutes on a CPU are
+    needed.
+    """
     model = plan.config.model
     sources = [weights.source for _, weights in model.weights().values()]
     places = [local_folder(source) for source in sources]
@@ -119,7 +123,7 @@ def _most_frequent(shard: ShardPlan) -> Placed:
 
 
 def tried(config: Config, placed: Placed, roots: Roots) -> "Tuned":
-    """Batch sizes tried on the real model; see `pipelines.rendering.tuning.tune`.
+    """Try batch sizes on the real model; see `pipelines.rendering.tuning.tune`.
 
     Raises:
         ModelError, PlanError: The model cannot be loaded, or the request not be rendered.
@@ -133,7 +137,7 @@ def tried(config: Config, placed: Placed, roots: Roots) -> "Tuned":
 
 
 def estimated(plan: Plan, output: str, asked: bool) -> tuple[Estimate | None, str]:
-    """Estimate what a plan will cost by rendering a batch of it here, unless that would itself cost much and nobody asked for it.
+    """Estimate the cost of a plan by rendering a batch of it here, unless that would be expensive and `asked` is false.
 
     Returns:
         The estimate, or None and why there is none.

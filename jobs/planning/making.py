@@ -1,4 +1,4 @@
-"""Makes a plan: goes through the manifest once, as a stream, checks every row, and writes shard after shard."""
+"""Makes a plan: reads the manifest once, as a stream, checks every row, and writes shard after shard."""
 
 import bisect
 import hashlib
@@ -60,7 +60,7 @@ from promptmill.pipelines.work.units import Placed
 from promptmill.shards.storage import delete, join, names
 from promptmill.shards.tables import RESERVED
 
-MAX_IMAGES_CHECKED = 100_000  # beyond, images are looked at when they are used, unless check_images says all
+MAX_IMAGES_CHECKED = 100_000  # further images are looked at when they are used, unless check_images says all
 MAX_NOTES = 10  # of files that were left out
 MAX_BUCKETS = 100_000  # counted
 SHARED_FROM = 100_000  # rows, made here; only then are processes started to share those that follow
@@ -70,11 +70,11 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Sources:
-    """What a plan is made from, looked at but not yet gone through.
+    """Holds the inputs of a plan, before the manifest's rows are read.
 
     Attributes:
         embedding: The width of CLIP embeddings, or None where none are kept.
-        inputs: What the fingerprint is over, but for the requests.
+        inputs: The inputs of the fingerprint, without the requests.
     """
 
     config: Config
@@ -86,13 +86,14 @@ class Sources:
 
 
 def look(config: Config, output: str | None = None) -> Sources:
-    """Find the manifest, read what the model can do, and hash what decides the bytes.
+    """Find the manifest, read the model's capabilities, and hash the inputs that decide bytes.
 
     Args:
-        output: Where a plan may be already: what was tuned and pinned for it holds.
+        config: The config.
+        output: The dataset's URI, whose plan may exist already: its tuned batch and pinned commits hold.
 
     Raises:
-        PlanError: One line for what is not there or cannot be used.
+        PlanError: One line on what is missing or cannot be used.
     """
     there = read_plan(output) if output is not None else None
     if there is not None and there.tuned_batch is not None:
@@ -138,7 +139,7 @@ def look(config: Config, output: str | None = None) -> Sources:
 
 
 def _manifest_place(pattern: str) -> str:
-    """A manifest from where one stands, or, as the presets name theirs, from promptmill's own folder."""
+    """Return the path of a manifest from the current folder, or, as presets name theirs, from promptmill's own folder."""
     own = ROOT / pattern
     return str(own) if "://" not in pattern and not Path(pattern).exists() and own.is_file() else pattern
 
@@ -152,7 +153,7 @@ def _sha256(file: str) -> str:
 
 
 def first_request(sources: Sources) -> Placed:
-    """The first row that makes a request, with its images looked at.
+    """Return the first row that makes a request, with its images checked.
 
     Raises:
         PlanError: No row does, or the manifest cannot be read.
@@ -167,7 +168,7 @@ def first_request(sources: Sources) -> Placed:
 
 
 def with_batch(config: Config, batch: int) -> Config:
-    """The config with another denoising batch."""
+    """Return the config with another denoising batch."""
     return config.model_copy(update={"model": config.model.model_copy(update={"batch": batch})})
 
 
@@ -178,17 +179,18 @@ def make_plan(
     tuned_batch: int | None = None,
     accept_changes: Accepting = False,
 ) -> Plan:
-    """Go through the manifest and write the plan under the output, or find that the one there is the same.
+    """Read the manifest and write the plan under the output, or return the existing plan where nothing changed.
 
-    Memory is flat: one shard, or a few MiB for each process that shares the work, and 8 bytes a row.
+    Memory does not grow with the manifest: one shard, or a few MiB for each process that shares the work, and 8 bytes a row.
 
     Args:
-        sources: What it is made from.
+        sources: The plan's inputs.
         output: The dataset's URI.
-        progress: Told of the rows gone through.
-        tuned_batch: Of the denoiser, where it was tuned.
-        accept_changes: Put a plan aside that was made from something else, with the parts made for it; its committed shards stay.
-            Where committed rows were edited, `keep` leaves their images and `rerender` has them rendered again; True asks which.
+        progress: Called with the number of rows read.
+        tuned_batch: The denoising batch, where it was tuned.
+        accept_changes: Whether a plan of other inputs is put aside, with the parts made for it; its committed shards stay. Where
+            committed rows were edited, `keep` leaves their images and `rerender` has them rendered again; True raises an error that
+            asks which.
 
     Raises:
         PlanError: A file of the manifest cannot be read to its end; bad rows, one line each, where the config does not say to
@@ -197,12 +199,12 @@ def make_plan(
     there = read_plan(output)
     different = changes(there, sources.inputs) if there else []
     if there is not None and not different:
-        # Where images lie now, and how this run is to go, are not what was planned.
+        # Image roots and runtime settings are those of this run, not of the plan.
         return replace(there, roots=sources.roots, config=sources.config)
     aside = look_aside(output, there, sources.inputs)
     doubled: Mapping[int, Checked] = {}
     if aside.plans:
-        # A first pass that writes nothing: what would be refused is refused before anything is put aside.
+        # The first pass writes nothing, so that an error comes before anything is put aside.
         try:
             looking = _look_through(sources, output, progress, aside)
         except PlanError as error:
@@ -211,7 +213,7 @@ def make_plan(
             raise PlanError([*_refusal(output, there, different), *error.problems]) from None
         rows, doubled = looking.compared, looking.doubled
         if there is not None and is_of_rows(different) and not rows and looking.requests == there.inputs["requests"]:
-            # Other line ends, say: every row asks for what it asked for.
+            # The file changed, by other line ends for example, but every request is the same.
             return replace(there, roots=sources.roots, config=sources.config)
         if not accept_changes:
             if is_of_rows(different) and rows.only_added:
@@ -248,12 +250,12 @@ def _refusal(output: str, there: Plan | None, different: Sequence[Change]) -> li
 
 
 def _look_through(sources: Sources, output: str, progress: Progress, aside: Aside) -> "_Making":
-    """Go through the manifest without writing anything, and compare its rows with those that were planned."""
+    """Read the manifest without writing anything, and compare its rows with the planned ones."""
     looking = _Making(sources, output, progress, aside, writing=False)
     with closing(looking.writer):
         looking.run()
     if looking.doubled:
-        # Which ids occur twice is only known at the end; each later row of such an id is a bad row.
+        # Repeated ids are only known at the end; each later row of such an id is a bad row.
         looking = _Making(sources, output, progress, aside, writing=False, doubled=looking.doubled)
         with closing(looking.writer):
             looking.run()
@@ -261,7 +263,7 @@ def _look_through(sources: Sources, output: str, progress: Progress, aside: Asid
 
 
 class _Making:
-    """One pass over a manifest; `writing` the shards, or only looking whether anything is to be refused."""
+    """Goes once over a manifest; `writing` the shards, or only finding errors."""
 
     def __init__(
         self,
@@ -297,7 +299,7 @@ class _Making:
             self.aside.compare_removed(self.compared, len(self.hashes), self.config)
             self.mend_doubled()
         except ManifestError as error:
-            # No row to record: nobody knows how many are behind it.
+            # The error cannot be recorded as a bad row: nobody knows how many rows are behind it.
             raise self.refused(str(error)) from None
         if self.tally.problems and not self.recording:
             raise self.refused()
@@ -320,7 +322,7 @@ class _Making:
         return plan
 
     def notes(self) -> tuple[str, ...]:
-        """Return what a person should be told of though nothing is wrong, a line each."""
+        """Return remarks on the manifest for a person though nothing is wrong, a line each."""
         lines = [
             f"{note} ({number:,} {'row' if number == 1 else 'rows, the first'}: {row})"
             for note, (number, row) in self.tally.noted.items()
@@ -333,7 +335,7 @@ class _Making:
         size = self.config.shards.size
         try:
             for number, rows in enumerate(self.shards()):
-                # To compare rows with those of the plan before, all shards are made here.
+                # All shards are made here where their rows are compared with those of an earlier plan.
                 alone = self.doubled or not self.writing or size > MAX_SHARD or cores() == 1
                 if number * size >= SHARED_FROM and self.pool is None and not alone:
                     self.pool = Pool(self.recipe, self.take, min(cores(), MAX_WORKERS))
@@ -346,7 +348,7 @@ class _Making:
                 self.pool.close()
 
     def shards(self) -> Iterator[NumberedRows]:
-        """Yield the rows of each shard; what is wrong with rows that no shard comes of is noted."""
+        """Yield the rows of each shard; problems of rows that end up in no shard are noted."""
         rows: list[tuple[int, Row]] = []
         shard = 0
         try:
@@ -365,7 +367,7 @@ class _Making:
             yield rows
 
     def share(self, shard: int, rows: NumberedRows) -> bool:
-        """Give a shard to the pool; False where there is none yet, or the shard needs more than its rows."""
+        """Give a shard to the pool; return False where there is no pool yet, or the shard needs more than its rows."""
         if self.pool is None or not self.pool.ready() or shard in self.aside.committed:
             return False
         return not any(self.checks.looks(row) for _, row in rows) and self.pool.give(shard, rows)
@@ -375,7 +377,7 @@ class _Making:
             self.pool.drain()
 
     def take(self, shards: Iterable[NumberedRows], made: Made) -> None:
-        """Take over what a worker has made of shards, or make them here."""
+        """Take over the shards that a worker has made, or make them here."""
         if made is None or not self.tally.join(made[1]):
             for rows in shards:
                 self.make(rows)
@@ -390,7 +392,7 @@ class _Making:
         shard = make_shard(self.recipe, number, checked)
         if not self.writing:
             self.aside.compare(self.compared, shard, self.config)
-        # As it was committed, whatever its rows are now, unless they are to be rendered again.
+        # A committed shard stays, whatever its rows are now, unless they are to be rendered again.
         stays = self.aside.committed_plan(shard) if number in self.aside.committed else None
         if stays is None:
             self.keep(pack(self.recipe, shard))
@@ -398,8 +400,8 @@ class _Making:
             self.keep(PackedShard(b"", shard_hash(stays), count(self.recipe, stays), kinds(stays)), write=False)
 
     def keep(self, shard: PackedShard, write: bool = True) -> None:
-        """Count the next shard, and write it."""
-        # A plan that will be refused is not worth writing.
+        """Count the next shard, and write the shard."""
+        # A plan with errors is not written.
         if write and self.writing and (self.recording or not self.tally.problems):
             number = len(self.hashes)
             self.writer.write(number, shard.content, committed=number in self.aside.committed)
@@ -427,7 +429,7 @@ class _Making:
         return PlanError([*lines, *reasons])
 
     def mend_doubled(self) -> None:
-        """Make bad rows of those whose id an earlier row has, in the shards already written."""
+        """Turn rows whose id an earlier row has into bad rows, in the shards already written."""
         self.writer.wait()
         found = find_doubled(self.sources.files, self.sources.rules, self.tally.ids, self.tally.bad)
         for number, some in itertools.groupby(found, lambda checked: bisect.bisect_left(self.ends, checked.number)):
@@ -449,7 +451,7 @@ class _Making:
             self.writer.write(number, mended.content)
 
     def clean(self) -> None:
-        """Remove what was written."""
+        """Remove the files that were written."""
         self.writer.close()
         folder = join(self.output, "plan", "shards")
         for name in names(folder):

@@ -1,9 +1,9 @@
-"""The plan: the frozen list of shards and units that a manifest and a config make, as files under OUT/plan/.
+"""Holds the plan: the frozen list of shards and units that a manifest and a config make, as files under OUT/plan/.
 
-plan/plan.json                the fingerprint, what it is over, counts, the resolved config; written last, so that a plan is whole
-plan/shards/000000.json.gz    one shard: its requests, its units, and the rows that make no request
-plan/hardware.json            the kind of hardware that the first worker found
-plan/earlier/FINGERPRINT.json a plan that was given up for changes that the user accepted; committed shards may be of it
+    plan/plan.json                the fingerprint, its inputs, counts, the resolved config; written last, so that a plan is whole
+    plan/shards/000000.json.gz    one shard: its requests, its units, and the rows that make no request
+    plan/hardware.json            the kind of hardware that the first worker found
+    plan/earlier/FINGERPRINT.json a plan that was put aside for changes that the user accepted; committed shards may be of it
 
 The JSON files hold the hash of themselves, plan.json that of each shard's plan, too: a shard's plan that was altered is refused
 before anything of the shard is rendered. The plan is the only input that workers get.
@@ -22,7 +22,7 @@ import pyarrow as pa
 from promptmill.configs.columns import FORMAT as DATASET_FORMAT
 from promptmill.configs.columns import NewerFormatError, check_format
 from promptmill.configs.errors import shown
-from promptmill.configs.json_values import MOST_VALUES, checked, has_too_many, parse_json
+from promptmill.configs.json_values import MOST_VALUES, checked, has_too_many, parse_json, read_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
@@ -33,7 +33,7 @@ from promptmill.pipelines.work.metadata_rows import ranking_columns
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Placed, Unit
 from promptmill.shards.commits import HASH
-from promptmill.shards.storage import TooLargeError, delete, flush_files, get_small, join, names, put, put_if_absent
+from promptmill.shards.storage import OddFileError, TooLargeError, delete, flush_files, get, join, names, put, put_if_absent
 from promptmill.shards.tables import schema
 
 FORMAT = 3
@@ -47,18 +47,18 @@ MOST_EMBEDDING = 2**16
 
 @dataclass(frozen=True)
 class Counts:
-    """What a plan holds.
+    """Holds the numbers of a plan.
 
     Attributes:
-        rows: Of the manifest; requests + bad.
+        rows: Rows of the manifest; requests + bad.
         bad: Rows that make no request.
         candidates, keep: Images to render, and at most to keep.
-        units, buckets: As cut, and how many kinds of them there are that cannot share a batch.
-        evaluations: Of the denoiser, guidance counted twice; what rendering will cost, near enough.
-        pixels: Of all candidates.
+        units, buckets: Units as cut, and the number of their kinds that cannot share a batch.
+        evaluations: Evaluations of the denoiser, guidance counted twice: about the cost of rendering.
+        pixels: Pixels of all candidates.
         modes: Requests by mode.
-        undrafted: What the evaluations were without drafts.
-        growing: Requests whose candidates grow; their candidates, keep and evaluations are the most.
+        undrafted: The number of evaluations without drafts.
+        growing: Requests whose candidates grow; their candidates, keep and evaluations are the greatest possible.
     """
 
     rows: int = 0
@@ -77,7 +77,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that makes no request, to be recorded as failed. `row` counts from 0 in the shard."""
+    """Holds a row that makes no request, to be recorded as failed; `row` counts from 0 in the shard."""
 
     row: int
     id: str
@@ -87,7 +87,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard: its requests in order, which of them (by their place in that order) make each unit, and its bad rows."""
+    """Holds one shard: its requests in order, the units as indices into that order, and its bad rows."""
 
     shard: int
     requests: tuple[Placed, ...]
@@ -99,7 +99,7 @@ class ShardPlan:
 
     @property
     def units_are_whole(self) -> bool:
-        """Whether the units hold each of the requests once."""
+        """Return whether the units hold each of the requests once."""
         return sorted(place for unit in self.units for place in unit) == list(range(len(self.requests)))
 
     @property
@@ -107,7 +107,9 @@ class ShardPlan:
         return sum(placed.request.candidates for placed in self.requests)
 
     def requests_json(self) -> bytes:
-        """What the shard is asked for: what the fingerprint is over. How it is cut into units decides no byte of the dataset."""
+        """Return the shard's requests and bad rows as JSON, the input of the fingerprint; the cut into units decides no byte of a
+        dataset.
+        """
         requests = [{"row": p.row, "file": p.file, "request": to_json(p.request), "images": dict(p.images)} for p in self.requests]
         return _dumps({"shard": self.shard, "requests": requests, "bad": [asdict(row) for row in self.bad]})
 
@@ -116,7 +118,7 @@ class ShardPlan:
         """Read one shard's plan.
 
         Raises:
-            ValueError, KeyError, TypeError, AttributeError: It is none, or asks for what no row may.
+            ValueError, KeyError, TypeError, AttributeError: The content is no shard's plan, or asks for what no row may.
         """
         values = parse_json(content)
         requests = (Placed(p["row"], from_json(p["request"]), p["images"], p["file"]) for p in values["requests"])
@@ -133,11 +135,11 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Rerender:
-    """Name the rows of a committed shard that are to be rendered again, since the manifest has edited them.
+    """Names the rows of a committed shard that are to be rendered again, since the manifest has edited them.
 
     Attributes:
-        shard: Its number.
-        generation: The one that is committed; once a later one is, nothing is left to do.
+        shard: The shard's number.
+        generation: The committed generation; once a later one is committed, nothing is left to do.
         rows: Ranges (first, last) of the rows, counted from 0 in the shard.
     """
 
@@ -152,22 +154,22 @@ class Rerender:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan but for its shards, which are read one by one.
+    """Holds a plan without its shards, which are read one by one.
 
     Attributes:
-        inputs: What the fingerprint is over: manifest content, render config, model identity, library versions.
-        shards: How many there are.
+        inputs: The inputs of the fingerprint: manifest content, render config, model identity, library versions.
+        shards: The number of shards.
         carried: The manifest's own columns, with their types.
         embedding: The width of CLIP embeddings, or None where none are kept.
-        config: Resolved.
+        config: The resolved config.
         roots: Where images may lie.
         tuned_batch: The denoising batch where `plan --tune` found it, rather than the config.
-        accepted: By the fingerprint of each plan that was here before, what had changed since, a line each.
-        licences: Of the models, by their places in the config, as far as their cards said when the plan was made.
-        rerender: What of committed shards is to be rendered again.
+        accepted: By the fingerprint of each earlier plan of this output, the changes since, a line each.
+        licences: Licences of the models, by their places in the config, as far as their cards said when the plan was made.
+        rerender: Rows of committed shards that are to be rendered again.
         shard_hashes: The `shard_hash` of each shard; none in a plan of an earlier promptmill, which `with_shard_hashes` mends.
-        notes: What a person should be told of the manifest, a line each.
-        dataset_format: Which columns there are, and how records and Parquet files say so; a dataset keeps that which it began with.
+        notes: Remarks on the manifest for a person, a line each.
+        dataset_format: Which columns there are, and how records and Parquet files say so; a dataset keeps the format it began with.
     """
 
     inputs: Mapping[str, Any]
@@ -191,29 +193,29 @@ class Plan:
 
     @property
     def growing(self) -> bool:
-        """Whether candidates of any request grow."""
+        """Return whether candidates of any request grow."""
         return self.counts.growing > 0
 
     def rerenders(self, shard: int, generation: int) -> frozenset[int]:
-        """Return the rows of a committed shard, counted from 0, that a later generation than this is to have rendered again."""
+        """Return the rows of a committed shard, counted from 0, that a later generation than this has to render again."""
         found = (some.numbers for some in self.rerender if some.shard == shard and some.generation >= generation)
         return frozenset().union(*found)
 
     @property
     def form(self) -> pa.Schema:
-        """The schema of the metadata."""
+        """Return the schema of the metadata."""
         ranking, carried = self.config.ranking, arrow_types(self.carried)
         declared = ranking_columns(ranking)
         return schema(carried, self.embedding, bool(ranking.drafts), self.growing, declared, self.dataset_format)
 
     def recipe(self, output: str) -> Recipe:
-        """Return what the workers of a run go by."""
+        """Return the constants that the workers of a run need."""
         versions = json.dumps(self.inputs["versions"], sort_keys=True)
         return Recipe(self.config, self.form, output, self.fingerprint, self.carried, versions, self.growing, self.roots)
 
 
 class PlanError(ValueError):
-    """A plan that cannot be used or made; `problems` holds one line each."""
+    """Reports a plan that cannot be used or made; `problems` holds one line each."""
 
     def __init__(self, problems: Sequence[str]):
         self.problems = tuple(problems)
@@ -225,17 +227,21 @@ def _dumps(value: Any) -> bytes:
 
 
 def fingerprint_of(inputs: Mapping[str, Any]) -> str:
-    """The SHA-256, in hex, of the inputs as JSON with sorted keys."""
+    """Return the SHA-256, in hex, of the inputs as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def shard_hash(shard: ShardPlan) -> str:
-    """The SHA-256, in hex, of what a shard is asked for."""
+    """Return the SHA-256, in hex, of a shard's requests and bad rows."""
     return hashlib.sha256(shard.requests_json()).hexdigest()
 
 
 def packed(shard: ShardPlan) -> tuple[bytes, str]:
-    """Return the content of the file that holds one shard's plan, and the `shard_hash` of that plan."""
+    """Return the content of the file that holds one shard's plan, and the `shard_hash` of that plan.
+
+    Raises:
+        PlanError: The plan is larger than the limits of a shard's plan.
+    """
     content = shard.requests_json()
     whole = content[:-1] + b',"units":' + _dumps(shard.units) + b"}"
     if len(whole) > MOST_SHARD:
@@ -248,26 +254,26 @@ def packed(shard: ShardPlan) -> tuple[bytes, str]:
 
 
 def write_shard(output: str, shard: ShardPlan) -> str:
-    """Write one shard's plan; returns its `shard_hash`."""
+    """Write one shard's plan, and return its `shard_hash`."""
     content, hash = packed(shard)
     put(shard_uri(output, shard.shard), content)
     return hash
 
 
 def read_shard(output: str, shard: int, plan: Plan | None = None) -> ShardPlan:
-    """Read one shard's plan, and hold it against the hash that the whole plan has of it.
+    """Read one shard's plan, and compare it with the hash that the whole plan has of it.
 
     Args:
         output: The dataset's URI.
-        shard: Its number.
-        plan: Of the output, with its hashes; without it, the shard's plan is taken as it is.
+        shard: The shard's number.
+        plan: The output's plan, with its hashes; without it, the shard's plan is taken as it is.
 
     Raises:
         PlanError: The shard's plan is missing, damaged, or not what the whole plan says.
     """
     uri = shard_uri(output, shard)
     try:
-        read = ShardPlan.from_json(unpacked(get_small(uri, MOST_SHARD)))
+        read = ShardPlan.from_json(unpacked(get(uri, MOST_SHARD)))
         if read.shard != shard:
             raise ValueError(f"is the plan of shard {read.shard:06d}")
     except FileNotFoundError:
@@ -288,7 +294,7 @@ def with_shard_hashes(output: str, plan: Plan) -> Plan:
     """Return the plan with the hash of each shard's plan; where the plan has none yet, all shards' plans are read once.
 
     Raises:
-        PlanError: A shard's plan is missing or damaged, or they are not what the fingerprint is over.
+        PlanError: A shard's plan is missing or damaged, or the plans are not what the fingerprint is over.
     """
     if plan.shard_hashes:
         return plan
@@ -300,7 +306,7 @@ def with_shard_hashes(output: str, plan: Plan) -> Plan:
 
 
 def requests_hash(hashes: Sequence[str]) -> str:
-    """The SHA-256, in hex, of what all shards are asked for, by the `shard_hash` of each: the fingerprint is over it."""
+    """Return the SHA-256, in hex, of the requests of all shards, by the `shard_hash` of each; an input of the fingerprint."""
     return fingerprint_of({"shards": list(hashes)})
 
 
@@ -308,7 +314,7 @@ def unpacked(content: bytes) -> bytes:
     """Decompress one gzip file, which has to be all of the content.
 
     Raises:
-        ValueError: It is no gzip, truncated, followed by something, or larger than any shard's plan.
+        ValueError: The content is no gzip, truncated, followed by more bytes, or larger than any shard's plan.
     """
     reader = zlib.decompressobj(wbits=31)
     try:
@@ -325,8 +331,9 @@ def unpacked(content: bytes) -> bytes:
 
 
 def in_line(error: Exception) -> str:
-    """Return what an error says as a line."""
-    return shown(" ".join(str(error).split()), 200)
+    """Return the text of an error as one line of at most 200 characters."""
+    said = error.said if isinstance(error, OddFileError) else str(error)
+    return shown(" ".join(said.split()), 200)
 
 
 def _check_bounds(request: Request) -> None:
@@ -338,7 +345,7 @@ def _check_bounds(request: Request) -> None:
 
 
 def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
-    """Write the plan itself, its shards being there already; or, `earlier`, put it aside."""
+    """Write plan.json once its shards are written; with `earlier`, write it among the plans put aside."""
     content = {
         "format": FORMAT,
         "fingerprint": plan.fingerprint,
@@ -347,9 +354,9 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "counts": asdict(plan.counts),
         "carried": plan.carried,
         "embedding": plan.embedding,
-        # Where it ran is no business of whoever has the dataset, and nothing of theirs is to connect there.
+        # The cluster's address is private, and no reader of the dataset should connect there.
         "config": plan.config.model_dump(mode="json", exclude={"runtime": {"address"}}),
-        "roots": {name: value for name, value in asdict(plan.roots).items() if name != "untrusted"},  # whoever reads it decides
+        "roots": {name: value for name, value in asdict(plan.roots).items() if name != "untrusted"},  # the reader decides
         "tuned_batch": plan.tuned_batch,
         "accepted": plan.accepted,
         "licences": plan.licences,
@@ -364,20 +371,20 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
 
 
 def read_plan(output: str, earlier: str | None = None) -> Plan | None:
-    """The plan of an output, or the earlier one with this fingerprint; None where there is none.
+    """Read the plan of an output, or the earlier one with this fingerprint; return None where there is none.
 
     Raises:
-        PlanError: It is broken, or of another version of promptmill.
+        PlanError: The plan is broken, or of another version of promptmill.
     """
     if earlier is not None and not HASH.fullmatch(earlier):
-        return None  # a record may name anything, and this is to become a file's name
+        return None  # a record may name anything, and the fingerprint becomes a file's name
     uri = _plan_uri(output, earlier)
     try:
-        content = get_small(uri, MOST_PLAN)
+        content = get(uri, MOST_PLAN)
     except FileNotFoundError:
         return None
     except TooLargeError as error:
-        raise PlanError([f"{uri}: not a plan: {error}"]) from None
+        raise PlanError([f"{uri}: not a plan: {error.said}"]) from None
     try:
         values = parse_json(content)
         if values["format"] != FORMAT:
@@ -394,7 +401,7 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
             Roots(**roots),
             values["tuned_batch"],
             values["accepted"],
-            values.get("licences", {}),  # plans from before it was written down say nothing
+            values.get("licences", {}),  # plans of earlier versions have no licences
             tuple(_rerender(**some) for some in values.get("rerender", ())),
             tuple(values.get("shard_hashes", ())),
             tuple(values.get("notes", ())),
@@ -433,29 +440,26 @@ def _check(plan: Plan) -> None:
     unnamed = [fingerprint for fingerprint in plan.accepted if not HASH.fullmatch(fingerprint)]
     if unnamed:
         raise ValueError(f"{shown(unnamed[0])} is no fingerprint")
-    # Made here once, so that columns of unknown types are said here.
+    # The schema is made here once, so that columns of unknown types raise here.
     assert plan.form
 
 
 def put_hardware(output: str, kind: Mapping[str, str]) -> bool:
-    """Write down the kind of hardware that makes a dataset's bits; False where one is written down already."""
+    """Write down the kind of hardware that makes a dataset's bits; return False where a kind is written down already."""
     return put_if_absent(_hardware_uri(output), sealed(dict(sorted(kind.items()))))
 
 
 def read_hardware(output: str) -> dict[str, str]:
-    """The kind of hardware that is written down.
+    """Read the kind of hardware that is written down.
 
     Raises:
-        PlanError: It cannot be read.
-        FileNotFoundError: There is none.
+        PlanError: The file cannot be read.
+        FileNotFoundError: There is no such file.
     """
     try:
-        values = parse_json(get_small(_hardware_uri(output), MOST_HARDWARE))
-        wrong = [name for name, value in values.items() if not isinstance(value, str)]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is no text")
+        values = read_json(dict[str, str], get(_hardware_uri(output), MOST_HARDWARE))
         return {name: value for name, value in values.items() if name != SEAL}
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise PlanError([f"{_hardware_uri(output)}: not a kind of hardware: {in_line(error)}"]) from None
 
 
@@ -474,7 +478,7 @@ def drop_shards(output: str, shards: int) -> None:
 
 
 def earlier_plans(output: str) -> list[str]:
-    """The fingerprints of the plans that were put aside."""
+    """Return the fingerprints of the plans that were put aside."""
     found = (name.removesuffix(".json") for name in names(join(output, "plan", "earlier")) if name.endswith(".json"))
     return [fingerprint for fingerprint in found if HASH.fullmatch(fingerprint)]
 

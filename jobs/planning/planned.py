@@ -23,9 +23,9 @@ def planned(
     """Return the plan of an output, made if it is not there.
 
     Args:
-        config: Of the run.
+        config: The run's config.
         output: The dataset's URI.
-        progress: Told of the rows gone through.
+        progress: Called with the number of rows read.
         tuned: The denoising batch, where it was tuned.
         accept_changes: As `make_plan`.
 
@@ -34,7 +34,7 @@ def planned(
         LeaseError: Another process is writing there.
     """
     sources = look(config if tuned is None else with_batch(config, tuned), output)
-    # Nobody else may plan meanwhile, nor run what changes are accepted of.
+    # No other process may plan meanwhile, nor run the plan whose changes are accepted.
     with hold(output) if accept_changes or read_plan(output) is None else nullcontext():
         return make_plan(sources, output, progress, tuned, accept_changes)
 

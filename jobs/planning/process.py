@@ -1,4 +1,4 @@
-"""The process of `planning_pool` that makes shards from rows: it reads them from a pipe and writes what it has made to another."""
+"""Runs in a process of `processes.Pool` that makes shards: reads rows from a pipe and writes shards to another."""
 
 import gc
 import os
@@ -14,9 +14,9 @@ from promptmill.manifests.rows import ManifestError
 
 def work(messages: IO[bytes]) -> None:
     """Make shards until there are no more messages: the recipe first, then batches of rows."""
-    # Ctrl-C goes to all processes of a terminal; the one that plans ends the others.
+    # Ctrl-C goes to all processes of a terminal; the planning process ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Whatever prints goes elsewhere than the results.
+    # Prints go to stderr, since stdout carries the results.
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     recipe: ShardRules = pickle.load(messages)

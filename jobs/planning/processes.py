@@ -1,11 +1,11 @@
 """Shares the shards of a plan among processes that check rows, cut units and write JSON, while this one reads the manifest.
 
-A worker gets the rows of some shards and gives back their files' contents and a tally. Results are taken in the order of the rows,
-so that the plan is the one that a single process makes, to the byte. Where a worker is gone, or has met what takes all rows before
-to judge, its shards are made here.
+A worker gets the rows of some shards and returns their files' contents and a tally. Results are taken in the order of the rows, so
+that the plan equals that of a single process, to the byte. Where a worker is gone, or its result depends on all rows before, the
+shards are made here.
 
-Workers are started as plain interpreters and told what to import. The multiprocessing module would run the main script of whoever
-calls us again in each, and look for its own modules in the folder where one stands.
+Workers are started as plain interpreters and told what to import. The multiprocessing module would run the caller's main script in
+each, and look for its own modules in the current folder.
 """
 
 import os
@@ -26,7 +26,7 @@ MAX_WORKERS = 4  # more than reading can keep busy
 BATCH_ROWS = 2000  # at least, where shards are smaller; a pipe is slow to turn around
 BATCH_BYTES = 4 * 2**20  # enough for a batch of fewer rows
 AHEAD = 2  # batches a worker has: one to work at, one to go on with
-AHEAD_BYTES = 64 * 2**20  # that wait in all, at most, but for one batch
+AHEAD_BYTES = 64 * 2**20  # waiting in all batches together, at most, without the last batch
 MAX_SHARD = 10_000  # rows of a shard that is still shared: as many again are in memory for each worker
 
 WORKER = (
@@ -34,7 +34,7 @@ WORKER = (
     "from promptmill.jobs.planning.process import work; work(sys.stdin.buffer)"
 )
 
-# The packed shards, and what is to be known of all their rows; None where they cannot be made apart from the rows before.
+# The packed shards, and the tally of their rows; None where they cannot be made apart from the rows before.
 Made = tuple[list[PackedShard], Share] | None
 
 
@@ -44,12 +44,12 @@ def cores() -> int:
 
 
 class Pool:
-    """Workers, and the shards that are with them.
+    """Holds the workers, and the shards that they are making.
 
     Args:
-        recipe: What shards are made by.
-        take: Called with each batch of shards in order: the rows of its shards, and what a worker has made of them, or None.
-        workers: How many.
+        recipe: The constants that shards are made with.
+        take: Called with each batch of shards in order: the rows of its shards, and the worker's result, or None.
+        workers: The number of workers.
     """
 
     def __init__(self, recipe: ShardRules, take: Callable[[Iterable[NumberedRows], Made], None], workers: int):
@@ -62,18 +62,18 @@ class Pool:
         self._given: deque[tuple[list[bytes], Future[Made]]] = deque()
 
     def ready(self) -> bool:
-        """Whether shards can be given: all workers have started or failed, and not all have failed."""
+        """Return whether shards can be given: all workers have started or failed, and not all have failed."""
         return all(worker.started.done() for worker in self._workers) and any(worker.alive for worker in self._workers)
 
     def give(self, shard: int, rows: NumberedRows) -> bool:
-        """Have a shard made, the one behind that given before; results are taken meanwhile where many have been given.
+        """Give a shard to the workers, the one behind that given before; where many have been given, results are taken meanwhile.
 
         Returns:
             False where these rows cannot be sent.
         """
         try:
             content = _dumps(rows)
-        except RecursionError:  # lists in lists, as many as JSON may have and no row
+        except RecursionError:  # JSON may nest lists deeper than a row may
             return False
         if not self._batch:
             self._first, self._rows = shard, 0
@@ -90,7 +90,7 @@ class Pool:
             self._take_one()
 
     def close(self) -> None:
-        """End the workers, whatever they are at."""
+        """End the workers, whatever they are doing."""
         for worker in self._workers:
             worker.close()
 
@@ -111,10 +111,10 @@ class Pool:
 
 
 class _Worker:
-    """One process, a thread that sends to it and one that receives from it: neither may hold up the reading of rows."""
+    """Runs one process, a thread that sends to it and one that receives from it: neither may hold up the reading of rows."""
 
     def __init__(self, recipe: ShardRules):
-        # Without -P, a file in the folder where one stands could take the place of a module.
+        # Without -P, a file in the current folder could take the place of a module.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -182,5 +182,5 @@ def _dumps(rows: NumberedRows) -> bytes:
 
 
 def loads(rows: bytes) -> NumberedRows:
-    """Return the rows that were sent."""
+    """Return the rows that `_dumps` has packed."""
     return [(number, Row(file, place, values, broken)) for number, file, place, values, broken in pickle.loads(rows)]

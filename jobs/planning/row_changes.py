@@ -11,17 +11,17 @@ from promptmill.jobs.planning.plan import BadRow, ShardPlan
 from promptmill.manifests.requests import to_json
 from promptmill.pipelines.work.units import Placed
 
-NAMED = 20  # rows; of more only the number is said
+NAMED = 20  # rows; further rows are only counted
 NO_DEFAULT = object()
 
 
 @dataclass(frozen=True)
 class EditedRow:
-    """Say what of one row changed.
+    """Describes the changes of one row.
 
     Attributes:
-        shard, row: Its place; `row` counts from 0 in the shard.
-        id: Of the request, as the manifest has it now.
+        shard, row: The row's place; `row` counts from 0 in the shard.
+        id: The id of the request, as the manifest has it now.
         changes: By column, in words, as `steps was 10, is 20`.
         committed: Whether an image of the row, or its failure, is published already.
     """
@@ -39,12 +39,12 @@ class EditedRow:
 
 @dataclass
 class RowChanges:
-    """Collect how the rows of a manifest differ from those of a plan, shard by shard, in memory that does not grow with the rows.
+    """Collects how the rows of a manifest differ from those of a plan, shard by shard, in memory that does not grow with the rows.
 
     Attributes:
         named: The first rows that were edited.
-        edited, added, removed: How many rows; edited rows are matched by their place and id.
-        moved: The first row whose id is another than at this place before, and how many such rows there are.
+        edited, added, removed: Numbers of rows; edited rows are matched by their place and id.
+        moved: The number of rows with another id than before at their place; `first_moved` names the first.
         committed: By shard, the committed rows that were edited, as ranges (first, last) of their numbers.
     """
 
@@ -64,7 +64,7 @@ class RowChanges:
 
         Args:
             then, now: The shard as it was planned and as the manifest makes it; None where there is none.
-            was, is_: The configs; what a row takes from their defaults is no change of the row.
+            was, is_: The configs; a value that a row takes from their defaults is no change of the row.
             committed: Whether the shard is published.
         """
         old, new = _rows(then), _rows(now)
@@ -89,7 +89,7 @@ class RowChanges:
 
     @property
     def only_added(self) -> bool:
-        """Whether rows were added, and nothing else changed."""
+        """Return whether rows were added, and nothing else changed."""
         return bool(self.added) and not (self.edited or self.removed or self.moved)
 
     @property
@@ -97,7 +97,7 @@ class RowChanges:
         return sum(last - first + 1 for ranges in self.committed.values() for first, last in ranges)
 
     def lines(self, only_committed: bool = False) -> list[str]:
-        """Say the changes, a line each: how many, then the edited rows by their ids."""
+        """Return the changes, a line each: the numbers, then the edited rows by their ids."""
         named = [row for row in self.named if row.committed or not only_committed]
         all_ = self.committed_rows if only_committed else self.edited
         lines = [] if only_committed else [f"rows: {self.edited:,} edited, {self.added:,} added, {self.removed:,} removed"]
@@ -144,9 +144,9 @@ def _changes(then: Placed | BadRow, now: Placed | BadRow, was: Config, is_: Conf
             continue
         if name == "carried":
             yield from _carried(before or {}, after or {})
-        elif name not in ("mode", "growing"):  # told by what makes them
+        elif name not in ("mode", "growing"):  # other columns decide these two
             yield f"{name} was {_shown(before)}, is {_shown(after)}"
-    # Where images are only looked at when they are used, nothing is known of them.
+    # Images that are only looked at when they are used have no hash in the plan.
     for name in sorted(then.images.keys() & now.images.keys()):
         if then.images[name] != now.images[name]:
             yield f"{name}: its picture is another one"
@@ -163,7 +163,7 @@ def _carried(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _default(name: str, config: Config) -> Any:
-    """What a row that says nothing has in a column of `to_json`."""
+    """Return the value that a row without this column has in `to_json`."""
     defaults = config.defaults
     growing = defaults.candidates if isinstance(defaults.candidates, Growing) else None
     if name == "candidates":

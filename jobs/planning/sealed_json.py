@@ -1,4 +1,4 @@
-"""JSON files that hold the hash of themselves, so that a byte that changed in one is found without another file."""
+"""Writes JSON files that hold the hash of themselves, so that a changed byte is found without another file."""
 
 import hashlib
 import json
@@ -9,13 +9,13 @@ SEAL = "sha256"  # the last key
 
 
 def sealed(values: Mapping[str, Any]) -> bytes:
-    """Values, at least one, as JSON whose last key is the SHA-256 of all that stands before it."""
+    """Return values, at least one, as JSON whose last key is the SHA-256 of all that stands before it."""
     content = json.dumps(values, indent=1, ensure_ascii=False).removesuffix("\n}").encode()
     return content + _seal(content)
 
 
 def is_whole(content: bytes) -> bool:
-    """Whether a file is as `sealed` wrote it."""
+    """Return whether a file is as `sealed` wrote it."""
     body = content[: -len(_seal(b""))]
     return body + _seal(body) == content
 

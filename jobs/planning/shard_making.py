@@ -1,7 +1,7 @@
-"""Makes shards of a plan from the rows of a manifest, and counts what is in them.
+"""Makes shards of a plan from the rows of a manifest, and counts their contents.
 
-A shard depends on its own rows alone, so that several processes may share the shards of a plan. What a plan has to know of all its
-rows, ids and columns above all, is a `Tally`: the tallies of parts are joined in the order of the rows.
+A shard depends on its own rows alone, so that several processes may share the shards of a plan. A `Tally` holds what a plan has to
+know of all its rows, ids and columns above all: the tallies of parts are joined in the order of the rows.
 """
 
 from array import array
@@ -27,11 +27,11 @@ NumberedRows = Sequence[tuple[int, Row]]
 
 @dataclass(frozen=True)
 class ShardRules:
-    """What shards are made by.
+    """Holds the constants that shards are made with.
 
     Attributes:
-        files: Of the manifest.
-        rules: What the config says of rows.
+        files: The manifest's files.
+        rules: The config's rules for rows.
         batch: Candidates a denoising batch.
         drafts: The cascade that candidates go through.
         reserved: Names that no carried column may have.
@@ -46,13 +46,13 @@ class ShardRules:
 
 @dataclass(frozen=True)
 class PackedShard:
-    """One shard as it is to be written.
+    """Holds one shard ready to be written.
 
     Attributes:
-        content: Of its file.
-        hash: Its `shard_hash`.
-        counts: What it adds to the plan's.
-        kinds: Of its requests, by `kind_of`.
+        content: The content of the shard's file.
+        hash: The shard's `shard_hash`.
+        counts: The numbers that the shard adds to the plan's.
+        kinds: The kinds of the shard's requests, by `kind_of`.
     """
 
     content: bytes
@@ -63,7 +63,7 @@ class PackedShard:
 
 @dataclass(frozen=True)
 class Share:
-    """What a tally holds, in a form that another process can read; see `Tally`."""
+    """Holds the values of a tally, in a form that another process can read; see `Tally`."""
 
     ids: bytes
     bad: bytes
@@ -74,15 +74,15 @@ class Share:
 
 
 class Tally:
-    """What a plan has to know of all rows gone through so far: 8 bytes a row, and a little.
+    """Collects the ids, columns, notes and problems of all rows read so far, in 8 bytes a row and a little.
 
     Attributes:
-        ids: Those of the rows that are good by themselves.
+        ids: Ids of the rows that are good by themselves.
         bad: The numbers of the other rows, ascending.
         types: The carried columns.
-        problems: The first lines of what is wrong.
-        wrong: How many lines there are of it.
-        noted: By note of `Checked`, in how many rows it stands, and the name of the first of them.
+        problems: The first lines of problems.
+        wrong: The number of all such lines.
+        noted: By note of `Checked`, the number of its rows, and the name of the first.
         lacking: The files whose rows name images that are in none of the folders where these may lie.
     """
 
@@ -94,7 +94,7 @@ class Tally:
         self.lacking: set[str] = set()
 
     def see(self, checked: Checked) -> Checked:
-        """Take the next row in, and return it with what is wrong with the names of its columns.
+        """Take the next row in, and return the row with the problems of its column names.
 
         Raises:
             ManifestError: There are too many columns by now.
@@ -117,16 +117,16 @@ class Tally:
         return checked
 
     def note(self, lines: Sequence[str], all: int | None = None) -> None:
-        """Take lines in of what is wrong; they are the first of `all`."""
+        """Add lines of problems, which are the first of `all`."""
         self.wrong += len(lines) if all is None else all
         self.problems += lines[: max(0, MAX_PROBLEMS - len(self.problems))]
 
     def share(self) -> Share:
-        """Return all of it for `join` in another process."""
+        """Return the tally's values for `join` in another process."""
         return Share(self.ids.hashes(), self.bad.tobytes(), self.types.seen(), self.problems, self.wrong, self.noted)
 
     def join(self, share: Share) -> bool:
-        """Take in the rows behind those so far, from a tally of their own.
+        """Take in the rows behind those so far, from their own tally.
 
         Returns:
             False where there would be too many columns. Nothing was taken in then; `see` says from which row on.
@@ -148,8 +148,10 @@ def make_shards(
     """Make consecutive shards whose rows need no look at images.
 
     Args:
+        recipe: The constants that shards are made with.
+        checks: Checks the rows.
         first: The number of the first shard.
-        shards: The rows of each.
+        shards: The rows of each shard.
 
     Raises:
         ManifestError: There are too many columns.
@@ -180,12 +182,12 @@ def with_units(recipe: ShardRules, shard: ShardPlan) -> ShardPlan:
 
 
 def pack(recipe: ShardRules, shard: ShardPlan) -> PackedShard:
-    """Return a shard as it is to be written."""
+    """Return a shard ready to be written."""
     return PackedShard(*packed(shard), count(recipe, shard), kinds(shard))
 
 
 def bad_row(row: int, checked: Checked) -> BadRow:
-    """Return what a plan holds of a row that makes no request; `row` counts from 0 in its shard."""
+    """Return a plan's record of a row that makes no request; `row` counts from 0 in its shard."""
     values = checked.row.values
     id, prompt = values.get("id"), values.get("prompt")
     return BadRow(
@@ -202,7 +204,7 @@ def kinds(shard: ShardPlan) -> frozenset[Hashable]:
 
 
 def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
-    """Count what is in a shard, but for its buckets, which it shares with others."""
+    """Count the contents of a shard, without its buckets, which it shares with others."""
     sums: dict[str, int] = dict.fromkeys(("candidates", "keep", "evaluations", "pixels", "undrafted", "growing"), 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
     for placed in shard.requests:
@@ -221,7 +223,7 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
 
 
 def _rendered_as(recipe: ShardRules, shard: ShardPlan, unit: Sequence[int]) -> int:
-    """Return how many units a planned one is rendered as: more than one where its only request is cut into slices."""
+    """Return how many units a planned unit is rendered as: more than one where its only request is cut into slices."""
     return slices_of(shard.requests[unit[0]].request, recipe.batch, recipe.drafts) if len(unit) == 1 else 1
 
 

@@ -1,7 +1,7 @@
 """Writes the plans of shards one after the other, without waiting for the storage each time, and makes them durable together.
 
-A plan is none before its plan.json is there, which is written last. So until then the plans of shards may be lost in any way, but
-for those of shards that are committed already: only they tell what is published, and going on needs to know.
+There is no plan before its plan.json, which is written last. So until then the plans of shards may be lost in any way, except those
+of shards that are committed already: only these tell what is published, and a later run needs to know.
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ PUTS = 16  # at once, on a remote storage
 
 
 class ShardWriter:
-    """Writes the plans of an output's shards; `finish` makes them durable, and `close` ends what is under way."""
+    """Writes the plans of an output's shards; `finish` makes them durable, and `close` ends the writes under way."""
 
     def __init__(self, output: str):
         self._output, self._local = output, is_local(output)
@@ -23,9 +23,11 @@ class ShardWriter:
         self._putting: deque[Future[None]] = deque()
 
     def write(self, shard: int, content: bytes, committed: bool = False) -> None:
-        """Write the plan of a shard, or see to it that another thread does. The same shard may be written again after `wait`.
+        """Write the plan of a shard, here or in another thread. The same shard may be written again after `wait`.
 
         Args:
+            shard: The shard's number.
+            content: The content of the shard's file.
             committed: Whether the shard is published: then a power cut leaves the plan before or this one, whole.
 
         Raises:
@@ -43,20 +45,20 @@ class ShardWriter:
         """Wait until all plans that were given can be read.
 
         Raises:
-            StorageError: One cannot be written.
+            StorageError: A plan cannot be written.
         """
         while self._putting:
             self._putting.popleft().result()
 
     def finish(self, shards: Iterable[int]) -> None:
-        """Wait until the plans of these shards outlast a power cut; they have been given.
+        """Wait until the given plans of these shards outlast a power cut.
 
         Raises:
-            StorageError: One cannot be written.
+            StorageError: A plan cannot be written.
         """
         self.wait()
         flush_files(shard_uri(self._output, shard) for shard in shards)
 
     def close(self) -> None:
-        """Give up what has not begun, and wait for what has: afterwards nothing is written any more."""
+        """Cancel the writes that have not begun, and wait for the others: afterwards nothing is written any more."""
         self._threads.shutdown(cancel_futures=True)

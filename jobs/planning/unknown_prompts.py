@@ -13,11 +13,11 @@ LOOKED_AT = 10_000  # requests; a share of the first of them says as much of a l
 
 @dataclass(frozen=True)
 class UnknownPrompts:
-    """How many of the requests that were looked at have a prompt that the model cannot know.
+    """Holds how many of the requests that were looked at have a prompt that the model cannot know.
 
     Attributes:
-        form: The prompts that it can know, in words.
-        example: The first prompt that it cannot.
+        form: The prompts that the model can know, in words.
+        example: The first prompt that the model cannot know.
     """
 
     model: str
@@ -27,7 +27,7 @@ class UnknownPrompts:
     example: str
 
     def line(self) -> str:
-        """Return what a person is told."""
+        """Return the line for a person."""
         few = f"{self.unknown:,} of {self.looked_at:,} prompts are"
         example = self.example if len(self.example) <= 60 else f"{self.example[:59]}…"
         remedy = "for other pictures take a preset of a real model, such as sd15 (`promptmill presets`)"
@@ -35,13 +35,15 @@ class UnknownPrompts:
 
 
 def unknown_prompts(plan: Plan, output: str) -> UnknownPrompts | None:
-    """Look through the first requests of a plan; None where the model knows all their prompts, or nothing says what it knows.
+    """Count the unknown prompts among the first requests of a plan; return None where there are none, or no file lists the known
+    ones.
 
     Args:
+        plan: The plan.
         output: The dataset's URI, where the plan's shards are.
 
     Raises:
-        ModelError: What the model knows cannot be read.
+        ModelError: The file of known prompts cannot be read.
     """
     known = known_prompts(plan.config.model)
     if known is None:

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: colours and type come from the page's style sheet, so that they follow light and dark."""
+"""Draws charts as inline SVG; colours and type come from the page's style sheet, so that charts follow light and dark."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ EDGE = 12  # left and right of a scale, so that its outermost words stay inside
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers between two, at most so many: 1, 2 or 5 times a power of ten apart."""
+    """Return round numbers between two, at most `most`: 1, 2 or 5 times a power of ten apart."""
     if not high > low:
         return [low]
     rough = (high - low) / most
@@ -45,13 +45,13 @@ def _dot(x: float, y: float, said: str) -> Markup:
 
 
 def _scale(low: float, high: float, first: float, last: float) -> tuple[float, float]:
-    """Slope and offset that take `low` to `first` and `high` to `last`."""
+    """Return slope and offset of the line that takes `low` to `first` and `high` to `last`."""
     slope = (last - first) / ((high - low) or 1.0)
     return slope, first - slope * low
 
 
 def _axis(low: float, high: float, slope: float, offset: float, top: float, bottom: float) -> list[Markup]:
-    """Lines and words of a horizontal scale."""
+    """Draw lines and words of a horizontal scale."""
     made = []
     for tick in ticks(low, high):
         x = tick * slope + offset
@@ -60,7 +60,7 @@ def _axis(low: float, high: float, slope: float, offset: float, top: float, bott
 
 
 def histogram(shown: Histogram, score: str = "CLIP score") -> Markup:
-    """Scores of all candidates, the kept among them in the accent colour."""
+    """Draw the scores of all candidates, the kept among them in the accent colour."""
     tall, bottom = 150.0, 158.0
     slope, offset = _scale(shown.low, shown.high, EDGE, WIDTH - EDGE)
     width = (WIDTH - 2 * EDGE) / len(shown.all)
@@ -77,7 +77,9 @@ def histogram(shown: Histogram, score: str = "CLIP score") -> Markup:
 
 
 def strips(groups: Sequence[Scores], what: str, score: str = "CLIP score") -> Markup:
-    """For each group of requests a strip: the middle half and 80% of its candidates' scores, their median, the kept ones' mean."""
+    """Draw a strip for each group of requests: the middle half and 80% of its candidates' scores, their median, the kept ones'
+    mean.
+    """
     row, top = 42.0, 4.0
     bottom = top + row * len(groups)
     low = min(group.all.quantiles[0] for group in groups)
@@ -106,7 +108,7 @@ def strips(groups: Sequence[Scores], what: str, score: str = "CLIP score") -> Ma
 
 
 def curve(points: Sequence[float], score: str = "CLIP score") -> Markup:
-    """The expected best score of 1, 2, … candidates."""
+    """Draw the expected best score of 1, 2, … candidates."""
     top, bottom, left = 22.0, 168.0, 44.0
     low, high = points[0], max(points[-1], points[0] + 1e-6)
     x_slope, x_offset = _scale(1, max(len(points), 2), left + 10, WIDTH - 26)
@@ -131,7 +133,7 @@ def curve(points: Sequence[float], score: str = "CLIP score") -> Markup:
 
 
 def bars(rows: Sequence[tuple[str, float, str]], what: str) -> Markup:
-    """Horizontal bars from zero: a name, a number, and how it is said."""
+    """Draw horizontal bars from zero; a row has a name, a number, and the number in words."""
     row, most = 38.0, max((number for _, number, _ in rows), default=0.0) or 1.0
     parts: list[Markup] = []
     for place, (name, number, said) in enumerate(rows):

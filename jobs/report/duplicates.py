@@ -1,4 +1,4 @@
-"""Near-duplicates: images whose CLIP embeddings, or failing these whose perceptual hashes, are almost the same."""
+"""Finds near-duplicates: images whose CLIP embeddings, or without embeddings whose perceptual hashes, are almost the same."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 MOST_EMBEDDINGS = 10_000  # images compared with one another
-MOST_HASHED = 500  # of those that have to be decoded for it
+MOST_HASHED = 500  # images compared where each has to be decoded first
 SIMILAR = 0.95  # cosine of two CLIP embeddings
 ALIKE = 24  # of a hash's 1,056 bits that may differ
 SIDE = 8  # of the shrunken image that a hash is made of
@@ -17,17 +17,17 @@ STRIP = 512  # images compared with all others at a time
 
 @dataclass(frozen=True)
 class Group:
-    """Images that are almost the same as the first of them.
+    """Holds images that are almost the same as the first of them.
 
     Attributes:
-        members: Their places among those compared.
+        members: Their indices among the images compared.
     """
 
     members: Sequence[int]
 
 
 def by_embedding(embeddings: np.ndarray) -> list[Group]:
-    """Groups of images by (N, D) embeddings of any length, the largest first; rows that are not finite are in none."""
+    """Group images by (N, D) embeddings of any length, the largest group first; rows that are not finite are in none."""
     vectors = embeddings.astype(np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     # A NaN compares as not similar.
@@ -36,16 +36,16 @@ def by_embedding(embeddings: np.ndarray) -> list[Group]:
 
 
 def by_hash(hashes: np.ndarray) -> list[Group]:
-    """Groups of images by (N, B) bool hashes, the largest first."""
+    """Group images by (N, B) bool hashes, the largest group first."""
     signs = np.where(hashes, 1.0, -1.0).astype(np.float32)
-    # Of signs, the product is the bits that agree less those that differ.
+    # The product of two sign vectors is the number of equal bits less the number of different bits.
     return _grouped(signs, hashes.shape[1] - 2 * ALIKE)
 
 
 def _grouped(vectors: np.ndarray, least: float) -> list[Group]:
-    """Each image that is in no group yet begins one, with all such whose product with it is at least so much.
+    """Group vectors: each image that is in no group yet begins one, with all free images whose product with it is at least `least`.
 
-    Groups do not chain: everything in one is like its first.
+    Groups do not chain: every member is like the first.
     """
     free = np.ones(len(vectors), bool)
     groups = []
@@ -61,7 +61,7 @@ def _grouped(vectors: np.ndarray, least: float) -> list[Group]:
 
 
 def equal(hashes: np.ndarray) -> list[Group]:
-    """Groups of exactly equal values of (N,), the largest first."""
+    """Group exactly equal values of (N,), the largest group first."""
     order = np.argsort(hashes, kind="stable")
     ends = np.flatnonzero(np.diff(hashes[order])) + 1
     runs = [run for run in np.split(order, ends) if len(run) > 1]
@@ -69,10 +69,11 @@ def equal(hashes: np.ndarray) -> list[Group]:
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """Return (1056,) bool of an image in mode RGB: of each place and colour of the shrunken image, where it rises and falls to the
-    right and downwards, and whether it is above a third and two thirds of the scale.
+    """Return the perceptual hash of an image in mode RGB, (1056,) bool.
 
-    Rising and falling are two bits, so that flat areas are alike whatever their noise.
+    The hash has bits for each place and colour of the shrunken image: whether its value rises or falls to the right and downwards,
+    and whether it is above a third and two thirds of the scale. Rising and falling are two bits, so that flat areas are alike
+    whatever their noise.
     """
     small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), np.int16)
     bits = [small > 85, small > 170]

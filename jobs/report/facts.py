@@ -1,4 +1,4 @@
-"""The numbers of a report: what was asked and made, the scores, and what ranking bought."""
+"""Computes the numbers of a report: requests and results, the scores, and the gain by ranking."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ BINS = 8  # of prompt lengths, at most
 
 @dataclass(frozen=True)
 class Spread:
-    """How some scores are spread: their number, mean, and the quantiles at 10, 25, 50, 75 and 90 percent."""
+    """Holds the distribution of some scores: their number, mean, and the quantiles at 10, 25, 50, 75 and 90 percent."""
 
     count: int
     mean: float
@@ -24,7 +24,7 @@ class Spread:
 
     @classmethod
     def of(cls, scores: np.ndarray) -> "Spread | None":
-        """Of finite scores; None where there are none."""
+        """Compute the distribution of finite scores; None where there are none."""
         if not len(scores):
             return None
         low, quarter, middle, three, high = np.quantile(scores.astype(np.float64), (0.1, 0.25, 0.5, 0.75, 0.9)).tolist()
@@ -33,7 +33,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of some requests' candidates: all of them, and the kept ones, if any were kept."""
+    """Holds the scores of some requests' candidates: all of them, and the kept ones, if any were kept."""
 
     name: str
     requests: int
@@ -43,7 +43,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of scores between `low` and `high`, in bars of equal width: of all candidates and of the kept."""
+    """Holds counts of scores between `low` and `high`, in bars of equal width: of all candidates and of the kept."""
 
     low: float
     high: float
@@ -53,15 +53,15 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the metadata says.
+    """Holds the numbers that a dataset's metadata gives.
 
     Attributes:
-        requests: That were looked at.
-        scores: Of all candidates; None where nothing was scored.
+        requests: Requests that were looked at.
+        scores: Scores of all candidates; None where nothing was scored.
         modes, lengths: Scores by mode, and by the prompt's length in characters.
-        sizes, steps, schedulers: Rendered requests by these.
+        sizes, steps, schedulers: Number of rendered requests by each of these.
         truncated: Requests whose prompts the text encoder cut.
-        evaluations: Of the denoiser, over all candidates.
+        evaluations: Evaluations of the denoiser, over all candidates.
         errors: Requests that failed as a whole, and single candidates, by code.
         best, worst, across, failed: Keys for the contact sheets.
     """
@@ -85,7 +85,7 @@ class Facts:
 
 
 def facts_of(digests: Sequence[Digest]) -> Facts:
-    """The numbers over some shards, in their order."""
+    """Compute the numbers over some shards, in their order."""
     if not digests:
         return Facts()
     offsets = np.cumsum([0, *(digest.requests for digest in digests)])
@@ -128,7 +128,7 @@ def _sum(counters: Iterable[Counter]) -> Counter:
 
 
 def _most(counter: Counter) -> dict[str, int]:
-    """The commonest first, equals by name."""
+    """Return counts with the commonest first, equals by name."""
     return {str(name): number for name, number in sorted(counter.items(), key=lambda item: (-item[1], str(item[0])))}
 
 
@@ -138,13 +138,13 @@ def _scores(name: str, score: np.ndarray, kept: np.ndarray, request: np.ndarray,
 
 
 def _by(score: np.ndarray, kept: np.ndarray, request: np.ndarray, groups: Mapping[str, np.ndarray]) -> list[Scores]:
-    """Scores of groups of requests, each a (R,) bool; those without a score are left out."""
+    """Return the scores of groups of requests, each a (R,) bool; groups without a score are left out."""
     made = (_scores(name, score, kept, request, which[request]) for name, which in groups.items())
     return [scores for scores in made if scores]
 
 
 def _bins(length: np.ndarray, request: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Bins of about as many scored requests each, named by the lengths in them."""
+    """Yield bins of about as many scored requests each, named by the lengths in them."""
     scored = np.unique(request)
     if not len(scored):
         return
@@ -169,7 +169,7 @@ def _histogram(score: np.ndarray, kept: np.ndarray) -> Histogram:
 
 
 def _by_turns(failed: Iterable[Mapping[str, Sequence[str]]]) -> Iterator[str]:
-    """Keys of failed rows, one of each code by turns, so that the rare are seen beside the common."""
+    """Yield keys of failed rows, one of each error code by turns, so that the rare are seen beside the common."""
     by_code: dict[str, list[str]] = {}
     for some in failed:
         for code, keys in some.items():

@@ -1,4 +1,4 @@
-"""Makes a report: reads a dataset's records, metadata and stats, and the images it shows."""
+"""Makes a report: reads a dataset's records, metadata and stats, and the images to show."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -26,11 +26,11 @@ HASHED = 64  # pixels of a side that a JPEG is decoded to at least, where it is 
 
 @dataclass(frozen=True)
 class Likeness:
-    """Groups of images that are almost or exactly the same.
+    """Holds groups of images that are almost or exactly the same.
 
     Attributes:
-        how: What says so: `embedding`, `hash` or `pixels`.
-        compared: Images held against one another.
+        how: The comparison: `embedding`, `hash` or `pixels`.
+        compared: Images compared with one another.
         groups, members: How many groups, and images in them.
         shown: The first keys of the largest groups, and how many each has.
     """
@@ -44,15 +44,15 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page shows.
+    """Holds all that the page shows.
 
     Attributes:
         output: The dataset's URI; a local one is absolute.
-        finished: Whether it says so itself.
-        totals: Of the committed shards, all of them.
-        sample: What of them was looked at.
-        ranks: The column of the score that ranks, which all scores here are.
-        hardware: The kind that made the bits; empty where nobody wrote it down.
+        finished: Whether the dataset has its _SUCCESS.
+        totals: Counts over all committed shards.
+        sample: The shards that were looked at.
+        ranks: The column of the rank score; all scores of the report are of this column.
+        hardware: The kind of machine that made the bits; empty where no file says.
         near, equal: Near-duplicates, and images that are equal pixel for pixel.
         shown: Rows by key.
         problems: What could not be read, a line each.
@@ -74,14 +74,14 @@ class Report:
 
 
 def make(output: str, most: int = MOST_CANDIDATES) -> Report:
-    """Gather a report.
+    """Gather the report of a dataset.
 
     Args:
         output: The dataset's URI; a local one is absolute, since it goes into commands.
         most: Candidates that are looked at; of a larger dataset, some shards.
 
     Raises:
-        PlanError: Nothing was planned there, or the plan is broken.
+        PlanError: The output has no plan, or the plan is broken.
         CommitError: A commit record is broken.
         StorageError: The storage fails.
     """
@@ -129,7 +129,7 @@ def make(output: str, most: int = MOST_CANDIDATES) -> Report:
 
 
 def _halved(facts: Facts) -> Facts:
-    """Of a small dataset, no image is among both the best and the worst."""
+    """Return facts in which, of a small dataset, no image is among both the best and the worst."""
     kept = facts.scores.kept.count if facts.scores and facts.scores.kept else 0
     best = facts.best[: max(1, kept // 2)]
     # Equal scores stand in the same order in both.
@@ -138,14 +138,16 @@ def _halved(facts: Facts) -> Facts:
 
 
 def comparable(records: Sequence[CommitRecord], most: int) -> list[CommitRecord]:
-    """Shards with about so many kept images, spread evenly; whole ones, since neighbours are the likeliest to be alike."""
+    """Return shards with about `most` kept images in all, spread evenly; whole shards, since neighbours are the likeliest to be
+    alike.
+    """
     kept = [record for record in records if record.kept]
     images = sum(record.kept for record in kept)
     return spread(kept, max(1, len(kept) * most // images)) if images > most else kept
 
 
 def _formats(output: str, plan: Plan) -> Images:
-    """The image format of a shard, which may have been another before changes were accepted."""
+    """Return a function that gives a shard's image format, which may have been another before changes were accepted."""
     known = {plan.fingerprint: plan.config.shards.image_format}
 
     def image_format(record: CommitRecord) -> str:
@@ -174,7 +176,7 @@ def _by_hash(
     compared: Sequence[CommitRecord],
     images: Images,
 ) -> tuple[Likeness, list[str]]:
-    """Groups by perceptual hash, and what could not be read for it."""
+    """Return groups by perceptual hash, and what could not be read for the hashes."""
 
     def of_shard(record: CommitRecord, some: set[str]) -> tuple[Picked, dict[str, np.ndarray]]:
         found, made = picked(output, record, some, images(record)), dict[str, np.ndarray]()

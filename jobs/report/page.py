@@ -1,4 +1,4 @@
-"""The page: a report as one HTML file that loads nothing and runs nothing but its own copy buttons."""
+"""Renders a report as one HTML file that loads nothing and runs nothing but its own copy buttons."""
 
 import base64
 import hashlib
@@ -39,7 +39,7 @@ STAGES = {
 
 
 def page(report: Report) -> bytes:
-    """The HTML, the same for the same report. Whatever a manifest, a model or a file said in it is text, never markup."""
+    """Return the HTML, the same for the same report. Text from a manifest, a model or a file stays text, never markup."""
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.lstrip_blocks = True
     environment.filters |= {"bytes": size, "many": many, "digits": "{:,}".format, "signed": _signed}
@@ -72,12 +72,12 @@ def _signed(number: float, places: int = 2) -> str:
 
 
 def _hash(text: str) -> str:
-    """As a Content-Security-Policy wants it."""
+    """Return the hash of a text in the form of a Content-Security-Policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _asked(report: Report) -> list[tuple[str, str]]:
-    """What was asked for, as names and words."""
+    """Return the plan's settings for the page, as names and words."""
     plan, facts = report.plan, report.facts
     config = plan.config
     manifests = [config.manifest] if isinstance(config.manifest, str) else list(config.manifest)
@@ -107,7 +107,7 @@ def _growing(plan: Plan) -> str:
 
 
 def _counted(numbers: Mapping[str, int]) -> str:
-    """txt2img 6, img2img 3; a single kind needs no number."""
+    """Return counts in words, as in txt2img (6), img2img (3); a single kind needs no number."""
     if len(numbers) == 1:
         return next(iter(numbers))
     return _some([f"{name} ({number:,})" for name, number in numbers.items()])
@@ -120,7 +120,7 @@ def _some(items: Sequence[str] | Mapping[str, Any], most: int = 8) -> str:
 
 
 def _identities(report: Report) -> list[tuple[str, str]]:
-    """What the fingerprint is over besides the config: the content of the models."""
+    """Return the inputs of the fingerprint besides the config: names and contents of the models."""
     said = report.plan.inputs.get("models")
     return [(str(name), str(identity)) for name, identity in said.items()] if isinstance(said, Mapping) else []
 

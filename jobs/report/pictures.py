@@ -1,4 +1,4 @@
-"""The images of a report: rows of the metadata by their keys, each with a thumbnail and the command that makes it again."""
+"""Reads the images of a report: rows of the metadata by their keys, each with a thumbnail and the command that makes it again."""
 
 import base64
 import io
@@ -17,9 +17,9 @@ from promptmill.configs.errors import shown as short
 from promptmill.jobs.figures.reading import READERS
 from promptmill.pipelines.work.units import sample_key
 from promptmill.shards.commits import CommitRecord
+from promptmill.shards.finished import ShardReader, UnreadableError
 from promptmill.shards.image_reader import PictureError, read_picture
 from promptmill.shards.outcomes import row_of
-from promptmill.shards.published import get_file, parse_metadata
 from promptmill.shards.single_images import pick
 from promptmill.shards.storage import OddFileError
 
@@ -33,14 +33,14 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Shown:
-    """A row as it is shown.
+    """Holds one row for display.
 
     Attributes:
         prompt, message: Cut where they are long.
         image: A data URI; None where there is no image, for the reason in `error` and `message`.
-        small: The image is smaller than its tile.
-        failed: There never was an image.
-        command: What makes it again, for a shell; None for a row that makes no request.
+        small: Whether the image is smaller than its tile.
+        failed: Whether the row's request or candidate failed, so that an image never existed.
+        command: The shell command that makes the image again; None for a row that makes no request.
     """
 
     key: str
@@ -59,7 +59,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Picked:
-    """Of one shard: the rows wanted, their image files, both by key, and what could not be read, a line each."""
+    """Holds the rows and image files that were read of one shard, both by key, and a line for each problem."""
 
     rows: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     images: Mapping[str, bytes] = field(default_factory=dict)
@@ -67,21 +67,20 @@ class Picked:
 
 
 def picked(output: str, record: CommitRecord, keys: Iterable[str], image_format: str) -> Picked:
-    """Rows and image files of a shard; only the images are read from its tar.
+    """Read rows and image files of a shard; of its tar only the wanted images are read.
 
     Raises:
         StorageError: The storage fails.
     """
-    metadata, tar, wanted = record.file("metadata"), record.file("data"), set(keys)
-    if metadata is None:
-        return Picked()
+    tar = record.file("data")
     try:
-        table = parse_metadata(get_file(output, metadata), record.shard)
-        some = table.filter(pc.is_in(table["key"], pa.array(sorted(wanted))))
-        rows = {row["key"]: row for row in some.to_pylist()}
+        table = ShardReader(output, record).glance()
+        rows = {row["key"]: row for row in table.filter(pc.is_in(table["key"], pa.array(sorted(set(keys))))).to_pylist()}
         kept = {key for key, row in rows.items() if row["selected"]}
-    except (FileNotFoundError, OddFileError, ValueError, TypeError, LookupError, pa.ArrowException) as error:
-        return Picked(problems=[f"{metadata.path}: {_reason(error)}"])
+    except (ValueError, TypeError, LookupError, pa.ArrowException) as error:
+        return Picked(
+            problems=[str(error) if isinstance(error, UnreadableError) else f"{record.paths['metadata']}: {_reason(error)}"]
+        )
     if tar is None or not kept:
         return Picked(rows)
     try:
@@ -100,7 +99,7 @@ def _reason(error: Exception) -> str:
 def each(
     records: Mapping[int, CommitRecord], keys: Iterable[str], work: Callable[[CommitRecord, set[str]], Found]
 ) -> Iterator[Found]:
-    """What some work makes of each shard concerned and the keys in it, in their order; several at a time."""
+    """Yield the result of `work` on each shard concerned and its keys, in the order of shards; several shards run at a time."""
     by_shard: dict[int, set[str]] = defaultdict(set)
     for key in keys:
         by_shard[int(key.split("-")[0])].add(key)
@@ -112,14 +111,14 @@ def each(
 def show(
     output: str, records: Mapping[int, CommitRecord], keys: Iterable[str], images: Images, ranks: str
 ) -> tuple[dict[str, Shown], list[str]]:
-    """Rows by key as they are shown, and what could not be read of them, a line each.
+    """Return rows by key for display, and what could not be read of them, a line each.
 
     Args:
         output: The dataset's URI.
-        records: Of its shards, by number.
-        keys: Of rows of the metadata.
-        images: The ending of a shard's images.
-        ranks: The column of the score that ranks.
+        records: The commit records of the dataset's shards, by number.
+        keys: Keys of rows of the metadata.
+        images: Returns the ending of a shard's images.
+        ranks: The column of the rank score.
     """
 
     def of_shard(record: CommitRecord, some: set[str]) -> tuple[list[Shown], list[str]]:
@@ -164,7 +163,7 @@ def _shown(output: str, row: Mapping[str, Any], image: bytes | None, ending: str
 
 
 def command(output: str, row: Mapping[str, Any]) -> str | None:
-    """What makes a row's image again, as a shell takes it, from any folder; None for a row that never was a request."""
+    """Return the shell command that makes a row's image again, from any folder; None for a row that never was a request."""
     if row["error"] == "bad_row":
         return None
     key = row["key"]
@@ -177,7 +176,7 @@ def command(output: str, row: Mapping[str, Any]) -> str | None:
 def thumbnail(image: Image.Image) -> str:
     """Return a data URI of an image in mode RGB, made small."""
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    # A few dozen pixels are kept as they are; of larger ones the first quality that is small enough, noise being the worst.
+    # A small image is kept without loss; of a larger one the first quality whose file is small enough, noise being the worst.
     encoded = _webp(image, lossless=True, quality=50) if max(image.size) <= SIDE // 2 else b""
     for quality in (80, 50, 20):
         if encoded and len(encoded) <= LARGEST:

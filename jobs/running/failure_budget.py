@@ -1,4 +1,4 @@
-"""Counts the candidates that fail against what `runtime.max_failed` allows."""
+"""Compares the candidates that fail with the number that `runtime.max_failed` allows."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,14 +11,14 @@ from promptmill.shards.commits import CommitRecord
 
 @dataclass
 class FailureBudget:
-    """How many candidates of a plan may fail, and how many have.
+    """Counts the candidates of a plan that have failed against those that may.
 
     Counted are those in committed shards and those of this run. Rows that are bad before anything renders make no candidates.
 
     Attributes:
         allowed: As the config has it; None for as many as there are.
-        planned: Candidates of the plan.
-        failed: Candidates so far; `errors` by code, those of this run.
+        planned: Number of candidates of the plan.
+        failed: Number of failed candidates so far; `errors` has those of this run by code.
     """
 
     allowed: MaxFailed | None
@@ -32,13 +32,13 @@ class FailureBudget:
         return cls(allowed, planned, sum(record.failed for record in records))
 
     def add(self, failed: int, errors: Mapping[str, int]) -> None:
-        """Count what has failed of a unit."""
+        """Count the failed candidates of a unit."""
         self.failed += failed
         self.errors.update(errors)
 
     @property
     def spent(self) -> bool:
-        """Whether more candidates have failed than are allowed to."""
+        """Return whether more candidates have failed than are allowed to."""
         if self.allowed is None:
             return False
         if isinstance(self.allowed, int):
@@ -48,7 +48,7 @@ class FailureBudget:
 
     @property
     def why(self) -> str:
-        """The line that a run stops with."""
+        """Return the line that a run stops with."""
         codes = ", ".join(f"{code} {number:,}" for code, number in self.errors.most_common())
         reasons = f" (in this run: {codes})" if codes else ""
         way = "what is done is durable; raise it and run again to go on, or mend the cause and add --retry-failed"

@@ -1,4 +1,4 @@
-"""What comes last in a dataset, made of its plan and its records: the card, the index, the mark that it is finished."""
+"""Publishes the last files of a dataset, made of its plan and its records: the card, the index, the mark that it is finished."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from promptmill.shards.card import CARD, Made, ModelMade, card
 from promptmill.shards.commits import CommitError, CommitRecord
 from promptmill.shards.generations import drop_earlier
 from promptmill.shards.index import Totals, publish_index, total
-from promptmill.shards.storage import TooLargeError, delete, get_small, join, names, put, sweep_scratch
+from promptmill.shards.storage import TooLargeError, delete, get, join, names, put, sweep_scratch
 
 FOLDERS = ("", "data", "metadata", "commits", "parts", "plan", "plan/shards", "plan/earlier", "stats")
 MOST_CARD = 16 * 2**20  # bytes; a line a column, of which a manifest may have a thousand
@@ -20,10 +20,12 @@ LICENCE = re.compile(rb"license: [A-Za-z0-9.-]+( #.*)?")
 
 
 def finish(plan: Plan, output: str, records: Sequence[CommitRecord]) -> Totals:
-    """Publish the card, the index and the mark of success; then what has done its duty goes: earlier generations and parts.
+    """Publish the card, the index and the mark of success, then remove what has done its duty: earlier generations and parts.
 
     Args:
-        records: The last of each shard, in their order.
+        plan: The dataset's plan.
+        output: The dataset's URI.
+        records: The last commit record of each shard, in their order.
 
     Raises:
         CommitError: As `publish_index`.
@@ -43,7 +45,7 @@ def finish(plan: Plan, output: str, records: Sequence[CommitRecord]) -> Totals:
 
 
 def check_there(output: str, records: Sequence[CommitRecord]) -> None:
-    """Raise CommitError where a listing lacks a file that a record names: it is not whole."""
+    """Raise CommitError where a listing lacks a file that a record names, so that the dataset is not whole."""
     there = {f"{folder}/{name}" for folder in ("data", "metadata") for name in names(join(output, folder))}
     for record in records:
         for file in record.files:
@@ -53,7 +55,7 @@ def check_there(output: str, records: Sequence[CommitRecord]) -> None:
 
 
 def made_of(plan: Plan, records: Sequence[CommitRecord]) -> Made:
-    """What the card says."""
+    """Return the facts that the card says."""
     return Made(
         totals=total(records),
         form=plan.form,
@@ -68,7 +70,7 @@ def made_of(plan: Plan, records: Sequence[CommitRecord]) -> Made:
 
 
 def _asked(plan: Plan) -> dict[str, str]:
-    """What held for every row that said nothing else, as the config has it; prompts are in the rows."""
+    """Return the values that held for every row that said nothing else, as the config has them; prompts are in the rows."""
     defaults = plan.config.defaults.model_dump(mode="json", exclude={"prompt", "negative_prompt", "loras"}, exclude_none=True)
     if isinstance(growing := plan.config.defaults.candidates, Growing):
         defaults["candidates"] = f"{growing.start} to {growing.max}, until score {growing.until_score:g}"
@@ -81,7 +83,7 @@ def _asked(plan: Plan) -> dict[str, str]:
 
 
 def models(plan: Plan) -> list[ModelMade]:
-    """All models that take part, for the card."""
+    """Return all models that take part, for the card."""
     named = {**plan.config.model.weights(), **plan.config.ranking.sources()}
     return [ModelMade(role, _named(source), source.revision, plan.licences.get(place)) for place, (role, source) in named.items()]
 
@@ -93,7 +95,12 @@ def _named(scorer: OpenClip | Weights) -> str:
 
 
 def is_card(there: bytes | None, wanted: bytes | None) -> bool:
-    """Whether a card is the one wanted, but for the licence, which it asks its owner to choose; for None, if it is like one."""
+    """Return whether a card is the one wanted, but for the licence, which the card asks its owner to choose.
+
+    Args:
+        there: The card that is there; None where there is none.
+        wanted: The card that the plan and the records make; None where they cannot: then any text that is like a card will do.
+    """
     if there is None or wanted is None:
         return there is not None and there.startswith(b"---\n")
     lines, ours = there.split(b"\n"), wanted.split(b"\n")
@@ -104,6 +111,6 @@ def is_card(there: bytes | None, wanted: bytes | None) -> bool:
 
 def _there(uri: str) -> bytes | None:
     try:
-        return get_small(uri, MOST_CARD)
+        return get(uri, MOST_CARD)
     except (FileNotFoundError, TooLargeError):
         return None

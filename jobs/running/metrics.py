@@ -1,4 +1,4 @@
-"""What Prometheus sees of a run, through Ray's own metrics: recorded by the driver, from receipts, records, and calls of actors.
+"""Shows a run to Prometheus, through Ray's own metrics: recorded by the driver, from receipts, records, and calls of actors.
 
 Ray exports each as ray_NAME at its node's metrics port, every `metrics_report_interval_ms` (10 s). docs/metrics.md has the table,
 jobs/deploy/grafana.json the panels.
@@ -31,10 +31,12 @@ Role = Literal["generators", "scorers"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. All carry the label `dataset`, the last part of the output's path (see `label_of`); none a prompt or a key.
+    """Describes one metric.
+
+    All metrics carry the label `dataset`, the last part of the output's path (see `label_of`); none has a prompt or a key.
 
     Attributes:
-        labels: Beside that one.
+        labels: The metric's labels beside `dataset`.
     """
 
     name: str
@@ -68,7 +70,7 @@ METRICS = (
 
 @cache
 def _instrument(name: str) -> ray_metrics.Counter | ray_metrics.Gauge:
-    """Ray's side of a metric; once a process, it outlives clusters."""
+    """Return Ray's side of a metric, made once a process, where it outlives clusters."""
     metric = next(metric for metric in METRICS if metric.name == name)
     made = ray_metrics.Counter if metric.kind == "counter" else ray_metrics.Gauge
     return made(name, metric.meaning, ("dataset", *metric.labels))
@@ -84,20 +86,21 @@ def record(name: str, value: float, labels: dict[str, str]) -> None:
 
 
 def label_of(output: str) -> str:
-    """Return the last part of an output's path as a label. Ray takes ASCII only: other characters are percent-encoded."""
+    """Return the last part of an output's path as a label, which Ray takes in ASCII only: other characters are percent-encoded."""
     name = output.partition("?")[0].rstrip("/").rpartition("/")[2]
     return quote(name, safe=PRINTABLE, errors="surrogateescape")
 
 
 class Metrics:
-    """A run's metrics: a listener that counts, and a watch on the pools. Counters start with the run, a resumed one's anew.
+    """Counts a run for its metrics: a listener, and a watch on the pools.
 
-    Nothing that `put` raises reaches the run: the first failure is said on stderr.
+    Counters start with the run, a resumed one's anew. Nothing that `put` raises reaches the run: the first failure is said on
+    stderr.
 
     Args:
         output: The dataset's URI.
-        planned: Candidates of the plan.
-        put: Called with a metric's name, what to add or set, and the labels.
+        planned: Number of candidates of the plan.
+        put: Called with a metric's name, the number to add or set, and the labels.
     """
 
     def __init__(self, output: str, planned: int, put: Callable[[str, float, dict[str, str]], None] = record):
@@ -160,7 +163,7 @@ class Metrics:
 
     @contextmanager
     def showing(self) -> Iterator[None]:
-        """Set the gauges meanwhile, and once more at the end. Within a running event loop."""
+        """Set the gauges meanwhile, and once more at the end; needs a running event loop."""
 
         async def again() -> None:
             while True:
@@ -175,12 +178,12 @@ class Metrics:
             self.guard(self._set_gauges)
 
     def put(self, name: str, value: float, **labels: str) -> None:
-        """Add to a counter."""
+        """Add a number to a counter."""
         # Guarded one by one, so that a metric that cannot be recorded takes no other one with it.
         self.guard(self._put, name, value, {"dataset": self._dataset, **labels})
 
     def show(self, name: str, value: float, pool: str | None = None) -> None:
-        """Let a gauge be at a value, from the next time that they are set."""
+        """Set a gauge to a value, from the next time that the gauges are set."""
         self._gauges[name, pool] = value
 
     def alive(self, role: Role, more: int) -> None:
@@ -229,14 +232,16 @@ class Metrics:
         self.show("promptmill_candidates_settled", self._settled)
 
     def _count_alive(self) -> None:
-        """Counted with each unit, as its busy seconds are, so that their quotient is a share at any moment."""
+        """Count the seconds that actors were alive, with each unit, as its busy seconds are: so their quotient is a share at any
+        moment.
+        """
         now = time.monotonic()
         self.put("promptmill_generator_alive_seconds_total", (now - self._seen) * self._alive["generators"])
         self._seen = now
 
 
 class Watched:
-    """An actor whose calls and whose end are counted. What counting raises reaches neither the lane nor the actor."""
+    """Counts the calls and the end of an actor; an error in counting reaches neither the lane nor the actor."""
 
     def __init__(self, actor: Actor, told: Metrics, role: Role):
         self._actor, self._told, self._role = actor, told, role
@@ -274,7 +279,7 @@ class Watched:
 
 
 def _reason(error: Exception) -> str:
-    """Why a try failed: one of six words, with `deadline`."""
+    """Return why a try failed: one of six words, with `deadline`."""
     if isinstance(error, LostError):
         return "lost"
     if not isinstance(error, DiedError):

@@ -1,4 +1,4 @@
-"""Has the workers of a run on Ray: joins or starts the cluster, watches it, and shows its metrics."""
+"""Runs the workers of a run on Ray: joins or starts the cluster, watches it, and shows its metrics."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,21 +16,21 @@ from promptmill.pipelines.work.recipe import Recipe
 
 
 class OnRay:
-    """A Ray cluster, as `sites.Site` has it."""
+    """Holds a Ray cluster, as a `sites.Site`."""
 
     def __init__(self, nodes: int, sizes: Sizes, watch: RayWatch, metrics: Metrics):
         self.nodes, self.sizes, self._watch, self._metrics = nodes, sizes, watch, metrics
         self.listener: Listener = Guarded(metrics, "recording metrics")
 
     def workers(self, recipe: Recipe, generator_loaded: Loaded, scorer_loaded: Loaded) -> Workers:
-        """As `Site` has it, with the actors and their calls counted."""
+        """Return the workers as `Site` does, with the actors and their calls counted."""
         made = ray_workers(recipe, self.sizes, generator_loaded, scorer_loaded)
         watched = self._metrics.watched
         return replace(made, generators=watched(made.generators, "generators"), scorers=watched(made.scorers, "scorers"))
 
     @contextmanager
     def watched(self, gone: Callable[[Exception], None]) -> Iterator[None]:
-        """As `Site` has it: a process of this machine's own Ray has died, which Ray says late or never."""
+        """Call `gone` as `Site` does: where a process of this machine's own Ray has died, which Ray says late or never."""
         self._watch.on_death = lambda line: gone(ClusterError(line))
         with self._watch.looking(), self._metrics.showing():
             yield
@@ -41,14 +41,14 @@ def on_ray(config: Config, output: str, planned: int, last: Callable[[], object]
     """Connect to a config's cluster, or start one of this machine.
 
     Args:
-        config: Of the run.
+        config: The run's config.
         output: The dataset's URI.
         planned: Candidates of the plan.
         last: Called before this process has to be ended since Ray does not let it go on.
 
     Raises:
-        ClusterError: It cannot be reached or started, or has failed.
-        ResourcesError: It has no room.
+        ClusterError: The cluster cannot be reached or started, or has failed.
+        ResourcesError: The cluster has no room.
     """
     runtime = config.runtime
     watch, metrics = RayWatch(last), Metrics(output, planned)

@@ -1,4 +1,4 @@
-"""What is left to do of a shard: its units, the parts that are there, and the rows that are rendered again."""
+"""Keeps track of an open shard: its units, the parts that are there, and the rows that are rendered again."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
@@ -14,18 +14,18 @@ from promptmill.shards.parts import part_name
 
 @dataclass
 class Open:
-    """A shard under way.
+    """Holds a shard under way.
 
     Attributes:
-        shard: Its number.
-        generation: That it will be committed as.
+        shard: The shard's number, from 0.
+        generation: The generation that the shard will be committed as.
         before: The record of the generation that is there, whose rows stay but for those `again`; None for a shard made whole.
-        again: Rows, counted from 0 in the shard.
-        made_of: The names of the units, or pieces of them, whose parts make the shard.
-        left: Those of them that have no part yet.
-        others: The names of parts of it that may lie there besides.
-        joins: Of units among `made_of` that are joined of their slices: the unit and its slices.
-        passing: What the names of parts begin with that units among `made_of` leave pass by pass.
+        again: Rows, counted from 0 in the shard, that are rendered again.
+        made_of: Names of the units, or pieces of them, whose parts make the shard.
+        left: Names among `made_of` that have no part yet.
+        others: Names of parts of the shard that may lie there besides.
+        joins: By the name of a unit among `made_of` that is joined of its slices, the unit and its slices.
+        passing: What the names of the parts begin with that units among `made_of` leave pass by pass.
     """
 
     shard: int
@@ -40,13 +40,15 @@ class Open:
 
     @property
     def parts(self) -> list[str]:
+        """Return the names of the parts that make the shard, sorted."""
         return sorted(part_name(name) for name in self.made_of)
 
     def take_in(self, units: Iterable[Unit], parts: Collection[str], batch: int) -> list[Unit]:
-        """Look at which units are durable. Return what is to be rendered: units, their slices, or what is left of pieces.
+        """Look at which units are durable; return those that are to be rendered: units, their slices, or what is left of pieces.
 
         Args:
-            parts: The names of those that are there.
+            units: The shard's units.
+            parts: Names of the parts that are there.
             batch: Candidates a denoising batch, which slices are cut by.
         """
         todo: list[Unit] = []
@@ -70,7 +72,7 @@ class Open:
         return todo
 
     def split(self, unit: Unit) -> list[Unit]:
-        """The pieces of a unit that died, which take its place."""
+        """Return the pieces of a unit that died, which take its place."""
         pieces = unit.pieces()
         if len(pieces) > 1:
             for names in (self.made_of, self.left):
@@ -81,7 +83,7 @@ class Open:
 
 
 def units_of(shard: Open, plan: ShardPlan, config: Config) -> list[Unit]:
-    """The units of a shard as planned, or, of one that is there, new ones of the rows that are rendered again."""
+    """Return the units of a shard as planned, or, of one that is there, new ones of the rows that are rendered again."""
     drafts, diversity = config.ranking.drafts, config.ranking.diversity
     if shard.before is None:
         planned = plan.cut()

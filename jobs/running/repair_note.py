@@ -1,11 +1,13 @@
-"""Keeps the note of a repair until the repair is over: whoever is cut off goes on with it."""
+"""Keeps the note of a repair until the repair is over, so that whoever takes over from one that was cut off goes on with it."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from promptmill.configs.json_values import checked, parse_json
+from pydantic import FailFast, Field
+
+from promptmill.configs.json_values import Whole, read_json
 from promptmill.shards.commits import MOST_GENERATION, shard_name
-from promptmill.shards.storage import get_small, join
+from promptmill.shards.storage import get, join
 
 REPAIR_NOTE = "stats/repair.json"
 MOST_NOTE = 192 * 2**20  # bytes of the note: it may be about every shard
@@ -13,34 +15,30 @@ MOST_NOTE = 192 * 2**20  # bytes of the note: it may be about every shard
 
 @dataclass(frozen=True)
 class Cleared:
-    """Holds what a repair is about, from its beginning to its end.
+    """Lists the shards that a repair makes again, from its beginning to its end.
 
     Attributes:
-        shards: By the number of each that has to be made again, the generation that it is committed as.
+        shards: By the number of each shard, the generation that it is committed as.
         hashes: By the path of each of their files, the SHA-256 that record and index said: two where one of these was damaged.
     """
 
-    shards: Mapping[int, int] = field(default_factory=dict)
-    hashes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # Numbers and names are parts of the names of files.
+    shards: Annotated[dict[Whole, Annotated[int, Field(ge=0, le=MOST_GENERATION)]], FailFast()] = field(default_factory=dict)
+    hashes: Annotated[dict[str, list[str]], FailFast()] = field(default_factory=dict)
 
     @property
     def unknown(self) -> list[int]:
-        """The shards of whose files nobody knows what they were."""
+        """Return the shards of whose files nobody knows what they were."""
         known = {stem(path) for path in self.hashes}
         return [shard for shard, generation in self.shards.items() if shard_name(shard, generation) not in known]
 
 
 def remembered(output: str) -> Cleared:
-    """Return the repair that was begun and is not over; nothing where there is none."""
+    """Return the repair that was begun and is not over; an empty one where there is none."""
     try:
-        values = parse_json(get_small(join(output, REPAIR_NOTE), MOST_NOTE))
-        shards = {int(shard): generation for shard, generation in values["shards"].items()}
-        cleared = checked(Cleared(shards, values["hashes"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return read_json(Cleared, get(join(output, REPAIR_NOTE), MOST_NOTE))
+    except (FileNotFoundError, ValueError):
         return Cleared()
-    # Both are parts of the names of files.
-    sound = all(shard >= 0 and type(its) is int and 0 <= its <= MOST_GENERATION for shard, its in shards.items())
-    return cleared if sound else Cleared()
 
 
 def stem(path: str) -> str:

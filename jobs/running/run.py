@@ -62,27 +62,28 @@ UNFIT_S = 180.0  # that a run waits for a node of the right kind of hardware, wh
 
 
 class StoppedError(Exception):
-    """The user stopped the run; it can be resumed."""
+    """Reports a run that the user stopped, and that can be resumed."""
 
 
 @dataclass
 class Run:
-    """One run of a plan, from where the last one ended.
+    """Runs a plan once, from where the last run ended.
 
-    Args:
+    Attributes:
+        plan: The output's plan.
         output: The dataset's URI.
         listener: Told of every unit and shard.
-        parts: Those that are there.
-        records: Of each shard that is committed; those that this run commits come to them.
-        again: By shard, the rows of committed ones that are rendered again.
-        generations: By shard, what those that are not committed are committed as, where that is not 0.
-        only: Of those that are not committed, which are rendered; None for all.
+        parts: Names of the parts that are there.
+        records: By shard, the record of each that is committed; those that this run commits come to them.
+        again: By shard, the rows of committed ones that are rendered again, counted from 0 in the shard.
+        generations: By shard, the generation that those that are not committed are committed as, where it is not 0.
+        only: Those shards that are rendered, of the ones that are not committed; None for all.
         lease: Says whether somebody else has taken the output over.
         stop: Through which the user asks to stop.
-        settled, misfits: Units so far; those of them that did not fit into memory.
+        settled, misfits: Number of units so far, and of those of them that did not fit into memory.
         fitting: Whether a worker has come up on the plan's kind of hardware.
-        nodes: Of the cluster, as the run began.
-        say: Told what is worth a line.
+        nodes: Number of machines in the cluster, as the run began.
+        say: Told each thing that is worth a line.
     """
 
     plan: Plan
@@ -121,7 +122,7 @@ class Run:
         self.left = {number for number in wanted if number not in self.records} | set(self.again)
 
     async def render(self, site: Site) -> None:
-        """Render what is left, and commit every shard.
+        """Render the units that are left, and commit every shard.
 
         Raises:
             ResourcesError, StartError: The cluster has no room, or actors do not start.
@@ -160,7 +161,7 @@ class Run:
             raise StoppedError
 
     def units(self) -> Iterator[Unit]:
-        """The units that have no part, shard by shard; drawn as the lanes have room."""
+        """Yield the units that have no part, shard by shard; drawn as the lanes have room."""
         for number in range(self.plan.shards):
             if number not in self.left:
                 if number in self.records:
@@ -205,7 +206,7 @@ class Run:
             await asyncio.to_thread(put, *taken)
 
     async def convict(self, unit: Unit, failures: Sequence[Exception]) -> Receipt:
-        """Settle a unit that cannot be done: a part that says so."""
+        """Settle a unit that cannot be rendered or scored, by a part that says so."""
         last = failures[-1]
         code = _code(last)
         self.misfits += code == "out_of_memory"
@@ -269,11 +270,13 @@ class Run:
         self.told.loaded()
 
     def check_hardware(self, kind: dict[str, str]) -> None:
-        """The first worker's kind of hardware is the plan's; another kind would make other bits, so it steps back for the others.
+        """Compare a worker's kind of hardware with the plan's, which is the first worker's.
+
+        Another kind would make other bits, so such a worker steps back for the others.
 
         Raises:
-            StepBackError: It is of another kind, and others may come that are not.
-            StartError: Nobody of the right kind has come for a while, or nobody else can come.
+            StepBackError: The worker is of another kind, and others may come that are not.
+            StartError: No worker of the right kind has come for a while, or none other can come.
         """
         if not put_hardware(self.output, kind):
             first = read_hardware(self.output)
@@ -290,7 +293,7 @@ class Run:
 
     @contextlib.contextmanager
     def stop_without_lease(self) -> Iterator[None]:
-        """Stop at once when another run has taken the output over."""
+        """Stop the run at once where another run has taken the output over."""
         loop, work, lease = asyncio.get_running_loop(), asyncio.current_task(), self.lease
         assert work is not None
         if lease is None:
@@ -312,7 +315,7 @@ class Run:
 
     @contextlib.contextmanager
     def stop_with(self, site: Site) -> Iterator[None]:
-        """Stop at once when the place where the workers are has gone."""
+        """Stop the run at once where the place of the workers has gone."""
         loop, work = asyncio.get_running_loop(), asyncio.current_task()
         assert work is not None
 
@@ -329,7 +332,7 @@ class Run:
 
     @contextlib.contextmanager
     def stop_on_request(self, lanes: Lanes) -> Iterator[None]:
-        """Finish what is in flight at the first request to stop, and stop at once at the second."""
+        """Stop the run: at the first request once what is in flight is finished, at the second at once."""
         work = asyncio.current_task()
         assert work is not None
 
@@ -349,7 +352,7 @@ class Run:
 
 
 def _code(failure: Exception) -> Code:
-    """Return the code of a unit that failed of this at last."""
+    """Return the error code of a unit that failed at last."""
     if isinstance(failure, MemoryRanOutError):
         return "out_of_memory"
     return "deadline" if isinstance(failure, DeadlineError) else "died"
@@ -360,7 +363,7 @@ def _said(failure: Exception) -> str:
 
 
 def bad_row(recipe: Recipe, shard: int, bad: BadRow) -> dict[str, Any]:
-    """The metadata of a row that makes no request."""
+    """Return the metadata of a row that makes no request."""
     model = recipe.config.model
     return {
         "key": sample_key(shard, bad.row, None),
@@ -390,17 +393,17 @@ def run(
     """Run a plan to its end, or go on where an earlier run was cut off.
 
     Args:
-        plan: Of the output.
+        plan: The output's plan.
         output: The dataset's URI.
         listener: Told of every unit and shard.
-        say: Told what it is at, before there is anything to listen to.
-        retry_failed: Try the rows of committed shards again that failed by infrastructure.
+        say: Told what the run is at, before there is anything to listen to.
+        retry_failed: Whether the rows of committed shards that failed by infrastructure are tried again.
         generations: As in `Run`, given by a repair: exactly these shards are rendered, and index.json stays until the dataset is
             finished. Where it is not given, what a repair that was cut off has noted.
         stop: Through which another thread asks to stop; Ctrl-C and SIGTERM are heard besides, where this is the main thread.
 
     Returns:
-        What the dataset holds, by its commit records; but for a repair, it is finished.
+        The totals of the dataset, by its commit records; but for a repair, the dataset is finished.
 
     Raises:
         ClusterError, ResourcesError, StartError, StoppedError: One line each.
@@ -447,7 +450,9 @@ def run(
 
 @contextlib.contextmanager
 def _gone_before_all_else(output: str) -> Iterator[None]:
-    """Have an error that ends a run say that the output was moved or deleted, where that is so: the error only follows from it."""
+    """Raise, for an error that ends a run, one that the output was moved or deleted, where that is so and the error only follows
+    from it.
+    """
     try:
         yield
     except Exception:
@@ -456,7 +461,9 @@ def _gone_before_all_else(output: str) -> Iterator[None]:
 
 
 def _failed(output: str, plan: Plan, records: Iterable[CommitRecord], say: Callable[[str], None]) -> dict[int, frozenset[int]]:
-    """By shard, the rows that another try may mend. A shard of an earlier plan stays: its other rows are as that one said."""
+    """Return, by shard, the rows that another try may mend; a shard of an earlier plan stays, since its other rows are as that plan
+    said.
+    """
     found = {record.shard: (record, failed_rows(output, record, get_args(InfrastructureError))) for record in records}
     again = {shard: rows for shard, (record, rows) in found.items() if rows and record.fingerprint == plan.fingerprint}
     if not any(rows for _, rows in found.values()):

@@ -1,4 +1,4 @@
-"""Says where the workers of a run are: on Ray, or in this process."""
+"""Chooses where the workers of a run are: on Ray, or in this process."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,11 +14,11 @@ from promptmill.pipelines.work.recipe import Recipe
 
 
 class Site(Protocol):
-    """Where the workers of a run are.
+    """Describes the place where the workers of a run are.
 
     Attributes:
-        nodes: Machines, as the run begins.
-        sizes: Of the pools.
+        nodes: Number of machines, as the run begins.
+        sizes: Sizes of the pools.
         listener: Told how the run goes, beside the run's own.
     """
 
@@ -33,12 +33,12 @@ class Site(Protocol):
         """Return the workers; `…_loaded` are told the kind of hardware of each worker as it comes up, and may refuse it."""
 
     def watched(self, gone: Callable[[Exception], None]) -> AbstractContextManager[None]:
-        """Inside, call `gone`, from any thread, with the error that ends the run where the place has gone."""
+        """Call `gone` inside the block, from any thread, with the error that ends the run, where the place has gone."""
 
 
 @dataclass(frozen=True)
 class Here:
-    """This process: one generator, one scorer, nothing else is started."""
+    """Keeps the workers in this process: one generator, one scorer; nothing else is started."""
 
     sizes: Sizes
     nodes: int = 1
@@ -53,13 +53,13 @@ class Here:
 
 @contextmanager
 def site_of(plan: Plan, output: str, last: Callable[[], object], say: Callable[[str], None]) -> Iterator[Site]:
-    """The place that a plan's config names, started or joined.
+    """Start or join the place that a plan's config names.
 
     Args:
-        plan: Of the output.
+        plan: The output's plan.
         output: The dataset's URI.
         last: Called before this process has to be ended since Ray does not let it go on.
-        say: Told what it is at.
+        say: Told what is being started.
 
     Raises:
         ClusterError: Ray cannot be reached or started, or has failed.

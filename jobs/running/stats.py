@@ -1,4 +1,4 @@
-"""What differs between runs (times, hosts, what failed on the way), kept under stats/: a line a unit, in files of a thousand."""
+"""Writes the stats of runs (times, hosts, what failed on the way) under stats/: a line a unit, in files of a thousand."""
 
 import datetime
 import json
@@ -12,7 +12,7 @@ LINES = 1_000  # a file; a killed driver loses at most so many
 
 
 class Stats:
-    """The stats of one run. Memory does not grow with it."""
+    """Collects the stats of one run, in memory that does not grow with the run."""
 
     def __init__(self, output: str):
         self._output = output
@@ -28,7 +28,7 @@ class Stats:
         return len(self._waiting) >= LINES
 
     def take(self) -> tuple[str, bytes] | None:
-        """Where the lines so far go, and they themselves; None where there are none."""
+        """Return the file for the lines so far, and the lines; None where there are none."""
         if not self._waiting:
             return None
         lines, self._waiting = _lines(self._waiting), []

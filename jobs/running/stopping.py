@@ -1,4 +1,4 @@
-"""Hears of the wish to stop a run: from the terminal, from a supervisor, from another thread."""
+"""Passes on the wish to stop a run: from the terminal, from a supervisor, from another thread."""
 
 import asyncio
 import signal
@@ -11,7 +11,7 @@ ONE_REQUEST_S = 1.0  # within which a second SIGTERM is the first one again
 
 
 class Stop:
-    """Asks a run to stop, from any thread: the first call lets it finish what is in flight, the second ends it at once."""
+    """Asks a run to stop, from any thread: the first call lets the run finish what is in flight, the second ends it at once."""
 
     def __init__(self) -> None:
         self._lock, self._asked = threading.Lock(), 0

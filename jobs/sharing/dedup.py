@@ -1,4 +1,6 @@
-"""Finds the near-duplicates among the kept images of a dataset, marks them beside it, and copies it without them."""
+"""Finds the near-duplicates among the kept images of a dataset, marks them beside the dataset, and copies the dataset without
+them.
+"""
 
 import json
 import os
@@ -18,19 +20,19 @@ from promptmill.jobs.running.finishing import made_of
 from promptmill.jobs.showing.summary import many
 from promptmill.shards.assembly import AssemblyError, publish
 from promptmill.shards.card import CARD, card
-from promptmill.shards.commits import CommitError, CommitRecord, read_records
-from promptmill.shards.image_reader import PictureError, read_picture
+from promptmill.shards.commits import CommitError, CommitRecord
+from promptmill.shards.finished import Kept, ShardReader, shards
 from promptmill.shards.index import SUCCESS, Totals, publish_index
 from promptmill.shards.near_duplicates import Pictures, Twin, find_twins
 from promptmill.shards.outcomes import request_of
 from promptmill.shards.perceptual_hash import colours, phash
 from promptmill.shards.places_to_write import check_folders
-from promptmill.shards.published import ImageFile, path_of, read_images, read_metadata
+from promptmill.shards.published import ImageFile, path_of
 from promptmill.shards.storage import join, names, put
 from promptmill.shards.tables import declared_in, encode_table, ranks_by, with_declared
 from promptmill.shards.tars import TarError
 
-MARKS, SUMMARY = "dedup.parquet", "dedup.json"  # beside the data; no other command minds them
+MARKS, SUMMARY = "dedup.parquet", "dedup.json"  # beside the data; no other command reads them
 
 FORM = pa.schema(
     {
@@ -47,11 +49,12 @@ FORM = pa.schema(
 
 @dataclass(frozen=True)
 class Signs:
-    """What tells that two images are nearly the same, beside the hashes of their files and pixels.
+    """Holds the limits by which two images are nearly the same, beside equal hashes of their files or pixels.
 
     Attributes:
         embedding: The cosine of CLIP embeddings that two kept images do not exceed; None where embeddings are not compared.
-        hash: Images whose perceptual hashes differ in at most so many bits are the same; None where those are not compared.
+        hash: The number of bits in which the perceptual hashes of two equal images differ at most; None where hashes are not
+            compared.
     """
 
     embedding: float | None
@@ -60,14 +63,14 @@ class Signs:
 
 @dataclass(frozen=True)
 class Found:
-    """The near-duplicates of a dataset.
+    """Holds the near-duplicates of a dataset.
 
     Attributes:
-        pictures: Its kept images, in the order of their keys.
-        twins: Those that are superfluous, by their number.
-        signs: What was compared.
-        exact: Whether nothing can have been missed.
-        records: Of the dataset.
+        pictures: The dataset's kept images, in the order of their keys.
+        twins: The superfluous images, by their number.
+        signs: The limits of the comparison.
+        exact: Whether no near-duplicate can have been missed.
+        records: The dataset's commit records.
     """
 
     pictures: Pictures
@@ -77,7 +80,7 @@ class Found:
     records: Sequence[CommitRecord]
 
     def summary(self) -> dict[str, Any]:
-        """In numbers, as JSON values."""
+        """Return the numbers of near-duplicates, as JSON values."""
         keys, twins = self.pictures.keys, self.twins
         left = {request_of(key) for number, key in enumerate(keys) if number not in twins}
         return {
@@ -94,22 +97,24 @@ class Found:
 
 
 def find(output: str, signs: Signs, say: Callable[[str], None] = lambda line: None) -> Found:
-    """Compare all kept images of the committed shards. What is in memory is an embedding, two hashes and a key of each.
+    """Compare all kept images of the committed shards. Memory holds an embedding, two hashes and a key of each image.
 
     Args:
         output: The dataset's URI.
-        say: Told what cannot be compared.
+        signs: The limits of the comparison.
+        say: Called with a line on what cannot be compared.
 
     Raises:
-        PlanError: Nothing is kept there.
+        PlanError: The dataset keeps no image yet.
         CommitError: A file is not what its record says.
     """
-    records = read_records(output)
-    kept = []
-    for record in records:
-        table = read_metadata(output, record)
-        images = _images(output, record, table) if signs.hash is not None else {}
-        kept.append(_with_looks(table.filter(table["selected"]), images, path_of(output, record, "data")))
+    records, kept = list[CommitRecord](), list[pa.Table]()
+    for shard in shards(output):
+        rows = shard.table()
+        rows = rows.filter(rows["selected"])
+        files = shard.files(rows["key"].to_pylist()) if signs.hash is not None else {}
+        kept.append(_with_looks(rows, files, path_of(output, shard.record, "data")))
+        records.append(shard.record)
     if not sum(table.num_rows for table in kept):
         raise PlanError([f"{output}: nothing is kept there yet"])
     if signs.embedding is not None and not all(EMBEDDING in table.column_names for table in kept):
@@ -120,19 +125,6 @@ def find(output: str, signs: Signs, say: Callable[[str], None] = lambda line: No
     return Found(pictures, twins, signs, exact, records)
 
 
-def _images(output: str, record: CommitRecord, table: pa.Table) -> dict[str, ImageFile]:
-    """Return the image files of the selected rows of a shard, by key.
-
-    Raises:
-        CommitError: One of them is not there, or as `read_images`.
-    """
-    kept = set(table.filter(table["selected"])["key"].to_pylist())
-    images = read_images(output, record, kept)
-    if lost := sorted(kept - set(images)):
-        raise CommitError(f"{path_of(output, record, 'data')}: {lost[0]}: kept, but not in its shard; `promptmill verify {output}`")
-    return images
-
-
 def _with_looks(rows: pa.Table, images: Mapping[str, ImageFile], tar: str) -> pa.Table:
     """Return the few columns that are compared, with the perceptual hashes where there are images."""
     columns = {name: rows[name] for name in ("key", "sha256", "pixel_sha256")} | {"score": rows[ranks_by(rows.schema)]}
@@ -141,17 +133,14 @@ def _with_looks(rows: pa.Table, images: Mapping[str, ImageFile], tar: str) -> pa
     if images:
         some = rows.select(["key", "width", "height"]).to_pylist()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            looks = list(pool.map(lambda row: _look(images[row["key"]], row, tar), some))
+            looks = list(pool.map(lambda row: _look(Kept(row, images[row["key"]], tar)), some))
         columns["phash"] = pa.array([look[0] for look in looks], pa.uint64())
         columns["colours"] = pa.FixedSizeListArray.from_arrays(np.concatenate([look[1] for look in looks]), len(looks[0][1]))
     return pa.table(columns)
 
 
-def _look(image: ImageFile, row: Mapping[str, Any], tar: str) -> tuple[int, np.ndarray]:
-    try:
-        whole = read_picture(image.content, image.ending, row["width"], row["height"])
-    except PictureError as error:
-        raise CommitError(f"{tar}: {row['key']}: its image {error}") from None
+def _look(kept: Kept) -> tuple[int, np.ndarray]:
+    whole = kept.picture()
     return phash(whole), colours(whole)
 
 
@@ -169,7 +158,7 @@ def _pictures(kept: Sequence[pa.Table], signs: Signs) -> Pictures:
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of lists of one length as (N, D); zeros where there is none."""
+    """Return a column of lists of one length as (N, D); a row without a list is zeros."""
     rows = column.combine_chunks()
     matrix = np.zeros((len(rows), rows.type.list_size), rows.type.value_type.to_pandas_dtype())
     there = rows.is_valid().to_numpy(zero_copy_only=False)
@@ -178,7 +167,9 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def marks(found: Found) -> pa.Table:
-    """A row for each kept image: its group, numbered in the order of their first images, and why it is superfluous; else nulls."""
+    """Return a row for each kept image: its group, numbered in the order of first images, and why the image is superfluous; else
+    nulls.
+    """
     keys, twins = found.pictures.keys, found.twins
     groups: dict[int, int] = {}
     kept_for = {number: twins[number].of if number in twins else number for number in range(len(keys))}
@@ -201,28 +192,29 @@ def marks(found: Found) -> pa.Table:
 
 
 def write_marks(output: str, found: Found) -> None:
-    """Put the marks and the summary beside a dataset; its own files stay as they are."""
+    """Write the marks and the summary beside a dataset; its own files stay as they are."""
     put(join(output, MARKS), encode_table(marks(found)))
     put(join(output, SUMMARY), (json.dumps(found.summary(), indent=1, sort_keys=True) + "\n").encode())
 
 
 def copy_without(output: str, found: Found, to: str) -> Totals:
-    """Write a dataset anew without its near-duplicates: they become rejected rows that name the image kept instead.
+    """Write a copy of a dataset in which near-duplicates are rejected rows that name the image kept instead.
 
-    It is no longer what its plan makes, so it has no plan, and a fingerprint of its own.
+    The copy is no longer the result of the plan, so it has no plan, and a fingerprint of its own.
 
     Args:
         output: The dataset's URI.
-        to: Where the copy goes; nothing may be there.
+        found: The near-duplicates.
+        to: Where the copy goes; the place has to be empty.
 
     Raises:
-        PlanError: The dataset is not finished or has no plan, or something is there.
-        CommitError: Its rows are not those of its records, or contradict themselves.
-        OutsideError: A folder of the copy is there already, as a link that leads out of it.
+        PlanError: The dataset is not finished or has no plan, or the place is not empty.
+        CommitError: Rows are not those of their records, or contradict themselves.
+        OutsideError: A folder of the copy is there already, as a link that leads out of the copy.
     """
     plan = read_plan(output)
     if plan is None:
-        raise PlanError([f"{output}: has no plan/, which says what a copy's card has to say; bring it back"])
+        raise PlanError([f"{output}: has no plan/, from which a copy's card is written; bring plan/ back"])
     if SUCCESS not in names(output):
         raise PlanError([f"{output}: is not finished; `promptmill run` goes on with it"])
     if any(names(to)):
@@ -233,8 +225,10 @@ def copy_without(output: str, found: Found, to: str) -> Totals:
     fingerprint = fingerprint_of({"of": found.summary()["records"], "without": instead})
     records, form = [], pa.schema([])
     for record in found.records:
-        table = _rejected(read_metadata(output, record), instead)
-        images = {key: image.content for key, image in _images(output, record, table).items()}
+        shard = ShardReader(output, record)
+        table = _rejected(shard.table(), instead)
+        left = table.filter(table["selected"])["key"].to_pylist()
+        images = {key: file.content for key, file in shard.files(left).items()}
         requests, planned = record.requests, record.candidates
         form = table.schema
         try:
@@ -249,7 +243,7 @@ def copy_without(output: str, found: Found, to: str) -> Totals:
 
 
 def _rejected(table: pa.Table, instead: Mapping[str, str]) -> pa.Table:
-    """Metadata with these rows, by key, rejected for those."""
+    """Return metadata with the rows of these keys rejected in favour of others."""
     others = pa.array([instead.get(key) for key in table["key"].to_pylist()], pa.string())
     gone = pc.is_valid(others)
     for name, value in _changes(table):
@@ -266,7 +260,7 @@ def _changes(table: pa.Table) -> Iterator[tuple[str, Any]]:
 
 
 def line_of(found: Found) -> str:
-    """Return what was found, in a line."""
+    """Return the result in one line."""
     said = found.summary()
     number, groups = len(found.twins), said["groups"]
     by = ", ".join(f"{count:,} by {sign}" for sign, count in said["by"].items())

@@ -1,4 +1,4 @@
-"""What goes wrong between here and the Hugging Face Hub, in one line, without a token or a signature in it."""
+"""Turns errors of the Hugging Face Hub into one line, without a token or a signature in it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,16 +9,17 @@ from promptmill.shards.storage import StorageError
 
 
 class PushError(ValueError):
-    """A dataset or a repository that is not fit for a push, or a Hub that refuses it; the message is one line."""
+    """Reports a dataset or a repository that is not fit for a push, or a Hub that refuses the push; the message is one line."""
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status of the answer that an error, or what it came from, stands for."""
+    """Return the HTTP status of the answer behind an error or its causes, or None."""
     found = (getattr(getattr(each, "response", None), "status_code", None) for each in origins(error))
     return next((status for status in found if isinstance(status, int)), None)
 
 
 def may_pass(error: Exception) -> bool:
+    """Return whether another try may succeed: the Hub is busy, failed by itself, or gave no answer."""
     status = _status(error)
     if status is not None:
         return status in PASSING_STATUS
@@ -27,7 +28,7 @@ def may_pass(error: Exception) -> bool:
 
 @contextmanager
 def one_line(repository: str) -> Iterator[None]:
-    """Whatever the Hub's client raises becomes one line."""
+    """Turn any error of the Hub's client into a PushError of one line."""
     from huggingface_hub import get_token
     from huggingface_hub.constants import ENDPOINT
 
@@ -35,7 +36,7 @@ def one_line(repository: str) -> Iterator[None]:
         yield
     except (PushError, StorageError, MemoryError):
         raise
-    except Exception as error:  # its errors share no base
+    except Exception as error:  # the client's errors share no base
         words = _plain(_reason(error), get_token())
         raise PushError(f"{ENDPOINT}, {repository}: {words}") from error
 
@@ -52,7 +53,7 @@ ADVICE: Mapping[int, str] = {
 
 def _reason(error: Exception) -> str:
     if type(error).__name__ == "LocalTokenNotFoundError":
-        return "no token is there; log in with `hf auth login`, or set HF_TOKEN"
+        return "there is no token; log in with `hf auth login`, or set HF_TOKEN"
     if type(error).__name__ == "OfflineModeIsEnabled":
         return "HF_HUB_OFFLINE is set; unset it to push"
     said = next((words for each in origins(error) if (words := getattr(each, "server_message", None))), None)
@@ -66,7 +67,7 @@ def _reason(error: Exception) -> str:
 
 
 def _plain(text: str, token: str | None) -> str:
-    """At most 300 characters in one line, without the token and without the signatures of addresses."""
+    """Return at most 300 characters of a text in one line, without the token and without the signatures of addresses."""
     text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", " ".join(text.split()))
     text = re.sub(r"hf_[A-Za-z0-9]{8,}", "hf_…", text.replace(token, "…") if token else text)
     return f"{text[:299]}…" if len(text) > 300 else text

@@ -1,4 +1,4 @@
-"""The output as input: a manifest of its kept images, for img2img or a ControlNet over the winners."""
+"""Writes a manifest of an output's kept images, for img2img or a ControlNet over the winners."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,9 @@ import pyarrow as pa
 from promptmill.configs.columns import Stated
 from promptmill.jobs.sharing.row_files import ExportError, check_ending, writing
 from promptmill.manifests.own_outputs import added, as_input
-from promptmill.shards.commits import CommitError, CommitRecord, read_records
-from promptmill.shards.image_reader import PictureError, open_picture
+from promptmill.shards.commits import CommitRecord
+from promptmill.shards.finished import shards
 from promptmill.shards.places_to_write import place_in
-from promptmill.shards.published import ImageFile, path_of, read_images, read_metadata
 from promptmill.shards.storage import SCRATCH, local_path
 from promptmill.shards.tables import ranks_by
 
@@ -29,14 +28,14 @@ OWN = {"source_id": pa.string(), "source_score": pa.float64()}
 
 @dataclass(frozen=True)
 class Pass:
-    """What becomes of each kept image.
+    """Holds the options of a second pass over kept images.
 
     Attributes:
-        kind: Where img2img starts from, or what a ControlNet is shown.
-        strength: Of img2img; without it, the second config's.
-        control, preprocess, scale: The ControlNet's type, and how its map is made of the image.
-        conditioning: The first pass's controls and mask stay, for a control its init image too; their paths are as they were.
-        seeds: Each row has its image's seed; else its noise is new.
+        kind: `img2img` starts from the image; `control` gives the image to a ControlNet.
+        strength: The strength of img2img; None leaves it to the second config.
+        control, preprocess, scale: The ControlNet's type, how its map is made of the image, and its scale.
+        conditioning: Whether the first pass's controls and mask stay, for `control` its init image too; their paths stay the same.
+        seeds: Whether each row has its image's seed; else its noise is new.
         drop: Columns to leave out, so that the second config's defaults hold.
     """
 
@@ -51,68 +50,57 @@ class Pass:
 
 
 def export_manifest(output: str, file: Path, wanted: Pass) -> int:
-    """Write a manifest with a row for each kept image, and the images into a folder beside it, named like it; returns the rows.
+    """Write a manifest with a row for each kept image, and the images into a folder beside it; return the number of rows.
 
-    In there each shard has a folder of its own, named by what is in the shard: so no export, whole or cut off, replaces an image
-    that another manifest names, or an earlier one under this name.
+    The folder is named after the manifest. Each shard has a folder of its own inside, named by the shard's content: so no export,
+    whole or cut off, replaces an image that another manifest names, or an earlier manifest of this name.
 
-    The id of a row is the image's key; `source_id` and `source_score` say which request it was of and how it scored; prompt,
-    parameters and carried columns are those of the first pass.
+    The id of a row is the image's key; `source_id` and `source_score` give the image's request and score; prompt, parameters and
+    carried columns are those of the first pass.
 
     Args:
-        output: Its URI; of one that is not finished, its committed shards.
+        output: The dataset's URI; of an unfinished dataset, the committed shards are exported.
         file: Parquet or JSON lines.
-        wanted: What the rows ask for.
+        wanted: The options of the second pass.
 
     Raises:
-        ExportError: Nothing is kept there, or a column to drop is none.
+        ExportError: The dataset keeps no image, or a column to drop does not exist.
         CommitError: A file is not what its record says, or a key or an image is not as promptmill makes them.
         OutsideError: The folder beside the manifest is a link that leads elsewhere.
     """
     check_ending(file)
-    records = [record for record in read_records(output) if record.kept]
-    if not records:
+    there = [shard for shard in shards(output) if shard.record.kept]
+    if not there:
         raise ExportError(f"{output}: nothing is kept there")
-    form = _form(read_metadata(output, records[0]).schema, wanted)
+    schema = there[0].table().schema
+    form = _form(schema, wanted)
     folder, count = file.with_name(f"{file.stem}-images"), 0
     with writing(file, form) as write:
-        for record in records:
-            table = read_metadata(output, record)
-            kept = table.filter(table["selected"]).to_pylist()
-            images = read_images(output, record, {row["key"] for row in kept})
-            for row in kept:
-                if row["key"] not in images:
-                    raise ExportError(f"{output}: {row['key']}: kept, but not in its shard; `promptmill verify {output}`")
-                _check_image(output, record, row, images[row["key"]])
+        for shard in there:
+            kept = list(shard.kept())
+            for one in kept:
+                one.check()  # the image goes to others, who may not ask
             rows = []
-            for row in kept:
-                name = f"{folder.name}/{_named(record)}/{row['key']}.{images[row['key']].ending}"
+            for one in kept:
+                name = f"{folder.name}/{_named(shard.record)}/{one.key}.{one.file.ending}"
                 place = local_path(place_in(str(file.parent), name))
-                _put(place, images[row["key"]].content)
-                made = _row(row, place.relative_to(file.parent).as_posix(), wanted, table.schema)
+                _put(place, one.file.content)
+                made = _row(one.row, place.relative_to(file.parent).as_posix(), wanted, schema)
                 rows.append({name: made.get(name) for name in form.names})
             write(rows)
             count += len(rows)
     return count
 
 
-def _check_image(output: str, record: CommitRecord, row: Mapping[str, Any], image: ImageFile) -> None:
-    """Raise CommitError where an image is not of the size of its row: it goes to others, who may not ask."""
-    try:
-        with open_picture(image.content, image.ending, row["width"], row["height"]):
-            pass
-    except PictureError as error:
-        raise CommitError(f"{path_of(output, record, 'data')}: {row['key']}: its image {error}") from None
-
-
 def _named(record: CommitRecord) -> str:
-    """A folder name for a shard's images; one with other images has another."""
-    digest = next(file.sha256 for file in record.files if file.path.startswith("data/"))
-    return f"{record.shard:06d}-{digest[:16]}"
+    """Return a folder name for a shard's images; a shard with other images has another name."""
+    tar = record.file("data")
+    assert tar is not None, "nothing is kept of it"
+    return f"{record.shard:06d}-{tar.sha256[:16]}"
 
 
 def _put(place: Path, content: bytes) -> None:
-    """Write an image whole; one that is there already is only replaced if it was altered."""
+    """Write an image whole; an image that is there already is only replaced if it was altered."""
     if not place.is_symlink() and place.is_file() and place.read_bytes() == content:
         return
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +113,7 @@ def _put(place: Path, content: bytes) -> None:
 
 
 def _form(table: pa.Schema, wanted: Pass) -> pa.Schema:
-    """The columns of the manifest, out of those of the metadata."""
+    """Return the schema of the manifest, made from the columns of the metadata."""
     own = {"id": pa.string(), "init_image": pa.string(), "controls": pa.list_(CONTROL), **OWN}
     dropped = added(table.names, Stated.of(table).declared) | (set() if wanted.seeds else {"seed"})
     kept = {field.name: field.type for field in table if field.name not in dropped}

@@ -1,8 +1,8 @@
-"""Preference pairs: of each request the candidate that scored best against the one that scored worst.
+"""Writes preference pairs: of each request the candidate that scored best against the one that scored worst.
 
-The columns are those of Pick-a-Pic, which trainers for Diffusion-DPO read: `caption`, the two image files as bytes in `jpg_0` and
-`jpg_1` (whatever their format), `label_0` 1 for the better, `label_1` 0. Only kept images are stored, so either the pairs are made
-among those, or images that were rejected are rendered again.
+The columns are those of Pick-a-Pic, which trainers for Diffusion-DPO (Wallace et al. 2023) read: `caption`, the two image files as
+bytes in `jpg_0` and `jpg_1` (whatever their format), `label_0` 1 for the better, `label_1` 0. Only kept images are stored, so
+either the pairs are made among kept images, or images that were rejected are rendered again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +16,7 @@ from promptmill.configs.columns import REJECTED_FOR
 from promptmill.jobs.sharing.row_files import JSONL, ExportError, check_ending, writing
 from promptmill.jobs.verifying.image_places import NOTHING, Given
 from promptmill.jobs.verifying.regenerate import Again
-from promptmill.shards.commits import CommitRecord, read_records
-from promptmill.shards.published import read_images, read_metadata
+from promptmill.shards.finished import ShardReader, shards
 from promptmill.shards.tables import declared_in, ranks_by
 
 Images = Literal["kept", "all", "none"]
@@ -41,18 +40,18 @@ FORM = pa.schema(
     ]
 )
 READ = ("key", "id", "prompt", "negative_prompt", "mode", "seed", "rank", "selected", "pixel_sha256")
-LIMITS = ("floor_", "ceiling_")  # what is rejected for one of these is never the better of a pair
+LIMITS = ("floor_", "ceiling_")  # a candidate rejected for one of these is never the better of a pair
 
 
 @dataclass(frozen=True)
 class Paired:
-    """What was written.
+    """Holds the numbers of an export of pairs.
 
     Attributes:
-        pairs: How many.
+        pairs: Pairs that were written.
         without: Requests that make none: fewer than two candidates to choose from, too alike in score, or an image is lost.
         again: Images that were rendered again.
-        different: Of these, those whose pixels are not those that were scored; `why`, where the hardware tells.
+        different: Images rendered again whose pixels differ from the scored ones; `why`, where the hardware tells.
         lost: Images that do not render again, by key, and why not.
     """
 
@@ -75,35 +74,35 @@ def export_pairs(
     """Write the preference pairs of an output.
 
     Args:
-        output: Its URI; of one that is not finished, its committed shards.
+        output: The dataset's URI; of an unfinished dataset, the committed shards are exported.
         file: Parquet, or JSON lines without images.
-        images: `kept` pairs kept candidates only; `all` pairs all and renders again, here, what was not kept; `none` pairs all, and
-            leaves the images out.
-        margin: What the scores of a pair differ by at least; equal ones make none in any case.
-        say: Told of each shard whose images were rendered again.
+        images: `kept` pairs kept candidates only; `all` pairs all and renders rejected images again on this machine; `none` pairs
+            all, and leaves the images out.
+        margin: Least difference of the scores of a pair; equal scores make no pair in any case.
+        say: Called with a line for each shard whose images were rendered again.
         given: As `Again` has it.
 
     Raises:
-        ExportError: There is nothing to pair, or nowhere to put images.
+        ExportError: There is nothing to pair, or the file's format cannot hold images.
         CommitError: A file is not what its record says.
-        PlanError: Nothing was planned there, or it is not the plan of these shards.
+        PlanError: Nothing was planned there, or the plan is not that of these shards.
         ModelError: As `Again.images`.
     """
     check_ending(file)
     if file.suffix == JSONL and images != "none":
         raise ExportError(f"{file}: images go into a .parquet; give one, or --images none")
-    records = read_records(output)
-    if not records:
+    there = list(shards(output))
+    if not there:
         raise ExportError(f"{output}: no shard is committed there")
     again = Again(output, given) if images == "all" else None
     pairs = without = rendered = different = 0
     why, lost = "", dict[str, str]()
     with writing(file, FORM) as write:
-        for record in records:
-            rows = _rows(read_metadata(output, record))
+        for shard in there:
+            record, rows = shard.record, _rows(shard.table())
             found, few = _pairs(rows, images == "kept", margin)
             without += few
-            contents = _contents(output, record, found) if images != "none" else {}
+            contents = _contents(shard, found) if images != "none" else {}
             if again is not None:
                 absent = {row["key"]: row["pixel_sha256"] for pair in found for row in pair if row["key"] not in contents}
                 for made in again.images(record, absent, lost) if absent else ():
@@ -123,7 +122,7 @@ def export_pairs(
 
 
 def lost_words(lost: Mapping[str, str]) -> str:
-    """How many images do not render again, with the first of them."""
+    """Return how many images do not render again, with the first of them, in words."""
     key, why = next(iter(lost.items()))
     return f"{len(lost):,} image{'s' * (len(lost) > 1)} would not render again, such as {key}: {why}"
 
@@ -139,7 +138,7 @@ def _none(images: Images, margin: float) -> str:
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a shard: what is read of them, what ranks them as `score`, and whether they `may` be kept."""
+    """Return the rows of a shard with the columns in use, the rank score as `score`, and whether they `may` be kept."""
     scores = table[ranks_by(table.schema)].to_pylist()
     reasons = table[REJECTED_FOR].to_pylist() if REJECTED_FOR in declared_in(table.schema) else [None] * len(table)
     return [
@@ -149,7 +148,7 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _pairs(rows: Sequence[Mapping[str, Any]], kept_only: bool, margin: float) -> tuple[list[tuple[Any, Any]], int]:
-    """The pairs of one shard, in its order, and how many requests make none."""
+    """Return the pairs of one shard, in its order, and how many requests make none."""
     requests: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         among = requests.setdefault(row["id"], [])
@@ -164,9 +163,9 @@ def _pairs(rows: Sequence[Mapping[str, Any]], kept_only: bool, margin: float) ->
     return found, len(requests) - len(found)
 
 
-def _contents(output: str, record: CommitRecord, pairs: Sequence[tuple[Any, Any]]) -> dict[str, bytes]:
+def _contents(shard: ShardReader, pairs: Sequence[tuple[Any, Any]]) -> dict[str, bytes]:
     kept = {row["key"] for pair in pairs for row in pair if row["selected"]}
-    return {key: image.content for key, image in read_images(output, record, kept).items()}
+    return {key: image.content for key, image in shard.files(kept).items()}
 
 
 def _row(better: Mapping[str, Any], worse: Mapping[str, Any], contents: Mapping[str, bytes]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Uploads a finished dataset to a repository of the Hugging Face Hub, in commits of whole shards.
 
-What the repository has already, by hash, is not sent again: a push that was cut off goes on at the shards that are missing, and one
-after a repair or a retry sends what changed. index.json and _SUCCESS go first where shards are to be replaced, and come last.
-A repository that holds anything but this dataset is refused, and of what it holds nothing is taken away but what a push put there.
+Files that the repository has already, by hash, are not sent again: a push that was cut off goes on at the shards that are missing,
+and a push after a repair or a retry sends the changed files. index.json and _SUCCESS are removed first where shards are to be
+replaced, and come last.
+
+A repository that holds anything but this dataset is refused. Only files that a push put into a repository are ever removed there.
 """
 
 import hashlib
@@ -29,7 +31,6 @@ from promptmill.shards.storage import (
     StorageError,
     TooLargeError,
     get,
-    get_small,
     is_local,
     join,
     local_path,
@@ -48,17 +49,17 @@ PLAN = ("plan", "plan/shards", "plan/earlier")
 NAMED_ALIKE = {("data", ".tar"), ("metadata", ".parquet"), ("commits", ".json")}  # by their shard
 PLANNED = re.compile(r"plan/(plan\.json|hardware\.json|shards/[0-9]{6,}\.json\.gz|earlier/[0-9a-f]{64}\.json)")
 STATS = re.compile(r"stats/[0-9]{8}T[0-9]{6}\.[0-9]{6}-[0-9]{4,}\.jsonl")
-UNTOUCHED = re.compile(r"\.git[a-z]+|README\.md|LICEN[CS]E[^/]*")  # what the Hub's own form for a new repository puts there
+UNTOUCHED = re.compile(r"\.git[a-z]+|README\.md|LICEN[CS]E[^/]*")  # files that the Hub's own form for a new repository makes
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class File:
-    """One file to be in the repository, as it should be; it is read, and held against this, when it is sent.
+    """Holds one file to be in the repository, as it should be; its content is read, and compared with this, when the file is sent.
 
     Attributes:
-        blob: The id that git gives it; of large files it is not known, nor needed.
+        blob: The file's id in git; of large files the id is not known, nor needed.
     """
 
     record: FileRecord
@@ -73,13 +74,13 @@ class File:
         return cls(FileRecord.of(path, content), hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
 
     def is_there(self, oid: str) -> bool:
-        """Whether a file of the repository with this id, of its LFS object or its git blob, is the same."""
+        """Return whether a file of the repository with this id, of its LFS object or its git blob, is the same."""
         return oid in (self.record.sha256, self.blob)
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did: where it went, the files sent and their bytes, how many were there before, how many were taken away."""
+    """Holds the result of a push: the URL, the files sent and their bytes, how many were there before, how many were removed."""
 
     url: str
     sent: int
@@ -98,19 +99,19 @@ def push(
     replace: bool = False,
     say: Say = lambda line: None,
 ) -> Pushed:
-    """Make a dataset repository what a finished output is; one that is not there is created.
+    """Make a dataset repository equal to a finished output; a repository that is not there is created.
 
     Args:
-        output: Its URI.
+        output: The dataset's URI.
         repository: As owner/name; a name alone is one of the token's owner.
-        private: Create it so, and refuse one that is not.
-        revision: A branch, created where it is not there; main without it.
+        private: Create the repository as private, and refuse one that is public.
+        revision: A branch, created where it is not there; main if None.
         plan, stats: Whether those folders go along; parts never do.
-        replace: Put it in the place of another dataset.
-        say: Told of every commit.
+        replace: Replace another dataset in the repository.
+        say: Called with a line for every commit.
 
     Raises:
-        PushError: The output is not finished or not whole, the repository holds other data, or the Hub does not take it.
+        PushError: The output is not finished or not whole, the repository holds other data, or the Hub does not accept the push.
         CommitError: A commit record is broken.
     """
     files, last = finished(output, plan, stats, say)
@@ -120,7 +121,7 @@ def push(
         from huggingface_hub.utils import disable_progress_bars, logging
 
         disable_progress_bars()
-        logging.set_verbosity_error()  # its warnings name signed addresses
+        logging.set_verbosity_error()  # the client's warnings name signed addresses
         api = HfApi()
         owner = api.whoami()["name"]
     repository = repository if "/" in repository else f"{owner}/{repository}"
@@ -140,7 +141,7 @@ def push(
     stale = _stale(repository, there, wanted)
     missing = [file for file in files if not file.is_there(there.get(file.path, ""))]
     if (missing or stale) and {INDEX, SUCCESS} & set(there):
-        # Whoever looks in meanwhile sees that it is not finished.
+        # A reader in the meantime sees that the dataset is not finished.
         removed = [name for name in (INDEX, SUCCESS) if name in there]
         hub.commit("Begin to replace shards", [], removed)
         there = {path: oid for path, oid in there.items() if path not in removed}
@@ -159,14 +160,17 @@ def push(
 def finished(output: str, plan: bool, stats: bool, say: Say = lambda line: None) -> tuple[list[File], list[File]]:
     """Return the files of a finished output: those of its shards in order, with plan and stats; and the three that come last.
 
-    Only names that promptmill makes are among them, and of a local output only regular files inside of it. What is in shards is
-    taken from the records' word; whoever sends it holds it against that.
+    Only names that promptmill makes are among them, and of a local output only regular files inside the output. Hashes of shards'
+    files are taken from the records; whoever sends a file compares its content with the hash.
 
     Args:
-        say: Told of each file in `plan` and `stats` that does not go along.
+        output: The dataset's URI.
+        plan, stats: Whether those folders go along.
+        say: Called with a line for each file in `plan` and `stats` that does not go along.
 
     Raises:
-        PushError: It is not finished, a file is missing, or is a link or a special file, or its index is not of its records.
+        PushError: The output is not finished, a file is missing, or is a link or a special file, or its index is not of its
+            records.
     """
     top = set(names(output))
     if SUCCESS not in top:
@@ -176,7 +180,7 @@ def finished(output: str, plan: bool, stats: bool, say: Say = lambda line: None)
     absent = [file.path for record in records for file in record.files if file.path not in there]
     absent += [name for name in MARKS if name not in top]
     if absent or not _is(join(output, INDEX), encode_index(records)):
-        what = f"{absent[0]} is missing" if absent else f"{INDEX} is not that of its commit records"
+        what = f"{absent[0]} is missing" if absent else f"{INDEX} does not agree with the commit records"
         raise PushError(f"{output}: {what}; `promptmill verify {output}` says all that is wrong")
     shards = [file for record in records for file in _files(record)]
     folders = [*(PLAN if plan else ()), *(("stats",) if stats else ())]
@@ -194,9 +198,9 @@ def finished(output: str, plan: bool, stats: bool, say: Say = lambda line: None)
 
 
 def _is(uri: str, content: bytes) -> bool:
-    """Tell whether a file has this content; one that is larger is not read to its end."""
+    """Return whether a file has this content; a larger file is not read to its end."""
     try:
-        return get_small(uri, len(content)) == content
+        return get(uri, len(content)) == content
     except TooLargeError:
         return False
 
@@ -218,14 +222,16 @@ def _files(record: CommitRecord) -> list[File]:
 
 
 def _family(output: str) -> set[str]:
-    """The fingerprints of the plans that the shards of an output are or were of; the plan itself may be of an older promptmill."""
+    """Return the fingerprints of the present and earlier plans of an output's shards; the plan itself may be of an older
+    promptmill.
+    """
     earlier = {name.removesuffix(".json") for name in names(join(output, "plan", "earlier"))}
     plan = [join(output, "plan", "plan.json")] if "plan.json" in names(join(output, "plan")) else []
     return earlier.union(*(_fingerprints(get(uri)) for uri in (*plan, join(output, INDEX))))
 
 
 def _fingerprints(content: bytes) -> set[str]:
-    """Those that an index, a commit record or a plan names; none where it is none of them."""
+    """Return the fingerprints that an index, a commit record or a plan names; none for any other content."""
     try:
         said = parse_json(content)["fingerprint"]
     except (ValueError, LookupError, TypeError):
@@ -234,12 +240,12 @@ def _fingerprints(content: bytes) -> set[str]:
 
 
 def _other(hub: "_Hub", there: Iterable[str], family: set[str]) -> str | None:
-    """What says that a repository is neither empty nor of this dataset; None where it is."""
+    """Return the reason why a repository is neither empty nor of this dataset; None where it is."""
     holds = [path for path in there if not UNTOUCHED.fullmatch(path)]
     records = sorted(path for path in holds if path.startswith("commits/") and _is_ours(path))
     if not holds:
         return None
-    # Cut off while it takes another's place, a push leaves no index, and its own records first.
+    # A push that replaces another dataset and was cut off leaves no index, and its own records first.
     says = INDEX if INDEX in there else records[0] if records else None
     if says is None:
         return f"holds {min(holds)}, and is not of a dataset like this"
@@ -247,26 +253,28 @@ def _other(hub: "_Hub", there: Iterable[str], family: set[str]) -> str | None:
 
 
 def _is_ours(path: str) -> bool:
-    """Whether a path is one of those that only a push of promptmill makes, and may take away."""
+    """Return whether a path is one of those that only a push of promptmill makes, and may remove."""
     folder, _, name = path.partition("/")
     stem, dot, ending = name.rpartition(".")
     return PLANNED.fullmatch(path) is not None or ((folder, dot + ending) in NAMED_ALIKE and parse_shard_name(stem) is not None)
 
 
 def _stale(repository: str, there: Iterable[str], wanted: set[str]) -> list[str]:
-    """What an earlier push left that is no longer part of the dataset.
+    """Return the paths that an earlier push left and that are no longer part of the dataset.
 
     Raises:
-        PushError: Files that no push of promptmill made would be read as part of it.
+        PushError: The repository has files that no push made and that would be read as part of the dataset.
     """
     for path in there:
         if re.fullmatch(r"data/[^/]*\.tar|metadata/[^/]*\.parquet", path) and not _is_ours(path):
-            raise PushError(f"{repository}: holds {path}, which would be read as part of the dataset; remove it, or name another")
+            raise PushError(
+                f"{repository}: holds {path}, which would be read as part of the dataset; remove it, or name another repository"
+            )
     return [path for path in there if path not in wanted and _is_ours(path)]
 
 
 def _batches(files: Iterable[File]) -> Iterator[list[File]]:
-    """Files in lots for a commit each; those of a shard stay together."""
+    """Yield the files of one commit each; files of a shard stay together."""
     batch: list[File] = []
     shard: list[File] = []
     for file in files:
@@ -286,7 +294,7 @@ def _shard_of(file: File) -> str:
 
 @dataclass(frozen=True)
 class _Hub:
-    """A repository that files of an output are sent to."""
+    """Sends files of an output to one repository."""
 
     api: "HfApi"
     repository: str
@@ -294,13 +302,13 @@ class _Hub:
     output: str
 
     def tree(self) -> dict[str, str]:
-        """What the repository holds: by path, the SHA-256 of an LFS object, or the id of a git blob."""
+        """Return the files of the repository: by path, the SHA-256 of an LFS object, or the id of a git blob."""
         found = self.api.list_repo_tree(self.repository, recursive=True, revision=self.revision, repo_type="dataset")
         files: list[Any] = [entry for entry in found if hasattr(entry, "blob_id")]
         return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
 
     def read(self, path: str) -> bytes:
-        """A small file of the repository."""
+        """Read a small file of the repository."""
         with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
             got = self.api.hf_hub_download(self.repository, path, revision=self.revision, repo_type="dataset", local_dir=folder)
             return Path(got).read_bytes()
@@ -308,7 +316,7 @@ class _Hub:
     def commit(self, message: str, files: list[File], removed: Iterable[str] = ()) -> None:
         """Send files, large ones first and a few at a time, and make one commit of them."""
         with one_line(self.repository), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the Hub would like a card to say besides
+            warnings.simplefilter("ignore")  # the client warns of cards without all of the Hub's fields
             additions: list[CommitOperationAdd] = []
             for some in self._handfuls(files):
                 adding = [self._addition(file) for file in some]
@@ -323,7 +331,9 @@ class _Hub:
     def _committing(
         self, message: str, additions: Sequence[tuple[File, "CommitOperationAdd"]], removed: Sequence[str]
     ) -> Callable[[], None]:
-        """An action that makes one commit; done again, of what is not there yet: it may be that only the answer was lost."""
+        """Return an action that makes one commit; a second call commits only what is missing, since the first answer may have been
+        lost.
+        """
         from huggingface_hub import CommitOperationDelete
 
         tried = False
@@ -381,7 +391,7 @@ class _Hub:
             raise PushError(f"{join(self.output, file.path)}: altered; `promptmill verify {self.output}` says all that is wrong")
 
     def _persistently(self, action: Callable[[], object]) -> None:
-        """The client repeats neither of a push's own requests; done twice, an action has to change nothing."""
+        """Repeat an action after errors that may pass, which the client does not; the action has to be safe to repeat."""
         for pause in (*PAUSES, None):
             try:
                 action()

@@ -1,4 +1,4 @@
-"""Writes rows into one file of a person's choice, Parquet or JSON lines, which is there once it is whole."""
+"""Writes rows into one file of a person's choice, Parquet or JSON lines, which appears once it is whole."""
 
 import json
 import secrets
@@ -18,7 +18,7 @@ Write = Callable[[Sequence[Mapping[str, Any]]], None]
 
 
 class ExportError(ValueError):
-    """What cannot be exported as it was asked for; the message is one line."""
+    """Reports an export that cannot be made as asked for; the message is one line."""
 
 
 def check_ending(file: Path) -> None:
@@ -29,9 +29,9 @@ def check_ending(file: Path) -> None:
 
 @contextmanager
 def writing(file: Path, form: pa.Schema) -> Iterator[Write]:
-    """Give a function that adds rows; the file replaces one that is there at the end, if all went well.
+    """Yield a function that adds rows; at the end, if all went well, the file replaces an earlier one.
 
-    In JSON lines what is null is left out.
+    In JSON lines null values are left out.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.parent / f"{SCRATCH}{secrets.token_hex(8)}"

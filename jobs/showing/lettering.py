@@ -24,7 +24,7 @@ FOLDERS = (
     "/System/Library/Fonts",
     "/Library/Fonts",
 )
-# Those of the system that are worth a look, the broadest first: opening all of them could take minutes.
+# The system's fonts that are tried, the broadest first: opening all of its fonts could take minutes.
 USUAL = (
     *("NotoSansCJK", "NotoSansJP", "NotoSansSC", "NotoSansKR", "NotoSansHebrew", "NotoSansThai", "SourceHanSans"),
     *("DroidSansFallback", "wqy-", "ipaexg", "ipag", "TakaoPGothic", "NanumGothic", "PingFang", "Hiragino", "AppleGothic"),
@@ -37,7 +37,7 @@ ELLIPSIS = "…"
 
 @dataclass(frozen=True)
 class Run:
-    """Letters of one font, from left to right those of the next run follow."""
+    """Holds successive letters of one font; the next run follows to the right."""
 
     text: str
     font: ImageFont.FreeTypeFont
@@ -45,11 +45,11 @@ class Run:
 
 @dataclass
 class Lettering:
-    """The fonts that text is drawn in.
+    """Draws and measures text with the fonts that have its letters.
 
     Attributes:
-        size: Of letters, in pixels.
-        font: The file of a font to draw in where it has the letters.
+        size: Size of letters, in pixels.
+        font: The file of a font to prefer where it has the letters.
         missing: Letters so far that no font has.
     """
 
@@ -67,7 +67,7 @@ class Lettering:
             self._next(must=True)
 
     def draw(self, pen: ImageDraw.ImageDraw, left: int, baseline: int, width: int, line: str) -> None:
-        """Draw a line of text, at the right of its width where it begins with a script that runs from there."""
+        """Draw a line of text, at the right of its width where the line begins with a right-to-left script."""
         runs = self.runs(line)
         x = left + (width - self.width(line) if runs_left(line) else 0.0)
         for run in runs:
@@ -81,13 +81,13 @@ class Lettering:
     def runs(self, line: str) -> list[Run]:
         """Return the runs of a line, from left to right."""
         if not self._shapes:
-            # Letters are put where they stand one by one, so they are put into the order of the eye first.
+            # Without raqm, Pillow puts letters one after the other, so they are brought into visual order first.
             return list(self._cut(str(get_display(line))))
         cut = list(self._cut(line))
         return cut[::-1] if runs_left(line) else cut
 
     def wrapped(self, text: str, width: int, most: int) -> list[str]:
-        """Return a text in lines of a width at most, as many as `most`; what is beyond the last is an ellipsis."""
+        """Return a text in lines of a width at most, as many as `most`; the rest becomes an ellipsis."""
         lines, line = [], ""
         for piece in pieces_of(text):
             if self.width((line + piece).strip()) <= width:
@@ -112,7 +112,7 @@ class Lettering:
     def _cut(self, line: str) -> Iterator[Run]:
         text, font = "", None
         for letter in line:
-            # What has no letters of its own, such as a space or an accent, stays with those before it.
+            # A character that is no letter, such as a space or an accent, stays with the letters before it.
             own = font if font and _follows(letter) and _has(font, letter) else self._font_of(letter)
             if own is not font and text and font:
                 yield Run(text, font)
@@ -133,7 +133,7 @@ class Lettering:
         return self._of[letter]
 
     def _next(self, must: bool = False) -> ImageFont.FreeTypeFont | None:
-        """Open one more font; None where there is no other."""
+        """Open one more font; return None where there is no other."""
         for place in self._waiting:
             try:
                 font = ImageFont.truetype(str(place), self.size, layout_engine=self._engine)
@@ -162,7 +162,7 @@ def _places(given: Path | None) -> Iterator[Path]:
 
 @lru_cache(100_000)
 def _has(font: ImageFont.FreeTypeFont, letter: str) -> bool:
-    """Return whether a font has a letter: one that it lacks looks like all others that it lacks."""
+    """Return whether a font has a letter: a letter that the font lacks looks like all others that it lacks."""
     if letter.isspace() or unicodedata.category(letter) in ("Cc", "Cf"):
         return True
     return _look(font, letter) != _look(font, "\U0010ffff")
@@ -184,7 +184,9 @@ def runs_left(line: str) -> bool:
 
 
 def pieces_of(text: str) -> Sequence[str]:
-    """Return what a line may be broken between: words with the space before them, and single letters of scripts without spaces."""
+    """Return the pieces between which a line may break: words with the space before them, and single letters of scripts without
+    spaces.
+    """
     pieces: list[str] = []
     for letter in " ".join(text.split()):
         wide = unicodedata.east_asian_width(letter) in "WF"

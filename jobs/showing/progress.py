@@ -1,4 +1,4 @@
-"""Shows how a run goes: one live line on a terminal, JSON lines everywhere else."""
+"""Shows the progress of a run: one live line on a terminal, JSON lines everywhere else."""
 
 import functools
 import json
@@ -22,12 +22,12 @@ EVERY_S = 1.0  # between JSON lines of progress
 
 @dataclass
 class Tally:
-    """What has happened so far.
+    """Counts the candidates, shards, errors and seconds of a run so far.
 
     Attributes:
-        candidates: To be settled in the whole plan.
-        settled: Of them, `before` by earlier runs.
-        counts: Of this run's.
+        candidates: Candidates to be settled in the whole plan.
+        settled: Candidates settled so far, `before` by earlier runs.
+        counts: The outcomes of this run.
         worst, best: CLIP scores so far; `scores` their sum, over `scored` candidates.
         stages: Seconds that actors spent, by stage.
         errors: Failures of this run by code.
@@ -60,7 +60,7 @@ class Tally:
 
     @property
     def images_s(self) -> float | None:
-        """Candidates a second since the first generator was ready; None before the first unit."""
+        """Return the candidates a second since the first generator was ready; None before the first unit."""
         if self.loaded is None or self.last is None or not self.rendered:
             return None
         return self.rendered / max(1e-9, self.last - self.loaded)
@@ -71,7 +71,7 @@ class Tally:
         return (self.candidates - self.settled) / rate if rate else None
 
     def seconds(self) -> dict[str, float]:
-        """Where the time went until now, by phase."""
+        """Return the time spent until now by phase, in seconds."""
         marks = {"starting Ray": self.began, "loading models": self.connected, "rendering": self.loaded, "publishing": self.last}
         reached = [(name, mark) for name, mark in marks.items() if mark is not None]
         ends = [mark for _, mark in reached[1:]] + [time.monotonic()]
@@ -93,11 +93,11 @@ class Tally:
 
 
 class Terminal:
-    """A bar, images a second, the time left, kept and failed, and the best and worst score so far."""
+    """Draws a bar, images a second, the time left, kept and failed, and the best and worst score so far."""
 
     def __init__(self, tally: Tally, console: Console):
         self.tally = tally
-        # What is said may name a file, and brackets in its name are no markup.
+        # A line may name a file, and brackets in the name are no markup.
         words = functools.partial(TextColumn, markup=False)
         columns = (words("{task.description}"), BarColumn(), words("{task.fields[facts]}"), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console)
@@ -134,7 +134,7 @@ class Terminal:
         self._draw()
 
     def progress(self, event: Mapping[str, Any]) -> None:
-        """What a run elsewhere said of itself, as `JsonLines` writes it."""
+        """Show the progress of a run elsewhere, from an event of `JsonLines`."""
         tally, scores = self.tally, (event["worst"], event["best"])
         tally.counts = Outcomes(**{name: event[name] for name in OUTCOMES if name in event})
         tally.candidates, tally.before = event["candidates"], event["settled"] - tally.counts.candidates
@@ -151,7 +151,7 @@ class Terminal:
 
 
 class JsonLines:
-    """One JSON object a line, each with an `event`."""
+    """Writes one JSON object a line, each with an `event`."""
 
     def __init__(self, tally: Tally, stream: TextIO | None = None):
         self.tally, self._stream, self._said = tally, stream or sys.stdout, 0.0
@@ -163,7 +163,7 @@ class JsonLines:
         self._stream.flush()
 
     def event(self, name: str, **values: Any) -> None:
-        # JSON itself lets DEL stand.
+        # JSON does not escape DEL.
         print(escaped(json.dumps({"event": name, **values})), file=self._stream, flush=True)
 
     def say(self, line: str) -> None:
@@ -208,7 +208,7 @@ class JsonLines:
 
 
 def facts(tally: Tally) -> str:
-    """The figures of the live line."""
+    """Return the figures of the live line."""
     parts = [f"{tally.settled:,}/{tally.candidates:,} images"]
     if tally.images_s is not None:
         parts.append(f"{tally.images_s:.2f}/s")
@@ -221,7 +221,7 @@ def facts(tally: Tally) -> str:
 
 
 def duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 4 h 10 min, 12 days."""
+    """Return a time in words: 12 s, 3 min 20 s, 4 h 10 min, 12 days."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:

@@ -18,7 +18,7 @@ def rendered(
     """Run a plan, show how the run goes, and return the exit status.
 
     Args:
-        plan: Of the output.
+        plan: The output's plan.
         output: The dataset's URI.
         console: The terminal to draw on; without one, events are printed as lines of JSON.
         retry_failed, generations: As `jobs.running.run.run`.
@@ -26,7 +26,7 @@ def rendered(
     Raises:
         As `jobs.running.run.run`, but for the errors that only say that the run has stopped or could not start.
     """
-    # Ray takes a second to import, which only this command has to wait for.
+    # Ray takes a second to import, so only this command imports it.
     from promptmill.actors.flow.actor_slots import StartError
     from promptmill.jobs.running.run import StoppedError
     from promptmill.jobs.running.run import run as run_plan
@@ -54,7 +54,7 @@ def rendered(
 
 
 def _looked_back(output: str, plan: Plan) -> Ranked | None:
-    """Return what ranking came to; of a dataset that cannot be read back `verify` is the one to tell."""
+    """Return the gain by ranking; None for a dataset that cannot be read back, whose damage `verify` reports."""
     try:
         return look_back(output, plan)
     except (OSError, ValueError, LookupError):

@@ -1,4 +1,4 @@
-"""What is said of a plan, of a run at its end, and of an output at any time: lines for people, mappings for programs."""
+"""Describes a plan, a finished run, and an output at any time: in lines for people, in mappings for programs."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def plan_lines(plan: Plan, estimate: Estimate | None) -> Iterator[str]:
-    """A plan, for a person."""
+    """Yield a plan as lines for a person."""
     counts = plan.counts
     bad = f", {counts.bad:,} of them bad and to be recorded as failed" if counts.bad else ""
     yield f"rows         {counts.rows:,}{bad}"
@@ -32,7 +32,7 @@ def plan_lines(plan: Plan, estimate: Estimate | None) -> Iterator[str]:
     yield f"images       {counts.candidates:,} candidates, at most {counts.keep:,} kept"
     yield f"units        {counts.units:,} in {many(counts.buckets, 'bucket')} and {many(plan.shards, 'shard')}"
     if plan.carried:
-        # A misspelled column is carried like any other, so it is shown, and what it may have meant.
+        # A misspelled column is carried like any other, so carried columns are shown with the known column that is nearest.
         yield f"carried      {', '.join(f'{name}{nearest(name, KNOWN_COLUMNS)}' for name in plan.carried)}"
     yield from _ranking_lines(plan)
     if estimate:
@@ -60,13 +60,13 @@ def _ranking_lines(plan: Plan) -> Iterator[str]:
 
 
 def warnings(plan: Plan) -> Iterator[str]:
-    """What was allowed that a person should be told of."""
+    """Yield warnings of allowed settings that a person should know of."""
     if plan.config.ranking.drafts and plan.config.ranking.drafts_stochastic:
         yield "ranking.drafts_stochastic: drafts by samplers that add noise of their own may say little of their finals"
 
 
 def accepted_lines(plan: Plan) -> Iterator[str]:
-    """What has changed since the plans whose committed shards stay, for a person."""
+    """Yield for a person the changes since the plans whose committed shards stay."""
     if plan.rerender:
         rows = sum(len(some.numbers) for some in plan.rerender)
         yield f"{many(rows, 'committed row')} in {many(len(plan.rerender), 'shard')} {'is' if rows == 1 else 'are'} rendered again"
@@ -76,7 +76,7 @@ def accepted_lines(plan: Plan) -> Iterator[str]:
 
 
 def tuned_lines(tuned: "Tuned") -> Iterator[str]:
-    """What --tune tried, for a person."""
+    """Yield for a person the batch sizes that --tune tried."""
     for trial in tuned.trials:
         memory = f", {size(trial.memory)}" if trial.memory else ""
         said = "does not fit into memory" if trial.images_s is None else f"{trial.images_s:.2f} images/s at few steps{memory}"
@@ -84,13 +84,13 @@ def tuned_lines(tuned: "Tuned") -> Iterator[str]:
 
 
 def plan_facts(plan: Plan, estimate: Estimate | None) -> dict[str, Any]:
-    """A plan, for a program."""
+    """Return a plan as a mapping for a program."""
     facts = {**asdict(plan.counts), "shards": plan.shards, "fingerprint": plan.fingerprint, "notes": list(plan.notes)}
     return {**facts, "estimate": asdict(estimate) if estimate else None}
 
 
 def run_lines(totals: Totals, tally: Tally, output: str, ranked: Ranked | None = None) -> Iterator[str]:
-    """A finished run, for a person: what there is, what ranking bought, what it took, and where to look."""
+    """Yield a finished run as lines for a person: counts, the gain by ranking, times, and where to look."""
     failed = f", {totals.failed:,} failed ({_errors(tally.errors)})" if totals.failed else ""
     kinds = f"{totals.kept:,} kept, {totals.rejected:,} rejected{_rare(totals)}{failed}"
     yield f"{many(totals.requests, 'row')}, {totals.candidates:,} candidates: {kinds}"
@@ -121,13 +121,13 @@ def _errors(errors: dict[str, int]) -> str:
 
 @dataclass(frozen=True)
 class Status:
-    """An output, by its plan and its records alone.
+    """Holds the state of an output, by its plan and its records alone.
 
     Attributes:
-        finished: Whether it says so itself.
-        units: Parts that lie there, of shards that are not committed.
-        totals: Of the committed shards.
-        writer: Who is at it right now, if anybody.
+        finished: Whether the output has its _SUCCESS.
+        units: Parts of shards that are not committed.
+        totals: Counts over the committed shards.
+        writer: The process that writes the output right now, if any.
         rerender: Committed rows that were edited and are to be rendered again.
     """
 
@@ -140,7 +140,7 @@ class Status:
 
 
 def status(output: str) -> Status | None:
-    """What is done, failed and left; None where nothing was planned.
+    """Return the state of an output: done, failed and left; None where nothing was planned.
 
     Raises:
         PlanError, CommitError: The plan or a record is broken.
@@ -157,7 +157,7 @@ def status(output: str) -> Status | None:
 
 
 def status_lines(status: Status) -> Iterator[str]:
-    """A status, for a person."""
+    """Yield a status as lines for a person."""
     counts, totals = status.plan.counts, status.totals
     if status.writer is not None:
         yield f"being written by {status.writer}"
@@ -175,7 +175,7 @@ def status_lines(status: Status) -> Iterator[str]:
 
 
 def status_facts(status: Status) -> dict[str, Any]:
-    """A status, for a program."""
+    """Return a status as a mapping for a program."""
     plan = {"shards": status.plan.shards, **asdict(status.plan.counts)}
     writer = str(status.writer) if status.writer else None
     done = {
@@ -193,12 +193,12 @@ def totals_facts(totals: Totals) -> dict[str, int]:
 
 
 def many(number: int, what: str) -> str:
-    """1 shard, 2 shards."""
+    """Return a number with its noun: 1 shard, 2 shards."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def size(bytes_: float) -> str:
-    """Bytes as people read them."""
+    """Return a number of bytes as people read it: 12 B, 3.4 MB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if bytes_ < 1000 or unit == "TB":
             return f"{bytes_:,.0f} {unit}" if unit == "B" or bytes_ >= 100 else f"{bytes_:,.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Tells what a user can cause from bugs: of the former each error is its lines and its exit status."""
+"""Sorts errors that a user can cause from bugs: each error of a user becomes its lines and its exit status."""
 
 from promptmill.actors.flow.actor_slots import AbortError, StartError
 from promptmill.actors.pool_sizes import ClusterError, ResourcesError
@@ -29,7 +29,7 @@ def lines_of(raised: BaseException) -> tuple[int, tuple[str, ...]] | None:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return what lies within a group of one, or within Ray's error of a task: its own text is the whole traceback from there."""
+    """Return the error within a group of one, or within Ray's error of a task, whose text is the whole traceback of the worker."""
     while True:
         if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]

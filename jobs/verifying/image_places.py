@@ -1,9 +1,9 @@
-"""Where commands look for the images of a dataset that somebody else may have made.
+"""Decides where commands look for the images of a dataset that somebody else may have made.
 
 `regenerate`, `verify --repair` and `export --pairs --images all` read the images that a dataset was made from, and the plan says
-where these images lie. Nothing tells one's own plan from a stranger's. So what a plan says leads to no host and to no storage. It
-leads to a folder of this machine only for an image whose SHA-256 the dataset tells: whoever wrote that hash has seen the image.
-Everything else is to be given again.
+where these images lie. Nothing tells one's own plan from a stranger's. So what a plan says leads to no host and to no storage. A
+plan leads to a folder of this machine only for an image whose SHA-256 the dataset tells: whoever wrote that hash has seen the
+image. Everything else is to be given again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,8 +14,8 @@ from promptmill.manifests.images import Fault, Roots, with_declared
 from promptmill.manifests.requests import OWN_IMAGES
 from promptmill.manifests.roots import MAX_BYTES
 from promptmill.shards.commits import CommitError, CommitRecord
+from promptmill.shards.finished import ShardReader
 from promptmill.shards.outcomes import request_of
-from promptmill.shards.published import read_metadata
 
 IMAGE_ROOT = "--image-root FOLDER adds where images lie now"
 URL_HOST = "--url-host HOST allows its host"
@@ -25,11 +25,11 @@ OF_IMAGES = ("bad_image", "image_changed", "unreachable")  # errors of requests 
 
 @dataclass(frozen=True)
 class Given:
-    """What a person gives of where images lie now.
+    """Holds a person's word on where images lie now.
 
     Attributes:
         roots: Folders or URIs, besides those that the plan knows.
-        hosts: Those that URLs may name, as host or host:port.
+        hosts: Hosts that URLs may name, as host or host:port.
         max_pixels: Width times height of an image; without it the default of `runtime.max_image_pixels` holds, or less by the plan.
     """
 
@@ -42,7 +42,7 @@ NOTHING = Given()
 
 
 def places(roots: Roots, given: Given) -> Roots:
-    """Return the roots of a plan, its hosts, its storages and its limits being those that are given."""
+    """Return the roots of a plan, with the hosts, the storages and the limits that are given."""
     again = with_declared(Roots(()), given.roots).declared
     untrusted = [folder for folder in (*roots.folders, *roots.declared) if not any(_within(folder, root) for root in again)]
     most = given.max_pixels or min(roots.max_pixels, Roots(()).max_pixels)
@@ -62,20 +62,20 @@ def _within(folder: str, root: str) -> bool:
 
 
 def remedy(fault: Fault) -> str:
-    """Return what a person may give where an image cannot be used."""
+    """Return the option that a person may give where an image cannot be used."""
     return {Fault.PLACE: IMAGE_ROOT, Fault.HOST: URL_HOST, Fault.SIZE: MAX_PIXELS}[fault]
 
 
 def seen_images(output: str, said: Iterable[CommitRecord]) -> dict[str, dict[str, str | None] | None]:
-    """Return the SHA-256 of images by column, by the key of their request; None for a request that failed of its images."""
+    """Return, by the key of each request, the SHA-256 of its images by column; None for a request that failed of its images."""
     for record in said:
+        columns = ["key", "error", *(f"{column}_sha256" for column in OWN_IMAGES), "controls"]
         try:
-            table = read_metadata(output, record)
+            table = ShardReader(output, record).table(columns)
         except CommitError:
             continue
-        columns = ["key", "error", *(f"{column}_sha256" for column in OWN_IMAGES), "controls"]
         seen: dict[str, dict[str, str | None] | None] = {}
-        for row in table.select(columns).to_pylist():
+        for row in table.to_pylist():
             controls = {f"controls.{i}.image": control["sha256"] for i, control in enumerate(row["controls"] or ())}
             images = {column: row[f"{column}_sha256"] for column in OWN_IMAGES} | controls
             seen[request_of(row["key"])] = None if row["error"] in OF_IMAGES else images

@@ -1,4 +1,4 @@
-"""Verifies an output, makes again what is wrong with it, and says how that ended."""
+"""Repairs an output: verifies it, makes again what is wrong with it, and says how that ended."""
 
 import time
 from collections.abc import Callable
@@ -28,8 +28,8 @@ class Mended:
 
     Attributes:
         status: The exit status; 0 where nothing is wrong any more.
-        lines: What was done.
-        left: What is still wrong, and why.
+        lines: What was done, a line each.
+        left: What is still wrong, and why, a line each.
     """
 
     status: int = 0
@@ -50,7 +50,7 @@ def mend(
     Args:
         output: The dataset's URI.
         given: Where the images of rows may lie now.
-        address: Of the Ray cluster to render on; None for this machine.
+        address: The address of the Ray cluster to render on; None for this machine.
         console: The terminal to draw on.
         ready: Starts or joins the cluster to render on.
         say: Told each thing that is wrong.
@@ -86,7 +86,7 @@ def mend(
 
 
 def found_wrong(output: str, say: Say) -> list[Problem]:
-    """Verify an output, and say each thing that is wrong with it, or that nothing is."""
+    """Verify an output; return each problem and say it, or say that there is none."""
     started = time.monotonic()
     found = []
     for problem in verify(output):

@@ -22,7 +22,7 @@ from promptmill.jobs.planning.plan import (
 )
 from promptmill.jobs.planning.sealed_json import is_whole
 from promptmill.jobs.verifying.problems import Problem
-from promptmill.shards.storage import get_small, join, names
+from promptmill.shards.storage import get, join, names
 
 MOST_MISSING = 100_000  # plans of shards that may be missing: each is named
 ALTERED = "altered: the hash that it holds is not its own"
@@ -32,11 +32,11 @@ SYSTEMS = b"\x03\x13\xff"  # what gzip names Unix, macOS and none: whoever wrote
 
 @dataclass(frozen=True)
 class Planned:
-    """What a dataset should be, as far as its plan tells.
+    """Holds the shape that a dataset should have, as far as its plan tells.
 
     Attributes:
-        plan: None where there is none that can be trusted.
-        shards: The rows and the candidates of each shard, by number; of those whose plan can be read.
+        plan: The plan; None where there is none that can be trusted.
+        shards: By the number of each shard whose plan can be read, the number of its rows and of its candidates.
         problems: What is wrong with the plan itself.
     """
 
@@ -46,17 +46,17 @@ class Planned:
 
     @property
     def fingerprints(self) -> frozenset[str]:
-        """Of the plan, and of those before it whose shards may stay."""
+        """Return the fingerprints of the plan, and of those before it whose shards may stay."""
         return frozenset({self.plan.fingerprint, *self.plan.accepted}) if self.plan else frozenset()
 
     @property
     def form(self) -> pa.Schema | None:
-        """The schema of the metadata."""
+        """Return the schema of the metadata; None without a plan."""
         return self.plan.form if self.plan else None
 
 
 def check_plan(output: str, committed: bool) -> Planned:
-    """Read a plan with all of its shards. A dataset may be copied without it, but not with half of it.
+    """Read a plan with all of its shards; a dataset may be copied without its plan, but not with half of it.
 
     Args:
         output: The dataset's URI.
@@ -66,7 +66,7 @@ def check_plan(output: str, committed: bool) -> Planned:
     plan, problems = None, []
     try:
         plan = read_plan(output)
-        if plan is not None and not is_whole(get_small(join(output, "plan", "plan.json"), MOST_PLAN)):
+        if plan is not None and not is_whole(get(join(output, "plan", "plan.json"), MOST_PLAN)):
             plan, problems = None, [Problem("plan/plan.json", ALTERED)]
     except PlanError as error:
         problems = [Problem("plan/plan.json", error.problems[0].removeprefix(join(output, "plan/plan.json: ")))]
@@ -85,7 +85,7 @@ def check_plan(output: str, committed: bool) -> Planned:
             problems.append(Problem(f"plan/shards/{name}", "the plan has no such shard", surplus=True))
             continue
         try:
-            shard = _parse_shard(get_small(join(output, "plan", "shards", name), MOST_SHARD), name)
+            shard = _parse_shard(get(join(output, "plan", "shards", name), MOST_SHARD), name)
         except FileNotFoundError:
             problems.append(Problem(f"plan/shards/{name}", "missing"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -105,7 +105,11 @@ def check_plan(output: str, committed: bool) -> Planned:
 
 
 def _parse_shard(content: bytes, name: str) -> ShardPlan:
-    """One shard's plan, of a file of this name. Raises ValueError and others where a byte of it is not as it was written."""
+    """Return one shard's plan, read from a file of this name.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: A byte of the file is not as it was written.
+    """
     head = gzip.compress(b"", compresslevel=1, mtime=0)[:9]  # the tenth names the system
     if content[:9] != head or content[9:10] not in {SYSTEMS[i : i + 1] for i in range(len(SYSTEMS))}:
         raise ValueError("it does not begin as gzip does")
@@ -120,7 +124,7 @@ def _parse_shard(content: bytes, name: str) -> ShardPlan:
 def _check_hardware(output: str, committed: bool) -> Iterator[Problem]:
     try:
         read_hardware(output)
-        if not is_whole(get_small(join(output, "plan", "hardware.json"), MOST_HARDWARE)):
+        if not is_whole(get(join(output, "plan", "hardware.json"), MOST_HARDWARE)):
             yield Problem("plan/hardware.json", ALTERED)
     except PlanError as error:
         yield Problem("plan/hardware.json", error.problems[0].removeprefix(join(output, "plan/hardware.json: ")))
@@ -130,7 +134,7 @@ def _check_hardware(output: str, committed: bool) -> Iterator[Problem]:
 
 
 def _check_earlier(output: str, plan: Plan) -> Iterator[Problem]:
-    """The plans before this one."""
+    """Check the plans before this one."""
     for fingerprint in plan.accepted:
         file = f"plan/earlier/{fingerprint}.json"
         try:
@@ -140,5 +144,5 @@ def _check_earlier(output: str, plan: Plan) -> Iterator[Problem]:
             continue
         if earlier is None:
             yield Problem(file, "missing, while the plan says that it was before it")
-        elif earlier.fingerprint != fingerprint or not is_whole(get_small(join(output, file), MOST_PLAN)):
+        elif earlier.fingerprint != fingerprint or not is_whole(get(join(output, file), MOST_PLAN)):
             yield Problem(file, ALTERED)

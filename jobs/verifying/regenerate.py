@@ -10,11 +10,11 @@ from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_p
 from promptmill.jobs.verifying.image_places import NOTHING, OF_IMAGES, Given, places, remedy, seen_images
 from promptmill.pipelines.work.metadata_rows import provenance_of
 from promptmill.pipelines.work.units import Placed, candidate_seed, cut, parse_key
-from promptmill.shards.commits import CommitRecord, last_record
+from promptmill.shards import finished
+from promptmill.shards.commits import CommitRecord
 from promptmill.shards.image_files import encode_image, pixel_sha256
 from promptmill.shards.keys import LIKE
 from promptmill.shards.outcomes import request_of
-from promptmill.shards.published import read_metadata
 
 if TYPE_CHECKING:
     from promptmill.pipelines.rendering.engine import Engine
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Regenerated:
-    """An image made again.
+    """Holds an image made again.
 
     Attributes:
-        key: Of the candidate.
-        image: The file, encoded as the dataset's are.
-        ending: Of its name.
+        key: The candidate's key.
+        image: The bytes of the image file, encoded as the dataset's are.
+        ending: The ending of its name, without the dot.
         same: Whether its pixels are those that the metadata has the hash of; None where it had failed, or was only drafted, and
             there is no hash.
         hardware: What the run's kind of hardware has that this one has not, where they differ; then other bits are no wonder.
@@ -46,13 +46,13 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
     """Render the candidate that a key names in full, kept or not, finished or drafted; one that failed is tried again.
 
     Args:
-        output: Its URI.
-        key: Of the candidate.
-        given: As `Again` has it.
+        output: The dataset's URI.
+        key: The candidate's key.
+        given: Where the manifest's images lie now.
 
     Raises:
         PlanError: There is no such output or candidate, or it does not become an image.
-        CommitError: Its shard's metadata is not what its commit record says.
+        CommitError: The shard's metadata is not what its commit record says.
         ModelError: The model cannot be loaded.
     """
     again = Again(output, given)
@@ -61,8 +61,8 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
     except ValueError:
         raise PlanError([f"{shown(key)}: not a key, which is like {LIKE}: shard, row, candidate"]) from None
     try:
-        record = last_record(output, shard)
-        status, wanted = _row(output, record, key)
+        there = finished.shard(output, shard)
+        record, (status, wanted) = there.record, _row(there, key)
     except (LookupError, FileNotFoundError):
         raise PlanError([f"{key}: no such candidate in {output}"]) from None
     again.check_up_to_date(record, key)
@@ -70,9 +70,9 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
     return replace(made, drafted=status == "drafted")
 
 
-def _row(output: str, record: CommitRecord, key: str) -> tuple[str, str | None]:
-    """The status of a candidate, and the hash of its pixels."""
-    for row in read_metadata(output, record).select(["key", "status", "pixel_sha256", "candidates"]).to_pylist():
+def _row(shard: finished.ShardReader, key: str) -> tuple[str, str | None]:
+    """Return the status of a candidate, and the hash of its pixels."""
+    for row in shard.table(["key", "status", "pixel_sha256", "candidates"]).to_pylist():
         # A request that failed as a whole has one row, without a candidate.
         if row["key"] == key or (row["key"] == request_of(key) and parse_key(key)[2] < (row["candidates"] or 0)):
             return row["status"], row["pixel_sha256"]
@@ -83,8 +83,8 @@ class Again:
     """Renders candidates of an output again; a model is loaded when it is first needed, and stays.
 
     Args:
-        output: Its URI.
-        given: Where its manifest's images lie now.
+        output: The dataset's URI.
+        given: Where the manifest's images lie now.
 
     Raises:
         PlanError: Nothing was planned there, or a shard's plan was altered.
@@ -108,12 +108,12 @@ class Again:
         """Render candidates of one shard, in no order.
 
         Args:
-            record: Of the shard, which may be of an earlier plan.
-            wanted: The `pixel_sha256` of each, by key; None for one that failed.
-            lost: Takes, by key, why one does not become an image; without it, that is a PlanError.
+            record: The shard's commit record, which may be of an earlier plan.
+            wanted: The `pixel_sha256` of each candidate, by key; None for one that failed.
+            lost: Takes, by key, why a candidate does not become an image; without it, that is a PlanError.
 
         Raises:
-            PlanError: One is not in the plan, or does not become an image.
+            PlanError: A candidate is not in the plan, or does not become an image.
             ModelError: The model cannot be loaded.
         """
         plan = self._plan if record.fingerprint == self._plan.fingerprint else None

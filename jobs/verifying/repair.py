@@ -1,4 +1,4 @@
-"""Clears what `verify` found damaged out of a dataset's way, so that a run makes exactly that again, to the same bytes.
+"""Clears the files that `verify` found damaged out of a dataset's way, so that a run makes exactly these again, to the same bytes.
 
 Nothing is published here. A shard is damaged as a whole: its record goes first, so that nobody trusts its files any more, then they
 go. What they should have been is kept in stats/repair.json until the repair is over: whoever is cut off goes on with it.
@@ -20,15 +20,15 @@ from promptmill.shards.storage import delete, join, names, put
 
 
 def clear(output: str, problems: Iterable[Problem], left: Collection[int] = ()) -> Cleared:
-    """Delete what only has to go, and all of each shard that has to be made again.
+    """Delete the files that only have to go, and all files of each shard that has to be made again.
 
-    May be cut off anywhere: no reader that trusts the records is ever led to more than was damaged before, and doing it again goes
-    on. What is made of the records is left to `jobs.running.finishing`.
+    The call may be cut off anywhere: no reader that trusts the records is ever led to more than was damaged before, and doing it
+    again goes on. What is made of the records is left to `jobs.running.finishing`.
 
     Args:
         output: The dataset's URI.
-        problems: What `verify` had to say and is to be repaired; nobody may have written there since.
-        left: Damaged shards that stay as they are: what index.json tells of them stays, too.
+        problems: The problems that `verify` found and that are to be repaired; nobody may have written there since.
+        left: Numbers of damaged shards that stay as they are: what index.json tells of them stays, too.
 
     Returns:
         What has to be made again, that of a repair that was cut off included.
@@ -66,7 +66,7 @@ def clear(output: str, problems: Iterable[Problem], left: Collection[int] = ()) 
 
 
 def differing(output: str, cleared: Cleared) -> list[str]:
-    """Of the files made again those whose bytes are not what was said of them before, a line each."""
+    """Return, for the files made again whose bytes are not what was said of them before, a line each."""
     records = (record for record in read_records(output) if record.shard in cleared.shards)
     there = {file.path: file.sha256 for record in records for file in record.files}
     lines = []
@@ -81,10 +81,10 @@ def differing(output: str, cleared: Cleared) -> list[str]:
 
 
 def whole_plan(output: str, problems: Sequence[Problem]) -> Plan:
-    """The plan, which has to be whole.
+    """Return the plan, which has to be whole.
 
     Raises:
-        PlanError: It is not, or there is none.
+        PlanError: The plan is not whole, or there is none.
     """
     broken = [problem for problem in problems if problem.file.startswith("plan/") and not problem.surplus]
     if broken:
@@ -96,7 +96,10 @@ def whole_plan(output: str, problems: Sequence[Problem]) -> Plan:
 
 
 def _generation(output: str, shard: int, said: Sequence[CommitRecord]) -> int:
-    """What a damaged shard was last committed as: by what is said of it, else that which has the most files, else 0."""
+    """Return the generation that a damaged shard was last committed as.
+
+    Its records and the index tell, else the generation that has the most files, else it is 0.
+    """
     if said:
         return max(record.generation for record in said)
     lying = Counter(generation for _, generation in _lying(output, shard))
@@ -104,7 +107,9 @@ def _generation(output: str, shard: int, said: Sequence[CommitRecord]) -> int:
 
 
 def _hashes(generation: int, said: Sequence[CommitRecord]) -> dict[str, list[str]]:
-    """By path, what is said of a damaged shard's files; the index, which comes first, knows best which there are."""
+    """Return, by path, the SHA-256 said of a damaged shard's files; the index, which comes first, knows best which files there
+    are.
+    """
     said = [record for record in said if record.generation == generation]
     found: dict[str, list[str]] = {}
     for record in said:
@@ -116,7 +121,9 @@ def _hashes(generation: int, said: Sequence[CommitRecord]) -> dict[str, list[str
 
 
 def _lying(output: str, shard: int) -> list[tuple[str, int]]:
-    """The files under a shard's name, records first and earlier generations before later ones, and the generation of each."""
+    """Return the files under a shard's name, records first and earlier generations before later ones, and the generation of
+    each.
+    """
     found = []
     for order, (folder, ending) in enumerate((("commits", ".json"), ("data", ".tar"), ("metadata", ".parquet"))):
         for name in names(join(output, folder)):

@@ -1,4 +1,4 @@
-"""What of the damage that `verify` found can be mended here, to the same bytes: looked at in full before anything is deleted."""
+"""Separates the damage that can be mended here, to the same bytes, from the rest, before anything is deleted."""
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -27,12 +27,12 @@ from promptmill.shards.storage import is_local, join, names
 
 @dataclass(frozen=True)
 class Repairable:
-    """What a repair can mend, and how.
+    """Holds the damage that a repair can mend, and the plan that it mends by.
 
     Attributes:
-        plan: Of the output, as this repair runs it.
-        problems: Those that can be repaired.
-        again: The shards that have to be rendered.
+        plan: The output's plan, as this repair runs it.
+        problems: The problems that can be repaired.
+        again: Numbers of the shards that have to be rendered.
         left: By the number of each damaged shard that stays as it is, why, as a line.
     """
 
@@ -43,14 +43,15 @@ class Repairable:
 
 
 def repairable(output: str, problems: Sequence[Problem], given: Given = NOTHING, address: str | None = None) -> Repairable:
-    """What can be repaired here, to the same bytes, found out before anything is deleted: shards that were committed before changes
-    that were accepted cannot.
+    """Return the damage that can be repaired here, to the same bytes, found out before anything is deleted.
+
+    Shards that were committed before changes that were accepted cannot be.
 
     Args:
         output: The dataset's URI.
-        problems: All that `verify` has to say.
-        given: Where its manifest's images lie now.
-        address: Of the Ray cluster to render on; None is this machine, wherever the plan ran.
+        problems: All problems that `verify` found.
+        given: Where the manifest's images lie now.
+        address: The address of the Ray cluster to render on; None is this machine, wherever the plan ran.
 
     Raises:
         PlanError: Model, libraries, images or hardware are others than made it, all damaged shards are of an earlier plan, or as
@@ -91,7 +92,10 @@ def repairable(output: str, problems: Sequence[Problem], given: Given = NOTHING,
 
 
 def _run_here(plan: Plan, given: Given, address: str | None) -> Plan:
-    """The plan as it is run by a repair. Where and how large it ran before is that place's; here the pools take what there is."""
+    """Return the plan as a repair runs it.
+
+    Where and how large it ran before is that place's; here the pools take what there is.
+    """
     place = {"workers": "ray"} if address else {"generators": "auto", "scorers": "auto", "metrics_port": None}
     runtime = _with(plan.config.runtime, address=address, **place)
     return replace(plan, config=plan.config.model_copy(update={"runtime": runtime}), roots=places(plan.roots, given))
@@ -107,12 +111,12 @@ def _same(output: str, different: Sequence[str]) -> None:
 
 
 def plans_of(plan: Plan) -> frozenset[str]:
-    """The fingerprints that shards beside a plan may have."""
+    """Return the fingerprints that shards beside a plan may have."""
     return frozenset({plan.fingerprint, *plan.accepted})
 
 
 def _left(plan: Plan, damaged: Iterable[int], begun: Collection[int], records: Iterable[CommitRecord]) -> dict[int, str]:
-    """The damaged shards that are not of this plan, or of which nothing tells whose they are, and why they are left."""
+    """Return the damaged shards that are not of this plan, or of which nothing tells whose they are, and why each is left."""
     said: dict[int, set[str]] = {}
     for record in records:
         said.setdefault(record.shard, set()).update({record.fingerprint} & plans_of(plan))
@@ -148,13 +152,13 @@ def _look_known(look_at: Callable[..., Look], file: int, known: Collection[str],
 
 
 def _image_folders(output: str, plan: Plan, shards: Iterable[int], records: Sequence[CommitRecord]) -> tuple[str, ...]:
-    """Find every image that the requests of these shards name to be there, and as it was; returns the local folders of them.
+    """Find every image that the requests of these shards name, there and as it was; return the local folders of these images.
 
-    What an image was is told by the plan, or, where it did not look, by the shard's metadata, where that is whole; requests that
-    failed of their images by that have none to lose.
+    What an image was is told by the plan, or, where the plan did not look, by the shard's metadata, where that is whole; requests
+    that failed of their images by that have none to lose.
 
     Raises:
-        PlanError: One is not there, or another.
+        PlanError: An image is not there, or is another.
     """
     folders = set[str]()
     look_at = functools.lru_cache(maxsize=100_000)(functools.partial(look, roots=plan.roots))
@@ -184,7 +188,7 @@ def _image_folders(output: str, plan: Plan, shards: Iterable[int], records: Sequ
 
 
 def _shard(file: str) -> int | None:
-    """The shard that a file is of, by its name."""
+    """Return the shard that a file is of, by its name; None for a file of no shard."""
     name = file.rpartition("/")[2].partition("-")[0]
     parsed = parse_shard_name(name) or parse_shard_name(name.rpartition(".")[0])
     return parsed[0] if parsed else None

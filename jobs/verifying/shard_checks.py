@@ -1,4 +1,4 @@
-"""Holds a shard's Parquet, tar and images against one another: what of them contradicts itself is named."""
+"""Holds a shard's Parquet file, tar and images against one another, and names what of them contradicts itself."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from promptmill.shards.image_files import pixel_sha256
+from promptmill.shards.image_files import FORMATS, pixel_sha256
 from promptmill.shards.image_reader import ENDINGS, PictureError, open_picture
 from promptmill.shards.keys import parse
 from promptmill.shards.outcomes import request_of
@@ -16,7 +16,10 @@ from promptmill.shards.tars import Sample, TarError, read_tar
 
 
 def rendered_ids(table: pa.Table) -> Iterator[str]:
-    """The id of each request that was rendered at all: one that the manifest repeats is recorded as failed, under the same id."""
+    """Yield the id of each request that was rendered at all.
+
+    A request that the manifest repeats is recorded as failed, under the same id.
+    """
     previous = None
     for key, request_id, candidate in zip(*(table[name].to_pylist() for name in ("key", "id", "candidate_index")), strict=True):
         if key is not None and candidate is not None and request_of(key) != previous:
@@ -25,7 +28,7 @@ def rendered_ids(table: pa.Table) -> Iterator[str]:
 
 
 def check_table(table: pa.Table, shard: int) -> Iterator[str]:
-    """Keys, ids and statuses of one shard's rows; yields what is wrong with them."""
+    """Yield the faults in keys, ids and statuses of one shard's rows."""
     columns = ("key", "id", "candidate_index", "shard", "status", "selected")
     previous = ""
     request_ids: dict[str, Any] = {}
@@ -50,7 +53,7 @@ def _fits(key: str, shard: int, candidate: int | None) -> bool:
 
 
 def check_tar(content: bytes, table: pa.Table | None) -> Iterator[str]:
-    """A shard's tar, held against its metadata where there is any; yields what is wrong with it."""
+    """Yield the faults of a shard's tar, held against its metadata where there is any."""
     rows = _rows(table) if table is not None else None
     found: list[str] = []
     image_ending = None
@@ -83,7 +86,7 @@ def _only(keys: Iterable[str], others: set[str]) -> list[str]:
 
 
 def _rows(table: pa.Table) -> dict[str, dict[str, Any]]:
-    """What the tar has to hold, by key: of each selected row its prompt, its JSON and its hashes."""
+    """Return the samples that the tar has to hold, by key: of each selected row its prompt, its JSON and its hashes."""
     selected = table.filter(table["selected"])
     names_ = ("key", "prompt", "sha256", "pixel_sha256", "bytes", "width", "height")
     rows = selected.select(names_).to_pylist()
@@ -107,18 +110,7 @@ def _check_sample(sample: Sample, ending: str, row: dict[str, Any]) -> Iterator[
 def _check_pixels(content: bytes, ending: str, row: dict[str, Any]) -> Iterator[str]:
     try:
         with open_picture(content, ending, row["width"], row["height"]) as image:
-            if _is_lossless(content, ending) and pixel_sha256(np.asarray(image.convert("RGB"))) != row["pixel_sha256"]:
+            if FORMATS[ending].lossless(content) and pixel_sha256(np.asarray(image.convert("RGB"))) != row["pixel_sha256"]:
                 yield "the pixels of its image do not have the hash of its row"
     except PictureError as error:
         yield f"its image {error}"
-
-
-def _is_lossless(content: bytes, ending: str) -> bool:
-    """Whether decoding gives back the pixels that were encoded: PNG, and WebP whose image is in a VP8L chunk."""
-    if ending != "webp":
-        return ending == "png"
-    at = 12
-    while at + 8 <= len(content) and content[at : at + 4] not in (b"VP8 ", b"VP8L"):
-        size = int.from_bytes(content[at + 4 : at + 8], "little")
-        at += 8 + size + size % 2
-    return content[at : at + 4] == b"VP8L"

@@ -20,7 +20,7 @@ from promptmill.shards.commits import CommitError, CommitRecord, FileRecord, par
 from promptmill.shards.index import INDEX, SUCCESS, Totals, encode_index, total
 from promptmill.shards.outcomes import COUNTS, count
 from promptmill.shards.published import get_file
-from promptmill.shards.storage import OddFileError, TooLargeError, get, get_small, join, names
+from promptmill.shards.storage import OddFileError, TooLargeError, get, join, names
 from promptmill.shards.tables import read_table
 
 LOOKED_AT = 256 * 2**20  # bytes of a file that is larger than its record says
@@ -30,7 +30,7 @@ MOST_MISSING = 100_000  # records that are missing, each of which is named
 
 @dataclass(frozen=True)
 class Verified:
-    """What was looked at: whether the dataset says that it is finished, its totals, and how many problems there are."""
+    """Says how a check ended: whether the dataset says that it is finished, its totals, and how many problems there are."""
 
     finished: bool
     totals: Totals
@@ -39,12 +39,12 @@ class Verified:
 
 @dataclass(frozen=True)
 class Records:
-    """What is in commits/.
+    """Holds the commit records in commits/.
 
     Attributes:
-        known: Those that can be read, of all generations, by shard and generation.
-        problems: Of the others, and of those not written as records are.
-        broken: The shards that the others are of.
+        known: Records that can be read, of all generations, by shard and generation.
+        problems: Problems of the other records, and of those not written as records are.
+        broken: Numbers of the shards that the other records are of.
     """
 
     known: tuple[CommitRecord, ...]
@@ -53,7 +53,7 @@ class Records:
 
     @property
     def last(self) -> list[CommitRecord]:
-        """Of a shard that was tried again, the last record holds."""
+        """Return the last record of each shard, which holds where the shard was tried again."""
         return list({record.shard: record for record in self.known}.values())
 
 
@@ -61,10 +61,10 @@ def verify(output: str) -> Iterator[Problem | Verified]:
     """Check a dataset, finished or not.
 
     Args:
-        output: Its URI.
+        output: The dataset's URI.
 
     Yields:
-        What is wrong; at the end, and in any case, a `Verified`.
+        Each problem; at the end, and in any case, a `Verified`.
     """
     planned = check_plan(output, committed=any(names(join(output, "commits"))))
     listed = read_index(output)
@@ -77,9 +77,9 @@ def verify(output: str) -> Iterator[Problem | Verified]:
 
 
 def read_index(output: str) -> dict[int, CommitRecord]:
-    """The records that index.json repeats, by shard; none if it cannot be read."""
+    """Return the records that index.json repeats, by shard; none where it cannot be read."""
     try:
-        index = parse_json(get_small(join(output, INDEX), _most_index(output)))
+        index = parse_json(get(join(output, INDEX), _most_index(output)))
         plan = index["fingerprint"] if isinstance(index["fingerprint"], str) else ""
         said = {"fingerprint": plan, "format": index.get("format", 1)}
         listed = (CommitRecord.from_json(json.dumps({**said, **shard}).encode()) for shard in index["shards"])
@@ -89,21 +89,21 @@ def read_index(output: str) -> dict[int, CommitRecord]:
 
 
 def _most_index(output: str) -> int:
-    """Return the bytes that an index may have, by the shards of which anything is there."""
+    """Return the most bytes that an index may have, by the shards of which anything is there."""
     there = sum(len(list(names(join(output, folder)))) for folder in ("commits", "data", "metadata"))
     return MOST_INDEX + there * 2**11
 
 
 def _small(uri: str, most: int) -> bytes:
-    """Read a small file of which only matters whether it is the right one; of one that is larger, the beginning of its kind."""
+    """Read a small file of which only matters whether it is the right one; of a larger one return bytes that are not right."""
     try:
-        return get_small(uri, most)
+        return get(uri, most)
     except TooLargeError:
         return b"\0"
 
 
 def read_all_records(output: str, planned: Planned, listed: Mapping[int, CommitRecord]) -> Records:
-    """Every file in commits/, read or named."""
+    """Read every file in commits/; each that cannot be read is a problem of the result."""
     known: dict[tuple[int, int], CommitRecord] = {}
     wrong: list[tuple[str, tuple[int, int], str]] = []
     problems = []
@@ -168,7 +168,7 @@ def _problems(output: str, planned: Planned, records: Records, listed: Mapping[i
 
 
 def _check_plans(planned: Planned, records: Records) -> Iterator[Problem]:
-    """The records against the plan beside them; without one, against one another."""
+    """Check the records against the plan beside them; without one, against one another."""
     plans = Counter(record.fingerprint for record in records.known)
     if planned.plan is None and len(plans) > 1:
         yield Problem("commits", f"the records are of {len(plans)} plans, {', '.join(sorted(plans))}")
@@ -188,7 +188,7 @@ def _check_plans(planned: Planned, records: Records) -> Iterator[Problem]:
 def _check_marks(
     output: str, planned: Planned, records: Records, listed: Mapping[int, CommitRecord]
 ) -> Generator[Problem, None, int | None]:
-    """What has to be there once a dataset is marked as finished; returns how many shards it has then, else None."""
+    """Check the files that have to be there once a dataset is marked as finished; return how many shards it has then, else None."""
     there = set(names(output))
     if not there & {INDEX, SUCCESS}:
         return None
@@ -215,7 +215,7 @@ def _check_marks(
 
 
 def _check_summary(output: str, planned: Planned, records: list[CommitRecord], shards: int) -> Iterator[Problem]:
-    """The index and the card, where they are, against the records that they are made of, each shard's if all is well."""
+    """Check the index and the card, where they are, against the records that they are made of, each shard's if all is well."""
     there = set(names(output))
     complete = len(records) == shards and [record.shard for record in records] == list(range(shards))
     index = encode_index(records) if complete else b""
@@ -243,14 +243,20 @@ def _check_orphans(output: str, records: Records) -> Iterator[Problem]:
 
 
 def _generation(part: str) -> int:
-    """1 of 000012-00003.1.parquet."""
+    """Return the generation in a part's name: 1 of 000012-00003.1.parquet."""
     said = part.removesuffix(".parquet").partition(".")[2]
     return int(said) if said.isdigit() else 0
 
 
 @dataclass
 class _Seen:
-    """What shards have in common: the schema of the plan, or else the file that each schema was first seen in, and the ids."""
+    """Collects the schemas and the ids of shards.
+
+    Attributes:
+        form: The schema that all shards have by the plan; None without a plan.
+        forms: Without a plan, the file that each schema was first seen in.
+        ids: The ids of all requests.
+    """
 
     form: pa.Schema | None
     forms: dict[pa.Schema, str] = field(default_factory=dict)
@@ -258,7 +264,7 @@ class _Seen:
 
 
 def _check_shard(output: str, record: CommitRecord, listed: CommitRecord | None, seen: _Seen) -> Generator[Problem, None, bool]:
-    """The files of one shard against its record and against one another; returns whether the record can be believed."""
+    """Check the files of one shard against its record and against one another; return whether the record can be believed."""
     name, shard = shard_name(record.shard, record.generation), record.shard
     itself, tar, parquet = f"commits/{name}.json", f"data/{name}.tar", f"metadata/{name}.parquet"
     wanted = {parquet, tar} if record.kept else {parquet}
@@ -277,7 +283,9 @@ def _check_shard(output: str, record: CommitRecord, listed: CommitRecord | None,
             yield Problem(file.path, "missing", shard)
             continue
         except OddFileError as error:
-            larger = f"is of {error.size:,} bytes, its record says {file.size:,}" if error.size else error.said
+            larger = (
+                f"is of {error.size:,} bytes, its record says {file.size:,}" if isinstance(error, TooLargeError) else error.said
+            )
             yield Problem(file.path, larger, shard)
             continue
         found = FileRecord.of(file.path, contents[file.path])
@@ -310,7 +318,7 @@ def _check_shard(output: str, record: CommitRecord, listed: CommitRecord | None,
 
 
 def _check_metadata(parquet: str, table: pa.Table, record: CommitRecord, seen: _Seen) -> Generator[Problem, None, bool]:
-    """The rows of one shard; returns whether they are as many as the record says."""
+    """Check the rows of one shard; return whether they are as many as the record says."""
     if seen.form is None:
         seen.forms.setdefault(table.schema, parquet)
     elif not table.schema.equals(seen.form):

@@ -1,1 +1,1 @@
-"""Says what a model can do and what it is, from its files alone: capabilities, families, identity, licences; free of torch."""
+"""Describes a model from its files alone: capabilities, families, identity, licences; free of torch."""

@@ -1,4 +1,4 @@
-"""What a diffusion model can do, read from its config files alone: no weights, no torch."""
+"""Reads the capabilities of a diffusion model from its config files alone: no weights, no torch."""
 
 import json
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ INDEX = "model_index.json"
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What rows are held to, because of the model.
+    """Holds the limits that a model sets for rows.
 
     Attributes:
         pipeline: The diffusers class that the model was saved as.
         multiple: Width and height are multiples of this many pixels.
-        modes: Those it serves.
-        schedulers: The names that fit it; a flow-matching model has only its own, called `euler`.
+        modes: The modes that the model serves.
+        schedulers: The names of the schedulers that fit; a flow-matching model has only its own, called `euler`.
         rescaled: The modes whose pipelines take a guidance rescale.
-        safety_checker: Whether it brings one.
+        safety_checker: Whether the model brings a safety checker.
     """
 
     pipeline: str
@@ -41,7 +41,7 @@ def read_facts(model: Model) -> ModelFacts:
     """Read a model's config files, from its folder or from the hub at its revision.
 
     Raises:
-        ModelError: There is no such model, it is not in diffusers' format, or it is of a family that is not supported.
+        ModelError: There is no such model, or the model is not in diffusers' format or of a family that is not supported.
     """
     index = _read(model, INDEX)
     name = index.get("_class_name")
@@ -74,7 +74,7 @@ def read_facts(model: Model) -> ModelFacts:
 
 
 def _rescaled(pipeline: str) -> tuple[str, ...]:
-    """The modes in which diffusers' pipelines of a family take a guidance rescale (arXiv:2305.08891, section 3.4)."""
+    """Return the modes in which diffusers' pipelines of a family take a guidance rescale (arXiv:2305.08891, section 3.4)."""
     if pipeline.startswith("StableDiffusionXL"):
         return ("txt2img", "img2img", "inpaint", "controlnet_inpaint")
     return ("txt2img",) if pipeline.startswith("StableDiffusion") else ()
@@ -85,7 +85,7 @@ def _controlled(mode: str) -> str:
 
 
 def _class_of(index: dict[str, Any], part: str) -> str | None:
-    """The class of a part of a pipeline: written as [library, class], both null where the part is left out."""
+    """Return the class of a part of a pipeline: written as [library, class], both null where the part is left out."""
     match index.get(part):
         case [str(), str(name)]:
             return name
@@ -93,7 +93,9 @@ def _class_of(index: dict[str, Any], part: str) -> str | None:
 
 
 def _levels(vae: dict[str, Any]) -> int:
-    """How many sizes a VAE goes through, each half the last. Deep-compression ones have two lists, of one length."""
+    """Return the number of sizes that a VAE goes through, each half the last; deep-compression VAEs have two lists, of one
+    length.
+    """
     for key in ("block_out_channels", "encoder_block_out_channels"):
         channels = vae.get(key)
         if isinstance(channels, list) and channels:

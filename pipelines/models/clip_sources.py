@@ -1,4 +1,4 @@
-"""Finds an open_clip model: its config, its weights, their place on the hub. Free of torch, so that a plan can ask."""
+"""Finds an open_clip model: its config, its weights, their place on the hub. Free of torch, so that a plan can use this module."""
 
 import importlib.util
 import json
@@ -25,12 +25,12 @@ HUB_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True)
 class TagWeights:
-    """The weights behind an open_clip tag.
+    """Holds the place of the weights behind an open_clip tag.
 
     Attributes:
-        repository: Of the hub.
-        file: The safetensors in it.
-        entry: What open_clip's table says of them: how images are prepared, whether they want QuickGELU.
+        repository: The hub repository.
+        file: The safetensors file in the repository.
+        entry: The weights' entry in open_clip's table: how images are prepared, whether the model wants QuickGELU.
     """
 
     repository: str
@@ -39,7 +39,7 @@ class TagWeights:
 
 
 def embedding_width(clip: OpenClip) -> int:
-    """The width of the model's embeddings, from its config alone; only a hub repository's config has to be fetched.
+    """Return the width of the model's embeddings, from its config alone; only a hub repository's config has to be fetched.
 
     Raises:
         ModelError: There is no such model, or its config cannot be read.
@@ -51,7 +51,7 @@ def embedding_width(clip: OpenClip) -> int:
 
 
 def model_config(clip: OpenClip) -> dict[str, Any]:
-    """The architecture in open_clip's words: `embed_dim`, `vision_cfg`, `text_cfg`, …
+    """Return the architecture in open_clip's words: `embed_dim`, `vision_cfg`, `text_cfg`, …
 
     Raises:
         ModelError: There is no such model, or its config cannot be read.
@@ -81,7 +81,7 @@ def _read_json(path: Path, model: str) -> dict[str, Any]:
 
 
 def named_configs() -> dict[str, Path]:
-    """The config files of the models that open_clip knows by name."""
+    """Return the config files of the models that open_clip knows by name."""
     package = importlib.util.find_spec("open_clip")  # importing it would import torch
     if package is None or not package.submodule_search_locations:
         raise ModelError("open_clip is not installed: pip install open_clip_torch")
@@ -90,7 +90,7 @@ def named_configs() -> dict[str, Path]:
 
 
 def known_name(model: str) -> str:
-    """The name as open_clip writes it: ViT-B/32 is ViT-B-32.
+    """Return a model's name as open_clip writes it: ViT-B/32 is ViT-B-32.
 
     Raises:
         ModelError: open_clip knows no such model.
@@ -103,7 +103,7 @@ def known_name(model: str) -> str:
 
 
 def model_folder(clip: OpenClip) -> Path:
-    """The folder of a `local-dir:` model, or that of an `hf-hub:` model, fetched at its revision.
+    """Return the folder of a `local-dir:` model, or that of an `hf-hub:` model, fetched at its revision.
 
     Raises:
         ModelError: There is no such folder or repository.
@@ -117,10 +117,10 @@ def model_folder(clip: OpenClip) -> Path:
 
 
 def weights_file(folder: Path, model: str) -> Path:
-    """The safetensors in a model's folder.
+    """Return the safetensors file in a model's folder.
 
     Raises:
-        ModelError: There are none, or several of which none has a name of `WEIGHTS`.
+        ModelError: There is none, or there are several of which none has a name of `WEIGHTS`.
     """
     found = sorted(path.name for path in folder.glob("*.safetensors"))
     for name in [*WEIGHTS, *(found if len(found) == 1 else ())]:
@@ -134,7 +134,7 @@ def weights_file(folder: Path, model: str) -> Path:
 
 
 def tag_weights(clip: OpenClip) -> TagWeights:
-    """The weights behind a named model's tag. Imports open_clip, and torch with it: its table is code.
+    """Return the place of the weights behind a named model's tag. Imports open_clip, and torch with it, whose table is code.
 
     Raises:
         ModelError: open_clip has no such model or tag, or only as a pickle.
@@ -155,10 +155,10 @@ def tag_weights(clip: OpenClip) -> TagWeights:
 
 
 def commit_of(repository: str, file: str) -> str:
-    """The commit that a repository's main is at; where the hub cannot be asked, the one that a cached file is of.
+    """Return the commit of a repository's main; where the hub cannot be asked, the commit of a cached file.
 
     Raises:
-        ModelError: Neither can be had.
+        ModelError: The hub cannot be asked and no file is cached.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
@@ -176,16 +176,17 @@ def commit_of(repository: str, file: str) -> str:
 
 
 def _snapshots(file: Path) -> Path:
-    """The folder of a cached file's repository that holds a folder a commit."""
+    """Return the folder of a cached file's repository that holds one folder for each commit."""
     return next(folder for folder in file.parents if folder.name == "snapshots")
 
 
 def tokenizer_folder(clip: OpenClip, config: Mapping[str, Any], folder: Path | None) -> Path | None:
-    """The folder of a tokenizer that is not open_clip's own: that of the weights, since another repository is not pinned.
+    """Return the folder of a tokenizer that is not open_clip's own: that of the weights, since another repository is not pinned.
 
     Args:
-        config: As `model_config`.
-        folder: That the model was found in; None for a named model, whose tokenizer is fetched from beside its weights.
+        clip: The model.
+        config: The model's architecture, from `model_config`.
+        folder: The folder of the model; None for a named model, whose tokenizer is fetched from beside its weights.
 
     Returns:
         None where the tokenizer is open_clip's own.
@@ -204,10 +205,10 @@ def tokenizer_folder(clip: OpenClip, config: Mapping[str, Any], folder: Path | N
 
 
 def hub_file(repository: str, name: str, revision: str | None) -> Path:
-    """One file of a hub repository, from the cache where it is there.
+    """Return one file of a hub repository, from the cache where the file is there.
 
     Raises:
-        ModelError: It cannot be fetched.
+        ModelError: The file cannot be fetched.
     """
     from huggingface_hub import hf_hub_download
 
@@ -215,10 +216,10 @@ def hub_file(repository: str, name: str, revision: str | None) -> Path:
 
 
 def hub_folder(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The files of a hub repository that fit these patterns, from the cache where they are there.
+    """Return a folder with the files of a hub repository that fit these patterns, from the cache where they are there.
 
     Raises:
-        ModelError: They cannot be fetched.
+        ModelError: The files cannot be fetched.
     """
     from huggingface_hub import snapshot_download
 
@@ -234,6 +235,6 @@ def _from_hub(fetch: Callable[[], str], what: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, in at most 300 characters; its kind where it says nothing."""
+    """Return the text of an exception on one line of at most 300 characters; its class name where it has no text."""
     text = " ".join(str(error).split())
     return f"{text[:299]}…" if len(text) > 300 else text or type(error).__name__

@@ -1,4 +1,4 @@
-"""Whether what a config puts on top of its base model fits it, read from config files and weight headers: nothing is loaded."""
+"""Checks whether the parts that a config adds to its base model fit, from config files and weight headers: nothing is loaded."""
 
 import json
 from pathlib import Path
@@ -16,11 +16,12 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def check_fits(model: Model) -> None:
-    """Compare ControlNets and LoRAs with the UNet of the base model, and of what class a VAE and ControlNets are. Of other families
-    only the VAE is looked at.
+    """Compare ControlNets and LoRAs with the UNet of the base model, and check the classes of a VAE and of ControlNets.
+
+    Of families without a UNet only the VAE is checked.
 
     Raises:
-        ModelError: One is made for another base, and the line says by which size; or is of a class that is not served.
+        ModelError: A part is made for another base, and the line says by which size; or is of a class that is not served.
     """
     if model.vae and "Autoencoder" not in (kind := class_named(model.vae, VAE)):
         raise ModelError(f"model.vae: {model.vae.source} is a {kind}, which is no VAE")
@@ -69,11 +70,11 @@ def _place(weights: Weights, name: str) -> Path | None:
     try:
         return hub_file(weights.source, name, weights.revision)
     except ModelError:
-        return None  # a transformer has no unet/; what cannot be fetched at all is said where it is loaded
+        return None  # a transformer has no unet/; loading reports a file that cannot be fetched at all
 
 
 def _lora_width(weights: Weights, name: str | None) -> int | None:
-    """The width of the text embeddings that a LoRA's cross-attention takes, where it has one."""
+    """Return the width of the text embeddings that a LoRA's cross-attention takes, or None where it has no cross-attention."""
     place = _place(weights, name or LORA_FILE)
     if place is None or not place.is_file():
         return None

@@ -1,5 +1,7 @@
-"""Which tasks diffusers has pipelines for in each family of models: its own table, read as source, since importing it would
-import torch and take seconds."""
+"""Finds the tasks that diffusers has pipelines for in each family of models.
+
+Diffusers' own table is read as source, since importing it would import torch and take seconds.
+"""
 
 import ast
 import importlib.util
@@ -18,20 +20,22 @@ TABLES = {
 
 
 def modes_of(pipeline: str) -> tuple[str, ...]:
-    """The modes, of those without control, that the family of a pipeline class has pipelines for; none if it makes no images."""
+    """Return the modes, of those without control, that the family of a pipeline class has pipelines for; none if it makes no
+    images.
+    """
     families = [family for classes in tables().values() for family, name in classes.items() if name == pipeline]
     return tuple(mode for mode, classes in tables().items() if families and families[0] in classes)
 
 
 def class_for(pipeline: str, mode: str) -> str:
-    """Return the name of diffusers' class that renders a mode with the weights of a pipeline, as its Auto classes choose it.
+    """Return the name of diffusers' class that renders a mode with the weights of a pipeline, as its Auto classes choose the class.
 
     Args:
         pipeline: The class that the weights were saved or loaded as.
-        mode: One of those that the model serves.
+        mode: One of the modes that the model serves.
 
     Raises:
-        ModelError: diffusers has none.
+        ModelError: diffusers has no such class.
     """
     plain = {"controlnet": "txt2img"}.get(mode, mode.removeprefix("controlnet_"))
     name = _in_family_of(pipeline, plain)
@@ -51,7 +55,7 @@ def _in_family_of(pipeline: str, mode: str) -> str:
 
 @cache
 def tables() -> dict[str, dict[str, str]]:
-    """For each mode the class names by family."""
+    """Return for each mode the class names by family."""
     package = importlib.util.find_spec("diffusers")
     if package is None or not package.submodule_search_locations:
         raise ModelError("diffusers is not installed: pip install diffusers")
@@ -66,7 +70,7 @@ def tables() -> dict[str, dict[str, str]]:
 
 
 def _entries(module: ast.Module) -> Iterator[tuple[str, str, str]]:
-    """(table, family, class), both of `TABLE = OrderedDict([("family", Class), …])` and of `TABLE["family"] = Class`."""
+    """Yield (table, family, class), both of `TABLE = OrderedDict([("family", Class), …])` and of `TABLE["family"] = Class`."""
     for node in ast.walk(module):
         match node:
             case ast.Assign(targets=[ast.Name(id=table)], value=ast.Call(args=[ast.List(elts=pairs)])):

@@ -1,4 +1,4 @@
-"""Says exactly which weights and which libraries a dataset is made with; both are part of a plan's fingerprint."""
+"""Identifies the weights and the libraries that a dataset is made with; both are part of a plan's fingerprint."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ from promptmill.pipelines.work.errors import ModelError
 
 Named = TypeVar("Named", bound=OpenClip)
 
-# Those whose versions decide pixels, scores or file bytes.
+# Libraries whose versions decide pixels, scores or file bytes.
 LIBRARIES = (
     "torch",
     "torchvision",
@@ -37,10 +37,10 @@ WEIGHT_ENDINGS = (SAFETENSORS, ".json", ".txt", ".model")
 
 
 def library_versions(model: Model) -> dict[str, str]:
-    """The version of every library that decides the bytes that a model makes, and of promptmill itself.
+    """Return the version of every library that decides the bytes that a model makes, and of promptmill itself.
 
     Raises:
-        ModelError: The model needs one that is not installed.
+        ModelError: The model needs a library that is not installed.
     """
     return {"promptmill": own_version(), **{name: version(name) for name in LIBRARIES}, **_torchao(model)}
 
@@ -53,19 +53,19 @@ def _torchao(model: Model) -> dict[str, str]:
 
 
 def own_version() -> str:
-    """The version of this copy, which need not be the installed one."""
+    """Return the version of this copy of promptmill, which need not be the installed one."""
     return tomllib.loads(PROJECT.read_text())["project"]["version"] if PROJECT.is_file() else version("promptmill")
 
 
 def pinned(ranking: Ranking, before: Ranking | None = None) -> Ranking:
-    """The ranking with the commits of its weights: where a tag has no revision, what its repository holds now.
+    """Return the ranking with the commits of its weights: a tag without a revision gets its repository's present commit.
 
     Args:
-        ranking: Of a config.
-        before: Of the plan that is there; where it is of the same weights its commit still holds, whatever the hub has now.
+        ranking: The config's ranking.
+        before: The ranking of the existing plan; its commits still hold for the same weights, whatever the hub has now.
 
     Raises:
-        ModelError: open_clip has no such weights, or the hub cannot be asked and they are not in its cache.
+        ModelError: open_clip has no such weights, or the hub cannot be asked and the weights are not in its cache.
     """
     earlier = {(clip.model, clip.pretrained): clip.revision for clip in _tagged(before)} if before is not None else {}
     scorers = tuple(_pinned(scorer, earlier) if isinstance(scorer, OpenClipScorer) else scorer for scorer in ranking.scorers)
@@ -87,7 +87,7 @@ def _pinned(clip: Named, earlier: Mapping[tuple[str, str | None], str | None]) -
 
 
 def model_identity(model: Model, ranking: Ranking) -> dict[str, str]:
-    """For each set of weights, by its place in the config, what it is: repository@revision, or the SHA-256 of what is local.
+    """Return for each set of weights, by its place in the config, repository@revision or the SHA-256 of local content.
 
     Raises:
         ModelError: A local folder is not there or holds no weights; or as `pinned`.
@@ -97,7 +97,7 @@ def model_identity(model: Model, ranking: Ranking) -> dict[str, str]:
 
 
 def source_identity(weights: Weights) -> str:
-    """What a set of weights is, by content where it is local, by commit where it is a repository."""
+    """Return the identity of a set of weights: by content where it is local, by commit where it is a repository."""
     if isinstance(weights, Adapter):
         file = adapter_file(weights)
         return f"sha256:{_sha256(file)}" if file else f"{weights.source}@{weights.revision}/{weights.file}"
@@ -118,7 +118,9 @@ def _folder_identity(folder: Path, source: str) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All that the loaders may open: through links, which they follow; but nothing hidden, such as the hub client's notes."""
+    """Yield all files that the loaders may open: through links, which they follow; but no hidden files, such as the hub client's
+    notes.
+    """
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(place) / name for name in names if name.endswith(WEIGHT_ENDINGS) and not name.startswith("."))

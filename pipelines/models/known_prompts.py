@@ -1,7 +1,7 @@
-"""Reads which prompts a model can know, where somebody wrote that down beside its folder.
+"""Reads the prompts that a model can know, from a file beside the model's folder.
 
 FOLDER.prompts.json holds `form`, the prompts in words for a person, and `pattern`, the same as a regular expression. The file lies
-beside the folder and not in it, since it decides no byte of an image and so is no part of what the model is.
+beside the folder and not inside, since it decides no byte of an image and so is no part of the model's identity.
 """
 
 import json
@@ -18,21 +18,21 @@ ENDING = ".prompts.json"
 
 @dataclass(frozen=True)
 class KnownPrompts:
-    """The prompts that a model can know: in words, and as an expression that matches them whole."""
+    """Holds the prompts that a model can know: in words, and as an expression that matches a whole prompt."""
 
     form: str
     pattern: re.Pattern[str]
 
     def has(self, prompt: str) -> bool:
-        """Return whether a prompt is one of them, however its words are spaced, in small letters or capitals."""
+        """Return whether the model can know a prompt, however its words are spaced, in small letters or capitals."""
         return self.pattern.fullmatch(" ".join(prompt.split())) is not None
 
 
 def known_prompts(model: Model) -> KnownPrompts | None:
-    """Return what prompts a model can know; None where nothing says so, as of all models that know nearly any.
+    """Return the prompts that a model can know; None where no file lists them, as for all models that know nearly any prompt.
 
     Raises:
-        ModelError: The file that says so cannot be read.
+        ModelError: The file cannot be read.
     """
     folder = local_folder(model.base)
     if folder is None:

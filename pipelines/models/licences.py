@@ -1,4 +1,4 @@
-"""What licence each set of weights says it is under, by its model card: for the card of what was made with it."""
+"""Reads the licence of each set of weights from its model card, for the card of the dataset."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from promptmill.pipelines.work.errors import ModelError
 
 CARD = "README.md"
 FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
-LONGEST = 80  # characters of what is quoted
+LONGEST = 80  # characters of a quoted licence
 
 
 def licences(model: Model, ranking: Ranking) -> dict[str, str]:
-    """The licence of each set of weights, by its place in the config; of those that do not say, nothing.
+    """Return the licence of each set of weights, by its place in the config; weights that state no licence are left out.
 
-    Of a local folder its own card or that of the folder around it, else the first line of its LICENSE; of a hub repository its card
-    at the revision.
+    For a local folder the source is its own card or that of the folder around it, else the first line of its LICENSE. For a hub
+    repository the source is its card at the revision.
 
     Raises:
         ModelError: A local folder is not there.
@@ -46,7 +46,7 @@ def _of_repository(repository: str, revision: str | None) -> str | None:
     try:
         return _of_card(hub_file(repository, CARD, revision))
     except ModelError:
-        return None  # it has no card, or the hub is out of reach: the weights may be in the cache all the same
+        return None  # there is no card, or the hub is out of reach: the weights may be in the cache all the same
 
 
 def _of_folder(place: Path) -> str | None:

@@ -1,15 +1,18 @@
-"""Finds what scores beside CLIP, and says before anything runs whether it fits together. Free of torch, so that a plan can ask."""
+"""Finds the scorers beside CLIP, and checks before anything runs that they fit together. Free of torch, so that a plan can use
+it.
+"""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from promptmill.configs.schema import Ranking
-from promptmill.configs.scorers import CLIP, HeadScorer, OpenClipScorer, PreferenceScorer
+from promptmill.configs.scorers import CLIP, HeadScorer, PreferenceScorer
 from promptmill.configs.weights import SAFETENSORS
 from promptmill.pipelines.models.clip_sources import NO_PICKLES, TOKENIZERS, WORDS, embedding_width, hub_file, hub_folder, one_line
 from promptmill.pipelines.models.sources import adapter_file, local_folder
@@ -22,12 +25,12 @@ SPECIAL_CARE = ("special_care_embeds", "special_care_embeds_weights")
 
 @dataclass(frozen=True)
 class HeadForm:
-    """What a head's file holds.
+    """Holds the form of a head's file.
 
     Attributes:
-        width: Of the embeddings that it takes.
-        layers: Its linear layers in order, each by the names of its weight and of its bias, None where it has none; none at all
-            for the concepts of a safety checker.
+        width: Width of the embeddings that the head takes.
+        layers: The head's linear layers in order, each by the names of its weight and of its bias, None where it has none; no
+            layers at all for the concepts of a safety checker.
     """
 
     width: int
@@ -35,17 +38,15 @@ class HeadForm:
 
 
 def check_scorers(ranking: Ranking) -> None:
-    """See whether all scorers are there and can be read, and whether each head fits the embedding that it reads.
+    """Check all scorers of a ranking: their files can be read, and each head fits the embedding that it reads.
 
     Raises:
         ModelError: One line on what is missing or does not fit.
     """
     widths = {CLIP: embedding_width(ranking)}
     for scorer in ranking.scorers:
-        if isinstance(scorer, OpenClipScorer):
-            widths[scorer.name] = embedding_width(scorer)
-        elif isinstance(scorer, PreferenceScorer):
-            widths[scorer.name] = preference_width(scorer)
+        if scorer.kind in WIDTHS:
+            widths[scorer.name] = WIDTHS[scorer.kind](scorer)
     for scorer in ranking.scorers:
         if isinstance(scorer, HeadScorer):
             form = head_form(head_file(scorer), scorer.source)
@@ -59,10 +60,10 @@ def check_scorers(ranking: Ranking) -> None:
 
 
 def preference_width(scorer: PreferenceScorer) -> int:
-    """The width of a preference model's embeddings, from its config alone; its folder, where it is local, is seen to be whole.
+    """Return the width of a preference model's embeddings, from its config alone; a local folder is checked to be whole.
 
     Raises:
-        ModelError: There is no such model, it is none of transformers' CLIP models, or it lacks a tokenizer or a processor.
+        ModelError: There is no such model, or it is none of transformers' CLIP models, or lacks a tokenizer or a processor.
     """
     folder = local_folder(scorer.source)
     path = folder / "config.json" if folder is not None else hub_file(scorer.source, "config.json", scorer.revision)
@@ -80,11 +81,15 @@ def preference_width(scorer: PreferenceScorer) -> int:
     return width
 
 
+# How wide the embeddings are of each kind of scorer that has some; to find out is to see that the scorer is there and can be read.
+WIDTHS: dict[str, Callable[[Any], int]] = {"open_clip": embedding_width, "preference": preference_width}
+
+
 def preference_folder(scorer: PreferenceScorer) -> Path:
-    """The folder of a preference model, fetched where it is on the hub.
+    """Return the folder of a preference model, fetched where it is on the hub.
 
     Raises:
-        ModelError: It is not there, or not whole.
+        ModelError: The folder is not there, or not whole.
     """
     folder = local_folder(scorer.source)
     if folder is None:
@@ -105,24 +110,24 @@ def check_preference(folder: Path, scorer: PreferenceScorer) -> None:
 
 
 def head_file(scorer: HeadScorer) -> Path:
-    """The one file of a head, fetched where it is on the hub.
+    """Return the one file of a head, fetched where it is on the hub.
 
     Raises:
-        ModelError: It is not there.
+        ModelError: The file is not there.
     """
     return adapter_file(scorer) or hub_file(scorer.source, scorer.file, scorer.revision)
 
 
 def head_form(file: Path, source: str) -> HeadForm:
-    """What a head's file holds, from the names and shapes of its tensors.
+    """Return the form of a head's file, from the names and shapes of its tensors.
 
-    Two forms are known. Linear layers one after the other, under any names whose numbers order them, the last with one output: so
-    are LAION's aesthetic predictors, christophschuhmann/improved-aesthetic-predictor (layers.0, .2, .4, .6, .7) and
-    LAION-AI/aesthetic-predictor (weight, bias). And the concepts of CompVis/stable-diffusion-safety-checker, whose other tensors
-    are not read.
+    Two forms are known. The first is linear layers one after the other, under any names whose numbers order them, the last with one
+    output. LAION's aesthetic predictors have this form, christophschuhmann/improved-aesthetic-predictor (layers.0, .2, .4, .6, .7)
+    and LAION-AI/aesthetic-predictor (weight, bias). The second is the concepts of CompVis/stable-diffusion-safety-checker, whose
+    other tensors are not read.
 
     Raises:
-        ModelError: It is no safetensors file, or has another form.
+        ModelError: The file is no safetensors file, or has another form.
     """
     try:
         with safe_open(file, "np") as tensors:
@@ -134,7 +139,7 @@ def head_form(file: Path, source: str) -> HeadForm:
 
 
 def _concepts(shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """The width of the concepts' embeddings, where there are any."""
+    """Return the width of the concepts' embeddings, or None where there are no concepts."""
     if any(len(shapes.get(name, ())) != 2 - part for part, name in enumerate(CONCEPTS)):
         return None
     (number, width), (numbers,) = (shapes[name] for name in CONCEPTS)

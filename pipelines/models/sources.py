@@ -10,10 +10,10 @@ from promptmill.pipelines.work.errors import ModelError
 
 
 def local_folder(source: str) -> Path | None:
-    """Where a source of weights lies on this machine; None for a hub repository, owner/name.
+    """Return the place of a source of weights on this machine; None for a hub repository, owner/name.
 
     Raises:
-        ModelError: As `find_local`; or it is a file, but no safetensors.
+        ModelError: As `find_local`; or the source is a file, but no safetensors.
     """
     if not is_folder(source):
         return None
@@ -25,7 +25,7 @@ def local_folder(source: str) -> Path | None:
 
 
 def check_fetched(file: Path) -> None:
-    """Raise ModelError where a file of weights only points to a content that was not fetched."""
+    """Raise ModelError where a file of weights is a pointer to a content that was not fetched."""
     with file.open("rb") as stream:
         found = pointer(stream.read(HEAD))
     if found:
@@ -38,12 +38,12 @@ def _check_safetensors(name: str, source: str) -> None:
 
 
 def adapter_file(weights: Adapter) -> Path | None:
-    """The one file that a local LoRA or textual inversion is; None for a hub repository.
+    """Return the one file of a local LoRA or textual inversion; None for a hub repository.
 
-    Its name is checked here again, since diffusers unpickles a file of any other name, whatever it is told.
+    The file's name is checked here again, since diffusers unpickles a file of any other name, whatever its options say.
 
     Raises:
-        ModelError: As `local_folder`; it is not there, or the folder holds several of which none has the usual name.
+        ModelError: As `local_folder`; or there is no such file, or the folder holds several of which none has the usual name.
     """
     _check_safetensors(weights.file, weights.source)
     place = local_folder(weights.source)
@@ -59,10 +59,11 @@ def adapter_file(weights: Adapter) -> Path | None:
 
 
 def find_local(name: str) -> Path:
-    """The absolute path of a folder or file; a relative one is tried from the current directory, then from the repository's root.
+    """Return the absolute path of a folder or file; a relative one is tried from the current directory, then from promptmill's
+    root.
 
     Raises:
-        ModelError: It is in neither place.
+        ModelError: Neither place has the folder or file.
     """
     tried = [Path.cwd() / name, ROOT / name]  # an absolute name stays what it is
     for path in tried:

@@ -1,1 +1,1 @@
-"""Renders units with diffusion models: loading, slots, batches, conditioning, tuning; nothing of scores."""
+"""Renders units with diffusion models: loading, slots, batches, conditioning, tuning; knows nothing of scores."""

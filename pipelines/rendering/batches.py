@@ -17,9 +17,10 @@ from promptmill.pipelines.work.units import bucket_of
 
 
 class Batches:
-    """Fixed batches of one bucket each, short ones padded.
+    """Renders fixed batches of one bucket each, short ones padded.
 
     Args:
+        model, text: The loaded model and its text encoder.
         batch: Candidates a batch.
     """
 
@@ -30,7 +31,7 @@ class Batches:
         self._counting = model.denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def add(self, jobs: list[Job], settled: Settled, ahead: bool = False) -> None:
-        """Queue jobs; `settled` is called once for each. None goes ahead: a batch is full or not whatever the order."""
+        """Queue jobs; `settled` is called once for each. `ahead` has no effect: a batch is full or not whatever the order."""
         buckets: dict[Hashable, list[Job]] = {}
         for job in jobs:
             buckets.setdefault((bucket_of(job.request), job.placed.preview), []).append(job)
@@ -41,11 +42,11 @@ class Batches:
         return bool(self._queue)
 
     def close(self) -> None:
-        """Leave the model as it was."""
+        """Remove the hook that counts evaluations, so that the model is as it was."""
         self._counting.remove()
 
     def seconds(self) -> dict[str, float]:
-        """Spent in diffusers' pipelines, models and all, so far."""
+        """Return the seconds spent in diffusers' pipelines so far, models included."""
         return {"denoise": self._seconds}
 
     def step(self) -> None:

@@ -1,9 +1,10 @@
-"""Makes one model call of many: calls of a module that pipelines make one by one are held back, joined row by row, and answered.
+"""Joins model calls: calls that pipelines make one by one are held back, joined row by row, and answered by one model call.
 
-A pipeline runs in a greenlet. Where it calls a joined module, it stops there; once all that run have stopped, the rows of
-their calls go through the real module together, in batches of one fixed shape, and each goes on with its own rows of the result.
-So diffusers' own code does everything that is of one request (latents, masks, schedulers, guidance, windows), unchanged, and
-requests that differ in all of it share the batch. At a fixed shape a row's bits depend neither on its place nor on its companions.
+A pipeline runs in a greenlet. Where the pipeline calls a joined module, its greenlet stops. Once all running greenlets have
+stopped, the rows of their calls go through the real module together, in batches of one fixed shape, and each greenlet goes on with
+its own rows of the result. So diffusers' own code does everything that is of one request (latents, masks, schedulers, guidance,
+windows), unchanged, and requests that differ in all of these share the batch. At a fixed shape a row's bits depend neither on its
+place nor on its companions.
 """
 
 import time
@@ -22,10 +23,10 @@ class Call:
 
     Attributes:
         caller: The greenlet that goes on once the call is answered.
-        arguments: By name; tensors with `rows` rows, or what all rows share.
+        arguments: By name; tensors with `rows` rows, or a value that all rows share.
         rows: How many rows the call has.
         taken: How many of the rows have been through the module.
-        parts: What came out, in the order of the rows.
+        parts: The outputs so far, in the order of the rows.
     """
 
     caller: greenlet
@@ -41,10 +42,10 @@ class Joined:
 
     Attributes:
         run: The real call, by keyword, on a full batch; returns a tensor, or a tuple or list of tensors or of lists of them.
-        names: Of its positional arguments.
+        names: Names of the module's positional arguments.
         shape: Rows a batch, always.
-        called: Told of each caller as it calls.
-        calls, rows, seconds: What has been run: batches, the rows in them, and the time it took.
+        called: Called with each caller as it calls the module.
+        calls, rows, seconds: Totals so far: batches, the rows in them, and the time in seconds.
     """
 
     run: Callable[..., Any]
@@ -61,20 +62,20 @@ class Joined:
         return sum(call.rows - call.taken for call in self.waiting)
 
     def hold(self, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the module: stop the calling greenlet until its rows are answered."""
+        """Take a call in place of the module: stop the calling greenlet until its rows are answered."""
         arguments = dict(zip(self.names, args, strict=False)) | kwargs
         sample = next(value for value in arguments.values() if isinstance(value, torch.Tensor) and value.ndim)
         caller = getcurrent()
         self.called(caller)
         self.waiting.append(Call(caller, arguments, len(sample)))
         assert caller.parent is not None, "a joined module is called outside of a greenlet"
-        return caller.parent.switch()  # what the caller is gone on with
+        return caller.parent.switch()  # returns the answer with which the caller is resumed
 
     def run_batch(self) -> list[tuple[greenlet, Any]]:
         """Run one batch of the waiting rows, oldest first, padded to the shape.
 
         Returns:
-            The callers that are answered with it, and what they get.
+            The callers whose calls the batch completes, each with its answer.
         """
         pieces: list[tuple[Call, slice]] = []
         filled = 0
@@ -106,7 +107,7 @@ def _joined(pieces: list[tuple[Mapping[str, Any], int, slice]], shape: int) -> d
 
 
 def _cat(values: list[tuple[Any, int, slice]], shape: int, name: str) -> Any:
-    """One argument of all pieces as one: tensors row by row, what is one value a call (a timestep) spread over its rows."""
+    """Join one argument of all pieces: tensors row by row; a single value a call (a timestep) is repeated for its rows."""
     first, count, _ = values[0]
     if isinstance(first, dict):
         return {key: _cat([(value[key], n, rows) for value, n, rows in values], shape, name) for key in first}
@@ -127,7 +128,7 @@ def _cat(values: list[tuple[Any, int, slice]], shape: int, name: str) -> Any:
 
 def _rows(result: Any, some: slice, shape: int) -> Any:
     if isinstance(result, torch.Tensor):
-        # Contiguous, whatever format the module computes in: what callers reduce over has one order.
+        # Contiguous, whatever format the module computes in, so that callers reduce in one order.
         return result[some].contiguous() if result.ndim and len(result) == shape else result
     return type(result)(_rows(item, some, shape) for item in result)
 

@@ -1,4 +1,4 @@
-"""One call of a diffusers pipeline: its arguments from the jobs of a bucket, and candidates from what it returns."""
+"""Calls a diffusers pipeline once: makes its arguments from the jobs of a bucket, and candidates from its result."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -23,15 +23,15 @@ def call(
     """Render jobs of one bucket in one call.
 
     Args:
-        pipeline: For their mode and kinds of control, with their scheduler.
-        text: Of the same model.
-        jobs: One a sample.
+        pipeline: The pipeline for the jobs' mode and kinds of control, with their scheduler.
+        text: The text encoder of the same model.
+        jobs: One for each sample.
         wait: Called with the images on their way to the host; returns once they are there.
 
     Returns:
-        For each its pixels, (H, W, 3) uint8, whether all values were finite, and whether a safety checker refused it.
+        For each job its pixels, (H, W, 3) uint8, whether all values were finite, and whether a safety checker refused the image.
     """
-    request = jobs[0].request  # of one bucket, so what the call takes once is the same for all
+    request = jobs[0].request  # jobs of one bucket share the arguments that a call takes once
     said = text.arguments(
         [job.request.prompt for job in jobs],
         [job.request.negative_prompt for job in jobs],
@@ -56,7 +56,7 @@ def call(
 
 
 def _arguments(request: Request, jobs: Sequence[Job], device: torch.device) -> dict[str, Any]:
-    """All but the text of a pipeline call."""
+    """Return all arguments of a pipeline call but the text."""
     said: dict[str, Any] = {
         "width": request.width,
         "height": request.height,
@@ -83,7 +83,7 @@ def _arguments(request: Request, jobs: Sequence[Job], device: torch.device) -> d
 
 
 def _as_tensor(maps: list[np.ndarray], device: torch.device) -> torch.Tensor:
-    """(H, W, 3) uint8 each as one (B, 3, H, W) in 0 … 1."""
+    """Return (H, W, 3) uint8 pictures as one tensor (B, 3, H, W) in 0 … 1."""
     return to_device(torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).contiguous().float() / 255, device)
 
 
@@ -101,7 +101,7 @@ def _steering(request: Request) -> dict[str, Any]:
 
 
 def candidate(job: Job, pixels: np.ndarray, finite: bool, refused: bool, evaluations: int) -> Candidate:
-    """The candidate that a job's pixels make, or its failure."""
+    """Return the candidate that a job's pixels make, or its failure."""
     made = Candidate(job.index, job.seed, None, evaluations)
     if not finite:
         return replace(made, failure=Failure("non_finite", "the model made values that are no numbers; try another dtype or VAE"))

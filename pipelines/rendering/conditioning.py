@@ -1,8 +1,8 @@
-"""Conditioning images as the models take them: any picture to RGB of the wanted size, masks, control maps made on the fly.
+"""Prepares conditioning images for the models: pictures in RGB at the wanted size, masks, and control maps.
 
-One policy for all of them. A picture is brought to 8-bit RGB: transparency lies on white, colour profiles are not applied. It is
-then scaled, its aspect kept, until it covers the wanted size, and cropped around its centre; so a mask and a control image of the
-same shape as their init image stay aligned with it. How a mask is read is in promptmill.manifests.masks.
+One policy holds for all of them. A picture is brought to 8-bit RGB: transparency lies on white, colour profiles are not applied.
+The picture is then scaled, its aspect kept, until it covers the wanted size, and cropped around its centre. So a mask and a control
+image of the same shape as their init image stay aligned with it. promptmill.manifests.masks says how a mask is read.
 """
 
 import cv2
@@ -20,10 +20,10 @@ TILE = 8  # how many times smaller a tile map is before it is scaled back up
 def prepare(image: Image.Image, width: int, height: int) -> np.ndarray:
     """Bring a picture to RGB and to the wanted size.
 
-    Scaling is Lanczos with antialiasing; where nothing needs to be scaled the pixels stay what they are.
+    Scaling is Lanczos with antialiasing; where nothing needs to be scaled the pixels stay the same.
 
     Args:
-        image: Of any mode that a file can have, turned already as its EXIF says.
+        image: A picture of any mode that a file can have, turned already as its EXIF says.
         width, height: In pixels.
 
     Returns:
@@ -37,8 +37,8 @@ def control_map(kind: Preprocess, image: np.ndarray) -> np.ndarray:
 
     Args:
         kind: `none` takes the picture as the map; `canny` finds edges, 255 on 0, by the strongest of the three channels; `grey` is
-            the luminance (Rec. 601); `blur` is Gaussian, of `BLUR` short sides; `tile` is scaled down `TILE` times by area
-            and back up (bicubic); `invert` is the negative.
+            the luminance (Rec. 601); `blur` is Gaussian, of `BLUR` short sides; `tile` is scaled down `TILE` times by area and back
+            up (bicubic); `invert` is the negative.
         image: (H, W, 3) uint8.
 
     Returns:
@@ -66,7 +66,7 @@ def _three(grey: np.ndarray) -> np.ndarray:
 
 
 def composite(original: np.ndarray, rendered: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The rendered pixels where the mask is true, and exactly the original's everywhere else.
+    """Return the rendered pixels where the mask is true, and exactly the original's everywhere else.
 
     Args:
         original, rendered: (H, W, 3) uint8.

@@ -1,4 +1,4 @@
-"""Brings tensors from a GPU to the host without stopping either: pinned memory, an event, and a wait that comes later."""
+"""Copies tensors from a GPU to the host without stopping either: pinned memory, an event, and a wait that comes later."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ import torch
 
 @dataclass(frozen=True)
 class Copy:
-    """Tensors on their way to the host. What they hold may be read once `done`, or after `wait`.
+    """Holds tensors on their way to the host, whose values may be read once `done`, or after `wait`.
 
     Attributes:
-        tensors: On the host.
+        tensors: Tensors on the host.
         event: Recorded behind the copying; None where there was nothing to copy.
     """
 
@@ -39,5 +39,5 @@ def to_host(*tensors: torch.Tensor) -> Copy:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A host tensor on a device; to a GPU from pinned memory, so that the host does not wait for what the GPU has to do before."""
+    """Return a host tensor on a device; to a GPU from pinned memory, so that the host does not wait for the GPU's earlier work."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,6 +1,7 @@
-"""The engine: a loaded model that takes units and gives back what became of their requests. Which path it takes is decided here.
+"""Holds the engine: a loaded model that takes units and returns the outcomes of their requests.
 
-Units may be handed in from several threads: they share the batch, so that the end of one does not empty it.
+The engine also chooses how a family is rendered. Units may be submitted from several threads: they share the batch, so that the end
+of one does not leave the batch half empty.
 """
 
 import gc
@@ -29,7 +30,7 @@ from promptmill.pipelines.work.units import Placed, Unit
 
 
 class Path(Protocol):
-    """A way to render jobs, a step at a time."""
+    """Defines a way to render jobs, a step at a time."""
 
     def add(self, jobs: list[Job], settled: Settled, ahead: bool = False) -> None: ...
     @property
@@ -40,14 +41,16 @@ class Path(Protocol):
 
 
 def path_for(model: LoadedModel, text: TextEncoder, batch: int) -> Path:
-    """The slot engine for the UNet families of Stable Diffusion; fixed batches of diffusers' pipelines for every other."""
+    """Return the slot engine for the UNet families of Stable Diffusion; fixed batches of diffusers' pipelines for every other
+    family.
+    """
     slots = type(model.base).__name__.startswith("StableDiffusion") and "unet" in model.base.components
     return Slots(model, text, batch) if slots else Batches(model, text, batch)
 
 
 @dataclass
 class Pending:
-    """A unit under way: its requests' candidates as they are settled."""
+    """Holds a unit under way: its requests' candidates as they are settled."""
 
     unit: Unit
     done: "Future[Rendered]"
@@ -59,17 +62,17 @@ class Pending:
 
 
 class _ClosedError(Exception):
-    """Nobody wants anything any more."""
+    """Reports a closed engine."""
 
 
 class Engine:
-    """A loaded model that renders units.
+    """Renders units with a loaded model.
 
     Args:
-        model: What to load.
-        job_seed: Of the config; candidates of rows without a seed of their own hash it.
+        model: The config's model.
+        job_seed: The config's seed; candidates of rows without a seed of their own hash it.
         roots: Where images may lie.
-        device: The first GPU or the CPU where it is not given.
+        device: The first GPU or the CPU where no device is given.
 
     Raises:
         ModelError: The model cannot be loaded.
@@ -90,10 +93,10 @@ class Engine:
         self._thread.start()
 
     def render(self, unit: Unit) -> Rendered:
-        """Render a unit, or what is next on its course, beside those that other threads have handed in.
+        """Render a unit, or the next pass of its course, beside the units of other threads.
 
         A request whose images cannot be used fails, a candidate whose pixels cannot be used fails, a request that makes diffusers
-        raise fails, and their neighbours do not notice.
+        raise fails, and their neighbours are rendered all the same.
 
         Raises:
             FatalError: Memory ran out, or the GPU failed.
@@ -101,15 +104,15 @@ class Engine:
         return self.submit(unit).result()
 
     def submit(self, unit: Unit) -> "Future[Rendered]":
-        """Hand in a unit without waiting for it; see `render`."""
+        """Submit a unit without waiting for its result; see `render`."""
         pending = Pending(unit, Future())
         self._inbox.put(pending)
         return pending.done
 
     def close(self) -> None:
-        """Leave what is under way after this step, and give the model's memory back. Units under way raise FatalError.
+        """Stop after the present step, and give the model's memory back. Units under way raise FatalError.
 
-        A process that ends while its engine computes is aborted by torch.
+        Close every engine: a process that ends while its engine computes is aborted by torch.
         """
         self._inbox.put(None)
         self._thread.join()
@@ -121,7 +124,7 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _work(self) -> None:
-        # Held here for good: pipelines enter and leave it in an order of their own.
+        # no_grad holds for the whole thread: pipelines enter and leave it in an order of their own.
         with torch.no_grad():
             while True:
                 try:
@@ -129,11 +132,11 @@ class Engine:
                 except _ClosedError:
                     self._give_up(_ClosedError("the engine was closed"))
                     return
-                except Exception as error:  # nobody else would see it: those who wait for their units do
+                except Exception as error:  # the callers that wait for their units get the error
                     self._give_up(error)
 
     def _turn(self) -> None:
-        """Take in what is there, waiting only with nothing to do, and go one step on."""
+        """Take in the submitted units, waiting only with nothing to do, and do one step."""
         while not self.path.busy or not self._inbox.empty():
             pending = self._inbox.get()
             if pending is None:
@@ -141,7 +144,7 @@ class Engine:
             with self._timed("images"):
                 self._take_in(pending)
         with COMPUTING, self._timed("steps"):
-            torch.set_num_threads(self._threads)  # each time: of MKL's the process has only one
+            torch.set_num_threads(self._threads)  # at each step, since MKL has one setting for the whole process
             self.path.step()
 
     def _take_in(self, pending: Pending) -> None:
@@ -184,10 +187,10 @@ class Engine:
         pending.done.set_result(Rendered(outcomes, self._take_seconds()))
 
     def _take_seconds(self) -> dict[str, float]:
-        """Seconds by stage since this was last asked: over all units they add up, though units share the batch."""
+        """Return seconds by stage since the last call; the sum over all units is right, though units share the batch."""
         inside = {"text": self.text.seconds, **self.path.seconds()}
         spent = {**self._spent, **{name: seconds - self._before.get(name, 0.0) for name, seconds in inside.items()}}
-        # What is left of the steps is schedulers, guidance, latents: what diffusers' pipelines do around their models.
+        # The rest of the steps is schedulers, guidance, latents: the work of diffusers' pipelines around their models.
         spent["steps"] = max(0.0, spent.get("steps", 0.0) - sum(spent[name] for name in inside))
         self._before, self._spent = inside, {}
         return spent

@@ -1,4 +1,4 @@
-"""What GPUs this process can use."""
+"""Lists the GPUs that this process can use."""
 
 import ctypes
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. Memory in bytes, of the whole device and what is free of it; `capability` as CUDA counts it, such as 9.0."""
+    """Holds one GPU; memory and free memory in bytes, of the whole device; `capability` as CUDA counts it, such as 9.0."""
 
     name: str
     capability: str
@@ -17,12 +17,12 @@ class Gpu:
 
 
 def cuda_build() -> str | None:
-    """The CUDA version that this torch was built for; None for a build without."""
+    """Return the CUDA version that this torch was built for; None for a build without CUDA."""
     return torch.version.cuda
 
 
 def driver_version() -> str | None:
-    """The version of NVIDIA's driver, by the library that comes with it; None where there is none."""
+    """Return the version of NVIDIA's driver, by the library that comes with it; None where there is no driver."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -34,7 +34,7 @@ def driver_version() -> str | None:
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs that torch sees, in its order; none where CUDA cannot be used."""
+    """Return the GPUs that torch sees, in its order; none where CUDA cannot be used."""
     if not torch.cuda.is_available():
         return []
     return [_gpu(number) for number in range(torch.cuda.device_count())]

@@ -1,4 +1,4 @@
-"""The kind of hardware that a process computes on: with the same kind, the same bits."""
+"""Names the kind of hardware that a process computes on: with the same kind, the same bits."""
 
 import platform
 from pathlib import Path
@@ -8,14 +8,15 @@ import torch
 from promptmill.pipelines.rendering.gpus import driver_version
 
 CPUINFO = Path("/proc/cpuinfo")
-# What names a processor: by brand, and, since virtual machines hide that, by its maker's numbers; ARM has numbers only.
+# Fields that name a processor: its brand, and, since virtual machines hide the brand, its maker's numbers; ARM has numbers only.
 CPU_KEYS = ("vendor_id", "model name", "cpu family", "model", "CPU implementer", "CPU part")
 
 
 def hardware_kind(threads: int) -> dict[str, str]:
-    """What of this machine decides bits: GPU model and driver, or the CPU, its instruction set and the number of threads.
+    """Return the properties of this machine that decide bits: GPU model and driver, or the CPU, its instruction set and the
+    threads.
 
-    A CPU's model counts beside its instruction set, since oneDNN chooses its kernels by it.
+    A CPU's model counts beside its instruction set, since oneDNN chooses its kernels by the model.
     """
     if torch.cuda.is_available():
         return {
@@ -33,7 +34,9 @@ def hardware_kind(threads: int) -> dict[str, str]:
 
 
 def processor(cpuinfo: Path) -> str:
-    """Vendor and model of the first processor that Linux lists in this file; what Python knows where there is none."""
+    """Return vendor and model of the first processor that Linux lists in this file; without the file, Python's name of the
+    processor.
+    """
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()
     except OSError:

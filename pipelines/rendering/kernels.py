@@ -1,7 +1,7 @@
-"""How a loaded model's denoiser is computed: the switches of `model.kernels`, put on once, after loading.
+"""Applies the switches of `model.kernels` to a loaded model, once, after loading: how its denoiser is computed.
 
-Each changes the last bits of the pixels, so all are part of the render config. None may choose its kernels by timing them, which
-would differ between processes, and none may make a row depend on its companions.
+Each switch changes the last bits of the pixels, so all are part of the render config. No switch may choose its kernels by timing
+them, which would differ between processes, and none may make a row depend on its companions.
 """
 
 import shutil
@@ -19,15 +19,15 @@ FP8_CAPABILITY = (8, 9)  # of the first GPUs whose tensor cores multiply FP8
 
 
 def put_on(kernels: Kernels, modules: Iterable[Any], device: torch.device) -> None:
-    """Change how modules are computed.
+    """Apply the switches to modules.
 
     Args:
-        kernels: Of the config.
+        kernels: The config's switches.
         modules: The denoiser and the ControlNets, with their LoRAs, on their device.
         device: That device.
 
     Raises:
-        ModelError: A switch needs what this machine lacks, or does not go with the model.
+        ModelError: A switch needs hardware or a library that this machine lacks, or does not go with the model.
     """
     for module in modules:
         if kernels.attention == "plain":
@@ -47,7 +47,9 @@ def _plain_attention(module: Any) -> None:
 
 
 def _fp8(module: Any, device: torch.device) -> None:
-    """The linear layers in FP8: weights once, activations as they come, one scale for each row, so that rows stay independent."""
+    """Convert the linear layers to FP8: weights once, activations at each call, one scale for each row, so that rows stay
+    independent.
+    """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         have = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
         raise ModelError(f"model.kernels.fp8 needs a GPU of compute capability 8.9 or more, and this is {have}; set it to false")
@@ -65,12 +67,14 @@ def _fits_fp8(module: torch.nn.Module, name: str) -> bool:
 
 
 def _compile(module: Any, device: torch.device) -> None:
-    """Each repeated block by itself ("regional compilation"), at fixed shapes: minutes less than the whole model, about as fast."""
+    """Compile each repeated block by itself ("regional compilation"), at fixed shapes: minutes less than the whole model, about as
+    fast.
+    """
     if not getattr(module, "_repeated_blocks", None):
-        return  # a ControlNet has none; a denoiser without is as it was
+        return  # a ControlNet has no such blocks; a denoiser without them stays as it is
     if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         raise ModelError("model.kernels.compile needs a C++ compiler on a CPU: install g++ or clang++, or set it to false")
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 64 * SHAPES
-    torch._inductor.config.deterministic = True  # nothing that decides bits is chosen by timing
+    torch._inductor.config.deterministic = True  # so that kernels, and with them bits, are not chosen by timing
     module.compile_repeated_blocks(fullgraph=True, dynamic=False)

@@ -21,11 +21,11 @@ from promptmill.pipelines.work.errors import ModelError
 
 @dataclass
 class LoadedModel:
-    """Weights in memory, and the pipelines made over them as modes need them.
+    """Holds weights in memory, and the pipelines made over these weights as modes need them.
 
     Attributes:
         base: The pipeline as loaded.
-        controlnets: By the type that requests name.
+        controlnets: ControlNets by the type that requests name.
         clip_skip: Layers of the text encoder left out at its end.
         device: All weights are there.
     """
@@ -42,7 +42,7 @@ class LoadedModel:
         return self.base.unet if "unet" in self.base.components else self.base.transformer
 
     def pipeline(self, mode: str, controls: Sequence[str], scheduler: str) -> Any:
-        """The diffusers pipeline for a mode and its kinds of control, sharing the weights, with a fresh scheduler."""
+        """Return the diffusers pipeline for a mode and its kinds of control, sharing the weights, with a fresh scheduler."""
         kinds = tuple(controls)
         key = (mode, kinds)
         if key not in self._pipelines:
@@ -58,7 +58,9 @@ class LoadedModel:
         return made
 
     def scheduler(self, name: str) -> Any:
-        """A scheduler by its short name, from the model's original config: one made from another's would inherit its options."""
+        """Return a scheduler by its short name, from the model's original config: another scheduler's config would leave its
+        options behind.
+        """
         if self._scheduler_config["_class_name"].startswith("FlowMatch"):
             return type(self.base.scheduler).from_config(self._scheduler_config)
         kind = SCHEDULERS[name]
@@ -83,7 +85,7 @@ def made_of(base: Any, mode: str, parts: Mapping[str, Any]) -> Any:
 
     Args:
         base: The pipeline as loaded.
-        mode: That the pipeline is for.
+        mode: The mode that the new pipeline is for.
         parts: Components beside those of `base`, by name.
     """
     kind = getattr(diffusers, class_for(type(base).__name__, mode))
@@ -92,7 +94,7 @@ def made_of(base: Any, mode: str, parts: Mapping[str, Any]) -> Any:
     name = config.pop("_name_or_path", None)
     given = {key: part for key, part in base.components.items() if key in wanted} | dict(parts)
     given |= {key: value for key, value in config.items() if key in optional}
-    # What the class of `base` did not take is kept under a private name.
+    # diffusers keeps options that the class of `base` did not take under private names.
     given |= {key[1:]: config.pop(key) for key in [*config] if key.startswith("_") and key[1:] in optional}
     made = kind(**given)
     made.register_to_config(_name_or_path=name)
@@ -101,15 +103,15 @@ def made_of(base: Any, mode: str, parts: Mapping[str, Any]) -> Any:
 
 
 def device_here() -> torch.device:
-    """The first GPU, or the CPU. Nothing here chooses kernels by timing, which would differ between processes."""
+    """Return the first GPU, or the CPU, set up so that no kernel is chosen by timing, which would differ between processes."""
     torch.backends.cudnn.benchmark = False
-    # cuBLAS is reproducible only with a workspace of fixed size; read as CUDA starts.
+    # cuBLAS is reproducible only with a workspace of fixed size; CUDA reads the variable as it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
-    """Load what a config's model names.
+    """Load the model of a config.
 
     Raises:
         ModelError: One line on what cannot be loaded, and why.
@@ -121,7 +123,7 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     facts = read_facts(model)
     parts: dict[str, Any] = {}
     if model.vae:
-        # Of the class that its config names: another class loads what it knows of the weights, and leaves the rest random.
+        # The class is the one that the VAE's config names: another class loads the weights that it knows and leaves others random.
         kind = class_named(model.vae, VAE)
         if not hasattr(diffusers, kind):
             raise ModelError(f"{model.vae.source}: is a {kind}, which diffusers {diffusers.__version__} does not have")
@@ -153,7 +155,7 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
 
 
 def _load(loader: Callable[..., Any], weights: Weights, dtype: torch.dtype | None, **options: Any) -> Any:
-    # Of a LoRA or an inversion the very file, since of a folder's several diffusers takes whichever the disk lists first.
+    # A LoRA or an inversion is given as a file: of a folder with several files diffusers takes whichever the disk lists first.
     place = adapter_file(weights) if isinstance(weights, Adapter) else local_folder(weights.source)
     if place is not None:
         options["local_files_only"] = True

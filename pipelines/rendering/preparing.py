@@ -1,4 +1,6 @@
-"""Makes a request ready for the model: its images read, checked against the plan, brought to size; its candidates as jobs."""
+"""Prepares a request for the model: reads its images, checks them against the plan, brings them to size; makes jobs of
+candidates.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,13 +19,13 @@ from promptmill.pipelines.work.units import Placed, candidate_seed
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The images of a request, ready for the model.
+    """Holds the images of a request, ready for the model.
 
     Attributes:
         init: (H, W, 3) uint8, or None.
         mask: (H, W) bool, True = repaint, or None.
-        controls: (H, W, 3) uint8 each, one a control.
-        sha256: Of the files, by column.
+        controls: (H, W, 3) uint8 each, one for each control.
+        sha256: SHA-256 of the files, by column.
     """
 
     init: np.ndarray | None = None
@@ -34,7 +36,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Job:
-    """One candidate to render."""
+    """Holds one candidate to render."""
 
     placed: Placed
     conditioning: Conditioning
@@ -47,18 +49,18 @@ class Job:
 
 
 def prepare_request(placed: Placed, roots: Roots) -> Conditioning | Outcome:
-    """The images of a request, or what it failed of: an image that cannot be used or reached, or is another than was planned."""
+    """Return the images of a request, or its failure: an image that cannot be used or reached, or differs from the planned one."""
     hashes: dict[str, str] = {}
     try:
         prepared = _prepared(placed, roots, hashes)
-    except Exception as error:  # such a picture concerns no other request
+    except Exception as error:  # a picture that breaks a library concerns no other request
         reason = shown(" ".join(str(error).split()), 300)
         prepared = Failure("render_error", f"images: {type(error).__name__}: {reason}")
     return Outcome(placed.row, (), prepared, hashes) if isinstance(prepared, Failure) else prepared
 
 
 def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str]) -> Conditioning | Failure:
-    """As `prepare_request`; fills in the hashes as far as it comes."""
+    """Return the same as `prepare_request`; the hashes of images that were read are added to `hashes`."""
     request = placed.request
     read: dict[str, Image.Image] = {}
     for column, path in request.images():
@@ -84,6 +86,6 @@ def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str]) -> Condition
 
 
 def jobs_of(placed: Placed, conditioning: Conditioning, job_seed: int, indices: Iterable[int] | None = None) -> list[Job]:
-    """A request's candidates, or some of them, each with its seed."""
+    """Return a request's candidates, or some of them, as jobs, each with its seed."""
     indices = range(placed.request.candidates) if indices is None else indices
     return [Job(placed, conditioning, index, candidate_seed(job_seed, placed.request, index)) for index in indices]

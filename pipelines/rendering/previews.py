@@ -1,6 +1,6 @@
-"""Previews: a trajectory left before its end, and what it was thought to end in then (its x0) decoded as its picture.
+"""Makes previews: ends a trajectory early, and decodes the image that it predicted at that step (its x0).
 
-Published pruning ranks candidates by these. Calibration makes them to compare drafts with; a run never does.
+Published pruning ranks candidates by previews. Calibration makes previews to compare drafts with; a run never does.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,12 +13,12 @@ import torch
 
 @contextmanager
 def ending_after(steps: int, pipeline: Any, strength: float | None = None) -> Iterator[Callable[..., dict[str, Any]]]:
-    """What makes one call of a diffusers pipeline end after so many steps, as its `callback_on_step_end`.
+    """Yield a `callback_on_step_end` that makes one call of a diffusers pipeline end after so many steps.
 
     Args:
-        steps: Of the schedule as a whole; of one that `strength` shortens, the same share.
-        pipeline: With a scheduler of its own, whose `step` is listened to meanwhile.
-        strength: Of img2img and inpainting.
+        steps: Steps of the schedule as a whole; of a schedule that `strength` shortens, the same share.
+        pipeline: A pipeline with a scheduler of its own, whose `step` is listened to meanwhile.
+        strength: The strength of img2img and inpainting.
 
     Raises:
         ValueError: The pipeline cannot be left before its end.
@@ -27,7 +27,7 @@ def ending_after(steps: int, pipeline: Any, strength: float | None = None) -> It
         raise ValueError(f"{type(pipeline).__name__} cannot be left before its end, so there are no previews of it")
     scheduler, seen = pipeline.scheduler, dict[str, torch.Tensor]()
     original = scheduler.step
-    # Samplers of second order take two turns of the loop for a step.
+    # Samplers of second order run the loop twice for a step.
     turns = max(1, int(steps * (strength or 1.0))) * getattr(scheduler, "order", 1)
 
     @wraps(original)  # diffusers looks at its arguments for a generator
@@ -46,19 +46,21 @@ def ending_after(steps: int, pipeline: Any, strength: float | None = None) -> It
     try:
         yield after_step
     finally:
-        del scheduler.step  # what stood in for the class's own
+        del scheduler.step  # uncovers the class's own
 
 
 def predicted(scheduler: Any, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, made: Any) -> torch.Tensor:
-    """The picture that a step expects in the end, in latents.
+    """Return the image that a step expects in the end (x0), in latents.
 
-    Of what the model says as noise (arXiv:2006.11239, equation 15), as velocity (arXiv:2202.00512, section 4) or as a flow
-    (arXiv:2403.03206, equation 13).
+    The model's output is noise (arXiv:2006.11239, equation 15), velocity (arXiv:2202.00512, section 4) or a flow (arXiv:2403.03206,
+    equation 13).
 
     Args:
-        model_output: Guidance included.
-        sample: That it was said of.
-        made: What the scheduler made of both, as a tuple; of many its second entry is the answer.
+        scheduler: The scheduler that took the step.
+        model_output: The model's output, guidance included.
+        timestep: The step's timestep.
+        sample: The latents that the model was given.
+        made: The scheduler's output as a tuple; its second entry, where there is one, is the prediction.
     """
     if len(made) > 1:
         return made[1]
@@ -67,7 +69,7 @@ def predicted(scheduler: Any, model_output: torch.Tensor, timestep: Any, sample:
     flow = type(scheduler).__name__.startswith("FlowMatch")
     kind = "flow_prediction" if flow else scheduler.config.prediction_type
     if hasattr(scheduler, "sigmas"):
-        ratio = float(scheduler.sigmas[scheduler.step_index - 1])  # of noise to picture; the step has moved the index on
+        ratio = float(scheduler.sigmas[scheduler.step_index - 1])  # of noise to image; the step has advanced the index
         if kind == "flow_prediction":
             return sample - ratio * said
         alpha = (1 + ratio**2) ** -0.5

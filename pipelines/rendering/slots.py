@@ -1,8 +1,8 @@
-"""The slot engine: candidates that differ in mode, steps, scheduler, guidance and strength share one always full denoising batch.
+"""Holds the slot engine: candidates that differ in mode, steps, scheduler, guidance and strength share one full denoising batch.
 
-A group is some candidates of one bucket (`bucket_of`), which diffusers' own pipeline renders in one call; its model calls are held
-and joined with those of the other groups (`rendering.batching`). The denoiser's batch has twice as many rows as the config says
-candidates: a candidate with guidance takes two, one without takes one. Rows that a group leaves as it ends are the next
+A group is some candidates of one bucket (`bucket_of`), which diffusers' own pipeline renders in one call. The group's model calls
+are held and joined with those of the other groups (`rendering.batching`). The denoiser's batch has twice as many rows as the config
+says candidates: a candidate with guidance takes two rows, one without takes one. Rows that a group leaves as it ends are the next
 group's at once.
 """
 
@@ -29,7 +29,7 @@ Settled = Callable[[Job, Candidate | Failure], None]
 
 @dataclass
 class Waiting:
-    """A job in the queue, and who wants to know what became of it; `apart` from other requests once it failed among them."""
+    """Holds a job in the queue, and the function to call with its result; `apart` from other requests once it failed among them."""
 
     job: Job
     settled: Settled
@@ -61,10 +61,11 @@ class Group:
 
 
 class Slots:
-    """Holds the denoising batch of one loaded model.
+    """Renders with one loaded model, whose denoising batch the groups share.
 
     Args:
-        batch: Candidates with guidance that fill it.
+        model, text: The loaded model and its text encoder.
+        batch: Candidates with guidance that fill the batch.
     """
 
     def __init__(self, model: LoadedModel, text: TextEncoder, batch: int):
@@ -90,15 +91,16 @@ class Slots:
     def close(self) -> None:
         """Give the model its own calls back."""
         for module, name in self._held:
-            delattr(module, name)  # what stood in for the class's own
+            delattr(module, name)  # uncovers the class's own
 
     def add(self, jobs: list[Job], settled: Settled, ahead: bool = False) -> None:
-        """Queue jobs; `settled` is called once for each. Those that share most stand together, the longest first.
+        """Queue jobs; `settled` is called once for each. Jobs that share most stand together, the longest first.
 
         Args:
-            jobs: Of one kind where they go ahead.
-            ahead: Before what waits of their kind. Finals of a cascade, few and long, would else begin when all that another unit
-                drafts has begun, and run in a half empty batch.
+            jobs: The jobs, of one kind where they go ahead.
+            settled: Called with each job and its candidate or failure.
+            ahead: Whether the jobs go before the waiting jobs of their kind. The finals of a cascade, few and long, would otherwise
+                begin after all drafts of another unit, and run in a half empty batch.
         """
         waiting = [Waiting(job, settled) for job in jobs]
         waiting.sort(key=lambda one: (str(kind_of(one.job.request)), -one.job.request.steps, str(one.bucket)))
@@ -115,17 +117,20 @@ class Slots:
         return bool(self._queue or self._groups)
 
     def seconds(self) -> dict[str, float]:
-        """Spent inside of the models so far."""
+        """Return the seconds spent inside of the models so far."""
         control = sum(joined.seconds for joined in self.controlnets)
         return {"denoise": self.denoiser.seconds, "control": control, "decode": self.decoder.seconds}
 
     @property
     def share(self) -> float:
-        """Of the denoiser's rows so far, those that held a wanted candidate."""
+        """Return the share of the denoiser's rows so far that held a wanted candidate."""
         return self.denoiser.rows / max(1, self.denoiser.calls * self._rows)
 
     def step(self) -> None:
-        """Fill what is free, run one batch of one module, and let those go on that it answers, and whose images have come."""
+        """Start queued groups, run one padded batch of one module, and resume the pipelines that the batch completed.
+
+        Pipelines whose images have reached the host are resumed too.
+        """
         self._admit()
         joined = self._next()
         while self._copies and (joined is None or self._copies[0][1].done):
@@ -170,7 +175,7 @@ class Slots:
         group = self._groups[caller]
         try:
             resume()
-        except Exception as error:  # whatever diffusers raises is a fact about these requests
+        except Exception as error:  # an error of diffusers concerns these requests only
             del self._groups[caller]
             self._failed(group, error)
             return
@@ -178,7 +183,7 @@ class Slots:
             del self._groups[caller]
 
     def _render(self, group: Group) -> None:
-        """One pipeline call, in a greenlet of its own."""
+        """Run one pipeline call for a group, in a greenlet of its own."""
         jobs = [member.job for member in group.members]
         request = jobs[0].request
         shared = self._model.pipeline(request.mode, [control.type for control in request.controls], request.scheduler)
@@ -222,7 +227,7 @@ class Slots:
 
 
 def is_fatal(error: Exception) -> bool:
-    """Whether the process cannot go on: memory ran out, or the GPU is in an undefined state."""
+    """Return whether the process cannot go on: memory ran out, or the GPU is in an undefined state."""
     return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "CUDA error" in str(error)
 
 
@@ -231,7 +236,7 @@ def _loras(job: Job) -> tuple[tuple[str, float], ...]:
 
 
 def _scaled_after(joined: Joined) -> Callable[..., Any]:
-    """A ControlNet whose scale, which is one a call, is applied to its answer: the same product, after the batch."""
+    """Return a ControlNet call whose scale, one for each call, is applied to the answer: the same product, after the batch."""
 
     def hold(*args: Any, conditioning_scale: float = 1.0, **kwargs: Any) -> Any:
         down, mid = joined.hold(*args, conditioning_scale=1.0, **kwargs)
@@ -241,7 +246,10 @@ def _scaled_after(joined: Joined) -> Callable[..., Any]:
 
 
 def _in_its_dtype(vae: Any) -> Callable[..., Any]:
-    """SDXL's pipelines lift their VAE to fp32 around each use; between the two, another one may have put it down again."""
+    """Return a decoder that first converts the VAE to the dtype of the latents.
+
+    SDXL's pipelines lift their VAE to fp32 around each use; between the two, another pipeline may have converted it back.
+    """
     decode = vae.decode
 
     def run(z: Any, **options: Any) -> Any:
@@ -253,7 +261,9 @@ def _in_its_dtype(vae: Any) -> Callable[..., Any]:
 
 
 def _without_generator(joined: Joined) -> Callable[..., Any]:
-    """A KL autoencoder decodes without chance, but some pipelines hand their generators on."""
+    """Return a decoder that drops generators: a KL autoencoder decodes without chance, but some pipelines pass their generators
+    on.
+    """
 
     def hold(*args: Any, generator: Any = None, **kwargs: Any) -> Any:
         return joined.hold(*args, **kwargs)

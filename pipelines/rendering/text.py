@@ -1,4 +1,4 @@
-"""Text embeddings, computed once per distinct text and kept."""
+"""Computes text embeddings once for each distinct text, and keeps them."""
 
 import inspect
 import time
@@ -14,7 +14,7 @@ KEPT = 256 * 2**20  # bytes of embeddings on the device: about 400 texts of SDXL
 
 
 class TextEncoder:
-    """Encodes prompts by the pipeline's own `encode_prompt`, always so many at a time, so that bits do not depend on neighbours.
+    """Encodes prompts by the pipeline's own `encode_prompt`, always in one batch size, so that bits do not depend on neighbours.
 
     A family whose pipeline is not of the Stable Diffusion kind gets its prompts as text (`arguments`), and encodes them itself.
     """
@@ -28,11 +28,11 @@ class TextEncoder:
         self._as_text = not type(model.base).__name__.startswith("StableDiffusion") or "unet" not in model.base.components
 
     def arguments(self, prompts: Sequence[str], negatives: Sequence[str], loras: tuple[Any, ...], guided: bool) -> dict[str, Any]:
-        """The text arguments of one pipeline call, for a batch.
+        """Return the text arguments of one pipeline call, for a batch.
 
         Args:
-            prompts, negatives: One each per sample.
-            loras: What the model is adapted with now; text encoders can be too.
+            prompts, negatives: One each for each sample.
+            loras: The LoRAs that the model is adapted with now; they can adapt text encoders too.
             guided: Whether there is guidance, so that negatives are used.
         """
         if self._as_text:
@@ -74,7 +74,7 @@ class TextEncoder:
     @torch.no_grad()
     def _encode(self, texts: list[str], negative: bool) -> tuple[torch.Tensor, ...]:
         base = self._model.base
-        # The negative path is one of its own: it leaves clip_skip out, and makes zeros where SDXL wants them.
+        # The negative path differs in diffusers: it leaves clip_skip out, and makes zeros where SDXL wants them.
         negatives = texts if any(texts) else None
         what = {"prompt": [""] * len(texts), "negative_prompt": negatives} if negative else {"prompt": texts}
         skip = {"clip_skip": self._model.clip_skip} if self._model.clip_skip else {}

@@ -23,7 +23,9 @@ PAYS = 0.95  # of the best rate: a smaller batch that reaches it is taken, since
 
 @dataclass(frozen=True)
 class Trial:
-    """One batch size: images a second at few steps, and peak memory in bytes on a GPU; neither where it did not fit."""
+    """Holds the result of one batch size: images a second at few steps, and peak memory in bytes on a GPU; None where it did not
+    fit.
+    """
 
     batch: int
     images_s: float | None
@@ -32,7 +34,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was tried, in order, and the batch size that pays."""
+    """Holds the trials in order, and the batch size that pays."""
 
     trials: tuple[Trial, ...]
     batch: int
@@ -70,10 +72,10 @@ def tune(model: Model, placed: Placed, job_seed: int, roots: Roots, batches: Seq
 
 
 def choose(trials: Sequence[Trial]) -> Tuned:
-    """The smallest batch that reaches `PAYS` of the best rate.
+    """Return the trials with the smallest batch that reaches `PAYS` of the best rate.
 
     Raises:
-        ValueError: None fits.
+        ValueError: No batch fits into memory.
     """
     fit = [(trial.batch, trial.images_s) for trial in trials if trial.images_s is not None]
     if not fit:

@@ -1,1 +1,1 @@
-"""Scores, ranks and encodes rendered units: CLIP, heads, preference models; nothing of denoising."""
+"""Scores, ranks and encodes rendered units: CLIP, heads, preference models; knows nothing of denoising."""

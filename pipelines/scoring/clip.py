@@ -33,10 +33,10 @@ from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.results import Scored
 from promptmill.pipelines.work.turns import COMPUTING
 
-TEXT_BATCH = 16  # a unit has few distinct prompts; it decides bits, so it is no setting
+TEXT_BATCH = 16  # a unit has few distinct prompts; the size decides bits, so it is no setting
 TEXTS_KEPT = 4096
 
-# What another part of the process may have switched on for speed, and what fp32 needs it to be.
+# Switches that another part of the process may have set for speed, with the values that fp32 needs.
 BACKENDS: Any = torch.backends
 EXACT = (
     (BACKENDS.cuda.matmul, "fp32_precision", "ieee"),
@@ -50,17 +50,17 @@ EXACT = (
 
 @dataclass(frozen=True)
 class Clip:
-    """A loaded model.
+    """Holds a loaded CLIP model and scores with it.
 
     Attributes:
-        name: As the config gives it.
-        model: open_clip's, or one with its `encode_image` and `encode_text`, in fp32 and evaluation mode.
-        tokenizer: Of texts to what `encode_text` takes, (B, …) int64.
-        preprocessing: What images go through, as open_clip says it or as a function to (B, 3, H, W) fp32.
+        name: The name in the config.
+        model: open_clip's model, or one with its `encode_image` and `encode_text`, in fp32 and evaluation mode.
+        tokenizer: From texts to the input of `encode_text`, (B, …) int64.
+        preprocessing: From images to (B, 3, H, W) fp32, as open_clip's config or as a function.
         batch: Images a call of the model, always.
-        width: Of the embeddings, D.
-        device: All weights are there.
-        scale: What cosines are multiplied by.
+        width: Width of the embeddings, D.
+        device: The device of all weights.
+        scale: The factor of cosines.
     """
 
     name: str
@@ -90,13 +90,13 @@ class Clip:
         return [Scored(float(score), embedding) for score, embedding in zip(scores, embeddings, strict=True)]
 
     def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Unit vectors, (B, D) float32.
+        """Return the embeddings of images as unit vectors, (B, D) float32.
 
         Args:
             images: (H, W, 3) uint8 each, of any sizes.
 
         Raises:
-            ModelError: The model gives something else than finite numbers.
+            ModelError: The model gives values that are not finite.
         """
         parts = [np.empty((0, self.width), np.float32)]
         for start in range(0, len(images), self.batch):
@@ -107,10 +107,11 @@ class Clip:
         return np.concatenate(parts)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors, (B, D) float32; each distinct text is encoded once, and the latest are remembered.
+        """Return the embeddings of texts as unit vectors, (B, D) float32; each distinct text is encoded once, the latest are
+        remembered.
 
         Raises:
-            ModelError: The model gives something else than finite numbers.
+            ModelError: The model gives values that are not finite.
         """
         vectors = {text: self._texts[text] for text in texts if text in self._texts}
         new = [text for text in dict.fromkeys(texts) if text not in vectors]
@@ -136,13 +137,13 @@ class Clip:
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Compute alone, with no autocast, no TF32, no kernels chosen by timing, whatever holds outside."""
+    """Compute alone in the process, without autocast, TF32 or kernels chosen by timing, whatever holds outside."""
     with COMPUTING:
         before = [getattr(backend, name) for backend, name, _ in EXACT]
         try:
             for backend, name, value in EXACT:
                 setattr(backend, name, value)
-            torch.set_num_threads(torch.get_num_threads())  # this thread's own number, for MKL too, which has one for all
+            torch.set_num_threads(torch.get_num_threads())  # this thread's own number, also for MKL, which has one number for all
             with torch.inference_mode(), torch.autocast(device.type, enabled=False):
                 yield
         finally:
@@ -154,7 +155,9 @@ def load_clip(ranking: Ranking, device: torch.device | str, threads: int | None 
     """Load the model that a config's ranking names, from safetensors only.
 
     Args:
-        threads: CPU threads of this process from now on; left as they are where not given.
+        ranking: The config's ranking.
+        device: The device for all weights.
+        threads: CPU threads of this process from now on; left as they are where None.
 
     Raises:
         ModelError: One line on what is missing or cannot be loaded, and what would do.
@@ -169,6 +172,8 @@ def load_open_clip(source: OpenClip, device: torch.device | str, batch: int) -> 
     """Load an open_clip model, from safetensors only.
 
     Args:
+        source: The model's place.
+        device: The device for all weights.
         batch: Images a call.
 
     Raises:
@@ -197,7 +202,7 @@ def load_open_clip(source: OpenClip, device: torch.device | str, batch: int) -> 
 
 
 def _tagged(source: OpenClip) -> tuple[Path, dict[str, Any]]:
-    """The weights behind open_clip's tag, fetched from the hub, and how their model has to be built."""
+    """Fetch the weights behind open_clip's tag from the hub; return their file and the options to build their model with."""
     weights = tag_weights(source)
     form = {key: weights.entry[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in weights.entry}
     # Many weights want QuickGELU where the architecture of that name has GELU; open_clip only warns.
@@ -215,7 +220,7 @@ def _build(name: str, weights: Path, options: dict[str, Any]) -> Any:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Between the two steps the model is random, which open_clip would say on the root logger."""
+    """Suppress the warning of open_clip on the root logger that the model is random, as it is between the two steps."""
 
     def serious(record: logging.LogRecord) -> bool:
         return record.levelno > logging.WARNING
@@ -234,6 +239,6 @@ def _tokenizer(name: str, config: dict[str, Any], words: Path | None) -> Callabl
     options = {**text.get("tokenizer_kwargs", {})}
     if "context_length" in text:
         options["context_length"] = text["context_length"]
-    # A model's config may ask transformers to run code out of its repository; what is given here wins.
+    # A model's config may ask transformers to run code out of its repository; the option given here wins.
     options["trust_remote_code"] = False
     return open_clip.tokenizer.HFTokenizer(str(words), tokenizer_mode=text.get("tokenizer_mode"), **options)

@@ -1,7 +1,7 @@
 """Makes a CLIP's input from images, a batch at a time, as open_clip's own transform of PIL images would.
 
-Resized pixels differ from its by at most `TOLERANCE` of 255 levels, after which the arithmetic is the same. An image's tensor
-does not depend on what else is in the batch: the resampling is in integers, the rest is element by element.
+Resized pixels differ from the transform's by at most `TOLERANCE` of 255 levels, after which the arithmetic is the same. An image's
+tensor does not depend on the rest of the batch: the resampling is in integers, the rest is element by element.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ CHANNELS = 3
 
 
 def preprocess(images: Sequence[np.ndarray], config: PreprocessCfg) -> Tensor:
-    """Resize, crop or pad, and normalise.
+    """Resize, crop or pad, and normalise images.
 
     Args:
         images: (H, W, 3) uint8 each, of any sizes.
@@ -28,7 +28,7 @@ def preprocess(images: Sequence[np.ndarray], config: PreprocessCfg) -> Tensor:
         (B, 3, *config.size) fp32 on the CPU.
 
     Raises:
-        ValueError: Something else than images.
+        ValueError: An array has another shape or dtype.
     """
     height, width = _pair(config.size)
     made = torch.empty(len(images), CHANNELS, height, width)
@@ -51,7 +51,7 @@ def _by_size(images: Sequence[np.ndarray]) -> dict[tuple[int, int], list[int]]:
 
 
 def _resized(size: tuple[int, int], target: tuple[int, int], mode: str) -> tuple[int, int]:
-    """Height and width after resizing and before cropping or padding, rounded as open_clip and torchvision round."""
+    """Return height and width after resizing and before cropping or padding, rounded as open_clip and torchvision round."""
     if mode == "squash":
         return target
     if mode == "shortest" and target[0] == target[1]:
@@ -71,17 +71,17 @@ def _interpolation(config: PreprocessCfg) -> str:
 
 
 def _resize(pixels: Tensor, target: tuple[int, int], mode: str) -> Tensor:
-    """Antialiased resampling of (B, 3, H, W) uint8 to uint8, as Pillow does it: one axis after the other, rounded in between."""
+    """Resample (B, 3, H, W) uint8 to uint8 with antialiasing, as Pillow does: one axis after the other, rounded in between."""
     height, width = pixels.shape[2:]
-    # Rounding in between makes the order count, by 30 levels on noise. torch takes the width first, Pillow 13 the height first
-    # where that loses more than twice as many rows as columns are lost.
+    # Since values are rounded in between, the order counts, by 30 levels on noise. torch takes the width first. Pillow 13 takes the
+    # height first where more than twice as many rows as columns are lost.
     if height - target[0] > 2 * max(width - target[1], 0):
         pixels = F.interpolate(pixels, size=(target[0], width), mode=mode, antialias=True)
     return F.interpolate(pixels, size=target, mode=mode, antialias=True)
 
 
 def _fit(pixels: Tensor, target: tuple[int, int], fill: int) -> Tensor:
-    """The middle of (B, 3, H, W), with a border where it is too small."""
+    """Return the middle of (B, 3, H, W), with a border where the picture is too small."""
     missing = [max(0, wanted - side) for wanted, side in zip(target, pixels.shape[2:], strict=True)]
     if any(missing):
         border = [part for lack in reversed(missing) for part in (lack // 2, lack - lack // 2)]

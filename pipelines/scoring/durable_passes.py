@@ -1,10 +1,12 @@
 """Makes the passes of a long request durable, one by one, and goes on behind the last of them after a kill.
 
 A request with drafts, or whose candidates grow, passes generators and scorers many times, as many candidates at a time as a slice
-has. Each pass but the last leaves a part: what of its candidates decides how the course goes on, and, of a pass in full, what their
-rows need. The image files that may be kept lie in a part beside it, which is written first and read only at the end. A course is a
-function of its passes. So whoever finds such parts goes through the course again without rendering, and stands where the last run
-was cut off. The last pass writes the part of the whole request, as if nothing had been cut off.
+has. Each pass but the last leaves a part: the values of its candidates that decide how the course goes on, and, for a pass in full,
+the values that their rows need. The image files that may be kept lie in a part beside it, which is written first and read only at
+the end.
+
+A course is a function of its passes. So a process that finds such parts goes through the course again without rendering, and stands
+where the last run was cut off. The last pass writes the part of the whole request, as if nothing had been cut off.
 """
 
 import math
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from promptmill.pipelines.scoring.scorers import Scorers
 
 IMAGES = pa.schema([("key", pa.string())])  # of the part beside a pass's own, without the image itself
-# What of a row is not found by scoring, but stands in the candidate that was rendered.
+# Columns of a row that come from the rendered candidate, not from scoring.
 RENDERED = ("key", "candidate_index", "error", "error_message", "seed", "prompt_truncated", "unet_evaluations", PASSED)
 
 
@@ -47,10 +49,10 @@ def finish_durably(
         unit, rendered, scorers, recipe, earlier: As in `finish`. `earlier` is not called where passes are durable.
 
     Returns:
-        As `finish`. Of a durable pass nothing has to wait anywhere.
+        As `finish`. After a durable pass no result has to wait anywhere.
 
     Raises:
-        PartError: What an earlier pass left is broken or gone. What it and the later ones left is deleted.
+        PartError: The part of an earlier pass is broken or gone. That part and the later ones are deleted.
         StorageError: The output cannot be read or written.
     """
     if unit.course is None or unit.course.durable is None:
@@ -66,14 +68,14 @@ def finish_durably(
 
 
 def resumed(unit: Unit, parts: Collection[str], recipe: Recipe) -> Unit:
-    """Return a unit with its course behind the last pass that is durable; the unit itself where none is.
+    """Return a unit with its course behind the last durable pass; the unit itself where no pass is durable.
+
+    A part that is broken, or is not of the pass that the course has next, ends the search: that part and all behind it are deleted.
 
     Args:
-        unit: As a run begins it.
-        parts: The names of those that are there.
-        recipe: Of the run.
-
-    A part that is broken, or is not of the pass that the course has next, ends this: it and all behind it are deleted.
+        unit: The unit as a run begins it.
+        parts: The names of the parts that are there.
+        recipe: The constants of the run.
 
     Raises:
         StorageError: The output cannot be read or written.
@@ -93,7 +95,7 @@ def resumed(unit: Unit, parts: Collection[str], recipe: Recipe) -> Unit:
 
 
 def _behind(unit: Unit, course: Course, passed: Passed) -> Course:
-    """Return a course behind a pass that was read. Raises PartError where it is not the one that comes next."""
+    """Return a course behind a pass that was read; raise PartError where the pass is not the one that comes next."""
     (placed,), (outcome,) = unit.requests, passed.made.rendered.outcomes
     turn = course.turns.get(placed.row)
     if turn is None or (turn.draft, turn.candidates) != (passed.draft, tuple(made.index for made in outcome.candidates)):
@@ -106,7 +108,7 @@ def _behind(unit: Unit, course: Course, passed: Passed) -> Course:
 
 
 class _Passes:
-    """Reads, writes and deletes the parts that the passes of a unit's only request leave."""
+    """Reads, writes and deletes the parts of the passes of a unit's only request."""
 
     def __init__(self, recipe: Recipe, unit: Unit):
         self._output, self._unit, self._fingerprint = recipe.output, unit, recipe.fingerprint
@@ -114,7 +116,7 @@ class _Passes:
         (self._placed,) = unit.requests
 
     def write(self, number: int, passed: Passed) -> None:
-        """Write what a pass leaves, its images first: what has a part of its own is whole."""
+        """Write the parts of a pass, its images first, so that the images of a pass with a part are whole."""
         rows = list(self._rows(passed))
         images = [{"key": row["key"], IMAGE: image} for row in rows if (image := row.pop(IMAGE, None)) is not None]
         if images:
@@ -122,7 +124,7 @@ class _Passes:
         write_part(self._output, part_name(self._unit.pass_name(number)), rows, self._form, self._fingerprint)
 
     def read(self, number: int) -> Passed:
-        """Return what `write` was called on, without the images. Raises PartError where it is broken or gone."""
+        """Return the pass that `write` was called with, without its images; raise PartError where its part is broken or gone."""
         name = part_name(self._unit.pass_name(number))
         rows = self._table(name, self._form).drop_columns([IMAGE]).to_pylist()
         try:
@@ -131,7 +133,7 @@ class _Passes:
             raise PartError(f"{join(self._output, 'parts', name)}: its rows are not those of a pass") from None
 
     def in_full(self) -> list[Waiting]:
-        """Return what the passes in full have found that are behind the unit, without the images."""
+        """Return the results of the passes in full behind the unit, without the images."""
         course = self._unit.course
         assert course is not None and course.durable is not None
         passes = (self._or_dropped(number) for number in range(course.durable))
@@ -153,12 +155,14 @@ class _Passes:
                 if key in keys:
                     found[key] = image.as_py()
         if lacking := sorted(set(keys) - found.keys()):
-            # Which pass it was of is not known any more; all are rendered again.
+            # The pass of the lost image is not known any more, so all passes are rendered again.
             raise self._dropped(0, PartError(f"{join(self._output, 'parts')}: the image of {lacking[0]} is not there any more"))
         return found
 
     def drop(self, number: int) -> None:
-        """Delete what a pass and those behind it have left, the last first: what is there always begins with the first pass."""
+        """Delete the parts of a pass and of those behind it, the last first: the parts that are there always begin with the first
+        pass.
+        """
         begins = self._unit.pass_name()
         there = [name for name in names(join(self._output, "parts")) if name.startswith(begins)]
         own = part_name(self._unit.pass_name(0)).removeprefix(f"{begins}0000")

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finished:
-    """A unit's rows, each with its `image` (the encoded file, or None), and what to tell of them.
+    """Holds a unit's rows, each with its `image` (the encoded file, or None), and the figures for its receipt.
 
     Attributes:
-        rows: Those of a slice are open: they have the column `FOUND`, and none is chosen yet.
-        scores: CLIP's, of all candidates that were rendered in full and scored.
-        seconds: By stage, those of its generators too.
-        rendering_s: Of these, those that generators spent.
+        rows: The rows; those of a slice are open: they have the column `FOUND`, and no candidate is chosen yet.
+        scores: CLIP scores of all candidates that were rendered in full and scored.
+        seconds: Seconds by stage, those of its generators too.
+        rendering_s: Seconds among these that generators spent.
     """
 
     rows: list[dict[str, Any]]
@@ -46,12 +46,12 @@ class Finished:
 
 @dataclass(frozen=True)
 class Waiting:
-    """What a pass rendered in full, scored. The pixels are gone.
+    """Holds the scored result of a pass that rendered in full, without pixels.
 
     Attributes:
-        rendered: Its outcomes; their candidates have no pixels.
-        found: By row and candidate, the columns of those that became an image and were scored; of those that may be kept the
-            encoded image, too.
+        rendered: The outcomes of the pass; their candidates have no pixels.
+        found: By row and candidate, the columns of candidates that became an image and were scored; with the encoded image where
+            the candidate may be kept.
     """
 
     rendered: Rendered
@@ -60,12 +60,12 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Passed:
-    """Holds what a pass has come to, from which its course can be gone through again. The pixels are gone.
+    """Holds the result of a pass, from which its course can be gone through again, without pixels.
 
     Attributes:
-        made: Its outcomes, and what a pass in full has found of its candidates; of drafts nothing.
-        draft: Which of the cascade's drafts it was; None is in full.
-        scores, looks: What `Course.after` takes.
+        made: The outcomes of the pass, and the columns that a pass in full has found for its candidates; none for drafts.
+        draft: The number of the cascade's draft; None is in full.
+        scores, looks: The arguments of `Course.after`.
     """
 
     made: Waiting
@@ -76,11 +76,11 @@ class Passed:
 
 @dataclass(frozen=True)
 class Onward:
-    """Holds the course of a unit that passes again, and what of this pass is needed later.
+    """Holds the course of a unit that passes again, and the results of this pass that are needed later.
 
     Attributes:
-        course: That the unit goes on with.
-        waiting: What of this pass the unit's end needs; None of a draft.
+        course: The course that the unit goes on with.
+        waiting: The results of this pass for the unit's end; None for a draft.
         passed: All of this pass, where passes are durable; None where they are not.
     """
 
@@ -97,13 +97,16 @@ def finish(
     earlier: Callable[[], Sequence[Waiting]] = lambda: (),
     images: Callable[[Collection[str]], Mapping[str, bytes]] = lambda keys: {},
 ) -> Finished | Onward:
-    """Score the candidates of a unit under their prompts, rank them within their requests, encode those that are kept.
+    """Score the candidates of a unit under their prompts, rank them within their requests, encode the kept ones.
 
     Args:
-        unit: Whole, a slice, or with a course. Of a slice and of a course that goes on, all images are encoded that may be kept.
-        rendered: What its latest pass made.
-        earlier: Called once the course ends: what waits since the passes before that rendered in full.
-        images: Called then with the keys of those kept whose images are not among that; returns the image files.
+        unit: Whole, a slice, or with a course. For a slice and for a course that goes on, all images that may be kept are encoded.
+        rendered: The result of the unit's latest pass.
+        scorers: The loaded scorers.
+        recipe: The constants of the run.
+        earlier: Called once the course ends; returns the results of the earlier passes in full.
+        images: Called once the course ends with the keys of kept candidates without an image among those results; returns their
+            files.
 
     Returns:
         The rows, or the course that the unit goes on with.
@@ -152,7 +155,7 @@ def _without_pixels(rendered: Rendered) -> Rendered:
 
 
 def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], recipe: Recipe) -> Waiting:
-    """Return what a pass or a unit made without its pixels: scores, hashes, and the encoded images of those that may be kept."""
+    """Return the result of a pass or a unit without its pixels: scores, hashes, and the encoded images that may be kept."""
     placed_at = {placed.row: placed for placed in unit.requests}
     ranking = recipe.config.ranking
     outcomes, found = [], dict[tuple[int, int], dict[str, Any]]()
@@ -182,11 +185,11 @@ def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], 
 def _columns(
     placed: Placed, candidate: Candidate, pixels: np.ndarray, scored: Scored, may_be_kept: bool, recipe: Recipe
 ) -> dict[str, Any]:
-    """Return what a scored candidate adds to its row before anything is chosen."""
+    """Return the columns that a scored candidate adds to its row before candidates are chosen."""
     config = recipe.config
     columns = {"status": "rejected", **scores_row(config.ranking, scored)}
     columns["pixel_sha256"] = pixel_sha256(pixels)
-    # Of the pixels, since some pipelines choose a size themselves.
+    # The size is that of the pixels, since some pipelines choose a size themselves.
     columns["height"], columns["width"] = pixels.shape[:2]
     if config.shards.embeddings == "all" or (config.shards.embeddings == "kept" and may_be_kept):
         columns[EMBEDDING] = scored.embedding.astype(np.float16)
@@ -194,7 +197,7 @@ def _columns(
 
 
 def _counting(scored: Mapping[tuple[int, int], Scored], ranking: Ranking, in_full: bool) -> dict[tuple[int, int], float]:
-    """What ranks the candidates of a pass; without those that have no such number, nor, in full, those that may not be kept."""
+    """Return rank scores by (row, candidate). Omit non-finite scores and, in a pass in full, candidates that break a limit."""
     fit = {place: one for place, one in scored.items() if not non_finite(one, ranking)}
     return {place: rank_score(one, ranking) for place, one in fit.items() if not (in_full and broken_limit(one, ranking))}
 
@@ -206,7 +209,7 @@ def _looks(
     counting: Collection[tuple[int, int]],
     diversity: Diversity | None,
 ) -> dict[tuple[int, int], Look]:
-    """How those look that count towards a request's end of growing, where only unlike ones do."""
+    """Return the looks of candidates that count towards a request's end of growing, where only unlike ones count."""
     if diversity is None:
         return {}
     return {
@@ -237,7 +240,7 @@ def _request_rows(
     if outcome.failure:
         yield {**failed_request(recipe, shard, placed, outcome, outcome.failure), IMAGE: None}
         return
-    # Of a slice nothing is spared: only requests that grow spare candidates.
+    # A slice spares no candidates: only requests that grow do.
     spared = 0 if unit.span else placed.request.candidates - len(outcome.candidates)
     shared = shared_row(recipe, shard, placed, outcome, spared)
     rows = [
@@ -252,7 +255,9 @@ def _request_rows(
 
 
 def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tuple[Candidate, Scored | None]:
-    """A candidate that has an image, and its scores; failed, and without any, where one of them is no number that could rank."""
+    """Return a candidate that has an image, and its scores; a failed candidate and None where a score cannot rank since it is not
+    finite.
+    """
     if scored is None or candidate.pixels is None:
         return candidate, None
     wrong = non_finite(scored, ranking)

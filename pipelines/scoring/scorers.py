@@ -1,5 +1,6 @@
-"""All that scores candidates: the CLIP model of the ranking, and what is declared beside it."""
+"""Loads and runs all scorers of candidates: the CLIP model of the ranking, and the scorers declared beside it."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -7,22 +8,21 @@ import numpy as np
 import torch
 
 from promptmill.configs.schema import Ranking
-from promptmill.configs.scorers import CLIP, HeadScorer, OpenClipScorer
-from promptmill.pipelines.scoring.clip import Clip, load_clip, load_open_clip
-from promptmill.pipelines.scoring.heads import Head, load_head
-from promptmill.pipelines.scoring.preferences import load_preference
+from promptmill.configs.scorers import CLIP, HeadScorer
+from promptmill.pipelines.scoring.clip import Clip, load_clip
+from promptmill.pipelines.scoring.head import Head
 from promptmill.pipelines.work.results import Scored
 from promptmill.pipelines.work.turns import COMPUTING
 
 
 @dataclass(frozen=True)
 class Scorers:
-    """The loaded scorers of a ranking.
+    """Holds the loaded scorers of a ranking.
 
     Attributes:
         clip: The ranking's own model.
-        models: Others that look at images, by name.
-        heads: What reads embeddings, by name, each with the name of the model whose they are.
+        models: Other models that look at images, by name.
+        heads: Heads that read embeddings, by name, each with the name of the model whose embeddings it reads.
     """
 
     clip: Clip
@@ -30,7 +30,7 @@ class Scorers:
     heads: Mapping[str, tuple[str, Head]] = field(default_factory=dict)
 
     def score(self, prompts: Sequence[str], images: Sequence[np.ndarray]) -> list[Scored]:
-        """What CLIP says of each image under its own prompt, and all the others.
+        """Score each image under its own prompt by CLIP and by all the other scorers.
 
         Args:
             prompts: As many as images.
@@ -52,10 +52,12 @@ class Scorers:
 
 
 def load_scorers(ranking: Ranking, device: torch.device | str, threads: int | None = None) -> Scorers:
-    """Load all that a config's ranking names.
+    """Load all scorers that a config's ranking names.
 
     Args:
-        threads: CPU threads of this process from now on; left as they are where not given.
+        ranking: The config's ranking.
+        device: The device for all weights.
+        threads: CPU threads of this process from now on; left as they are where None.
 
     Raises:
         ModelError: One line on what is missing or cannot be loaded, and what would do.
@@ -69,10 +71,11 @@ def _load_scorers(ranking: Ranking, device: torch.device | str, threads: int | N
     models: dict[str, Clip] = {}
     heads: dict[str, tuple[str, Head]] = {}
     for scorer in ranking.scorers:
+        # A kind of scorer is loaded by the module that is called as it is.
+        load = importlib.import_module(f"promptmill.pipelines.scoring.{scorer.kind}").load
+        loaded = load(scorer, ranking.batch, device)
         if isinstance(scorer, HeadScorer):
-            heads[scorer.name] = (scorer.reads, load_head(scorer, ranking.batch, device))
-        elif isinstance(scorer, OpenClipScorer):
-            models[scorer.name] = load_open_clip(scorer, device, ranking.batch)
+            heads[scorer.name] = (scorer.reads, loaded)
         else:
-            models[scorer.name] = load_preference(scorer, ranking.batch, device)
+            models[scorer.name] = loaded
     return Scorers(clip, models, heads)

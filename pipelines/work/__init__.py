@@ -1,1 +1,1 @@
-"""Holds what work is and what becomes of it: units, passes, ranking, results, metadata rows; free of torch."""
+"""Holds units of work and their results: units, passes, ranking, results, metadata rows; free of torch."""

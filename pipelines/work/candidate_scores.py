@@ -1,7 +1,7 @@
-"""What scoring found of a candidate, and what becomes of it once all candidates of its request are known.
+"""Holds the scores of candidates, and makes the choice once all candidates of a request are known.
 
 A request's candidates may be scored at several times: in slices, or in passes. Each time their rows are left open: they have all
-but the choice, and the images of those that may still be kept. `closed` makes the choice, over all of them.
+columns but the choice, and the images of candidates that may still be kept. `closed` makes the choice, over all of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +23,11 @@ NONE = np.empty(0, np.float32)
 
 @dataclass(frozen=True)
 class Found:
-    """What ranks a candidate.
+    """Holds the values that rank a candidate.
 
     Attributes:
-        scored: Its scores, without the embedding.
-        look: How it looks, where it may be compared with others for diversity.
+        scored: The candidate's scores, without the embedding.
+        look: The candidate's look, where it may be compared with others for diversity.
     """
 
     scored: Scored
@@ -38,21 +38,21 @@ class Found:
         return cls(replace(scored, embedding=NONE), look)
 
     def packed(self, ranking: Ranking) -> dict[str, Any]:
-        """Return the value of the column `FOUND`; every number of it is exact."""
+        """Return the value of the column `FOUND`; every number is exact."""
         values: dict[str, Any] = {"score": self.scored.score}
         values["others"] = [float(self.scored.others[scorer.name]) for scorer in ranking.scorers]
         return {**values, **packed_look(self.look, ranking.diversity)}
 
     @classmethod
     def unpacked(cls, values: Mapping[str, Any], ranking: Ranking) -> "Found":
-        """Return what `packed` was called on."""
+        """Return the value that `packed` was called on."""
         names = [scorer.name for scorer in ranking.scorers]
         scored = Scored(values["score"], NONE, dict(zip(names, values["others"], strict=True)))
         return cls(scored, unpacked_look(values))
 
 
 def packed_look(look: Look | None, diversity: Diversity | None) -> dict[str, Any]:
-    """Return how a candidate looks as values of a column, as far as it is asked for; every number is exact."""
+    """Return a candidate's look as values of a column, as far as diversity asks for them; every number is exact."""
     values: dict[str, Any] = {}
     if look is not None and diversity:
         if diversity.embedding is not None:
@@ -63,7 +63,7 @@ def packed_look(look: Look | None, diversity: Diversity | None) -> dict[str, Any
 
 
 def unpacked_look(values: Mapping[str, Any]) -> Look | None:
-    """Return what `packed_look` was called on, by a row of a part."""
+    """Return the look that `packed_look` was called on, from a row of a part."""
     embedding, colours = values["embedding"], values["colours"]
     if embedding is None and colours is None:
         return None
@@ -75,8 +75,9 @@ def closed(rows: Sequence[Mapping[str, Any]], keep: int, config: Config) -> Iter
     """Choose among all candidates of a request, and yield their rows as the dataset has them.
 
     Args:
-        rows: One a candidate, in the order of their indices from 0, those that were scored with a `Found` as `FOUND`.
+        rows: One a candidate, in the order of their indices from 0; rows of scored candidates have a `Found` as `FOUND`.
         keep: How many are kept at most.
+        config: The run's config.
     """
     ranking = config.ranking
     found: list[Found | None] = [row.get(FOUND) for row in rows]

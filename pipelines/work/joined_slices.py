@@ -1,6 +1,6 @@
-"""Makes a unit's part of those of its slices: what the unit would have written, had it been rendered as a whole.
+"""Joins the parts of a unit's slices into the unit's part: the part that the unit would have written, had it been rendered whole.
 
-All that ranks a candidate is in the slices' parts, exactly, and so are the images that may be kept. The choice is made here, over
+The slices' parts have everything that ranks a candidate, exactly, and the images that may be kept. The choice is made here, over
 all candidates, by the function that chooses in a whole unit. So no byte of a dataset depends on how a request was cut.
 """
 
@@ -24,11 +24,11 @@ from promptmill.shards.tables import FOUND, IMAGE
 
 @dataclass(frozen=True)
 class Joined(Outcomes):
-    """Counts a unit that was made of its slices: its request, and the candidates that were open in the slices named as fresh.
+    """Counts a unit that was joined from its slices: its request, and the candidates that were open in the slices named as fresh.
 
     Attributes:
         errors: How often each code occurred in the rows of slices that failed as a whole.
-        scores: CLIP's, of those kept and rejected.
+        scores: CLIP scores of the kept and rejected ones.
         part_bytes: Size of the part.
     """
 
@@ -38,17 +38,17 @@ class Joined(Outcomes):
 
 
 def join_slices(recipe: Recipe, unit: Unit, slices: Sequence[Unit], fresh: Collection[str]) -> Joined:
-    """Write the part of a unit whose slices all have theirs. Doing it again writes the same bytes.
+    """Write the part of a unit whose slices all have theirs. A second call writes the same bytes.
 
     A slice that failed as a whole counts like this. Where the error is the request's own fault, the request fails as a whole, as it
-    does in a unit that is not cut. Where infrastructure is to blame, the slice's candidates fail and the others stay; only where
-    no slice got through does the request fail as a whole.
+    does in a unit that is not cut. Where infrastructure is to blame, the slice's candidates fail and the others stay; only where no
+    slice got through does the request fail as a whole.
 
     Args:
-        recipe: Of the run.
-        unit: Of one request.
+        recipe: The constants of the run.
+        unit: A unit of one request.
         slices: All of the unit's slices, in their order.
-        fresh: Names of those slices that the result counts.
+        fresh: Names of the slices that the result counts.
 
     Raises:
         PartError: A slice's part is broken, of another plan, or not there.
@@ -57,7 +57,7 @@ def join_slices(recipe: Recipe, unit: Unit, slices: Sequence[Unit], fresh: Colle
     rows, failed = list[dict[str, Any]](), dict[str, dict[str, Any]]()
     of: dict[int, Unit] = {}
     for one in slices:
-        # The images come later, and only those that are kept.
+        # The images are read later, and only those that are kept.
         there = _read(recipe, one).drop_columns([IMAGE]).to_pylist()
         assert one.span is not None
         of |= dict.fromkeys(one.span, one)
@@ -90,7 +90,7 @@ def _failed_rows(
     """Return a row for each candidate of a slice that failed as a whole. `row` says why; `sibling` is a row of another slice."""
     (placed,) = unit.requests
     shared = {column: sibling[column] for column in shared_row(recipe, unit.shard, placed, Outcome(placed.row, ()))}
-    # The sibling's size is that of its pixels; what was never rendered has the size that was asked for.
+    # The sibling's size is that of its pixels; a candidate that was never rendered has the size that was asked for.
     shared |= {"width": placed.request.width, "height": placed.request.height}
     failure = Failure(row["error"], row["error_message"])
     made = []
@@ -101,7 +101,7 @@ def _failed_rows(
 
 
 def _closed(unit: Unit, rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:
-    """Return all rows of a request as the dataset has them, but for their images."""
+    """Return all rows of a request as the dataset has them, without their images."""
     ordered = [dict(row) for row in sorted(rows, key=lambda row: row["candidate_index"])]
     for row in ordered:
         packed = row.pop(FOUND, None)
@@ -112,7 +112,7 @@ def _closed(unit: Unit, rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> li
 
 
 def _put_images(recipe: Recipe, made: Sequence[dict[str, Any]], of: Mapping[int, Unit]) -> None:
-    """Fill in the images of the rows that are kept. One part at a time is in memory."""
+    """Fill in the images of the kept rows. One part at a time is in memory."""
     kept = {row["key"]: row for row in made if row["selected"]}
     units = {one.name: one for one in (of[row["candidate_index"]] for row in kept.values())}
     for one in units.values():

@@ -87,16 +87,19 @@ def failed_unit(recipe: Recipe, unit: Unit, failure: Failure) -> list[dict[str, 
 
 
 def shared_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome, spared: int = 0) -> dict[str, Any]:
-    """Return what all rows of a request's candidates have in common; `spared` of its candidates were never begun."""
+    """Return the columns that all rows of a request's candidates share; `spared` of its candidates were never begun."""
     shared = request_row(recipe, shard, placed, outcome)
     return {**shared, SPARED: spared} if recipe.growing else shared
 
 
 def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: int, candidate: Candidate) -> dict[str, Any]:
-    """Return the row of a candidate without what scores and the ranking say: as it stands, it is failed or drafted.
+    """Return the row of a candidate without scores and ranking: so far the candidate is failed or drafted.
 
     Args:
-        shared: By `shared_row`.
+        recipe: The constants of the run.
+        shared: The result of `shared_row`.
+        shard, row: The request's place.
+        candidate: The candidate.
     """
     failure = candidate.failure
     return {
@@ -123,12 +126,12 @@ def ranking_columns(ranking: Ranking) -> tuple[Column, ...]:
 
 
 def scores_row(ranking: Ranking, scored: Scored) -> dict[str, Any]:
-    """Return what a scored candidate has in the columns of scores, but for the one that ranks."""
+    """Return a scored candidate's values in the columns of scores, without the rank score."""
     return {CLIP_SCORE: scored.score, **{score_column(s.name).name: scored.others[s.name] for s in ranking.scorers}}
 
 
 def choice_row(ranking: Ranking, choice: Choice) -> dict[str, Any]:
-    """Return what a scored candidate has in those of `ranking_columns` that tell of the choice among all."""
+    """Return a scored candidate's values in those of `ranking_columns` that tell of the choice among all."""
     values = {
         RANK_SCORE: choice.score,
         REJECTED_FOR: choice.rejected_for,
@@ -138,7 +141,7 @@ def choice_row(ranking: Ranking, choice: Choice) -> dict[str, Any]:
 
 
 def provenance_of(request: Request, seed: int, model: str, size: tuple[int, int]) -> Provenance:
-    """Return what an image says of how it was made. `size` is its height and width: some pipelines choose their own."""
+    """Return the provenance that is written into an image. `size` is its height and width: some pipelines choose their own."""
     return Provenance(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,

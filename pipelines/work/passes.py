@@ -1,7 +1,7 @@
-"""What of a unit is rendered pass by pass: drafts that narrow its candidates down, then what is left in full, then perhaps more.
+"""Plans the passes of a unit: drafts that narrow its candidates down, then the rest in full, then perhaps more.
 
-A unit goes through generators and scorers once for each draft of the cascade and once for the finals. Where requests grow, that
-is one round, and those that have not enough good images yet begin another. The requests of a unit keep step: in a round drafts come
+A unit goes through generators and scorers once for each draft of the cascade and once for the finals. Where requests grow, that is
+one round, and requests that have not enough good images yet begin another. The requests of a unit keep step: in a round drafts come
 before finals, so that only images rendered in full have to wait for the unit's end, and only where requests grow.
 
 A draft of more candidates than a generator renders at once takes several passes, and so do finals. The choice is made after the
@@ -23,7 +23,8 @@ from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rende
 
 @dataclass(frozen=True)
 class Turn:
-    """What of a request is rendered next: candidates by their indices, and as which of the cascade's drafts; None is in full.
+    """Holds the next candidates of a request to render, by their indices, and the cascade's draft that they are for; None is in
+    full.
 
     Attributes:
         behind: Candidates that follow in the same way, before anything is decided.
@@ -40,12 +41,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Drafted:
-    """What the drafts of a candidate have come to.
+    """Holds the results of a candidate's drafts.
 
     Attributes:
-        scores: Of the cascade's drafts, from the first to the last that it was in; None for one passed over or failed.
-        evaluations: Of the denoiser, in all of them.
-        failure: What the last of them failed of.
+        scores: Scores by the cascade's drafts, from the first to the candidate's last; None for one passed over or failed.
+        evaluations: Evaluations of the denoiser, in all of the drafts.
+        failure: The failure of the last draft, or None.
     """
 
     seed: int
@@ -56,16 +57,16 @@ class Drafted:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a request stands between two passes.
+    """Holds the state of a request between two passes.
 
     Attributes:
-        turn: What comes next; None where it is done.
+        turn: The next turn; None where the request is done.
         begun: How many of its candidates have been rendered in any way, once that turn and those behind it have.
         drafted: Its candidates that were drafted, by index.
-        finished: The scores of those rendered in full, by index; None for one that failed.
-        looks: Of these, how those look that are good enough to end its growing, where only unlike ones count.
-        outcome: Of its last pass, without candidates; None before the first.
-        scored: Of the turn's draft, the scores of candidates that went before those of the turn.
+        finished: The scores of candidates rendered in full, by index; None for one that failed.
+        looks: The looks of those among them that are good enough to end its growing, where only unlike ones count.
+        outcome: The outcome of its last pass, without candidates; None before the first.
+        scored: The scores, by the turn's draft, of candidates that went before those of the turn.
     """
 
     turn: Turn | None
@@ -79,14 +80,14 @@ class Standing:
 
 @dataclass(frozen=True)
 class Course:
-    """Where the requests of a unit stand, by row.
+    """Holds the states of the requests of a unit, by row.
 
     Attributes:
         drafts: The cascade.
-        diversity: What makes two images one, of which a request that grows counts one.
-        seconds: That the passes so far took, by stage.
-        rendering_s: Of these, those that generators spent.
-        most: How many candidates of each request a pass renders at most, by row; all of the turn where nothing is said.
+        diversity: When two images are nearly the same, of which a request that grows counts one.
+        seconds: Seconds that the passes so far took, by stage.
+        rendering_s: Seconds among these that generators spent.
+        most: How many candidates of each request a pass renders at most, by row; all of the turn for a row without an entry.
         durable: How many passes are behind the only request, each durable by a part of its own; None where passes have no parts.
     """
 
@@ -100,7 +101,7 @@ class Course:
 
     @property
     def turns(self) -> dict[int, Turn]:
-        """What the next pass renders, by row; nothing once all is done."""
+        """Return the turns of the next pass, by row; none once all is done."""
         left = {row: standing.turn for row, standing in self.standings.items() if standing.turn}
         stage = min((self._stage(turn) for turn in left.values()), default=None)
         return {row: turn for row, turn in left.items() if self._stage(turn) == stage}
@@ -110,16 +111,16 @@ class Course:
 
     @property
     def in_full(self) -> bool:
-        """Whether the next pass renders in full, rather than drafts."""
+        """Return whether the next pass renders in full, rather than drafts."""
         return any(turn.draft is None for turn in self.turns.values())
 
     @property
     def begun(self) -> bool:
-        """Whether a pass is behind any of its requests."""
+        """Return whether a pass is behind any of the requests."""
         return any(standing.outcome for standing in self.standings.values())
 
     def of(self, row: int) -> "Course":
-        """That of one request alone."""
+        """Return the course of one request alone."""
         return replace(self, standings={row: self.standings[row]})
 
     def after(
@@ -130,14 +131,14 @@ class Course:
         seconds: Mapping[str, float],
         looks: Mapping[tuple[int, int], Look] = MappingProxyType({}),
     ) -> "Course":
-        """Where the requests stand after a pass.
+        """Return the course after a pass.
 
         Args:
             requests: By row.
-            rendered: What the pass made.
-            scores: By row and candidate; of those that became an image.
-            seconds: That it took, by stage.
-            looks: As `scores`; where there is diversity, of those that it rendered in full for requests that grow.
+            rendered: The result of the pass.
+            scores: By row and candidate; of candidates that became an image.
+            seconds: Seconds that the pass took, by stage.
+            looks: By row and candidate; where there is diversity, of candidates rendered in full for requests that grow.
         """
         standings = dict(self.standings)
         for outcome in rendered.outcomes:
@@ -173,7 +174,7 @@ class Course:
         return replace(standing, turn=_next_turn(living, self.drafts, stage + 1, most))
 
     def _grown(self, request: Request, standing: Standing, most: int | None) -> Standing:
-        """After a round: with the next one before it, where one is needed."""
+        """Return the state after a round, with the next round as its turn where one is needed."""
         growing, begun = request.growing, standing.begun
         if growing is None or begun >= request.candidates:
             return replace(standing, looks={})
@@ -187,10 +188,10 @@ class Course:
         return replace(standing, turn=_next_turn(tuple(range(begun, more)), self.drafts, 0, most), begun=more)
 
     def outcomes(self, passes: Sequence[Rendered]) -> tuple[Outcome, ...]:
-        """What became of the requests, once all is done: every candidate that was begun, at its full price.
+        """Return the outcomes of the requests, once all is done: every candidate that was begun, at its full price.
 
         Args:
-            passes: Those that rendered in full, in any order.
+            passes: The passes that rendered in full, in any order.
         """
         made = {(outcome.row, one.index): one for rendered in passes for outcome in rendered.outcomes for one in outcome.candidates}
         return tuple(self._outcome(row, standing, made) for row, standing in self.standings.items())
@@ -220,10 +221,13 @@ def begin(
     diversity: Diversity | None = None,
     at_once: Callable[[Request], int] | None = None,
 ) -> Course | None:
-    """Return where requests, by row, stand before their first pass; None where all are rendered in full without any choice between.
+    """Return the course of requests, by row, before their first pass; None where all are rendered in full without a choice between.
 
     Args:
-        at_once: Tells how many candidates of a request a pass renders at most; all of its turn where it is not given.
+        requests: By row.
+        drafts: The cascade.
+        diversity: As `Course` has it.
+        at_once: Returns how many candidates of a request a pass renders at most; None renders all of a turn.
     """
     if not any(request.growing or applied(drafts, request.candidates) for request in requests.values()):
         return None
@@ -235,14 +239,14 @@ def begin(
 
 
 def best(scores: Mapping[int, float | None], keep: int) -> tuple[int, ...]:
-    """The candidates that go on after a draft, by their indices: the best by its scores, of equals the first."""
+    """Return the candidates that go on after a draft, by their indices: the best by its scores, of equals the first."""
     indices = sorted(scores)
     places = zip(indices, rank([scores[index] for index in indices]), strict=True)
     return tuple(index for index, place in places if place is not None and place <= keep)
 
 
 def as_draft(request: Request, draft: Draft) -> Request:
-    """The request that a draft of it is: the same but for its steps and perhaps its sampler."""
+    """Return a draft of a request as a request: the same but for its steps and perhaps its sampler."""
     return replace(request, steps=draft.steps, scheduler=draft.scheduler or request.scheduler)
 
 

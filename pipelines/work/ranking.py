@@ -1,4 +1,4 @@
-"""Ranks the candidates of a request by their scores, and says which are kept."""
+"""Ranks the candidates of a request by their scores, and chooses which are kept."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ ROUNDING = 1e-4  # of cosines in fp32, with room to spare
 
 
 def rank(scores: Sequence[float | None]) -> list[int | None]:
-    """The place of each: 1 is the highest, equals by their index; None for one without a score.
+    """Return the rank of each candidate: 1 is the highest, equals by their index; None for one without a score.
 
     Args:
-        scores: Of each candidate in order; None for one that failed.
+        scores: Scores of the candidates in order; None for one that failed.
 
     Raises:
         ValueError: A score is not finite.
@@ -34,15 +34,15 @@ def rank(scores: Sequence[float | None]) -> list[int | None]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What becomes of one candidate.
+    """Holds the choice for one candidate.
 
     Attributes:
         rank: 1 is the best; None for one that has no score.
-        kept: Whether its image is.
-        score: What ranks it: its rank score, or CLIP's where no other scorer is declared.
-        rejected_for: Why it is not kept, though it has a score: `outranked`, `near_duplicate`, or the limit that it breaks, as
-            `floor_clip`, `floor_NAME` or `ceiling_NAME`.
-        near_duplicate_of: The index of the kept candidate that it is nearly the same as.
+        kept: Whether the candidate's image is kept.
+        score: The rank score, or CLIP's score where no other scorer is declared.
+        rejected_for: Why the candidate is not kept, though it has a score: `outranked`, `near_duplicate`, or the limit that it
+            breaks, as `floor_clip`, `floor_NAME` or `ceiling_NAME`.
+        near_duplicate_of: The index of the kept candidate that this one is nearly the same as.
     """
 
     rank: int | None = None
@@ -53,7 +53,9 @@ class Choice:
 
 
 def rank_score(scored: Scored, ranking: Ranking) -> float:
-    """What ranks a candidate: the weighted sum of its scores, rounded to fp32; CLIP's score where no other scorer is declared."""
+    """Return a candidate's rank score: the weighted sum of its scores, rounded to fp32; CLIP's score where no other scorer is
+    declared.
+    """
     if not ranking.scorers:
         return scored.score
     of = {CLIP: scored.score, **scored.others}
@@ -62,7 +64,7 @@ def rank_score(scored: Scored, ranking: Ranking) -> float:
 
 
 def non_finite(scored: Scored, ranking: Ranking) -> str | None:
-    """Which score of a candidate is no finite number, in words; None where all are."""
+    """Return the words for a score of a candidate that is not finite; None where all are finite."""
     named = {**{f"{name}_score": score for name, score in scored.others.items()}, "rank_score": rank_score(scored, ranking)}
     return next((f"{name} is {score}" for name, score in named.items() if not math.isfinite(score)), None)
 
@@ -71,18 +73,19 @@ def choose(scored: Sequence[Scored | None], images: Sequence[np.ndarray | None],
     """Rank the candidates of a request, and keep the best that break no limit and are no near-duplicate of a better one kept.
 
     Args:
-        scored: Of each candidate in order, finite; None for one that failed.
-        images: (H, W, 3) uint8 each, where it has a score; looked at only where diversity asks for hashes.
+        scored: Scores of the candidates in order, finite; None for one that failed.
+        images: (H, W, 3) uint8 each, where a candidate has a score; used only where diversity asks for hashes.
         keep: How many are kept at most.
+        ranking: The config's ranking.
 
     Raises:
-        ValueError: What ranks a candidate is not finite.
+        ValueError: A rank score is not finite.
     """
     return decide(scored, looking(scored, images, ranking), keep, ranking)
 
 
 def looking(scored: Sequence[Scored | None], images: Sequence[np.ndarray | None], ranking: Ranking) -> "Callable[[int], Look]":
-    """Return what tells how the candidate of an index looks, by its scores and its image; args as in `choose`."""
+    """Return a function that gives the look of the candidate of an index, by its scores and its image; arguments as in `choose`."""
 
     def look(index: int) -> Look:
         one, image = scored[index], images[index]
@@ -93,7 +96,9 @@ def looking(scored: Sequence[Scored | None], images: Sequence[np.ndarray | None]
 
 
 def decide(scored: Sequence[Scored | None], look: "Callable[[int], Look]", keep: int, ranking: Ranking) -> list[Choice]:
-    """Rank candidates and choose those kept, as `choose`, whose images may be gone: `look` tells how the one of an index looks."""
+    """Rank candidates and choose the kept ones, as `choose`, but without images: `look` returns the look of the candidate of an
+    index.
+    """
     scores = [rank_score(one, ranking) if one else None for one in scored]
     chosen = [Choice(place, score=score) for place, score in zip(rank(scores), scores, strict=True)]
     shown = {index: one for index, one in enumerate(scored) if one}
@@ -117,25 +122,25 @@ def contenders(
     ranking: Ranking,
     ahead: Sequence[float] = (),
 ) -> list[int]:
-    """Return the candidates of a slice that may still be kept, or be compared with one that is, once all others are known.
+    """Return the candidates of a slice that may still be kept, or be compared with a kept one, once all others are known.
 
     Candidates are gone through from the best to the worst, in the slice in the same order as among all. Without diversity, those
     behind `keep` others that break no limit are never reached.
 
-    With diversity a candidate of the slice that is rejected for a better one of the slice may be kept in the end, since a third
-    may have rejected that one. So the slice's own choice rules nobody out. But call two images far apart where no third image can
-    be like both. Let F be images of the slice that break no limit and are far apart from each other, all better than candidate c.
-    If c is reached, less than `keep` were kept before it, and each of F was reached: it was kept, or it is like an image kept. With
-    one sign of likeness no kept image answers for two of F, so F has less than `keep` members. With two signs a kept image may
+    With diversity a candidate of the slice that is rejected for a better one of the slice may be kept in the end, since a third may
+    have rejected that better one. So the slice's own choice rules nobody out. But call two images far apart where no third image
+    can be like both. Let F be images of the slice that break no limit and are far apart from each other, all better than candidate
+    c. If c is reached, less than `keep` were kept before it, and each of F was reached: it was kept, or it is like an image kept.
+    With one sign of likeness no kept image answers for two of F, so F has less than `keep` members. With two signs a kept image may
     answer for two of F, for one by each sign, so F has less than 2 `keep` - 1. Once F is as large, all behind it are ruled out.
 
     Args:
-        scored, look, keep: As in `decide`, of the slice.
-        ahead: Rank scores of other candidates, of lower indices and within all limits, that are known already. Diversity
-            disregards these.
+        scored, look, keep, ranking: As in `decide`, of the slice.
+        ahead: Rank scores of other candidates, of lower indices and within all limits, that are known already. Diversity disregards
+            these.
 
     Returns:
-        Their indices, the best first.
+        Indices of the candidates, the best first.
     """
     scores = {index: rank_score(one, ranking) for index, one in enumerate(scored) if one and not broken_limit(one, ranking)}
     best_first = sorted(scores, key=lambda index: (-scores[index], index))
@@ -159,14 +164,16 @@ def contenders(
 def told_apart(
     best_first: Sequence[int], look: Callable[[int], "Look"], keep: int, diversity: Diversity | None
 ) -> dict[int, int | None]:
-    """Go through candidates until so many are kept that no two of them are nearly the same.
+    """Go through candidates until `keep` are kept of which no two are nearly the same.
 
     Args:
-        best_first: Their indices.
-        look: Of the candidate of an index; asked only where there is diversity.
+        best_first: Indices of the candidates.
+        look: Returns the look of the candidate of an index; called only where there is diversity.
+        keep: How many are kept at most.
+        diversity: When two images are nearly the same; None: never.
 
     Returns:
-        By index, of those gone through: None for one kept, else the kept one that it is nearly the same as.
+        By index, of the candidates gone through: None for a kept one, else the kept one that it is nearly the same as.
     """
     if diversity is None:
         return dict.fromkeys(best_first[:keep])
@@ -183,7 +190,7 @@ def told_apart(
 
 
 def broken_limit(scored: Scored, ranking: Ranking) -> str | None:
-    """The first limit that a candidate breaks, as `rejected_for` names it; None for one that may be kept."""
+    """Return the first limit that a candidate breaks, as `rejected_for` names it; None for one that may be kept."""
     if ranking.min_score is not None and scored.score < ranking.min_score:
         return f"floor_{CLIP}"
     for scorer in ranking.scorers:
@@ -197,7 +204,7 @@ def broken_limit(scored: Scored, ranking: Ranking) -> str | None:
 
 @dataclass(frozen=True)
 class Look:
-    """What tells whether two images are nearly the same, as far as it is asked for.
+    """Holds the values that tell whether two images are nearly the same, as far as diversity asks for them.
 
     Attributes:
         embedding: Unit vector, (D,) float32.
@@ -210,14 +217,14 @@ class Look:
 
     @classmethod
     def of(cls, scored: Scored, image: np.ndarray, diversity: Diversity) -> "Look":
-        """Args as in `choose`, of one candidate."""
+        """Return the look of one candidate; arguments as in `choose`."""
         if diversity.hash is None:
             return cls(scored.embedding)
         picture = Image.fromarray(image)
         return cls(scored.embedding, phash(picture), colours(picture))
 
     def is_like(self, other: "Look", diversity: Diversity) -> bool:
-        """Whether one of the two is superfluous."""
+        """Return whether one of the two images is superfluous."""
         if diversity.embedding is not None and float((self.embedding * other.embedding).sum()) > diversity.embedding:
             return True
         if diversity.hash is None or self.colours is None or other.colours is None:
@@ -225,9 +232,9 @@ class Look:
         return distance(self.hash, other.hash) <= diversity.hash and same_colours(self.colours, other.colours)
 
     def is_far_from(self, other: "Look", diversity: Diversity) -> bool:
-        """Return whether no image can be like both by the same sign; what cannot be told is not far.
+        """Return whether no image can be like both by the same sign; where this cannot be told, the result is False.
 
-        The angle between two embeddings is at most the sum of theirs to a third, and so it is with the bits of hashes.
+        The angle between two embeddings is at most the sum of their angles to a third, and the same holds for the bits of hashes.
         """
         if diversity.embedding is not None:
             twice = 2 * diversity.embedding**2 - 1  # the cosine of twice the angle

@@ -1,4 +1,4 @@
-"""Holds what a run's driver tells each of its workers, once."""
+"""Holds the constants that a run's driver sends to each of its workers, once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from promptmill.shards.tables import slice_form
 
 @dataclass(frozen=True)
 class Recipe:
-    """Holds what all workers of a run go by.
+    """Holds the constants of a run that all workers need.
 
     Attributes:
-        config: Of the run.
+        config: The run's config.
         form: The schema of the metadata.
         output: The dataset's URI, where parts and shards are written.
         fingerprint: The hash of the plan, which parts and records name.
         carried: The manifest's own columns, with their types.
-        versions: Of the libraries, as JSON.
+        versions: Versions of the libraries, as JSON.
         growing: Whether candidates of any request grow, so that rows say how many were not needed.
         roots: The folders and hosts that images of rows may come from.
     """

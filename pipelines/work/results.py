@@ -1,4 +1,4 @@
-"""What becomes of requests: pixels, or a failure with its code, never an exception that takes its neighbours along."""
+"""Holds the results of requests: pixels, or a failure with its code, never an exception that takes neighbours along."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import numpy as np
 
 from promptmill.manifests.images import Fault
 
-# Final: the same request would fail again.
+# These failures are final: the same request would fail again.
 InputError = Literal[
     "bad_row",
     "bad_image",
@@ -19,7 +19,7 @@ InputError = Literal[
     "refused_content",
     "render_error",
 ]
-# By infrastructure: another try may succeed, and `--retry-failed` takes them up.
+# These failures are by infrastructure: another try may succeed, which `--retry-failed` makes.
 InfrastructureError = Literal["died", "deadline", "out_of_memory", "unreachable"]
 Code = InputError | InfrastructureError
 CODES: tuple[str, ...] = (*get_args(InputError), *get_args(InfrastructureError))
@@ -27,10 +27,10 @@ CODES: tuple[str, ...] = (*get_args(InputError), *get_args(InfrastructureError))
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no image: an enumerated code and the words.
+    """Holds the reason why there is no image: an enumerated code and the words.
 
     Attributes:
-        fault: Of an image of the request that cannot be used.
+        fault: The fault of an image of the request that cannot be used.
     """
 
     code: Code
@@ -40,14 +40,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One rendered image, or why there is none.
+    """Holds one rendered image, or the reason why there is none.
 
     Attributes:
-        index: Of the candidate in its request, from 0.
+        index: Index of the candidate in its request, from 0.
         seed: 32 bits.
-        pixels: (H, W, 3) uint8, sRGB; None exactly where there is a failure, or where it was only drafted.
-        evaluations: How often the denoiser was evaluated for it; guidance evaluates twice a call.
-        draft_scores: Of the drafts that it was in; None for one of the cascade that it passed over, or that failed.
+        pixels: (H, W, 3) uint8, sRGB; None exactly where there is a failure, or where the candidate was only drafted.
+        evaluations: How often the denoiser was evaluated for the candidate; guidance evaluates twice a call.
+        draft_scores: Scores of the candidate's drafts; None for a draft of the cascade that it passed over, or that failed.
     """
 
     index: int
@@ -60,12 +60,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One request: its candidates in order, or the failure that it met as a whole.
+    """Holds the result of one request: its candidates in order, or its failure as a whole.
 
     Attributes:
-        row: Of the request in its shard.
+        row: Row of the request in its shard.
         images: SHA-256 of the files of its images, by column.
-        prompt_truncated: The text encoder reads only the beginning of the prompt.
+        prompt_truncated: Whether the text encoder reads only the beginning of the prompt.
     """
 
     row: int
@@ -77,7 +77,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A unit's outcomes, in the order of its requests, and the seconds that each stage took."""
+    """Holds a unit's outcomes, in the order of its requests, and the seconds that each stage took."""
 
     outcomes: tuple[Outcome, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Scored:
-    """What CLIP says of one image, 100 x cosine in fp32 and its unit embedding, (D,) float32; and what others say, by name."""
+    """Holds the CLIP score of one image, 100 x cosine in fp32, its unit embedding, (D,) float32, and the other scores, by name."""
 
     score: float
     embedding: np.ndarray

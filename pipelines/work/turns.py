@@ -1,8 +1,8 @@
 """Lets the threads of a process compute one after another.
 
 Some settings of torch hold for the whole process: which precision fp32 has, whether kernels are chosen by timing, how many threads
-MKL takes, in which dtype a model is built. A generator and a scorer in one process need them different, so only one computes at a
-time, and what either computes has the bits that it has in a process of its own.
+MKL takes, in which dtype a model is built. A generator and a scorer in one process need different settings, so only one computes at
+a time, and its bits are those of a process of its own.
 """
 
 import threading
@@ -10,9 +10,9 @@ from collections import deque
 
 
 class Turns:
-    """A lock that goes to whoever has waited longest, so that a thread that takes turns without a pause leaves room for others.
+    """Locks for the thread that has waited longest, so that a thread that takes turns without a pause leaves room for others.
 
-    Whoever has the turn may take it again inside.
+    The thread that has the turn may take it again inside.
     """
 
     def __init__(self) -> None:

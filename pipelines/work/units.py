@@ -1,4 +1,4 @@
-"""Units: whole requests of one shard that can share GPU batches. Cut by a plan, rendered and made durable as one piece."""
+"""Cuts units: whole requests of one shard that can share GPU batches, cut by a plan, rendered and made durable as one piece."""
 
 import hashlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -10,24 +10,25 @@ from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.passes import Course, as_draft
 from promptmill.shards.keys import parse
 
-# Of the denoiser, for each place in the batch, that a unit aims at: two batches of 20 guided steps. The bytes do not depend on it.
+# Evaluations of the denoiser, for each place in the batch, that a unit aims at: two batches of 20 guided steps. The bytes do not
+# depend on this number.
 UNIT_EVALUATIONS = 80
 UNIT_PIXELS = 128 * 2**20  # at most, of all candidates; three bytes each while they wait for a scorer
-SLICE_UNITS = 4  # units' work that a slice aims at: fewer parts to join, and a batch that stays full
+SLICE_UNITS = 4  # a slice aims at the work of so many units: fewer parts to join, and a batch that stays full
 PASS = "-pass-"  # in the names of parts that passes leave
-SLICE_KEEPS = 4  # times `keep` that a slice has at least, since it encodes as many images as may be kept of it
+SLICE_KEEPS = 4  # a slice has at least so many times `keep` candidates, since it encodes all images that may be kept
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A request at its place.
+    """Holds a request at its place.
 
     Attributes:
         row: Counted from 0 in its shard.
-        images: SHA-256 of the files of its images as the plan saw them, by column (`init_image`, `mask_image`,
-            `controls.0.image`, …); empty where images are only looked at when they are used.
-        file: Which of the manifest's files the row is in, counted from 0: its paths start from that one's folder.
-        preview: Steps after which the picture that is predicted then is decoded instead of the final one; calibration alone asks.
+        images: SHA-256 of the files of its images as the plan saw them, by column (`init_image`, `mask_image`, `controls.0.image`,
+            …); empty where images are only looked at when they are used.
+        file: Index of the row's file in the manifest, counted from 0: the row's paths start from that file's folder.
+        preview: Steps after which the image that is predicted then is decoded instead of the final one; used by calibration alone.
     """
 
     row: int
@@ -39,13 +40,13 @@ class Placed:
 
 @dataclass(frozen=True)
 class Unit:
-    """Requests of one kind and one shard, `number` counted from 0 in the shard.
+    """Holds requests of one kind and one shard; `number` counts from 0 in the shard.
 
     Attributes:
-        row: Of its only request, where it is a piece of a unit that did not get through as a whole, or a slice.
+        row: Row of the only request, where the unit is a piece of one that did not get through as a whole, or a slice.
         generation: 0, or how often failed rows of the shard were tried again.
-        course: Where its requests stand, if they pass more than once; None: all their candidates are rendered in full at once.
-        span: Of a slice, the candidates of its only request that it renders, by their indices; None: all of them.
+        course: The state of its requests, if they pass more than once; None: all their candidates are rendered in full at once.
+        span: For a slice, the candidates of its only request that it renders, by their indices; None: all of them.
     """
 
     shard: int
@@ -58,26 +59,28 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """000012-00003; a piece 000012-00003-00007; a slice 000012-00003-00007-0064-0127; of a later generation 000012-00003.1.
+        """Return the unit's name: 000012-00003; a piece 000012-00003-00007; a slice 000012-00003-00007-0064-0127.
 
-        The name of a slice has its first and its last candidate, so that parts that were cut otherwise are never taken for it.
+        A unit of a later generation is named 000012-00003.1. The name of a slice has its first and its last candidate, so that
+        parts that were cut otherwise are never taken for it.
         """
         piece = "" if self.row is None else f"-{self.row:05d}"
         piece += "" if self.span is None else f"-{self.span[0]:04d}-{self.span[-1]:04d}"
         return f"{self.shard:06d}-{self.number:05d}{piece}" + (f".{self.generation}" if self.generation else "")
 
     def pass_name(self, number: int | str = "") -> str:
-        """Return the name of what a pass of its only request leaves: 000012-00003-00007-pass-0002, of a later generation with a .1.
+        """Return the name of the part of a pass of the unit's only request: 000012-00003-00007-pass-0002, of a later generation
+        with a .1.
 
         Args:
-            number: Of the pass, counted from 0; without it, what all these names begin with is returned.
+            number: The number of the pass, counted from 0; without it, the beginning of all these names is returned.
         """
         (placed,) = self.requests
         begins = f"{self.shard:06d}-{self.number:05d}-{placed.row:05d}{PASS}"
         return begins if number == "" else f"{begins}{number:04d}" + (f".{self.generation}" if self.generation else "")
 
     def pieces(self) -> "list[Unit]":
-        """A unit for each of its requests, or itself where there is only one."""
+        """Return a unit for each of the requests, or the unit itself where there is only one."""
         if len(self.requests) == 1:
             return [self]
         course = self.course
@@ -86,7 +89,7 @@ class Unit:
         ]
 
     def next_pass(self) -> Iterator[tuple[Placed, Sequence[int]]]:
-        """The requests to render now, drafts as requests of fewer steps, each with its candidates' indices."""
+        """Yield the requests to render now, drafts as requests of fewer steps, each with its candidates' indices."""
         if self.course is None:
             yield from ((placed, self.span or range(placed.request.candidates)) for placed in self.requests)
             return
@@ -119,12 +122,12 @@ class Unit:
 
 
 def sample_key(shard: int, row: int, candidate: int | None) -> str:
-    """The key of a candidate in the dataset; that of a request as a whole without `candidate`."""
+    """Return the key of a candidate in the dataset; without `candidate`, that of a request as a whole."""
     return f"{shard:06d}-{row:05d}" + (f"-{candidate:04d}" if candidate is not None else "")
 
 
 def parse_key(key: str) -> tuple[int, int, int]:
-    """Return shard, row and candidate of a candidate's key. Raises ValueError where it is none."""
+    """Return shard, row and candidate of a candidate's key; raise ValueError for any other text."""
     found = parse(key)
     if found is None or found[2] is None:
         raise ValueError(f"{shown(key)}: not a key of a candidate")
@@ -132,7 +135,7 @@ def parse_key(key: str) -> tuple[int, int, int]:
 
 
 def bucket_of(request: Request) -> Hashable:
-    """What requests have to have in common to share a call of a diffusers pipeline."""
+    """Return the values that requests have to share to go through one call of a diffusers pipeline."""
     controls = tuple((c.type, c.scale, c.start, c.end) for c in request.controls)
     loras = tuple((lora.name, lora.scale) for lora in request.loras)
     shape = (request.mode, request.width, request.height, request.steps, request.scheduler)
@@ -140,14 +143,14 @@ def bucket_of(request: Request) -> Hashable:
 
 
 def kind_of(request: Request) -> Hashable:
-    """What requests have to have in common to share a denoising batch of the slot engine, and with it a unit."""
+    """Return the values that requests have to share for one denoising batch of the slot engine, and so for one unit."""
     loras = tuple((lora.name, lora.scale) for lora in request.loras) if request.loras else ()
     controls = tuple(control.type for control in request.controls) if request.controls else ()
     return (request.width, request.height, controls, loras)
 
 
 def evaluations(request: Request) -> int:
-    """About how often the denoiser is evaluated for one candidate; guidance evaluates twice a step."""
+    """Return about how often the denoiser is evaluated for one candidate; guidance evaluates twice a step."""
     steps = int(request.steps * request.strength) if request.strength is not None else request.steps
     return max(1, steps) * (2 if request.guidance_scale > 1 else 1)
 
@@ -156,6 +159,7 @@ def at_once(request: Request, batch: int) -> int:
     """Return how many candidates of a request one call of a generator renders at most, by their work and their pixels.
 
     Args:
+        request: The request.
         batch: Candidates a denoising batch. The work is whole batches; only pixels, which take memory, cut a batch short.
     """
     work = batch * max(1, SLICE_UNITS * UNIT_EVALUATIONS // evaluations(request))
@@ -175,19 +179,21 @@ def is_long(request: Request, batch: int, drafts: Sequence[Draft]) -> bool:
 
 
 def price(request: Request, drafts: Sequence[Draft]) -> int:
-    """About how often the denoiser is evaluated for all candidates of a request, drafts and all; at most, where they grow."""
+    """Return about how often the denoiser is evaluated for all candidates of a request, drafts included; at most, where they
+    grow.
+    """
     if not drafts:
         return request.candidates * evaluations(request)
     return sum(living * evaluations(each) for living, each in _passes(request, drafts))
 
 
 def decodes(request: Request, drafts: Sequence[Draft]) -> int:
-    """How many images are decoded and scored for a request, drafts and finals; at most, where its candidates grow."""
+    """Return how many images are decoded and scored for a request, drafts and finals; at most, where its candidates grow."""
     return sum(living for living, _ in _passes(request, drafts))
 
 
 def _passes(request: Request, drafts: Sequence[Draft]) -> Iterator[tuple[int, Request]]:
-    """How many candidates go through each pass, and the request as it stands there."""
+    """Yield how many candidates go through each pass, and the request of the pass."""
     for start in range(0, request.candidates, request.at_a_time):
         living = min(request.at_a_time, request.candidates - start)
         for draft in [drafts[number] for number in applied(drafts, living)]:
@@ -197,10 +203,10 @@ def _passes(request: Request, drafts: Sequence[Draft]) -> Iterator[tuple[int, Re
 
 
 def cut(shard: int, requests: Iterable[Placed], batch: int, drafts: Sequence[Draft] = ()) -> Iterator[Unit]:
-    """The units of a shard: requests of one kind in their order, about as much work in each.
+    """Yield the units of a shard: requests of one kind in their order, about as much work in each.
 
     Args:
-        shard: Its number.
+        shard: The shard's number.
         requests: In the order of their rows.
         batch: Candidates a denoising batch.
         drafts: The cascade that they go through.
@@ -220,7 +226,7 @@ def _filled(kind: list[Placed], wanted: int, drafts: Sequence[Draft]) -> Iterato
     work, pixels = 0.0, 0
     for placed in kind:
         request = placed.request
-        # A unit of several passes is that much larger, so that each fills batches as the only pass of another does.
+        # Divide the unit's size by its passes, so that each pass is as large as the one pass of a plain unit.
         more = price(request, drafts) / (1 + len(applied(drafts, request.at_a_time)))
         size = request.candidates * request.width * request.height
         if some and (work + more > wanted or pixels + size > UNIT_PIXELS):
@@ -232,9 +238,9 @@ def _filled(kind: list[Placed], wanted: int, drafts: Sequence[Draft]) -> Iterato
 
 
 def candidate_seed(job_seed: int, request: Request, candidate: int) -> int:
-    """The 32-bit seed of a candidate; it depends on nothing but these, so more candidates can be asked for later.
+    """Return the 32-bit seed of a candidate; it depends on nothing but these arguments, so more candidates can be asked for later.
 
-    A row's own seed counts up from candidate 0; otherwise it is a hash of the job's seed, the request's id and the candidate.
+    A row's own seed counts up from candidate 0; otherwise the seed is a hash of the job's seed, the request's id and the candidate.
     """
     if request.seed is not None:
         return (request.seed + candidate) % 2**32

@@ -65,15 +65,17 @@ class Chaos:
                 sys.addaudithook(lambda event, arguments: self._count(event, arguments))
 
     def _count_requests(self) -> None:
-        from s3fs import S3FileSystem
+        import obstore
 
-        real = S3FileSystem._call_s3
+        def counted(real):
+            def call(*arguments, **keywords):
+                self._step()
+                return real(*arguments, **keywords)
 
-        async def call(system, *arguments, **keywords):
-            self._step()
-            return await real(system, *arguments, **keywords)
+            return call
 
-        S3FileSystem._call_s3 = call
+        for name in ("put_async", "get_async", "get_range_async", "delete_async", "list_with_delimiter_async"):
+            setattr(obstore, name, counted(getattr(obstore, name)))
 
     def _count(self, event: str, arguments: tuple) -> None:
         if event not in ("open", "os.rename", "os.link", "os.remove", "os.mkdir") or not any(

@@ -17,7 +17,7 @@ from promptmill.shards.commits import (
     read_records,
     shard_name,
 )
-from promptmill.shards.storage import StorageError, get, get_small
+from promptmill.shards.storage import StorageError, get
 
 
 def made(shard: int, generation: int = 0) -> CommitRecord:
@@ -90,9 +90,9 @@ def test_records_are_read_many_at_a_time(tmp_path, monkeypatch):
 
     def waiting(uri, most):
         together.wait(timeout=20)
-        return get_small(uri, most)
+        return get(uri, most)
 
-    monkeypatch.setattr("promptmill.shards.commits.get_small", waiting)
+    monkeypatch.setattr("promptmill.shards.commits.get", waiting)
     assert [record.shard for record in read_records(str(tmp_path))] == list(range(16))
 
 

@@ -83,5 +83,5 @@ def test_a_record_whose_rare_counts_do_not_add_up_or_are_no_numbers_is_refused(t
     content = assembled(str(tmp_path), Shard(0, (ROWS,), (), 3, 12), form=FORM).to_json()
     with pytest.raises(CommitError, match=r"12 candidates are not 2 kept \+ 2 rejected \+ 2 failed \+ 4 drafted \+ 1 spared"):
         CommitRecord.from_json(content.replace(b'"drafted": 5', b'"drafted": 4'))
-    with pytest.raises(CommitError, match="drafted is no number"):
+    with pytest.raises(CommitError, match="drafted: input should be a valid integer"):
         CommitRecord.from_json(content.replace(b'"drafted": 5', b'"drafted": 5.0'))

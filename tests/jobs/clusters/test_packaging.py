@@ -136,7 +136,7 @@ def test_a_manifest_that_is_hidden_or_a_link_to_what_is_is_refused(here, tmp_pat
     (here / "notes.txt").symlink_to(tmp_path / "home/.secret/notes.txt")
     for number, name in enumerate((".rows.jsonl", "rows.jsonl", "notes.txt", "../home/.secret/notes.txt")):
         (tmp_path / str(number)).mkdir()
-        with pytest.raises(PlanError, match="hidden, or a link to what is; no hidden file is shipped"):
+        with pytest.raises(PlanError, match="hidden, or a link to a hidden file, which is not shipped"):
             pack(load("embedded", [f"manifest={name}"]), "s3://bucket/out", tmp_path / str(number))
         assert not [path for path in (tmp_path / str(number)).rglob("*") if path.is_file()]
 

@@ -340,7 +340,7 @@ def test_without_a_token_a_network_or_a_hub_to_ask_one_line_says_so(output, endp
     assert "http://127.0.0.1:9, pictures: cannot be reached: " in refused(push(output, "pictures"))
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    assert "no token is there; log in with `hf auth login`, or set HF_TOKEN" in refused(push(output, "pictures"))
+    assert "there is no token; log in with `hf auth login`, or set HF_TOKEN" in refused(push(output, "pictures"))
 
 
 def test_shards_stay_whole_and_commits_below_a_hundred_files(made):

@@ -91,7 +91,7 @@ def test_a_kind_of_hardware_that_is_not_as_it_was_written_is_found(planned):
     put(join(planned, "plan/hardware.json"), whole[:-3])
     assert problems_of(planned)[0].startswith("plan/hardware.json: not a kind of hardware: ")
     put(join(planned, "plan/hardware.json"), get(join(planned, "plan/plan.json")))
-    assert problems_of(planned) == ["plan/hardware.json: not a kind of hardware: format is no text"]
+    assert problems_of(planned) == ["plan/hardware.json: not a kind of hardware: format: input should be a valid string (found 3)"]
     delete(join(planned, "plan/hardware.json"))
     assert problems_of(planned) == ["plan/hardware.json: missing, while shards are committed"]
 

@@ -1,7 +1,7 @@
 """Loads CLIP models of transformers that were trained on what people prefer, as PickScore was (Kirstain et al., arXiv:2305.01569).
 
-A score is the model's logit scale x the cosine of prompt and image, as yuvalkirstain/PickScore_v1 says. Its example pads prompts
-to the longest of a batch; here all are padded to the model's length, so that a score depends on no companion.
+A score is the model's logit scale x the cosine of prompt and image, as in yuvalkirstain/PickScore_v1. The example there pads
+prompts to the longest of a batch; here all prompts are padded to the model's length, so that a score depends on no companion.
 """
 
 from collections.abc import Sequence
@@ -20,25 +20,27 @@ from promptmill.pipelines.work.errors import ModelError
 
 
 class _Towers:
-    """A model of transformers with open_clip's two calls."""
+    """Wraps a model of transformers with open_clip's two calls."""
 
     def __init__(self, model: Any):
         self._model = model
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) fp32 to (B, D)."""
+        """Encode images, (B, 3, H, W) fp32, as (B, D)."""
         return self._model.get_image_features(pixel_values=pixels).pooler_output
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Tokens and their mask, (B, 2, L) int64, to (B, D)."""
+        """Encode tokens and their mask, (B, 2, L) int64, as (B, D)."""
         return self._model.get_text_features(input_ids=tokens[:, 0], attention_mask=tokens[:, 1]).pooler_output
 
 
-def load_preference(scorer: PreferenceScorer, batch: int, device: torch.device | str) -> Clip:
+def load(scorer: PreferenceScorer, batch: int, device: torch.device | str) -> Clip:
     """Load a preference model, from safetensors only.
 
     Args:
+        scorer: The model's place in the config.
         batch: Images a call.
+        device: The device for all weights.
 
     Raises:
         ModelError: One line on what is missing or cannot be loaded.
@@ -58,7 +60,7 @@ def load_preference(scorer: PreferenceScorer, batch: int, device: torch.device |
         return torch.stack([made["input_ids"], made["attention_mask"]], 1)
 
     def pixels(images: Sequence[np.ndarray]) -> Tensor:
-        # One by one, so that an image meets no other; copied, since Ray's are not writable, which torch warns of.
+        # One by one, so that an image's values depend on no other image; copied, since torch warns of Ray's read-only arrays.
         made = [
             processor.image_processor(images=np.array(image), input_data_format="channels_last", return_tensors="pt")
             for image in images

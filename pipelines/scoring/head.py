@@ -1,4 +1,4 @@
-"""Scores image embeddings with small networks: aesthetic predictors, safety checkers. In fp32, at one batch shape."""
+"""Scores image embeddings with small networks: aesthetic predictors, safety checkers; in fp32, at one batch shape."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from promptmill.pipelines.models.scorer_sources import CONCEPTS, SPECIAL_CARE, h
 from promptmill.pipelines.scoring.clip import exact
 from promptmill.pipelines.work.errors import ModelError
 
-CARE = 0.01  # what an image close to a special-care concept counts as closer to all others
+CARE = 0.01  # added to all cosines of an image that is close to a special-care concept
 
 
 @dataclass(frozen=True)
 class Head:
-    """A loaded head.
+    """Holds a loaded head and scores with it.
 
     Attributes:
-        name: As the config gives it.
-        network: Of unit embeddings, (B, D) fp32, to scores, (B,).
+        name: The name in the config.
+        network: From unit embeddings, (B, D) fp32, to scores, (B,).
         width: D.
         batch: Embeddings a call, always.
-        device: All weights are there.
+        device: The device of all weights.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Head:
     device: torch.device
 
     def score(self, embeddings: np.ndarray) -> np.ndarray:
-        """The score of each unit embedding, (B, D) float32 to (B,) float32; whether it is finite is for the caller to see."""
+        """Score unit embeddings, (B, D) float32 to (B,) float32; the caller has to check that scores are finite."""
         parts = [np.empty(0, np.float32)]
         for start in range(0, len(embeddings), self.batch):
             some = torch.from_numpy(embeddings[start : start + self.batch])
@@ -49,9 +49,9 @@ class Head:
 
 
 class Concepts(nn.Module):
-    """By how much an image is closer to the closest of some concepts than that one's threshold, in cosines.
+    """Computes the largest cosine of an image with some concepts, less each concept's threshold.
 
-    As diffusers' StableDiffusionSafetyChecker has it, which takes an image for unsafe above 0.
+    The result is that of diffusers' StableDiffusionSafetyChecker, which takes an image for unsafe above 0.
     """
 
     def __init__(self, tensors: dict[str, Tensor]):
@@ -66,14 +66,16 @@ class Concepts(nn.Module):
         return (F.linear(embeddings, F.normalize(self.concepts)) - self.thresholds + CARE * care).amax(-1)
 
 
-def load_head(scorer: HeadScorer, batch: int, device: torch.device | str) -> Head:
+def load(scorer: HeadScorer, batch: int, device: torch.device | str) -> Head:
     """Load a head from its safetensors file.
 
     Args:
+        scorer: The head's place and form in the config.
         batch: Embeddings a call.
+        device: The device for all weights.
 
     Raises:
-        ModelError: It is not there, has another form, or holds numbers that are not finite.
+        ModelError: The file is not there, has another form, or holds numbers that are not finite.
     """
     file = head_file(scorer)
     form = head_form(file, scorer.source)
