@@ -80,8 +80,8 @@ MUTANTS = (
     ),
     Mutant(
         "shards/tars.py",
-        "len(content), 0o644, 0\n",
-        "len(content), 0o644, 1\n",
+        "mtime=0, encoder=False",
+        "mtime=1, encoder=False",
         "the members of a tar are dated",
     ),
     Mutant(
@@ -91,7 +91,7 @@ MUTANTS = (
         "the record of another generation is taken for the one that its name says",
     ),
     Mutant(
-        "shards/lease.py",
+        "shards/lease_holder.py",
         "        if not comparable or None in (self.boot_id, self.pid_namespace, self.start_time):\n            return False\n",
         "",
         "the lease of a process on another machine is taken over as if that process had ended",
