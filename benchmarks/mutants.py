@@ -1,10 +1,10 @@
-"""Whether the fast suite notices when the code is wrong: deliberate breaks across the layers, each in a copy of the tree.
+"""Tells whether the fast suite notices when the code is wrong: deliberate breaks across the layers, each in a copy of the tree.
 
     python -m benchmarks.mutants                            # every break, against `pytest -m quick`
     python -m benchmarks.mutants --only ranking -- -m quick -n 2
     python -m benchmarks.mutants --only tars -- tests/shards
 
-Each break replaces one text of one file. First the copy as it is has to pass; then each break has to turn the suite red. Prints a
+A break replaces one text of one file. First the copy as it is has to pass; then each break has to turn the suite red. Prints a
 table; exits with 1 where a break survives, with 2 where the copy as it is fails or a break does not apply any more. What stands
 behind `--` is given to pytest, in place of `-m quick`.
 """
@@ -29,7 +29,7 @@ LEFT_OUT = (".git", ".venv", "__pycache__", "*.egg-info", ".*_cache", ".hypothes
 
 @dataclass(frozen=True)
 class Mutant:
-    """One deliberate break.
+    """Describes one deliberate break.
 
     Attributes:
         file: From the repository's root.
@@ -47,7 +47,7 @@ class Mutant:
         return self.file.removesuffix(".py").rpartition("/")[2]
 
     def apply(self, tree: Path) -> None:
-        """Break the file in a tree.
+        """Damage the file of this break in a tree.
 
         Raises:
             click.ClickException: The text is not there, or is there more than once.
@@ -167,7 +167,7 @@ MUTANTS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the suite said of a tree: whether it is red, the first test that failed, and the seconds that it took."""
+    """Holds what the suite said of a tree: whether it is red, the first test that failed, and the seconds that it took."""
 
     red: bool
     first: str
@@ -220,7 +220,7 @@ def judged(tree: Path, arguments: tuple[str, ...]) -> Verdict:
 @click.option("--only", multiple=True, help="Breaks of files of this name, such as ranking.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def main(only: tuple[str, ...], arguments: tuple[str, ...]) -> None:
-    """Break the code and see whether the suite notices."""
+    """Damage the code, break by break, and tell whether the suite notices."""
     chosen = [mutant for mutant in MUTANTS if not only or mutant.name in only]
     if not chosen:
         raise click.UsageError(f"no break is of {', '.join(only)}; there are {', '.join(mutant.name for mutant in MUTANTS)}")
