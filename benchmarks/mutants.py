@@ -167,7 +167,7 @@ MUTANTS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """Holds what the suite said of a tree: whether it is red, the first test that failed, and the seconds that it took."""
+    """Holds the verdict of a suite on a tree: whether it is red, the first test that failed, and the seconds that it took."""
 
     red: bool
     first: str
