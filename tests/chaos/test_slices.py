@@ -15,7 +15,8 @@ from promptmill.configs.loading import load
 from promptmill.jobs.planning.making import look, make_plan
 from promptmill.jobs.planning.plan import read_plan
 from promptmill.jobs.showing.summary import status
-from tests.chaos.site import HERE, Site, kill_one, problems, published
+from tests.chaos.matrix import TITLES
+from tests.chaos.site import HERE, Site, kill_one, problems, published, workers
 
 pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
 
@@ -74,6 +75,14 @@ def wait_for(number, site):
         time.sleep(0.02)
 
 
+def wait_for_the_end_of_its_workers():
+    """Wait until nobody writes any more whose driver was killed."""
+    until = time.monotonic() + 60
+    while any(workers(title, os.getpid()) for title in (*TITLES.values(), "ray::join_unit")):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def test_a_row_that_is_cut_makes_the_bytes_of_one_that_is_not(cut):
     assert rendered(cut.whole) == {"000000-00000": 1, "000000-00001": 1}
     site = cut.site()
@@ -98,7 +107,7 @@ def test_killed_in_the_middle_of_a_row_it_goes_on_with_the_slices_that_are_left(
 
     assert site.run(attack=attack).status == -signal.SIGKILL
     assert killed == [True]
-    time.sleep(1)  # what its actors were writing
+    wait_for_the_end_of_its_workers()
     there, before = parts(site), rendered(site)
     assert 4 <= len(there) < 1 + CANDIDATES // SLICE
     assert status(site.out).units == len(there)
@@ -128,7 +137,7 @@ def test_a_broken_slice_is_named_and_rendered_again_alone(cut):
         os.kill(driver, signal.SIGKILL)
 
     site.run(attack=attack)
-    time.sleep(1)
+    wait_for_the_end_of_its_workers()
     broken = sorted(name for name in parts(site) if name.count("-") > 1)[0]
     place, before = Path(site.out) / "parts" / f"{broken}.parquet", rendered(site)
     place.write_bytes(place.read_bytes()[:-9])
@@ -237,7 +246,7 @@ def test_killed_in_the_middle_of_a_row_that_passes_often_it_loses_a_pass_and_mak
 
     assert site.run(attack=attack).status == -signal.SIGKILL
     assert killed == [True]
-    time.sleep(1)  # what its actors were writing
+    wait_for_the_end_of_its_workers()
     there, before = durable_passes(site), rendered(site)["000000-00000"]
     assert 5 <= len(there) < long.passes
     assert there == {f"000000-00000-00000-pass-{number:04d}" for number in range(len(there))}
@@ -269,7 +278,7 @@ def test_a_pass_that_is_broken_is_rendered_again_with_those_behind_it(long):
         os.kill(driver, signal.SIGKILL)
 
     site.run(attack=attack)
-    time.sleep(1)
+    wait_for_the_end_of_its_workers()
     place, before = Path(site.out) / "parts" / "000000-00000-00000-pass-0001.parquet", rendered(site)["000000-00000"]
     place.write_bytes(place.read_bytes()[:-9])
     assert site.run().status == 0
