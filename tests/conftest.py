@@ -1,10 +1,15 @@
+"""Has what all tests share: settings, which process runs which tests in which order, and fixtures of a session."""
+
 import logging
 import os
 import shutil
+import uuid
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.speed import LONGEST_FIRST, ON_CLUSTER, file_of, group_of, is_quick
 
 # Read once, by whoever imports huggingface_hub first: no test reaches for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,9 +25,44 @@ settings.load_profile("shared")
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Let each worker process of pytest-xdist take whole groups of tests: by file, so that a file's fixtures are made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        # Not by marks and `--dist loadgroup`: pytest-xdist 3.8 hands them on by an attribute that pytest 9.2 no longer reads.
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that select by mark
+def pytest_collection_modifyitems(items):
+    """Mark the quick tests, and put the files that take long first."""
+    for item in items:
+        if is_quick(item.nodeid):
+            item.add_marker(pytest.mark.quick)
+        if "ray_here" in item.fixturenames and group_of(item.nodeid) != ON_CLUSTER:
+            raise pytest.UsageError(f"{item.nodeid}: uses the session's Ray cluster; tests.speed.GROUPS has to name its file")
+    places = {file: place for place, file in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(file_of(item.nodeid), len(places)))
+
+
 def pytest_runtest_setup(item):
     """Let the drivers of tests be found: whatever imports the command line keeps the current folder out of its children's path."""
     os.environ.pop("PYTHONSAFEPATH", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def process_outlives_commands():
+    """Commands that tests call in this process do not end it, as one whose threads still compute otherwise does."""
+    from promptmill.jobs.cli import endings
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(endings, "still_at_work", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +72,37 @@ def ray_here():
 
     with cluster("local"):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """An S3 server on loopback; one for each process that runs tests."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint, monkeypatch):
+    """A fresh bucket on it, as a URI that promptmill opens without more being said."""
+    import boto3
+    import s3fs
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # one that another test made knows another endpoint
+    bucket = f"b{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
 
 
 @pytest.fixture

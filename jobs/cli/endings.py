@@ -1,18 +1,37 @@
 """Ends commands: with an exit status, and with one line for a person when something is wrong."""
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from promptmill.actors.flow.in_process_pools import still_at_work
 from promptmill.configs.printing import echo
-from promptmill.jobs.showing.exit_statuses import STOPPED
+from promptmill.jobs.showing.exit_statuses import FAILED, STOPPED
 from promptmill.jobs.showing.user_errors import lines_of
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End errors that a user can cause in their line or lines and exit status; any other error is a bug and keeps its traceback."""
+    """End errors that a user can cause in their line or lines and exit status; any other error is a bug and keeps its traceback.
+
+    A process whose threads still compute ends at once: torch aborts a process that ends in order around such threads.
+    """
+    try:
+        with _one_line():
+            yield
+    except SystemExit as leaving:
+        if still_at_work():
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(leaving.code if isinstance(leaving.code, int) else FAILED)
+        raise
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:

@@ -7,15 +7,16 @@ import pytest
 
 from tests.chaos.proxy import FaultyProxy
 from tests.chaos.site import Site, everything, kill_one, problems, published, upload
-from tests.shards.conftest import s3_bucket, s3_endpoint  # noqa: F401 (fixtures)
+
+pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
 
 
 @pytest.mark.parametrize("killed", ["ray::Scorer", "ray::assemble_shard"])
 def test_through_failing_requests_and_a_kill_the_bytes_are_the_same_and_no_secret_is_told(
     calm,
     tmp_path,
-    s3_bucket,  # noqa: F811
-    s3_endpoint,  # noqa: F811
+    s3_bucket,
+    s3_endpoint,
     killed,
 ):
     secret = f"secret-{secrets.token_hex(16)}"

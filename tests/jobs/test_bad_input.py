@@ -13,7 +13,7 @@ from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.run import run
 from promptmill.jobs.verifying.problems import Problem
 from promptmill.jobs.verifying.verify import verify
-from tests.jobs.running.test_run import Watching
+from tests.jobs.running.test_run import HERE, Watching
 from tests.manifests.test_bad_input import FILES
 from tests.manifests.test_checking import BROKEN_ROWS, folder  # noqa: F401 (a fixture)
 
@@ -60,11 +60,10 @@ def test_every_broken_row_is_named_and_refuses_the_plan(broken):
     assert not list(out.rglob("*.tar"))
 
 
-@pytest.mark.usefixtures("ray_here")
 def test_every_broken_row_can_be_recorded_while_the_rest_renders(broken):
     path, number = broken
     out = str(path.parent / "recorded")
-    config = load("embedded", [*SETTINGS, f"manifest={path}", "runtime.on_bad_row=record"])
+    config = load("embedded", [*SETTINGS, f"manifest={path}", "runtime.on_bad_row=record", HERE])
     totals = run(make_plan(look(config), out), out, Watching())
     assert (totals.requests, totals.failed_requests, totals.kept, totals.rejected) == (number, number - 1, 1, 1)
     found = duckdb.sql(f"SELECT status, error, count(*) FROM '{out}/metadata/*.parquet' GROUP BY ALL ORDER BY ALL").fetchall()

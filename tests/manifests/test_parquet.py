@@ -188,7 +188,7 @@ def test_a_bomb_takes_little_memory(tmp_path):
     assert (tmp_path / "m.parquet").stat().st_size < 100_000
     script = f"""
         import resource
-        from manifests.sources import read_rows
+        from promptmill.manifests.sources import read_rows
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert sum(len(row.values["note"]) > 1000 for row in read_rows([{str(tmp_path / "m.parquet")!r}])) == 300
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

@@ -85,7 +85,7 @@ def test_a_small_file_that_becomes_gigabytes_is_refused_in_a_line(name):
 READING = """
 import resource, sys
 from pathlib import Path
-from shards.bounded_parquet import read_parquet
+from promptmill.shards.bounded_parquet import read_parquet
 content = Path(sys.argv[1]).read_bytes()
 # Of this program alone: the other figure begins with that of the process that started it.
 peak = lambda: int([line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")][0].split()[1])

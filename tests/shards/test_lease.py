@@ -25,7 +25,7 @@ NOBODY = 2**31 - 2  # a pid beyond what Linux gives
 
 HOLDER = """
 import json, sys
-from shards.lease import hold
+from promptmill.shards.lease import hold
 with hold(sys.argv[1], **json.loads(sys.argv[2])) as lease:
     lease.on_lost = lambda: print("lost:", lease.why, flush=True)
     print("held", flush=True)

@@ -13,7 +13,6 @@ from promptmill.shards.single_images import pick, places
 from promptmill.shards.storage import get, join, put
 from promptmill.shards.tables import make_table
 from promptmill.shards.tars import Sample, write_tar
-from tests.shards.conftest import s3_bucket, s3_endpoint  # noqa: F401 (fixtures)
 from tests.shards.made import FORM, candidate
 
 prompts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=600), min_size=1, max_size=5)
@@ -58,7 +57,7 @@ def test_only_what_is_wanted_is_read(shard, monkeypatch):
     assert pick(output, file, table, "png", [key]) == {key: images[key]}
 
 
-def test_the_same_on_s3(shard, s3_bucket):  # noqa: F811
+def test_the_same_on_s3(shard, s3_bucket):
     output, file, table, images = shard
     put(join(s3_bucket, DATA), get(join(output, DATA)))
     assert pick(s3_bucket, file, table, "png", list(images)) == images

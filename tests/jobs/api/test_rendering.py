@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 import promptmill
+from promptmill.jobs.cli import main
 from promptmill.shards.storage import get
 from tests.jobs.running.test_run import published
 
@@ -58,8 +60,8 @@ def test_the_command_line_and_python_make_the_same_bytes(tmp_path):
     manifest.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
     promptmill.render(manifest, out=tmp_path / "python", progress=False, **FEW)
     settings = ["manifest=" + str(manifest), "defaults.steps=2", "defaults.candidates=2", "shards.size=1", "runtime.workers=here"]
-    command = [sys.executable, "-m", "promptmill", "run", "embedded", "--out", str(tmp_path / "command")]
-    subprocess.run([*command, *(part for one in settings for part in ("--set", one))], check=True, capture_output=True)
+    command = ["run", "embedded", "--out", str(tmp_path / "command"), *(part for one in settings for part in ("--set", one))]
+    assert CliRunner().invoke(main, command).exit_code == 0
     assert published(tmp_path / "python") == published(tmp_path / "command")
     # Rows in memory that make the same file are the same manifest.
     promptmill.render([{"prompt": prompt} for prompt in PROMPTS], out=tmp_path / "rows", progress=False, **FEW)

@@ -13,7 +13,7 @@ from promptmill.jobs.showing.progress import Tally
 from promptmill.jobs.showing.summary import run_lines
 from promptmill.shards.commits import read_records
 from promptmill.shards.index import total
-from tests.jobs.running.test_run import rendered
+from tests.jobs.running.test_run import HERE, rendered
 
 PROMPTS = ("a small red circle at the left on a black background", "a large blue cross at the right on a white background")
 DRAFTS = "ranking.drafts=[{steps: 1, keep: 2}]"
@@ -23,14 +23,14 @@ def made(folder, name, *settings):
     """A finished dataset of eight requests of four candidates, in two shards."""
     manifest = folder / "manifest.jsonl"
     manifest.write_text("".join(json.dumps({"prompt": PROMPTS[n % 2]}) + "\n" for n in range(8)))
-    said = (f"manifest={manifest}", "defaults.steps=4", "defaults.candidates=4", "shards.size=5", *settings)
+    said = (f"manifest={manifest}", "defaults.steps=4", "defaults.candidates=4", "shards.size=5", HERE, *settings)
     out = str(folder / name)
     rendered(load("embedded", said), out)
     return out, pq.read_table(f"{out}/metadata").to_pylist()
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory, ray_here):
+def plain(tmp_path_factory):
     return made(tmp_path_factory.mktemp("plain"), "out")
 
 
@@ -65,7 +65,7 @@ def test_the_summary_of_a_run_holds_them_for_people_and_for_programs(plain):
     assert json.loads(json.dumps(ranked_facts(found), allow_nan=False))["bought"]["curve"] == found.bought.curve
 
 
-def test_with_drafts_the_price_is_said_and_no_curve_of_those_who_are_left(tmp_path, ray_here):
+def test_with_drafts_the_price_is_said_and_no_curve_of_those_who_are_left(tmp_path):
     out, rows = made(tmp_path, "drafted", DRAFTS)
     found = look_back(out, read_plan(out))
     price = sum(row["unet_evaluations"] for row in rows)
@@ -75,7 +75,7 @@ def test_with_drafts_the_price_is_said_and_no_curve_of_those_who_are_left(tmp_pa
     assert not any(line.startswith("best of n") for line in said)
 
 
-def test_where_nothing_was_ranked_nothing_is_said(tmp_path, ray_here):
+def test_where_nothing_was_ranked_nothing_is_said(tmp_path):
     out, _ = made(tmp_path, "single", "defaults.candidates=1")
     assert look_back(out, read_plan(out)) is None
     assert not any(line.startswith("ranking") for line in run_lines(total(read_records(out)), Tally(8), out, None))

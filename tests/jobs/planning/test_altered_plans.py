@@ -12,7 +12,7 @@ from promptmill.jobs.running.run import run
 from promptmill.jobs.verifying.regenerate import regenerate
 from promptmill.shards.storage import delete, get, join, names, put
 from tests.jobs.finished import FIRST
-from tests.jobs.running.test_run import Watching
+from tests.jobs.running.test_run import HERE, Watching
 
 NOT_ASKED = "altered: what it asks for is not what the plan's fingerprint is over"
 
@@ -34,12 +34,11 @@ def unfinished(tmp_path):
     """A planned output of two shards; returns the config, the plan, and the URI."""
     manifest, output = tmp_path / "m.txt", str(tmp_path / "out")
     manifest.write_text("a small red circle at the left on a black background\n" * 2)
-    few = ("shards.size=1", "defaults.steps=1", "defaults.candidates=1", "model.batch=1", "runtime.generators=1")
+    few = ("shards.size=1", "defaults.steps=1", "defaults.candidates=1", "model.batch=1", HERE)
     config = load("embedded", [f"manifest={manifest}", *few])
     return config, make_plan(look(config), output), output
 
 
-@pytest.mark.usefixtures("ray_here")
 def test_a_shards_plan_that_was_altered_is_not_rendered_and_with_it_brought_back_the_run_goes_on(unfinished):
     config, plan, output = unfinished
     whole = get(join(output, "plan/shards/000001.json.gz"))

@@ -141,11 +141,12 @@ def test_a_remote_put_that_fails_refuses_the_plan_and_leaves_nothing(tmp_path, m
 
 PLANNING = """
 import sys
-from configs.loading import load
-from jobs import planning
-planning.SHARED_FROM, planning.cores = int(sys.argv[3]), lambda: 2
+from promptmill.configs.loading import load
+from promptmill.jobs.planning import making
+from promptmill.jobs.planning.sources import look
+making.SHARED_FROM, making.cores = int(sys.argv[3]), lambda: 2
 config = load("embedded", [f"manifest={sys.argv[1]}", "shards.size=16"])
-planning.make_plan(planning.look(config), sys.argv[2])
+making.make_plan(look(config), sys.argv[2])
 """
 
 

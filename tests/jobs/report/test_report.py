@@ -34,7 +34,6 @@ from tests.forge.hostile import with_image
 from tests.forge.pictures import EPS
 from tests.jobs.datasets import planned_dataset
 from tests.jobs.finished import FIRST
-from tests.shards.conftest import s3_bucket, s3_endpoint  # noqa: F401 (fixtures)
 from tests.shards.made import FORM, candidate, provenance, refused
 
 HOSTILE = """</title></script><script>alert("1")</script>' onerror='x' "><img src=//evil.example/x> {{ 7*7 }} `x` $(x) \u202e"""
@@ -315,7 +314,7 @@ def test_a_page_that_cannot_be_written_is_one_line(clean, tmp_path):
     assert result.exit_code == 1 and result.stderr == f"{tmp_path}/nowhere/page.html: No such file or directory\n"
 
 
-def test_a_report_of_s3_is_that_of_a_disk(clean, s3_bucket):  # noqa: F811
+def test_a_report_of_s3_is_that_of_a_disk(clean, s3_bucket):
     for file in clean.rglob("*"):
         if file.is_file():
             put(join(s3_bucket, *file.relative_to(clean).parts), get(str(file)))

@@ -20,17 +20,15 @@ from promptmill.jobs.running.run import run
 from promptmill.jobs.showing.summary import plan_lines, status, status_lines
 from promptmill.jobs.verifying.regenerate import regenerate
 from promptmill.jobs.verifying.verify import Verified, verify
-from tests.jobs.running.test_run import Watching
+from tests.jobs.running.test_run import HERE, Watching
 
-pytestmark = pytest.mark.usefixtures("ray_here")
-
-SETTINGS = ("model.batch=4", "shards.size=2", "runtime.generators=1", "defaults.steps=5", "defaults.candidates=4")
+SETTINGS = ("model.batch=4", "shards.size=2", HERE, "defaults.steps=5", "defaults.candidates=4")
 DRAFTS = "ranking.drafts=[{steps: 2, keep: 2}]"
 GROWS = {"start": 3, "max": 6, "until_score": 99}
 
 
 @pytest.fixture(scope="module")
-def drafted(ray_here, tmp_path_factory):
+def drafted(tmp_path_factory):
     """Four requests in two shards: one drafted, one of too few candidates for it, one that grows to its most, one that need not."""
     folder = tmp_path_factory.mktemp("drafts")
     prompt = "a small red circle at the left on a black background"

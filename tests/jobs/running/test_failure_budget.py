@@ -10,7 +10,8 @@ from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.failure_budget import FailureBudget
 from promptmill.jobs.running.run import run
-from tests.jobs.running.test_run import Watching, published
+from promptmill.shards.commits import CommitRecord
+from tests.jobs.running.test_run import HERE, Watching, published
 
 
 @given(st.integers(0, 1000), st.integers(0, 10**6), st.integers(1, 10**6))
@@ -21,7 +22,14 @@ def test_a_share_is_spent_once_more_than_it_has_failed_exactly(tenths, failed, p
     assert not FailureBudget(None, planned, failed).spent
 
 
-@pytest.mark.usefixtures("ray_here")
+def test_what_failed_in_committed_shards_counts_too():
+    records = [CommitRecord(shard, 0, (), "f" * 64, requests=4, failed=shard) for shard in (1, 2)]
+    budget = FailureBudget.beside(3, 8, records)
+    assert (budget.failed, budget.spent) == (3, False)
+    budget.add(1, {"died": 1})
+    assert budget.spent
+
+
 def test_a_run_stops_once_more_has_failed_than_it_may_and_goes_on_when_it_may(tmp_path):
     """Rows 3 to 6 lose their images behind the plan's back; bad rows do not count."""
     prompt = "a small red circle at the left on a black background"
@@ -35,7 +43,7 @@ def test_a_run_stops_once_more_has_failed_than_it_may_and_goes_on_when_it_may(tm
         "model.batch=4",
         "shards.size=3",
     ]
-    settings += ["runtime.on_bad_row=record", "runtime.check_images=at_run", "runtime.generators=1"]
+    settings += ["runtime.on_bad_row=record", "runtime.check_images=at_run", HERE]
 
     def rendered(out, *more):
         plan = make_plan(look(load("embedded", [*settings, *more])), str(out))

@@ -24,7 +24,8 @@ from promptmill.pipelines.work.units import parse_key
 from tests.chaos.site import kill_one
 from tests.pipelines import tiny
 
-pytestmark = pytest.mark.usefixtures("ray_here")
+HERE = "runtime.workers=here"
+on_ray = pytest.mark.usefixtures("ray_here")
 
 PUBLISHED = ("data", "metadata", "commits")
 
@@ -80,14 +81,14 @@ FEW = ("defaults.steps=2", "defaults.candidates=2", "model.batch=8")
 
 
 def quickstart_config(*settings):
-    return load("quickstart", [*FEW, *settings])
+    return load("quickstart", [*FEW, "shards.embeddings=all", *settings])
 
 
 @pytest.fixture(scope="module")
-def calm(ray_here, tmp_path_factory):
-    """The quickstart's manifest in every mode, at few steps, by one generator, undisturbed."""
+def calm(tmp_path_factory):
+    """The quickstart's manifest in every mode, at few steps, in this process: what all runs on Ray are held against."""
     out = tmp_path_factory.mktemp("runs") / "calm"
-    totals, watching = rendered(quickstart_config("runtime.generators=1"), out)
+    totals, watching = rendered(quickstart_config(HERE), out)
     return out, totals, watching
 
 
@@ -119,7 +120,8 @@ def test_rows_carry_what_the_image_was_made_with(calm):
     assert rows(out, "count(*) FROM RUNS WHERE len(controls) = 2") != [(0,)]
 
 
-def test_three_generators_make_the_same_bytes_as_one(calm, tmp_path):
+@on_ray
+def test_three_generators_on_ray_make_the_same_bytes_as_one_in_this_process(calm, tmp_path):
     out, _, _ = calm
     _, watching = rendered(quickstart_config("runtime.generators=3"), tmp_path / "three")
     assert watching.sizes.generators == 3
@@ -129,7 +131,7 @@ def test_three_generators_make_the_same_bytes_as_one(calm, tmp_path):
 def test_units_of_another_length_make_the_same_bytes(calm, tmp_path, monkeypatch):
     out, _, _ = calm
     monkeypatch.setattr("promptmill.pipelines.work.units.UNIT_EVALUATIONS", 2)
-    _, watching = rendered(quickstart_config(), tmp_path / "short")
+    _, watching = rendered(quickstart_config(HERE), tmp_path / "short")
     assert len(watching.receipts) > len(calm[2].receipts)
     assert published(tmp_path / "short") == published(out)
 
@@ -138,7 +140,7 @@ def test_candidates_in_slices_of_one_make_the_same_bytes_in_every_mode(calm, tmp
     out, _, _ = calm
     monkeypatch.setattr("promptmill.pipelines.work.units.UNIT_EVALUATIONS", 0.1)  # a request a unit, whatever its work
     monkeypatch.setattr("promptmill.pipelines.work.units.at_once", lambda request, batch: 1)
-    _, watching = rendered(quickstart_config(), tmp_path / "slices")
+    _, watching = rendered(quickstart_config(HERE), tmp_path / "slices")
     assert sum(receipt.name.count("-") == 4 for receipt in watching.receipts) == 56
     assert sum(receipt.candidates for receipt in watching.receipts) == 56
     assert (sum(receipt.kept for receipt in watching.receipts), sum(receipt.requests for receipt in watching.receipts)) == (28, 28)
@@ -148,7 +150,7 @@ def test_candidates_in_slices_of_one_make_the_same_bytes_in_every_mode(calm, tmp
 def test_a_finished_run_is_not_run_again(calm):
     out, totals, _ = calm
     before = published(out)
-    again, watching = rendered(quickstart_config(), out)
+    again, watching = rendered(quickstart_config(HERE), out)
     assert again == totals
     assert not watching.receipts
     assert published(out) == before
@@ -160,13 +162,14 @@ def test_a_run_goes_on_from_the_units_and_shards_that_are_durable(calm, tmp_path
     shutil.copytree(out, there)
     for lost in ("commits/000001.json", "data/000001.tar", "metadata/000001.parquet", "index.json", "_SUCCESS"):
         (there / lost).unlink()
-    _, watching = rendered(quickstart_config(), there)
+    _, watching = rendered(quickstart_config(HERE), there)
     assert {receipt.shard for receipt in watching.receipts} == {1}
     assert watching.tally.before == 32
     assert published(there) == published(out)
     assert (there / "_SUCCESS").exists()
 
 
+@on_ray
 def test_a_killed_generator_changes_no_byte(calm, tmp_path):
     out, _, _ = calm
     killed = []
@@ -194,6 +197,7 @@ class Refusing:
         return refuse
 
 
+@on_ray
 def test_an_output_of_any_name_is_written_though_every_listener_raises_at_every_call(calm, tmp_path, monkeypatch, capsys):
     out, totals, _ = calm
 
@@ -211,6 +215,7 @@ def test_an_output_of_any_name_is_written_though_every_listener_raises_at_every_
     assert sorted(said) == ["recording metrics", "saying what the run is at", "showing how the run goes"]
 
 
+@on_ray
 def test_an_output_whose_last_folder_is_not_ascii_is_written(calm, tmp_path):
     out, totals, _ = calm
     found, _ = rendered(quickstart_config("runtime.generators=1"), tmp_path / "é" / "猫")
@@ -238,7 +243,7 @@ def mixed(tmp_path, quickstart):
 
 def test_bad_rows_are_recorded_and_the_rest_renders(mixed):
     settings = (f"manifest={mixed / 'manifest.jsonl'}", "runtime.on_bad_row=record", "runtime.check_images=at_run")
-    config = load("embedded", [*FEW, *settings, "shards.size=3"])
+    config = load("embedded", [*FEW, *settings, "shards.size=3", HERE])
     plan = make_plan(look(config), str(mixed / "out"))
     (mixed / "late.png").write_bytes(b"\x89PNG no more")
     totals = run(plan, str(mixed / "out"), Watching())
@@ -253,7 +258,7 @@ def test_bad_rows_are_recorded_and_the_rest_renders(mixed):
 
 def test_an_image_that_changed_since_the_plan_fails_its_row(mixed):
     settings = (f"manifest={mixed / 'manifest.jsonl'}", "runtime.on_bad_row=record")
-    plan = make_plan(look(load("embedded", [*FEW, *settings])), str(mixed / "out"))
+    plan = make_plan(look(load("embedded", [*FEW, *settings, HERE])), str(mixed / "out"))
     shutil.copy(sorted((mixed / "..").resolve().glob("**/fine.png"))[0], mixed / "other.png")
     pixels = bytearray((mixed / "late.png").read_bytes())
     (mixed / "late.png").write_bytes(bytes(pixels) + b"\0")
@@ -264,7 +269,7 @@ def test_an_image_that_changed_since_the_plan_fails_its_row(mixed):
 def test_a_minimum_score_that_nothing_reaches_keeps_nothing_and_fails_nothing(tmp_path):
     (tmp_path / "prompts.txt").write_text("a small red circle at the left on a black background\n")
     settings = [f"manifest={tmp_path / 'prompts.txt'}", "ranking.min_score=100", "shards.embeddings=all"]
-    totals, _ = rendered(load("embedded", [*FEW, *settings]), tmp_path / "out")
+    totals, _ = rendered(load("embedded", [*FEW, *settings, HERE]), tmp_path / "out")
     assert (totals.kept, totals.rejected, totals.failed) == (0, 2, 0)
     assert not list((tmp_path / "out" / "data").glob("*"))
     assert rows(tmp_path / "out", "len(clip_embedding), rank FROM RUNS ORDER BY rank") == [(128, 1), (128, 2)]
@@ -275,7 +280,7 @@ def test_a_minimum_score_that_nothing_reaches_keeps_nothing_and_fails_nothing(tm
 def test_other_formats_keep_more_than_one_without_embeddings(tmp_path, image_format):
     (tmp_path / "prompts.txt").write_text("a small red circle at the left on a black background\n")
     settings = [f"manifest={tmp_path / 'prompts.txt'}", f"shards.image_format={image_format}", "defaults.keep=2"]
-    totals, _ = rendered(load("embedded", [*FEW, *settings, "shards.embeddings=none"]), tmp_path / "out")
+    totals, _ = rendered(load("embedded", [*FEW, *settings, "shards.embeddings=none", HERE]), tmp_path / "out")
     assert totals.kept == 2
     assert problems(tmp_path / "out") == []
 
@@ -291,11 +296,12 @@ def test_other_families_go_through_the_whole_job(tmp_path, quickstart, kind):
         row |= {"init_image": "init.png", "mask_image": "mask.png"}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i in range(3)))
     settings = [f"manifest={tmp_path / 'rows.jsonl'}", f"model.base={model}", "model.controlnets={}", "model.batch=2"]
-    totals, _ = rendered(load("embedded", [*FEW, *settings]), tmp_path / "out")
+    totals, _ = rendered(load("embedded", [*FEW, *settings, HERE]), tmp_path / "out")
     assert (totals.kept, totals.rejected, totals.failed) == (3, 3, 0)
     assert problems(tmp_path / "out") == []
 
 
+@on_ray
 def test_a_model_that_does_not_load_ends_the_run_with_one_line_and_without_waiting(tmp_path):
     (tmp_path / "prompts.txt").write_text("x\n")
     broken = tmp_path / "model"

@@ -23,6 +23,7 @@ from promptmill.jobs.verifying.problems import Problem
 from promptmill.jobs.verifying.verify import verify
 from promptmill.pipelines.scoring.scorers import load_scorers
 from promptmill.shards.tars import read_tar
+from tests.jobs.running.test_run import HERE
 from tests.pipelines.scoring import tiny_preference
 
 PROMPTS = [
@@ -50,7 +51,7 @@ def settings(folder, head="taste", **more):
     ]
     return [
         f"manifest={folder / 'prompts.jsonl'}", "defaults.steps=2", "defaults.candidates=4", "defaults.keep=3",
-        "model.batch=4", "runtime.generators=1", f"ranking.scorers={json.dumps(scorers)}",
+        "model.batch=4", HERE, f"ranking.scorers={json.dumps(scorers)}",
         "ranking.weights={clip: 0.5, pick: 2}", "ranking.diversity={embedding: 0.9, hash: 4}",
     ]  # fmt: skip
 
@@ -59,7 +60,6 @@ def command(*arguments):
     return CliRunner().invoke(main, list(map(str, arguments)))
 
 
-@pytest.mark.usefixtures("ray_here")
 def test_a_run_scores_ranks_and_says_why_by_the_command_line(folder):
     out = folder / "out"
     given = [argument for setting in settings(folder, ceiling=0.05) for argument in ("--set", setting)]

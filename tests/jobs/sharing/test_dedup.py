@@ -20,7 +20,6 @@ from promptmill.shards.storage import get, put
 from promptmill.shards.tables import schema
 from promptmill.shards.tars import read_tar
 from tests.jobs.datasets import planned_dataset
-from tests.shards.conftest import s3_bucket, s3_endpoint  # noqa: F401 (fixtures)
 from tests.shards.made import publish, shard
 
 # Images of the same row in the first and the last shard have the same embedding; their pixels have nothing in common.
@@ -152,7 +151,7 @@ def test_what_cannot_be_done_is_one_line(dataset, tmp_path):
         find(str(tmp_path / "empty"), Signs(None, None))
 
 
-def test_on_s3_as_on_a_disk(dataset, tmp_path, s3_bucket):  # noqa: F811
+def test_on_s3_as_on_a_disk(dataset, tmp_path, s3_bucket):
     for path in dataset.rglob("*"):
         if path.is_file():
             put(f"{s3_bucket}/original/{path.relative_to(dataset)}", path.read_bytes())

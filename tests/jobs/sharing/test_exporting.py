@@ -22,7 +22,7 @@ from promptmill.shards.image_files import pixel_sha256
 from promptmill.shards.published import read_images, read_metadata
 from promptmill.shards.storage import delete, get, join, put
 from tests.jobs.datasets import rendered_here
-from tests.jobs.running.test_run import Watching
+from tests.jobs.running.test_run import HERE, Watching
 from tests.shards.made import pixels_of, publish, shard
 
 PROMPTS = (
@@ -162,7 +162,7 @@ def test_no_second_pass_replaces_the_images_of_another(painted, tmp_path, monkey
     assert images_of(first) == before and not list(tmp_path.rglob(".tmp-*"))
 
 
-def test_the_winners_are_rendered_further_in_a_second_pass_of_img2img_and_control(rendered, ray_here, tmp_path):
+def test_the_winners_are_rendered_further_in_a_second_pass_of_img2img_and_control(rendered, tmp_path):
     output = str(rendered / "out")
     once, again = tmp_path / "refine.jsonl", tmp_path / "guide.parquet"
     assert said(export(output, "--manifest", once, "--strength", 0.5, "--drop", "steps")) == [
@@ -177,7 +177,7 @@ def test_the_winners_are_rendered_further_in_a_second_pass_of_img2img_and_contro
             (place,) = (tmp_path / folder).glob(f"{key[:6]}-*/{key}.png")
             assert place.read_bytes() == image.content
 
-    settings = ("defaults.steps=2", "defaults.candidates=1", "model.batch=4", "shards.size=8")
+    settings = ("defaults.steps=2", "defaults.candidates=1", "model.batch=4", "shards.size=8", HERE)
     config = load("embedded", [f"manifest=[{once},{again}]", *settings])
     plan = make_plan(look(config), str(tmp_path / "second"))
     requests = [placed.request for placed in read_shard(str(tmp_path / "second"), 0).requests]

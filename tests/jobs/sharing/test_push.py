@@ -20,7 +20,6 @@ from promptmill.shards.generations import drop_earlier
 from promptmill.shards.storage import delete, get, join, put
 from tests.jobs.datasets import commit_planned, planned_dataset
 from tests.jobs.sharing.hub import SIGNATURE, TOKEN, Hub, serving
-from tests.shards.conftest import s3_bucket, s3_endpoint  # noqa: F401 (fixtures)
 
 TOP = ("data", "metadata", "commits", "plan")
 
@@ -151,7 +150,7 @@ def test_a_second_push_sends_nothing_and_one_after_a_retry_only_what_changed(mad
     assert len(hub.uploads) == sent  # a shard made again has the same bytes, which the Hub knew under another name
 
 
-def test_an_output_on_s3_is_pushed_from_there(output, hub, endpoint, s3_bucket, monkeypatch):  # noqa: F811
+def test_an_output_on_s3_is_pushed_from_there(output, hub, endpoint, s3_bucket, monkeypatch):
     monkeypatch.setattr(pushing, "BYTES_AT_ONCE", 1)  # a file at a time
     fsspec.filesystem("s3").put(f"{output}/", f"{s3_bucket}/out", recursive=True)
     result = push(f"{s3_bucket}/out", "pictures")

@@ -23,13 +23,18 @@ from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.lease import hold
 from promptmill.shards.storage import delete, get, join, put
 from tests.jobs.datasets import SHARDS, commit_planned
-from tests.jobs.running.test_run import FEW, Watching
+from tests.jobs.running.test_run import FEW, HERE, Watching
 from tests.jobs.verifying.damage import flip, problems_of
 
 
 @pytest.fixture
-def was(clean):
-    return files_of(Path(clean[1]))
+def output(planned):
+    return planned
+
+
+@pytest.fixture
+def was(clean_planned):
+    return files_of(Path(clean_planned[1]))
 
 
 def ran(plan, output, generations=None):
@@ -356,11 +361,10 @@ def test_a_repair_that_was_cut_off_is_gone_on_with(output, was):
     assert files_of(Path(output)) == was
 
 
-@pytest.mark.usefixtures("ray_here")
 def test_damaged_shards_are_rendered_again_to_the_same_bytes_and_no_others(tmp_path):
     out = tmp_path / "out"
     (tmp_path / "prompts.txt").write_text("a small red circle at the left on a black background\n" * 4)
-    config = load("embedded", [*FEW, f"manifest={tmp_path / 'prompts.txt'}", "shards.size=1"])
+    config = load("embedded", [*FEW, f"manifest={tmp_path / 'prompts.txt'}", "shards.size=1", HERE])
     run(make_plan(look(config), str(out)), str(out), Watching())
     was = files_of(out)
     times = {path: path.stat().st_mtime_ns for path in (out / "data").iterdir()}

@@ -30,6 +30,11 @@ from tests.jobs.verifying.damage import flip, problems_of
 
 
 @pytest.fixture
+def output(planned):
+    return planned
+
+
+@pytest.fixture
 def ran(monkeypatch):
     """What the command line rendered, at no cost, and where: pairs of the plan as it was run and the shards."""
     ran = []
@@ -293,9 +298,9 @@ def test_a_broken_record_that_no_run_begins_with_keeps_the_others_from_being_cle
     assert lines[0] == EARLIER and lines[1].startswith(f"{mixed}/commits/000000.json: broken; bring commits/000000.json back ")
 
 
-def test_the_index_names_the_plan_of_each_shard_only_where_there_are_several(mixed, clean):
-    assert b'"fingerprint"' in get(join(clean[1], "index.json"))
-    plain, both = (json.loads(get(join(out, "index.json"))) for out in (clean[1], mixed))
+def test_the_index_names_the_plan_of_each_shard_only_where_there_are_several(mixed, clean_planned):
+    assert b'"fingerprint"' in get(join(clean_planned[1], "index.json"))
+    plain, both = (json.loads(get(join(out, "index.json"))) for out in (clean_planned[1], mixed))
     assert not any("fingerprint" in shard for shard in plain["shards"])
     records = [{"format": both["format"], **shard} for shard in both["shards"]]
     assert [CommitRecord.from_json(json.dumps(record).encode()) for record in records] == read_records(mixed)

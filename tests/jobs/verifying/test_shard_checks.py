@@ -17,7 +17,6 @@ from promptmill.shards.storage import delete, get, join, put
 from promptmill.shards.tables import encode_table, read_table
 from promptmill.shards.tars import Sample, read_tar, write_tar
 from tests.jobs.finished import FIRST, problems_of, rewrite_record
-from tests.shards.conftest import s3_bucket, s3_endpoint  # noqa: F401 (fixtures)
 from tests.shards.made import assembled, pixels_of, provenance, shard
 
 
@@ -194,7 +193,7 @@ def test_an_image_that_nobody_can_decode_is_found(tmp_path):
     assert problem.startswith(f"data/000000.tar: {FIRST}: its image cannot be decoded: ")
 
 
-def test_damage_on_s3_is_found(clean, s3_bucket):  # noqa: F811
+def test_damage_on_s3_is_found(clean, s3_bucket):
     output = join(s3_bucket, "some", "out")
     for path in sorted(clean.rglob("*")):
         if path.is_file():

@@ -8,8 +8,8 @@ from tests.pipelines import tiny
 
 LOAD = """
 import sys
-from configs.schema import Model
-from pipelines.loading import load_model
+from promptmill.configs.schema import Model
+from promptmill.pipelines.rendering.loading import load_model
 load_model(Model(base="me/tiny", revision=sys.argv[1]))
 """
 
