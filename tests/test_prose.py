@@ -17,7 +17,7 @@ VERBS = frozenset(
     """
     add allow apply ask assemble assert await begin bound bring buffer build calibrate call cancel carry cast check choose clear
     close collect compare compile compute connect convert copy count cut damage decide declare decompress define delete describe do
-    draw drop dump encode end estimate examine explain fetch fill find finish fit follow forge gather give go group hand handle have
+    draw drop dump encode end estimate examine explain fetch fill find finish fit follow forge gather give go group hand handle
     hide hold identify imitate import join judge keep lead leave let limit list load lock look loop make mark measure move name
     observe open override pack pair parse pass plan prepare print publish put queue raise rank read recognise record refuse remove
     render reopen repaint repair repeat replace report resample resize restrict return round run sample say score seed send separate
