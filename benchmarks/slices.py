@@ -17,7 +17,7 @@ import click
 from promptmill.configs.loading import load
 from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.sources import look
-from tests.chaos.site import Site, problems, published, workers
+from tests.chaos.site import Fresh, problems, published, workers
 
 TITLES = {"generator": "ray::Generator", "scorer": "ray::Scorer", "join": "ray::join_unit"}
 
@@ -46,7 +46,7 @@ def main(candidates: int, side: int, batch: int, steps: int) -> None:
         click.echo("| | generator | scorer | join | first part after | whole run |\n|---|---:|---:|---:|---:|---:|")
         made = []
         for what, options in (("cut", ()), ("uncut", ("--uncut",))):
-            site = Site.of(folder / "template", folder / what, None, "--generators", "1", "--seconds", "0", *options)
+            site = Fresh.of(folder / "template", folder / what, None, "--generators", "1", "--seconds", "0", *options)
             most, first, began = dict.fromkeys(TITLES, (0.0, 0.0)), 0.0, time.monotonic()
             with site.driver() as process:
                 while process.poll() is None:

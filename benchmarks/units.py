@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from tests.chaos.site import LEFT_ALONE_S, Site, plan, problems
+from tests.chaos.site import LEFT_ALONE_S, Fresh, plan, problems
 
 
 @click.command()
@@ -26,7 +26,7 @@ def main(units: int, seconds: float, generators: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         template = plan(Path(name), units, shard_size=500, requests=1, candidates=1)
         options = ("--seconds", str(seconds), "--generators", str(generators))
-        site = Site.of(template, Path(name) / "site", None, *options)
+        site = Fresh.of(template, Path(name) / "site", None, *options)
         with site.driver() as process:
             assert process.wait(max(LEFT_ALONE_S, 3600)) == 0, (site.notes / "errors").read_text()
         said = [json.loads(line) for line in (site.notes / "said").read_text().splitlines() if line.startswith("{")]

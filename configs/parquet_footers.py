@@ -39,7 +39,7 @@ class _NoData(io.RawIOBase):
         raise error
 
     def forget(self) -> None:
-        """Drop what the errors hold: Arrow keeps them, and they the frames of all callers with all that lies in these."""
+        """Drop the tracebacks of the errors: Arrow keeps the errors, and these the frames of all callers."""
         for error in self._raised:
             error.__traceback__ = error.__context__ = None
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from promptmill.jobs.planning.accepted_changes import Accepting, Aside, Change, changes, is_of_rows, look_aside, put_aside
-from promptmill.jobs.planning.plan import Counts, Plan, PlanError, ShardPlan, read_plan, write_plan
+from promptmill.jobs.planning.plan import Counts, Plan, PlanError, ShardPlan, read_plan, requests_hash, write_plan
 from promptmill.jobs.planning.processes import MAX_SHARD, MAX_WORKERS, Made, Pool, cores
 from promptmill.jobs.planning.row_changes import RowChanges
 from promptmill.jobs.planning.shard_making import (
@@ -25,7 +25,7 @@ from promptmill.jobs.planning.shard_making import (
     pack,
     with_units,
 )
-from promptmill.jobs.planning.shard_plans import drop_shards, read_shard, requests_hash, shard_hash
+from promptmill.jobs.planning.shard_plans import drop_shards, read_shard, shard_hash
 from promptmill.jobs.planning.shard_writing import ShardWriter
 from promptmill.jobs.planning.sources import Sources
 from promptmill.manifests.checking import Checked, RowChecks, find_doubled

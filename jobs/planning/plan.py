@@ -24,7 +24,6 @@ from promptmill.configs.json_values import checked, parse_json, read_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
-from promptmill.jobs.planning.shard_plans import requests_hash
 from promptmill.manifests.carried import arrow_types
 from promptmill.manifests.images import Roots
 from promptmill.manifests.requests import Request, from_json, to_json
@@ -227,6 +226,11 @@ def _dumps(value: Any) -> bytes:
 def fingerprint_of(inputs: Mapping[str, Any]) -> str:
     """Return the SHA-256, in hex, of the inputs as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def requests_hash(hashes: Sequence[str]) -> str:
+    """Return the SHA-256, in hex, of the requests of all shards, by the `shard_hash` of each; an input of the fingerprint."""
+    return fingerprint_of({"shards": list(hashes)})
 
 
 def in_line(error: Exception) -> str:

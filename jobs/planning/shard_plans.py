@@ -3,11 +3,10 @@
 import gzip
 import hashlib
 import zlib
-from collections.abc import Sequence
 from dataclasses import replace
 
 from promptmill.configs.json_values import MOST_VALUES, has_too_many
-from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan, _dumps, fingerprint_of, in_line
+from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan, _dumps, in_line, requests_hash
 from promptmill.shards.storage import delete, get, join, names, put
 
 MOST_SHARD = 192 * 2**20  # bytes of a shard's plan once it is decompressed
@@ -85,11 +84,6 @@ def with_shard_hashes(output: str, plan: Plan) -> Plan:
         altered = "altered: what the shards are asked for is not what the plan's fingerprint is over"
         raise PlanError([f"{join(output, 'plan', 'shards')}: {altered}; {_FROM_A_COPY}"])
     return replace(plan, shard_hashes=hashes)
-
-
-def requests_hash(hashes: Sequence[str]) -> str:
-    """Return the SHA-256, in hex, of the requests of all shards, by the `shard_hash` of each; an input of the fingerprint."""
-    return fingerprint_of({"shards": list(hashes)})
 
 
 def unpacked(content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Renders what is left of a plan: its units go through the lanes, and each shard is assembled once its parts are complete."""
+"""Renders the units of a plan that are left: units go through the lanes, and a shard is assembled once its parts are complete."""
 
 import asyncio
 import contextlib

@@ -6,9 +6,19 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from promptmill.jobs.planning.plan import MOST_HARDWARE, MOST_PLAN, Plan, PlanError, ShardPlan, in_line, read_hardware, read_plan
+from promptmill.jobs.planning.plan import (
+    MOST_HARDWARE,
+    MOST_PLAN,
+    Plan,
+    PlanError,
+    ShardPlan,
+    in_line,
+    read_hardware,
+    read_plan,
+    requests_hash,
+)
 from promptmill.jobs.planning.sealed_json import is_whole
-from promptmill.jobs.planning.shard_plans import MOST_SHARD, requests_hash, shard_hash, unpacked
+from promptmill.jobs.planning.shard_plans import MOST_SHARD, shard_hash, unpacked
 from promptmill.jobs.verifying.problems import Problem
 from promptmill.shards.storage import get, join, names
 

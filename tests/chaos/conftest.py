@@ -5,7 +5,7 @@ from tests.chaos.matrix import Calm
 
 @pytest.fixture(scope="session")
 def calm(tmp_path_factory):
-    """An undisturbed run of stand-in work on a cluster of its own."""
-    calm = Calm(tmp_path_factory.mktemp("chaos"))
+    """A cluster, and what an undisturbed run of stand-in work makes in its driver."""
+    calm = Calm(tmp_path_factory.mktemp("chaos"), timed=False)
     yield calm
     calm.close()

@@ -39,6 +39,7 @@ def watch(into: list[float]) -> None:
 @click.option("--die", nargs=2, type=(str, int), default=("", 0), help="A kind of process, and before which of its steps it dies.")
 @click.option("--under", default="")
 @click.option("--address", help="Of a Ray cluster.")
+@click.option("--here", is_flag=True, help="The workers are in this process, without Ray.")
 @click.option("--generators", default="2", help="How many, or the least and the most, as 1:4.")
 @click.option("--kinds", is_flag=True, help="Each node is hardware of another kind.")
 @click.option("--deadline", default=600.0)
@@ -51,6 +52,7 @@ def main(
     die: tuple[str, int],
     under: str,
     address: str | None,
+    here: bool,
     generators: str,
     kinds: bool,
     deadline: float,
@@ -69,7 +71,8 @@ def main(
             raise PlanError([f"{out}: nothing was planned there"])
         least, _, most = generators.partition(":")
         pool = Elastic(min=int(least), max=int(most)) if most else int(least)
-        runtime = {"address": address, "generators": pool, "unit_deadline_s": deadline}
+        workers = "here" if here else "ray"
+        runtime = {"workers": workers, "address": address, "generators": pool, "unit_deadline_s": deadline}
         config = plan.config.model_copy(update={"runtime": plan.config.runtime.model_copy(update=runtime)})
         object.__setattr__(plan, "config", config)
         status = rendered(plan, out, None, retry_failed)

@@ -16,14 +16,14 @@ from pathlib import Path
 import click
 
 from tests.chaos.matrix import TITLES
-from tests.chaos.site import Site, kill_one, problems, published
+from tests.chaos.site import Fresh, kill_one, problems, published
 
 SETTINGS = ("defaults.steps=2", "defaults.candidates=2", "model.batch=8", "shards.size=7")
 RENDERING = 8.0  # seconds, about, that a calm run renders
 
 
 @dataclass
-class Real(Site):
+class Real(Fresh):
     """A site of the real command."""
 
     @property

@@ -21,11 +21,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 
+from promptmill.actors.local_ray.processes import few_processes
 from tests.chaos.faulty_s3 import FaultyS3, faulty_s3
-from tests.chaos.site import Site, kill_one, never_torn, plan, problems, published, workers
+from tests.chaos.site import HERE, Site, kill_one, never_torn, plan, problems, published, workers
 
 UNITS, GENERATORS, SECONDS = 24, 2, 0.25  # SECONDS a unit takes; a generator works on two at once
 # Units that may be rendered twice: of a generator those in flight on it, of a scorer the one on it; of a driver and a raylet all
@@ -69,22 +71,31 @@ class Calm:
         folder: Where everything lies.
         units: Of the plan.
         storage: Where the outputs lie instead.
+        timed: The run is on the cluster, and its seconds are taken; else its workers are in the driver, which is sooner done.
     """
 
-    def __init__(self, folder: Path, units: int = UNITS, storage: FaultyS3 | None = None):
+    def __init__(self, folder: Path, units: int = UNITS, storage: FaultyS3 | None = None, timed: bool = True):
         from ray.cluster_utils import Cluster
 
-        self.folder, self.units, self.storage, self._number = folder, units, storage, 0
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 2, "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 2}},
-        )
+        self.folder, self.units, self.storage, self.timed, self._number = folder, units, storage, timed, 0
+        with few_processes(logs=False):
+            self.cluster = Cluster(
+                initialize_head=True,
+                head_node_args={
+                    "num_cpus": 2,
+                    "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 2},
+                },
+            )
         self.template = plan(folder, units)
-        self.site().finish()  # the first start of everything is slow
-        began = time.monotonic()
-        site = self.site()
-        site.finish()
-        self.seconds = time.monotonic() - began
+        site, self.seconds = self.site(), 0.0
+        if timed:
+            site.finish()  # the first start of everything is slow
+            site, began = self.site(), time.monotonic()
+            site.finish()
+            self.seconds = time.monotonic() - began
+        else:
+            site.address = HERE
+            site.finish("--seconds", "0")
         self.bytes = published(site.out)
         assert not problems(site.out), problems(site.out)
 
@@ -93,6 +104,11 @@ class Calm:
         options = ("--generators", str(GENERATORS), "--seconds", str(SECONDS), *options)
         bucket = self.storage and self.storage.bucket
         return Site.of(self.template, self.folder / f"site-{self._number:04d}", self.cluster.address, *options, bucket=bucket)
+
+    def join(self) -> Any:
+        """Add a node to the cluster; return it."""
+        with few_processes(logs=False):
+            return self.cluster.add_node(num_cpus=2)
 
     @property
     def rendering(self) -> float:
@@ -156,7 +172,7 @@ class Calm:
         """Kills of the second node's raylet; a new node comes for each."""
         row, rng = Row("raylet", BOUNDS["raylet"]), random.Random(seed)
         while len(row.lost) < number and row.missed < 3 * number:
-            node = self.cluster.add_node(num_cpus=2)
+            node = self.join()
             pause = rng.uniform(0, self.rendering)
 
             def attack(driver: int, node: object = node, pause: float = pause) -> bool:
@@ -176,12 +192,13 @@ class Calm:
         row, rng = Row(f"driver, stopped {number} times in one run", number * BOUNDS["driver"]), random.Random(seed)
         larger = Calm.__new__(Calm)
         larger.folder, larger.units, larger.cluster, larger._number = self.folder / "larger", 6 * number + 12, self.cluster, 1000
-        larger.storage = self.storage
+        larger.storage, larger.timed = self.storage, self.timed
         larger.folder.mkdir()
         larger.template = plan(larger.folder, larger.units)
         calm, site = larger.site(), larger.site()
         began = time.monotonic()
-        calm.finish()
+        calm.address = calm.address if self.timed else HERE
+        calm.finish(*(() if self.timed else ("--seconds", "0")))
         larger.seconds, larger.bytes = time.monotonic() - began, published(calm.out)
         began, stopped = time.monotonic(), 0
 

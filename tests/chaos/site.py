@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 from unittest import mock
 
 import fsspec
@@ -22,8 +23,10 @@ from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.sources import look
 from promptmill.jobs.verifying.verify import verify
 from promptmill.shards.storage import get, is_local, names
+from tests.chaos.warm import ROOT, Forked, parent
 
-ROOT = Path(__file__).parents[2]
+HERE = "here"  # in place of an address: the workers are in the driver
+Driver = Forked | subprocess.Popen[str]
 PUBLISHED = ("data", "metadata", "commits")
 LEFT_ALONE_S = 180  # a driver that takes longer hangs
 
@@ -120,7 +123,7 @@ class Site:
     Args:
         out: A copy of a planned output, local or not.
         notes: A folder of this site's own.
-        address: Of a Ray cluster; each driver starts its own without.
+        address: Of a Ray cluster, or `HERE`; each driver starts its own Ray without.
     """
 
     out: str
@@ -141,18 +144,22 @@ class Site:
         return cls(str(folder / "out"), notes, address, options)
 
     @property
-    def command(self) -> list[str]:
-        address = ["--address", self.address] if self.address else []
-        return [sys.executable, "-m", "tests.chaos.driver", self.out, str(self.notes), *self.options, *address]
+    def arguments(self) -> list[str]:
+        """Of `tests.chaos.driver`."""
+        address = ["--here"] if self.address == HERE else ["--address", self.address] if self.address else []
+        return [self.out, str(self.notes), *self.options, *address]
+
+    def start(self, options: Sequence[str], said: IO[str], errors: IO[str], environment: dict[str, str]) -> Driver:
+        """Start a driver, forked from one that has imported everything."""
+        return parent().fork([*self.arguments, *options], said, errors, environment)
 
     @contextmanager
-    def driver(self, *options: str) -> Iterator[subprocess.Popen[str]]:
+    def driver(self, *options: str) -> Iterator[Driver]:
         """A running driver; killed if it is still there at the end."""
-        command = [*self.command, *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **self.environment}
         # To files, since a pipe that nobody reads stops who writes.
         with (self.notes / "said").open("a+") as said, (self.notes / "errors").open("a+") as errors:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=errors, text=True, env=environment)
+            process = self.start(options, said, errors, environment)
             try:
                 yield process
             finally:
@@ -202,6 +209,18 @@ class Site:
 
     def _said(self, name: str, start: int) -> str:
         return (self.notes / name).read_bytes()[start:].decode()
+
+
+@dataclass
+class Fresh(Site):
+    """A site whose drivers are processes of their own from the start, as where their memory or their start is measured."""
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "tests.chaos.driver", *self.arguments]
+
+    def start(self, options: Sequence[str], said: IO[str], errors: IO[str], environment: dict[str, str]) -> Driver:
+        return subprocess.Popen([*self.command, *options], cwd=ROOT, stdout=said, stderr=errors, text=True, env=environment)
 
 
 def workers(title: str, root: int) -> list[int]:

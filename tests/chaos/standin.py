@@ -18,7 +18,7 @@ import numpy as np
 import ray
 from ray import exceptions
 
-from promptmill.actors.flow import ray_pools
+from promptmill.actors.flow import in_process_pools, ray_pools
 from promptmill.pipelines.scoring.durable_passes import finish_durably
 from promptmill.pipelines.scoring.finishing import Onward
 from promptmill.pipelines.work.errors import MisfitError
@@ -115,6 +115,8 @@ class Clip:
 
 
 def _node() -> str:
+    if not ray.is_initialized():
+        return "here"
     return ray.get_runtime_context().get_node_id()
 
 
@@ -144,7 +146,7 @@ def poison(prompt: str, cured: bool, candidates: Collection[int] = ()) -> None:
 
 
 def install(chaos: Chaos) -> None:
-    """Put the stand-ins in the places of the actors, in this driver and in the workers that it starts."""
+    """Put the stand-ins in the places of the actors, in this driver and in the workers that it starts, here or on Ray."""
 
     class Generator:
         def __init__(self, recipe):
@@ -158,6 +160,9 @@ def install(chaos: Chaos) -> None:
             time.sleep(chaos.seconds)
             asked = tuple(unit.next_pass())
             return Rendered(tuple(self._outcome(*one) for one in asked), {"denoise": chaos.seconds})
+
+        def close(self):
+            pass
 
         def _outcome(self, placed, indices) -> Outcome:
             request = placed.request
@@ -198,5 +203,7 @@ def install(chaos: Chaos) -> None:
         chaos.arm("joiner")
         return real_join(*arguments)
 
-    ray_pools.Generator, ray_pools.Scorer = Generator, Scorer
-    ray_pools.assemble_shard, ray_pools.join_unit = assemble_shard, join_unit
+    for pools in (ray_pools, in_process_pools):
+        pools.Generator, pools.Scorer = Generator, Scorer
+        pools.assemble_shard, pools.join_unit = assemble_shard, join_unit
+    in_process_pools._import_models = lambda: None  # there are none

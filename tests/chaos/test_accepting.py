@@ -1,4 +1,4 @@
-"""Going on after the manifest or the config changed, on stand-in work."""
+"""Going on after the manifest or the config changed, on stand-in work: in the driver, and on Ray where processes die."""
 
 import json
 import os
@@ -20,7 +20,9 @@ from promptmill.jobs.planning.sealed_json import sealed
 from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.run import run
 from promptmill.shards.lease import hold
-from tests.chaos.site import Site, problems, published
+from tests.chaos.site import HERE, Site, problems, published
+
+pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
 
 
 def config(manifest, *settings):
@@ -29,28 +31,29 @@ def config(manifest, *settings):
 
 
 @pytest.fixture(scope="module")
-def once(calm, tmp_path_factory):
+def once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     write(folder / "manifest.jsonl", 24)
     make_plan(look(config(folder / "manifest.jsonl")), str(folder / "template"))
-    site = Site.of(folder / "template", folder / "site", calm.cluster.address)
+    site = Site.of(folder / "template", folder / "site", HERE)
     site.finish()
     return folder
 
 
 @pytest.fixture
-def finished(once, calm, tmp_path):
+def finished(once, tmp_path):
     """A finished run of 24 rows in two shards."""
     shutil.copy(once / "manifest.jsonl", tmp_path)
-    return tmp_path / "manifest.jsonl", Site.of(once / "site" / "out", tmp_path / "site", calm.cluster.address)
+    return tmp_path / "manifest.jsonl", Site.of(once / "site" / "out", tmp_path / "site", HERE)
 
 
 def write(manifest, rows, **more):
     manifest.write_text("".join(json.dumps({"id": f"r{i}", "prompt": f"prompt {i}", **more}) + "\n" for i in range(rows)))
 
 
-def test_a_changed_plan_is_refused_with_what_changed_and_accepted_when_told_with_committed_shards_as_they_are(finished):
+def test_a_changed_plan_is_refused_with_what_changed_and_accepted_when_told_with_committed_shards_as_they_are(calm, finished):
     manifest, site = finished
+    site.address = calm.cluster.address
     before = published(Path(site.out))
     first = read_plan(site.out).fingerprint
     write(manifest, 36)
@@ -74,11 +77,11 @@ def test_a_changed_plan_is_refused_with_what_changed_and_accepted_when_told_with
     assert make_plan(look(config(manifest, "defaults.steps=2")), site.out).fingerprint == plan.fingerprint
 
 
-def test_parts_of_what_was_given_up_are_dropped_and_rendered_by_the_new_plan(finished, calm, tmp_path):
+def test_parts_of_what_was_given_up_are_dropped_and_rendered_by_the_new_plan(finished, tmp_path):
     manifest, done = finished
     out = tmp_path / "begun"
     make_plan(look(config(manifest)), str(out))
-    site = Site(str(out), tmp_path / "notes", calm.cluster.address, ("--seconds", "0.2"))
+    site = Site(str(out), tmp_path / "notes", HERE, ("--seconds", "0.2"))
     site.notes.mkdir()
     site.run(attack=lambda pid: stop_at_the_first_part(out, pid))
     assert list((out / "parts").glob("*.parquet"))
@@ -148,13 +151,13 @@ def test_accepting_may_be_cut_off_and_gone_on_with_and_earlier_plans_stay_known(
     assert problems(site.out) == []
 
 
-def test_a_smaller_manifest_leaves_no_plans_of_shards_behind(calm, tmp_path):
+def test_a_smaller_manifest_leaves_no_plans_of_shards_behind(tmp_path):
     manifest, out = tmp_path / "manifest.jsonl", tmp_path / "out"
     write(manifest, 36)
     make_plan(look(config(manifest)), str(out))
     write(manifest, 24)
     make_plan(look(config(manifest)), str(out), accept_changes=True)
-    site = Site(str(out), tmp_path / "notes", calm.cluster.address)
+    site = Site(str(out), tmp_path / "notes", HERE)
     site.notes.mkdir()
     site.finish()
     assert problems(str(out)) == []

@@ -1,4 +1,4 @@
-"""Going on after rows of the manifest were added or edited, on stand-in work."""
+"""Going on after rows of the manifest were added or edited, on stand-in work in the driver, once on Ray."""
 
 import json
 import os
@@ -16,8 +16,10 @@ from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError, read_plan
 from promptmill.jobs.planning.sources import look
 from promptmill.jobs.showing.summary import status, status_lines
-from tests.chaos.site import Site, problems, published
+from tests.chaos.site import HERE, Site, problems, published
 from tests.chaos.test_accepting import config, everything
+
+pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
 
 ROWS = 20  # in shards of twelve: the second is part-filled
 
@@ -32,29 +34,29 @@ def write(manifest, rows):
 
 
 @pytest.fixture(scope="module")
-def once(calm, tmp_path_factory):
+def once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     write(folder / "manifest.jsonl", rows_of())
     make_plan(look(config(folder / "manifest.jsonl")), str(folder / "template"))
-    site = Site.of(folder / "template", folder / "site", calm.cluster.address)
+    site = Site.of(folder / "template", folder / "site", HERE)
     site.finish()
     return folder
 
 
 @pytest.fixture
-def finished(once, calm, tmp_path):
+def finished(once, tmp_path):
     """A finished run of twenty rows in two shards."""
     shutil.copy(once / "manifest.jsonl", tmp_path)
-    return tmp_path / "manifest.jsonl", Site.of(once / "site" / "out", tmp_path / "site", calm.cluster.address)
+    return tmp_path / "manifest.jsonl", Site.of(once / "site" / "out", tmp_path / "site", HERE)
 
 
 @pytest.fixture
-def fresh(calm, tmp_path):
+def fresh(tmp_path):
     """What a manifest makes at an output of its own: the pixels of each candidate, by request id and candidate."""
 
     def rendered(manifest, *settings):
         make_plan(look(config(manifest, *settings)), str(tmp_path / "fresh-plan"))
-        site = Site.of(tmp_path / "fresh-plan", tmp_path / "fresh", calm.cluster.address)
+        site = Site.of(tmp_path / "fresh-plan", tmp_path / "fresh", HERE)
         site.finish()
         return pixels(site.out)
 
@@ -158,8 +160,9 @@ def test_an_edited_row_that_is_kept_keeps_its_images(finished):
     assert problems(site.out) == []
 
 
-def test_edited_rows_are_rendered_again_alone_and_the_dataset_is_that_of_the_manifest_as_it_is(finished, fresh):
+def test_edited_rows_are_rendered_again_alone_and_the_dataset_is_that_of_the_manifest_as_it_is(calm, finished, fresh):
     manifest, site = finished
+    site.address = calm.cluster.address
     rendered = site.rendered()
     write(manifest, rows_of(ROWS + 1, r3={"prompt": "another"}, r14={"steps": 4, "candidates": 3}))
     plan = make_plan(look(config(manifest)), site.out, accept_changes="rerender")
@@ -248,11 +251,11 @@ def test_a_config_that_changes_while_rows_wait_to_be_rendered_again_leaves_no_sh
     assert steps == [(0, 2), (1, 1)]
 
 
-def test_a_bad_row_that_was_mended_is_rendered_and_a_good_one_that_went_bad_fails(calm, tmp_path):
+def test_a_bad_row_that_was_mended_is_rendered_and_a_good_one_that_went_bad_fails(tmp_path):
     manifest, settings = tmp_path / "manifest.jsonl", ["runtime.on_bad_row=record"]
     write(manifest, rows_of(5, r1={"steps": -1}))
     make_plan(look(config(manifest, *settings)), str(tmp_path / "template"))
-    site = Site.of(tmp_path / "template", tmp_path / "site", calm.cluster.address)
+    site = Site.of(tmp_path / "template", tmp_path / "site", HERE)
     site.finish()
     write(manifest, rows_of(5, r2={"steps": -1}))
     make_plan(look(config(manifest, *settings)), site.out, accept_changes="rerender")

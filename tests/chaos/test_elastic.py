@@ -5,13 +5,17 @@ import signal
 import time
 from contextlib import contextmanager
 
+import pytest
+
 from tests.chaos.site import problems, published
+
+pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
 
 
 @contextmanager
 def joining(calm, driver):
     """A node that comes while a driver renders."""
-    node = calm.cluster.add_node(num_cpus=2)
+    node = calm.join()
     try:
         yield node
     finally:

@@ -10,6 +10,8 @@ import pytest
 
 from tests.chaos.site import ROOT, problems, published
 
+pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
+
 
 def held(row):
     assert row.lost, f"no {row.kind} was ever killed"
@@ -60,7 +62,8 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_with_room_it_ends_w
     assert published(tmp_path / "out") == calm.bytes
 
 
-def test_a_calm_run_has_no_problem(calm):
+def test_a_calm_run_on_ray_has_no_problem_and_makes_the_bytes_of_one_in_its_driver(calm):
     site = calm.site()
     assert site.finish() == 1
     assert problems(site.out) == []
+    assert published(site.out) == calm.bytes

@@ -11,10 +11,17 @@ import pytest
 
 from tests.chaos.site import Site, plan, problems, published
 
+pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
+
 
 def alone(calm, folder):
     """A fresh copy of the calm plan, which starts a Ray of its own."""
     return Site.of(calm.template, folder / "site", None, "--seconds", "0.3")
+
+
+def joined(calm, folder):
+    """The same on the cluster that all share."""
+    return Site.of(calm.template, folder / "site", calm.cluster.address, "--seconds", "0.3")
 
 
 def wait_for_a_part(site):
@@ -79,7 +86,7 @@ def test_an_output_that_is_moved_away_ends_the_run_and_goes_on_at_its_new_place(
 
 
 def test_an_output_that_is_deleted_is_not_made_again(calm, tmp_path):
-    site = alone(calm, tmp_path)
+    site = joined(calm, tmp_path)
 
     def attack(driver):
         wait_for_a_part(site)
@@ -95,7 +102,7 @@ def test_an_output_that_is_deleted_is_not_made_again(calm, tmp_path):
 
 
 def test_a_tar_that_is_deleted_in_mid_run_is_named_at_the_end(calm, tmp_path):
-    site, deleted = alone(calm, tmp_path), []
+    site, deleted = joined(calm, tmp_path), []
 
     def attack(driver):
         until = time.monotonic() + 60

@@ -6,7 +6,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from tests.chaos.site import Site, plan, problems, published
+from tests.chaos.site import HERE, Site, plan, problems, published
+
+pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
 
 POISON = {4: "segfault", 10: "exit", 16: "killed"}
 
@@ -35,7 +37,7 @@ def test_poison_is_convicted_alone_its_neighbours_render_and_once_cured_another_
     assert failed(site) == {f"r{i}": "died" for i in POISON}
     assert problems(site.out) == []
 
-    cured = Site.of(template, folder / "cured", calm.cluster.address)
+    cured = Site.of(template, folder / "cured", HERE)
     (cured.notes / "cured").touch()
     assert cured.run().status == 0
 

@@ -16,7 +16,10 @@ from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import read_plan
 from promptmill.jobs.planning.sources import look
 from promptmill.jobs.showing.summary import status
-from tests.chaos.site import Site, kill_one, problems, published
+from tests.chaos.matrix import TITLES
+from tests.chaos.site import HERE, Site, kill_one, problems, published, workers
+
+pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
 
 CANDIDATES, SLICE, KEEP = 64, 8, 2  # of 40 evaluations each, at a batch of one
 SETTINGS = ("defaults.steps=40", "defaults.guidance_scale=1", "model.batch=1", "shards.size=2", f"defaults.keep={KEEP}")
@@ -40,7 +43,8 @@ class Cut:
     def __init__(self, folder, address):
         self.folder, self.address, self.number = folder, address, 0
         self.template = planned(folder, row("many"), row("few", 4))
-        self.whole = self.site("--uncut")
+        self.whole = self.site("--uncut", "--seconds", "0")
+        self.whole.address = HERE
         assert self.whole.finish() == 1
         self.bytes = published(self.whole.out)
 
@@ -72,6 +76,14 @@ def wait_for(number, site):
         time.sleep(0.02)
 
 
+def wait_for_the_end_of_its_workers():
+    """Wait until nobody writes any more whose driver was killed."""
+    until = time.monotonic() + 60
+    while any(workers(title, os.getpid()) for title in (*TITLES.values(), "ray::join_unit")):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def test_a_row_that_is_cut_makes_the_bytes_of_one_that_is_not(cut):
     assert rendered(cut.whole) == {"000000-00000": 1, "000000-00001": 1}
     site = cut.site()
@@ -96,7 +108,7 @@ def test_killed_in_the_middle_of_a_row_it_goes_on_with_the_slices_that_are_left(
 
     assert site.run(attack=attack).status == -signal.SIGKILL
     assert killed == [True]
-    time.sleep(1)  # what its actors were writing
+    wait_for_the_end_of_its_workers()
     there, before = parts(site), rendered(site)
     assert 4 <= len(there) < 1 + CANDIDATES // SLICE
     assert status(site.out).units == len(there)
@@ -126,7 +138,7 @@ def test_a_broken_slice_is_named_and_rendered_again_alone(cut):
         os.kill(driver, signal.SIGKILL)
 
     site.run(attack=attack)
-    time.sleep(1)
+    wait_for_the_end_of_its_workers()
     broken = sorted(name for name in parts(site) if name.count("-") > 1)[0]
     place, before = Path(site.out) / "parts" / f"{broken}.parquet", rendered(site)
     place.write_bytes(place.read_bytes()[:-9])
@@ -153,7 +165,7 @@ def test_a_slice_that_kills_fails_alone_and_once_cured_another_try_makes_the_byt
     assert problems(site.out) == []
     assert max(rendered(site).values()) == 4, "once beside others, three times alone"
 
-    whole = Site.of(template, tmp_path / "whole", calm.cluster.address, "--generators", "2", "--uncut")
+    whole = Site.of(template, tmp_path / "whole", HERE, "--uncut")
     for one in (site, whole):
         (one.notes / "cured").touch()
     assert whole.run().status == 0
@@ -174,8 +186,8 @@ def test_a_row_of_many_candidates_that_are_drafted_passes_in_parts_and_makes_the
     drafts = ("ranking.drafts=[{steps: 10, keep: 20}]", f"defaults.candidates={CANDIDATES}")
     template = planned(tmp_path, row("many"), settings=drafts)
     sites = [
-        Site.of(template, tmp_path / name, calm.cluster.address, "--generators", "2", *more)
-        for name, more in (("cut", ()), ("whole", ("--uncut",)))
+        Site.of(template, tmp_path / name, address, "--generators", "2", *more)
+        for name, address, more in (("cut", calm.cluster.address, ()), ("whole", HERE, ("--uncut",)))
     ]
     for site in sites:
         assert site.finish() == 1
@@ -196,7 +208,8 @@ class Long:
     def __init__(self, folder, address, row_, settings, passes):
         self.folder, self.address, self.number, self.passes = folder, address, 0, passes
         self.template = planned(folder, row_, settings=settings)
-        whole = self.site("--uncut")
+        whole = self.site("--uncut", "--seconds", "0")
+        whole.address = HERE
         assert whole.finish() == 1
         self.bytes = published(whole.out)
 
@@ -234,7 +247,7 @@ def test_killed_in_the_middle_of_a_row_that_passes_often_it_loses_a_pass_and_mak
 
     assert site.run(attack=attack).status == -signal.SIGKILL
     assert killed == [True]
-    time.sleep(1)  # what its actors were writing
+    wait_for_the_end_of_its_workers()
     there, before = durable_passes(site), rendered(site)["000000-00000"]
     assert 5 <= len(there) < long.passes
     assert there == {f"000000-00000-00000-pass-{number:04d}" for number in range(len(there))}
@@ -266,7 +279,7 @@ def test_a_pass_that_is_broken_is_rendered_again_with_those_behind_it(long):
         os.kill(driver, signal.SIGKILL)
 
     site.run(attack=attack)
-    time.sleep(1)
+    wait_for_the_end_of_its_workers()
     place, before = Path(site.out) / "parts" / "000000-00000-00000-pass-0001.parquet", rendered(site)["000000-00000"]
     place.write_bytes(place.read_bytes()[:-9])
     assert site.run().status == 0

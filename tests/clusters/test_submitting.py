@@ -15,7 +15,9 @@ import pytest
 from tests.chaos.site import published
 from tests.clusters.nodes import nodes, promptmill
 
-FEW = ("--set", "defaults.steps=2", "--set", "defaults.candidates=2", "--set", "model.batch=8", "--set", "runtime.generators=2")
+pytestmark = pytest.mark.xdist_group("clusters")  # one cluster
+
+FEW = ("--set", "defaults.steps=2", "--set", "defaults.candidates=2", "--set", "model.batch=8")
 PROMPTS = [f"a large {color} circle at the {place} on a white background" for color in ("red", "blue") for place in ("left", "top")]
 
 
@@ -35,7 +37,8 @@ def here(tmp_path_factory):
     (folder / "images" / "init.png").write_bytes(init.read_bytes())
     rows = [{"prompt": prompt} for prompt in PROMPTS] + [{"prompt": PROMPTS[0], "init_image": "images/init.png", "strength": 0.6}]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = promptmill("run", "embedded", *FEW, "--set", f"manifest={folder}/rows.jsonl", "--out", folder / "calm")
+    settings = ("--set", "runtime.workers=here", "--set", f"manifest={folder}/rows.jsonl")
+    run = promptmill("run", "embedded", *FEW, *settings, "--out", folder / "calm")
     _, errors = run.communicate(timeout=280)
     assert run.returncode == 0, errors
     return folder
@@ -44,7 +47,8 @@ def here(tmp_path_factory):
 def submit(cluster, *arguments, folder=None, token=None):
     """Submit; returns exit status, stdout and stderr."""
     environment = {"RAY_AUTH_TOKEN": token or cluster.token}
-    run = promptmill("submit", "embedded", *FEW, "--address", cluster.address, *arguments, folder=folder, **environment)
+    asked = ("--set", "runtime.generators=2", "--address", cluster.address, *arguments)
+    run = promptmill("submit", "embedded", *FEW, *asked, folder=folder, **environment)
     said, errors = run.communicate(timeout=280)
     return run.returncode, said, errors
 

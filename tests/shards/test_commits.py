@@ -115,6 +115,13 @@ def test_a_record_under_another_shards_name_is_refused(tmp_path):
         read_record(str(tmp_path), 13)
 
 
+def test_a_record_under_another_generations_name_is_refused(tmp_path):
+    commit(str(tmp_path), RECORD)
+    (tmp_path / "commits" / "000012.json").rename(tmp_path / "commits" / "000012.1.json")
+    with pytest.raises(CommitError, match=r"commits/000012.1.json: is the record of 000012"):
+        read_record(str(tmp_path), 12, 1)
+
+
 @given(st.integers(0, 10**7), st.integers(0, 20))
 def test_names_of_shards_read_back(shard, generation):
     assert parse_shard_name(shard_name(shard, generation)) == (shard, generation)

@@ -78,6 +78,13 @@ def test_a_poison_unit_dies_once_in_company_and_is_tried_alone_three_times():
     assert all(world.scored[unit] == 1 for unit in range(10) if unit != 3)
 
 
+def test_a_death_beside_others_is_no_strike_of_those_that_convict():
+    world = World(trouble={("generator", 2): ["die"] * PATIENCE})
+    receipts, _ = run(receipts_of(world.lanes(range(4))))
+    # It died once beside another unit, and then alone, once less than would convict it.
+    assert Counter(r[0] for r in receipts) == {"scored": 4}
+
+
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=12),
     st.sets(st.integers(0, 71), max_size=4),

@@ -377,7 +377,7 @@ def test_a_model_or_a_manifest_that_is_not_there_is_one_line(manifest, tmp_path)
 
 def test_a_draft_whose_sampler_does_not_fit_the_model_is_one_line(tmp_path, manifest, monkeypatch):
     facts = dataclasses.replace(making.read_facts(config_of(manifest).model), schedulers=("euler",))
-    monkeypatch.setattr(making, "read_facts", lambda model: facts)
+    monkeypatch.setattr(sources, "read_facts", lambda model: facts)
     with pytest.raises(PlanError, match=r"ranking.drafts.0.scheduler: ddim does not fit the model, which takes euler"):
         look(config_of(manifest, "ranking.drafts=[{steps: 4, keep: 2, scheduler: ddim}]"))
 

@@ -143,9 +143,10 @@ PLANNING = """
 import sys
 from promptmill.configs.loading import load
 from promptmill.jobs.planning import making
+from promptmill.jobs.planning.sources import look
 making.SHARED_FROM, making.cores = int(sys.argv[3]), lambda: 2
 config = load("embedded", [f"manifest={sys.argv[1]}", "shards.size=16"])
-making.make_plan(making.look(config), sys.argv[2])
+making.make_plan(look(config), sys.argv[2])
 """
 
 

@@ -10,6 +10,7 @@ from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.failure_budget import FailureBudget
 from promptmill.jobs.running.run import run
+from promptmill.shards.commits import CommitRecord
 from tests.jobs.running.test_run import HERE, Watching, published
 
 
@@ -19,6 +20,14 @@ def test_a_share_is_spent_once_more_than_it_has_failed_exactly(tenths, failed, p
     assert budget.spent == (1000 * failed > tenths * planned)
     assert FailureBudget(tenths, planned, failed).spent == (failed > tenths)
     assert not FailureBudget(None, planned, failed).spent
+
+
+def test_what_failed_in_committed_shards_counts_too():
+    records = [CommitRecord(shard, 0, (), "f" * 64, requests=4, failed=shard) for shard in (1, 2)]
+    budget = FailureBudget.beside(3, 8, records)
+    assert (budget.failed, budget.spent) == (3, False)
+    budget.add(1, {"died": 1})
+    assert budget.spent
 
 
 def test_a_run_stops_once_more_has_failed_than_it_may_and_goes_on_when_it_may(tmp_path):

@@ -10,8 +10,8 @@ from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines import tiny
+from tests.pipelines.engines import model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
-from tests.pipelines.rendering.test_engine import folder, model_of, pixels, render  # noqa: F401 (a fixture)
 
 
 def saved_lora(place, **options):
@@ -23,11 +23,11 @@ def saved_lora(place, **options):
     return LoraWeights(name="style", source=str(place))
 
 
-def test_what_fits_passes(folder):  # noqa: F811
+def test_what_fits_passes(folder):
     check_fits(model_of(folder, loras=(saved_lora(folder / "own-lora"),)))
 
 
-def test_a_controlnet_of_another_base_is_one_line_before_anything_is_loaded(folder):  # noqa: F811
+def test_a_controlnet_of_another_base_is_one_line_before_anything_is_loaded(folder):
     net = tiny.controlnet(folder / "large", **tiny.SDXL_UNET)
     with pytest.raises(
         ModelError, match=r"controlnets\.canny: .*large is for another base model: its cross_attention_dim is 32, .* 16"
@@ -37,14 +37,14 @@ def test_a_controlnet_of_another_base_is_one_line_before_anything_is_loaded(fold
         check_fits(model_of(folder, controlnets={"canny": Weights(source=str(folder / "sd"))}))
 
 
-def test_a_lora_of_another_family_is_one_line_before_anything_is_loaded(folder):  # noqa: F811
+def test_a_lora_of_another_family_is_one_line_before_anything_is_loaded(folder):
     lora = saved_lora(folder / "large-lora", cross=32)
     with pytest.raises(ModelError, match="is for another family of models: it adapts text embeddings of 32 values"):
         check_fits(model_of(folder, loras=(lora,)))
 
 
-def test_a_model_without_a_unet_is_not_looked_at(folder):  # noqa: F811
-    check_fits(model_of(folder, base=str(tiny.flux(folder / "flux")), controlnets={}))
+def test_a_model_without_a_unet_is_not_looked_at(folder, made):
+    check_fits(model_of(folder, base=str(made("flux")), controlnets={}))
 
 
 def saved_config(place, kind):
@@ -53,7 +53,7 @@ def saved_config(place, kind):
     return Weights(source=str(place))
 
 
-def test_a_part_of_a_class_that_is_not_served_is_one_line_before_anything_is_loaded(folder, tmp_path):  # noqa: F811
+def test_a_part_of_a_class_that_is_not_served_is_one_line_before_anything_is_loaded(folder, tmp_path):
     union = saved_config(tmp_path / "union", "ControlNetUnionModel")
     with pytest.raises(ModelError, match=r"controlnets\.canny: .*union is a ControlNetUnionModel, which is not served"):
         check_fits(model_of(folder, controlnets={"canny": union}))
@@ -61,7 +61,7 @@ def test_a_part_of_a_class_that_is_not_served_is_one_line_before_anything_is_loa
         check_fits(model_of(folder, vae=saved_config(tmp_path / "unet", "UNet2DConditionModel")))
 
 
-def test_a_vae_is_loaded_as_the_class_that_its_config_names(folder, tmp_path):  # noqa: F811
+def test_a_vae_is_loaded_as_the_class_that_its_config_names(folder, tmp_path):
     torch.manual_seed(7)
     widths = {f"{side}_block_out_channels": (4, 4, 4, 4) for side in ("encoder", "decoder")}
     small = diffusers.AutoencoderTiny(**widths, num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))
@@ -78,7 +78,7 @@ def test_a_vae_is_loaded_as_the_class_that_its_config_names(folder, tmp_path):  
     engine.close()
 
 
-def test_a_vae_of_a_class_that_diffusers_lacks_is_one_line(folder, tmp_path):  # noqa: F811
+def test_a_vae_of_a_class_that_diffusers_lacks_is_one_line(folder, tmp_path):
     weights = saved_config(tmp_path / "odd", "AutoencoderOfTomorrow")
     with pytest.raises(ModelError, match=r"odd: is a AutoencoderOfTomorrow, which diffusers [0-9.]+ does not have"):
         Engine(model_of(folder, vae=weights), JOB_SEED, Roots((str(folder),)))

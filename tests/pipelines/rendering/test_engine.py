@@ -9,7 +9,7 @@ from PIL import Image
 
 from promptmill.configs.parameters import Lora
 from promptmill.configs.schedulers import SCHEDULERS
-from promptmill.configs.schema import LoraWeights, Model, TextualInversion, Weights
+from promptmill.configs.schema import LoraWeights, TextualInversion, Weights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine
@@ -17,42 +17,8 @@ from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.errors import FatalError, ModelError
 from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import tiny
-from tests.pipelines.plain import JOB_SEED, MODES, paint, render_plain, request
-
-BATCH = 3
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Tiny models, and the pictures that requests name."""
-    folder = tmp_path_factory.mktemp("models")
-    tiny.stable_diffusion(folder / "sd")
-    tiny.controlnet(folder / "canny")
-    tiny.controlnet(folder / "seg", seed=4)
-    paint(folder)
-    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:500])
-    return folder
-
-
-def model_of(folder, **options):
-    nets = {name: Weights(source=str(folder / name)) for name in ("canny", "seg")}
-    return Model(**{"base": str(folder / "sd"), "batch": BATCH, "controlnets": nets, **options})
-
-
-@pytest.fixture(scope="module")
-def engine(folder):
-    return Engine(model_of(folder), JOB_SEED, Roots((str(folder),)))
-
-
-def render(engine, *requests):
-    unit = Unit(0, 0, tuple(Placed(row, one) for row, one in enumerate(requests)))
-    return engine.render(unit).outcomes
-
-
-def pixels(outcome):
-    assert outcome.failure is None, outcome
-    assert all(c.failure is None for c in outcome.candidates), outcome
-    return [c.pixels for c in outcome.candidates]
+from tests.pipelines.engines import BATCH, model_of, pixels, render
+from tests.pipelines.plain import JOB_SEED, MODES, render_plain, request
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -214,9 +180,8 @@ def test_outside_the_mask_the_picture_stays_as_it_was(engine, folder):
         assert not np.array_equal(made[~keep], original[~keep])
 
 
-def test_sdxl_goes_through_the_same_code(folder):
-    tiny.sdxl(folder / "sdxl")
-    engine = Engine(model_of(folder, base=str(folder / "sdxl"), controlnets={}), JOB_SEED, Roots((str(folder),)))
+def test_sdxl_goes_through_the_same_code(folder, made):
+    engine = Engine(model_of(folder, base=str(made("sdxl")), controlnets={}), JOB_SEED, Roots((str(folder),)))
     for mode in ("txt2img", "img2img", "inpaint"):
         values = MODES[mode]
         some = [
@@ -226,25 +191,22 @@ def test_sdxl_goes_through_the_same_code(folder):
         np.testing.assert_array_equal(together[1], pixels(render(engine, some[1])[0]))
 
     wanted = request(candidates=BATCH)
-    theirs = render_plain(wanted, BATCH, folder / "sdxl", {}, folder, family="StableDiffusionXL")
+    theirs = render_plain(wanted, BATCH, made("sdxl"), {}, folder, family="StableDiffusionXL")
     np.testing.assert_array_equal(pixels(render(engine, wanted)[0]), theirs)
 
 
-def test_a_family_without_a_unet_goes_through_the_same_code(folder):
-    model = model_of(folder, base=str(tiny.flux(folder / "flux")), controlnets={})
-    facts = read_facts(model)
+def test_a_family_without_a_unet_goes_through_the_same_code(folder, made, flux):
+    facts = read_facts(model_of(folder, base=str(made("flux")), controlnets={}))
     assert (facts.schedulers, facts.pipeline) == (("euler",), "FluxPipeline")
-    engine = Engine(model, JOB_SEED, Roots((str(folder),)))
     for mode in ("txt2img", "img2img"):
         values = MODES[mode]
         some = [request(f"r{i}", mode=mode, prompt=p, scheduler="euler", **values) for i, p in enumerate(("a red", "blue circle"))]
-        together = [pixels(outcome) for outcome in render(engine, *some)]
-        np.testing.assert_array_equal(together[1], pixels(render(engine, some[1])[0]))
+        together = [pixels(outcome) for outcome in render(flux, *some)]
+        np.testing.assert_array_equal(together[1], pixels(render(flux, some[1])[0]))
 
 
-def test_an_inpainting_unet_of_nine_channels_serves_inpainting_and_nothing_else(folder):
-    tiny.inpainting(folder / "nine")
-    model = model_of(folder, base=str(folder / "nine"), controlnets={})
+def test_an_inpainting_unet_of_nine_channels_serves_inpainting_and_nothing_else(folder, made):
+    model = model_of(folder, base=str(made("nine")), controlnets={})
     assert read_facts(model).modes == ("inpaint",)
     engine = Engine(model, JOB_SEED, Roots((str(folder),)))
     values = MODES["inpaint"]

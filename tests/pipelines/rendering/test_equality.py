@@ -14,24 +14,15 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.preparing import Conditioning, Job
 from promptmill.pipelines.work.units import Placed
-from tests.pipelines import tiny
+from tests.pipelines.engines import BATCH, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, render_plain, request
-from tests.pipelines.rendering.test_engine import BATCH, engine, folder, pixels, render  # noqa: F401 (fixtures)
-
-MODELS = {
-    "sd": tiny.stable_diffusion,
-    "sd2": lambda place: tiny.stable_diffusion(place, "v_prediction", use_linear_projection=True),
-    "distilled": lambda place: tiny.stable_diffusion(place, time_cond_proj_dim=8),  # LCM's: guidance is an input
-    "nine": tiny.inpainting,
-    "sdxl": tiny.sdxl,
-}
 
 
-def check(folder, base, nets=None, dtype="float32", family="StableDiffusion", **values):  # noqa: F811
+def check(folder, base, nets=None, dtype="float32", family="StableDiffusion", **values):
     """One request, a batch full of candidates, by the engine and by diffusers' pipeline of its mode."""
     nets = nets or {}
     sources = {name: Weights(source=str(net)) for name, net in nets.items()}
-    engine = Engine(Model(base=str(base), batch=BATCH, controlnets=sources, dtype=dtype), JOB_SEED, Roots((str(folder),)))  # noqa: F811
+    engine = Engine(Model(base=str(base), batch=BATCH, controlnets=sources, dtype=dtype), JOB_SEED, Roots((str(folder),)))
     guided = engine.path._guided(Job(Placed(0, request(**values)), Conditioning(), 0, 0))
     # A candidate without guidance takes one row of the denoiser's batch, which then holds twice as many.
     number = BATCH if guided else 2 * BATCH
@@ -40,20 +31,15 @@ def check(folder, base, nets=None, dtype="float32", family="StableDiffusion", **
     np.testing.assert_array_equal(pixels(render(engine, wanted)[0]), theirs)
 
 
-@pytest.fixture(scope="module")
-def models(folder):  # noqa: F811
-    return {name: make(folder / f"equal-{name}") for name, make in MODELS.items()}
-
-
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_allowed_scheduler_makes_the_bits_of_diffusers(engine, folder, scheduler):  # noqa: F811
+def test_every_allowed_scheduler_makes_the_bits_of_diffusers(engine, folder, scheduler):
     wanted = request(candidates=BATCH, scheduler=scheduler, steps=4, **{"mode": "img2img", **MODES["img2img"]})
     theirs = render_plain(wanted, BATCH, folder / "sd", {}, folder)
     np.testing.assert_array_equal(pixels(render(engine, wanted)[0]), theirs)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_makes_the_bits_of_diffusers_in_bf16(folder, mode):  # noqa: F811
+def test_every_mode_makes_the_bits_of_diffusers_in_bf16(folder, mode):
     nets = {name: folder / name for name in ("canny", "seg")} if "control" in mode else {}
     check(folder, folder / "sd", nets, "bfloat16", **{"mode": mode, **MODES[mode]})
 
@@ -73,22 +59,22 @@ def test_every_mode_makes_the_bits_of_diffusers_in_bf16(folder, mode):  # noqa: 
         ("sdxl", "inpaint", {"guidance_rescale": 0.7, "scheduler": "unipc"}),
     ],
 )
-def test_every_kind_of_unet_makes_the_bits_of_diffusers(models, folder, model, mode, values):  # noqa: F811
+def test_every_kind_of_unet_makes_the_bits_of_diffusers(made, folder, model, mode, values):
     family = "StableDiffusionXL" if model == "sdxl" else "StableDiffusion"
-    check(folder, models[model], family=family, **{"mode": mode, **MODES[mode], **values})
+    check(folder, made(model), family=family, **{"mode": mode, **MODES[mode], **values})
 
 
-def test_the_embedded_family_makes_the_bits_of_diffusers(folder):  # noqa: F811
+def test_the_embedded_family_makes_the_bits_of_diffusers(folder):
     weights = ROOT / "embedded" / "weights"
     nets = {name: weights / f"controlnet-{name}" for name in ("canny", "seg")}
     check(folder, weights / "pipeline", nets, **{"mode": "controlnet_inpaint", **MODES["controlnet_inpaint"], "steps": 2})
 
 
 @pytest.mark.parametrize(("model", "controls"), [("sd", True), ("nine", False), ("sdxl", False)])
-def test_guidance_is_rescaled_in_those_modes_whose_pipelines_can(models, folder, model, controls):  # noqa: F811
+def test_guidance_is_rescaled_in_those_modes_whose_pipelines_can(made, folder, model, controls):
     nets = {"canny": Weights(source=str(folder / "canny"))} if controls else {}
-    config = Model(base=str(models[model]), batch=BATCH, controlnets=nets)
-    engine, facts = Engine(config, JOB_SEED, Roots((str(folder),))), read_facts(config)  # noqa: F811
+    config = Model(base=str(made(model)), batch=BATCH, controlnets=nets)
+    engine, facts = Engine(config, JOB_SEED, Roots((str(folder),))), read_facts(config)
     can = [
         mode
         for mode in facts.modes

@@ -12,8 +12,8 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.work.errors import ModelError
+from tests.pipelines.engines import model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
-from tests.pipelines.rendering.test_engine import engine, folder, model_of, pixels, render  # noqa: F401 (fixtures)
 
 IS_ON = {
     "attention": lambda module: {type(one) for one in module.attn_processors.values()} == {AttnProcessor},
@@ -24,7 +24,7 @@ SWITCHES = [{"attention": "plain"}, {"channels_last": True}, {"compile": True}]
 
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=str)
-def test_with_any_kernels_an_image_is_the_one_rendered_alone_and_nearly_the_usual_one(engine, folder, switch):  # noqa: F811
+def test_with_any_kernels_an_image_is_the_one_rendered_alone_and_nearly_the_usual_one(engine, folder, switch):
     other = Engine(model_of(folder, kernels=Kernels(**switch)), JOB_SEED, Roots((str(folder),)))
     for module in (other.model.denoiser, *other.model.controlnets.values()):
         assert IS_ON[next(iter(switch))](module)
@@ -37,7 +37,7 @@ def test_with_any_kernels_an_image_is_the_one_rendered_alone_and_nearly_the_usua
         assert np.abs(np.array(made, int) - pixels(render(engine, one)[0])).max() <= 2
 
 
-def test_a_compiled_block_is_compiled_once_for_a_shape(folder):  # noqa: F811
+def test_a_compiled_block_is_compiled_once_for_a_shape(folder):
     compiled = Engine(model_of(folder, kernels=Kernels(compile=True)), JOB_SEED, Roots((str(folder),)))
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     # Of a size that no other test has, so that there is something to compile.
@@ -48,7 +48,7 @@ def test_a_compiled_block_is_compiled_once_for_a_shape(folder):  # noqa: F811
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
-def test_what_this_machine_cannot_do_is_one_line(folder, monkeypatch):  # noqa: F811
+def test_what_this_machine_cannot_do_is_one_line(folder, monkeypatch):
     cpu = torch.device("cpu")
     with pytest.raises(ModelError, match=r"^model\.kernels\.fp8 needs "):
         put_on(Kernels(fp8=True), [torch.nn.Linear(1, 1)], cpu)

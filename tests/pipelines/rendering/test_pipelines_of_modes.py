@@ -11,7 +11,6 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.families import class_for, tables
 from promptmill.pipelines.rendering.loading import load_model, made_of
 from promptmill.pipelines.work.errors import ModelError
-from tests.pipelines import tiny
 
 AUTO = {
     "txt2img": AutoPipelineForText2Image,
@@ -23,21 +22,21 @@ AUTO = {
 }
 
 
-@pytest.mark.parametrize("family", [tiny.stable_diffusion, tiny.sdxl, tiny.flux, tiny.inpainting])
-def test_each_mode_has_the_class_the_components_and_the_config_that_the_auto_classes_give_it(family, tmp_path):
-    base = family(tmp_path / "base")
-    nets = {} if family is tiny.flux else {"canny": Weights(source=str(tiny.controlnet(tmp_path / "net")))}
+@pytest.mark.parametrize("family", ["sd", "sdxl", "flux", "nine"])
+def test_each_mode_has_the_class_the_components_and_the_config_that_the_auto_classes_give_it(family, folder, made):
+    base = made(family)
+    nets = {} if family == "flux" else {"canny": Weights(source=str(folder / "canny"))}
     model = Model(base=str(base), controlnets=nets)
     loaded, facts = load_model(model), read_facts(model)
     assert type(loaded.base) is type(AUTO[facts.modes[0]].from_pretrained(str(base)))
     for mode in facts.modes:
         parts = {"controlnet": loaded.controlnets["canny"]} if mode.startswith("controlnet") else {}
-        made, theirs = made_of(loaded.base, mode, parts), AUTO[mode].from_pipe(loaded.base, **parts)
-        assert type(made) is type(theirs)
-        assert dict(made.config) == dict(theirs.config)
-        assert made.components.keys() == theirs.components.keys()
+        ours, theirs = made_of(loaded.base, mode, parts), AUTO[mode].from_pipe(loaded.base, **parts)
+        assert type(ours) is type(theirs)
+        assert dict(ours.config) == dict(theirs.config)
+        assert ours.components.keys() == theirs.components.keys()
         # Processors are made by each pipeline for itself; what holds weights is the same object.
-        assert all(made.components[name] is part for name, part in theirs.components.items() if hasattr(part, "state_dict"))
+        assert all(ours.components[name] is part for name, part in theirs.components.items() if hasattr(part, "state_dict"))
 
 
 def test_every_family_has_a_class_for_each_of_its_modes_and_none_for_others():

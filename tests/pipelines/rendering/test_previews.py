@@ -8,17 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from promptmill.configs.own_files import ROOT
 from promptmill.configs.schedulers import SCHEDULERS
-from promptmill.configs.schema import Model, Weights
-from promptmill.manifests.images import Roots
-from promptmill.pipelines.rendering.batches import Batches
-from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.previews import ending_after, predicted
 from promptmill.pipelines.work.units import Placed, Unit
-from tests.pipelines import tiny
-from tests.pipelines.plain import JOB_SEED, MODES, request
-from tests.pipelines.rendering.test_engine import engine, folder, model_of  # noqa: F401 (fixtures)
+from tests.pipelines.plain import MODES, request
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 UNCLIPPED = ("ddim", "ddpm", "lcm")  # that would else clip latents to -1 … 1, as if they were pictures
@@ -62,14 +55,6 @@ def test_what_a_model_predicts_that_nobody_knows_is_an_error():
         predicted(scheduler, torch.ones(1), 0, torch.ones(1), (torch.ones(1),))
 
 
-@pytest.fixture(scope="module")
-def shapes(folder):  # noqa: F811
-    """The embedded family, whose pictures become something."""
-    weights = ROOT / "embedded" / "weights"
-    nets = {name: Weights(source=str(weights / f"controlnet-{name}")) for name in ("canny", "seg")}
-    return Engine(Model(base=str(weights / "pipeline"), batch=4, controlnets=nets), JOB_SEED, Roots((str(folder),)))
-
-
 def unit_of(*some):
     return Unit(0, 0, tuple(replace(placed, row=row) for row, placed in enumerate(some)))
 
@@ -79,17 +64,15 @@ def made_of(outcome):
     return outcome.candidates
 
 
-@pytest.mark.parametrize("path", ["slots", "fixed batches", "another family"])
-def test_a_preview_costs_the_steps_that_were_rendered_and_finals_beside_it_are_what_they_are_alone(engine, folder, path):  # noqa: F811
+@pytest.fixture(params=["engine", "fixed_batches", "flux"])
+def any_path(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_a_preview_costs_the_steps_that_were_rendered_and_finals_beside_it_are_what_they_are_alone(any_path):
     wanted = request(steps=8, candidates=3, scheduler="euler")
-    if path == "another family":
-        engine = Engine(model_of(folder, base=str(tiny.flux(folder / "previewed")), controlnets={}), JOB_SEED, Roots(()))
-    elif path == "fixed batches":
-        engine = Engine(model_of(folder), JOB_SEED, Roots((str(folder),)))
-        engine.path.close()
-        engine.path = Batches(engine.model, engine.text, 3)
-    alone = made_of(engine.render(unit_of(Placed(0, wanted))).outcomes[0])
-    early, final, late = engine.render(
+    alone = made_of(any_path.render(unit_of(Placed(0, wanted))).outcomes[0])
+    early, final, late = any_path.render(
         unit_of(Placed(0, wanted, preview=2), Placed(1, wanted), Placed(2, wanted, preview=6))
     ).outcomes
     for before, after in zip(alone, made_of(final), strict=True):

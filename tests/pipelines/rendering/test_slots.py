@@ -11,8 +11,8 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.work.units import Placed, Unit
+from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
-from tests.pipelines.rendering.test_engine import BATCH, engine, folder, model_of, pixels, render  # noqa: F401 (fixtures)
 
 REQUESTS = st.builds(
     lambda mode, seed, **values: request(seed=seed, prompt=f"a circle {seed}", **{"mode": mode, **MODES[mode], **values}),
@@ -28,14 +28,14 @@ REQUESTS = st.builds(
 
 @settings(max_examples=12)
 @given(st.lists(REQUESTS, min_size=2, max_size=6))
-def test_in_any_mixture_each_image_is_the_one_rendered_alone(engine, some):  # noqa: F811
+def test_in_any_mixture_each_image_is_the_one_rendered_alone(engine, some):
     some = [replace(one, id=str(i)) for i, one in enumerate(some)]
     alone = [pixels(render(engine, one)[0]) for one in some]
     for outcome, wanted in zip(render(engine, *some), alone, strict=True):
         np.testing.assert_array_equal(pixels(outcome), wanted)
 
 
-def test_units_from_several_threads_share_the_batch_and_keep_their_bits(engine):  # noqa: F811
+def test_units_from_several_threads_share_the_batch_and_keep_their_bits(engine):
     units = [Unit(0, n, tuple(Placed(row, request(f"{n}-{row}", steps=3 + n)) for row in range(3))) for n in range(2)]
     alone = [engine.render(unit).outcomes for unit in units]
     calls = engine.path.denoiser.calls
@@ -56,7 +56,7 @@ def test_units_from_several_threads_share_the_batch_and_keep_their_bits(engine):
     assert engine.path.denoiser.calls - calls - apart <= apart
 
 
-def test_a_mixed_queue_keeps_the_batch_full(engine):  # noqa: F811
+def test_a_mixed_queue_keeps_the_batch_full(engine):
     slots: Slots = engine.path
     slots.denoiser.calls = slots.denoiser.rows = 0
     modes = ["txt2img", "img2img", "inpaint"]
@@ -69,7 +69,7 @@ def test_a_mixed_queue_keeps_the_batch_full(engine):  # noqa: F811
 
 
 @pytest.fixture
-def breaking(engine, monkeypatch):  # noqa: F811
+def breaking(engine, monkeypatch):
     """An engine in which requests by LMS raise at their first step."""
     real = engine.model.scheduler
 
@@ -87,7 +87,7 @@ def breaking(engine, monkeypatch):  # noqa: F811
     return engine
 
 
-def test_a_request_that_raises_in_the_middle_leaves_its_neighbours_their_bits(engine, breaking):  # noqa: F811
+def test_a_request_that_raises_in_the_middle_leaves_its_neighbours_their_bits(engine, breaking):
     some = [request(f"r{i}", steps=3 + i, scheduler="ddim") for i in range(3)]
     calm = [pixels(outcome) for outcome in render(engine, *some)]
     broken = request("broken", scheduler="lms", candidates=2)
@@ -123,7 +123,7 @@ class LateCopy:
         self.waited = True
 
 
-def test_the_denoiser_goes_on_while_images_are_copied(folder, monkeypatch):  # noqa: F811
+def test_the_denoiser_goes_on_while_images_are_copied(folder, monkeypatch):
     slots = Engine(model_of(folder), JOB_SEED, Roots((str(folder),)))
     some = [request(f"r{i}", steps=3 + i % 3, seed=i) for i in range(6)]
     usual = [pixels(outcome) for outcome in render(slots, *some)]

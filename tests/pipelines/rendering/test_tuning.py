@@ -5,9 +5,8 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.rendering.tuning import Trial, choose, tune
 from promptmill.pipelines.work.units import Placed
-from tests.pipelines import tiny
+from tests.pipelines.engines import model_of
 from tests.pipelines.plain import JOB_SEED, MODES, request
-from tests.pipelines.rendering.test_engine import folder, model_of  # noqa: F401 (a fixture)
 
 
 def test_the_smallest_batch_that_is_about_as_fast_as_the_best_pays():
@@ -17,7 +16,7 @@ def test_the_smallest_batch_that_is_about_as_fast_as_the_best_pays():
         choose([Trial(1, None)])
 
 
-def test_batches_are_tried_on_the_real_model_until_one_does_not_fit(folder, monkeypatch):  # noqa: F811
+def test_batches_are_tried_on_the_real_model_until_one_does_not_fit(folder, monkeypatch):
     real = Slots.step
 
     def step(self):
@@ -33,15 +32,15 @@ def test_batches_are_tried_on_the_real_model_until_one_does_not_fit(folder, monk
     assert tuned.batch in (1, 2)
 
 
-def test_a_request_that_cannot_be_rendered_says_so(folder):  # noqa: F811
+def test_a_request_that_cannot_be_rendered_says_so(folder):
     placed = Placed(0, request(mode="img2img", init_image="cut.png", strength=0.5))
     with pytest.raises(ValueError, match=r"init_image: cut\.png"):
         tune(model_of(folder), placed, JOB_SEED, Roots((str(folder),)))
 
 
-def test_a_family_is_timed_on_the_path_that_renders_it(folder, monkeypatch):  # noqa: F811
+def test_a_family_is_timed_on_the_path_that_renders_it(folder, made, monkeypatch):
     monkeypatch.setattr(Slots, "step", None)
-    model = model_of(folder, base=str(tiny.flux(folder / "flux-tuned")), controlnets={})
+    model = model_of(folder, base=str(made("flux")), controlnets={})
     placed = Placed(0, request(width=16, height=16, scheduler="euler", guidance_scale=1.0))
     tuned = tune(model, placed, JOB_SEED, Roots((str(folder),)), batches=(1, 2))
     assert [trial.batch for trial in tuned.trials if trial.images_s] == [1, 2]

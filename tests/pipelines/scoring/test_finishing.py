@@ -8,9 +8,11 @@ from PIL import Image
 
 from promptmill.configs.columns import EMBEDDING, always
 from promptmill.configs.loading import load
+from promptmill.configs.parameters import Growing
 from promptmill.manifests.carried import arrow_types
-from promptmill.pipelines.scoring.finishing import finish
+from promptmill.pipelines.scoring.finishing import Onward, finish
 from promptmill.pipelines.work.metadata_rows import ranking_columns
+from promptmill.pipelines.work.passes import begin
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Placed, Unit
@@ -79,6 +81,17 @@ def test_of_the_same_picture_twice_one_is_kept_and_the_other_says_of_which_it_is
     assert table["status"].to_pylist() == ["rejected", "kept"]
     assert table["rejected_for"].to_pylist() == ["near_duplicate", None]
     assert table["near_duplicate_of"].to_pylist() == [1, None]
+
+
+@pytest.mark.parametrize(("floor", "grows"), [(25, False), (35, True)])
+def test_a_request_grows_on_past_images_that_are_good_enough_but_break_a_limit(floor, grows):
+    growing = Growing(start=1, max=2, until_score=20)
+    placed = Placed(0, dataclasses.replace(request("a", candidates=2), growing=growing))
+    unit = Unit(0, 0, (placed,), course=begin({0: placed.request}, ()))
+    made = Rendered((Outcome(0, (Candidate(0, 0, np.zeros((8, 8, 3), np.uint8), 1),)),))
+    config = load("embedded", [f"ranking.min_score={floor}"])
+    done = finish(unit, made, Saying(scored(30.0)), Recipe(config, schema({}, 2, growing=True), growing=True))
+    assert isinstance(done, Onward) == grows
 
 
 def test_without_scorers_and_diversity_the_columns_are_as_ever():
