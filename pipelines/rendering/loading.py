@@ -5,9 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Adapter, Model, Weights
@@ -16,7 +14,9 @@ from promptmill.pipelines.models.compatibility import VAE, class_named
 from promptmill.pipelines.models.families import class_for
 from promptmill.pipelines.models.sources import adapter_file, local_folder
 from promptmill.pipelines.rendering.kernels import put_on
+from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.lean_imports import lean_imports
 
 
 @dataclass
@@ -62,7 +62,7 @@ class LoadedModel:
         if self._scheduler_config["_class_name"].startswith("FlowMatch"):
             return type(self.base.scheduler).from_config(self._scheduler_config)
         kind = SCHEDULERS[name]
-        return getattr(diffusers, kind.class_name).from_config(self._scheduler_config, **kind.options)
+        return of_diffusers(kind.class_name).from_config(self._scheduler_config, **kind.options)
 
     def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
         """Switch these LoRAs on, by name and scale, and all others off."""
@@ -86,7 +86,7 @@ def made_of(base: Any, mode: str, parts: Mapping[str, Any]) -> Any:
         mode: That the pipeline is for.
         parts: Components beside those of `base`, by name.
     """
-    kind = getattr(diffusers, class_for(type(base).__name__, mode))
+    kind = of_diffusers(class_for(type(base).__name__, mode))
     wanted, optional = kind._get_signature_keys(kind)
     config = dict(base.config)
     name = config.pop("_name_or_path", None)
@@ -125,11 +125,11 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         kind = class_named(model.vae, VAE)
         if not hasattr(diffusers, kind):
             raise ModelError(f"{model.vae.source}: is a {kind}, which diffusers {diffusers.__version__} does not have")
-        parts["vae"] = _load(getattr(diffusers, kind).from_pretrained, model.vae, dtype)
+        parts["vae"] = _load(of_diffusers(kind).from_pretrained, model.vae, dtype)
     if facts.safety_checker and not model.safety_checker:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     # From text to images, but for what cannot: an inpainting model (more channels in than latents have), one that edits images.
-    pipeline = getattr(diffusers, class_for(facts.pipeline, facts.modes[0]))
+    pipeline = of_diffusers(class_for(facts.pipeline, facts.modes[0]))
     base = _load(
         pipeline.from_pretrained, Weights(source=model.base, revision=model.revision, variant=model.variant), dtype, **parts
     )
@@ -144,7 +144,7 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     for lora in model.loras:
         _load(base.load_lora_weights, lora, None, adapter_name=lora.name)
     controlnets = {
-        name: _load(diffusers.ControlNetModel.from_pretrained, w, dtype).to(device) for name, w in model.controlnets.items()
+        name: _load(of_diffusers("ControlNetModel").from_pretrained, w, dtype).to(device) for name, w in model.controlnets.items()
     }
     base.to(device)
     loaded = LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config))
@@ -166,7 +166,8 @@ def _load(loader: Callable[..., Any], weights: Weights, dtype: torch.dtype | Non
     if weights.revision:
         options["revision"] = weights.revision
     try:
-        return loader(str(place or weights.source), use_safetensors=True, **options)
+        with lean_imports():
+            return loader(str(place or weights.source), use_safetensors=True, **options)
     except Exception as error:  # the loaders raise nearly anything; each means that this model cannot be had
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{weights.source}: cannot be loaded: {reason or type(error).__name__}") from error

@@ -10,7 +10,7 @@ from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import CLIP, HeadScorer, OpenClipScorer
 from promptmill.pipelines.scoring.clip import Clip, load_clip, load_open_clip
 from promptmill.pipelines.scoring.heads import Head, load_head
-from promptmill.pipelines.scoring.preferences import load_preference
+from promptmill.pipelines.work.lean_imports import lean_imports
 from promptmill.pipelines.work.results import Scored
 from promptmill.pipelines.work.turns import COMPUTING
 
@@ -60,7 +60,7 @@ def load_scorers(ranking: Ranking, device: torch.device | str, threads: int | No
     Raises:
         ModelError: One line on what is missing or cannot be loaded, and what would do.
     """
-    with COMPUTING:
+    with COMPUTING, lean_imports():
         return _load_scorers(ranking, device, threads)
 
 
@@ -74,5 +74,8 @@ def _load_scorers(ranking: Ranking, device: torch.device | str, threads: int | N
         elif isinstance(scorer, OpenClipScorer):
             models[scorer.name] = load_open_clip(scorer, device, ranking.batch)
         else:
+            # What loads these imports much that no other scorer needs.
+            from promptmill.pipelines.scoring.preferences import load_preference
+
             models[scorer.name] = load_preference(scorer, ranking.batch, device)
     return Scorers(clip, models, heads)
