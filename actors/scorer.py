@@ -52,14 +52,17 @@ class Scorer:
             earlier: Called once the unit is at its end: what its passes before have left for it.
 
         Returns:
-            The receipt; or, of a unit that has to pass again, how it goes on. Then nothing is written.
+            The receipt; or, of a unit that has to pass again, how it goes on. Then only a durable pass is written.
 
         Raises:
             StorageError: The part cannot be written, which is no fault of the unit.
+            PartError: What an earlier pass left is broken or gone.
         """
-        from promptmill.pipelines.scoring.finishing import Onward, finish
+        from promptmill.pipelines.scoring.durable_passes import finish_durably
+        from promptmill.pipelines.scoring.finishing import Onward
 
-        finished = finish(unit, rendered, self._scorers, self._facts, earlier)
+        where = self._output, self._form, self._fingerprint
+        finished = finish_durably(unit, rendered, self._scorers, self._facts, earlier, *where)
         if isinstance(finished, Onward):
             return finished
         started = time.monotonic()

@@ -3,7 +3,6 @@
     python -m benchmarks.engine                       # all three, minutes on two cores
     python -m benchmarks.engine uniform               # requests that differ in prompt and seed only
     python -m benchmarks.engine mixed --requests 600  # shuffled steps, guidance, schedulers and modes
-    python -m benchmarks.engine giving-up             # half of the candidates given up half-way
 
 The alternative gets perfectly sorted groups: everything that can share a pipeline call does. It runs at the same batch size, padded
 to it and at each group's natural size; the faster of the two counts. Repeats are interleaved, and figures are medians. Images are
@@ -29,7 +28,7 @@ from promptmill.pipelines.rendering.batches import Batches
 from promptmill.pipelines.rendering.calls import call, candidate
 from promptmill.pipelines.rendering.loading import LoadedModel, load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
-from promptmill.pipelines.rendering.slots import Slots, keep_all
+from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.results import Candidate
 from promptmill.pipelines.work.units import Placed, bucket_of
@@ -199,35 +198,6 @@ def mixed(requests: int, repeats: int, padded: bool, batch: int, threads: int) -
     groups = len({bucket_of(job.request) for job in jobs})
     click.echo(f"mixed: {requests} requests in {groups} groups, batch {batch}, {threads} threads, {repeats} repeats")
     compare(model_of(batch, threads), jobs, repeats, padded)
-
-
-@main.command(name="giving-up")
-@click.option("--requests", default=32, show_default=True)
-@click.option("--repeats", default=3, show_default=True)
-@BATCH
-@THREADS
-def giving_up(requests: int, repeats: int, batch: int, threads: int) -> None:
-    """Half of the candidates given up half-way."""
-    jobs = as_jobs([request(i, candidates=4) for i in range(requests)])
-    model = model_of(batch, threads)
-    half = {True: lambda job, steps: job.index % 2 == 1 and steps == job.request.steps // 2, False: keep_all}
-    runs = {
-        gives: Contender(model, lambda loaded, text, gives=gives: Slots(loaded, text, batch, half[gives]))  # type: ignore[misc]
-        for gives in half
-    }
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    price = {}
-    for contender in runs.values():
-        contender.render(jobs[:batch])
-    for _ in range(repeats):
-        for gives, contender in runs.items():
-            spent, made = contender.render(jobs)
-            seconds[gives].append(spent)
-            price[gives] = sum(one.evaluations for one in made.values())
-    saved = 1 - statistics.median(seconds[True]) / statistics.median(seconds[False])
-    click.echo(f"giving up: {len(jobs)} candidates, every second after half of its 20 steps, batch {batch}, {threads} threads")
-    click.echo(f"  evaluations {price[True]:,} of {price[False]:,}: {100 * (1 - price[True] / price[False]):.2f}% saved")
-    click.echo(f"  wall time   {100 * saved:.1f}% saved (medians of {repeats} interleaved repeats)")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python -m benchmarks.fuzz_readers --case 1234       # one of them again, with its traceback
 
 Each case forges one to three files of a small dataset (see `forging`) and has some of the commands and readers look at it, in a
-process of its own batch. A case fails where one of them ends in a traceback, prints a control character, takes more than a minute,
-or has more than 1 GB of memory.
+process of its own batch. Commands that render do so without Ray and models (see `stand_ins`). A case fails where one of them ends
+in a traceback, prints a control character, takes more than a minute, or has more than 1 GB of memory.
 """
 
 import contextlib
@@ -33,6 +33,7 @@ import click
 from click.testing import CliRunner
 
 from benchmarks.forging import forge
+from benchmarks.stand_ins import no_rendering
 from promptmill.jobs.calibration.trials import Notes
 from promptmill.jobs.cli import main as promptmill
 from promptmill.jobs.figures.ranked import look_back
@@ -54,6 +55,8 @@ RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 FORGING_S = 4  # of one forgery
 LOOKS = 8  # at each case
+PLANNED = ("shards.size=8", "defaults.candidates=2", "shards.embeddings=all")  # the settings of the dataset that is forged
+SETTINGS = tuple(word for setting in PLANNED for word in ("--set", setting))
 
 
 class HungError(BaseException):
@@ -69,7 +72,7 @@ def make(folder: str) -> None:
     from tests.jobs.datasets import planned_dataset
     from tests.shards.made import shard, write_parts
 
-    plan, output = planned_dataset(Path(folder), "shards.embeddings=all")
+    plan, output = planned_dataset(Path(folder), *PLANNED)
     out = Path(output)
     rows = shard(0).parts
     form = plan.form
@@ -93,7 +96,8 @@ def _lookers() -> dict[str, Callable[[str, Path], object]]:
     def command(*arguments: str) -> Callable[[str, Path], None]:
         def look(output: str, folder: Path) -> None:
             given = [one.replace("OUT", output).replace("TO", str(folder)) for one in arguments]
-            done = CliRunner().invoke(promptmill, given)
+            with no_rendering(json.loads((folder / "hardware.json").read_bytes())):
+                done = CliRunner().invoke(promptmill, given)
             if done.exception is not None and not isinstance(done.exception, SystemExit):
                 raise done.exception
             if raw := RAW.search(done.output):
@@ -102,6 +106,12 @@ def _lookers() -> dict[str, Callable[[str, Path], object]]:
                 raise AssertionError(f"exit {done.exit_code}")
 
         return look
+
+    def rest(output: str, folder: Path) -> None:
+        """Run a dataset that lacks a shard, as a run leaves it that was cut off."""
+        for name in ("commits/000001.json", "data/000001.tar", "index.json", "_SUCCESS"):
+            (Path(output) / name).unlink(missing_ok=True)
+        run(output, folder)
 
     def refusing(*errors: type[Exception]) -> Callable[[Callable[[str], object]], Callable[[str, Path], None]]:
         def of(read: Callable[[str], object]) -> Callable[[str, Path], None]:
@@ -147,7 +157,16 @@ def _lookers() -> dict[str, Callable[[str, Path], object]]:
         clear(output, [problem for problem in verify(output) if not isinstance(problem, Verified)])
 
     bounded = (PlanError, CommitError, OSError)
+    run = command("run", "embedded", "--out", "OUT", "--set", "manifest=TO/manifest.jsonl", *SETTINGS)
     return {
+        "run": run,
+        "run of the rest": rest,
+        "run --retry-failed": command(
+            "run", "embedded", "--out", "OUT", "--set", "manifest=TO/manifest.jsonl", *SETTINGS, "--retry-failed"
+        ),
+        "regenerate": command("regenerate", "OUT", "000000-00001-0000", "--to", "TO/made.png"),
+        "regenerate what failed": command("regenerate", "OUT", "000001-00001-0001"),
+        "verify --repair": command("verify", "OUT", "--repair"),
         "status": command("status", "OUT"),
         "status --json": command("status", "OUT", "--json"),
         "verify": command("verify", "OUT"),
@@ -182,7 +201,11 @@ LATE = (
     "sharing.preference_pairs",
     "sharing.row_files",
     "showing.contact_sheet",
+    "running.run",
     "showing.summary",
+    "verifying.mending",
+    "verifying.regenerate",
+    "verifying.repair_limits",
 )
 for late in LATE:
     importlib.import_module(f"promptmill.jobs.{late}")
@@ -199,6 +222,8 @@ def case(base: Path, seed: str, number: int, whole: bool = False) -> dict[str, A
     with tempfile.TemporaryDirectory(prefix="promptmill-fuzz-", dir=MEMORY) as name:
         out = Path(name) / "out"
         shutil.copytree(base / "out", out)
+        shutil.copy(base / "manifest.jsonl", name)
+        (Path(name) / "hardware.json").write_text(json.dumps(read_hardware(str(base / "out"))))
         # What takes long to forge, or dies of its own size, is looked at as far as it has come.
         forged = _apart(lambda: _forged(out, rng))
         looks = random.Random(f"{seed} {number} looks").sample(sorted(LOOKERS), LOOKS)

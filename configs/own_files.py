@@ -7,3 +7,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "configs" / "presets"
 PROJECT = ROOT / "pyproject.toml"
 LOCK = ROOT / "requirements.lock"
+
+
+def pins(lock: str) -> list[str]:
+    """Return the requirements, name==version, that the text of a lock file pins."""
+    lines = (line.split("#")[0].split(";")[0].strip() for line in lock.splitlines())
+    return [line for line in lines if line]

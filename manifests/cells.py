@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from promptmill.configs.parquet_footers import check_chunks
 from promptmill.manifests.files import open_file, system_of
 from promptmill.manifests.roots import IN_FILE
 
@@ -93,6 +94,7 @@ def _column(file: str, version: str, group: int, root: str) -> pyarrow.ChunkedAr
     """Return a row group's cells of one column; rows that are read in order read each row group once."""
     with open_file(file) as stream:
         table = pyarrow.parquet.ParquetFile(stream)
+        check_chunks(table.metadata)
         facts = table.metadata.row_group(group)
         chunks = [facts.column(i) for i in range(facts.num_columns)]
         claimed = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == root)

@@ -8,6 +8,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from promptmill.configs.errors import shown
+from promptmill.configs.parquet_footers import check_chunks
 from promptmill.manifests.cells import IMAGE_COLUMNS, PLAIN_IMAGE, address, is_image
 from promptmill.manifests.own_outputs import as_input, is_output
 from promptmill.manifests.roots import MAX_BYTES
@@ -40,6 +41,7 @@ def read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
     # As dictionaries, a long text that many rows share is in memory once.
     table = pyarrow.parquet.ParquetFile(stream, metadata=table.metadata, read_dictionary=texts)
     images = {} if made_here else {field.name: field.type for field in form if field.name in IMAGE_COLUMNS and is_image(field.type)}
+    check_chunks(table.metadata)
     number = 0
     for group in range(table.metadata.num_row_groups):
         facts = table.metadata.row_group(group)

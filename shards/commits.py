@@ -13,6 +13,7 @@ from promptmill.shards.outcomes import as_sum, settled, without_rare
 from promptmill.shards.storage import TooLargeError, get_small, join, names, put_if_absent
 
 NAME = re.compile(r"([0-9]{6,9})(?:\.([0-9]{1,4}))?")
+MOST_GENERATION = 9_999  # as NAME has it; a run removes what is left of all generations before the one that it commits
 MOST_BYTES = 2**16  # of a record
 HASH = re.compile(r"[0-9a-f]{64}")  # SHA-256, which fingerprints are, too
 READERS = 16  # records under way at a time: on a remote storage each is a round trip

@@ -397,3 +397,17 @@ def hold(
             yield lease
         finally:
             lease._release(tell)
+
+
+def await_holder(output: str, wait_s: float, say: Callable[[str], None]) -> None:
+    """Wait for whoever writes an output; that of a dead one on another machine looks alive until its lease expires.
+
+    Args:
+        output: The dataset's URI.
+        wait_s: Seconds to wait at the most.
+        say: Told at every look who holds the output.
+    """
+    until = time.monotonic() + wait_s
+    while time.monotonic() < until and (holder := holder_of(output)) is not None:
+        say(f"waiting for {holder}")
+        time.sleep(min(5.0, max(0.0, until - time.monotonic())))

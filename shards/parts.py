@@ -8,12 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from promptmill.shards.bounded_parquet import read_parquet
+from promptmill.shards.bounded_parquet import MiB, read_parquet
 from promptmill.shards.storage import delete, get, join, put
 from promptmill.shards.tables import IMAGE, make_table
 
 # A page holds this many rows or more; with megabytes a row, the default of 1,024 makes pages beyond Parquet's 2 GiB.
 ROWS_A_PAGE = 16
+
+MOST_IMAGE = 256 * MiB  # bytes of an image file; the pixels of the largest that a row may ask for are 192
 
 DIGEST = hashlib.sha256
 END = b"PAR1"
@@ -76,7 +78,7 @@ def read_part(output: str, name: str, form: pa.Schema, fingerprint: str) -> pa.T
     if not _is_sealed(content):
         raise PartError(f"{uri}: truncated or altered")
     try:
-        table = read_parquet(content)
+        table = read_parquet(content, cells={IMAGE: MOST_IMAGE})
     except ValueError as error:
         raise PartError(f"{uri}: {error}") from None
     wanted = _with_image(form)

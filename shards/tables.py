@@ -34,6 +34,18 @@ FOUND_KIND = pa.struct(
     ]
 )
 
+PASSED = "promptmill.pass"  # the column of parts that passes leave: what goes on of a candidate, exactly
+PASSED_KIND = pa.struct(
+    [
+        ("draft", pa.int32()),
+        ("score", pa.float64()),
+        ("embedding", pa.list_(pa.float32())),
+        ("hash", pa.uint64()),
+        ("colours", pa.list_(pa.int16())),
+        ("images", pa.map_(pa.string(), pa.string())),
+    ]
+)
+
 # In the order in which they stand; times and hosts do not belong here, since they differ between runs.
 COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
@@ -122,6 +134,14 @@ def schema(
 def slice_form(form: pa.Schema) -> pa.Schema:
     """Return the schema of what a slice of a request's candidates makes: that of the metadata, and what ranks a candidate."""
     return form.append(pa.field(FOUND, FOUND_KIND))
+
+
+def pass_form(form: pa.Schema) -> pa.Schema:
+    """Return the schema of what a pass leaves: of the metadata what rendering and scoring tell, and what ranks and what goes on."""
+    told = {"key", "candidate_index", "status", "error", "error_message", "width", "height", "seed", "prompt_truncated"}
+    told |= {"unet_evaluations", CLIP_SCORE, *ranking_names(form.names), "sha256", "pixel_sha256", "bytes", EMBEDDING}
+    fields = [field for field in form if field.name in told]
+    return pa.schema([*fields, pa.field(FOUND, FOUND_KIND), pa.field(PASSED, PASSED_KIND)])
 
 
 def ranking_names(columns: Sequence[str]) -> list[str]:

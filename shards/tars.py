@@ -76,19 +76,19 @@ def read_tar(content: bytes) -> Iterator[Sample]:
                     if files:
                         yield Sample(key, files)
                     if name in seen:
-                        raise TarError(f"{name}: its files do not stand together")
+                        raise TarError(f"{shown(name)}: its files do not stand together")
                     key, files = name, {}
                     seen.add(name)
                 if ending in files:
-                    raise TarError(f"{member.name}: occurs twice")
+                    raise TarError(f"{shown(member.name)}: occurs twice")
                 files[ending] = packed.read()
                 if len(files[ending]) != member.size:
-                    raise TarError(f"{member.name}: truncated")
+                    raise TarError(f"{shown(member.name)}: truncated")
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
     except TarError:
         raise
     except (tarfile.TarError, LookupError, ValueError, OverflowError, EOFError, OSError) as error:
-        raise TarError(f"cannot be read: {error}") from None
+        raise TarError(f"cannot be read: {shown(str(error))}") from None
     if files:
         yield Sample(key, files)
     # tarfile takes a broken header for the end; a whole tar closes with two empty blocks or more, and nothing else.

@@ -1,4 +1,4 @@
-"""Shows that promptmill has one name: in the repository, installed from a wheel, and beside whatever else is called as its folders are."""
+"""Shows that promptmill has one name, in the repository and installed, whatever else is called as its folders are."""
 
 import os
 import shutil

@@ -14,6 +14,8 @@ from promptmill.actors.flow.lanes import Again
 from promptmill.actors.flow.placement import Room, Seat
 from promptmill.actors.flow.workers import Loaded, Workers
 from promptmill.actors.generator import Generator
+from promptmill.actors.local_ray.memory_limits import REMEDY, KernelKills, memory_limit
+from promptmill.actors.local_ray.watch import ended_for_memory
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.scorer import Scorer
 from promptmill.pipelines.scoring.finishing import Onward
@@ -21,6 +23,7 @@ from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError, ModelEr
 from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
+from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError
 
 STEP_BACK_S = 60.0
@@ -87,6 +90,7 @@ class RayActor:
         call: What its work is.
         seat: Its place; one that was dismissed from it has died for no fault of what is in flight on it.
         gone: Told when its lane gives it up.
+        kills: Tells whether the kernel has ended a process for its memory; None where actors are on other machines.
     """
 
     def __init__(
@@ -95,8 +99,9 @@ class RayActor:
         call: Callable[..., Awaitable[Any]],
         seat: Seat | None = None,
         gone: Callable[[], object] = lambda: None,
+        kills: KernelKills | None = None,
     ):
-        self.handle, self._call, self._seat, self._gone = handle, call, seat, gone
+        self.handle, self._call, self._seat, self._gone, self._kills = handle, call, seat, gone, kills
 
     async def call(self, *work: Any) -> Any:
         try:
@@ -104,9 +109,9 @@ class RayActor:
         except exceptions.ObjectLostError as error:
             raise LostError(_reason(error)) from None
         except exceptions.OutOfMemoryError as error:
-            raise DiedError(f"{MEMORY}: {_reason(error)}") from None
+            raise DiedError(ended_for_memory(error)) from None
         except (exceptions.RayActorError, exceptions.WorkerCrashedError) as error:
-            raise DiedError(_reason(error), by_infrastructure=self._dismissed or _by_infrastructure(error)) from None
+            raise _died(error, self._dismissed, self._kills) from None
         except exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, exceptions.ObjectLostError):
@@ -114,7 +119,7 @@ class RayActor:
             if isinstance(cause, FatalError):
                 # The process lives, but must not go on: its lane replaces it as if it had died.
                 raise DiedError(_reason(cause), as_a_whole=str(cause).startswith(MISFIT)) from None
-            if isinstance(cause, StorageError):
+            if isinstance(cause, (StorageError, PartError)):
                 raise AbortError(str(cause)) from None  # no fact about this unit: the next one would fare no better
             raise cause from None
 
@@ -130,6 +135,14 @@ class RayActor:
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:500] if lines else type(error).__name__
+
+
+def _died(error: Exception, dismissed: bool, kills: KernelKills | None) -> DiedError:
+    """Return what to raise for a process that has ended: by its node, by the kernel since memory ran out, or by itself."""
+    by_infrastructure = dismissed or _by_infrastructure(error)
+    if not by_infrastructure and kills is not None and kills.recent():
+        return DiedError(f"{MEMORY}: the kernel has ended a process of this run (limit {memory_limit().text}); {REMEDY}")
+    return DiedError(_reason(error), by_infrastructure=by_infrastructure)
 
 
 def _by_infrastructure(error: Exception) -> bool:
@@ -150,13 +163,13 @@ async def _finish(handle: Any, unit: Unit, rendered: Any, earlier: tuple[Any, ..
     answer, waiting = handle.finish.remote(unit, rendered, [*earlier])
     said = await answer
     if isinstance(said, Course):
-        # Of drafts nothing is needed any more but their scores; what was rendered in full waits for the unit's end.
-        in_full = unit.course is not None and unit.course.in_full
-        return Again(replace(unit, course=said), waiting if in_full else None)
+        # Of drafts nothing is needed any more but their scores; what is in full waits for the unit's end, unless a part has it.
+        waits = unit.course is not None and unit.course.in_full and said.durable is None
+        return Again(replace(unit, course=said), waiting if waits else None)
     return said
 
 
-async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = None) -> None:
+async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = None, kills: KernelKills | None = None) -> None:
     """Have an actor load what it works with, and tell `loaded` what it says of itself.
 
     Raises:
@@ -173,6 +186,10 @@ async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = 
         if isinstance(cause, StorageError):
             raise AbortError(str(cause)) from None
         dismissed = seat is not None and seat.dismissed
+        if isinstance(error, exceptions.OutOfMemoryError):
+            raise DiedError(ended_for_memory(error)) from None
+        if cause is error:
+            raise _died(error, dismissed, kills) from None
         raise DiedError(_reason(cause or error), by_infrastructure=dismissed or _by_infrastructure(error)) from None
 
 
@@ -181,6 +198,10 @@ def _placed(handle: Any) -> "asyncio.Future[None]":
     placed = asyncio.ensure_future(handle.__ray_ready__.remote())
     placed.add_done_callback(lambda done: done.cancelled() or done.exception())
     return placed
+
+
+def _kills_here(recipe: Recipe) -> KernelKills | None:
+    return KernelKills() if recipe.facts.config.runtime.address in (None, "", "local") else None
 
 
 async def _wherever(start: Callable[[], Awaitable[RayActor]]) -> RayActor:
@@ -203,6 +224,7 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool
     Where it raises StepBackError, the actor goes and its lane waits; anything else that it raises ends the run.
     """
     config = recipe.facts.config
+    kills = _kills_here(recipe)
     options = {"num_cpus": sizes.generator_cpus, "num_gpus": sizes.generator_gpus, "max_concurrency": HANDS}
     kind = _generator(Generator)
 
@@ -214,14 +236,14 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool
         try:
             await asyncio.wait({_placed(handle)})
             room.generator_placed(seat)
-            await _load(handle, loaded, seat)
+            await _load(handle, loaded, seat, kills)
         except BaseException:
             # Cancelled while it waited, too: nobody would ever use it.
             ray.kill(handle)
             room.generator_gone(seat)
             raise
         room.generator_up(seat)
-        return RayActor(handle, _render, seat, lambda: room.generator_gone(seat))
+        return RayActor(handle, _render, seat, lambda: room.generator_gone(seat), kills)
 
     return Pool(lambda: _wherever(start), sizes.generators, HANDS, config.runtime.unit_deadline_s)
 
@@ -230,6 +252,7 @@ def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
     """The pool of CLIP actors; `loaded` as for generators."""
     options = {"num_cpus": sizes.scorer_cpus, "num_gpus": sizes.scorer_gpus}
     deadline = recipe.facts.config.runtime.unit_deadline_s
+    kills = _kills_here(recipe)
     kind = _scorer(Scorer)
 
     async def start() -> RayActor:
@@ -239,11 +262,11 @@ def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
         try:
             await room.scorer_waits(_placed(handle))
             had_place = True
-            await _load(handle, loaded)
+            await _load(handle, loaded, kills=kills)
         except BaseException:
             ray.kill(handle)
             room.scorer_gone(had_place)
             raise
-        return RayActor(handle, _finish, gone=lambda: room.scorer_gone(True))
+        return RayActor(handle, _finish, gone=lambda: room.scorer_gone(True), kills=kills)
 
     return Pool(lambda: _wherever(start), sizes.scorers, 1, deadline)

@@ -1,6 +1,7 @@
 """Starts Ray on this machine, or joins a cluster that runs."""
 
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,14 +11,16 @@ import ray
 from ray.job_config import JobConfig
 
 from promptmill.actors.local_ray import import_path
+from promptmill.actors.local_ray.memory_limits import memory_limit
 from promptmill.actors.local_ray.processes import few_processes
 from promptmill.actors.local_ray.sockets_folder import ray_folder
-from promptmill.actors.local_ray.surroundings import on_loopback
+from promptmill.actors.local_ray.surroundings import OOM_RETRIES, on_loopback, tight
 from promptmill.actors.local_ray.watch import unsaid
 from promptmill.actors.pool_sizes import ClusterError
 from promptmill.configs.printing import echo
 
 CONNECT_S = 10.0
+TASK_TRIES = 5  # of a task that Ray ends for its memory
 
 
 class _OwnModules(JobConfig):
@@ -56,10 +59,14 @@ def cluster(address: str | None, quiet: bool = True, metrics_port: int | None = 
             options["_temp_dir"] = folder
             if why:
                 echo(why, err=True)
+        # Otherwise Ray begins a task that it ends for its memory again and again, and the run would wait for ever.
+        os.environ.setdefault(OOM_RETRIES, str(TASK_TRIES))
         try:
             with ExitStack() as prepared:
                 if here:
                     options |= prepared.enter_context(on_loopback())
+                    for line in tight(memory_limit()):
+                        echo(line, err=True)
                     prepared.enter_context(few_processes(logs=not quiet))
                 if quiet:
                     prepared.enter_context(unsaid())

@@ -13,9 +13,13 @@ from pathlib import Path
 
 from ray._private import ray_constants
 
+from promptmill.actors.local_ray.memory_limits import ENOUGH_MEMORY, OBJECT_STORE, MemoryLimit, gib, memory_limit
 from promptmill.actors.pool_sizes import ClusterError
 
 ADDRESSES = 8 * 2**30  # bytes of address space without which Ray's processes do not start; most of it is never touched
+LEAST_MEMORY = 768 * 2**20  # bytes without which Ray's own processes and the driver do not fit
+SHARED = Path("/dev/shm")
+OOM_RETRIES = "RAY_task_oom_retries"
 FILES = 512  # open files without which Ray's own processes wait for each other for ever
 LOOPBACK = "127.0.0.1"
 TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -30,6 +34,7 @@ def on_loopback() -> Iterator[dict[str, str]]:
     """
     check_files()
     check_addresses()
+    check_memory(memory_limit())
     check_loopback()
     # Where Ray knows clusters, it takes 127.0.0.1 for the address of the network.
     known, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
@@ -69,6 +74,36 @@ def check_addresses() -> None:
         least, needs = f"{most / 2**30:.1f} GiB", f"{ADDRESSES / 2**30:.0f} GiB"
         remedy = "raise it with ulimit -v unlimited"
         raise ClusterError(f"only {least} of address space may be used, and Ray needs at least {needs}; {remedy}")
+
+
+def check_memory(limit: MemoryLimit) -> None:
+    """Raise ClusterError where less memory is free than Ray's own processes take, let alone a model."""
+    free = limit.size - limit.used
+    if free < LEAST_MEMORY:
+        least = f"only {gib(max(0, free))} of memory is free (limit {limit.text})"
+        raise ClusterError(f"{least}, and Ray and a model need {gib(ENOUGH_MEMORY)}; raise the limit, or free some")
+
+
+def tight(limit: MemoryLimit, shared: Path = SHARED) -> Iterator[str]:
+    """Yield a line for each way in which memory is short for a Ray that is started here, though it may do.
+
+    Args:
+        limit: Of this process.
+        shared: Where Ray keeps what goes between actors, if there is room.
+    """
+    free = limit.size - limit.used
+    if free < ENOUGH_MEMORY:
+        few = "set runtime.generators to 1, or give more memory, where it runs out"
+        yield f"{gib(max(0, free))} of memory is free (limit {limit.text}), and a small run takes {gib(ENOUGH_MEMORY)}; {few}"
+    try:
+        place = os.statvfs(shared)
+    except OSError:
+        return
+    room, asked = place.f_frsize * place.f_bavail, int(OBJECT_STORE * max(0, free))
+    # As Ray decides it: above this bound it takes what there is.
+    if room < min(asked, max(ray_constants.REQUIRE_SHM_SIZE_THRESHOLD, int(0.95 * room))):
+        slow = "Ray keeps images on their way in its folder on the disk, which is slow"
+        yield f"{shared} has {gib(room)} free of the {gib(asked)} that Ray asks for: {slow}; a container takes --shm-size"
 
 
 def check_loopback() -> None:

@@ -5,6 +5,7 @@ and aborts. A run ends with a line of its own before that.
 """
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,13 +17,18 @@ import psutil  # type: ignore[import-untyped]  # accelerate brings it
 from ray import exceptions
 from ray._private import ray_constants, worker
 
+from promptmill.actors.local_ray.memory_limits import REMEDY
 from promptmill.actors.pool_sizes import ClusterError
 from promptmill.configs.printing import echo, show_cursor
+from promptmill.pipelines.work.errors import MEMORY
 
 WATCHED = {ray_constants.PROCESS_TYPE_RAYLET: "raylet", ray_constants.PROCESS_TYPE_GCS_SERVER: "GCS server"}
 EVERY_S = 0.5
 LEAVE_S = 10.0
 GOES_ON = "what is done is durable, and the same command goes on"
+# How Ray's memory monitor tells of the memory of a node, and of the share of it from which on it ends processes.
+USED = re.compile(r"was ([0-9.]+)GB(?: used)? / ([0-9.]+)GB")
+THRESHOLD = re.compile(r"exceeded threshold of [0-9]+B \(([0-9.]+)%")
 
 
 def death() -> str | None:
@@ -124,6 +130,15 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
             process.kill()
 
 
+def ended_for_memory(error: exceptions.OutOfMemoryError) -> str:
+    """Return one line of the page in which Ray's memory monitor tells of a process that it has ended."""
+    said = str(error)
+    used, share = USED.search(said), THRESHOLD.search(said)
+    how = f"{used[1]} GB of {used[2]} GB were in use" if used else "its node had too little left"
+    how += f", and it allows {share[1]}%" if share else ""
+    return f"{MEMORY}: Ray has ended a process of this run, since {how}; {REMEDY}"
+
+
 @contextmanager
 def one_line_of_ray() -> Iterator[None]:
     """Have an error of Ray itself end as one line.
@@ -137,6 +152,8 @@ def one_line_of_ray() -> Iterator[None]:
         yield
     except exceptions.RayTaskError:
         raise
+    except exceptions.OutOfMemoryError as error:
+        raise ClusterError(f"{ended_for_memory(error)}; {GOES_ON}") from None
     except exceptions.RayError as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ClusterError(death() or f"Ray has failed: {said}; {GOES_ON}") from None

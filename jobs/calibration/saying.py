@@ -1,7 +1,8 @@
 """What a calibration found: a table for a person, a mapping for a program, a config to go on with."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from promptmill.jobs.calibration.gains import Gains, HeldOut, Measure, fewest, h
 from promptmill.jobs.calibration.policies import Policy
 from promptmill.jobs.calibration.sample import Shape
 from promptmill.jobs.planning.plan import PlanError
+from promptmill.jobs.showing.progress import duration
+
+SAY_EVERY_S = 15.0
 
 ROWS = 12  # of a table
 
@@ -218,3 +222,26 @@ def config_with(found: Found, config: str, settings: Sequence[str], stochastic: 
         raise PlanError([f"the config with these drafts would not do: {reasons}"]) from None
     head = f"# {config} with the drafts that `promptmill calibrate` found on {found.drafts.requests} requests:\n# {said}.\n"
     return head + dump(content)
+
+
+class SaysProgress:
+    """Says now and then how far a calibration has come.
+
+    Args:
+        say: Takes a line.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._began, self._said, self._first = time.monotonic(), 0.0, 0
+
+    def __call__(self, done: int, all_: int) -> None:
+        now = time.monotonic()
+        if not self._said:
+            self._first = done
+        elif done == all_ or now - self._said < SAY_EVERY_S:
+            return
+        self._said = now
+        rate = (done - self._first) / (now - self._began) if done > self._first else 0.0
+        left = f", about {duration((all_ - done) / rate)} left" if rate else ""
+        self._say(f"{done:,} of {all_:,} requests{left}")

@@ -1,4 +1,4 @@
-"""The command line: what a person types. A module a group of commands; `endings` says how each ends."""
+"""Holds the command line: a module a command, named as the command, without logic of its own; `endings` says how each ends."""
 # ruff: noqa: E402
 
 from promptmill.actors.local_ray.import_path import leave_out_here
@@ -7,25 +7,50 @@ leave_out_here()  # before anything else is imported, lest it come from where th
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import click
 from click.exceptions import NoArgsIsHelpError
 
 from promptmill.configs.errors import escaped
-from promptmill.jobs.cli.calibrating import calibrate
-from promptmill.jobs.cli.checking import regenerate, status, verify
-from promptmill.jobs.cli.clusters import job, submit
-from promptmill.jobs.cli.curating import dedup
-from promptmill.jobs.cli.machine import doctor, presets, schema
-from promptmill.jobs.cli.rendering import plan, run
-from promptmill.jobs.cli.sharing import export, push
-from promptmill.jobs.cli.showing import report, sheet
 from promptmill.jobs.cli.streams import begin_in_utf8
 
+# In the order of the help; each is a module of this folder, with a command of its name.
+COMMANDS = (
+    "plan",
+    "calibrate",
+    "run",
+    "submit",
+    "job",
+    "status",
+    "verify",
+    "regenerate",
+    "sheet",
+    "report",
+    "push",
+    "export",
+    "dedup",
+    "doctor",
+    "schema",
+    "presets",
+)
 
-class _Safely(click.Group):
-    """Says what is wrong with its arguments, which a shell may have made of files' names, as safely as all else is said."""
+
+class _Commands(click.Group):
+    """Holds the commands, and imports the module of one when it is asked for.
+
+    What is wrong with arguments, which a shell may have made of files' names, is said as safely as all else is said.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        return command
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
         with _escaping():
@@ -48,31 +73,8 @@ def _escaping() -> Iterator[None]:
         raise click.ClickException(escaped(error.format_message())) from None
 
 
-@click.group(cls=_Safely, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="promptmill")
 def main() -> None:
     """Batch rendering of synthetic image datasets: prompts in, CLIP-ranked WebDataset shards out."""
     begin_in_utf8()
-
-
-COMMANDS = (
-    plan,
-    calibrate,
-    run,
-    submit,
-    job,
-    status,
-    verify,
-    regenerate,
-    sheet,
-    report,
-    push,
-    export,
-    dedup,
-    doctor,
-    schema,
-    presets,
-)
-
-for command in COMMANDS:
-    main.add_command(command)

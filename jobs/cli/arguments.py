@@ -1,20 +1,17 @@
-"""What commands are given: a config, an output, and where they show what they do."""
+"""Declares what several commands take: a config, settings, accepted changes, places of images; and finds the terminal."""
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 from rich.console import Console
 
-from promptmill.configs.loading import load
-from promptmill.configs.schema import HOST, Config
+from promptmill.configs.schema import HOST
 from promptmill.jobs.planning.accepted_changes import Accepting
-from promptmill.jobs.planning.plan import PlanError
 from promptmill.jobs.verifying.image_places import Given
-from promptmill.shards.storage import StorageError, check_uri, is_local, local_path
 
 Command = Callable[..., Any]
 
@@ -121,31 +118,22 @@ def first_given(given: Given) -> str:
     return "--image-root" if given.roots else "--url-host" if given.hosts else "--max-image-pixels"
 
 
-def configured(config: str, out: str | None, settings: Sequence[str]) -> tuple[Config, str]:
-    """The config, and the output as an absolute path or a URI: workers do not stand where we stand."""
-    loaded = load(config, settings)
-    output = out or loaded.output or f"runs/{Path(config).stem}"
-    without_credentials(loaded.model.base)
-    for manifest in [loaded.manifest] if isinstance(loaded.manifest, str) else loaded.manifest:
-        without_credentials(manifest)
-    return loaded, absolute(output)
-
-
-def without_credentials(uri: str) -> str:
-    """A URI, which says nothing that belongs into the environment."""
-    try:
-        check_uri(uri)
-    except StorageError as error:
-        raise PlanError([str(error)]) from None
-    return uri
-
-
-def absolute(output: str) -> str:
-    """An output as an absolute path or a URI."""
-    output = without_credentials(output)
-    return str(local_path(output).absolute()) if is_local(output) else output.rstrip("/")
-
-
 def terminal() -> Console | None:
     """The terminal to draw on, if there is one."""
     return Console() if sys.stdout.isatty() else None
+
+
+@contextmanager
+def progress_of(console: Console | None, what: str) -> Iterator[Callable[[int], None]]:
+    """Yield what to call with a number of rows, which a terminal shows as `what: 1,234 rows`; without one, nothing is shown."""
+    if console is None:
+        yield lambda rows: None
+        return
+    with console.status(what) as status:
+        yield lambda rows: status.update(f"{what}: {rows:,} rows")
+
+
+def takes_address(command: Command, required: bool = True) -> Command:
+    """Add --address, of a cluster's dashboard."""
+    help = "The cluster's dashboard, http://HOST:8265."
+    return click.option("--address", required=required, envvar="PROMPTMILL_ADDRESS", show_envvar=True, help=help)(command)

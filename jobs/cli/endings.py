@@ -12,12 +12,11 @@ from promptmill.actors.pool_sizes import ClusterError, ResourcesError
 from promptmill.configs.errors import ConfigError
 from promptmill.configs.printing import echo
 from promptmill.jobs.planning.plan import PlanError
+from promptmill.jobs.showing.exit_statuses import FAILED, STOPPED, USAGE
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.shards.commits import CommitError
 from promptmill.shards.lease import LeaseError
 from promptmill.shards.parts import PartError
-
-FAILED, USAGE, SOME_FAILED, STOPPED = 1, 2, 3, 130
 
 
 @contextmanager

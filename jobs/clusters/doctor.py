@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from typing import Literal
 
 import psutil  # type: ignore[import-untyped]  # accelerate brings it
 
-from promptmill.configs.own_files import LOCK
+from promptmill.actors.local_ray.memory_limits import ENOUGH_MEMORY, OBJECT_STORE, memory_limit
+from promptmill.configs.own_files import LOCK, pins
 from promptmill.embedded import weights
 from promptmill.jobs.clusters.dashboards import Dashboard, clusters, dashboards
 from promptmill.jobs.showing.summary import size
@@ -23,9 +23,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "ray")
 PYTHONS = ((3, 11), (3, 13))  # the first and the last that it is made for
 
 GB = 10**9
-LITTLE_MEMORY = 4 * GB  # the embedded quickstart on two cores takes 3.2, measured
 LITTLE_DISK = 5 * GB
-OBJECT_STORE = 0.3  # of the memory: what Ray takes for images on their way between actors
 
 Level = Literal["ok", "note", "warn", "fail"]
 
@@ -74,7 +72,7 @@ def python(running: str) -> Finding:
 
 def libraries(lock: Path) -> Iterator[Finding]:
     """What is installed of the libraries that matter most, against what requirements.lock pins."""
-    pinned = pins(lock.read_text()) if lock.is_file() else {}
+    pinned = versions(lock.read_text()) if lock.is_file() else {}
     for name in LIBRARIES:
         wanted = pinned.get(_normal(name))
         try:
@@ -90,10 +88,9 @@ def libraries(lock: Path) -> Iterator[Finding]:
             yield Finding("ok", name, f"{found}, as pinned")
 
 
-def pins(lock: str) -> dict[str, str]:
-    """The version that a lock file pins of each library, by its normalised name."""
-    lines = (line.split("#")[0].split(";")[0].strip() for line in lock.splitlines())
-    return {_normal(name): pin.strip() for name, equals, pin in (line.partition("==") for line in lines) if equals}
+def versions(lock: str) -> dict[str, str]:
+    """Return the version that a lock file pins of each library, by its normalised name."""
+    return {_normal(name): pin.strip() for name, equals, pin in (line.partition("==") for line in pins(lock)) if equals}
 
 
 def _normal(name: str) -> str:
@@ -107,7 +104,7 @@ def _public(number: str) -> str:
 
 def graphics() -> Iterator[Finding]:
     """The GPUs that torch can use; where it uses none although the driver knows some, why."""
-    from promptmill.pipelines.rendering.gpus import cuda_build, gpus
+    from promptmill.pipelines.rendering.gpus import cuda_build, driver_version, gpus
 
     found, driver = gpus(), driver_version()
     for number, gpu in enumerate(found):
@@ -118,19 +115,6 @@ def graphics() -> Iterator[Finding]:
         yield Finding("warn", "gpu", f"there is a driver, {driver}, but torch ({built}) can use no GPU: all runs on the CPU")
     elif not found:
         yield Finding("note", "gpu", "none; the embedded family runs well on a CPU, Stable Diffusion takes minutes an image")
-
-
-def driver_version() -> str | None:
-    """The version of NVIDIA's driver, by its own tool; None where there is none."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return said[0] if said else None
 
 
 def processor(environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -148,24 +132,13 @@ def _usable_cores() -> int:
 
 def memory() -> Iterator[Finding]:
     """Memory, and the part of it that Ray shares between processes."""
-    whole, available = psutil.virtual_memory().total, psutil.virtual_memory().available
-    limit = container_limit(Path("/sys/fs/cgroup/memory.max"))
-    if limit is not None and limit < whole:
-        whole, available = limit, min(limit, available)
-    text = f"{size(whole)}, {size(available)} of it available" + (", by the container's limit" if limit == whole else "")
-    short = available < LITTLE_MEMORY
+    limit = memory_limit()
+    whole, available = limit.size, min(max(0, limit.size - limit.used), psutil.virtual_memory().available)
+    text = f"{size(whole)}, {size(available)} of it available" + (f", by the limit in {limit.place}" if limit.place else "")
+    short = available < ENOUGH_MEMORY
     yield Finding("warn" if short else "ok", "memory", text + ("; a run of the embedded family takes about 3 GB" if short else ""))
     if Path("/dev/shm").is_dir():
         yield object_store(shutil.disk_usage("/dev/shm").total, whole)
-
-
-def container_limit(file: Path) -> int | None:
-    """The memory limit of a container, from its control group's file; None where there is none."""
-    try:
-        said = file.read_text().strip()
-    except OSError:
-        return None
-    return int(said) if said.isdecimal() else None
 
 
 def object_store(shared: int, whole: int) -> Finding:

@@ -1,5 +1,8 @@
 """Shows at home how a job goes elsewhere: its lines of JSON become the same progress that a run on this machine shows."""
 
+import asyncio
+import signal
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -7,6 +10,8 @@ from rich.console import Console
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.configs.json_values import parse_json
 from promptmill.configs.printing import echo, echo_log, log_line
+from promptmill.jobs.clusters.jobs_api import Remote
+from promptmill.jobs.showing.exit_statuses import FAILED, STOPPED
 from promptmill.jobs.showing.progress import Tally, Terminal
 
 
@@ -77,3 +82,35 @@ def _event(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return values if isinstance(values, dict) and isinstance(values.get("event"), str) else None
+
+
+def follow(there: Remote, id: str, console: Console | None) -> int:
+    """Show a job until it ends; returns the exit status of its run. Ctrl-C leaves it running."""
+
+    async def shown() -> None:
+        loop, work = asyncio.get_running_loop(), asyncio.current_task()
+        assert work is not None
+        loop.add_signal_handler(signal.SIGINT, work.cancel)
+        with Follower(console) as follower:
+            async for line in there.lines(id):
+                follower.line(line)
+
+    there.job(id)  # a job that is not there is said in one line
+    with suppress(asyncio.CancelledError):
+        asyncio.run(shown())
+    job = there.job(id)
+    if not job.ended:
+        echo(f"left job {id} running; `promptmill job attach {id} --address {there.address}` follows it again", err=True)
+        return STOPPED
+    return ended(there, id)
+
+
+def ended(there: Remote, id: str) -> int:
+    """The exit status of a job's run: the driver's own, since Ray takes 3, done but some rows failed, for a failure."""
+    job = there.job(id)
+    if job.status == "STOPPED":
+        return STOPPED
+    if job.exit is None:
+        echo(f"job {id}: {job.status.lower()}: {' '.join(job.message.split())[:500]}", err=True)
+        return FAILED
+    return job.exit

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import shlex
 import ssl
 import tempfile
@@ -16,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from promptmill.actors.pool_sizes import ClusterError
-from promptmill.configs.own_files import LOCK
+from promptmill.configs.own_files import LOCK, pins
 from promptmill.configs.schema import Config
 from promptmill.jobs.clusters.dashboards import asks_for_token, dashboards, is_loopback
 from promptmill.jobs.clusters.packaging import CONFIG, pack
+from promptmill.jobs.planning.plan import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY")
 STOP_WAIT_S = 3600  # what is in flight may take its time after a stop; Ray's own 3 s would kill it
 STARTING_S = 60  # that a cluster may take to accept jobs after it answers
 LOOK_AGAIN_S = 0.5
@@ -132,7 +135,7 @@ class Remote:
         id = f"{name}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
         environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **(variables or {})}}
         if install:
-            environment["pip"] = {"packages": _pins(LOCK)}
+            environment["pip"] = {"packages": pins(LOCK.read_text())}
         with tempfile.TemporaryDirectory(prefix="promptmill-") as folder, self._one_line():
             for line in pack(config, output, Path(folder)):
                 say(line)
@@ -255,5 +258,20 @@ def _words(error: BaseException) -> str:
     return words[:300] or type(error).__name__
 
 
-def _pins(lock: Path) -> list[str]:
-    return [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
+def plain_name(config: str) -> str:
+    """Return the name of a config as it goes into an id."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(config).stem)[:40]
+
+
+def variable(text: str) -> tuple[str, str]:
+    """Return the name and the value of NAME=VALUE.
+
+    Raises:
+        PlanError: The text is not of this form, or looks like a secret.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise PlanError([f"--env {name}: not of the form NAME=VALUE"])
+    if SECRET.search(name.upper()):
+        raise PlanError([f"--env {name}: looks like a secret, and all who reach the dashboard could read it; give it to the nodes"])
+    return name, value

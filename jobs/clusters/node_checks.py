@@ -12,6 +12,7 @@ from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from promptmill.actors.local_ray.cluster import cluster
+from promptmill.actors.local_ray.watch import ended_for_memory
 from promptmill.actors.pool_sizes import ClusterError, size_pools
 from promptmill.configs.schema import Config
 from promptmill.jobs.clusters.packaging import shared_paths
@@ -96,6 +97,8 @@ def _ask(arguments: dict[str, tuple[Any, ...]], task: Any, alive: dict[str, str]
             ) from None
         except (exceptions.TaskUnschedulableError, exceptions.NodeDiedError, exceptions.WorkerCrashedError):
             continue
+        except exceptions.OutOfMemoryError as error:
+            raise ClusterError(f"node {alive[node]}: {ended_for_memory(error)}") from None
         except exceptions.RuntimeEnvSetupError as error:
             raise ClusterError(
                 f"node {alive[node]} cannot set up the job's environment: {' '.join(str(error).split())[:300]}"

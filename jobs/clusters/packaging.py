@@ -10,6 +10,7 @@ A row may name any file, and a stranger may have written the row: only what is a
 """
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -211,3 +212,26 @@ def shared_paths(config: Config) -> list[str]:
     if (shipped := Path(GIVEN).absolute()).is_dir():
         named.append(str(shipped))  # as the driver has it: every node's own copy has to lie in the same place
     return [path for path in named if path.startswith("/") and not any(character in path for character in "*?[")]
+
+
+def listing(config: Config, output: str) -> tuple[list[str], list[str]]:
+    """Return lines on what a job would take along, and on what would stay here.
+
+    Of promptmill's own folders the sums are said, of everything else each file.
+
+    Raises:
+        PlanError: As `pack`.
+    """
+    with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
+        left, files = pack(config, output, Path(folder)), packed(Path(folder))
+    sums: dict[str, tuple[int, int]] = {}
+    for name, size in files:
+        whole = name.partition("/")[0]
+        key = f"{whole}/" if whole == PACKAGE else name
+        count, bytes = sums.get(key, (0, 0))
+        sums[key] = count + 1, bytes + size
+    lines = [
+        f"{bytes:>12,}  {shown(key, 1000)}{f' ({count:,} files of promptmill)' if key.endswith('/') else ''}"
+        for key, (count, bytes) in sums.items()
+    ]
+    return [*lines, f"{sum(size for _, size in files):>12,}  bytes would be shipped"], left

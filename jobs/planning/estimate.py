@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from promptmill.configs.schema import Config
 from promptmill.configs.weights import SAFETENSORS
-from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan
+from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan, read_shard
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
@@ -131,3 +131,17 @@ def tried(config: Config, placed: Placed, roots: Roots) -> "Tuned":
         return tune(config.model, placed, config.seed, roots)
     except ValueError as error:
         raise PlanError([f"--tune: {error}"]) from None
+
+
+def estimated(plan: Plan, output: str, asked: bool) -> tuple[Estimate | None, str]:
+    """Estimate what a plan will cost by rendering a batch of it here, unless that would itself cost much and nobody asked for it.
+
+    Returns:
+        The estimate, or None and why there is none.
+    """
+    reason = None if asked else worth_measuring(plan)
+    if reason:
+        return None, f"{reason}; --measure renders a batch all the same"
+    shards = (read_shard(output, number, plan) for number in range(plan.shards))
+    estimate = measure(plan, next(shard for shard in shards if shard.requests))
+    return estimate, "" if estimate else "the request that was tried could not be rendered"

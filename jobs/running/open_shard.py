@@ -7,7 +7,7 @@ from functools import partial
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.plan import ShardPlan
 from promptmill.pipelines.work.passes import begin
-from promptmill.pipelines.work.units import Unit, at_once, cut
+from promptmill.pipelines.work.units import Unit, at_once, cut, is_long
 from promptmill.shards.commits import CommitRecord
 from promptmill.shards.parts import part_name
 
@@ -25,6 +25,7 @@ class Open:
         left: Those of them that have no part yet.
         others: The names of parts of it that may lie there besides.
         joins: Of units among `made_of` that are joined of their slices: the unit and its slices.
+        passing: What the names of parts begin with that units among `made_of` leave pass by pass.
     """
 
     shard: int
@@ -35,6 +36,7 @@ class Open:
     left: set[str] = field(default_factory=set)
     others: set[str] = field(default_factory=set)
     joins: dict[str, tuple[Unit, list[Unit]]] = field(default_factory=dict)
+    passing: set[str] = field(default_factory=set)
 
     @property
     def parts(self) -> list[str]:
@@ -49,6 +51,8 @@ class Open:
         """
         todo: list[Unit] = []
         for unit in units:
+            if unit.course is not None and unit.course.durable is not None:
+                self.passing.add(unit.pass_name())
             slices = unit.slices(batch)
             pieces = slices or [piece for piece in unit.pieces() if piece is not unit]
             there = {piece.name for piece in pieces if part_name(piece.name) in parts}
@@ -84,5 +88,10 @@ def units_of(shard: Open, plan: ShardPlan, config: Config) -> list[Unit]:
     else:
         planned = list(cut(shard.shard, (p for p in plan.requests if p.row in shard.again), config.model.batch, drafts))
     most = partial(at_once, batch=config.model.batch)
-    courses = (begin({placed.row: placed.request for placed in unit.requests}, drafts, diversity, most) for unit in planned)
-    return [replace(unit, generation=shard.generation, course=course) for unit, course in zip(planned, courses, strict=True)]
+    units = []
+    for unit in planned:
+        course = begin({placed.row: placed.request for placed in unit.requests}, drafts, diversity, most)
+        if course and len(unit.requests) == 1 and is_long(unit.requests[0].request, config.model.batch, drafts):
+            course = replace(course, durable=0)
+        units.append(replace(unit, generation=shard.generation, course=course))
+    return units

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from promptmill.configs.json_values import checked, parse_json
-from promptmill.shards.commits import shard_name
+from promptmill.shards.commits import MOST_GENERATION, shard_name
 from promptmill.shards.storage import get_small, join
 
 REPAIR_NOTE = "stats/repair.json"
@@ -39,7 +39,7 @@ def remembered(output: str) -> Cleared:
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return Cleared()
     # Both are parts of the names of files.
-    sound = all(shard >= 0 and type(generation) is int and generation >= 0 for shard, generation in shards.items())
+    sound = all(shard >= 0 and type(its) is int and 0 <= its <= MOST_GENERATION for shard, its in shards.items())
     return cleared if sound else Cleared()
 
 

@@ -14,6 +14,7 @@ from promptmill.actors.flow.actor_slots import DEADLINE, PATIENCE, AbortError, S
 from promptmill.actors.flow.events import Both, Guard, Guarded, Listener
 from promptmill.actors.flow.lanes import Lanes
 from promptmill.actors.flow.workers import Workers
+from promptmill.actors.local_ray.memory_limits import REMEDY
 from promptmill.actors.receipts import Receipt
 from promptmill.jobs.planning.accepted_changes import to_rerender
 from promptmill.jobs.planning.plan import (
@@ -33,6 +34,7 @@ from promptmill.jobs.running.repair_note import REPAIR_NOTE, remembered
 from promptmill.jobs.running.sites import Site, site_of
 from promptmill.jobs.running.stats import Stats
 from promptmill.jobs.running.stopping import Stop
+from promptmill.pipelines.scoring.durable_passes import resumed
 from promptmill.pipelines.work.errors import MEMORY, MISFIT
 from promptmill.pipelines.work.metadata_rows import Facts, failed_unit
 from promptmill.pipelines.work.recipe import Recipe
@@ -165,7 +167,8 @@ class Run:
             self.open[number] = shard
             if not units:
                 self.assemble(number)
-            yield from units
+            for unit in units:
+                yield resumed(unit, self.parts, self.output, self.facts, self.form, self.plan.fingerprint)
 
     def opened(self, number: int) -> Open:
         before = self.records.get(number)
@@ -200,12 +203,14 @@ class Run:
         """Settle a unit that cannot be done: a part that says so."""
         reason = reasons[-1]
         code: Code = "out_of_memory" if reason.startswith(MEMORY) else "deadline" if reason.startswith(DEADLINE) else "died"
-        self.misfits += reason.startswith(MISFIT)
+        self.misfits += code == "out_of_memory"
         if self.misfits >= PATIENCE and self.settled < self.misfits:
-            raise AbortError(f"{reason}; no unit has got through: `promptmill plan --tune` finds the batch that fits")
+            way = ": `promptmill plan --tune` finds the batch that fits" if reason.startswith(MISFIT) else ""
+            raise AbortError(f"{reason}; no unit has got through{way}")
+        batch = f"at batch {self.plan.config.model.batch}; set model.batch lower"
         # What the process said as it died has hosts and numbers of processes in it: that is for stats/, not for the dataset.
         said = {
-            "out_of_memory": f"out of memory at batch {self.plan.config.model.batch}; set model.batch lower",
+            "out_of_memory": f"{MEMORY} {batch}" if reason.startswith(MISFIT) else f"{MEMORY} outside of the GPU; {REMEDY}",
             "deadline": f"not done within runtime.unit_deadline_s, {self.plan.config.runtime.unit_deadline_s:g} s",
             "died": "its process failed each time that it was rendered alone",
         }
@@ -247,11 +252,18 @@ class Run:
                 "before": shard.before,
                 "again": shard.again,
             }
-            others = sorted(part_name(name) for name in shard.others)
+            others = sorted({part_name(name) for name in shard.others} | await self._left_by_passes(shard))
             record = await self.workers.assemble(arguments, others)
         self.records[shard.shard] = record
         self.left.discard(shard.shard)
         self.told.shard(record)
+
+    async def _left_by_passes(self, shard: Open) -> set[str]:
+        """Return the names of what passes of a shard's units have left, in whatever generation and run."""
+        if not shard.passing:
+            return set()
+        there = await asyncio.to_thread(names, join(self.output, "parts"))
+        return {name for name in there if name.startswith(tuple(shard.passing))}
 
     def generator_loaded(self, kind: dict[str, str]) -> None:
         self.check_hardware(kind)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from promptmill.jobs.planning.plan import PlanError, fingerprint_of, read_plan
 from promptmill.jobs.running.finishing import made_of
+from promptmill.jobs.showing.summary import many
 from promptmill.shards.assembly import AssemblyError, publish
 from promptmill.shards.card import CARD, card
 from promptmill.shards.commits import CommitError, CommitRecord, read_records
@@ -264,3 +265,13 @@ def _changes(table: pa.Table) -> Iterator[tuple[str, Any]]:
     yield from {"selected": False, "status": "rejected", "sha256": None, "bytes": None}.items()
     if REJECTED_FOR in ranking_names(table.column_names):
         yield REJECTED_FOR, DUPLICATE_OF
+
+
+def line_of(found: Found) -> str:
+    """Return what was found, in a line."""
+    said = found.summary()
+    number, groups = len(found.twins), said["groups"]
+    by = ", ".join(f"{count:,} by {sign}" for sign, count in said["by"].items())
+    how = "" if found.exact else "; embeddings were compared approximately, so a few may be missed"
+    images = many(len(found.pictures.keys), "image")
+    return f"{images}, {number:,} of them superfluous in {many(groups, 'group')}{f' ({by})' if by else ''}{how}"

@@ -12,6 +12,7 @@ from promptmill.jobs.planning.estimate import Estimate
 from promptmill.jobs.planning.plan import Plan, read_plan
 from promptmill.jobs.showing.progress import Tally, duration
 from promptmill.manifests.requests import KNOWN_COLUMNS
+from promptmill.pipelines.work.units import PASS
 from promptmill.shards.commits import read_records
 from promptmill.shards.index import SUCCESS, Totals, total
 from promptmill.shards.lease import Holder, holder_of
@@ -150,7 +151,7 @@ def status(output: str) -> Status | None:
         return None
     records = read_records(output)
     committed = {f"{record.shard:06d}" for record in records}
-    parts = Counter(name.split("-")[0] for name in names(join(output, "parts")))
+    parts = Counter(name.split("-")[0] for name in names(join(output, "parts")) if PASS not in name)
     waiting = sum(number for shard, number in parts.items() if shard not in committed)
     edited = sum(len(plan.rerenders(record.shard, record.generation)) for record in records)
     return Status(plan, SUCCESS in set(names(output)), waiting, total(records), holder_of(output), edited)

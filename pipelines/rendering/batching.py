@@ -18,40 +18,39 @@ from greenlet import getcurrent, greenlet
 
 @dataclass
 class Call:
-    """A held call.
+    """Holds a call of a module until its rows are answered.
 
     Attributes:
-        caller: Goes on once it is answered.
+        caller: The greenlet that goes on once the call is answered.
         arguments: By name; tensors with `rows` rows, or what all rows share.
-        live: The rows that are wanted; the others are answered with zeros and cost nothing.
-        taken: How many of the live rows have been through the module.
-        parts: What came out, in the order of the live rows.
+        rows: How many rows the call has.
+        taken: How many of the rows have been through the module.
+        parts: What came out, in the order of the rows.
     """
 
     caller: greenlet
     arguments: dict[str, Any]
     rows: int
-    live: list[int]
     taken: int = 0
     parts: list[Any] = field(default_factory=list)
 
 
 @dataclass
 class Joined:
-    """A module whose calls are joined.
+    """Joins the calls of a module.
 
     Attributes:
         run: The real call, by keyword, on a full batch; returns a tensor, or a tuple or list of tensors or of lists of them.
         names: Of its positional arguments.
         shape: Rows a batch, always.
-        live_rows: Which rows of a caller are wanted, for a number of rows.
-        calls, rows, seconds: What has been run: batches, the live rows in them, and the time it took.
+        called: Told of each caller as it calls.
+        calls, rows, seconds: What has been run: batches, the rows in them, and the time it took.
     """
 
     run: Callable[..., Any]
     names: tuple[str, ...]
     shape: int
-    live_rows: Callable[[greenlet, int], list[int]]
+    called: Callable[[greenlet], object] = lambda caller: None
     seconds: float = 0.0
     waiting: deque[Call] = field(default_factory=deque)
     calls: int = 0
@@ -59,56 +58,54 @@ class Joined:
 
     @property
     def waiting_rows(self) -> int:
-        return sum(len(call.live) - call.taken for call in self.waiting)
+        return sum(call.rows - call.taken for call in self.waiting)
 
     def hold(self, *args: Any, **kwargs: Any) -> Any:
-        """What stands in for the module: stops the calling greenlet until its rows are answered."""
+        """Stand in for the module: stop the calling greenlet until its rows are answered."""
         arguments = dict(zip(self.names, args, strict=False)) | kwargs
         sample = next(value for value in arguments.values() if isinstance(value, torch.Tensor) and value.ndim)
         caller = getcurrent()
-        call = Call(caller, arguments, len(sample), self.live_rows(caller, len(sample)))
-        self.waiting.append(call)
+        self.called(caller)
+        self.waiting.append(Call(caller, arguments, len(sample)))
         assert caller.parent is not None, "a joined module is called outside of a greenlet"
-        return caller.parent.switch()  # what `go_on` gives
+        return caller.parent.switch()  # what the caller is gone on with
 
     def run_batch(self) -> list[tuple[greenlet, Any]]:
         """Run one batch of the waiting rows, oldest first, padded to the shape.
 
         Returns:
-            The callers that are answered with it, and what they get; None where all of their rows were given up.
+            The callers that are answered with it, and what they get.
         """
-        pieces: list[tuple[Call, list[int]]] = []
-        room = self.shape
+        pieces: list[tuple[Call, slice]] = []
+        filled = 0
         for call in self.waiting:
-            rows = call.live[call.taken : call.taken + room]
+            rows = slice(call.taken, min(call.rows, call.taken + self.shape - filled))
             pieces.append((call, rows))
-            room -= len(rows)
-            if not room:
+            filled += rows.stop - rows.start
+            if filled == self.shape:
                 break
-        filled = self.shape - room
-        if filled:
-            started = time.monotonic()
-            result = self.run(**_joined([(call.arguments, call.rows, rows) for call, rows in pieces if rows], self.shape))
-            self.calls, self.rows, self.seconds = self.calls + 1, self.rows + filled, self.seconds + time.monotonic() - started
+        started = time.monotonic()
+        result = self.run(**_joined([(call.arguments, call.rows, rows) for call, rows in pieces], self.shape))
+        self.calls, self.rows, self.seconds = self.calls + 1, self.rows + filled, self.seconds + time.monotonic() - started
         answered, start = [], 0
         for call, rows in pieces:
-            if rows:
-                call.parts.append(_rows(result, slice(start, start + len(rows)), self.shape))
-            start += len(rows)
-            call.taken += len(rows)
-            if call.taken == len(call.live):
-                answered.append((call.caller, _together(call.parts, call.live, call.rows) if call.parts else None))
+            number = rows.stop - rows.start
+            call.parts.append(_rows(result, slice(start, start + number), self.shape))
+            start += number
+            call.taken += number
+            if call.taken == call.rows:
+                answered.append((call.caller, _together(call.parts)))
         for _ in answered:
             self.waiting.popleft()
         return answered
 
 
-def _joined(pieces: list[tuple[Mapping[str, Any], int, list[int]]], shape: int) -> dict[str, Any]:
+def _joined(pieces: list[tuple[Mapping[str, Any], int, slice]], shape: int) -> dict[str, Any]:
     names = pieces[0][0].keys()
     return {name: _cat([(arguments.get(name), count, rows) for arguments, count, rows in pieces], shape, name) for name in names}
 
 
-def _cat(values: list[tuple[Any, int, list[int]]], shape: int, name: str) -> Any:
+def _cat(values: list[tuple[Any, int, slice]], shape: int, name: str) -> Any:
     """One argument of all pieces as one: tensors row by row, what is one value a call (a timestep) spread over its rows."""
     first, count, _ = values[0]
     if isinstance(first, dict):
@@ -116,14 +113,14 @@ def _cat(values: list[tuple[Any, int, list[int]]], shape: int, name: str) -> Any
     if isinstance(first, list | tuple):
         return [_cat([(value[i], n, rows) for value, n, rows in values], shape, name) for i in range(len(first))]
     if isinstance(first, torch.Tensor) and first.ndim and len(first) == count:
-        pieces = [value[rows] if len(rows) < n else value for value, n, rows in values]
+        pieces = [value[rows] for value, _, rows in values]
         missing = shape - sum(len(piece) for piece in pieces)
         pieces += [pieces[-1][-1:].expand(missing, *pieces[-1].shape[1:])] if missing else []
         # One memory format for all: kernels, and with them bits, differ between formats.
         return torch.cat([piece.contiguous() for piece in pieces])
     if name == "timestep":
         # Schedulers differ in the type of their timesteps; the model makes floats of them anyway.
-        spread = torch.cat([torch.as_tensor(value).reshape(1).float().expand(len(rows)) for value, _, rows in values])
+        spread = torch.cat([torch.as_tensor(value).reshape(1).float().expand(rows.stop - rows.start) for value, _, rows in values])
         return torch.cat([spread, spread[-1:].expand(shape - len(spread))])
     return first
 
@@ -135,24 +132,7 @@ def _rows(result: Any, some: slice, shape: int) -> Any:
     return type(result)(_rows(item, some, shape) for item in result)
 
 
-class GivenUpError(Exception):
-    """None of a caller's rows is wanted any more."""
-
-
-def go_on(caller: greenlet, answer: Any) -> None:
-    """Let a caller go on with its answer until it stops again or ends."""
-    if answer is None:
-        caller.throw(GivenUpError)
-    else:
-        caller.switch(answer)
-
-
-def _together(parts: list[Any], live: list[int], rows: int) -> Any:
+def _together(parts: list[Any]) -> Any:
     if isinstance(parts[0], torch.Tensor):
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if len(live) == rows:
-            return whole
-        spread = whole.new_zeros((rows, *whole.shape[1:]))
-        spread[live] = whole
-        return spread
-    return type(parts[0])(_together([part[i] for part in parts], live, rows) for i in range(len(parts[0])))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return type(parts[0])(_together([part[i] for part in parts]) for i in range(len(parts[0])))

@@ -20,7 +20,7 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.batches import Batches
 from promptmill.pipelines.rendering.loading import LoadedModel, load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
-from promptmill.pipelines.rendering.slots import Policy, Settled, Slots, is_fatal, keep_all
+from promptmill.pipelines.rendering.slots import Settled, Slots, is_fatal
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.errors import MISFIT, FatalError
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
@@ -39,10 +39,10 @@ class Path(Protocol):
     def close(self) -> None: ...
 
 
-def path_for(model: LoadedModel, text: TextEncoder, batch: int, policy: Policy = keep_all) -> Path:
+def path_for(model: LoadedModel, text: TextEncoder, batch: int) -> Path:
     """The slot engine for the UNet families of Stable Diffusion; fixed batches of diffusers' pipelines for every other."""
     slots = type(model.base).__name__.startswith("StableDiffusion") and "unet" in model.base.components
-    return Slots(model, text, batch, policy) if slots else Batches(model, text, batch)
+    return Slots(model, text, batch) if slots else Batches(model, text, batch)
 
 
 @dataclass
@@ -70,19 +70,18 @@ class Engine:
         job_seed: Of the config; candidates of rows without a seed of their own hash it.
         roots: Where images may lie.
         device: The first GPU or the CPU where it is not given.
-        policy: Asked before each step of each candidate whether to give it up; only the slot engine asks.
 
     Raises:
         ModelError: The model cannot be loaded.
     """
 
-    def __init__(self, model: Model, job_seed: int, roots: Roots, device: torch.device | None = None, policy: Policy = keep_all):
+    def __init__(self, model: Model, job_seed: int, roots: Roots, device: torch.device | None = None):
         self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
         with COMPUTING:
             torch.set_num_threads(model.threads)
             self.model = load_model(model, device)
             self.text = TextEncoder(self.model, model.batch)
-            self.path = path_for(self.model, self.text, model.batch, policy)
+            self.path = path_for(self.model, self.text, model.batch)
         self._spent: dict[str, float] = {}  # seconds by stage since the last unit ended
         self._before: dict[str, float] = {}  # what was spent inside of models by then
         self._inbox: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()

@@ -2,19 +2,20 @@
 
 A group is some candidates of one bucket (`bucket_of`), which diffusers' own pipeline renders in one call; its model calls are held
 and joined with those of the other groups (`rendering.batching`). The denoiser's batch has twice as many rows as the config says
-candidates: a candidate with guidance takes two, one without takes one. Rows that a group leaves, as it ends or candidates are given
-up, are the next group's at once.
+candidates: a candidate with guidance takes two, one without takes one. Rows that a group leaves as it ends are the next
+group's at once.
 """
 
 import copy
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-from promptmill.pipelines.rendering.batching import GivenUpError, Joined, go_on
+from promptmill.pipelines.rendering.batching import Joined
 from promptmill.pipelines.rendering.calls import call, candidate
 from promptmill.pipelines.rendering.copies import Copy
 from promptmill.pipelines.rendering.loading import LoadedModel
@@ -23,15 +24,7 @@ from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.results import Candidate, Failure
 from promptmill.pipelines.work.units import bucket_of, kind_of
 
-# Whether a candidate is to be given up, asked before each of its denoising steps with how many it has behind it.
-Policy = Callable[[Job, int], bool]
-
 Settled = Callable[[Job, Candidate | Failure], None]
-
-
-def keep_all(job: Job, steps: int) -> bool:
-    """The policy that gives nothing up."""
-    return False
 
 
 @dataclass
@@ -49,36 +42,33 @@ class Waiting:
 
 @dataclass
 class Group:
-    """Candidates that go through one pipeline call.
+    """Holds the candidates that go through one pipeline call.
 
     Attributes:
-        rows_each: Of the denoiser's batch a candidate takes.
-        steps: Denoiser calls behind each candidate.
-        given_up: Places of candidates that are not wanted any more.
-        decoding: It has left the denoiser.
+        rows_each: Rows of the denoiser's batch that a candidate takes.
+        steps: Denoiser calls so far.
+        decoding: Whether the call has left the denoiser.
     """
 
     members: list[Waiting]
     rows_each: int
-    steps: list[int] = field(default_factory=list)
-    given_up: set[int] = field(default_factory=set)
+    steps: int = 0
     decoding: bool = False
 
     @property
     def rows(self) -> int:
-        return 0 if self.decoding else self.rows_each * (len(self.members) - len(self.given_up))
+        return 0 if self.decoding else self.rows_each * len(self.members)
 
 
 class Slots:
-    """The denoising batch of one loaded model.
+    """Holds the denoising batch of one loaded model.
 
     Args:
         batch: Candidates with guidance that fill it.
-        policy: Asked before each step of each candidate whether it is to be given up.
     """
 
-    def __init__(self, model: LoadedModel, text: TextEncoder, batch: int, policy: Policy = keep_all):
-        self._model, self._text, self._policy = model, text, policy
+    def __init__(self, model: LoadedModel, text: TextEncoder, batch: int):
+        self._model, self._text = model, text
         self._queue: deque[Waiting] = deque()
         self._groups: dict[greenlet, Group] = {}
         self._copies: deque[tuple[greenlet, Copy]] = deque()
@@ -87,14 +77,14 @@ class Slots:
         vae, denoiser = model.base.vae, model.denoiser
         names = ("sample", "timestep", "encoder_hidden_states")
         self._held = [(denoiser, "forward"), (vae, "decode"), *((net, "forward") for net in model.controlnets.values())]
-        self.denoiser = Joined(denoiser.forward, names, self._rows, self._live_to_denoise)
+        self.denoiser = Joined(denoiser.forward, names, self._rows, self._denoising)
         denoiser.forward = self.denoiser.hold
         self.controlnets: list[Joined] = []
         for net in model.controlnets.values():
-            joined = Joined(net.forward, (*names, "controlnet_cond"), self._rows, self._live)
+            joined = Joined(net.forward, (*names, "controlnet_cond"), self._rows)
             self.controlnets.append(joined)
             net.forward = _scaled_after(joined)
-        self.decoder = Joined(_in_its_dtype(vae), ("z",), batch, self._live_to_decode)
+        self.decoder = Joined(_in_its_dtype(vae), ("z",), batch, self._decoding)
         vae.decode = _without_generator(self.decoder)
 
     def close(self) -> None:
@@ -145,7 +135,7 @@ class Slots:
         if joined is None:
             return
         for caller, answer in joined.run_batch():
-            self._go_on(caller, lambda caller=caller, answer=answer: go_on(caller, answer))  # type: ignore[misc]
+            self._go_on(caller, partial(caller.switch, answer))
 
     def _next(self) -> Joined | None:
         if self.decoder.waiting_rows >= self.decoder.shape:
@@ -169,7 +159,7 @@ class Slots:
             members = [self._queue.popleft()]
             while self._queue and len(members) < room and self._queue[0].bucket == first.bucket:
                 members.append(self._queue.popleft())
-            self._start(Group(members, rows_each, [0] * len(members)))
+            self._start(Group(members, rows_each))
 
     def _start(self, group: Group) -> None:
         caller = greenlet(lambda: self._render(group))
@@ -195,17 +185,9 @@ class Slots:
         # A pipeline keeps its scheduler and some of its arguments on itself.
         pipeline = copy.copy(shared)
         pipeline.scheduler = self._model.scheduler(request.scheduler)
-        try:
-            made = call(pipeline, self._text, jobs, self._wait)
-        except GivenUpError:
-            made = []
+        made = call(pipeline, self._text, jobs, self._wait)
         for place, member in enumerate(group.members):
-            price = group.rows_each * group.steps[place]
-            if place in group.given_up:
-                given_up = Failure("given_up", f"given up after {group.steps[place]} steps")
-                member.settled(member.job, Candidate(member.job.index, member.job.seed, None, price, given_up))
-            else:
-                member.settled(member.job, candidate(member.job, *made[place], price))
+            member.settled(member.job, candidate(member.job, *made[place], group.rows_each * group.steps))
 
     def _failed(self, group: Group, error: Exception) -> None:
         if is_fatal(error):
@@ -232,25 +214,11 @@ class Slots:
             assert caller.parent is not None
             caller.parent.switch()
 
-    def _live(self, caller: greenlet, rows: int) -> list[int]:
-        """The rows of a group's call that are wanted: with guidance, candidate k has rows k and k + n."""
-        group = self._groups[caller]
-        number = len(group.members)
-        return [row for row in range(rows) if row % number not in group.given_up]
+    def _denoising(self, caller: greenlet) -> None:
+        self._groups[caller].steps += 1
 
-    def _live_to_denoise(self, caller: greenlet, rows: int) -> list[int]:
-        group = self._groups[caller]
-        for place, member in enumerate(group.members):
-            if place not in group.given_up:
-                if self._policy(member.job, group.steps[place]):
-                    group.given_up.add(place)
-                else:
-                    group.steps[place] += 1
-        return self._live(caller, rows)
-
-    def _live_to_decode(self, caller: greenlet, rows: int) -> list[int]:
+    def _decoding(self, caller: greenlet) -> None:
         self._groups[caller].decoding = True
-        return self._live(caller, rows)
 
 
 def is_fatal(error: Exception) -> bool:

@@ -19,7 +19,7 @@ from promptmill.pipelines.work.ranking import Look, broken_limit, contenders, de
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Placed, Unit
 from promptmill.shards.image_files import encode_image, pixel_sha256
-from promptmill.shards.tables import FOUND
+from promptmill.shards.tables import FOUND, IMAGE
 
 if TYPE_CHECKING:
     from promptmill.pipelines.scoring.scorers import Scorers
@@ -57,11 +57,34 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Passed:
+    """Holds what a pass has come to, from which its course can be gone through again. The pixels are gone.
+
+    Attributes:
+        made: Its outcomes, and what a pass in full has found of its candidates; of drafts nothing.
+        draft: Which of the cascade's drafts it was; None is in full.
+        scores, looks: What `Course.after` takes.
+    """
+
+    made: Waiting
+    draft: int | None
+    scores: Mapping[tuple[int, int], float]
+    looks: Mapping[tuple[int, int], Look]
+
+
+@dataclass(frozen=True)
 class Onward:
-    """A unit that passes again: the course that it goes on with, and what of this pass its end needs."""
+    """Holds the course of a unit that passes again, and what of this pass is needed later.
+
+    Attributes:
+        course: That the unit goes on with.
+        waiting: What of this pass the unit's end needs; None of a draft.
+        passed: All of this pass, where passes are durable; None where they are not.
+    """
 
     course: Course
     waiting: Waiting | None = None
+    passed: Passed | None = None
 
 
 def finish(
@@ -70,6 +93,7 @@ def finish(
     scorers: "Scorers",
     facts: Facts,
     earlier: Callable[[], Sequence[Waiting]] = lambda: (),
+    images: Callable[[Collection[str]], Mapping[str, bytes]] = lambda keys: {},
 ) -> Finished | Onward:
     """Score the candidates of a unit under their prompts, rank them within their requests, encode those that are kept.
 
@@ -77,6 +101,7 @@ def finish(
         unit: Whole, a slice, or with a course. Of a slice and of a course that goes on, all images are encoded that may be kept.
         rendered: What its latest pass made.
         earlier: Called once the course ends: what waits since the passes before that rendered in full.
+        images: Called then with the keys of those kept whose images are not among that; returns the image files.
 
     Returns:
         The rows, or the course that the unit goes on with.
@@ -89,13 +114,16 @@ def finish(
         with _timed(seconds, "encode"):
             here = _looked_at(unit, rendered, scored, facts)
     passes = [here] if here else []
-    if course:
+    if course and unit.course:
         requests = {placed.row: placed.request for placed in unit.requests}
         counting = _counting(scored, facts.config.ranking, course.in_full)
         looks = _looks(requests, rendered, scored, counting, course.diversity) if here else {}
         course = course.after(requests, rendered, counting, seconds, looks)
         if course.turns:
-            return Onward(course, here)
+            if course.durable is None:
+                return Onward(course, here)
+            draft = next(turn.draft for turn in unit.course.turns.values())
+            return Onward(course, here, Passed(here or Waiting(_without_pixels(rendered), {}), draft, counting, looks))
         seconds, rendering_s = dict(course.seconds), course.rendering_s
         passes = [*earlier(), *passes]
         outcomes = course.outcomes([one.rendered for one in passes])
@@ -108,9 +136,17 @@ def finish(
             for placed, outcome in zip(unit.requests, outcomes, strict=True)
             for row in _request_rows(unit, placed, outcome, found, facts)
         ]
+        if lacking := {row["key"]: row for row in rows if row["selected"] and row[IMAGE] is None}:
+            for key, image in images(lacking.keys()).items():
+                lacking[key][IMAGE] = image
     own = {placed.row for placed in unit.requests}
     scores = [columns["clip_score"] for (row, _), columns in found.items() if row in own]
     return Finished(rows, scores, seconds, rendering_s)
+
+
+def _without_pixels(rendered: Rendered) -> Rendered:
+    outcomes = (replace(one, candidates=tuple(replace(made, pixels=None) for made in one.candidates)) for one in rendered.outcomes)
+    return replace(rendered, outcomes=tuple(outcomes))
 
 
 def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], facts: Facts) -> Waiting:

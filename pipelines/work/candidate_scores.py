@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from promptmill.configs.schema import Config, Ranking
+from promptmill.configs.scorers import Diversity
 from promptmill.pipelines.work.metadata_rows import choice_row
 from promptmill.pipelines.work.ranking import Look, decide
 from promptmill.pipelines.work.results import Scored
@@ -39,23 +40,34 @@ class Found:
         """Return the value of the column `FOUND`; every number of it is exact."""
         values: dict[str, Any] = {"score": self.scored.score}
         values["others"] = [float(self.scored.others[scorer.name]) for scorer in ranking.scorers]
-        if self.look is not None and ranking.diversity:
-            if ranking.diversity.embedding is not None:
-                values["embedding"] = self.look.embedding
-            if ranking.diversity.hash is not None:
-                values |= {"hash": self.look.hash, "colours": self.look.colours}
-        return values
+        return {**values, **packed_look(self.look, ranking.diversity)}
 
     @classmethod
     def unpacked(cls, values: Mapping[str, Any], ranking: Ranking) -> "Found":
         """Return what `packed` was called on."""
         names = [scorer.name for scorer in ranking.scorers]
         scored = Scored(values["score"], NONE, dict(zip(names, values["others"], strict=True)))
-        embedding, colours = values["embedding"], values["colours"]
-        if embedding is None and colours is None:
-            return cls(scored)
-        vector = NONE if embedding is None else np.array(embedding, np.float32)
-        return cls(scored, Look(vector, values["hash"] or 0, None if colours is None else np.array(colours, np.int16)))
+        return cls(scored, unpacked_look(values))
+
+
+def packed_look(look: Look | None, diversity: Diversity | None) -> dict[str, Any]:
+    """Return how a candidate looks as values of a column, as far as it is asked for; every number is exact."""
+    values: dict[str, Any] = {}
+    if look is not None and diversity:
+        if diversity.embedding is not None:
+            values["embedding"] = look.embedding
+        if diversity.hash is not None:
+            values |= {"hash": look.hash, "colours": look.colours}
+    return values
+
+
+def unpacked_look(values: Mapping[str, Any]) -> Look | None:
+    """Return what `packed_look` was called on, by a row of a part."""
+    embedding, colours = values["embedding"], values["colours"]
+    if embedding is None and colours is None:
+        return None
+    vector = NONE if embedding is None else np.array(embedding, np.float32)
+    return Look(vector, values["hash"] or 0, None if colours is None else np.array(colours, np.int16))
 
 
 def closed(rows: Sequence[Mapping[str, Any]], keep: int, config: Config) -> Iterator[dict[str, Any]]:

@@ -87,6 +87,7 @@ class Course:
         seconds: That the passes so far took, by stage.
         rendering_s: Of these, those that generators spent.
         most: How many candidates of each request a pass renders at most, by row; all of the turn where nothing is said.
+        durable: How many passes are behind the only request, each durable by a part of its own; None where passes have no parts.
     """
 
     drafts: tuple[Draft, ...]
@@ -95,6 +96,7 @@ class Course:
     seconds: Mapping[str, float] = field(default_factory=dict)
     rendering_s: float = 0.0
     most: Mapping[int, int] = field(default_factory=dict)
+    durable: int | None = None
 
     @property
     def turns(self) -> dict[int, Turn]:
@@ -144,7 +146,8 @@ class Course:
             standings[outcome.row] = self._after(requests[outcome.row], standings[outcome.row], outcome, own, seen)
         spent = {stage: self.seconds.get(stage, 0.0) + seconds.get(stage, 0.0) for stage in {**self.seconds, **seconds}}
         rendering_s = self.rendering_s + sum(rendered.seconds.values())
-        return replace(self, standings=standings, seconds=spent, rendering_s=rendering_s)
+        durable = None if self.durable is None else self.durable + 1
+        return replace(self, standings=standings, seconds=spent, rendering_s=rendering_s, durable=durable)
 
     def _after(
         self, request: Request, before: Standing, outcome: Outcome, scores: Mapping[int, float | None], looks: Mapping[int, Look]

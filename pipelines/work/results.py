@@ -16,7 +16,6 @@ InputError = Literal[
     "constant_image",
     "refused_content",
     "render_error",
-    "given_up",
 ]
 # By infrastructure: another try may succeed, and `--retry-failed` takes them up.
 InfrastructureError = Literal["died", "deadline", "out_of_memory", "unreachable"]

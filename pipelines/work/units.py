@@ -14,6 +14,7 @@ from promptmill.shards.keys import parse
 UNIT_EVALUATIONS = 80
 UNIT_PIXELS = 128 * 2**20  # at most, of all candidates; three bytes each while they wait for a scorer
 SLICE_UNITS = 4  # units' work that a slice aims at: fewer parts to join, and a batch that stays full
+PASS = "-pass-"  # in the names of parts that passes leave
 SLICE_KEEPS = 4  # times `keep` that a slice has at least, since it encodes as many images as may be kept of it
 
 
@@ -65,6 +66,16 @@ class Unit:
         piece += "" if self.span is None else f"-{self.span[0]:04d}-{self.span[-1]:04d}"
         return f"{self.shard:06d}-{self.number:05d}{piece}" + (f".{self.generation}" if self.generation else "")
 
+    def pass_name(self, number: int | str = "") -> str:
+        """Return the name of what a pass of its only request leaves: 000012-00003-00007-pass-0002, of a later generation with a .1.
+
+        Args:
+            number: Of the pass, counted from 0; without it, what all these names begin with is returned.
+        """
+        (placed,) = self.requests
+        begins = f"{self.shard:06d}-{self.number:05d}-{placed.row:05d}{PASS}"
+        return begins if number == "" else f"{begins}{number:04d}" + (f".{self.generation}" if self.generation else "")
+
     def pieces(self) -> "list[Unit]":
         """A unit for each of its requests, or itself where there is only one."""
         if len(self.requests) == 1:
@@ -92,8 +103,9 @@ class Unit:
     def slices(self, batch: int) -> "list[Unit]":
         """Cut the candidates of a unit's only request into slices; return none where the unit is no larger than one slice.
 
-        A slice is a unit of its own: rendered, scored and durable by itself. `joined_slices` makes the whole unit's part of
-        theirs. A request that passes more than once has no slices, since its drafts are chosen from all of its candidates.
+        A slice is a unit of its own: rendered, scored and durable by itself. `joined_slices` makes the whole unit's part of the
+        parts of its slices. A request that passes more than once has no slices, since its drafts are chosen from all of its
+        candidates; each of its passes is as large as a slice at most, and durable by itself (`scoring.durable_passes`).
 
         Args:
             batch: Candidates a denoising batch.
@@ -155,6 +167,11 @@ def slices_of(request: Request, batch: int, drafts: Sequence[Draft]) -> int:
     if request.growing or applied(drafts, request.candidates):
         return 1
     return -(-request.candidates // at_once(request, batch))
+
+
+def is_long(request: Request, batch: int, drafts: Sequence[Draft]) -> bool:
+    """Return whether a request may render more candidates, drafts and finals, than one call of a generator does."""
+    return decodes(request, drafts) > at_once(request, batch)
 
 
 def price(request: Request, drafts: Sequence[Draft]) -> int:

@@ -14,8 +14,8 @@ import click
 
 from promptmill.configs.schema import Elastic
 from promptmill.jobs.cli.endings import one_line_errors
-from promptmill.jobs.cli.rendering import rendered
 from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.showing.shown_run import rendered
 from promptmill.pipelines.work import units
 from tests.chaos.standin import Chaos, install
 

@@ -18,8 +18,9 @@ import numpy as np
 import ray
 
 from promptmill.actors.flow import ray_pools
-from promptmill.pipelines.scoring.finishing import Onward, finish
-from promptmill.pipelines.work.errors import MISFIT, FatalError
+from promptmill.pipelines.scoring.durable_passes import finish_durably
+from promptmill.pipelines.scoring.finishing import Onward
+from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Unit, candidate_seed
 from promptmill.shards.parts import part_name, write_part
@@ -134,6 +135,8 @@ def poison(prompt: str, cured: bool, candidates: Collection[int] = ()) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if word == "hang":
         time.sleep(3600)
+    if word == "host-memory":
+        raise FatalError(f"{MEMORY}: Ray has ended a process of this run")  # a death whose reason is memory
     if word == "memory":
         raise FatalError(f"{MISFIT} 8; set model.batch lower")
 
@@ -174,7 +177,8 @@ def install(chaos: Chaos) -> None:
         def finish(self, unit: Unit, rendered: Rendered, earlier=tuple):
             from promptmill.actors.receipts import Receipt
 
-            finished = finish(unit, rendered, Clip(), self._facts, earlier)
+            where = self._output, self._form, self._fingerprint
+            finished = finish_durably(unit, rendered, Clip(), self._facts, earlier, *where)
             if isinstance(finished, Onward):
                 return finished
             form = slice_form(self._form) if unit.span else self._form

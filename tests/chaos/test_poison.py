@@ -76,3 +76,11 @@ def test_where_no_unit_fits_into_memory_the_run_ends_with_one_line(calm, tmp_pat
     assert ended.status == 1
     (line,) = ended.errors.strip().splitlines()
     assert line.startswith("out of memory at batch 8; set model.batch lower; no unit has got through")
+
+
+def test_where_no_unit_gets_the_machines_memory_the_run_ends_with_one_line(calm, tmp_path):
+    site = Site.of(plan(tmp_path, 4, prompts="host-memory {}".format), tmp_path / "full", calm.cluster.address, "--generators", "1")
+    ended = site.run()
+    assert ended.status == 1
+    (line,) = ended.errors.strip().splitlines()
+    assert line == "out of memory: Ray has ended a process of this run; no unit has got through"

@@ -182,3 +182,110 @@ def test_a_row_of_many_candidates_that_are_drafted_passes_in_parts_and_makes_the
     assert [rendered(site)["000000-00000"] for site in sites] == [8 + 3, 1 + 1]
     assert published(sites[0].out) == published(sites[1].out)
     assert problems(sites[0].out) == []
+
+
+DRAFTED = ("ranking.drafts=[{steps: 10, keep: 20}]", f"defaults.candidates={CANDIDATES}")
+# No stand-in scores that high: each round renders two passes of eight.
+GROWING = f'{{"start": 16, "max": {CANDIDATES}, "until_score": 100}}'
+
+
+class Long:
+    """Holds a planned output of one row that passes often, and what a run makes of it that cuts nothing."""
+
+    def __init__(self, folder, address, row_, settings, passes):
+        self.folder, self.address, self.number, self.passes = folder, address, 0, passes
+        self.template = planned(folder, row_, settings=settings)
+        whole = self.site("--uncut")
+        assert whole.finish() == 1
+        self.bytes = published(whole.out)
+
+    def site(self, *options):
+        self.number += 1
+        options = ("--generators", "2", "--seconds", "0.4", *options)
+        return Site.of(self.template, self.folder / f"long-{self.number}", self.address, *options)
+
+
+@pytest.fixture(scope="module", params=["drafted", "growing"])
+def long(request, calm, tmp_path_factory):
+    folder, address = tmp_path_factory.mktemp(request.param), calm.cluster.address
+    if request.param == "drafted":
+        return Long(folder, address, row("many"), DRAFTED, 8 + 3)
+    return Long(folder, address, row("many", GROWING), (), 8)
+
+
+def durable_passes(site):
+    return {name for name in parts(site) if "-pass-" in name and not name.endswith("-images")}
+
+
+def test_killed_in_the_middle_of_a_row_that_passes_often_it_loses_a_pass_and_makes_the_same_bytes(long):
+    site, killed = long.site(), []
+
+    def attack(driver):
+        until = time.monotonic() + 60
+        while len(durable_passes(site)) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        killed.append(kill_one("ray::Generator", os.getpid(), random.Random(1)))
+        while len(durable_passes(site)) < 5:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        os.kill(driver, signal.SIGKILL)
+
+    assert site.run(attack=attack).status == -signal.SIGKILL
+    assert killed == [True]
+    time.sleep(1)  # what its actors were writing
+    there, before = durable_passes(site), rendered(site)["000000-00000"]
+    assert 5 <= len(there) < long.passes
+    assert there == {f"000000-00000-00000-pass-{number:04d}" for number in range(len(there))}
+    # What the generator was at that was killed, and what the driver's were.
+    assert before - len(there) <= 2
+    assert status(site.out).units == 0
+    assert site.finish() == 1
+    assert rendered(site)["000000-00000"] - before == long.passes - len(there)
+    assert published(site.out) == long.bytes
+    assert problems(site.out) == [] and not parts(site)
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_killed_while_a_pass_is_written_it_is_rendered_again_alone_and_the_bytes_are_the_same(long, step):
+    site = long.site()
+    site.options += ("--die", "scorer", str(step), "--under", site.out)
+    assert site.run().status == 0
+    assert site.fired
+    assert rendered(site)["000000-00000"] <= long.passes + 1
+    assert published(site.out) == long.bytes
+    assert not parts(site)
+
+
+def test_a_pass_that_is_broken_is_rendered_again_with_those_behind_it(long):
+    site = long.site()
+
+    def attack(driver):
+        wait_for(5, site)
+        os.kill(driver, signal.SIGKILL)
+
+    site.run(attack=attack)
+    time.sleep(1)
+    place, before = Path(site.out) / "parts" / "000000-00000-00000-pass-0001.parquet", rendered(site)["000000-00000"]
+    place.write_bytes(place.read_bytes()[:-9])
+    assert site.run().status == 0
+    assert rendered(site)["000000-00000"] - before == long.passes - 1
+    assert published(site.out) == long.bytes
+
+
+def test_a_pass_that_is_broken_in_mid_run_is_named_in_a_line_and_the_next_run_renders_it_again(long):
+    site = long.site()
+    place = Path(site.out) / "parts" / "000000-00000-00000-pass-0001.parquet"
+
+    def attack(driver):
+        wait_for(5, site)
+        place.write_bytes(place.read_bytes()[:-9])
+
+    ended = site.run(attack=attack)
+    assert ended.status == 1
+    (line,) = ended.errors.strip().splitlines()
+    assert f"{place.name}: truncated or altered; deleted: run again" in line
+    before = rendered(site)["000000-00000"]
+    assert site.run().status == 0
+    assert rendered(site)["000000-00000"] - before == long.passes - 1
+    assert published(site.out) == long.bytes

@@ -16,7 +16,7 @@ from rich.console import Console
 from promptmill import jobs
 from promptmill.configs.errors import UNSAFE, escaped
 from promptmill.configs.printing import log_line
-from promptmill.jobs.cli import clusters, main
+from promptmill.jobs.cli import job, main
 from promptmill.jobs.clusters.following import Follower
 from promptmill.jobs.clusters.jobs_api import Job
 from promptmill.jobs.showing.progress import JsonLines, Tally, Terminal
@@ -120,7 +120,7 @@ class Elsewhere:
 
 @pytest.mark.parametrize("command", ["list", "status x", "status x --json", "logs x", "attach x"])
 def test_what_a_dashboard_or_a_jobs_log_says_is_printed_safely(monkeypatch, command):
-    monkeypatch.setattr(clusters, "remote", Elsewhere)
+    monkeypatch.setattr(job, "Remote", Elsewhere)
     done = CliRunner().invoke(main, ["job", *command.split(), "--address", "http://127.0.0.1:8265"])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert not UNSAFE.search(re.sub("[\n\t]", "", done.output)), done.output

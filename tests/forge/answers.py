@@ -141,8 +141,8 @@ def _rendering(plan: Plan) -> Iterator[None]:
         return 3  # as some rows of it failed
 
     with (
-        patch("promptmill.jobs.cli.checking.rendered", rendered),
-        patch("promptmill.jobs.cli.checking.ready", lambda config, output: contextlib.nullcontext()),
+        patch("promptmill.jobs.verifying.mending.rendered", rendered),
+        patch("promptmill.jobs.cli.verify.ready", lambda config, output: contextlib.nullcontext()),
     ):
         yield
 

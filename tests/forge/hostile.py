@@ -113,6 +113,11 @@ def column_of_another_type(out, outside):
     forge(str(out), table=table.set_column(table.column_names.index("selected"), "selected", table["selected"].cast(pa.int64())))
 
 
+@hostile("A cell of a Parquet of some kilobytes holds 200 MB.")
+def cell_of_200_megabytes(out, outside):
+    forge(str(out), table=replaced(table_of(str(out)), 0, error_message="a" * 200_000_000))
+
+
 @hostile("A member of the tar is a link to /etc/passwd.")
 def link_in_the_tar(out, outside):
     member = tarfile.TarInfo()

@@ -4,13 +4,17 @@ import io
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptmill.shards.bounded_parquet import MiB, read_parquet
+from promptmill.manifests.roots import MAX_BYTES
+from promptmill.manifests.rows import MAX_ROW
+from promptmill.shards.bounded_parquet import MOST_CELL, MiB, read_parquet
+from promptmill.shards.parts import MOST_IMAGE
 
 HUGE = 150 * MiB
 
@@ -32,9 +36,10 @@ TABLE = pa.table(
 ).replace_schema_metadata({"a": "b"})
 
 BOMBS = {
-    "cells": (lambda: pa.table({"key": ["a" * HUGE] * 2}), {"use_dictionary": False}, "MiB of memory"),
+    "cells": (lambda: pa.table({"key": ["a" * HUGE] * 2}), {"use_dictionary": False}, "row group 0, column key: holds 300 MiB"),
     "a dictionary": (lambda: pa.table({"key": ["b" * 500_000] * 3000}), {}, "MiB of memory"),
-    "a nested dictionary": (lambda: pa.table({"key": [[{"image": "b" * 500_000}] * 3000]}), {}, "MiB of memory"),
+    "a nested dictionary": (lambda: pa.table({"key": [[{"image": "b" * 500_000}]] * 3000}), {}, "MiB of memory"),
+    "a list": (lambda: pa.table({"key": [[{"image": "b" * 500_000}] * 3000]}), {}, "row group 0, column key: has a cell of 1,431"),
     "nulls": (lambda: pa.table({"key": pa.nulls(10_000_000, pa.string())}), {}, "10,000,000 rows"),
     "nulls of lists of one length": (lambda: pa.table({"key": pa.nulls(9, pa.list_(pa.int8(), 10**7))}), {}, "MiB of memory"),
     "lists": (
@@ -53,7 +58,7 @@ BOMBS = {
 @pytest.mark.parametrize("options", [{}, {"data_page_version": "2.0"}, {"row_group_size": 2}, {"compression": "none"}])
 def test_what_is_within_bounds_is_read_as_arrow_reads_it(options):
     content = written(TABLE, **options)
-    for columns in (None, ["a.b", "half"]):
+    for columns in (None, ["a.b", "half"], ["flag", "nested", "a.b"]):
         table = read_parquet(content, columns)
         assert table.equals(pq.read_table(io.BytesIO(content), columns=columns), check_metadata=True)
 
@@ -76,28 +81,94 @@ def test_a_small_file_that_becomes_gigabytes_is_refused_in_a_line(name):
     assert "\n" not in str(raised.value)
 
 
-def test_a_page_that_is_larger_than_the_footer_says_takes_no_memory(tmp_path):
-    code = """
+# What reads one file and says by how many MiB the process has grown.
+READING = """
 import resource, sys
 from pathlib import Path
 from shards.bounded_parquet import read_parquet
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+content = Path(sys.argv[1]).read_bytes()
+# Of this program alone: the other figure begins with that of the process that started it.
+peak = lambda: int([line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")][0].split()[1])
+before = peak()
 try:
-    read_parquet(Path(sys.argv[1]).read_bytes())
+    read_parquet(content)
+    print("read")
 except ValueError as error:
     print(error)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak() - before) // 1024)
 """
+
+
+def read_apart(file, content):
+    """Return what a process of its own says of a file, and the MiB that it took to say so."""
+    file.write_bytes(content)
+    done = subprocess.run([sys.executable, "-c", READING, file], capture_output=True, text=True, check=True)
+    said, grown = done.stdout.splitlines()
+    return said, int(grown)
+
+
+def test_a_page_that_is_larger_than_the_footer_says_takes_no_memory(tmp_path):
     # Three cells of 150 MB, of which the footer says nothing true: its sizes are those of a file with three short cells.
     content = written(pa.table({"key": ["a" * HUGE] * 3}), use_dictionary=False)
     metadata = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(0)
     for number in (metadata.total_byte_size, metadata.column(0).total_uncompressed_size):
         content = content.replace(_varint(2 * number), _varint(2 * 1)[:-1] + b"\x82\x80\x80\x80\x00"[: len(_varint(2 * number))])
     assert pq.ParquetFile(io.BytesIO(content)).metadata.row_group(0).total_byte_size == 1
-    file = tmp_path / "a.parquet"
-    file.write_bytes(content)
-    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
-    assert "MiB of memory" in done.stdout and int(done.stdout.splitlines()[-1]) < 200
+    said, grown = read_apart(tmp_path / "a.parquet", content)
+    assert said.startswith("row group 0, column key: holds 450 MiB in ") and grown < 200
+
+
+LONG = "a" * 200_000_000
+FORGED = {
+    "three like cells, once in a dictionary": (pa.table({"key": [LONG] * 3}), {}),
+    "one cell": (pa.table({"key": [LONG]}), {}),
+    "one of twenty cells": (pa.table({"key": [LONG, *map(str, range(19))]}), {}),
+    "one of twenty lists": (pa.table({"key": [[LONG], *([str(number)] for number in range(19))]}), {}),
+    "a second row group": (pa.table({"key": ["", LONG]}), {"row_group_size": 1}),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_cell_that_no_manifest_can_have_asked_for_is_refused_by_its_row_group_and_column_before_it_takes_memory(tmp_path, name):
+    table, options = FORGED[name]
+    content = written(table, **options)
+    assert len(content) < 20_000
+    said, grown = read_apart(tmp_path / "a.parquet", content)
+    group = options.get("row_group_size", 0)
+    assert said.startswith(f"row group {group}, column key") and "191 MiB" in said
+    assert grown < 100
+
+
+def test_of_row_groups_that_are_too_much_together_no_more_is_in_memory_than_may_be(tmp_path):
+    # Each may be in a file, but not sixteen of them in one of this size.
+    content = written(pa.table({"key": ["a" * 90_000_000] * 16}), row_group_size=1)
+    said, grown = read_apart(tmp_path / "a.parquet", content)
+    assert "MiB of memory" in said
+    assert grown < 1000
+
+
+def noise(size: int) -> str:
+    """Return text that compresses by little, so that its size alone is what is wrong with it."""
+    return np.random.default_rng(size).integers(0, 2**62, size // 16 + 1, np.uint64).tobytes().hex()[:size]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_cells_are_held_to_the_limit_of_their_column(nested, dictionary):
+    text = noise(4_000)
+    cells = [[text] if nested else text, None, ["x"] if nested else "x"] * 9
+    content = written(pa.table({"a": cells, "b": cells}), row_group_size=10, use_dictionary=dictionary)
+    assert read_parquet(content, cells={"a": 4_000, "b": 4_000}).to_pydict() == {"a": cells, "b": cells}
+    for names in (None, ["b"]):
+        with pytest.raises(ValueError, match="row group 0, column b: has a cell"):
+            read_parquet(content, names, cells={"b": 3_999})
+    assert read_parquet(content, ["a"], cells={"b": 3_999}).num_rows == 27
+
+
+def test_what_a_manifest_allows_is_within_the_limit_of_a_cell():
+    # JSON writes a control character as six, and UTF-8 a character as four bytes at most.
+    assert MOST_CELL >= 6 * MAX_ROW
+    assert MOST_IMAGE >= MAX_BYTES
 
 
 def _varint(value: int) -> bytes:

@@ -74,10 +74,11 @@ def test_a_flipped_bit_in_any_header_never_hides_a_sample(number, byte, bit):
 
 
 def test_a_doubled_member_and_scattered_samples_are_found():
-    for members in (["a.txt", "a.txt"], ["a.txt", "b.txt", "a.png"]):
+    for members in (["a.txt", "a.txt"], ["a.txt", "b.txt", "a.png"], ["\x1b.txt", "b.txt", "\x1b.png"], ["\x1b.txt"] * 2):
         whole = io.BytesIO()
         with tarfile.open(fileobj=whole, mode="w") as tar:
             for name in members:
                 tar.addfile(tarfile.TarInfo(name))
-        with pytest.raises(TarError):
+        with pytest.raises(TarError) as raised:
             list(read_tar(whole.getvalue()))
+        assert "\x1b" not in str(raised.value)

@@ -10,6 +10,7 @@ from promptmill.actors.flow.actor_slots import AbortError, DiedError
 from promptmill.actors.flow.placement import Room, Seat
 from promptmill.actors.flow.ray_pools import RayActor, _load, _placed
 from promptmill.actors.local_ray.cluster import cluster
+from promptmill.actors.local_ray.memory_limits import KernelKills
 from promptmill.actors.pool_sizes import ClusterError
 from promptmill.pipelines.work.errors import FatalError
 from promptmill.shards.storage import StorageError
@@ -52,6 +53,20 @@ def test_a_process_that_ends_has_died_and_its_node_has_not():
         called("exit")
     assert not caught.value.by_infrastructure
     assert "\n" not in str(caught.value)
+
+
+def test_a_process_that_ends_as_the_kernel_kills_for_memory_has_died_of_memory(tmp_path):
+    (tmp_path / "proc").mkdir()
+    counter = tmp_path / "proc" / "vmstat"
+    counter.write_text("oom_kill 0\n")
+    kills = KernelKills(tmp_path)
+    for count, begin in ((0, ""), (1, "out of memory: the kernel has ended a process of this run")):
+        counter.write_text(f"oom_kill {count}\n")
+        actor = RayActor(Fragile.remote(), _call, kills=kills)
+        with pytest.raises(DiedError) as caught:
+            asyncio.run(actor.call("exit"))
+        assert str(caught.value).startswith(begin) and "\n" not in str(caught.value)
+        assert ("runtime.generators" in str(caught.value)) == bool(count)
 
 
 def test_a_fatal_error_counts_as_a_death_with_its_reason():

@@ -96,6 +96,42 @@ def test_a_run_without_loopback_ends_with_one_line(tmp_path):
     assert line.startswith("127.0.0.1: ") and "ip link set lo up" in line
 
 
+LIMITED = """
+mount -t tmpfs tmpfs /sys/fs/cgroup
+echo {limit} >/sys/fs/cgroup/memory.max
+echo 50000000 >/sys/fs/cgroup/memory.current
+printf 'anon 50000000\\ninactive_file 0\\nactive_file 0\\n' >/sys/fs/cgroup/memory.stat
+mount -t tmpfs -o size=64m tmpfs /dev/shm
+exec "$@"
+"""
+
+
+def limited(limit):
+    """What puts a command where control groups say that this much memory is its limit, and shared memory is what Docker gives."""
+    return ("unshare", "-rm", "bash", "-ec", LIMITED.format(limit=limit), "limited")
+
+
+def test_a_run_with_little_memory_ends_with_one_line(tmp_path):
+    done = run(tmp_path, limited(600_000_000))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert (
+        line.startswith("only 525 MiB of memory is free (limit 572 MiB by /sys/fs/cgroup/memory.max)") and "raise the limit" in line
+    )
+
+
+def test_what_is_tight_is_said_before_the_start_and_memory_that_ray_ends_processes_for_at_the_end(tmp_path):
+    # Ray reads what is in use from the same files: at a threshold of next to nothing it ends every worker.
+    tiny = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
+    done = run(tmp_path, limited(3 * 2**30), env={**os.environ, **tiny})
+    assert done.returncode == 1
+    memory, shared, end = done.stderr.splitlines()
+    assert "limit 3.0 GiB by /sys/fs/cgroup/memory.max" in memory and "a small run takes" in memory
+    assert shared.startswith("/dev/shm has 64 MiB free of the ") and "--shm-size" in shared
+    assert end.startswith("out of memory: Ray has ended a process of this run, since 0.0") and "of 3.00 GB were in use" in end
+    assert "it allows 0.1%" in end and "runtime.generators" in end
+
+
 def test_enough_open_files_are_enough(monkeypatch):
     for hard in (surroundings.FILES, resource.RLIM_INFINITY):
         monkeypatch.setattr(resource, "getrlimit", lambda what, hard=hard: (64, hard))

@@ -18,9 +18,8 @@ from promptmill.actors.flow.actor_slots import AbortError
 from promptmill.configs.own_files import ROOT
 from promptmill.jobs.cli import main
 from promptmill.jobs.cli.endings import one_line_errors
-from promptmill.jobs.cli.rendering import await_holder
 from promptmill.shards.commits import CommitError
-from promptmill.shards.lease import hold, holder_of
+from promptmill.shards.lease import await_holder, hold, holder_of
 from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError, get, join, names, put
 from tests.jobs.running.test_run import published
@@ -138,7 +137,7 @@ def test_status_says_who_is_at_it(manifest):
     assert invoke("status", out).output.startswith("not finished")
 
 
-def test_a_run_that_may_wait_goes_on_as_soon_as_the_other_has_ended(tmp_path, capsys):
+def test_a_run_that_may_wait_goes_on_as_soon_as_the_other_has_ended(tmp_path):
     out, held = str(tmp_path / "out"), threading.Event()
 
     def other():
@@ -149,11 +148,12 @@ def test_a_run_that_may_wait_goes_on_as_soon_as_the_other_has_ended(tmp_path, ca
     thread = threading.Thread(target=other)
     thread.start()
     held.wait()
-    await_holder(out, 0)
-    assert holder_of(out) is not None and not capsys.readouterr().err
-    await_holder(out, 30)
+    said = []
+    await_holder(out, 0, said.append)
+    assert holder_of(out) is not None and not said
+    await_holder(out, 30, said.append)
     assert holder_of(out) is None
-    assert capsys.readouterr().err.startswith(f"waiting for process {os.getpid()} on ")
+    assert said[0].startswith(f"waiting for process {os.getpid()} on ")
     thread.join()
 
 
@@ -318,8 +318,8 @@ def interrupt(*args, **kwargs):
 @pytest.mark.parametrize(
     "where",
     [
-        "promptmill.jobs.cli.rendering.look",
-        "promptmill.jobs.cli.rendering.make_plan",
+        "promptmill.jobs.planning.planned.look",
+        "promptmill.jobs.planning.planned.make_plan",
         "promptmill.actors.local_ray.cluster.ray.init",
     ],
 )

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from promptmill.actors.local_ray.memory_limits import MemoryLimit
 from promptmill.jobs.clusters import doctor
 from promptmill.jobs.clusters.dashboards import Dashboard, asks_for_token, dashboards, is_loopback
 from promptmill.jobs.clusters.doctor import (
@@ -15,10 +16,10 @@ from promptmill.jobs.clusters.doctor import (
     embedded_family,
     libraries,
     object_store,
-    pins,
     python,
     ray_here,
     reachable,
+    versions,
 )
 from promptmill.pipelines.rendering import gpus
 from promptmill.pipelines.rendering.gpus import Gpu
@@ -131,13 +132,13 @@ def test_versions_are_compared_with_the_lock(tmp_path, monkeypatch):
 
 
 def test_every_library_that_is_looked_at_is_pinned():
-    pinned = pins(doctor.LOCK.read_text())
+    pinned = versions(doctor.LOCK.read_text())
     assert all(name.replace("_", "-") in pinned for name in doctor.LIBRARIES)
 
 
 def test_gpus_are_named_with_memory_and_driver(monkeypatch):
     monkeypatch.setattr(gpus, "gpus", lambda: [Gpu("Card", "9.0", 80 * GB, 70 * GB)] * 2)
-    monkeypatch.setattr(doctor, "driver_version", lambda: "570.1")
+    monkeypatch.setattr(gpus, "driver_version", lambda: "570.1")
     found = list(doctor.graphics())
     assert [(f.level, f.subject) for f in found] == [("ok", "gpu 0"), ("ok", "gpu 1")]
     assert all(words in found[0].text for words in ("Card", "9.0", "80.0 GB", "70.0 GB", "570.1"))
@@ -146,25 +147,37 @@ def test_gpus_are_named_with_memory_and_driver(monkeypatch):
 @pytest.mark.parametrize(("driver", "level"), [("570.1", "warn"), (None, "note")])
 def test_a_driver_without_a_usable_gpu_is_worth_a_warning(monkeypatch, driver, level):
     monkeypatch.setattr(gpus, "gpus", list)
-    monkeypatch.setattr(doctor, "driver_version", lambda: driver)
+    monkeypatch.setattr(gpus, "driver_version", lambda: driver)
     assert levels(doctor.graphics()) == [level]
 
 
-@pytest.mark.parametrize(("tool", "said"), [("echo 570.86.15", "570.86.15"), ("exit 9", None), ("true", None)])
-def test_the_drivers_tool_may_be_missing_or_broken(tmp_path, monkeypatch, tool, said):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.driver_version() is None
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{tool}\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    assert doctor.driver_version() == said
+@pytest.mark.parametrize(("said", "version"), [(b"570.86.15", "570.86.15"), (None, None)])
+def test_the_drivers_version_is_its_own_librarys_which_may_fail(monkeypatch, said, version):
+    class Library:
+        def nvmlInit_v2(self):  # noqa: N802 (NVIDIA's name)
+            return 0
+
+        def nvmlSystemGetDriverVersion(self, buffer, size):  # noqa: N802
+            buffer.value = said or b""
+            return 0 if said else 999
+
+    monkeypatch.setattr(gpus.ctypes, "CDLL", lambda name: Library())
+    assert gpus.driver_version() == version
 
 
-@pytest.mark.parametrize(("said", "limit"), [("max\n", None), ("2147483648\n", 2**31), ("", None), (None, None)])
-def test_a_containers_memory_limit_is_read(tmp_path, said, limit):
-    file = tmp_path / "memory.max"
-    if said is not None:
-        file.write_text(said)
-    assert doctor.container_limit(file) == limit
+def test_without_the_drivers_library_there_is_no_version(monkeypatch):
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(gpus.ctypes, "CDLL", missing)
+    assert gpus.driver_version() is None
+
+
+def test_the_limit_of_a_control_group_is_named_with_its_file(monkeypatch):
+    monkeypatch.setattr(doctor, "memory_limit", lambda: MemoryLimit(2 * GB, GB, "/sys/fs/cgroup/a.slice/memory.max"))
+    found = next(doctor.memory())
+    assert found.level == "warn"
+    assert "2.0 GB, 1.0 GB of it available, by the limit in /sys/fs/cgroup/a.slice/memory.max" in found.text
 
 
 def test_little_shared_memory_is_worth_a_warning():

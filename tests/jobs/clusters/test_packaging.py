@@ -142,7 +142,7 @@ def test_a_manifest_that_is_hidden_or_a_link_to_what_is_is_refused(here, tmp_pat
 
 
 def test_a_dry_run_lists_what_would_go_with_sizes_and_asks_no_cluster(here, monkeypatch):
-    monkeypatch.setattr("promptmill.jobs.cli.clusters.remote", lambda address: pytest.fail("a cluster was asked"))
+    monkeypatch.setattr("promptmill.jobs.clusters.jobs_api.Remote", lambda address: pytest.fail("a cluster was asked"))
     (here / ".env").write_bytes(SECRET)
     rows = [{"prompt": "a red circle", "init_image": name} for name in ("images/a.png", ".env")]
     (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from promptmill.configs.loading import load
-from promptmill.jobs.clusters.doctor import pins
+from promptmill.jobs.clusters.doctor import versions
 from tests.jobs.deploy.kubernetes import MAP, crd_schema, problems
 
 ROOT = Path(__file__).parents[3]
@@ -173,7 +173,7 @@ def test_two_ports_that_are_one_are_found(job):
 
 
 def test_a_rayjob_runs_the_ray_that_is_pinned(job):
-    assert job["spec"]["rayClusterSpec"]["rayVersion"] == pins((ROOT / "requirements.lock").read_text())["ray"]
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == versions((ROOT / "requirements.lock").read_text())["ray"]
 
 
 def test_a_rayjob_runs_the_image_of_this_version(job):

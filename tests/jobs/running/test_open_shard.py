@@ -1,12 +1,16 @@
 """What is left to do of a shard, by the parts that are there."""
 
 from dataclasses import replace
+from functools import cache
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptmill.jobs.running.open_shard import Open
-from promptmill.pipelines.work.units import Placed, Unit
+from promptmill.configs.loading import load
+from promptmill.configs.parameters import Growing
+from promptmill.jobs.planning.plan import ShardPlan
+from promptmill.jobs.running.open_shard import Open, units_of
+from promptmill.pipelines.work.units import Placed, Unit, at_once, is_long
 from promptmill.shards.parts import part_name
 from tests.pipelines.plain import request
 
@@ -51,3 +55,29 @@ def test_a_slice_that_died_has_no_pieces_and_stays_what_the_shard_waits_for():
     assert shard.split(SLICES[1]) == [SLICES[1]]
     assert shard.left == left == {unit.name for unit in SLICES}
     assert shard.made_of == {CUT.name}
+
+
+@cache
+def config_of(batch):
+    settings = (f"model.batch={batch}", "ranking.drafts=[{steps: 2, keep: 1}]", "defaults.candidates=2")
+    return load("embedded", ["manifest=x", *settings])
+
+
+@given(st.integers(2, 300), st.integers(1, 100), st.integers(1, 4))
+def test_passes_are_durable_of_a_row_that_renders_more_than_a_slice_and_what_they_leave_goes_with_the_shard(
+    candidates, start, batch
+):
+    config = config_of(batch)
+    drafts = config.ranking.drafts
+    growing = Growing(start=start, max=candidates, until_score=30) if start < candidates else None
+    rows = [request("one", steps=4, candidates=candidates), request("two", steps=4, candidates=2, width=128)]
+    placed = tuple(Placed(row, replace(one, growing=growing if not row else None)) for row, one in enumerate(rows))
+    plan = ShardPlan(0, placed, ((0,), (1,)))
+    one, two = units_of(Open(0), plan, config)
+    passed = is_long(placed[0].request, batch, drafts)
+    assert passed >= (candidates > at_once(placed[0].request, batch))
+    assert (one.course is not None and one.course.durable == 0) == passed
+    assert two.course is None or two.course.durable is None
+    shard = Open(0)
+    assert shard.take_in([one, two], {part_name(one.pass_name(0))}, batch) == [one, two]
+    assert shard.passing == ({"000000-00000-00000-pass-"} if passed else set())

@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import json
 import random
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from promptmill.jobs.cli import main
 from promptmill.jobs.planning.making import look, make_plan
 from promptmill.jobs.planning.plan import PlanError, put_hardware, read_plan
 from promptmill.jobs.running.finishing import finish
-from promptmill.jobs.running.repair_note import Cleared, remembered
+from promptmill.jobs.running.repair_note import REPAIR_NOTE, Cleared, remembered
 from promptmill.jobs.running.run import run
 from promptmill.jobs.verifying import repair
 from promptmill.jobs.verifying.repair import clear, differing
@@ -274,7 +275,7 @@ def test_what_needs_no_rendering_is_repaired_without_ray(output, was, monkeypatc
 
 
 def test_an_unfinished_dataset_is_not_finished_by_a_repair_that_has_nothing_to_make(output, monkeypatch):
-    monkeypatch.setattr("promptmill.jobs.cli.checking.rendered", lambda *a, **k: pytest.fail("renders"))
+    monkeypatch.setattr("promptmill.jobs.verifying.mending.rendered", lambda *a, **k: pytest.fail("renders"))
     for path in ("_SUCCESS", "index.json", "commits/000002.json"):
         delete(join(output, path))
     result = invoke(output, "--repair")
@@ -311,8 +312,8 @@ def rendering(plan, monkeypatch):
             finish(read_plan(output), output, read_records(output))
         return 3  # as some rows of it failed
 
-    monkeypatch.setattr("promptmill.jobs.cli.checking.rendered", rendered)
-    monkeypatch.setattr("promptmill.jobs.cli.checking.ready", lambda config, output: contextlib.nullcontext())
+    monkeypatch.setattr("promptmill.jobs.verifying.mending.rendered", rendered)
+    monkeypatch.setattr("promptmill.jobs.cli.verify.ready", lambda config, output: contextlib.nullcontext())
 
 
 @pytest.mark.usefixtures("rendering")
@@ -390,6 +391,13 @@ def test_where_model_libraries_or_hardware_are_others_nothing_is_deleted(output,
     assert done.exit_code == 2
     assert "cannot be made again here to the same bytes, since this has changed:" in done.output
     assert files_of(Path(output)) == before
+
+
+@pytest.mark.parametrize("generation", [-1, 10_000, 10**18, True, 1.0, "1", None])
+def test_a_note_of_a_generation_that_no_shard_can_have_is_none(output, generation):
+    # A run looks for what is left of all generations before: of so many it would for ever.
+    put(join(output, REPAIR_NOTE), json.dumps({"shards": {"0": generation}, "hashes": {}}).encode())
+    assert remembered(output) == Cleared()
 
 
 def test_a_repair_that_a_plain_run_has_finished_is_forgotten(plan, output):

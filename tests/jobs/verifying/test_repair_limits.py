@@ -41,8 +41,8 @@ def ran(monkeypatch):
             finish(read_plan(output), output, read_records(output))
         return 0
 
-    monkeypatch.setattr("promptmill.jobs.cli.checking.rendered", rendered)
-    monkeypatch.setattr("promptmill.jobs.cli.checking.ready", lambda config, output: contextlib.nullcontext())
+    monkeypatch.setattr("promptmill.jobs.verifying.mending.rendered", rendered)
+    monkeypatch.setattr("promptmill.jobs.cli.verify.ready", lambda config, output: contextlib.nullcontext())
     return ran
 
 

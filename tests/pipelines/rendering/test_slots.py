@@ -68,33 +68,6 @@ def test_a_mixed_queue_keeps_the_batch_full(engine):  # noqa: F811
     assert slots.share > 0.97
 
 
-def half_way(job, steps):
-    return job.index % 2 == 1 and steps == job.request.steps // 2
-
-
-@pytest.fixture(scope="module")
-def pruning(folder):  # noqa: F811
-    return Engine(model_of(folder), JOB_SEED, Roots((str(folder),)), policy=half_way)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_candidates_given_up_cost_their_steps_and_the_others_are_what_they_would_have_been(engine, pruning, mode):  # noqa: F811
-    wanted = request(steps=6, candidates=4, **{"mode": mode, **MODES[mode], "strength": 1.0 if "im" in mode[3:] else None})
-    if mode not in ("img2img", "inpaint", "controlnet_img2img", "controlnet_inpaint"):
-        wanted = replace(wanted, strength=None)
-    (whole,), (pruned,) = render(engine, wanted), render(pruning, wanted)
-    assert [c.failure.code if c.failure else None for c in pruned.candidates] == [None, "given_up", None, "given_up"]
-    for index in (0, 2):
-        np.testing.assert_array_equal(pruned.candidates[index].pixels, whole.candidates[index].pixels)
-    assert sum(c.evaluations for c in pruned.candidates) * 4 == sum(c.evaluations for c in whole.candidates) * 3
-
-
-def test_a_group_that_is_given_up_as_a_whole_ends_there(folder):  # noqa: F811
-    giving_up = Engine(model_of(folder), JOB_SEED, Roots((str(folder),)), policy=lambda job, steps: steps == 2)
-    (outcome,) = render(giving_up, request(candidates=BATCH, steps=5))
-    assert [(c.failure.code, c.evaluations) for c in outcome.candidates] == [("given_up", 4)] * BATCH
-
-
 @pytest.fixture
 def breaking(engine, monkeypatch):  # noqa: F811
     """An engine in which requests by LMS raise at their first step."""

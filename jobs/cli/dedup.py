@@ -1,19 +1,16 @@
-"""The command that finds near-duplicates: dedup."""
+"""Declares the command `dedup`."""
 
 import json
-from typing import TYPE_CHECKING
 
 import click
 
 from promptmill.configs.printing import echo
-from promptmill.jobs.cli.arguments import absolute
-from promptmill.jobs.cli.endings import USAGE, one_line_errors, stop
+from promptmill.jobs.cli.endings import one_line_errors, stop
+from promptmill.jobs.planning.config_and_output import absolute
 from promptmill.jobs.showing import summary
+from promptmill.jobs.showing.exit_statuses import USAGE
 from promptmill.shards.lease import hold
 from promptmill.shards.storage import join, names
-
-if TYPE_CHECKING:
-    from promptmill.jobs.sharing.dedup import Found
 
 
 @click.command()
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Say it as one JSON object.")
 def dedup(out: str, embedding: float, bits: int, to: str | None, as_json: bool) -> None:
     """Find kept images that are nearly the same, and mark them in OUT/dedup.parquet. Nothing of the dataset is changed."""
-    from promptmill.jobs.sharing.dedup import MARKS, Signs, copy_without, find, write_marks
+    from promptmill.jobs.sharing.dedup import MARKS, Signs, copy_without, find, line_of, write_marks
 
     with one_line_errors():
         output = absolute(out)
@@ -46,13 +43,3 @@ def dedup(out: str, embedding: float, bits: int, to: str | None, as_json: bool) 
         echo(f"marked in {output}/{MARKS}; nothing is removed" + ("" if copy else ", --to writes a copy without them"))
         if copy:
             echo(f"{summary.many(totals.kept, 'image')} in {copy}")
-
-
-def line_of(found: "Found") -> str:
-    """What was found, in a line."""
-    said = found.summary()
-    number, groups = len(found.twins), said["groups"]
-    by = ", ".join(f"{count:,} by {sign}" for sign, count in said["by"].items())
-    how = "" if found.exact else "; embeddings were compared approximately, so a few may be missed"
-    images = summary.many(len(found.pictures.keys), "image")
-    return f"{images}, {number:,} of them superfluous in {summary.many(groups, 'group')}{f' ({by})' if by else ''}{how}"

@@ -1,12 +1,13 @@
-"""The commands that show a dataset: sheet, report."""
+"""Declares the command `sheet`."""
 
 from pathlib import Path
 
 import click
 
 from promptmill.configs.printing import echo
-from promptmill.jobs.cli.arguments import absolute, without_credentials
-from promptmill.jobs.cli.endings import FAILED, USAGE, one_line_errors, stop
+from promptmill.jobs.cli.endings import one_line_errors, stop
+from promptmill.jobs.planning.config_and_output import without_credentials
+from promptmill.jobs.showing.exit_statuses import FAILED, USAGE
 from promptmill.shards.places_to_write import write_file
 
 
@@ -47,22 +48,3 @@ def sheet(out: str, file: Path, most: int, columns: int, font: Path | None) -> N
             some = " ".join(c if c.isprintable() else ascii(c)[1:-1] for c in sorted(letters.missing)[:10])
             more = f" and {len(letters.missing) - 10} more letters" if len(letters.missing) > 10 else ""
             echo(f"{file}: no font here has {some}{more}; --font FILE draws in one that has them", err=True)
-
-
-@click.command()
-@click.argument("out")
-@click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=False), default=Path("report.html"), show_default=True)
-def report(out: str, file: Path) -> None:
-    """A dataset as one HTML file: numbers, scores, the best and the worst. Exits with 1 where something could not be read."""
-    from promptmill.jobs.report.making import make
-    from promptmill.jobs.report.page import page
-    from promptmill.jobs.showing.summary import many, size
-
-    with one_line_errors():
-        made = make(absolute(out))
-        html = page(made)
-        write_file(file, html)
-        seen = "" if made.sample.whole else f", a sample of {len(made.sample.records):,} of them"
-        echo(f"{file}: {many(made.totals.kept, 'kept image')} in {many(made.totals.shards, 'shard')}{seen} ({size(len(html))})")
-        if made.problems:
-            stop(FAILED, *made.problems, f"the page is without these; `promptmill verify {out}` says what else is wrong")

@@ -1,0 +1,114 @@
+"""Calibrates: samples a manifest, observes candidates in full and as drafts, and chooses the cheapest drafts that keep enough."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptmill.configs.errors import ConfigError
+from promptmill.configs.schedulers import scheduler_name
+from promptmill.configs.schema import Config
+from promptmill.configs.scorers import CLIP
+from promptmill.jobs.calibration.gains import Gains
+from promptmill.jobs.calibration.policies import Policy, policies, sight_of, sights_of, usual_steps
+from promptmill.jobs.calibration.sample import Shape, draw
+from promptmill.jobs.calibration.saying import Found, find_out, noisy
+from promptmill.jobs.calibration.trials import RANK, Notes, identity, observe
+from promptmill.jobs.planning.making import look
+from promptmill.jobs.planning.plan import PlanError
+from promptmill.pipelines.work.units import Placed
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Holds what a calibration is asked for.
+
+    Attributes:
+        requests: Rows of the manifest to sample.
+        steps: Of the drafts to try; None for shares of the finals'.
+        samplers: Schedulers to try drafts by, besides the finals' own.
+        gain: The share of the gain to keep, in (0, 1).
+        previews: Whether to compare with x0 previews after as many steps.
+    """
+
+    requests: int
+    steps: Sequence[int] | None
+    samplers: Sequence[str]
+    gain: float
+    previews: bool
+
+
+def calibrated(
+    config: Config,
+    place: Path,
+    asked: Asked,
+    progress: Callable[[int, int], None],
+) -> tuple[Found, bool]:
+    """Sample, observe and choose; also return whether the chosen drafts are by samplers that add noise of their own.
+
+    Args:
+        config: Of the run to calibrate.
+        place: The file where trials are kept, so that a calibration that was cut off goes on.
+        asked: What is asked for.
+        progress: Told of the requests that are done, and of all.
+
+    Raises:
+        ConfigError, PlanError: One line on what does not fit, or on why nothing could be rendered.
+    """
+    # Whatever drafts there are, these are to be found; and rows are held to none while they are not.
+    ranking = config.ranking.model_copy(update={"drafts": (), "drafts_stochastic": False})
+    sources = look(config.model_copy(update={"ranking": ranking}))
+    sample = draw(sources, asked.requests)
+    own = {shape.scheduler for shape in sample.shapes}
+    others = dict.fromkeys(_sampler(name, sources.rules.schedulers) for name in asked.samplers)
+    # One that all finals are by is tried anyway.
+    schedulers = (None, *(name for name in others if own != {name}))
+    steps = asked.steps or usual_steps(sample.shapes)
+    try:
+        tried = policies("draft", steps, sample.shapes, schedulers)
+        compared = policies("preview", steps, sample.shapes) if asked.previews else []
+    except ValueError as error:
+        raise PlanError([f"no cascade with drafts of {', '.join(map(str, steps))} steps fits: {error}"]) from None
+    notes = Notes(place, identity(sources))
+    failed = observe(sources, sample.requests, list(sights_of([*tried, *compared])), notes, progress=progress)
+    without = {**sample.broken, **failed, **_left_out(steps, tried, sample.shapes)}
+    if sample.bad:
+        without["rows that make no request"] = f"{sample.bad:,}; `promptmill plan` says why"
+    drafts = _judged(sample.requests, notes, tried)
+    if drafts is None:
+        raise PlanError([f"nothing could be rendered: {next(iter(without.values()), 'no request is left')}"])
+    score = RANK if ranking.scorers else CLIP
+    found = find_out(score, asked.gain, sample.rows, drafts, _judged(sample.requests, notes, compared), without)
+    return found, found.chosen is not None and noisy(drafts.policies[found.chosen], sample.shapes)
+
+
+def _left_out(steps: Sequence[int], tried: Sequence[Policy], shapes: Sequence[Shape]) -> dict[str, str]:
+    """Why drafts of so many steps are in none of the cascades."""
+    used, without = {stage.steps for policy in tried for stage in policy.stages}, {}
+    for number in steps:
+        if number not in used:
+            try:
+                policies("draft", [number], shapes)
+            except ValueError as error:
+                without[f"drafts of {number} steps"] = str(error)
+    return without
+
+
+def _judged(sample: Sequence[Placed], notes: Notes, some: Sequence[Policy]) -> Gains | None:
+    """What becomes of these policies on the requests that were seen in all the ways they need; of ways in which hardly any
+    request could be seen, the policies are left out instead."""
+    trials = [trial for placed in sample if (trial := notes.trial(placed))]
+    ways = {sight_of(*stage) for stage in sights_of(some)}
+    seen = {way for way in ways if sum(way in trial.sights for trial in trials) > len(trials) / 2}
+    usable = [policy for policy in some if {sight_of(policy.kind, stage) for stage in policy.stages} <= seen]
+    whole = [trial for trial in trials if seen <= set(trial.sights)]
+    return Gains.of(whole, usable) if whole and usable else None
+
+
+def _sampler(name: str, fitting: Collection[str]) -> str:
+    try:
+        short = scheduler_name(name)
+    except ValueError as error:
+        raise ConfigError([f"--sampler: {error}"]) from None
+    if short not in fitting:
+        raise ConfigError([f"--sampler: {short} does not fit the model, which takes {', '.join(fitting)}"])
+    return short
