@@ -24,6 +24,7 @@ from promptmill.actors.scorer import Scorer
 from promptmill.pipelines.work.errors import MISFIT, FatalError, ModelError
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
+from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError
 
 GOES_ON = "what is done is durable, and the same command goes on"
@@ -130,7 +131,7 @@ class WorkerHere:
             if str(error).startswith(MISFIT):
                 raise DiedError(str(error), as_a_whole=True) from None
             raise AbortError(f"this process cannot go on: {error}; {GOES_ON}") from None
-        except StorageError as error:
+        except (StorageError, PartError) as error:
             raise AbortError(str(error)) from None  # no fact about this unit: the next one would fare no better
         finally:
             self._under_way -= 1
