@@ -28,6 +28,7 @@ class LoadedModel:
         controlnets: By the type that requests name.
         clip_skip: Layers of the text encoder left out at its end.
         device: All weights are there.
+        adapters: Whether LoRAs are loaded.
     """
 
     base: Any
@@ -35,6 +36,7 @@ class LoadedModel:
     clip_skip: int
     device: torch.device
     _scheduler_config: dict[str, Any]
+    adapters: bool = False
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
 
     @property
@@ -66,7 +68,7 @@ class LoadedModel:
 
     def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
         """Switch these LoRAs on, by name and scale, and all others off."""
-        if not hasattr(self.base, "set_adapters") or not self.base.get_list_adapters():
+        if not self.adapters:
             return
         if loras:
             self.base.enable_lora()
@@ -147,7 +149,7 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         name: _load(of_diffusers("ControlNetModel").from_pretrained, w, dtype).to(device) for name, w in model.controlnets.items()
     }
     base.to(device)
-    loaded = LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config))
+    loaded = LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config), bool(model.loras))
     put_on(model.kernels, (loaded.denoiser, *controlnets.values()), device)
     return loaded
 
