@@ -96,7 +96,8 @@ def made_of(base: Any, mode: str, parts: Mapping[str, Any]) -> Any:
     given |= {key: value for key, value in config.items() if key in optional}
     # What the class of `base` did not take is kept under a private name.
     given |= {key[1:]: config.pop(key) for key in [*config] if key.startswith("_") and key[1:] in optional}
-    made = kind(**given)
+    with lean_imports():
+        made = kind(**given)
     made.register_to_config(_name_or_path=name)
     made.register_to_config(**{f"_{key.removeprefix('_')}": value for key, value in config.items() if key not in given})
     return made

@@ -23,7 +23,8 @@ COMPILER = "torch._dynamo"
 # By module, what others import by name, and do not use before they need it: functions, and classes for `isinstance`.
 LEFT_OUT: dict[str, tuple[str, ...]] = {
     "boto3": (),
-    "peft": (),
+    "peft": ("PeftModel",),
+    "peft.helpers": ("disable_input_dtype_casting",),
     "peft.tuners": (),
     "peft.tuners.tuners_utils": ("BaseTunerLayer",),
     "scipy.integrate": (),
@@ -31,7 +32,8 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "scipy.stats": (),
     "timm": (),
     "timm.layers": ("RotAttentionPool2d", "AttentionPool2d", "Mlp", "to_2tuple"),
-    "torch._dynamo": ("allow_in_graph", "disable"),
+    "torch._dynamo": ("allow_in_graph", "assume_constant_result", "disable"),
+    "torch._dynamo._trace_wrapped_higher_order_op": ("TransformGetItemToIndex",),
     "torch._dynamo.utils": ("is_compile_supported",),
     "torch.distributed._composable.fsdp": ("fully_shard",),
     "torch.distributed.checkpoint.hf_storage": ("HuggingFaceStorageReader", "HuggingFaceStorageWriter"),
@@ -40,6 +42,7 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "torch.distributed.tensor._utils": ("compute_local_shape_and_global_offset",),
     "torch.distributed.tensor.placement_types": ("Shard", "_StridedShard"),
     "torchvision.datasets": (),
+    "transformers.distributed.expert_parallel": ("MoEParamShard", "apply_expert_parallelism"),
 }
 # Packages whose own module imports all that lies in them, for whoever takes anything from there by name.
 IN_PIECES = ("diffusers.models.autoencoders", "diffusers.models.controlnets", "diffusers.models.transformers")
@@ -202,7 +205,7 @@ class _Kind(type):
 def _later(module: str, name: str) -> Any:
     """Return what stands in for a function or, by its capital letter, a class of a module."""
     if module == COMPILER:
-        return {"allow_in_graph": _allow_in_graph, "disable": _disable}[name]
+        return {"allow_in_graph": _allow_in_graph, "assume_constant_result": _assume_constant_result, "disable": _disable}[name]
     if name.lstrip("_")[0].isupper():
         return _Kind(name, (), {"module": module})
     return lambda *arguments, **named: getattr(_real(module), name)(*arguments, **named)
@@ -214,6 +217,12 @@ def _allow_in_graph(kind: Any) -> Any:
         return compiler.allow_in_graph(kind)
     _to_allow.append(kind)
     return kind
+
+
+def _assume_constant_result(function: Any) -> Any:
+    """Mark a function as torch's compiler does, which looks for the mark."""
+    function._dynamo_marked_constant = True
+    return function
 
 
 def _disable(function: Any = None, *arguments: Any, **options: Any) -> Any:
