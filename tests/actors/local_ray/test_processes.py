@@ -1,0 +1,22 @@
+"""Which processes a Ray of this machine has: in a process of its own, since a session of tests has one Ray for all."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import psutil, ray
+from ray._private.node import Node
+from promptmill.actors.local_ray.cluster import cluster
+before = Node.start_api_server, Node.start_monitor, Node.start_log_monitor
+with cluster(None):
+    ray.get(ray.remote(lambda: None).remote())
+    lines = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+print(*(name for name in ("gcs_server", "raylet", "dashboard.py", "monitor.py", "log_monitor.py") if any(name in line for line in lines)))
+assert before == (Node.start_api_server, Node.start_monitor, Node.start_log_monitor)
+"""
+
+
+def test_a_ray_of_this_machine_has_no_dashboard_and_no_monitors():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["gcs_server", "raylet"]
