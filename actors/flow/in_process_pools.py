@@ -7,6 +7,7 @@ kills the run, which resumes; a unit past its deadline ends the run with one lin
 import asyncio
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -35,9 +36,18 @@ def sizes_here(threads: int) -> Sizes:
     return Sizes(1, float(threads), 0.0, 1, 0.0, 0.0, 0.0)
 
 
-def still_at_work() -> bool:
-    """Whether a thread of a worker is inside a call: a process that ends meanwhile, other than at once, may be aborted by torch."""
-    return any(threads.busy for threads in tuple(_ALL))
+def still_at_work(patience_s: float = 0.0) -> bool:
+    """Whether a thread of a worker is inside a call: a process that ends meanwhile, other than at once, may be aborted by torch.
+
+    Args:
+        patience_s: Seconds to wait for the threads to come out of their calls.
+    """
+    until = time.monotonic() + patience_s
+    while busy := any(threads.busy for threads in tuple(_ALL)):
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.01)
+    return busy
 
 
 class Threads:

@@ -26,7 +26,7 @@ def one_line_errors() -> Iterator[None]:
         with _one_line():
             yield
     except SystemExit as leaving:
-        if still_at_work():
+        if still_at_work(LEAVE_S):
             # Threads that compute cannot be ended, and torch aborts a process that ends around them: what is done is durable.
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):
