@@ -18,6 +18,8 @@ from promptmill.shards.commits import CommitError
 from promptmill.shards.lease import LeaseError
 from promptmill.shards.parts import PartError
 
+LEAVE_S = 2.0  # that a command waits at its end for threads that compute
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
