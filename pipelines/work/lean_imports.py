@@ -35,14 +35,7 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "torch._dynamo": ("allow_in_graph", "assume_constant_result", "disable"),
     "torch._dynamo._trace_wrapped_higher_order_op": ("TransformGetItemToIndex",),
     "torch._dynamo.utils": ("is_compile_supported",),
-    "torch.distributed._composable.fsdp": ("fully_shard",),
-    "torch.distributed.checkpoint.hf_storage": ("HuggingFaceStorageReader", "HuggingFaceStorageWriter"),
-    "torch.distributed.fsdp": ("CPUOffloadPolicy", "MixedPrecisionPolicy"),
-    "torch.distributed.tensor": ("DTensor", "Replicate", "Shard", "distribute_tensor"),
-    "torch.distributed.tensor._utils": ("compute_local_shape_and_global_offset",),
-    "torch.distributed.tensor.placement_types": ("Shard", "_StridedShard"),
     "torchvision.datasets": (),
-    "transformers.distributed.expert_parallel": ("MoEParamShard", "apply_expert_parallelism"),
 }
 # Packages whose own module imports all that lies in them, for whoever takes anything from there by name.
 IN_PIECES = ("diffusers.models.autoencoders", "diffusers.models.controlnets", "diffusers.models.transformers")
