@@ -82,6 +82,7 @@ def main(repeats: int, other: str | None) -> None:
     for turn in range(repeats + 1):
         for way in ways:
             found = seconds(way, other)
+            click.echo(f"{way} {found:.2f} s{'' if turn else ', not counted'}", err=True)
             if turn:
                 took[way].append(found)
     bare = statistics.median(took["bare"])
