@@ -16,7 +16,7 @@ class Generator:
     """
 
     def __init__(self, recipe: Recipe):
-        self._config, self._roots = recipe.facts.config, recipe.roots
+        self._config, self._roots = recipe.config, recipe.roots
 
     def load(self) -> dict[str, str]:
         """Load the model; returns the kind of hardware here. Apart from the constructor, whose errors Ray buries in its own.

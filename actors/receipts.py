@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from promptmill.configs.columns import CLIP_SCORE, SPARED
 from promptmill.pipelines.work.joined_slices import Joined
 from promptmill.pipelines.work.units import Unit
-from promptmill.shards.tables import SPARED
+from promptmill.shards.outcomes import Outcomes, counts_of
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """One unit, settled and durable.
+class Receipt(Outcomes):
+    """Counts one unit, settled and durable. A slice has no requests: its unit counts them once it is joined.
 
     Attributes:
         name: Of the unit.
-        requests: All of its; `failed_requests` of them have no image at all. A slice has none: its unit counts them once joined.
-        kept, rejected, failed, drafted, spared: Candidates; spared are those that were never begun, since enough were good.
         errors: How often each code occurred.
         scores: Lowest, mean and highest CLIP score of its candidates; None where nothing was scored.
         seconds: By stage. Times and hosts differ between runs, so they go to stats/ and nowhere else.
@@ -30,11 +29,6 @@ class Receipt:
 
     name: str
     shard: int
-    requests: int
-    kept: int
-    rejected: int
-    failed: int
-    failed_requests: int
     errors: Mapping[str, int]
     scores: tuple[float, float, float] | None
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -42,12 +36,6 @@ class Receipt:
     part_bytes: int = 0
     host: str = ""
     reasons: tuple[str, ...] = ()
-    drafted: int = 0
-    spared: int = 0
-
-    @property
-    def candidates(self) -> int:
-        return self.kept + self.rejected + self.failed + self.drafted + self.spared
 
     @classmethod
     def of(cls, unit: Unit, rows: Sequence[Mapping[str, Any]], scores: Sequence[float], seconds: Mapping[str, float]) -> "Receipt":
@@ -56,29 +44,27 @@ class Receipt:
         Of a slice, candidates that may still be kept are not settled yet, and errors of a slice that failed as a whole are not
         counted yet: `of_joined` does both.
         """
-        candidates = Counter(row["status"] for row in rows if row.get("candidate_index") is not None)
+        candidates: Counter[Any] = Counter(row["status"] for row in rows if row.get("candidate_index") is not None)
         whole = [row for row in rows if row.get("candidate_index") is None]
         rendered = {row["id"] for row in rows if row["status"] in ("kept", "rejected")}
         errors = Counter(row["error"] for row in rows if row.get("error"))
+        candidates["failed"] += unit.candidates if unit.span and whole else sum(row["candidates"] for row in whole)
+        candidates["spared"] = sum({row["id"]: row.get(SPARED) or 0 for row in rows}.values())
         if unit.span:
             open_ = sum(row.get("sha256") is not None for row in rows)
             candidates["rejected"] -= open_
-            scores = [row["clip_score"] for row in rows if row["status"] == "rejected" and row.get("sha256") is None]
+            scores = [row[CLIP_SCORE] for row in rows if row["status"] == "rejected" and row.get("sha256") is None]
             errors = Counter(row["error"] for row in rows if row.get("error") and row not in whole)
         return cls(
             name=unit.name,
             shard=unit.shard,
-            requests=0 if unit.span else len(unit.requests),
-            kept=candidates["kept"],
-            rejected=candidates["rejected"],
-            failed=candidates["failed"] + (unit.candidates if unit.span and whole else sum(row["candidates"] for row in whole)),
-            failed_requests=0 if unit.span else sum(placed.request.id not in rendered for placed in unit.requests),
             errors=dict(sorted(errors.items())),
             scores=_spread(scores),
             seconds=dict(seconds),
             host=platform.node(),
-            drafted=candidates["drafted"],
-            spared=sum({row["id"]: row.get(SPARED) or 0 for row in rows}.values()),
+            requests=0 if unit.span else len(unit.requests),
+            failed_requests=0 if unit.span else sum(placed.request.id not in rendered for placed in unit.requests),
+            **dict[str, Any](candidates),
         )
 
     @classmethod
@@ -87,16 +73,12 @@ class Receipt:
         return cls(
             name=unit.name,
             shard=unit.shard,
-            requests=len(unit.requests),
-            kept=joined.kept,
-            rejected=joined.rejected,
-            failed=joined.failed,
-            failed_requests=0 if joined.rendered else len(unit.requests),
             errors=joined.errors,
             scores=_spread(joined.scores),
             seconds=dict(seconds),
             part_bytes=joined.part_bytes,
             host=platform.node(),
+            **counts_of(joined),
         )
 
 

@@ -11,7 +11,6 @@ from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
 from promptmill.shards.parts import part_name, write_part
 from promptmill.shards.storage import StorageError, join, names, staying
-from promptmill.shards.tables import slice_form
 
 if TYPE_CHECKING:
     from promptmill.pipelines.scoring.finishing import Onward, Waiting
@@ -23,7 +22,7 @@ class Scorer:
     """Finishes units, one after another. A plain class, as `Generator` is."""
 
     def __init__(self, recipe: Recipe):
-        self._output, self._facts, self._form, self._fingerprint = recipe.output, recipe.facts, recipe.form, recipe.fingerprint
+        self._recipe = recipe
 
     def load(self) -> dict[str, str]:
         """Load the CLIP model, and what scores beside it; returns the kind of hardware here, which decides scores too.
@@ -37,11 +36,12 @@ class Scorer:
         from promptmill.pipelines.rendering.loading import device_here
         from promptmill.pipelines.scoring.scorers import load_scorers
 
-        if "plan.json" not in names(join(self._output, "plan")):
+        output = self._recipe.output
+        if "plan.json" not in names(join(output, "plan")):
             # A node that joined later may lack what the others mount; its parts would lie where nobody finds them.
-            raise StorageError(f"{self._output}: {platform.node()} does not see the plan there; all nodes have to reach the output")
-        self._scorers: Scorers = load_scorers(self._facts.config.ranking, device_here(), threads=1)
-        return hardware_kind(self._facts.config.model.threads)
+            raise StorageError(f"{output}: {platform.node()} does not see the plan there; all nodes have to reach the output")
+        self._scorers: Scorers = load_scorers(self._recipe.config.ranking, device_here(), threads=1)
+        return hardware_kind(self._recipe.config.model.threads)
 
     def finish(self, unit: Unit, rendered: "Rendered", earlier: "Callable[[], Sequence[Waiting]]" = tuple) -> "Receipt | Onward":
         """Score, rank, encode, and write the part. Doing it again writes the same bytes under the same name.
@@ -61,14 +61,13 @@ class Scorer:
         from promptmill.pipelines.scoring.durable_passes import finish_durably
         from promptmill.pipelines.scoring.finishing import Onward
 
-        where = self._output, self._form, self._fingerprint
-        finished = finish_durably(unit, rendered, self._scorers, self._facts, earlier, *where)
+        finished = finish_durably(unit, rendered, self._scorers, self._recipe, earlier)
         if isinstance(finished, Onward):
             return finished
         started = time.monotonic()
-        form = slice_form(self._form) if unit.span else self._form
-        with staying(self._output):
-            size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
+        recipe = self._recipe
+        with staying(recipe.output):
+            size = write_part(recipe.output, part_name(unit.name), finished.rows, recipe.form_of(unit), recipe.fingerprint)
         seconds = {**finished.seconds, "write": time.monotonic() - started}
         receipt = Receipt.of(unit, finished.rows, finished.scores, seconds)
         return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size)

@@ -127,7 +127,7 @@ def publish(output: str, shard: int, fingerprint: str) -> None:
         put(join(output, file.path), bytes_)
     failed = rows.filter(pa.compute.equal(rows["status"], "failed")).num_rows
     counts = {"kept": len(kept), "rejected": len(rows) - len(kept) - failed, "failed": failed, "failed_requests": 0}
-    commit(output, CommitRecord(shard, 0, files, SIZE, len(rows), fingerprint=fingerprint, **counts))
+    commit(output, CommitRecord(shard, 0, files, fingerprint, requests=SIZE, **counts))
 
 
 def make_up(output: str, images: int) -> None:
@@ -138,7 +138,7 @@ def make_up(output: str, images: int) -> None:
     plan = Plan({"config": config.render_config(), "versions": {}, "models": {}}, shards, counts, {}, WIDTH, config)
     write_plan(output, plan)
     put_hardware(output, {"cpu": "made up"})
-    bare = CommitRecord(0, 0, (), SIZE, SIZE * N, SIZE, SIZE * (N - 1), 0, 0, plan.fingerprint)
+    bare = CommitRecord(0, 0, (), plan.fingerprint, requests=SIZE, kept=SIZE, rejected=SIZE * (N - 1))
     bare = replace(bare, files=(FileRecord("data/none.tar", 5_000_000, ""), FileRecord("metadata/none.parquet", 350_000, "")))
     records = [replace(bare, shard=shard) for shard in range(shards)]
     seen = [record.shard for record in sample(records).records]
@@ -150,9 +150,8 @@ def make_up(output: str, images: int) -> None:
             Path(record_uri(output, record.shard)).write_bytes(record.to_json())
     stats = Stats(output)
     for unit in range(images // 20):
-        receipt = Receipt(
-            f"{unit // 50:06d}-{unit % 50:05d}", unit // 50, 20, 20, 60, 0, 0, {}, None, {"denoise": 8.0, "score": 0.3}, "node"
-        )
+        name, seconds = f"{unit // 50:06d}-{unit % 50:05d}", {"denoise": 8.0, "score": 0.3}
+        receipt = Receipt(name, unit // 50, {}, None, seconds, host="node", requests=20, kept=20, rejected=60)
         stats.add(receipt)
         if stats.full:
             stats.flush()

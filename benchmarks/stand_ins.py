@@ -10,34 +10,14 @@ from unittest.mock import patch
 
 import numpy as np
 
-from promptmill.actors.assembler import assemble_shard, join_unit
-from promptmill.actors.pool_sizes import Sizes
+from promptmill.actors.flow.actor_slots import DiedError
+from promptmill.actors.flow.in_process_pools import sizes_here
 from promptmill.jobs.running.run import Run
+from promptmill.jobs.running.sites import Here, Site
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered
 from promptmill.pipelines.work.units import Unit
 
-SIZES = Sizes(1, 1.0, 0.0, 1, 0.2, 0.0, 0.2)
 SIDE = 16  # of an image that a stand-in renders
-
-
-class _Here:
-    """A task of Ray that runs in this process, where it is called.
-
-    Args:
-        task: Ray's.
-    """
-
-    def __init__(self, task: Any):
-        self._function = task._function
-
-    def options(self, **options: Any) -> "_Here":
-        return self
-
-    def remote(self, *arguments: Any) -> "asyncio.Task[Any]":
-        return asyncio.get_running_loop().create_task(self._called(*arguments))
-
-    async def _called(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
 
 
 class _Engine:
@@ -61,15 +41,18 @@ def no_rendering(hardware: Mapping[str, str]) -> Iterator[None]:
         hardware: The kind of hardware that this machine is said to be of.
     """
 
-    async def render(run: Run, nodes: list[dict[str, float]]) -> None:
-        run.sizes = SIZES
-        run.told.ready(SIZES)
+    async def render(run: Run, site: Site) -> None:
+        run.told.ready(site.sizes)
+        run.workers = site.workers(run.recipe, run.generator_loaded, run.check_hardware)
         for unit in run.units():
             run.generator_loaded(dict(hardware))
-            await run.settle(await run.convict(unit, ["died"]))
+            await run.settle(await run.convict(unit, [DiedError("it died")]))
         await asyncio.gather(*run._assembling)
         if run._broken:
             raise run._broken
+
+    def here(*arguments: Any) -> contextlib.AbstractContextManager[Site]:
+        return contextlib.nullcontext(Here(sizes_here(1)))
 
     # These two import torch, which each process of a case would pay for.
     light = {
@@ -77,11 +60,9 @@ def no_rendering(hardware: Mapping[str, str]) -> Iterator[None]:
         "promptmill.pipelines.rendering.engine": SimpleNamespace(Engine=_Engine),
     }
     with (
-        patch("promptmill.jobs.running.run.cluster", lambda *_, **__: contextlib.nullcontext([{"CPU": 2.0}])),
+        patch("promptmill.jobs.running.run.site_of", here),
         patch("promptmill.jobs.cli.verify.ready", lambda *_: contextlib.nullcontext()),
         patch.object(Run, "render", render),
-        patch("promptmill.jobs.running.run.assemble_shard", _Here(assemble_shard)),
-        patch("promptmill.jobs.running.run.join_unit", _Here(join_unit)),
         patch.dict(sys.modules, light),
     ):
         yield

@@ -1,4 +1,7 @@
-"""Reads the JSON of promptmill's own files, which a stranger may have written, and checks that values are what dataclasses say."""
+"""Reads the JSON of promptmill's own files, which a stranger may have written, and checks that values are what dataclasses say.
+
+`read_json` parses and checks at once, by pydantic. `checked` is for values that were built otherwise, as those of a plan.
+"""
 
 import dataclasses
 import functools
@@ -7,7 +10,11 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from promptmill.configs.errors import shown
 
 DEEPEST = 100  # lists and objects in one another; a manifest's own columns may have 50 lists in lists
 MOST_VALUES = 10_000_000  # by the signs that stand between values: each may take a hundred bytes of memory
@@ -19,6 +26,16 @@ TEXT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 Known = TypeVar("Known")
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has characters that cannot be printed")
+    return text
+
+
+Whole = Annotated[int, Field(ge=0, lt=LARGEST)]  # a count, a size or a number of a shard
+Printable = Annotated[str, AfterValidator(_printable)]
 
 
 def parse_json(content: bytes | str) -> Any:
@@ -53,13 +70,49 @@ def parse_json(content: bytes | str) -> Any:
     return value
 
 
-def has_too_many(text: str) -> bool:
-    """Return whether a JSON text has more values than `parse_json` takes."""
-    if sum(map(text.count, SIGNS)) <= MOST_VALUES:
+def read_json(kind: type[Known], content: bytes, most: int | None = None, unknown: Literal["forbid", "ignore"] = "forbid") -> Known:
+    """Parse one JSON value that has to be what a type says, strictly: no text is taken for a number, nor a float for an integer.
+
+    Args:
+        kind: A dataclass, or another type that pydantic knows. Lists and dicts of any length in it need `FailFast`, else pydantic
+            gathers an error for each of their items.
+        content: UTF-8.
+        most: Values that there may be; `MOST_VALUES` unless said otherwise.
+        unknown: What is to be done about keys that the type does not know.
+
+    Raises:
+        ValueError: It is not; one line. What a `__post_init__` raises comes out as it is.
+    """
+    most = MOST_VALUES if most is None else most
+    if len(content) > most and has_too_many(content.decode(), most):
+        raise ValueError(f"JSON of more than {most:,} values")
+    try:
+        adapter: TypeAdapter[Known] = _adapter(kind)  # type: ignore[arg-type]  # mypy takes no type for hashable
+        return adapter.validate_json(content, strict=True, extra=unknown)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, ValueError):
+        raise own
+    where = f"{shown('.'.join(map(str, first['loc'])))}: " if first["loc"] else ""
+    value = first["input"]
+    told = isinstance(value, str | int | float) and not first["type"].startswith("json_")
+    raise ValueError(f"{where}{first['msg'][0].lower()}{first['msg'][1:]}" + (f" (found {value!r:.60})" if told else ""))
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def has_too_many(text: str, most: int | None = None) -> bool:
+    """Return whether a JSON text has more values than it may, `MOST_VALUES` unless said otherwise."""
+    most = MOST_VALUES if most is None else most
+    if sum(map(text.count, SIGNS)) <= most:
         return False
     # Prompts are full of commas: what stands in texts separates no values.
     bare = TEXT.sub("", text)
-    return sum(map(bare.count, SIGNS)) > MOST_VALUES
+    return sum(map(bare.count, SIGNS)) > most
 
 
 def checked(value: Known) -> Known:

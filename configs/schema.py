@@ -12,6 +12,8 @@ from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
 from promptmill.configs.weights import FOLDER_OR_REPOSITORY, Adapter, OpenClip, Revision, Weights, check_pinned
 
 MaxFailed = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$")]
+# What each is stands in `shards.image_files.FORMATS`.
+ImageFormat = Literal["png", "jpg", "webp"]
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/@:?#*\[\]]+)(:[0-9]{1,5})?")
 
 
@@ -60,6 +62,17 @@ class Model(Strict):
     batch: int = Field(8, ge=1, le=1024, description="Candidates a denoising batch; part of what decides the bytes.")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a generator; another number makes other bits on a CPU.")
     kernels: Kernels = Field(default_factory=Kernels)
+
+    def weights(self) -> dict[str, tuple[str, Weights]]:
+        """Return every set of weights of the model, by its place in the config: its role in words, and where it comes from."""
+        base = Weights.model_construct(source=self.base, revision=self.revision, variant=self.variant)
+        return {
+            "model.base": ("base", base),
+            **({"model.vae": ("VAE", self.vae)} if self.vae else {}),
+            **{f"model.controlnets.{name}": (f"ControlNet {name}", one) for name, one in self.controlnets.items()},
+            **{f"model.loras.{one.name}": (f"LoRA {one.name}", one) for one in self.loras},
+            **{f"model.textual_inversions.{one.token}": (f"textual inversion {one.token}", one) for one in self.textual_inversions},
+        }
 
     @model_validator(mode="after")
     def _pinned(self) -> "Model":
@@ -114,6 +127,11 @@ class Ranking(OpenClip, Strict):
     )
     diversity: Diversity | None = Field(None, exclude_if=_is_empty, description="When candidates are too much alike.")
 
+    def sources(self) -> dict[str, tuple[str, OpenClip | Weights]]:
+        """Return everything that scores, by its place in the config: its role in words, and where it comes from."""
+        others = {f"ranking.scorers.{one.name}": (f"scorer {one.name}", one) for one in self.scorers}
+        return {"ranking.model": ("scorer", self), **others}
+
     @property
     def summands(self) -> dict[str, float]:
         """The weights of the scores whose sum ranks; none where no scorer is declared, and CLIP's score ranks as it is."""
@@ -155,7 +173,7 @@ class Shards(Strict):
     """The form of the dataset."""
 
     size: int = Field(1000, ge=1, le=100_000, description="Requests a shard; a key has five digits for them.")
-    image_format: Literal["png", "jpg", "webp"] = "png"
+    image_format: ImageFormat = "png"
     quality: int = Field(95, ge=1, le=100, description="For jpg and webp; 100 is lossless for webp.")
     embeddings: Literal["kept", "all", "none"] = "kept"
 

@@ -10,15 +10,15 @@ import numpy as np
 from PIL import Image
 
 from promptmill.configs.errors import quoted, shown
-from promptmill.manifests.images import ImageError, Roots, UnreachableError, load, mismatch
+from promptmill.manifests.images import ImageError, NotThereError, Roots, UnreachableError, load, mismatch
 from promptmill.manifests.masks import Effect, effect_of
 from promptmill.manifests.repeated_ids import Ids, doubled
-from promptmill.manifests.requests import FLAT_CONTROL, Request, RowError, Rules, Shapes, make_request
+from promptmill.manifests.requests import FLAT_CONTROL, OWN_IMAGES, Request, RowError, Rules, Shapes, make_request
 from promptmill.manifests.rows import Row
 from promptmill.manifests.sources import read_rows
 
 REMEMBERED_IMAGES = 16_384  # paths; rows that share an image, a control map for one, have it decoded once
-IMAGE_COLUMNS = frozenset({"init_image", "mask_image", "controls", *FLAT_CONTROL})
+IMAGE_COLUMNS = frozenset({*OWN_IMAGES, "controls", *FLAT_CONTROL})
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Checked:
             empty where they were not looked at.
         notes: What a person should be told of though nothing is wrong, without the row's place.
         advice: By problem, what else to say of it at a terminal, where places of this machine may be named.
+        lacks_image: Whether an image that it names is in none of the folders where it may lie.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Checked:
     file: int = 0
     notes: tuple[str, ...] = ()
     advice: Mapping[str, str] = field(default_factory=dict)
+    lacks_image: bool = False
 
     def lines(self) -> list[str]:
         """Return the problems as a person reads them, with file and row."""
@@ -109,7 +111,8 @@ class RowChecks:
         first = file if row.file.lower().endswith((".tar", ".parquet")) else self._firsts[self._roots.folders[file]]
         found = check_images(request, functools.partial(look_at, file=first))
         made = None if found.problems and found.final else request
-        return Checked(number, row, made, tuple(found.problems), found.sha256, file, (*notes, *found.notes), found.advice)
+        lacks = NotThereError in found.kinds.values()
+        return Checked(number, row, made, tuple(found.problems), found.sha256, file, (*notes, *found.notes), found.advice, lacks)
 
 
 def _words(prompt: str) -> tuple[str, ...]:
@@ -131,6 +134,7 @@ class Look:
     problem: str | None = None
     final: bool = True
     advice: str = ""
+    kind: type[ImageError] = ImageError
     transparent: bool = False
     effect: Effect = field(default_factory=Effect)
 
@@ -152,7 +156,7 @@ def look(path: str, file: int, roots: Roots, known: bool = False, mask: AsMask |
             return Look(picture.sha256, picture.image.size, transparent=_is_transparent(picture.image))
         init = load(mask.init, roots, file, known).image if mask.init is not None else None
     except ImageError as error:
-        return Look(problem=str(error), final=not isinstance(error, UnreachableError), advice=error.advice)
+        return Look(problem=str(error), final=not isinstance(error, UnreachableError), advice=error.advice, kind=type(error))
     try:
         effect = effect_of(picture.image, mask.width, mask.height, init)
     except Exception as error:  # what Pillow cannot bring to levels
@@ -175,6 +179,7 @@ class Found:
         problems: What is wrong with them, a line each.
         final: Whether any of that stays wrong however often one looks.
         notes, advice: As `Checked` has them.
+        kinds: By problem, its kind of error.
     """
 
     sha256: dict[str, str]
@@ -182,6 +187,7 @@ class Found:
     final: bool
     notes: tuple[str, ...] = ()
     advice: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, type[ImageError]] = field(default_factory=dict)
 
 
 def check_images(request: Request, look_at: Callable[..., Look]) -> Found:
@@ -192,15 +198,16 @@ def check_images(request: Request, look_at: Callable[..., Look]) -> Found:
         look_at: What is known of the image at a path, and where `mask` is given too, of that image as a mask.
     """
     looks: dict[str, Look] = {}
-    if request.init_image is not None:
-        looks["init_image"] = look_at(request.init_image)
-    if request.mask_image is not None:
-        mask = look_at(request.mask_image, mask=AsMask(request.width, request.height))
+    for column, path in request.images():
+        if column != "mask_image":
+            looks[column] = look_at(path)
+            continue
+        mask = look_at(path, mask=AsMask(request.width, request.height))
         if mask.effect.unsure and "init_image" in looks and not looks["init_image"].problem:
-            mask = look_at(request.mask_image, mask=AsMask(request.width, request.height, request.init_image))
-        looks["mask_image"] = mask
-    looks |= {f"controls.{i}.image": look_at(control.image) for i, control in enumerate(request.controls)}
+            mask = look_at(path, mask=AsMask(request.width, request.height, request.init_image))
+        looks[column] = mask
     wrong = {f"{column}: {found.problem}": found.advice for column, found in looks.items() if found.problem}
+    kinds = {f"{column}: {found.problem}": found.kind for column, found in looks.items() if found.problem}
     final = any(found.problem and found.final for found in looks.values())
     if not wrong and "mask_image" in looks and "init_image" in looks:
         unlike = mismatch(looks["init_image"].size, looks["mask_image"].size)
@@ -208,7 +215,7 @@ def check_images(request: Request, look_at: Callable[..., Look]) -> Found:
         wrong = {unlike: ""} if unlike else {f"mask_image: {shown(request.mask_image or '')}: {nothing}": ""} if nothing else {}
         final = bool(wrong)
     hashes = {column: found.sha256 for column, found in looks.items() if not found.problem}
-    return Found(hashes, [*wrong], final, _notes(looks), {problem: said for problem, said in wrong.items() if said})
+    return Found(hashes, [*wrong], final, _notes(looks), {problem: said for problem, said in wrong.items() if said}, kinds)
 
 
 def _notes(looks: Mapping[str, Look]) -> tuple[str, ...]:

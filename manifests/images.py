@@ -16,9 +16,12 @@ from promptmill.manifests.files import open_file
 from promptmill.manifests.pointers import HEAD, pointer
 from promptmill.manifests.roots import (
     GONE,
-    NOT_THERE,
+    Fault,
+    HostRefusedError,
     ImageError,
+    NotThereError,
     Roots,
+    TooManyPixelsError,
     UnreachableError,
     find,
     in_line,
@@ -29,9 +32,20 @@ from promptmill.manifests.roots import (
     with_declared,
 )
 from promptmill.manifests.tars import read_member
-from promptmill.manifests.urls import HostError, fetch
+from promptmill.manifests.urls import HostError, NotAllowedError, fetch
 
-__all__ = ["NOT_THERE", "ImageError", "Roots", "UnreachableError", "load", "locate", "mismatch", "roots_of", "with_declared"]
+__all__ = [
+    "Fault",
+    "ImageError",
+    "NotThereError",
+    "Roots",
+    "UnreachableError",
+    "load",
+    "locate",
+    "mismatch",
+    "roots_of",
+    "with_declared",
+]
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"]
 KINDS = "png, jpg, webp, bmp, tiff, gif, avif"
@@ -94,6 +108,8 @@ def _content(path: str, place: str, member: str, roots: Roots) -> bytes:
                 size = stream.seek(0, io.SEEK_END)
                 stream.seek(0)
                 content = stream.read(min(size, most + 1))
+    except NotAllowedError as error:
+        raise HostRefusedError(f"{shown(path)}: cannot be read: {in_line(error)}") from None
     except HostError as error:
         raise UnreachableError(f"{shown(path)}: cannot be reached: {error}") from None
     except GONE as error:
@@ -119,7 +135,7 @@ def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=FORMATS)
             if image.width * image.height > max_pixels:
-                raise ImageError(f"{name}: {image.width} x {image.height} pixels are more than the {max_pixels:,} allowed")
+                raise TooManyPixelsError(f"{name}: {image.width} x {image.height} pixels are more than the {max_pixels:,} allowed")
             image.load()
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:

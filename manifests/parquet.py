@@ -7,6 +7,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
+from promptmill.configs.columns import EMBEDDING, Stated
 from promptmill.configs.errors import shown
 from promptmill.configs.parquet_footers import check_chunks
 from promptmill.manifests.cells import IMAGE_COLUMNS, PLAIN_IMAGE, address, is_image
@@ -35,8 +36,12 @@ def read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
     if doubled:
         raise ManifestError(f"{file}: names the column {shown(', '.join(doubled))} more than once")
     made_here = is_output(form.names)
+    try:
+        declared = Stated.of(form).declared if made_here else None
+    except ValueError as error:
+        raise ManifestError(f"{file}: {error}") from None
     leaves = [table.schema.column(i).path for i in range(len(table.schema))]
-    wanted = [leaf for leaf in leaves if not (made_here and leaf.split(".")[0] == "clip_embedding")]
+    wanted = [leaf for leaf in leaves if not (made_here and leaf.split(".")[0] == EMBEDDING)]
     texts = [field.name for field in form if _is_text(field.type)]
     # As dictionaries, a long text that many rows share is in memory once.
     table = pyarrow.parquet.ParquetFile(stream, metadata=table.metadata, read_dictionary=texts)
@@ -61,7 +66,7 @@ def read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
                 elif not made_here:
                     yield _with_images(values, file, number)
                 elif values["selected"]:
-                    yield as_input(values)
+                    yield as_input(values, declared)
 
 
 def is_own_output(stream: IO[bytes]) -> bool:

@@ -1,8 +1,8 @@
 """Makes requests of rows: every column typed and in range, the config's defaults filled in, the mode inferred or checked."""
 
 import marshal
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from decimal import Decimal
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -39,6 +39,7 @@ from promptmill.manifests.json_rows import parse_list
 from promptmill.manifests.rows import Row
 
 MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
+OWN_IMAGES = ("init_image", "mask_image")  # columns that hold an image; controls hold one each, too
 FLAT_CONTROL = ("control_type", "control_image", "control_preprocess", "control_scale")
 _FOLDED = frozenset({*FLAT_CONTROL, "controls", "loras"})
 
@@ -102,6 +103,14 @@ class Request:
     loras: tuple[Lora, ...]
     carried: Mapping[str, Any]
     growing: Growing | None = None
+
+    def images(self) -> Iterator[tuple[str, str]]:
+        """Yield the images of the request, each by its column, as `init_image` or `controls.0.image`, and its path."""
+        for column in OWN_IMAGES:
+            if (path := getattr(self, column)) is not None:
+                yield column, path
+        for number, control in enumerate(self.controls):
+            yield f"controls.{number}.image", control.image
 
     @property
     def at_a_time(self) -> int:
@@ -378,16 +387,16 @@ def _check_ranking(request: Request, ranking: Ranking) -> list[str]:
     )
 
 
+# What came to requests later has a default, and is written only where there is something to say: so plans from before it keep their
+# fingerprints.
+_LATER = {one.name: one.default for one in fields(Request) if one.default is not MISSING}
+
+
 def to_json(request: Request) -> dict[str, Any]:
     """A request as plain values for JSON; `from_json` gives it back."""
-    values = {
-        **vars(request),
-        "controls": list(map(dict, request.controls)),
-        "loras": list(map(dict, request.loras)),
-    }
-    # Only where there is something to say: plans from before requests could grow keep their fingerprints.
-    growing = values.pop("growing")
-    return {**values, "growing": dict(growing)} if growing else values
+    values = {name: value for name, value in vars(request).items() if name not in _LATER or value != _LATER[name]}
+    growing = {"growing": dict(request.growing)} if request.growing else {}
+    return {**values, "controls": list(map(dict, request.controls)), "loras": list(map(dict, request.loras)), **growing}
 
 
 def from_json(values: Mapping[str, Any]) -> Request:

@@ -7,12 +7,14 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 from urllib.parse import unquote
 
 from promptmill.configs.errors import shown
 from promptmill.manifests.files import system_of
-from promptmill.manifests.urls import UrlError, allowed
+from promptmill.manifests.urls import NotAllowedError, UrlError, allowed
 
 IN_FILE = "::"  # between a tar and its member, or a Parquet file and its cell
 MAX_BYTES = 256 * 2**20  # of one image file
@@ -22,16 +24,43 @@ NOT_THERE = "no such file in the manifest's folder or in runtime.image_roots"
 MOST_NAMES = 100_000  # of a folder that are looked at for what lies near
 
 
+class Fault(StrEnum):
+    """What of an image keeps it from being used, and so what a person may give for it."""
+
+    PLACE = "place"  # where it lies, or what lies there
+    HOST = "host"  # its host is not allowed
+    SIZE = "size"  # it has more pixels than are allowed
+
+
 class ImageError(ValueError):
     """An image that cannot be used; the message names it as the row does, not where it lies, and says why.
 
     Attributes:
+        fault: Of its kind of error.
         advice: What else a person at a terminal should know, with places of this machine; never recorded.
     """
+
+    fault: ClassVar[Fault] = Fault.PLACE
 
     def __init__(self, message: str, advice: str = ""):
         super().__init__(message)
         self.advice = advice
+
+
+class NotThereError(ImageError):
+    """An image that is in none of the folders where it may lie."""
+
+
+class HostRefusedError(ImageError):
+    """An image at a host that is not allowed."""
+
+    fault = Fault.HOST
+
+
+class TooManyPixelsError(ImageError):
+    """An image that has more pixels than are allowed."""
+
+    fault = Fault.SIZE
 
 
 class UnreachableError(ImageError):
@@ -148,7 +177,7 @@ def _find(whole: str, path: str, roots: Roots, file: int, known: bool) -> str:
         raise link.error(path)
     if outside:
         raise ImageError(f"{shown(path)}: leads out of the manifest's folder; move it in, or declare runtime.image_roots")
-    raise ImageError(f"{shown(path)}: {NOT_THERE}{_near(whole, roots, file)}", _moved(roots, file))
+    raise NotThereError(f"{shown(path)}: {NOT_THERE}{_near(whole, roots, file)}", _moved(roots, file))
 
 
 def _readings(path: str) -> tuple[str, ...]:
@@ -189,11 +218,13 @@ def is_url(path: str) -> bool:
 
 def _locate_url(url: str, roots: Roots) -> str:
     if not roots.hosts:
-        raise ImageError(
+        raise HostRefusedError(
             f"{shown(url)}: URLs are not fetched; download it beside the manifest, or allow its host in runtime.url_hosts"
         )
     try:
         allowed(url, roots.hosts)
+    except NotAllowedError as error:
+        raise HostRefusedError(f"{shown(url)}: {error}") from None
     except UrlError as error:
         raise ImageError(f"{shown(url)}: {error}") from None
     return url

@@ -1,4 +1,8 @@
-"""Tars of images: a WebDataset as rows, and one member of a tar by its name without going through the others."""
+"""Reads tars of images: a WebDataset as rows, and one member of a tar by its name without going through the others.
+
+webdataset's own reader does not serve here: it loads every image whole, takes a damaged header for the end, decompresses bombs, and
+reaches no single member.
+"""
 
 import functools
 import itertools
@@ -16,6 +20,7 @@ from promptmill.manifests.files import open_file, system_of
 from promptmill.manifests.json_rows import parse_row
 from promptmill.manifests.own_outputs import as_input, is_output
 from promptmill.manifests.pointers import HEAD, pointer
+from promptmill.manifests.requests import OWN_IMAGES
 from promptmill.manifests.roots import IN_FILE
 from promptmill.manifests.rows import MAX_ROW, ManifestError, NoRowsError, Values
 from promptmill.manifests.samples import with_image
@@ -111,7 +116,7 @@ def _with_image(described: dict[str, Any], image: str) -> dict[str, Any]:
     described = {name: value for name, value in described.items() if value is not None}
     if is_output(described):
         # Rendering on from our own image; what that one was made from is done with.
-        described = {name: value for name, value in as_input(described).items() if name not in ("init_image", "mask_image")}
+        described = {name: value for name, value in as_input(described).items() if name not in OWN_IMAGES}
     return with_image(described, image)
 
 

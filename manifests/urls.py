@@ -40,6 +40,10 @@ class HostError(UrlError):
     """The host cannot be reached, is busy or breaks off: another try may succeed."""
 
 
+class NotAllowedError(UrlError):
+    """The host is none of those that URLs may name."""
+
+
 def allowed(url: str, hosts: Collection[str]) -> SplitResult:
     """The parts of a URL whose host may be asked.
 
@@ -48,7 +52,8 @@ def allowed(url: str, hosts: Collection[str]) -> SplitResult:
         hosts: Host names, which stand for the usual ports, or host:port.
 
     Raises:
-        UrlError: It may not, or this is no URL of http or https.
+        NotAllowedError: It may not.
+        UrlError: This is no URL of http or https.
     """
     try:
         parts = urlsplit(url)
@@ -62,7 +67,7 @@ def allowed(url: str, hosts: Collection[str]) -> SplitResult:
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     usual = port in (None, PORTS[parts.scheme])
     if not (usual and host in hosts) and f"{host}:{port or PORTS[parts.scheme]}" not in hosts:
-        raise UrlError(f"{shown(host) if usual else f'{shown(host)}:{port}'} is none of runtime.url_hosts")
+        raise NotAllowedError(f"{shown(host) if usual else f'{shown(host)}:{port}'} is none of runtime.url_hosts")
     return parts
 
 

@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from promptmill.configs.columns import Stated
 from promptmill.shards.commits import CommitRecord, FileRecord, check_unopposed, commit, shard_name
 from promptmill.shards.generations import taken_over
-from promptmill.shards.outcomes import Counts, as_sum, count
+from promptmill.shards.outcomes import Outcomes, as_sum, count, counts_of
 from promptmill.shards.parts import read_part
 from promptmill.shards.sidecars import encode_rows
 from promptmill.shards.storage import join, put
@@ -21,35 +23,42 @@ class AssemblyError(ValueError):
     """Parts that do not make up the shard that was planned: an error in promptmill, not of the user."""
 
 
-def assemble(
-    output: str,
-    shard: int,
-    parts: Sequence[str],
-    failed: Sequence[Mapping[str, Any]],
-    form: pa.Schema,
-    image_format: str,
-    requests: int,
-    planned: int,
-    fingerprint: str,
-    generation: int = 0,
-    before: CommitRecord | None = None,
-    again: Collection[int] = (),
-) -> CommitRecord:
+@dataclass(frozen=True)
+class Assembly:
+    """Says what a shard is made of, and what has to come of it.
+
+    Attributes:
+        shard: Its number.
+        parts: The names of all its parts.
+        failed: Metadata rows of the requests that no part has, since they never made it past the manifest.
+        requests: How many the plan gives this shard.
+        planned: How many candidates.
+        generation: 0, or how often failed rows were tried again.
+        before: The record of the generation that is there, whose rows are taken over.
+        again: But for these, counted from 0 in the shard, which the parts have.
+        others: The names of parts of the shard that it is not made of.
+    """
+
+    shard: int
+    parts: Sequence[str]
+    failed: Sequence[Mapping[str, Any]]
+    requests: int
+    planned: int
+    generation: int = 0
+    before: CommitRecord | None = None
+    again: Collection[int] = ()
+    others: Sequence[str] = ()
+
+
+def assemble(output: str, made_of: Assembly, form: pa.Schema, image_format: str, fingerprint: str) -> CommitRecord:
     """Publish a shard. Doing it again, with the parts in any order, changes nothing.
 
     Args:
         output: The dataset's URI.
-        shard: Its number.
-        parts: The names of all its parts.
-        failed: Metadata rows of the requests that no part has, since they never made it past the manifest.
+        made_of: What goes into the shard.
         form: The metadata's schema.
         image_format: The ending of image files.
-        requests: How many the plan gives this shard.
-        planned: How many candidates.
         fingerprint: Of the plan.
-        generation: 0, or how often failed rows were tried again.
-        before: The record of the generation that is there, whose rows are taken over.
-        again: But for these, counted from 0 in the shard, which the parts have.
 
     Raises:
         AssemblyError: Not exactly the planned requests and candidates are settled, or a row contradicts itself.
@@ -57,10 +66,12 @@ def assemble(
         StorageError: The output cannot be read or written.
         CommitError: The shard is committed already, with other content; then its files are left as they are.
     """
-    base, kept = taken_over(output, before, again, form) if before else (form.empty_table(), dict[str, bytes]())
+    before, failed = made_of.before, made_of.failed
+    base, kept = taken_over(output, before, made_of.again, form) if before else (form.empty_table(), dict[str, bytes]())
     base = pa.concat_tables([base, make_table(failed, form)]) if failed else base
-    table, images = _gather(output, parts, (base, kept), form, fingerprint)
-    return publish(output, shard, table, images, image_format, requests, planned, fingerprint, generation)
+    table, images = _gather(output, made_of.parts, (base, kept), form, fingerprint)
+    requests, planned = made_of.requests, made_of.planned
+    return publish(output, made_of.shard, table, images, image_format, requests, planned, fingerprint, made_of.generation)
 
 
 def publish(
@@ -94,15 +105,9 @@ def publish(
         shard=shard,
         generation=generation,
         files=tuple(FileRecord.of(path, bytes_) for path, bytes_ in content.items()),
-        requests=counts.requests,
-        candidates=counts.candidates,
-        kept=counts.kept,
-        rejected=counts.rejected,
-        failed=counts.failed,
-        failed_requests=counts.failed_requests,
         fingerprint=fingerprint,
-        drafted=counts.drafted,
-        spared=counts.spared,
+        format=Stated.of(table.schema).format,
+        **counts_of(counts),
     )
     check_unopposed(output, record)
     for path, bytes_ in content.items():
@@ -122,7 +127,7 @@ def _gather(
         shown = rows.select(["key", IMAGE]).filter(pc.is_valid(rows[IMAGE]))
         images.update(zip(shown["key"].to_pylist(), shown[IMAGE].to_pylist(), strict=True))
         tables.append(rows.drop_columns([IMAGE]))
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(tables).replace_schema_metadata(form.metadata)
     return table.take(pc.sort_indices(table["key"])), images
 
 
@@ -146,7 +151,7 @@ def _check_rows(shard: int, table: pa.Table, images: Mapping[str, bytes]) -> Non
         previous = key
 
 
-def _settled(shard: int, table: pa.Table, requests: int, planned: int) -> Counts:
+def _settled(shard: int, table: pa.Table, requests: int, planned: int) -> Outcomes:
     """The counts, once they are those of the plan: requests in = requests settled."""
     try:
         counts = count(table)

@@ -7,11 +7,13 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from promptmill.shards.image_files import ImageFormat
+from promptmill.configs.columns import DRAFT_SCORES, RANK_SCORE, Role, by_name, roles_in
+from promptmill.configs.schema import ImageFormat
+from promptmill.shards.image_files import FORMATS
 from promptmill.shards.index import Totals
 from promptmill.shards.outcomes import RARE
 from promptmill.shards.sidecars import json_form
-from promptmill.shards.tables import COLUMNS, DRAFT_SCORES, RANK_SCORE, REJECTED_FOR, SPARED, ranking_names, ranks_by
+from promptmill.shards.tables import declared_in, ranks_by
 
 CARD = "README.md"
 
@@ -109,7 +111,7 @@ def _what(made: Made) -> str:
     totals = made.totals
     modes = ", ".join(f"{mode} ({number:,})" for mode, number in sorted(made.modes.items()))
     failed = f"; {totals.failed_requests:,} requests came to nothing" if totals.failed_requests else ""
-    rare = {name: number for name in RARE if (number := getattr(totals, name))}
+    rare = totals.rare
     return f"""\
 Synthetic images with the prompts they were rendered from: each request was rendered several times, and CLIP kept the best.
 **Every image here was made by a trained model; none is a photograph.**
@@ -120,7 +122,7 @@ Synthetic images with the prompts they were rendered from: each request was rend
 {"".join(f" {number:,} |" for number in rare.values())} {totals.shards:,} | {totals.bytes / 1e6:,.1f} MB |
 
 Kept candidates are the images in `data/`. Rejected and failed ones have a row in `metadata/` and no image{failed}.
-{"".join(RARELY[name] for name in rare)}\
+{"".join(RARE[name] for name in rare)}\
 {f"Requests by mode: {modes}." if modes else ""}
 {_copied(made.left_out)}"""
 
@@ -134,12 +136,6 @@ instead, `dedup.parquet` says why. The plan lies with the original.
 """
 
 
-RARELY = {
-    "drafted": "Drafted ones were ranked after a few steps and never finished; they have a row too, with their drafts' scores.\n",
-    "spared": "Spared ones were never begun, since their request had enough good images before; its rows say how many.\n",
-}
-
-
 def _earlier(plans: int) -> str:
     if not plans:
         return ""
@@ -150,8 +146,8 @@ def _earlier(plans: int) -> str:
 def _how(made: Made) -> str:
     said = [(m, _code(m.revision) if m.revision else "", _code(m.licence) if m.licence else "unknown") for m in made.models]
     models = "\n".join(f"| {m.role} | {_code(m.name)} | {revision} | {licence} |" for m, revision, licence in said)
-    ranked = "`rank_score`, in which other scorers have their say" if ranks_by(made.form.names) == RANK_SCORE else "that"
-    form = made.image_format if made.image_format == "png" else f"{made.image_format} at quality {made.quality}"
+    ranked = "`rank_score`, in which other scorers have their say" if ranks_by(made.form) == RANK_SCORE else "that"
+    form = f"{made.image_format} at quality {made.quality}" if FORMATS[made.image_format].has_quality else made.image_format
     asked = ", ".join(f"{name} {_code(value)}" for name, value in made.asked.items())
     return f"""\
 ## How it was made
@@ -215,11 +211,11 @@ FROM 'FOLDER/metadata/*.parquet' WHERE selected GROUP BY mode ORDER BY mode;
 
 
 def _provenance(made: Made) -> str:
-    place = "as PNG text `parameters`" if made.image_format == "png" else "in EXIF's user comment"
+    said = FORMATS[made.image_format].says
     return f"""\
 ## Provenance
 
-Each image file says how it was made, {place}, in the form that Stable Diffusion web UIs read back, and carries XMP
+Each image file says how it was made, {said}, in the form that Stable Diffusion web UIs read back, and carries XMP
 with IPTC's `DigitalSourceType` `trainedAlgorithmicMedia`. `sha256` in the metadata is of the file, `pixel_sha256` of the pixels
 before encoding.
 """
@@ -238,9 +234,10 @@ LIMITS = """\
 
 
 def _columns(made: Made) -> str:
-    declared = {name: DECLARED.get(name, f"of the scorer {name.removesuffix('_score')}") for name in ranking_names(made.form.names)}
-    drafted = {"status": "kept, rejected, drafted or failed"} if DRAFT_SCORES in made.form.names else {}
-    meanings = {**declared, **MEANINGS, **drafted}
+    roles, ours = roles_in(made.form), by_name() | declared_in(made.form)
+    meanings = {name: ours[name].meaning for name, role in roles.items() if role is not Role.CARRIED}
+    if DRAFT_SCORES in made.form.names:
+        meanings["status"] = "kept, rejected, drafted or failed"
     rows = "\n".join(
         f"| {_code(f.name)} | {_code(str(f.type))} | {meanings.get(f.name, 'carried over from the manifest')} |" for f in made.form
     )
@@ -259,59 +256,3 @@ row without `clip_embedding`. Key: shard, row in the shard, candidate.
 def _code(text: str) -> str:
     """Text that Markdown takes as it is, in a table too."""
     return "`" + " ".join(text.replace("`", "'").replace("|", "\\|").split()) + "`"
-
-
-MEANINGS = {
-    "key": "names the candidate in the whole dataset",
-    "id": "the request's, from the manifest",
-    "candidate_index": "of the candidate in its request, from 0; null where the request failed as a whole",
-    "rank": "among the request's candidates, the best first",
-    "selected": "whether its image is in `data/`",
-    "status": "kept, rejected or failed",
-    "error": "why it failed: an enumerated code",
-    "error_message": "why it failed, in words",
-    "prompt": "as rendered",
-    "negative_prompt": "what guidance leads away from",
-    "mode": "txt2img, img2img, inpaint, or one of these with controls",
-    "width": "in pixels",
-    "height": "in pixels",
-    "steps": "of denoising",
-    "guidance_scale": "classifier-free guidance",
-    "guidance_rescale": "share of the guided prediction rescaled to the spread of the unguided one; 0 is none",
-    "scheduler": "the sampler",
-    "strength": "of img2img and inpainting: the share of the steps that is run",
-    "seed": "of this candidate's noise",
-    "candidates": "how many the request asked for",
-    "keep": "how many of them it keeps",
-    "init_image": "what img2img and inpainting began with, as the manifest names it",
-    "init_image_sha256": "of that file",
-    "mask_image": "white was repainted",
-    "mask_image_sha256": "of that file",
-    "controls": "ControlNet conditions: type, image and its SHA-256, preprocessing, scale, share of the steps",
-    "loras": "the LoRAs in use and their scales",
-    "prompt_truncated": "the text encoder read only the prompt's beginning",
-    "model": "the base model",
-    "revision": "of the base model",
-    "dtype": "that it ran in",
-    "batch_shape": "the fixed batch sizes that bits depend on",
-    "kernels": "how the denoiser was computed, which bits depend on too",
-    "versions": "of the libraries that bits depend on",
-    "unet_evaluations": "how often the denoiser was evaluated for this candidate",
-    "clip_score": "100 × cosine of prompt and image",
-    "sha256": "of the image file",
-    "pixel_sha256": "of height, width and RGB values before encoding",
-    "bytes": "size of the image file",
-    "shard": "the shard's number",
-    DRAFT_SCORES: "the scores of the candidate's drafts, in their order; null for one that it passed over",
-    SPARED: "how many of the request's candidates were never begun, since enough were good",
-    "clip_embedding": "the image's unit CLIP embedding",
-}
-assert set(COLUMNS) < set(MEANINGS)
-
-# Of columns that are there where scorers or diversity are declared.
-DECLARED = {
-    RANK_SCORE: "what ranks: the weighted sum of the scores",
-    REJECTED_FOR: "outranked, near_duplicate, or the limit of a score that it breaks, as floor_NAME or ceiling_NAME",
-    "duplicate_of": "the key of the image, of whatever request, that is kept instead of this one",
-    "near_duplicate_of": "the candidate index of the kept image that it is nearly the same as",
-}

@@ -1,16 +1,19 @@
 """Commit records: one small JSON a shard, written once all its files are whole. Readers trust these and nothing else."""
 
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from typing import Any
 
+from promptmill.configs.columns import NewerFormatError, check_format
 from promptmill.configs.errors import shown
-from promptmill.configs.json_values import LARGEST, checked, parse_json
-from promptmill.shards.outcomes import as_sum, settled, without_rare
-from promptmill.shards.storage import TooLargeError, get_small, join, names, put_if_absent
+from promptmill.configs.json_values import Whole, parse_json, read_json
+from promptmill.shards.outcomes import COUNTS, RARE, Outcomes, as_sum, as_values
+from promptmill.shards.storage import TooLargeError, get, join, names, put_if_absent
 
 NAME = re.compile(r"([0-9]{6,9})(?:\.([0-9]{1,4}))?")
 MOST_GENERATION = 9_999  # as NAME has it; a run removes what is left of all generations before the one that it commits
@@ -24,12 +27,8 @@ class FileRecord:
     """One published file: its path from the output, its size in bytes and its SHA-256 in hex."""
 
     path: str
-    size: int
+    size: Whole
     sha256: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.path, str) or type(self.size) is not int or not isinstance(self.sha256, str):
-            raise CommitError("not a commit record: a file without a path, a size and a SHA-256")
 
     @classmethod
     def of(cls, path: str, content: bytes) -> "FileRecord":
@@ -37,35 +36,24 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class CommitRecord:
-    """What a shard is made of.
+class CommitRecord(Outcomes):
+    """Names what a shard is made of, and counts what is in it.
 
     Attributes:
         shard: Its number.
         generation: 0, or how often its failed rows were tried again.
         files: Its tar (unless nothing was kept) and its Parquet.
-        requests, candidates, kept, rejected, failed: Counts; candidates = kept + rejected + failed + drafted + spared.
-        failed_requests: Those without a single rendered candidate.
         fingerprint: Of the plan.
-        drafted, spared: Candidates left behind after a draft, and those never begun. Not in the file where they are 0.
+        format: Of the dataset; not in the file where it is 1.
     """
 
     shard: int
     generation: int
     files: tuple[FileRecord, ...]
-    requests: int
-    candidates: int
-    kept: int
-    rejected: int
-    failed: int
-    failed_requests: int
     fingerprint: str
-    drafted: int = 0
-    spared: int = 0
+    format: int = 1
 
     def __post_init__(self) -> None:
-        if self.candidates != settled(self):
-            raise CommitError(f"shard {self.shard:06d}: {self.candidates} candidates are not {as_sum(self)}")
         if not 0 <= self.failed_requests <= self.requests:
             raise CommitError(f"shard {self.shard:06d}: {self.failed_requests} of {self.requests} requests failed")
 
@@ -80,30 +68,55 @@ class CommitRecord:
         """What the record says of the shard's file in `data` or `metadata`, None where it names none of its only name."""
         return next((file for file in self.files if file.path == self.paths.get(folder)), None)
 
+    def values(self) -> dict[str, Any]:
+        """Return what the file says, as JSON values."""
+        return {name: value for name, value in as_values(self).items() if name != "format" or value != 1}
+
     def to_json(self) -> bytes:
-        return (json.dumps(without_rare(asdict(self)), indent=1, sort_keys=True) + "\n").encode()
+        """Return the file's content."""
+        return (json.dumps(self.values(), indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> "CommitRecord":
-        """Raises CommitError where the content is no commit record."""
+        """Read a record, strictly: its types, its numbers within 64 bits, none below zero, and what they add up to.
+
+        Raises:
+            CommitError: The content is no commit record, or one of a later format.
+        """
         try:
-            values = parse_json(content)
-            values["files"] = tuple(checked(FileRecord(**file)) for file in values["files"])
-            # Before the record adds them up and says what they are.
-            numbers = [name for name, kind in cls.__annotations__.items() if kind is int and name in values]
-            wrong = [name for name in numbers if type(values[name]) is not int or abs(values[name]) >= LARGEST]
-            if wrong:
-                raise ValueError(f"{wrong[0]} is no number")
-            record = checked(cls(**values))
-            counts = {name: getattr(record, name) for name, kind in cls.__annotations__.items() if kind is int}
-            negative = [name for name, count in counts.items() if count < 0]
-            if negative or any(file.size < 0 for file in record.files):
-                raise ValueError(f"{negative[0] if negative else 'a size'} is below zero")
-            return record
-        except (ValueError, TypeError, KeyError) as error:
-            if isinstance(error, CommitError):
-                raise
+            values = dict(vars(read_json(_said(), content)))
+            candidates = values.pop("candidates")
+            check_format(values["format"])
+            record = cls(**values)
+        except CommitError:
+            raise
+        except ValueError as error:
+            if newer := _newer(content):
+                raise CommitError(newer) from None
             raise CommitError(f"not a commit record: {shown(str(error), 300)}") from None
+        if candidates != record.candidates:
+            raise CommitError(f"shard {record.shard:06d}: {candidates} candidates are not {as_sum(record)}")
+        return record
+
+
+@functools.cache
+def _said() -> type[Any]:
+    """Return the type of what a record's file says: its fields, rare outcomes and the first format left out, and all candidates."""
+    left_out = {**dict.fromkeys(RARE, 0), "format": 1}
+    known = [(one.name, Whole if one.type is int else one.type) for one in fields(CommitRecord)]
+    named = [(name, kind, field(default=left_out[name])) if name in left_out else (name, kind) for name, kind in known]
+    return make_dataclass("Said", [*named, ("candidates", Whole)], kw_only=True)
+
+
+def _newer(content: bytes) -> str | None:
+    """Return what is wrong with a record of a later format, which may have fields that nobody knows here; None of any other."""
+    try:
+        check_format(parse_json(content).get("format", 1))
+    except NewerFormatError as error:
+        return str(error)
+    except (ValueError, AttributeError):
+        pass
+    return None
 
 
 class CommitError(ValueError):
@@ -220,9 +233,9 @@ def read_small(uri: str) -> bytes:
         FileNotFoundError: It is not there.
     """
     try:
-        return get_small(uri, MOST_BYTES)
+        return get(uri, MOST_BYTES)
     except TooLargeError as error:
-        raise CommitError(f"not a commit record: {error}") from None
+        raise CommitError(f"not a commit record: {error.said}") from None
 
 
 def _unsafe(record: CommitRecord) -> str | None:
@@ -243,5 +256,6 @@ def _difference(there: bytes, record: CommitRecord) -> str | None:
         theirs, ours = asdict(CommitRecord.from_json(there)), asdict(record)
     except CommitError as error:
         return str(error)
-    different = (name for name in ours if theirs[name] != ours[name])
+    # What a person can look up is said before any count.
+    different = (name for name in sorted(ours, key=COUNTS.__contains__) if theirs[name] != ours[name])
     return next((f"is there with {name} {theirs[name]}, this run has {ours[name]}" for name in different), None)

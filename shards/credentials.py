@@ -5,7 +5,12 @@ import re
 from urllib.parse import quote
 
 HIDDEN = "***"
-SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "FSSPEC_S3_SECRET", "FSSPEC_S3_TOKEN")
+SECRET_VARIABLES = (
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "FSSPEC_S3_SECRET", "FSSPEC_S3_TOKEN"),
+    *("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY", "AZURE_STORAGE_CLIENT_SECRET"),
+    *("AZURE_CLIENT_SECRET", "AZURE_STORAGE_SAS_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_TOKEN"),
+    *("GOOGLE_BEARER_TOKEN", "GOOGLE_SERVICE_ACCOUNT_KEY"),
+)
 SHORTEST_SECRET = 8  # characters; a test server's "test" is none, and hiding it would tear up other words
 
 # user:password@ behind a scheme, up to the last @: AWS's secrets hold slashes, passwords may hold an @. A colon before a port

@@ -3,15 +3,16 @@
 import hashlib
 import io
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-ImageFormat = Literal["png", "jpg", "webp"]
+from promptmill.configs.schema import ImageFormat
 
 # IPTC's term for media made by a trained model.
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -72,7 +73,7 @@ def _quote(value: str) -> str:
 
 
 def encode_image(pixels: np.ndarray, form: ImageFormat, quality: int, provenance: Provenance) -> bytes:
-    """An image file, the same bytes for the same input and codec version.
+    """Return an image file, the same bytes for the same input and codec version.
 
     Args:
         pixels: (H, W, 3) uint8, sRGB.
@@ -80,22 +81,74 @@ def encode_image(pixels: np.ndarray, form: ImageFormat, quality: int, provenance
         quality: 1 to 100, for jpg and webp.
         provenance: Written into the file: PNG text and XMP; in the others XMP and EXIF's user comment.
     """
-    image = Image.fromarray(pixels)
     file = io.BytesIO()
-    if form == "png":
-        text = PngInfo()
-        # Latin-1 goes in as tEXt, as web UIs do; anything else needs iTXt.
-        parameters = provenance.parameters()
-        text.add_text("parameters", parameters) if _is_latin1(parameters) else text.add_itxt("parameters", parameters)
-        text.add_itxt("XML:com.adobe.xmp", provenance.xmp().decode())
-        image.save(file, "PNG", pnginfo=text, compress_level=PNG_LEVEL)
-        return file.getvalue()
-    exif = user_comment(provenance.parameters())
-    if form == "jpg":
-        image.save(file, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, xmp=provenance.xmp(), exif=exif)
-    else:
-        image.save(file, "WEBP", quality=quality, lossless=quality == 100, method=4, xmp=provenance.xmp(), exif=exif)
+    FORMATS[form].save(Image.fromarray(pixels), file, quality, provenance)
     return file.getvalue()
+
+
+def _save_png(image: Image.Image, file: io.BytesIO, quality: int, provenance: Provenance) -> None:
+    text = PngInfo()
+    # Latin-1 goes in as tEXt, as web UIs do; anything else needs iTXt.
+    parameters = provenance.parameters()
+    text.add_text("parameters", parameters) if _is_latin1(parameters) else text.add_itxt("parameters", parameters)
+    text.add_itxt("XML:com.adobe.xmp", provenance.xmp().decode())
+    image.save(file, "PNG", pnginfo=text, compress_level=PNG_LEVEL)
+
+
+def _save_jpg(image: Image.Image, file: io.BytesIO, quality: int, provenance: Provenance) -> None:
+    exif, xmp = user_comment(provenance.parameters()), provenance.xmp()
+    image.save(file, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, xmp=xmp, exif=exif)
+
+
+def _save_webp(image: Image.Image, file: io.BytesIO, quality: int, provenance: Provenance) -> None:
+    exif, xmp = user_comment(provenance.parameters()), provenance.xmp()
+    image.save(file, "WEBP", quality=quality, lossless=quality == 100, method=4, xmp=xmp, exif=exif)
+
+
+def _webp_is_lossless(content: bytes) -> bool:
+    """Return whether the image of a WebP file is in a VP8L chunk."""
+    at = 12
+    while at + 8 <= len(content) and content[at : at + 4] not in (b"VP8 ", b"VP8L"):
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return content[at : at + 4] == b"VP8L"
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of a dataset's images.
+
+    Attributes:
+        pillow: What Pillow calls it.
+        save: Writes an image, with a quality from 1 to 100 and its provenance.
+        begins: Whether a file begins as those of the format do.
+        lossless: Whether decoding a file of the format gives back the pixels that were encoded.
+        has_quality: Whether the quality means anything.
+        says: Where a file says how it was made, in words.
+    """
+
+    pillow: str
+    save: Callable[[Image.Image, io.BytesIO, int, Provenance], None]
+    begins: Callable[[bytes], bool]
+    lossless: Callable[[bytes], bool]
+    has_quality: bool = True
+    says: str = "in EXIF's user comment"
+
+
+# By the endings of their files.
+FORMATS: dict[str, Format] = {
+    "png": Format(
+        "PNG",
+        _save_png,
+        lambda content: content.startswith(b"\x89PNG\r\n\x1a\n"),
+        lambda content: True,
+        has_quality=False,
+        says="as PNG text `parameters`",
+    ),
+    "jpg": Format("JPEG", _save_jpg, lambda content: content.startswith(b"\xff\xd8\xff"), lambda content: False),
+    "webp": Format("WEBP", _save_webp, lambda content: content[:4] == b"RIFF" and content[8:12] == b"WEBP", _webp_is_lossless),
+}
+assert tuple(FORMATS) == get_args(ImageFormat)
 
 
 def user_comment(text: str) -> bytes:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from PIL import Image, UnidentifiedImageError
 
 from promptmill.configs.parameters import MAX_SIDE
+from promptmill.shards.image_files import FORMATS
 
-# By the endings of `shards.image_files.ImageFormat`.
-ENDINGS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
+ENDINGS = {ending: form.pillow for ending, form in FORMATS.items()}
 
 
 class PictureError(ValueError):
@@ -21,12 +21,8 @@ class PictureError(ValueError):
 
 
 def is_of(content: bytes, ending: str) -> bool:
-    """Whether a file begins as those of the format do that its ending names."""
-    if ending == "png":
-        return content.startswith(b"\x89PNG\r\n\x1a\n")
-    if ending == "jpg":
-        return content.startswith(b"\xff\xd8\xff")
-    return ending == "webp" and content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+    """Return whether a file begins as those of the format do that its ending names."""
+    return ending in FORMATS and FORMATS[ending].begins(content)
 
 
 @contextmanager

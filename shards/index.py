@@ -2,45 +2,37 @@
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 from promptmill.shards.commits import CommitError, CommitRecord
-from promptmill.shards.outcomes import RARE, without_rare
+from promptmill.shards.outcomes import Outcomes, as_values, counts_of, summed
 from promptmill.shards.storage import join, put
 
 INDEX = "index.json"
 SUCCESS = "_SUCCESS"
-COUNTS = ("requests", "candidates", "kept", "rejected", "failed", "failed_requests", *RARE)
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Of a whole dataset.
+class Totals(Outcomes):
+    """Counts a whole dataset.
 
     Attributes:
         bytes: Of all published tars and Parquets.
-        requests, candidates, kept, rejected, failed, failed_requests, drafted, spared: Sums of the records' counts.
     """
 
     shards: int
     bytes: int
-    requests: int
-    candidates: int
-    kept: int
-    rejected: int
-    failed: int
-    failed_requests: int
-    drafted: int = 0
-    spared: int = 0
 
 
 def total(records: Sequence[CommitRecord]) -> Totals:
+    """Return the sums of the records' counts."""
     size = sum(file.size for record in records for file in record.files)
-    return Totals(len(records), size, **{name: sum(getattr(record, name) for record in records) for name in COUNTS})
+    return Totals(len(records), size, **counts_of(summed(records)))
 
 
 def encode_index(records: Sequence[CommitRecord]) -> bytes:
-    """index.json: the plan's fingerprint, the totals, and every shard's files and counts.
+    """Return index.json: the plan's fingerprint, the dataset's format, the totals, and every shard's files and counts.
 
     Args:
         records: The last of each shard, in their order.
@@ -48,9 +40,14 @@ def encode_index(records: Sequence[CommitRecord]) -> bytes:
     plans = list(dict.fromkeys(record.fingerprint for record in records))
     # Several only where changes were accepted in between; then each shard says its own.
     known = {"fingerprint"} if len(plans) == 1 else set[str]()
-    shards = [{name: value for name, value in without_rare(asdict(record)).items() if name not in known} for record in records]
-    totals = without_rare(asdict(total(records)))
-    index = {"fingerprint": plans[0] if len(plans) == 1 else plans or None, "totals": totals, "shards": shards}
+    formats = {record.format for record in records} - {1}
+    shards = [{name: value for name, value in record.values().items() if name not in {*known, "format"}} for record in records]
+    index: dict[str, Any] = {
+        "fingerprint": plans[0] if len(plans) == 1 else plans or None,
+        "totals": as_values(total(records)),
+        "shards": shards,
+    }
+    index |= {"format": max(formats)} if formats else {}
     return (json.dumps(index, indent=1, sort_keys=True) + "\n").encode()
 
 

@@ -12,23 +12,16 @@ It spares work and protects nothing: whatever two drivers write is the same, who
   and does the one that was judged still lie there as it was? If not, the judgement was about the past: it steps back, looks anew.
 """
 
-import getpass
-import json
-import math
-import os
 import random
 import re
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from promptmill.configs.json_values import checked, parse_json
+from promptmill.shards.lease_holder import Holder
 from promptmill.shards.places_to_write import check_folders
 from promptmill.shards.storage import (
     SCRATCH,
@@ -37,7 +30,7 @@ from promptmill.shards.storage import (
     TooLargeError,
     check_stays,
     delete,
-    get_small,
+    get,
     is_local,
     join,
     local_path,
@@ -50,7 +43,6 @@ from promptmill.shards.storage import (
 FOLDER = "lease"
 NAME = re.compile(r"([0-9]{6,9})\.json")
 MOST_BYTES = 2**16  # of a lease file
-LONGEST_S = 86_400.0  # that any lease may last
 RENEW_S = 10.0
 EXPIRES_S = 60.0
 GRACE_S = 25.0  # two renewals and a half
@@ -59,104 +51,6 @@ TRIES = 20  # at taking, each begun by somebody else who took or released in the
 
 class LeaseError(RuntimeError):
     """Somebody else is writing the output; the message is one line."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """What a lease file says: a process, where it runs and when it last renewed.
-
-    Attributes:
-        host, user: Names for people.
-        pid: Of the process, in its own pid namespace.
-        start_time: When it began, in clock ticks after boot: with the pid it names one process. None where there is no /proc.
-        boot_id, pid_namespace: Where pids can be compared with ours; None where that cannot be known.
-        token: Of this lease and no other.
-        since: When it was taken, UTC, ISO 8601.
-        renewed: When it was renewed, in seconds since 1970 by its own clock.
-        expires_s: How long after that it is over, in seconds.
-    """
-
-    host: str
-    pid: int
-    start_time: int | None
-    boot_id: str | None
-    pid_namespace: int | None
-    user: str
-    token: str
-    since: str
-    renewed: float
-    expires_s: float
-
-    @classmethod
-    def here(cls, expires_s: float) -> "Holder":
-        """This process, with a new token."""
-        boot_id = pid_namespace = None
-        with suppress(OSError):
-            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-            pid_namespace = Path("/proc/self/ns/pid").stat().st_ino
-        return cls(
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            start_time=(_process(os.getpid()) or ("", None))[1],
-            boot_id=boot_id,
-            pid_namespace=pid_namespace,
-            user=_user(),
-            token=secrets.token_hex(16),
-            since=datetime.now(UTC).isoformat(timespec="seconds"),
-            renewed=time.time(),
-            expires_s=expires_s,
-        )
-
-    def to_json(self) -> bytes:
-        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
-
-    @classmethod
-    def from_json(cls, content: bytes) -> "Holder | None":
-        """None where the content is none."""
-        try:
-            holder = checked(cls(**parse_json(content)))
-            texts = (holder.host, holder.user, holder.token, holder.since)
-            sound = all(isinstance(text, str) and text.isprintable() for text in texts) and type(holder.pid) is int
-            sound = sound and holder.pid > 0 and math.isfinite(holder.renewed) and 0 < holder.expires_s <= LONGEST_S
-            return holder if sound else None
-        except (ValueError, TypeError, OverflowError):
-            return None
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} (user {self.user}) since {self.since[:16].replace('T', ' ')} UTC"
-
-    def is_gone(self) -> bool:
-        """Whether it ran on this machine and does no more; False where that cannot be known from here."""
-        here = Holder.here(self.expires_s)
-        # A container shares its boot id with the machine, but neither its pids nor, mostly, its host name.
-        comparable = (self.host, self.boot_id, self.pid_namespace) == (here.host, here.boot_id, here.pid_namespace)
-        if not comparable or None in (self.boot_id, self.pid_namespace, self.start_time):
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return True
-        except PermissionError:
-            pass  # another user's, whose entry in /proc may be hidden
-        state, start_time = _process(self.pid) or ("", self.start_time)
-        return state in ("Z", "X") or start_time != self.start_time
-
-
-def _process(pid: int) -> tuple[str, int] | None:
-    """A process's state and start time, fields 3 and 22 of its line in /proc; None where it cannot be read."""
-    try:
-        # Its name, field 2, may hold blanks and parentheses.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return fields[0].decode(), int(fields[19])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())
 
 
 @dataclass(frozen=True)
@@ -195,7 +89,7 @@ def _look(output: str) -> Seen | None:
 def _content(uri: str) -> bytes:
     """Read a lease file; one that is far too large is a broken one."""
     try:
-        return get_small(uri, MOST_BYTES)
+        return get(uri, MOST_BYTES)
     except TooLargeError:
         return b""
 

@@ -1,90 +1,125 @@
-"""Counts what a shard's rows say has become of its requests."""
+"""Counts what becomes of requests and candidates: one type, of which an outcome is one field.
+
+Commit records, the index, receipts, progress, metrics, the card and the summaries take their counts, and the names of
+outcomes, from here.
+"""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import pyarrow as pa
 
-from promptmill.shards.tables import SPARED
-
-STATUSES = ("kept", "rejected", "failed", "drafted")
-RARE = ("drafted", "spared")  # counts that most datasets have none of; files say them only where there are some
+from promptmill.configs.columns import SPARED
 
 
-class Settled(Protocol):
-    """Whatever counts candidates."""
+def _outcome(meaning: str = "", of_rows: bool = True) -> Any:
+    """Declare an outcome of candidates.
 
-    @property
-    def kept(self) -> int: ...
-    @property
-    def rejected(self) -> int: ...
-    @property
-    def failed(self) -> int: ...
-    @property
-    def drafted(self) -> int: ...
-    @property
-    def spared(self) -> int: ...
+    Args:
+        meaning: What the card says of it, for an outcome that most datasets have none of: files name those where there are some.
+        of_rows: Whether each such candidate has a row, whose status is the outcome's name.
+    """
+    return field(default=0, metadata={"outcome": True, "meaning": meaning, "of_rows": of_rows})
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Requests, and candidates by what has become of them.
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """Counts requests, and candidates by what has become of them.
 
     Attributes:
-        failed_requests: Those without a single rendered candidate.
+        failed_requests: Requests without a single rendered candidate.
+        kept, rejected: Rendered candidates whose image is in the dataset, and those whose image is not.
+        failed: Candidates that did not become an image.
         drafted: Left behind after a draft.
         spared: Never begun, since their request had enough good ones before them.
     """
 
-    requests: int
-    kept: int
-    rejected: int
-    failed: int
-    failed_requests: int
-    drafted: int = 0
-    spared: int = 0
+    requests: int = 0
+    failed_requests: int = 0
+    kept: int = _outcome()
+    rejected: int = _outcome()
+    failed: int = _outcome()
+    drafted: int = _outcome(
+        "Drafted ones were ranked after a few steps and never finished; they have a row too, with their drafts' scores.\n"
+    )
+    spared: int = _outcome(
+        "Spared ones were never begun, since their request had enough good images before; its rows say how many.\n", of_rows=False
+    )
+
+    @property
+    def by_outcome(self) -> dict[str, int]:
+        """The candidates of each outcome."""
+        return {name: getattr(self, name) for name in OUTCOMES}
+
+    @property
+    def rare(self) -> dict[str, int]:
+        """The candidates of those outcomes that most datasets have none of, where there are some."""
+        return {name: number for name in RARE if (number := getattr(self, name))}
 
     @property
     def candidates(self) -> int:
-        return settled(self)
+        """All candidates, whatever has become of them."""
+        return sum(self.by_outcome.values())
+
+    @property
+    def begun(self) -> int:
+        """The candidates that have a row: all but those that were never begun."""
+        return sum(getattr(self, name) for name in STATUSES)
+
+    def __add__(self, other: "Outcomes") -> "Outcomes":
+        return Outcomes(**{name: getattr(self, name) + getattr(other, name) for name in COUNTS})
 
 
-def settled(counts: Settled) -> int:
-    """All candidates, whatever has become of them."""
-    return counts.kept + counts.rejected + counts.failed + counts.drafted + counts.spared
+_FIELDS = [one for one in fields(Outcomes) if one.metadata.get("outcome")]
+OUTCOMES = tuple(one.name for one in _FIELDS)
+STATUSES = tuple(one.name for one in _FIELDS if one.metadata["of_rows"])
+# Most datasets have none of these; files name them only where there are some.
+RARE = {one.name: one.metadata["meaning"] for one in _FIELDS if one.metadata["meaning"]}
+COUNTS = tuple(one.name for one in fields(Outcomes))
 
 
-def as_sum(counts: Settled) -> str:
-    """3 kept + 4 rejected + 1 failed."""
-    sum_ = f"{counts.kept} kept + {counts.rejected} rejected + {counts.failed} failed"
-    return sum_ + "".join(f" + {number} {name}" for name in RARE if (number := getattr(counts, name)))
+def counts_of(of: Outcomes) -> dict[str, Any]:
+    """Return the counts of a record, a receipt or whatever counts, as the arguments of another."""
+    return {name: getattr(of, name) for name in COUNTS}
 
 
-def without_rare(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts as files say them."""
-    return {name: value for name, value in values.items() if value or name not in RARE}
+def summed(all_: Iterable[Outcomes]) -> Outcomes:
+    """Return the counts of several together."""
+    return sum(all_, Outcomes())
+
+
+def as_sum(counts: Outcomes) -> str:
+    """Return the counts in words: 3 kept + 4 rejected + 1 failed."""
+    shown = {name: number for name, number in counts.by_outcome.items() if number or name not in RARE}
+    return " + ".join(f"{number} {name}" for name, number in shown.items())
+
+
+def as_values(counts: Outcomes) -> dict[str, Any]:
+    """Return the fields of a record, totals or the like as files say them: with all candidates, without rare outcomes of none."""
+    values = {name: value for name, value in asdict(counts).items() if value or name not in RARE}
+    return {**values, "candidates": counts.candidates}
 
 
 def request_of(key: str) -> str:
-    """The shard and row of a key, which name its request: 000012-00003 of 000012-00003-0001."""
+    """Return the shard and row of a key, which name its request: 000012-00003 of 000012-00003-0001."""
     return "-".join(key.split("-")[:2])
 
 
 def row_of(key: str) -> int:
-    """The row in its shard that a key is of: 3 of 000012-00003-0001."""
+    """Return the row in its shard that a key is of: 3 of 000012-00003-0001."""
     return int(key.split("-")[1])
 
 
-def count(table: pa.Table) -> Counts:
-    """The counts of metadata. A request that failed as a whole, one row without a candidate, counts all of its candidates.
+def count(table: pa.Table) -> Outcomes:
+    """Return the counts of metadata. A request that failed as a whole, one row without a candidate, counts all of its candidates.
 
     Raises:
         ValueError: A row has no key, or its status is none that we know; or the rows of a request, and those that it is said to be
             spared, are not as many as its candidates.
     """
-    candidates: Counter[str] = Counter()
+    candidates: dict[str, int] = dict.fromkeys(STATUSES, 0)
     rendered: dict[str, bool] = {}
     spared = _spared(table) if SPARED in table.column_names else 0
     columns = (table[name].to_pylist() for name in ("key", "status", "candidate_index", "candidates"))
@@ -96,12 +131,12 @@ def count(table: pa.Table) -> Counts:
         candidates[status] += 1 if candidate is not None else planned or 0
         request = request_of(key)
         rendered[request] = rendered.get(request, False) or status in ("kept", "rejected")
-    kept, rejected, failed, drafted = (candidates[status] for status in STATUSES)
-    return Counts(len(rendered), kept, rejected, failed, list(rendered.values()).count(False), drafted, spared)
+    failed = list(rendered.values()).count(False)
+    return Outcomes(requests=len(rendered), failed_requests=failed, **{**candidates, "spared": spared})
 
 
 def _spared(table: pa.Table) -> int:
-    """How many candidates were never begun; each request's rows say so of it, and are as many as are left."""
+    """Return how many candidates were never begun; each request's rows say so of it, and are as many as are left."""
     rows: Counter[str] = Counter()
     said: dict[str, tuple[int, int]] = {}
     for key, candidate, planned, spared in zip(

@@ -13,8 +13,8 @@ from promptmill.configs.errors import shown
 from promptmill.shards.commits import CommitError, CommitRecord, FileRecord
 from promptmill.shards.image_reader import ENDINGS, is_of
 from promptmill.shards.keys import check_keys
-from promptmill.shards.storage import OddFileError, get, join
-from promptmill.shards.tables import COLUMNS, read_table
+from promptmill.shards.storage import OddFileError, TooLargeError, get, join
+from promptmill.shards.tables import read_table
 from promptmill.shards.tars import TarError, read_tar
 
 
@@ -51,16 +51,8 @@ def parse_metadata(content: bytes, shard: int, columns: Sequence[str] | None = N
         ValueError: It cannot be read, lacks a column, has one of another type, or has a row without a key of the shard.
     """
     table = read_table(content, columns)
-    check_types(table)
     check_keys(table["key"], shard)
     return table
-
-
-def check_types(table: pa.Table) -> None:
-    """Raise ValueError where one of our columns is not of the type that promptmill writes."""
-    for name, kind in COLUMNS.items():
-        if name in table.column_names and table.schema.field(name).type != kind:
-            raise ValueError(f"its column {name} is {table.schema.field(name).type}, not {kind}")
 
 
 def read_images(output: str, record: CommitRecord, wanted: Collection[str]) -> dict[str, ImageFile]:
@@ -120,11 +112,9 @@ def get_file(output: str, file: FileRecord) -> bytes:
     """
     try:
         return get(join(output, file.path), most=file.size)
-    except OddFileError as error:
-        if error.size is None:
-            raise
+    except TooLargeError as error:
         said = f"is of {error.size:,} bytes, its record says {file.size:,}"
-        raise OddFileError(join(output, file.path), said, error.size) from None
+        raise OddFileError(join(output, file.path), said) from None
 
 
 def path_of(output: str, record: CommitRecord, folder: str) -> str:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-LEFT_OUT = "clip_embedding"  # hundreds of numbers, in the Parquet
+from promptmill.configs.columns import EMBEDDING
 
 
 def json_form(form: pa.Schema) -> pa.Schema:
-    """The columns of the JSON, in its order."""
-    return pa.schema([field for field in form if field.name != LEFT_OUT])
+    """Return the columns of the JSON, in its order: all but the embedding, hundreds of numbers that the Parquet has."""
+    return pa.schema([field for field in form if field.name != EMBEDDING])
 
 
 def encode_rows(table: pa.Table) -> Iterator[bytes]:

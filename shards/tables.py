@@ -7,20 +7,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from promptmill.shards.bounded_parquet import read_parquet
-
-CONTROL = pa.struct(
-    [
-        ("type", pa.string()),
-        ("image", pa.string()),
-        ("preprocess", pa.string()),
-        ("scale", pa.float64()),
-        ("start", pa.float64()),
-        ("end", pa.float64()),
-        ("sha256", pa.string()),
-    ]
+from promptmill.configs.columns import (
+    CLIP_SCORE,
+    COLUMNS,
+    EMBEDDING,
+    FORMAT,
+    RANK_SCORE,
+    Column,
+    Need,
+    Role,
+    Stated,
+    always,
+    by_name,
+    declared_column,
+    reserved,
+    roles_in,
 )
-LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
+from promptmill.shards.bounded_parquet import read_parquet
 
 IMAGE = "image"  # the column that parts have beside these
 FOUND = "promptmill.found"  # the column that parts of slices have beside that: what ranks a candidate, exactly
@@ -33,7 +36,6 @@ FOUND_KIND = pa.struct(
         ("colours", pa.list_(pa.int16())),
     ]
 )
-
 PASSED = "promptmill.pass"  # the column of parts that passes leave: what goes on of a candidate, exactly
 PASSED_KIND = pa.struct(
     [
@@ -45,56 +47,7 @@ PASSED_KIND = pa.struct(
         ("images", pa.map_(pa.string(), pa.string())),
     ]
 )
-
-# In the order in which they stand; times and hosts do not belong here, since they differ between runs.
-COLUMNS: dict[str, pa.DataType] = {
-    "key": pa.string(),
-    "id": pa.string(),
-    "candidate_index": pa.int32(),
-    "rank": pa.int32(),
-    "selected": pa.bool_(),
-    "status": pa.string(),
-    "error": pa.string(),
-    "error_message": pa.string(),
-    "prompt": pa.string(),
-    "negative_prompt": pa.string(),
-    "mode": pa.string(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "steps": pa.int32(),
-    "guidance_scale": pa.float64(),
-    "guidance_rescale": pa.float64(),
-    "scheduler": pa.string(),
-    "strength": pa.float64(),
-    "seed": pa.int64(),
-    "candidates": pa.int32(),
-    "keep": pa.int32(),
-    "init_image": pa.string(),
-    "init_image_sha256": pa.string(),
-    "mask_image": pa.string(),
-    "mask_image_sha256": pa.string(),
-    "controls": pa.list_(CONTROL),
-    "loras": pa.list_(LORA),
-    "prompt_truncated": pa.bool_(),
-    "model": pa.string(),
-    "revision": pa.string(),
-    "dtype": pa.string(),
-    "batch_shape": pa.string(),
-    "kernels": pa.string(),
-    "versions": pa.string(),
-    "unet_evaluations": pa.int32(),
-    "clip_score": pa.float32(),
-    "sha256": pa.string(),
-    "pixel_sha256": pa.string(),
-    "bytes": pa.int64(),
-    "shard": pa.int32(),
-}
-
-
-EMBEDDING = "clip_embedding"
-DRAFT_SCORES, SPARED = "draft_scores", "candidates_spared"
-CLIP_SCORE, RANK_SCORE, REJECTED_FOR = "clip_score", "rank_score", "rejected_for"
-RESERVED = frozenset({*COLUMNS, EMBEDDING, DRAFT_SCORES, SPARED, IMAGE, FOUND})  # what carried columns may not be called
+RESERVED = reserved() | {IMAGE, FOUND}  # what carried columns may not be called
 
 
 def schema(
@@ -102,33 +55,34 @@ def schema(
     embedding: int | None,
     drafts: bool = False,
     growing: bool = False,
-    ranking: Mapping[str, pa.DataType] | None = None,
+    declared: Sequence[Column] = (),
+    format: int = FORMAT,
 ) -> pa.Schema:
-    """The schema of a dataset's metadata. Columns of what is not used are not there.
+    """Return the schema of a dataset's metadata. Columns of what is not used are not there.
 
     Args:
         carried: The manifest's own columns, their types fixed once at the plan.
         embedding: The width of CLIP embeddings, or None where none are written.
         drafts: Whether candidates are drafted.
         growing: Whether candidates of any request grow.
-        ranking: What the ranking's scorers and diversity have to say, where any are declared; it stands behind `clip_score`.
+        declared: What the ranking's scorers and diversity have to say, where any are declared; it stands behind `clip_score`.
+        format: Of the dataset: columns that came later are not there.
 
     Raises:
         ValueError: A carried column has the name of one of ours.
     """
-    taken = sorted(set(carried) & (RESERVED | (ranking or {}).keys()))
+    taken = sorted(set(carried) & (RESERVED | {column.name for column in declared}))
     if taken:
         raise ValueError(f"carried columns are named like promptmill's own: {', '.join(taken)}")
+    needs = {None: True, Need.DRAFTS: drafts, Need.GROWING: growing, Need.EMBEDDINGS: embedding is not None}
     fields: dict[str, pa.DataType] = {}
-    for name, kind in COLUMNS.items():
-        fields |= {name: kind, **(ranking or {})} if name == CLIP_SCORE else {name: kind}
-    if drafts:
-        fields[DRAFT_SCORES] = pa.list_(pa.float32())
-    if growing:
-        fields[SPARED] = pa.int32()
-    if embedding is not None:
-        fields[EMBEDDING] = pa.list_(pa.float16(), embedding)
-    return pa.schema(list({**fields, **carried}.items()))
+    for column in COLUMNS:
+        if column.since <= format and needs.get(column.need):
+            fields[column.name] = pa.list_(pa.float16(), embedding) if column.name == EMBEDDING else column.type
+        if column.name == CLIP_SCORE:
+            fields |= {one.name: one.type for one in declared}
+    said = Stated(format, {column.name: column.role for column in declared})
+    return pa.schema(list({**fields, **carried}.items()), said.metadata)
 
 
 def slice_form(form: pa.Schema) -> pa.Schema:
@@ -139,24 +93,34 @@ def slice_form(form: pa.Schema) -> pa.Schema:
 def pass_form(form: pa.Schema) -> pa.Schema:
     """Return the schema of what a pass leaves: of the metadata what rendering and scoring tell, and what ranks and what goes on."""
     told = {"key", "candidate_index", "status", "error", "error_message", "width", "height", "seed", "prompt_truncated"}
-    told |= {"unet_evaluations", CLIP_SCORE, *ranking_names(form.names), "sha256", "pixel_sha256", "bytes", EMBEDDING}
+    told |= {"unet_evaluations", CLIP_SCORE, *declared_in(form), "sha256", "pixel_sha256", "bytes", EMBEDDING}
     fields = [field for field in form if field.name in told]
     return pa.schema([*fields, pa.field(FOUND, FOUND_KIND), pa.field(PASSED, PASSED_KIND)])
 
 
-def ranking_names(columns: Sequence[str]) -> list[str]:
-    """Of a dataset's columns in their order those that its scorers and diversity added."""
-    first, behind = columns.index(CLIP_SCORE) + 1, columns.index("sha256")
-    return list(columns[first:behind])
+def declared_in(form: pa.Schema) -> dict[str, Column]:
+    """Return, of a dataset's columns, those that its scorers, its diversity or a copy without near-duplicates declared."""
+    known = by_name()
+    roles = roles_in(form)
+    ours = (name for name in form.names if roles[name] is not Role.CARRIED)
+    return {name: declared_column(name, roles[name]) for name in ours if name not in known or known[name].need is Need.DECLARED}
 
 
-def ranks_by(columns: Sequence[str]) -> str:
-    """Of a dataset's columns in their order the score that its candidates are ranked by: CLIP's, unless others have their say."""
-    return RANK_SCORE if RANK_SCORE in ranking_names(columns) else CLIP_SCORE
+def ranks_by(form: pa.Schema) -> str:
+    """Return, of a dataset's columns, the score that its candidates are ranked by: CLIP's, unless others have their say."""
+    return RANK_SCORE if RANK_SCORE in declared_in(form) else CLIP_SCORE
+
+
+def with_declared(table: pa.Table, column: Column, values: pa.Array) -> pa.Table:
+    """Return a shard's metadata with one more declared column, behind the last one."""
+    before = Stated.of(table.schema)
+    made = table.add_column(table.column_names.index("sha256"), pa.field(column.name, column.type), values)
+    declared = {name: there.role for name, there in declared_in(table.schema).items()} | {column.name: column.role}
+    return made.replace_schema_metadata(Stated(before.format, declared).metadata)
 
 
 def make_table(rows: Iterable[Mapping[str, Any]], form: pa.Schema) -> pa.Table:
-    """Rows as a table, in the order of their keys. What a row does not say is null.
+    """Return rows as a table, in the order of their keys. What a row does not say is null.
 
     Raises:
         ValueError: A row has a column that the schema does not know.
@@ -170,7 +134,7 @@ def make_table(rows: Iterable[Mapping[str, Any]], form: pa.Schema) -> pa.Table:
 
 
 def encode_table(table: pa.Table) -> bytes:
-    """A table as a Parquet file, its rows as they stand; the same bytes however the table was put together."""
+    """Return a table as a Parquet file, its rows as they stand; the same bytes however the table was put together."""
     file = io.BytesIO()
     # Where chunks end would decide where pages end.
     whole = table.combine_chunks()
@@ -179,19 +143,20 @@ def encode_table(table: pa.Table) -> bytes:
 
 
 def read_table(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file of ours.
+    """Read a Parquet file of ours.
 
     Args:
         content: The whole file.
         columns: Those to read, where not all are wanted; only these have to be there.
 
     Raises:
-        ValueError: It is truncated, altered beyond reading, or lacks one of our columns; a column of ours has another type or
-            occurs twice; or it would become larger in memory than a file of this size of ours may.
+        ValueError: It is truncated, altered beyond reading, of a later format, or lacks one of our columns; a column of ours has
+            another type or occurs twice; or it would become larger in memory than a file of this size of ours may.
     """
     # One thread: callers that hurry read several files at a time.
     table = read_parquet(content, columns and list(columns), use_threads=columns is None)
-    missing = [name for name in columns or COLUMNS if name not in table.column_names]
+    format = Stated.of(table.schema).format
+    missing = [name for name in columns or (column.name for column in always(format)) if name not in table.column_names]
     if missing:
         raise ValueError(f"lacks the columns {', '.join(missing)}")
     _check_types(table.schema)
@@ -202,15 +167,13 @@ def _check_types(form: pa.Schema) -> None:
     """Raise ValueError where a column that is there has another type than ours, or is there twice."""
     if len(set(form.names)) < len(form.names):
         raise ValueError("has a column twice")
-    ours: dict[str, pa.DataType] = {**COLUMNS, DRAFT_SCORES: pa.list_(pa.float32()), SPARED: pa.int32()}
-    if CLIP_SCORE in form.names and "sha256" in form.names:
-        scores = {RANK_SCORE: pa.float32(), REJECTED_FOR: pa.string()}
-        ours |= {name: scores[name] for name in ranking_names(form.names) if name in scores}
-    for name, kind in ours.items():
-        if name in form.names and form.field(name).type != kind:
-            raise ValueError(f"its column {name} is {form.field(name).type}, not {kind}")
-    if EMBEDDING in form.names and not _is_vector(form.field(EMBEDDING).type):
-        raise ValueError(f"its column {EMBEDDING} is {form.field(EMBEDDING).type}, not lists of one length of halffloat")
+    ours = {column.name: column for column in COLUMNS if column.need is not Need.DECLARED} | declared_in(form)
+    for name in form.names:
+        if name == EMBEDDING:
+            if not _is_vector(form.field(name).type):
+                raise ValueError(f"its column {name} is {form.field(name).type}, not lists of one length of halffloat")
+        elif name in ours and form.field(name).type != ours[name].type:
+            raise ValueError(f"its column {name} is {form.field(name).type}, not {ours[name].type}")
 
 
 def _is_vector(kind: pa.DataType) -> bool:

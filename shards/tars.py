@@ -1,16 +1,27 @@
-"""Writes WebDataset shards that are the same bytes for the same samples, and reads them back."""
+"""Writes WebDataset shards, by webdataset's TarWriter, that are the same bytes for the same samples, and reads them back.
 
+`read_tar` is our own: webdataset's reader takes a truncated tar for a whole one, decompresses tars, and reads sparse members.
+"""
+
+import functools
+import importlib
+import importlib.util
 import io
 import itertools
 import re
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 from promptmill.configs.errors import shown
 
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 BLOCK = 512  # bytes: of a header, and what contents are filled up to
+BARE_WEBDATASET = "_webdataset_without_torch"
+LONGEST_NAME = 100  # bytes of a member's name that a header of one block holds
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class TarError(ValueError):
 
 
 def write_tar(samples: Iterable[Sample]) -> bytes:
-    """A POSIX (ustar) tar of the samples, sorted by key, the files of each by ending; no times, owners or modes of this machine.
+    """Write the samples as a POSIX (ustar) tar, sorted by key, the files of each by ending; nothing of this machine is in it.
 
     Raises:
         TarError: A key that occurs twice or that a reader would misunderstand, samples that differ in their endings, or none.
@@ -39,20 +50,28 @@ def write_tar(samples: Iterable[Sample]) -> bytes:
             raise TarError(f"{sample.key}: occurs twice")
     endings = sorted(ordered[0].files)
     whole = io.BytesIO()
-    with tarfile.open(fileobj=whole, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with _tar_writer()(whole, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
         for sample in ordered:
             if not KEY.fullmatch(sample.key):
                 raise TarError(f"{sample.key}: a key is letters, digits, - and _ only: readers split it at the first dot")
             if sorted(sample.files) != endings:
                 raise TarError(f"{sample.key}: has {', '.join(sorted(sample.files))} where the others have {', '.join(endings)}")
-            for ending in endings:
-                content = sample.files[ending]
-                member = tarfile.TarInfo(f"{sample.key}.{ending}")
-                member.size, member.mode, member.mtime = len(content), 0o644, 0
-                member.uid = member.gid = 0
-                member.uname = member.gname = ""
-                tar.addfile(member, io.BytesIO(content))
+            if len(sample.key) + 1 + max(map(len, endings)) > LONGEST_NAME:
+                raise TarError(f"{sample.key}: is longer than the {LONGEST_NAME} bytes that a member's name may have")
+            tar.write({"__key__": sample.key, **sample.files})
     return whole.getvalue()
+
+
+@functools.cache
+def _tar_writer() -> Any:
+    """Import webdataset's TarWriter without the `__init__` of webdataset, which imports torch: 1.4 s and 470 MB of each process."""
+    found = importlib.util.find_spec("webdataset")
+    assert found is not None and found.submodule_search_locations is not None
+    # The same files under another name: whoever imports webdataset gets the whole of it.
+    bare = ModuleType(BARE_WEBDATASET)
+    bare.__path__ = list(found.submodule_search_locations)
+    sys.modules[BARE_WEBDATASET] = bare
+    return importlib.import_module(f"{BARE_WEBDATASET}.writer").TarWriter
 
 
 def read_tar(content: bytes) -> Iterator[Sample]:

@@ -9,18 +9,28 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-DEADLINE = "past its deadline of"
 HANDS = 2  # units in flight on a generator, so that it never waits for the driver
 PATIENCE = 3  # times a unit may die alone, and times in a row an actor may fail to start
 
 
 class DiedError(Exception):
-    """The process behind an actor is gone. `by_infrastructure`: its node went, so no unit is to blame. `as_a_whole`: the unit
-    does not fit, in pieces neither; it has one more try, in a fresh process."""
+    """The process behind an actor is gone. `by_infrastructure`: its node went, so no unit is to blame."""
 
-    def __init__(self, reason: str, by_infrastructure: bool = False, as_a_whole: bool = False):
-        self.by_infrastructure, self.as_a_whole = by_infrastructure, as_a_whole
+    def __init__(self, reason: str, by_infrastructure: bool = False):
+        self.by_infrastructure = by_infrastructure
         super().__init__(reason)
+
+
+class DeadlineError(DiedError):
+    """The process was ended, since a call on it took longer than it may."""
+
+
+class MemoryRanOutError(DiedError):
+    """The process is gone since memory ran out."""
+
+
+class UnfitError(MemoryRanOutError):
+    """The unit does not fit into memory, in pieces neither; it has one more try, in a fresh process."""
 
 
 class LostError(Exception):
@@ -136,7 +146,7 @@ class Place:
                 return await actor.call(*work)
         except TimeoutError:
             self._drop(actor)
-            raise DiedError(f"{DEADLINE} {self._starts.pool.deadline_s:g} s") from None
+            raise DeadlineError(f"past its deadline of {self._starts.pool.deadline_s:g} s") from None
         except DiedError:
             self._drop(actor)
             raise

@@ -15,16 +15,18 @@ from dataclasses import replace
 from typing import Any
 
 from promptmill.actors.assembler import assemble_shard, join_unit
-from promptmill.actors.flow.actor_slots import HANDS, AbortError, DiedError, Pool, StartError
+from promptmill.actors.flow.actor_slots import HANDS, AbortError, Pool, StartError, UnfitError
 from promptmill.actors.flow.lanes import Again
 from promptmill.actors.flow.workers import Loaded, Workers
 from promptmill.actors.generator import Generator
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.receipts import Receipt
 from promptmill.actors.scorer import Scorer
-from promptmill.pipelines.work.errors import MISFIT, FatalError, ModelError
+from promptmill.pipelines.work.errors import FatalError, MisfitError, ModelError
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
+from promptmill.shards.assembly import Assembly
+from promptmill.shards.commits import CommitRecord
 from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError
 
@@ -138,8 +140,8 @@ class WorkerHere:
                 f" ended by itself; {GOES_ON}; runtime.workers=ray fails such a unit and renders the others"
             ) from None
         except FatalError as error:
-            if str(error).startswith(MISFIT):
-                raise DiedError(str(error), as_a_whole=True) from None
+            if isinstance(error, MisfitError):
+                raise UnfitError(str(error)) from None
             raise AbortError(f"this process cannot go on: {error}; {GOES_ON}") from None
         except (StorageError, PartError) as error:
             raise AbortError(str(error)) from None  # no fact about this unit: the next one would fare no better
@@ -182,7 +184,7 @@ def _import_models() -> None:
 
 def workers_here(recipe: Recipe, generator_loaded: Loaded, scorer_loaded: Loaded) -> Workers:
     """Return the workers of a run in this process: one generator, one scorer, one thread that assembles."""
-    deadline_s, gpus = recipe.facts.config.runtime.unit_deadline_s, recipe.facts.config.runtime.require_gpus
+    deadline_s, gpus = recipe.config.runtime.unit_deadline_s, recipe.config.runtime.require_gpus
     turn, started, assembling = asyncio.Lock(), list[WorkerHere](), Threads("assembler")
 
     async def start_generator() -> WorkerHere:
@@ -209,8 +211,9 @@ def workers_here(recipe: Recipe, generator_loaded: Loaded, scorer_loaded: Loaded
         started.append(here := WorkerHere(threads, finish, lambda: None, deadline_s))
         return here
 
-    async def assemble(arguments: dict[str, Any], others: Sequence[str]) -> Any:
-        return await assembling.call(assemble_shard, arguments, others)
+    async def assemble(recipe: Recipe, made_of: Assembly) -> CommitRecord:
+        record: CommitRecord = await assembling.call(assemble_shard, recipe, made_of)
+        return record
 
     async def join(*arguments: Any) -> Receipt:
         return await assembling.call(join_unit, *arguments)

@@ -30,6 +30,7 @@ from promptmill.actors.flow.actor_slots import (
     Pool,
     StartError,
     Starts,
+    UnfitError,
 )
 from promptmill.actors.flow.queues import Channel
 
@@ -60,7 +61,7 @@ class Ticket(Generic[Unit]):
     kept: tuple[Any, ...] = ()
     alone: bool = False
     strikes: int = 0
-    reasons: list[str] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
 
 
 class Lanes(Generic[Unit]):
@@ -70,7 +71,7 @@ class Lanes(Generic[Unit]):
         source: The units, drawn one by one as there is room for them.
         generators: Called with (unit, alone); what they return goes to a scorer as it is.
         scorers: Called with (unit, made, kept, alone); what they return is the receipt, or `Again`.
-        convict: Settles a unit that cannot be done: takes it and the reasons, returns its receipt.
+        convict: Settles a unit that cannot be done: takes it and what its tries failed of, returns its receipt.
         split: The pieces that a unit is tried in once it died; itself alone where it has none.
         waiting: How many made units may wait for a scorer.
     """
@@ -80,7 +81,7 @@ class Lanes(Generic[Unit]):
         source: Iterable[Unit],
         generators: Pool,
         scorers: Pool,
-        convict: Callable[[Unit, list[str]], Awaitable[Any]],
+        convict: Callable[[Unit, list[Exception]], Awaitable[Any]],
         split: Callable[[Unit], list[Unit]],
         waiting: int = 4,
     ):
@@ -139,15 +140,15 @@ class Lanes(Generic[Unit]):
             except LostError as error:
                 if ticket.kept:  # which of it is gone nobody knows
                     ticket.unit, ticket.kept = ticket.drawn, ()
-                self._return(ticket, str(error), blame=False)
+                self._return(ticket, error, blame=False)
             except DiedError as error:
-                self._return(ticket, str(error), blame=not error.by_infrastructure, as_a_whole=error.as_a_whole)
+                self._return(ticket, error, blame=not error.by_infrastructure)
             except (StartError, AbortError):
                 raise
             except Exception as error:  # whatever an actor raises is a fact about this unit, not about the run
-                self._return(ticket, f"{type(error).__name__}: {error}", blame=True)
+                self._return(ticket, error, blame=True)
             if ticket.strikes >= PATIENCE:
-                await self._settle(await self._convict(ticket.unit, ticket.reasons))
+                await self._settle(await self._convict(ticket.unit, ticket.failures))
         lane.close()
 
     async def _up(self, lane: Place) -> bool:
@@ -183,15 +184,16 @@ class Lanes(Generic[Unit]):
         ticket.unit, ticket.kept = said.unit, ticket.kept if said.keeps is None else (*ticket.kept, said.keeps)
         self._again.give_back(ticket)
 
-    def _return(self, ticket: Ticket[Unit], reason: str, blame: bool, as_a_whole: bool = False) -> None:
+    def _return(self, ticket: Ticket[Unit], failure: Exception, blame: bool) -> None:
         """Back to the generators, whatever it failed at: what was made may be gone, and making it again is always right."""
-        ticket.reasons.append(reason)
+        ticket.failures.append(failure)
         ticket.made = None
+        as_a_whole = isinstance(failure, UnfitError)
         pieces = self._split(ticket.unit) if blame and not as_a_whole else []
         if len(pieces) > 1:
             self.under_way += len(pieces) - 1
             for drawn, piece in zip(self._split(ticket.drawn), pieces, strict=True):
-                self._again.give_back(Ticket(drawn, piece, kept=ticket.kept, alone=True, reasons=[*ticket.reasons]))
+                self._again.give_back(Ticket(drawn, piece, kept=ticket.kept, alone=True, failures=[*ticket.failures]))
             return
         if blame:
             ticket.strikes += PATIENCE - 1 if as_a_whole else ticket.alone

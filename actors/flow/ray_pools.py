@@ -9,17 +9,27 @@ import ray
 from ray import exceptions
 
 from promptmill.actors.assembler import assemble_shard, join_unit
-from promptmill.actors.flow.actor_slots import HANDS, AbortError, DiedError, LostError, Pool, StartError, StepBackError
+from promptmill.actors.flow.actor_slots import (
+    HANDS,
+    AbortError,
+    DiedError,
+    LostError,
+    MemoryRanOutError,
+    Pool,
+    StartError,
+    StepBackError,
+    UnfitError,
+)
 from promptmill.actors.flow.lanes import Again
 from promptmill.actors.flow.placement import Room, Seat
 from promptmill.actors.flow.workers import Loaded, Workers
 from promptmill.actors.generator import Generator
-from promptmill.actors.local_ray.memory_limits import REMEDY, KernelKills, memory_limit
+from promptmill.actors.local_ray.memory_limits import MEMORY, REMEDY, KernelKills, memory_limit
 from promptmill.actors.local_ray.watch import ended_for_memory
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.scorer import Scorer
 from promptmill.pipelines.scoring.finishing import Onward
-from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError, ModelError
+from promptmill.pipelines.work.errors import FatalError, MisfitError, ModelError
 from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
@@ -109,17 +119,19 @@ class RayActor:
         except exceptions.ObjectLostError as error:
             raise LostError(_reason(error)) from None
         except exceptions.OutOfMemoryError as error:
-            raise DiedError(ended_for_memory(error)) from None
+            raise MemoryRanOutError(ended_for_memory(error)) from None
         except (exceptions.RayActorError, exceptions.WorkerCrashedError) as error:
             raise _died(error, self._dismissed, self._kills) from None
         except exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, exceptions.ObjectLostError):
                 raise LostError(_reason(cause)) from None
+            if isinstance(cause, exceptions.OutOfMemoryError):
+                raise MemoryRanOutError(ended_for_memory(cause)) from None
             if isinstance(cause, FatalError):
                 # The process lives, but must not go on: its lane replaces it as if it had died.
-                raise DiedError(_reason(cause), as_a_whole=str(cause).startswith(MISFIT)) from None
-            if isinstance(cause, (StorageError, PartError)):
+                raise (UnfitError if isinstance(cause, MisfitError) else DiedError)(_reason(cause)) from None
+            if isinstance(cause, StorageError | PartError):
                 raise AbortError(str(cause)) from None  # no fact about this unit: the next one would fare no better
             raise cause from None
 
@@ -141,7 +153,7 @@ def _died(error: Exception, dismissed: bool, kills: KernelKills | None) -> DiedE
     """Return what to raise for a process that has ended: by its node, by the kernel since memory ran out, or by itself."""
     by_infrastructure = dismissed or _by_infrastructure(error)
     if not by_infrastructure and kills is not None and kills.recent():
-        return DiedError(f"{MEMORY}: the kernel has ended a process of this run (limit {memory_limit().text}); {REMEDY}")
+        return MemoryRanOutError(f"{MEMORY}: the kernel has ended a process of this run (limit {memory_limit().text}); {REMEDY}")
     return DiedError(_reason(error), by_infrastructure=by_infrastructure)
 
 
@@ -187,7 +199,7 @@ async def _load(handle: Any, loaded: Callable[[Any], None], seat: Seat | None = 
             raise AbortError(str(cause)) from None
         dismissed = seat is not None and seat.dismissed
         if isinstance(error, exceptions.OutOfMemoryError):
-            raise DiedError(ended_for_memory(error)) from None
+            raise MemoryRanOutError(ended_for_memory(error)) from None
         if cause is error:
             raise _died(error, dismissed, kills) from None
         raise DiedError(_reason(cause or error), by_infrastructure=dismissed or _by_infrastructure(error)) from None
@@ -201,7 +213,7 @@ def _placed(handle: Any) -> "asyncio.Future[None]":
 
 
 def _kills_here(recipe: Recipe) -> KernelKills | None:
-    return KernelKills() if recipe.facts.config.runtime.address in (None, "", "local") else None
+    return KernelKills() if recipe.config.runtime.address in (None, "", "local") else None
 
 
 async def _wherever(start: Callable[[], Awaitable[RayActor]]) -> RayActor:
@@ -223,7 +235,7 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool
 
     Where it raises StepBackError, the actor goes and its lane waits; anything else that it raises ends the run.
     """
-    config = recipe.facts.config
+    config = recipe.config
     kills = _kills_here(recipe)
     options = {"num_cpus": sizes.generator_cpus, "num_gpus": sizes.generator_gpus, "max_concurrency": HANDS}
     kind = _generator(Generator)
@@ -251,7 +263,7 @@ def generators(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool
 def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
     """The pool of CLIP actors; `loaded` as for generators."""
     options = {"num_cpus": sizes.scorer_cpus, "num_gpus": sizes.scorer_gpus}
-    deadline = recipe.facts.config.runtime.unit_deadline_s
+    deadline = recipe.config.runtime.unit_deadline_s
     kills = _kills_here(recipe)
     kind = _scorer(Scorer)
 

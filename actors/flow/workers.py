@@ -1,11 +1,12 @@
 """Holds what a run calls to get its work done, wherever the workers are."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from promptmill.actors.flow.actor_slots import Pool
 from promptmill.actors.receipts import Receipt
+from promptmill.pipelines.work.recipe import Recipe
+from promptmill.shards.assembly import Assembly
 from promptmill.shards.commits import CommitRecord
 
 # Told what hardware a worker has come up on, as soon as the worker has loaded its models; may refuse it by an error.
@@ -25,6 +26,6 @@ class Workers:
 
     generators: Pool
     scorers: Pool
-    assemble: Callable[[dict[str, Any], Sequence[str]], Awaitable[CommitRecord]]
+    assemble: Callable[[Recipe, Assembly], Awaitable[CommitRecord]]
     join: Callable[..., Awaitable[Receipt]]
     close: Callable[[], None] = lambda: None

@@ -10,10 +10,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import promptmill
+from promptmill.configs.own_files import PACKAGE
 
 # The folder that the package `promptmill` lies in: code of it runs already.
-OWN = Path(promptmill.__file__).resolve().parents[1]
+OWN = PACKAGE.parent.resolve()
 
 
 def leave_out_here() -> None:

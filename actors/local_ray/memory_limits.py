@@ -15,6 +15,7 @@ ROOT = Path("/")
 OBJECT_STORE = 0.3  # of the free memory: what Ray takes for images on their way between actors
 ENOUGH_MEMORY = 4 * 10**9  # bytes of a run of the embedded family, which takes 3.2 GB on two cores, measured
 RECENT_S = 10.0  # within which a process ends that the kernel has killed
+MEMORY = "out of memory"
 REMEDY = "set runtime.generators or model.batch lower, or give more memory"
 
 

@@ -17,10 +17,9 @@ import psutil  # type: ignore[import-untyped]  # accelerate brings it
 from ray import exceptions
 from ray._private import ray_constants, worker
 
-from promptmill.actors.local_ray.memory_limits import REMEDY
+from promptmill.actors.local_ray.memory_limits import MEMORY, REMEDY
 from promptmill.actors.pool_sizes import ClusterError
 from promptmill.configs.printing import echo, show_cursor
-from promptmill.pipelines.work.errors import MEMORY
 
 WATCHED = {ray_constants.PROCESS_TYPE_RAYLET: "raylet", ray_constants.PROCESS_TYPE_GCS_SERVER: "GCS server"}
 EVERY_S = 0.5

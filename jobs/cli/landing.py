@@ -6,7 +6,19 @@ Looks first whether Python and the libraries are there, before importing any: a 
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-NEEDED = ("ray", "torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "pyarrow", "pydantic", "s3fs")
+NEEDED = (
+    "ray",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "pyarrow",
+    "pydantic",
+    "obstore",
+    "s3fs",
+    "webdataset",
+)
 USAGE = 2
 
 

@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import promptmill
 from promptmill.configs.errors import shown
 from promptmill.configs.own_files import LOCK, PROJECT, ROOT
+from promptmill.configs.own_files import PACKAGE as OWN_PACKAGE
 from promptmill.configs.schema import Config
 from promptmill.configs.weights import LOCAL_DIR, OpenClip, Weights, is_folder
 from promptmill.configs.yaml_values import dump
@@ -26,7 +26,6 @@ from promptmill.manifests.images import ImageError, Roots, is_image, locate, roo
 from promptmill.manifests.requests import RowError, Rules, make_request
 from promptmill.manifests.sources import ManifestError, find_files, read_rows
 from promptmill.manifests.tars import IN_TAR
-from promptmill.pipelines.models.identity import scorers_by_place
 from promptmill.shards.storage import is_local, local_path
 
 FOLDERS = ("actors", "configs", "embedded", "jobs", "manifests", "pipelines", "shards")
@@ -87,7 +86,7 @@ def _own(folder: Path) -> None:
 
     own = folder / PACKAGE
     own.mkdir()
-    for module in Path(promptmill.__file__).parent.glob("*.py"):
+    for module in OWN_PACKAGE.glob("*.py"):
         shutil.copy2(module, own / module.name)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, own / name, ignore=left_out)
@@ -106,28 +105,22 @@ def _unreachable_output(output: str) -> Iterator[str]:
 
 def _unreachable_weights(config: Config) -> Iterator[str]:
     """Local weights that are neither shipped nor given by an absolute path, which the nodes are asked for."""
-    model = config.model
-    named: dict[str, Weights] = {"model.base": Weights.model_construct(source=model.base)}
-    if model.vae:
-        named["model.vae"] = model.vae
-    named |= {f"model.controlnets.{name}": weights for name, weights in model.controlnets.items()}
-    named |= {f"model.loras.{weights.name}": weights for weights in model.loras}
-    named |= {f"model.textual_inversions.{weights.token}": weights for weights in model.textual_inversions}
-    sources = {where: weights.source for where, weights in named.items() if is_folder(weights.source)}
-    for where, scorer in scorers_by_place(config.ranking).items():
-        source = _scorer_source(scorer)
-        if source is not None:
-            sources[where] = source
-    for where, source in sources.items():
+    for where, source in _folders(config).items():
         if not Path(source).is_absolute() and not _is_own(ROOT / source):
             yield f"{where}: {source}: a folder of this machine that is not shipped; {_ELSEWHERE}, or name a hub repository"
 
 
-def _scorer_source(scorer: OpenClip | Weights) -> str | None:
-    """The folder or file of something that scores; None where it is on the hub."""
-    if isinstance(scorer, Weights):
-        return scorer.source if is_folder(scorer.source) else None
-    return scorer.model.removeprefix(LOCAL_DIR) if scorer.model.startswith(LOCAL_DIR) else None
+def _folders(config: Config) -> dict[str, str]:
+    """Return the local folders and files of weights, by their place in the config."""
+    named = {**config.model.weights(), **config.ranking.sources()}
+    return {where: folder for where, (_, source) in named.items() if (folder := _folder(source)) is not None}
+
+
+def _folder(source: OpenClip | Weights) -> str | None:
+    """Return the folder or file of a set of weights; None where it is on the hub."""
+    if isinstance(source, Weights):
+        return source.source if is_folder(source.source) else None
+    return source.model.removeprefix(LOCAL_DIR) if source.model.startswith(LOCAL_DIR) else None
 
 
 def _is_own(place: Path) -> bool:
@@ -179,8 +172,8 @@ def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> No
             request = make_request(row, number, rules)
         except RowError:
             continue
-        for path in (request.init_image, request.mask_image, *(control.image for control in request.controls)):
-            if path is None or "://" in path or IN_TAR in path or Path(path).is_absolute() or ".." in Path(path).parts:
+        for _, path in request.images():
+            if "://" in path or IN_TAR in path or Path(path).is_absolute() or ".." in Path(path).parts:
                 continue
             there = folder / path
             if path in named or there.exists():
@@ -205,10 +198,7 @@ def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> No
 def shared_paths(config: Config) -> list[str]:
     """The absolute paths of manifests, image folders and weights, which every node has to have; others are shipped."""
     manifest = [config.manifest] if isinstance(config.manifest, str) else config.manifest
-    model = config.model
-    weights = [model.vae, *model.controlnets.values(), *model.loras, *model.textual_inversions]
-    named = [*manifest, *config.runtime.image_roots, model.base, *(each.source for each in weights if each)]
-    named += [source for scorer in scorers_by_place(config.ranking).values() if (source := _scorer_source(scorer))]
+    named = [*manifest, *config.runtime.image_roots, *_folders(config).values()]
     if (shipped := Path(GIVEN).absolute()).is_dir():
         named.append(str(shipped))  # as the driver has it: every node's own copy has to lie in the same place
     return [path for path in named if path.startswith("/") and not any(character in path for character in "*?[")]

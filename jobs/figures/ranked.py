@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from promptmill.configs.columns import CLIP_SCORE
 from promptmill.jobs.figures.ranking_gain import Bought, bought
 from promptmill.jobs.figures.reading import READERS
 from promptmill.jobs.figures.sampling import sample
 from promptmill.jobs.planning.plan import Plan
 from promptmill.shards.commits import CommitRecord, read_records
-from promptmill.shards.published import get_file, parse_metadata
-from promptmill.shards.tables import CLIP_SCORE, ranks_by
+from promptmill.shards.finished import ShardReader
+from promptmill.shards.tables import ranks_by
 
 CURVE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # candidates whose best is said
 
@@ -48,7 +49,7 @@ def look_back(output: str, plan: Plan) -> Ranked | None:
         OSError, ValueError, LookupError: Records or metadata cannot be read.
     """
     looked = sample(read_records(output))
-    by = ranks_by(plan.form.names)
+    by = ranks_by(plan.form)
     with ThreadPoolExecutor(READERS) as pool:
         parts = list(pool.map(lambda record: _read(output, record, by), looked.records))
     offsets = np.cumsum([0, *(int(request.max(initial=-1)) + 1 for request, *_ in parts)])
@@ -66,10 +67,7 @@ def look_back(output: str, plan: Plan) -> Ranked | None:
 
 def _read(output: str, record: CommitRecord, by: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Of the scored candidates of a shard the request, the score and whether it is kept; and the price of all."""
-    file = record.file("metadata")
-    if file is None:
-        raise ValueError(f"the record of shard {record.shard:06d} names no metadata")
-    table = parse_metadata(get_file(output, file), record.shard, ("key", "selected", "unet_evaluations", by))
+    table = ShardReader(output, record).glance(("key", "selected", "unet_evaluations", by))
     request = pc.cast(pc.list_element(pc.split_pattern(table["key"], "-"), 1), "int64").to_numpy()
     score = table[by].to_numpy().astype(np.float32, copy=False)
     scored = np.isfinite(score)

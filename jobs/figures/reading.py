@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from promptmill.configs.columns import CLIP_SCORE, EMBEDDING
 from promptmill.jobs.figures.sampling import Sample, spread
 from promptmill.shards.commits import CommitRecord
-from promptmill.shards.published import get_file, parse_metadata
-from promptmill.shards.storage import OddFileError
-from promptmill.shards.tables import CLIP_SCORE, read_table
+from promptmill.shards.finished import ShardReader, UnreadableError
 
 READERS = 8  # shards under way at a time
 SHOWN = 24  # images, at most, in each contact sheet
@@ -97,20 +96,15 @@ def read(output: str, sample: Sample, compared: Collection[int], score: str = CL
 
 
 def _read(output: str, record: CommitRecord, embeddings: bool, across: int, score: str) -> Digest | str:
-    file = record.file("metadata")
-    if file is None:
-        return f"commits: the record of shard {record.shard:06d} names no metadata"
+    wanted = (*_NEEDED, score)
     try:
-        content = get_file(output, file)
-        wanted = parse_metadata(content, record.shard, (*_NEEDED, score))
-        vectors = read_table(content, ("selected", "clip_embedding")) if embeddings else None
-        return digest(wanted, vectors, across, score)
-    except FileNotFoundError:
-        return f"{file.path}: missing"
-    except OddFileError as error:
-        return f"{file.path}: {error.said}"
+        table = ShardReader(output, record).glance((*wanted, EMBEDDING) if embeddings else wanted)
+    except UnreadableError as error:
+        return str(error)
+    try:
+        return digest(table.select(wanted), table.select(("selected", EMBEDDING)) if embeddings else None, across, score)
     except (ValueError, TypeError, LookupError, pa.ArrowException) as error:
-        return f"{file.path}: {' '.join(str(error).split())[:200]}"
+        return f"{record.paths['metadata']}: {' '.join(str(error).split())[:200]}"
 
 
 def digest(table: pa.Table, vectors: pa.Table | None, across: int, ranks: str = CLIP_SCORE) -> Digest:
@@ -178,7 +172,7 @@ def _failures(table: pa.Table) -> tuple[dict[str, list[str]], Counter[tuple[str,
 
 def _embeddings(table: pa.Table) -> np.ndarray:
     """(K, D) float16 of the kept; NaN where a row has none."""
-    kept = table.filter(table["selected"])["clip_embedding"].combine_chunks()
+    kept = table.filter(table["selected"])[EMBEDDING].combine_chunks()
     made = np.full((len(kept), kept.type.list_size), np.nan, np.float16)
     valid = kept.is_valid().to_numpy(zero_copy_only=False)
     made[valid] = kept.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, made.shape[1])

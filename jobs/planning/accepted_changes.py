@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from promptmill.configs.columns import FORMAT
 from promptmill.configs.errors import quoted
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.differences import differences
@@ -28,19 +29,41 @@ from promptmill.shards.storage import delete, join, names
 Accepting = bool | Literal["keep", "rerender"]
 
 
-def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[str]:
-    """What differs between what a plan was made from and what is there now, a line each."""
+@dataclass(frozen=True)
+class Change:
+    """What a plan was made from and what is there now, where these differ; as a string it is the line for people.
+
+    Attributes:
+        place: In the plan's inputs, as `config.model.batch`.
+        was, is_: In words.
+    """
+
+    place: str
+    was: str
+    is_: str
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether a file of the manifest changed."""
+        return self.place.partition(".")[0] == "manifest"
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.was}, {self.is_}"
+
+
+def changes(plan: Plan, inputs: Mapping[str, Any]) -> list[Change]:
+    """Return what differs between what a plan was made from and what is there now."""
     return [
         # A hash tells a person only that it is another.
-        f"{name}: {was} ({plan.counts.rows:,} rows), {is_}" if name == "manifest.0" else f"{name}: {was}, {is_}"
+        Change(name, f"{was} ({plan.counts.rows:,} rows)" if name == "manifest.0" else was, is_)
         for name, was, is_ in differences(plan.inputs, inputs)
-        if not name.startswith("requests")
+        if name.partition(".")[0] != "requests"
     ]
 
 
-def is_of_rows(changed: Sequence[str]) -> bool:
-    """Return whether lines of `changes` tell of the manifest's files alone: then each row decides whether anything changed."""
-    return bool(changed) and all(line.startswith("manifest.") for line in changed)
+def is_of_rows(changed: Sequence[Change]) -> bool:
+    """Return whether changes are of the manifest's files alone: then each row decides whether anything changed."""
+    return bool(changed) and all(change.of_rows for change in changed)
 
 
 @dataclass(frozen=True)
@@ -144,6 +167,14 @@ class Aside:
         """Return whether a shard is committed and none of its rows are rendered again."""
         return number in self.committed and not any(some.shard == number for some in self.again)
 
+    @property
+    def dataset_format(self) -> int:
+        """The format that a new plan's shards have: that of those that stay beside them."""
+        return min(
+            (self.plans[r.fingerprint].dataset_format for r in self.committed.values() if r.fingerprint in self.plans),
+            default=FORMAT,
+        )
+
     def check(self, made: Plan) -> None:
         """Raise PlanError where a new plan's shards cannot stand beside those that are committed."""
         shards = made.shards
@@ -160,12 +191,16 @@ class Aside:
                 ("shards.size", plan.config.shards.size, made.config.shards.size),
                 ("carried columns", dict(plan.carried), dict(made.carried)),
                 ("embeddings", plan.embedding, made.embedding),
-                ("the ranking's columns", list(ranking_columns(plan.config.ranking)), list(ranking_columns(made.config.ranking))),
+                ("the ranking's columns", _names(plan), _names(made)),
                 ("drafts", bool(plan.config.ranking.drafts), bool(made.config.ranking.drafts)),
                 ("growing candidates", plan.growing, made.growing),
             ):
                 if then != now:
                     raise PlanError([f"{what}: {then} in the shards that are committed, {now} now; give another --out"])
+
+
+def _names(plan: Plan) -> list[str]:
+    return [column.name for column in ranking_columns(plan.config.ranking)]
 
 
 def look_aside(output: str, there: Plan | None, inputs: Mapping[str, Any]) -> Aside:
@@ -174,7 +209,7 @@ def look_aside(output: str, there: Plan | None, inputs: Mapping[str, Any]) -> As
     plans = {fingerprint: plan for fingerprint, plan in read.items() if plan is not None}
     if there is not None:
         plans[there.fingerprint] = there
-    accepted = {fingerprint: changes(plan, inputs) for fingerprint, plan in sorted(plans.items())}
+    accepted = {fingerprint: [*map(str, changes(plan, inputs))] for fingerprint, plan in sorted(plans.items())}
     committed = {record.shard: record for record in read_records(output)} if plans else {}
     pending = tuple(to_rerender(plans.values(), committed).values())
     # Rows that wait to be rendered again since an earlier change may meet another config by now.

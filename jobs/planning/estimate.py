@@ -42,8 +42,7 @@ class Estimate:
 def worth_measuring(plan: Plan) -> str | None:
     """Why not to render anything here for an estimate; None where it can be had without a download or minutes on a CPU."""
     model = plan.config.model
-    adapters = [weights.source for weights in (*model.loras, *model.textual_inversions)]
-    sources = [model.base, *([model.vae.source] if model.vae else []), *(w.source for w in model.controlnets.values()), *adapters]
+    sources = [weights.source for _, weights in model.weights().values()]
     places = [local_folder(source) for source in sources]
     weights = sum(_weights_in(place) for place in places if place)
     if None not in places and weights < SMALL:

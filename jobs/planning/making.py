@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from promptmill.configs.own_files import ROOT
 from promptmill.configs.schema import Config
-from promptmill.jobs.planning.accepted_changes import Accepting, Aside, changes, is_of_rows, look_aside, put_aside
+from promptmill.jobs.planning.accepted_changes import Accepting, Aside, Change, changes, is_of_rows, look_aside, put_aside
 from promptmill.jobs.planning.plan import (
     Counts,
     Plan,
@@ -31,7 +31,7 @@ from promptmill.jobs.planning.row_changes import RowChanges
 from promptmill.jobs.planning.shard_making import (
     NumberedRows,
     PackedShard,
-    Recipe,
+    ShardRules,
     Tally,
     added,
     bad_row,
@@ -44,7 +44,7 @@ from promptmill.jobs.planning.shard_making import (
 from promptmill.jobs.planning.shard_writing import ShardWriter
 from promptmill.manifests.checking import Checked, RowChecks, check_rows, find_doubled
 from promptmill.manifests.files import open_file
-from promptmill.manifests.images import NOT_THERE, Roots, roots_of
+from promptmill.manifests.images import Roots, roots_of
 from promptmill.manifests.requests import Rules
 from promptmill.manifests.rows import Row
 from promptmill.manifests.sources import ManifestError, find_files, is_own_output, read_rows
@@ -240,11 +240,11 @@ def make_plan(
     return plan
 
 
-def _refusal(output: str, there: Plan | None, different: Sequence[str]) -> list[str]:
+def _refusal(output: str, there: Plan | None, different: Sequence[Change]) -> list[str]:
     if there is None:
         return [f"{output}: its plan was put aside for changes; give --accept-changes to go on with these"]
     ways = "give another --out, go back on what changed, or give --accept-changes"
-    return [f"{output} was planned from something else; {ways}:", *different]
+    return [f"{output} was planned from something else; {ways}:", *map(str, different)]
 
 
 def _look_through(sources: Sources, output: str, progress: Progress, aside: Aside) -> "_Making":
@@ -276,8 +276,8 @@ class _Making:
         self.config = sources.config
         self.recording = self.config.runtime.on_bad_row == "record"
         self.left_out: list[str] = []
-        reserved = RESERVED | ranking_columns(self.config.ranking).keys()
-        self.recipe = Recipe(sources.files, sources.rules, self.config.model.batch, self.config.ranking.drafts, reserved)
+        reserved = RESERVED | {column.name for column in ranking_columns(self.config.ranking)}
+        self.recipe = ShardRules(sources.files, sources.rules, self.config.model.batch, self.config.ranking.drafts, reserved)
         self.checks = RowChecks(sources.files, sources.rules, sources.roots, self.images_checked())
         self.tally, self.counts, self.buckets = Tally(reserved), Counts(), set[int]()
         self.hashes: list[str] = []
@@ -313,6 +313,7 @@ class _Making:
         shards, width, roots = len(self.hashes), self.sources.embedding, self.sources.roots
         hashes, notes = tuple(self.hashes), self.notes()
         plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known, shard_hashes=hashes, notes=notes)
+        plan = replace(plan, dataset_format=self.aside.dataset_format)
         self.aside.check(plan)
         if self.writing:
             self.writer.finish(number for number in range(shards) if not self.aside.stays(number))
@@ -417,7 +418,7 @@ class _Making:
         more = self.tally.wrong - len(self.tally.problems)
         lines = [*self.tally.problems, *([f"… and {more:,} more like these"] if more else [])]
         for file in self.sources.files:
-            if any(line.startswith(f"{file}, row ") and NOT_THERE in line for line in lines) and is_own_output(file):
+            if file in self.tally.lacking and is_own_output(file):
                 lines.append(
                     f"{file}: was rendered by promptmill, so its image paths start from the folder of the manifest"
                     " that it was rendered from; name that folder in runtime.image_roots"

@@ -19,8 +19,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from promptmill.configs.columns import FORMAT as DATASET_FORMAT
+from promptmill.configs.columns import NewerFormatError, check_format
 from promptmill.configs.errors import shown
-from promptmill.configs.json_values import MOST_VALUES, checked, has_too_many, parse_json
+from promptmill.configs.json_values import MOST_VALUES, checked, has_too_many, parse_json, read_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
@@ -28,9 +30,10 @@ from promptmill.manifests.carried import arrow_types
 from promptmill.manifests.images import Roots
 from promptmill.manifests.requests import Request, from_json, to_json
 from promptmill.pipelines.work.metadata_rows import ranking_columns
+from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Placed, Unit
 from promptmill.shards.commits import HASH
-from promptmill.shards.storage import TooLargeError, delete, flush_files, get_small, join, names, put, put_if_absent
+from promptmill.shards.storage import OddFileError, TooLargeError, delete, flush_files, get, join, names, put, put_if_absent
 from promptmill.shards.tables import schema
 
 FORMAT = 3
@@ -164,6 +167,7 @@ class Plan:
         rerender: What of committed shards is to be rendered again.
         shard_hashes: The `shard_hash` of each shard; none in a plan of an earlier promptmill, which `with_shard_hashes` mends.
         notes: What a person should be told of the manifest, a line each.
+        dataset_format: Which columns there are, and how records and Parquet files say so; a dataset keeps that which it began with.
     """
 
     inputs: Mapping[str, Any]
@@ -179,6 +183,7 @@ class Plan:
     rerender: tuple[Rerender, ...] = ()
     shard_hashes: tuple[str, ...] = ()
     notes: Sequence[str] = ()
+    dataset_format: int = DATASET_FORMAT
 
     @property
     def fingerprint(self) -> str:
@@ -197,8 +202,14 @@ class Plan:
     @property
     def form(self) -> pa.Schema:
         """The schema of the metadata."""
-        ranking = self.config.ranking
-        return schema(arrow_types(self.carried), self.embedding, bool(ranking.drafts), self.growing, ranking_columns(ranking))
+        ranking, carried = self.config.ranking, arrow_types(self.carried)
+        declared = ranking_columns(ranking)
+        return schema(carried, self.embedding, bool(ranking.drafts), self.growing, declared, self.dataset_format)
+
+    def recipe(self, output: str) -> Recipe:
+        """Return what the workers of a run go by."""
+        versions = json.dumps(self.inputs["versions"], sort_keys=True)
+        return Recipe(self.config, self.form, output, self.fingerprint, self.carried, versions, self.growing, self.roots)
 
 
 class PlanError(ValueError):
@@ -256,7 +267,7 @@ def read_shard(output: str, shard: int, plan: Plan | None = None) -> ShardPlan:
     """
     uri = shard_uri(output, shard)
     try:
-        read = ShardPlan.from_json(unpacked(get_small(uri, MOST_SHARD)))
+        read = ShardPlan.from_json(unpacked(get(uri, MOST_SHARD)))
         if read.shard != shard:
             raise ValueError(f"is the plan of shard {read.shard:06d}")
     except FileNotFoundError:
@@ -315,7 +326,8 @@ def unpacked(content: bytes) -> bytes:
 
 def in_line(error: Exception) -> str:
     """Return what an error says as a line."""
-    return shown(" ".join(str(error).split()), 200)
+    said = error.said if isinstance(error, OddFileError) else str(error)
+    return shown(" ".join(said.split()), 200)
 
 
 def _check_bounds(request: Request) -> None:
@@ -345,6 +357,8 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "shard_hashes": plan.shard_hashes,
         "notes": plan.notes,
     }
+    if plan.dataset_format != 1:
+        content["dataset_format"] = plan.dataset_format
     if plan.rerender:
         content["rerender"] = [asdict(some) for some in plan.rerender]
     put(_plan_uri(output, plan.fingerprint if earlier else None), sealed(content))
@@ -360,15 +374,16 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
         return None  # a record may name anything, and this is to become a file's name
     uri = _plan_uri(output, earlier)
     try:
-        content = get_small(uri, MOST_PLAN)
+        content = get(uri, MOST_PLAN)
     except FileNotFoundError:
         return None
     except TooLargeError as error:
-        raise PlanError([f"{uri}: not a plan: {error}"]) from None
+        raise PlanError([f"{uri}: not a plan: {error.said}"]) from None
     try:
         values = parse_json(content)
         if values["format"] != FORMAT:
             raise PlanError([f"{uri}: format {values['format']}, this promptmill reads {FORMAT}"])
+        dataset_format = check_format(values.get("dataset_format", 1))
         roots: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values["roots"].items()}
         plan = Plan(
             values["inputs"],
@@ -384,11 +399,14 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
             tuple(_rerender(**some) for some in values.get("rerender", ())),
             tuple(values.get("shard_hashes", ())),
             tuple(values.get("notes", ())),
+            dataset_format,
         )
         _check(plan)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, PlanError):
             raise
+        if isinstance(error, NewerFormatError):
+            raise PlanError([f"{uri}: {error}"]) from None
         raise PlanError([f"{uri}: not a plan: {in_line(error)}"]) from None
     if plan.fingerprint != values["fingerprint"]:
         raise PlanError([f"{uri}: altered: its fingerprint is not that of what it says"])
@@ -433,12 +451,9 @@ def read_hardware(output: str) -> dict[str, str]:
         FileNotFoundError: There is none.
     """
     try:
-        values = parse_json(get_small(_hardware_uri(output), MOST_HARDWARE))
-        wrong = [name for name, value in values.items() if not isinstance(value, str)]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is no text")
+        values = read_json(dict[str, str], get(_hardware_uri(output), MOST_HARDWARE))
         return {name: value for name, value in values.items() if name != SEAL}
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise PlanError([f"{_hardware_uri(output)}: not a kind of hardware: {in_line(error)}"]) from None
 
 

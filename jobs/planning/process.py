@@ -7,7 +7,7 @@ import signal
 from typing import IO
 
 from promptmill.jobs.planning.processes import Made, loads
-from promptmill.jobs.planning.shard_making import Recipe, make_shards
+from promptmill.jobs.planning.shard_making import ShardRules, make_shards
 from promptmill.manifests.checking import RowChecks
 from promptmill.manifests.rows import ManifestError
 
@@ -19,7 +19,7 @@ def work(messages: IO[bytes]) -> None:
     # Whatever prints goes elsewhere than the results.
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    recipe: Recipe = pickle.load(messages)
+    recipe: ShardRules = pickle.load(messages)
     checks = RowChecks(recipe.files, recipe.rules)
     gc.freeze()
     made: Made = None

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from queue import SimpleQueue
 
-from promptmill.jobs.planning.shard_making import NumberedRows, PackedShard, Recipe, Share
+from promptmill.jobs.planning.shard_making import NumberedRows, PackedShard, ShardRules, Share
 from promptmill.manifests.rows import Row
 
 MAX_WORKERS = 4  # more than reading can keep busy
@@ -52,7 +52,7 @@ class Pool:
         workers: How many.
     """
 
-    def __init__(self, recipe: Recipe, take: Callable[[Iterable[NumberedRows], Made], None], workers: int):
+    def __init__(self, recipe: ShardRules, take: Callable[[Iterable[NumberedRows], Made], None], workers: int):
         self._take = take
         self._workers: list[_Worker] = []
         for _ in range(workers):
@@ -113,7 +113,7 @@ class Pool:
 class _Worker:
     """One process, a thread that sends to it and one that receives from it: neither may hold up the reading of rows."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: ShardRules):
         # Without -P, a file in the folder where one stands could take the place of a module.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -26,7 +26,7 @@ NumberedRows = Sequence[tuple[int, Row]]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ShardRules:
     """What shards are made by.
 
     Attributes:
@@ -83,6 +83,7 @@ class Tally:
         problems: The first lines of what is wrong.
         wrong: How many lines there are of it.
         noted: By note of `Checked`, in how many rows it stands, and the name of the first of them.
+        lacking: The files whose rows name images that are in none of the folders where these may lie.
     """
 
     def __init__(self, reserved: frozenset[str]):
@@ -90,6 +91,7 @@ class Tally:
         self.problems: list[str] = []
         self.wrong = 0
         self.noted: dict[str, tuple[int, str]] = {}
+        self.lacking: set[str] = set()
 
     def see(self, checked: Checked) -> Checked:
         """Take the next row in, and return it with what is wrong with the names of its columns.
@@ -107,6 +109,8 @@ class Tally:
             self.bad.append(checked.number)
         if checked.problems:
             self.note(checked.lines())
+        if checked.lacks_image:
+            self.lacking.add(checked.row.file)
         for note in checked.notes:
             number, first = self.noted.get(note, (0, checked.row.name))
             self.noted[note] = number + 1, first
@@ -138,7 +142,9 @@ class Tally:
         return True
 
 
-def make_shards(recipe: Recipe, checks: RowChecks, first: int, shards: Iterable[NumberedRows]) -> tuple[list[PackedShard], Share]:
+def make_shards(
+    recipe: ShardRules, checks: RowChecks, first: int, shards: Iterable[NumberedRows]
+) -> tuple[list[PackedShard], Share]:
     """Make consecutive shards whose rows need no look at images.
 
     Args:
@@ -155,7 +161,7 @@ def make_shards(recipe: Recipe, checks: RowChecks, first: int, shards: Iterable[
     return made, tally.share()
 
 
-def make_shard(recipe: Recipe, number: int, rows: Sequence[Checked]) -> ShardPlan:
+def make_shard(recipe: ShardRules, number: int, rows: Sequence[Checked]) -> ShardPlan:
     """Return the shard that consecutive rows make."""
     placed, bad = [], []
     for row, checked in enumerate(rows):
@@ -166,14 +172,14 @@ def make_shard(recipe: Recipe, number: int, rows: Sequence[Checked]) -> ShardPla
     return with_units(recipe, ShardPlan(number, tuple(placed), (), tuple(bad)))
 
 
-def with_units(recipe: Recipe, shard: ShardPlan) -> ShardPlan:
+def with_units(recipe: ShardRules, shard: ShardPlan) -> ShardPlan:
     """Return the shard with its requests cut into units."""
     place = {placed.row: i for i, placed in enumerate(shard.requests)}
     units = cut(shard.shard, shard.requests, recipe.batch, recipe.drafts)
     return replace(shard, units=tuple(tuple(place[placed.row] for placed in unit.requests) for unit in units))
 
 
-def pack(recipe: Recipe, shard: ShardPlan) -> PackedShard:
+def pack(recipe: ShardRules, shard: ShardPlan) -> PackedShard:
     """Return a shard as it is to be written."""
     return PackedShard(*packed(shard), count(recipe, shard), kinds(shard))
 
@@ -195,7 +201,7 @@ def kinds(shard: ShardPlan) -> frozenset[Hashable]:
     return frozenset([kind_of(placed.request) for placed in shard.requests])
 
 
-def count(recipe: Recipe, shard: ShardPlan) -> Counts:
+def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
     """Count what is in a shard, but for its buckets, which it shares with others."""
     sums: dict[str, int] = dict.fromkeys(("candidates", "keep", "evaluations", "pixels", "undrafted", "growing"), 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
@@ -214,7 +220,7 @@ def count(recipe: Recipe, shard: ShardPlan) -> Counts:
     return Counts(rows=requests + bad, bad=bad, requests=requests, units=units, modes=some, **sums)
 
 
-def _rendered_as(recipe: Recipe, shard: ShardPlan, unit: Sequence[int]) -> int:
+def _rendered_as(recipe: ShardRules, shard: ShardPlan, unit: Sequence[int]) -> int:
     """Return how many units a planned one is rendered as: more than one where its only request is cut into slices."""
     return slices_of(shard.requests[unit[0]].request, recipe.batch, recipe.drafts) if len(unit) == 1 else 1
 

@@ -91,7 +91,7 @@ def make(output: str, most: int = MOST_CANDIDATES) -> Report:
     records = read_records(output)
     seen = sample(records, most)
     compared = comparable(seen.records, MOST_EMBEDDINGS) if plan.embedding is not None else []
-    ranks = ranks_by(plan.form.names)
+    ranks = ranks_by(plan.form)
     digests: dict[int, Digest] = {}
     problems: list[str] = []
     for record, found in zip(seen.records, read(output, seen, {record.shard for record in compared}, ranks), strict=True):
@@ -109,7 +109,7 @@ def make(output: str, most: int = MOST_CANDIDATES) -> Report:
         problems += unread
     keys = {*facts.best, *facts.worst, *facts.across, *facts.failed}
     keys.update(key for likeness in (near, same) for group, _ in likeness.shown for key in group)
-    shown, unread = show(output, by_number, keys, images)
+    shown, unread = show(output, by_number, keys, images, ranks)
     times = read_times(output)
     return Report(
         output=output,

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from promptmill.configs.columns import CLIP_SCORE
 from promptmill.configs.drafts import in_words
 from promptmill.jobs.planning.plan import Plan
 from promptmill.jobs.report import charts
@@ -20,7 +21,6 @@ from promptmill.jobs.showing.progress import duration
 from promptmill.jobs.showing.summary import many, size
 from promptmill.pipelines.work.results import InfrastructureError
 from promptmill.shards.storage import is_local
-from promptmill.shards.tables import CLIP_SCORE
 
 HERE = Path(__file__).parent
 LINES = 20  # of problems, hosts and runs, before the rest is only counted

@@ -17,12 +17,11 @@ from promptmill.configs.errors import shown as short
 from promptmill.jobs.figures.reading import READERS
 from promptmill.pipelines.work.units import sample_key
 from promptmill.shards.commits import CommitRecord
+from promptmill.shards.finished import ShardReader, UnreadableError
 from promptmill.shards.image_reader import PictureError, read_picture
 from promptmill.shards.outcomes import row_of
-from promptmill.shards.published import get_file, parse_metadata
 from promptmill.shards.single_images import pick
 from promptmill.shards.storage import OddFileError
-from promptmill.shards.tables import ranks_by
 
 SIDE = 256  # pixels of a thumbnail's longer side; smaller images stay as they are
 LARGEST = 24_000  # bytes of a thumbnail
@@ -73,16 +72,15 @@ def picked(output: str, record: CommitRecord, keys: Iterable[str], image_format:
     Raises:
         StorageError: The storage fails.
     """
-    metadata, tar, wanted = record.file("metadata"), record.file("data"), set(keys)
-    if metadata is None:
-        return Picked()
+    tar = record.file("data")
     try:
-        table = parse_metadata(get_file(output, metadata), record.shard)
-        some = table.filter(pc.is_in(table["key"], pa.array(sorted(wanted))))
-        rows = {row["key"]: row for row in some.to_pylist()}
+        table = ShardReader(output, record).glance()
+        rows = {row["key"]: row for row in table.filter(pc.is_in(table["key"], pa.array(sorted(set(keys))))).to_pylist()}
         kept = {key for key, row in rows.items() if row["selected"]}
-    except (FileNotFoundError, OddFileError, ValueError, TypeError, LookupError, pa.ArrowException) as error:
-        return Picked(problems=[f"{metadata.path}: {_reason(error)}"])
+    except (ValueError, TypeError, LookupError, pa.ArrowException) as error:
+        return Picked(
+            problems=[str(error) if isinstance(error, UnreadableError) else f"{record.paths['metadata']}: {_reason(error)}"]
+        )
     if tar is None or not kept:
         return Picked(rows)
     try:
@@ -111,7 +109,7 @@ def each(
 
 
 def show(
-    output: str, records: Mapping[int, CommitRecord], keys: Iterable[str], images: Images
+    output: str, records: Mapping[int, CommitRecord], keys: Iterable[str], images: Images, ranks: str
 ) -> tuple[dict[str, Shown], list[str]]:
     """Rows by key as they are shown, and what could not be read of them, a line each.
 
@@ -120,11 +118,12 @@ def show(
         records: Of its shards, by number.
         keys: Of rows of the metadata.
         images: The ending of a shard's images.
+        ranks: The column of the score that ranks.
     """
 
     def of_shard(record: CommitRecord, some: set[str]) -> tuple[list[Shown], list[str]]:
         found = picked(output, record, some, images(record))
-        made = [_shown(output, row, found.images.get(key), images(record)) for key, row in found.rows.items()]
+        made = [_shown(output, row, found.images.get(key), images(record), ranks) for key, row in found.rows.items()]
         return [shown for shown, _ in made], [*found.problems, *(problem for _, problem in made if problem)]
 
     shown: dict[str, Shown] = {}
@@ -135,7 +134,7 @@ def show(
     return shown, problems
 
 
-def _shown(output: str, row: Mapping[str, Any], image: bytes | None, ending: str) -> tuple[Shown, str | None]:
+def _shown(output: str, row: Mapping[str, Any], image: bytes | None, ending: str, ranks: str) -> tuple[Shown, str | None]:
     uri, small, error, message, problem = None, False, row["error"] or "", row["error_message"] or "", None
     if row["selected"] and image is None:
         error, message = "damaged", "The image is missing or altered; `promptmill verify --repair` makes its shard again."
@@ -150,7 +149,7 @@ def _shown(output: str, row: Mapping[str, Any], image: bytes | None, ending: str
         key=row["key"],
         prompt=short(row["prompt"] or "", LONGEST),
         mode=row["mode"] or "",
-        score=row[ranks_by(list(row))],
+        score=row[ranks],
         seed=row["seed"],
         size=f"{row['width']}×{row['height']}" if row["width"] else "",
         image=uri,

@@ -8,12 +8,11 @@ from promptmill.configs.parameters import Growing
 from promptmill.configs.weights import OpenClip, Weights
 from promptmill.jobs.planning.plan import Plan
 from promptmill.jobs.running.repair_note import REPAIR_NOTE
-from promptmill.pipelines.models.identity import scorers_by_place, weights_by_place
 from promptmill.shards.card import CARD, Made, ModelMade, card
 from promptmill.shards.commits import CommitError, CommitRecord
 from promptmill.shards.generations import drop_earlier
 from promptmill.shards.index import Totals, publish_index, total
-from promptmill.shards.storage import TooLargeError, delete, get_small, join, names, put, sweep_scratch
+from promptmill.shards.storage import TooLargeError, delete, get, join, names, put, sweep_scratch
 
 FOLDERS = ("", "data", "metadata", "commits", "parts", "plan", "plan/shards", "plan/earlier", "stats")
 MOST_CARD = 16 * 2**20  # bytes; a line a column, of which a manifest may have a thousand
@@ -83,20 +82,8 @@ def _asked(plan: Plan) -> dict[str, str]:
 
 def models(plan: Plan) -> list[ModelMade]:
     """All models that take part, for the card."""
-    model, ranking = plan.config.model, plan.config.ranking
-    roles = {
-        "model.base": "base",
-        "model.vae": "VAE",
-        **{f"model.controlnets.{name}": f"ControlNet {name}" for name in model.controlnets},
-        **{f"model.loras.{weights.name}": f"LoRA {weights.name}" for weights in model.loras},
-        **{f"model.textual_inversions.{w.token}": f"textual inversion {w.token}" for w in model.textual_inversions},
-    }
-    named = weights_by_place(model)
-    made = [ModelMade(role, named[w].source, named[w].revision, plan.licences.get(w)) for w, role in roles.items() if w in named]
-    for where, scorer in scorers_by_place(ranking).items():
-        role = "scorer" if scorer is ranking else f"scorer {where.rpartition('.')[2]}"
-        made.append(ModelMade(role, _named(scorer), scorer.revision, plan.licences.get(where)))
-    return made
+    named = {**plan.config.model.weights(), **plan.config.ranking.sources()}
+    return [ModelMade(role, _named(source), source.revision, plan.licences.get(place)) for place, (role, source) in named.items()]
 
 
 def _named(scorer: OpenClip | Weights) -> str:
@@ -117,6 +104,6 @@ def is_card(there: bytes | None, wanted: bytes | None) -> bool:
 
 def _there(uri: str) -> bytes | None:
     try:
-        return get_small(uri, MOST_CARD)
+        return get(uri, MOST_CARD)
     except (FileNotFoundError, TooLargeError):
         return None

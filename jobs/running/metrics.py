@@ -16,13 +16,12 @@ from urllib.parse import quote
 
 from ray.util import metrics as ray_metrics
 
-from promptmill.actors.flow.actor_slots import AbortError, Actor, DiedError, LostError, Pool, StartError
+from promptmill.actors.flow.actor_slots import AbortError, Actor, DiedError, LostError, MemoryRanOutError, Pool, StartError
 from promptmill.actors.flow.events import Guard
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.receipts import Receipt
-from promptmill.pipelines.work.errors import MEMORY
 from promptmill.shards.commits import CommitRecord
-from promptmill.shards.outcomes import RARE, STATUSES
+from promptmill.shards.outcomes import RARE
 
 PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")  # what a label shows as it is
 SHOWN_S = 1.0  # how often gauges are set: Ray forgets one that is not set for two of its report intervals
@@ -123,8 +122,8 @@ class Metrics:
         self._progress(candidates)
 
     def unit(self, receipt: Receipt) -> None:
-        for outcome in (*STATUSES, "spared"):
-            if (number := getattr(receipt, outcome)) or outcome not in RARE:
+        for outcome, number in receipt.by_outcome.items():
+            if number or outcome not in RARE:
                 self.put("promptmill_candidates_total", number, outcome=outcome)
         for reason, number in receipt.errors.items():
             self.put("promptmill_failures_total", number, reason=reason)
@@ -282,4 +281,4 @@ def _reason(error: Exception) -> str:
         return "error"
     if error.by_infrastructure:
         return "node"
-    return "out_of_memory" if str(error).startswith(MEMORY) else "died"
+    return "out_of_memory" if isinstance(error, MemoryRanOutError) else "died"

@@ -1,11 +1,13 @@
 """Keeps the note of a repair until the repair is over: whoever is cut off goes on with it."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from promptmill.configs.json_values import checked, parse_json
+from pydantic import FailFast, Field
+
+from promptmill.configs.json_values import Whole, read_json
 from promptmill.shards.commits import MOST_GENERATION, shard_name
-from promptmill.shards.storage import get_small, join
+from promptmill.shards.storage import get, join
 
 REPAIR_NOTE = "stats/repair.json"
 MOST_NOTE = 192 * 2**20  # bytes of the note: it may be about every shard
@@ -20,8 +22,9 @@ class Cleared:
         hashes: By the path of each of their files, the SHA-256 that record and index said: two where one of these was damaged.
     """
 
-    shards: Mapping[int, int] = field(default_factory=dict)
-    hashes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # Numbers and names are parts of the names of files.
+    shards: Annotated[dict[Whole, Annotated[int, Field(ge=0, le=MOST_GENERATION)]], FailFast()] = field(default_factory=dict)
+    hashes: Annotated[dict[str, list[str]], FailFast()] = field(default_factory=dict)
 
     @property
     def unknown(self) -> list[int]:
@@ -33,14 +36,9 @@ class Cleared:
 def remembered(output: str) -> Cleared:
     """Return the repair that was begun and is not over; nothing where there is none."""
     try:
-        values = parse_json(get_small(join(output, REPAIR_NOTE), MOST_NOTE))
-        shards = {int(shard): generation for shard, generation in values["shards"].items()}
-        cleared = checked(Cleared(shards, values["hashes"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return read_json(Cleared, get(join(output, REPAIR_NOTE), MOST_NOTE))
+    except (FileNotFoundError, ValueError):
         return Cleared()
-    # Both are parts of the names of files.
-    sound = all(shard >= 0 and type(its) is int and 0 <= its <= MOST_GENERATION for shard, its in shards.items())
-    return cleared if sound else Cleared()
 
 
 def stem(path: str) -> str:

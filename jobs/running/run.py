@@ -3,18 +3,27 @@
 import asyncio
 import contextlib
 import itertools
-import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
-from promptmill.actors.flow.actor_slots import DEADLINE, PATIENCE, AbortError, StartError, StepBackError
+from promptmill.actors.flow.actor_slots import (
+    PATIENCE,
+    AbortError,
+    DeadlineError,
+    DiedError,
+    LostError,
+    MemoryRanOutError,
+    StartError,
+    StepBackError,
+    UnfitError,
+)
 from promptmill.actors.flow.events import Both, Guard, Guarded, Listener
 from promptmill.actors.flow.lanes import Lanes
 from promptmill.actors.flow.workers import Workers
-from promptmill.actors.local_ray.memory_limits import REMEDY
+from promptmill.actors.local_ray.memory_limits import MEMORY, REMEDY
 from promptmill.actors.receipts import Receipt
 from promptmill.jobs.planning.accepted_changes import to_rerender
 from promptmill.jobs.planning.plan import (
@@ -35,18 +44,17 @@ from promptmill.jobs.running.sites import Site, site_of
 from promptmill.jobs.running.stats import Stats
 from promptmill.jobs.running.stopping import Stop
 from promptmill.pipelines.scoring.durable_passes import resumed
-from promptmill.pipelines.work.errors import MEMORY, MISFIT
-from promptmill.pipelines.work.metadata_rows import Facts, failed_unit
+from promptmill.pipelines.work.metadata_rows import failed_unit
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Code, Failure, InfrastructureError
 from promptmill.pipelines.work.units import Unit, sample_key
+from promptmill.shards.assembly import Assembly
 from promptmill.shards.commits import CommitRecord, check_plan, read_records
 from promptmill.shards.generations import failed_rows
 from promptmill.shards.index import INDEX, SUCCESS, Totals, total
 from promptmill.shards.lease import Lease, hold
 from promptmill.shards.parts import part_name, write_part
 from promptmill.shards.storage import check_stays, delete, join, names, put
-from promptmill.shards.tables import slice_form
 
 ASSEMBLING = 2  # shards at a time
 MOST_WAITING = 16  # rendered units that wait for a scorer: they are lost with the driver, and take memory
@@ -98,10 +106,7 @@ class Run:
 
     def __post_init__(self) -> None:
         config = self.plan.config
-        versions = json.dumps(self.plan.inputs["versions"], sort_keys=True)
-        self.facts = Facts(config, self.plan.carried, versions, self.plan.growing)
-        self.recipe = Recipe(self.output, self.plan.fingerprint, self.facts, self.plan.form, self.plan.roots)
-        self.form = self.plan.form
+        self.recipe = self.plan.recipe(self.output)
         self._assembling: set[asyncio.Task[None]] = set()
         self._broken: BaseException | None = None
         self._unfit_since: float | None = None
@@ -168,7 +173,7 @@ class Run:
             if not units:
                 self.assemble(number)
             for unit in units:
-                yield resumed(unit, self.parts, self.output, self.facts, self.form, self.plan.fingerprint)
+                yield resumed(unit, self.parts, self.recipe)
 
     def opened(self, number: int) -> Open:
         before = self.records.get(number)
@@ -199,25 +204,24 @@ class Run:
         if self.stats.full and (taken := self.stats.take()):
             await asyncio.to_thread(put, *taken)
 
-    async def convict(self, unit: Unit, reasons: list[str]) -> Receipt:
+    async def convict(self, unit: Unit, failures: Sequence[Exception]) -> Receipt:
         """Settle a unit that cannot be done: a part that says so."""
-        reason = reasons[-1]
-        code: Code = "out_of_memory" if reason.startswith(MEMORY) else "deadline" if reason.startswith(DEADLINE) else "died"
+        last = failures[-1]
+        code = _code(last)
         self.misfits += code == "out_of_memory"
         if self.misfits >= PATIENCE and self.settled < self.misfits:
-            way = ": `promptmill plan --tune` finds the batch that fits" if reason.startswith(MISFIT) else ""
-            raise AbortError(f"{reason}; no unit has got through{way}")
+            way = ": `promptmill plan --tune` finds the batch that fits" if isinstance(last, UnfitError) else ""
+            raise AbortError(f"{last}; no unit has got through{way}")
         batch = f"at batch {self.plan.config.model.batch}; set model.batch lower"
         # What the process said as it died has hosts and numbers of processes in it: that is for stats/, not for the dataset.
         said = {
-            "out_of_memory": f"{MEMORY} {batch}" if reason.startswith(MISFIT) else f"{MEMORY} outside of the GPU; {REMEDY}",
+            "out_of_memory": f"{MEMORY} {batch}" if isinstance(last, UnfitError) else f"{MEMORY} outside of the GPU; {REMEDY}",
             "deadline": f"not done within runtime.unit_deadline_s, {self.plan.config.runtime.unit_deadline_s:g} s",
             "died": "its process failed each time that it was rendered alone",
         }
-        rows = failed_unit(self.facts, unit, Failure(code, said[code]))
-        form = slice_form(self.form) if unit.span else self.form
+        rows, form = failed_unit(self.recipe, unit, Failure(code, said[code])), self.recipe.form_of(unit)
         size = await asyncio.to_thread(write_part, self.output, part_name(unit.name), rows, form, self.plan.fingerprint)
-        return replace(Receipt.of(unit, rows, [], {}), part_bytes=size, reasons=tuple(reasons))
+        return replace(Receipt.of(unit, rows, [], {}), part_bytes=size, reasons=tuple(map(_said, failures)))
 
     def assemble(self, shard: int) -> None:
         task = asyncio.get_running_loop().create_task(self._assemble(self.open.pop(shard)))
@@ -234,26 +238,21 @@ class Run:
         async with self._turns:
             for unit, slices in shard.joins.values():
                 fresh = [one.name for one in slices if part_name(one.name) not in self.parts]
-                told = self.output, unit, slices, fresh, self.facts, self.form, self.plan.fingerprint
-                await self._note(await self.workers.join(*told))
+                await self._note(await self.workers.join(self.recipe, unit, slices, fresh))
             # Read again: shards that wait for their turn, many at a resume, would fill the memory with theirs.
             plan = await asyncio.to_thread(read_shard, self.output, shard.shard, self.plan)
-            arguments = {
-                "output": self.output,
-                "shard": plan.shard,
-                "parts": shard.parts,
-                "failed": [bad_row(self.facts, plan.shard, bad) for bad in plan.bad if not shard.before or bad.row in shard.again],
-                "form": self.form,
-                "image_format": self.plan.config.shards.image_format,
-                "requests": len(plan.requests) + len(plan.bad),
-                "planned": plan.candidates,
-                "fingerprint": self.plan.fingerprint,
-                "generation": shard.generation,
-                "before": shard.before,
-                "again": shard.again,
-            }
-            others = sorted({part_name(name) for name in shard.others} | await self._left_by_passes(shard))
-            record = await self.workers.assemble(arguments, others)
+            made_of = Assembly(
+                shard=plan.shard,
+                parts=shard.parts,
+                failed=[bad_row(self.recipe, plan.shard, bad) for bad in plan.bad if not shard.before or bad.row in shard.again],
+                requests=len(plan.requests) + len(plan.bad),
+                planned=plan.candidates,
+                generation=shard.generation,
+                before=shard.before,
+                again=shard.again,
+                others=sorted({part_name(name) for name in shard.others} | await self._left_by_passes(shard)),
+            )
+            record = await self.workers.assemble(self.recipe, made_of)
         self.records[shard.shard] = record
         self.left.discard(shard.shard)
         self.told.shard(record)
@@ -349,9 +348,20 @@ class Run:
             raise (self._broken or StoppedError()) from None
 
 
-def bad_row(facts: Facts, shard: int, bad: BadRow) -> dict[str, Any]:
+def _code(failure: Exception) -> Code:
+    """Return the code of a unit that failed of this at last."""
+    if isinstance(failure, MemoryRanOutError):
+        return "out_of_memory"
+    return "deadline" if isinstance(failure, DeadlineError) else "died"
+
+
+def _said(failure: Exception) -> str:
+    return str(failure) if isinstance(failure, DiedError | LostError) else f"{type(failure).__name__}: {failure}"
+
+
+def bad_row(recipe: Recipe, shard: int, bad: BadRow) -> dict[str, Any]:
     """The metadata of a row that makes no request."""
-    model = facts.config.model
+    model = recipe.config.model
     return {
         "key": sample_key(shard, bad.row, None),
         "id": bad.id,
@@ -363,7 +373,7 @@ def bad_row(facts: Facts, shard: int, bad: BadRow) -> dict[str, Any]:
         "model": model.base,
         "revision": model.revision,
         "dtype": model.dtype,
-        "versions": facts.versions,
+        "versions": recipe.versions,
         "shard": shard,
     }
 

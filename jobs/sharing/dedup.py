@@ -12,26 +12,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from promptmill.configs.columns import DUPLICATE_OF, EMBEDDING, REJECTED_FOR, by_name
 from promptmill.jobs.planning.plan import PlanError, fingerprint_of, read_plan
 from promptmill.jobs.running.finishing import made_of
 from promptmill.jobs.showing.summary import many
 from promptmill.shards.assembly import AssemblyError, publish
 from promptmill.shards.card import CARD, card
-from promptmill.shards.commits import CommitError, CommitRecord, read_records
-from promptmill.shards.image_reader import PictureError, read_picture
+from promptmill.shards.commits import CommitError, CommitRecord
+from promptmill.shards.finished import Kept, ShardReader, shards
 from promptmill.shards.index import SUCCESS, Totals, publish_index
 from promptmill.shards.near_duplicates import Pictures, Twin, find_twins
 from promptmill.shards.outcomes import request_of
 from promptmill.shards.perceptual_hash import colours, phash
 from promptmill.shards.places_to_write import check_folders
-from promptmill.shards.published import ImageFile, path_of, read_images, read_metadata
+from promptmill.shards.published import ImageFile, path_of
 from promptmill.shards.storage import join, names, put
-from promptmill.shards.tables import REJECTED_FOR, encode_table, ranking_names, ranks_by
+from promptmill.shards.tables import declared_in, encode_table, ranks_by, with_declared
 from promptmill.shards.tars import TarError
 
 MARKS, SUMMARY = "dedup.parquet", "dedup.json"  # beside the data; no other command minds them
-EMBEDDING = "clip_embedding"
-DUPLICATE_OF = "duplicate_of"
 
 FORM = pa.schema(
     {
@@ -105,12 +104,13 @@ def find(output: str, signs: Signs, say: Callable[[str], None] = lambda line: No
         PlanError: Nothing is kept there.
         CommitError: A file is not what its record says.
     """
-    records = read_records(output)
-    kept = []
-    for record in records:
-        table = read_metadata(output, record)
-        images = _images(output, record, table) if signs.hash is not None else {}
-        kept.append(_with_looks(table.filter(table["selected"]), images, path_of(output, record, "data")))
+    records, kept = list[CommitRecord](), list[pa.Table]()
+    for shard in shards(output):
+        rows = shard.table()
+        rows = rows.filter(rows["selected"])
+        files = shard.files(rows["key"].to_pylist()) if signs.hash is not None else {}
+        kept.append(_with_looks(rows, files, path_of(output, shard.record, "data")))
+        records.append(shard.record)
     if not sum(table.num_rows for table in kept):
         raise PlanError([f"{output}: nothing is kept there yet"])
     if signs.embedding is not None and not all(EMBEDDING in table.column_names for table in kept):
@@ -121,38 +121,22 @@ def find(output: str, signs: Signs, say: Callable[[str], None] = lambda line: No
     return Found(pictures, twins, signs, exact, records)
 
 
-def _images(output: str, record: CommitRecord, table: pa.Table) -> dict[str, ImageFile]:
-    """Return the image files of the selected rows of a shard, by key.
-
-    Raises:
-        CommitError: One of them is not there, or as `read_images`.
-    """
-    kept = set(table.filter(table["selected"])["key"].to_pylist())
-    images = read_images(output, record, kept)
-    if lost := sorted(kept - set(images)):
-        raise CommitError(f"{path_of(output, record, 'data')}: {lost[0]}: kept, but not in its shard; `promptmill verify {output}`")
-    return images
-
-
 def _with_looks(rows: pa.Table, images: Mapping[str, ImageFile], tar: str) -> pa.Table:
     """Return the few columns that are compared, with the perceptual hashes where there are images."""
-    columns = {name: rows[name] for name in ("key", "sha256", "pixel_sha256")} | {"score": rows[ranks_by(rows.column_names)]}
+    columns = {name: rows[name] for name in ("key", "sha256", "pixel_sha256")} | {"score": rows[ranks_by(rows.schema)]}
     if EMBEDDING in rows.column_names:
         columns[EMBEDDING] = rows[EMBEDDING]
     if images:
         some = rows.select(["key", "width", "height"]).to_pylist()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            looks = list(pool.map(lambda row: _look(images[row["key"]], row, tar), some))
+            looks = list(pool.map(lambda row: _look(Kept(row, images[row["key"]], tar)), some))
         columns["phash"] = pa.array([look[0] for look in looks], pa.uint64())
         columns["colours"] = pa.FixedSizeListArray.from_arrays(np.concatenate([look[1] for look in looks]), len(looks[0][1]))
     return pa.table(columns)
 
 
-def _look(image: ImageFile, row: Mapping[str, Any], tar: str) -> tuple[int, np.ndarray]:
-    try:
-        whole = read_picture(image.content, image.ending, row["width"], row["height"])
-    except PictureError as error:
-        raise CommitError(f"{tar}: {row['key']}: its image {error}") from None
+def _look(kept: Kept) -> tuple[int, np.ndarray]:
+    whole = kept.picture()
     return phash(whole), colours(whole)
 
 
@@ -234,8 +218,10 @@ def copy_without(output: str, found: Found, to: str) -> Totals:
     fingerprint = fingerprint_of({"of": found.summary()["records"], "without": instead})
     records, form = [], pa.schema([])
     for record in found.records:
-        table = _rejected(read_metadata(output, record), instead)
-        images = {key: image.content for key, image in _images(output, record, table).items()}
+        shard = ShardReader(output, record)
+        table = _rejected(shard.table(), instead)
+        left = table.filter(table["selected"])["key"].to_pylist()
+        images = {key: file.content for key, file in shard.files(left).items()}
         requests, planned = record.requests, record.candidates
         form = table.schema
         try:
@@ -257,13 +243,12 @@ def _rejected(table: pa.Table, instead: Mapping[str, str]) -> pa.Table:
         place = table.column_names.index(name)
         kind = table.schema.field(name).type
         table = table.set_column(place, table.schema.field(name), pc.if_else(gone, pa.scalar(value, kind), table[name]))
-    # Among the columns by which `manifests.own_outputs` knows what is promptmill's own.
-    return table.add_column(table.column_names.index("sha256"), pa.field(DUPLICATE_OF, pa.string()), others)
+    return with_declared(table, by_name()[DUPLICATE_OF], others)
 
 
 def _changes(table: pa.Table) -> Iterator[tuple[str, Any]]:
     yield from {"selected": False, "status": "rejected", "sha256": None, "bytes": None}.items()
-    if REJECTED_FOR in ranking_names(table.column_names):
+    if REJECTED_FOR in declared_in(table.schema):
         yield REJECTED_FOR, DUPLICATE_OF
 
 

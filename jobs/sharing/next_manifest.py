@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from promptmill.configs.columns import Stated
 from promptmill.jobs.sharing.row_files import ExportError, check_ending, writing
 from promptmill.manifests.own_outputs import added, as_input
-from promptmill.shards.commits import CommitError, CommitRecord, read_records
-from promptmill.shards.image_reader import PictureError, open_picture
+from promptmill.shards.commits import CommitRecord
+from promptmill.shards.finished import shards
 from promptmill.shards.places_to_write import place_in
-from promptmill.shards.published import ImageFile, path_of, read_images, read_metadata
 from promptmill.shards.storage import SCRATCH, local_path
 from promptmill.shards.tables import ranks_by
 
@@ -69,45 +69,34 @@ def export_manifest(output: str, file: Path, wanted: Pass) -> int:
         OutsideError: The folder beside the manifest is a link that leads elsewhere.
     """
     check_ending(file)
-    records = [record for record in read_records(output) if record.kept]
-    if not records:
+    there = [shard for shard in shards(output) if shard.record.kept]
+    if not there:
         raise ExportError(f"{output}: nothing is kept there")
-    form = _form(read_metadata(output, records[0]).schema, wanted)
+    schema = there[0].table().schema
+    form = _form(schema, wanted)
     folder, count = file.with_name(f"{file.stem}-images"), 0
     with writing(file, form) as write:
-        for record in records:
-            table = read_metadata(output, record)
-            kept = table.filter(table["selected"]).to_pylist()
-            images = read_images(output, record, {row["key"] for row in kept})
-            for row in kept:
-                if row["key"] not in images:
-                    raise ExportError(f"{output}: {row['key']}: kept, but not in its shard; `promptmill verify {output}`")
-                _check_image(output, record, row, images[row["key"]])
+        for shard in there:
+            kept = list(shard.kept())
+            for one in kept:
+                one.check()  # the image goes to others, who may not ask
             rows = []
-            for row in kept:
-                name = f"{folder.name}/{_named(record)}/{row['key']}.{images[row['key']].ending}"
+            for one in kept:
+                name = f"{folder.name}/{_named(shard.record)}/{one.key}.{one.file.ending}"
                 place = local_path(place_in(str(file.parent), name))
-                _put(place, images[row["key"]].content)
-                made = _row(row, place.relative_to(file.parent).as_posix(), wanted)
+                _put(place, one.file.content)
+                made = _row(one.row, place.relative_to(file.parent).as_posix(), wanted, schema)
                 rows.append({name: made.get(name) for name in form.names})
             write(rows)
             count += len(rows)
     return count
 
 
-def _check_image(output: str, record: CommitRecord, row: Mapping[str, Any], image: ImageFile) -> None:
-    """Raise CommitError where an image is not of the size of its row: it goes to others, who may not ask."""
-    try:
-        with open_picture(image.content, image.ending, row["width"], row["height"]):
-            pass
-    except PictureError as error:
-        raise CommitError(f"{path_of(output, record, 'data')}: {row['key']}: its image {error}") from None
-
-
 def _named(record: CommitRecord) -> str:
     """A folder name for a shard's images; one with other images has another."""
-    digest = next(file.sha256 for file in record.files if file.path.startswith("data/"))
-    return f"{record.shard:06d}-{digest[:16]}"
+    tar = record.file("data")
+    assert tar is not None, "nothing is kept of it"
+    return f"{record.shard:06d}-{tar.sha256[:16]}"
 
 
 def _put(place: Path, content: bytes) -> None:
@@ -126,7 +115,7 @@ def _put(place: Path, content: bytes) -> None:
 def _form(table: pa.Schema, wanted: Pass) -> pa.Schema:
     """The columns of the manifest, out of those of the metadata."""
     own = {"id": pa.string(), "init_image": pa.string(), "controls": pa.list_(CONTROL), **OWN}
-    dropped = added(table.names) | (set() if wanted.seeds else {"seed"})
+    dropped = added(table.names, Stated.of(table).declared) | (set() if wanted.seeds else {"seed"})
     kept = {field.name: field.type for field in table if field.name not in dropped}
     named = {"id": own["id"], **kept, **own}
     unknown = sorted(set(wanted.drop) - set(named))
@@ -135,11 +124,11 @@ def _form(table: pa.Schema, wanted: Pass) -> pa.Schema:
     return pa.schema([(name, kind) for name, kind in named.items() if name not in wanted.drop])
 
 
-def _row(first: Mapping[str, Any], image: str, wanted: Pass) -> dict[str, Any]:
-    row = as_input(first)
+def _row(first: Mapping[str, Any], image: str, wanted: Pass, schema: pa.Schema) -> dict[str, Any]:
+    row = as_input(first, Stated.of(schema).declared)
     if not wanted.conditioning:
         row = {name: value for name, value in row.items() if name not in CONDITIONING}
-    row |= {"source_id": first["id"], "source_score": first[ranks_by(list(first))]}
+    row |= {"source_id": first["id"], "source_score": first[ranks_by(schema)]}
     if wanted.kind == "img2img":
         return {**row, "init_image": image, "strength": wanted.strength}
     control = {

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from promptmill.configs.columns import REJECTED_FOR
 from promptmill.jobs.sharing.row_files import JSONL, ExportError, check_ending, writing
 from promptmill.jobs.verifying.image_places import NOTHING, Given
 from promptmill.jobs.verifying.regenerate import Again
-from promptmill.shards.commits import CommitRecord, read_records
-from promptmill.shards.published import read_images, read_metadata
-from promptmill.shards.tables import REJECTED_FOR, ranking_names, ranks_by
+from promptmill.shards.finished import ShardReader, shards
+from promptmill.shards.tables import declared_in, ranks_by
 
 Images = Literal["kept", "all", "none"]
 
@@ -91,18 +91,18 @@ def export_pairs(
     check_ending(file)
     if file.suffix == JSONL and images != "none":
         raise ExportError(f"{file}: images go into a .parquet; give one, or --images none")
-    records = read_records(output)
-    if not records:
+    there = list(shards(output))
+    if not there:
         raise ExportError(f"{output}: no shard is committed there")
     again = Again(output, given) if images == "all" else None
     pairs = without = rendered = different = 0
     why, lost = "", dict[str, str]()
     with writing(file, FORM) as write:
-        for record in records:
-            rows = _rows(read_metadata(output, record))
+        for shard in there:
+            record, rows = shard.record, _rows(shard.table())
             found, few = _pairs(rows, images == "kept", margin)
             without += few
-            contents = _contents(output, record, found) if images != "none" else {}
+            contents = _contents(shard, found) if images != "none" else {}
             if again is not None:
                 absent = {row["key"]: row["pixel_sha256"] for pair in found for row in pair if row["key"] not in contents}
                 for made in again.images(record, absent, lost) if absent else ():
@@ -139,9 +139,8 @@ def _none(images: Images, margin: float) -> str:
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
     """The rows of a shard: what is read of them, what ranks them as `score`, and whether they `may` be kept."""
-    columns = table.column_names
-    scores = table[ranks_by(columns)].to_pylist()
-    reasons = table[REJECTED_FOR].to_pylist() if REJECTED_FOR in ranking_names(columns) else [None] * len(table)
+    scores = table[ranks_by(table.schema)].to_pylist()
+    reasons = table[REJECTED_FOR].to_pylist() if REJECTED_FOR in declared_in(table.schema) else [None] * len(table)
     return [
         {**row, "score": score, "may": not (reason or "").startswith(LIMITS)}
         for row, score, reason in zip(table.select(READ).to_pylist(), scores, reasons, strict=True)
@@ -164,9 +163,9 @@ def _pairs(rows: Sequence[Mapping[str, Any]], kept_only: bool, margin: float) ->
     return found, len(requests) - len(found)
 
 
-def _contents(output: str, record: CommitRecord, pairs: Sequence[tuple[Any, Any]]) -> dict[str, bytes]:
+def _contents(shard: ShardReader, pairs: Sequence[tuple[Any, Any]]) -> dict[str, bytes]:
     kept = {row["key"] for pair in pairs for row in pair if row["selected"]}
-    return {key: image.content for key, image in read_images(output, record, kept).items()}
+    return {key: image.content for key, image in shard.files(kept).items()}
 
 
 def _row(better: Mapping[str, Any], worse: Mapping[str, Any], contents: Mapping[str, bytes]) -> dict[str, Any]:

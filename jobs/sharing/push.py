@@ -29,7 +29,6 @@ from promptmill.shards.storage import (
     StorageError,
     TooLargeError,
     get,
-    get_small,
     is_local,
     join,
     local_path,
@@ -196,7 +195,7 @@ def finished(output: str, plan: bool, stats: bool, say: Say = lambda line: None)
 def _is(uri: str, content: bytes) -> bool:
     """Tell whether a file has this content; one that is larger is not read to its end."""
     try:
-        return get_small(uri, len(content)) == content
+        return get(uri, len(content)) == content
     except TooLargeError:
         return False
 

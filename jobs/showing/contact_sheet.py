@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from promptmill.jobs.showing.lettering import Lettering
-from promptmill.shards.commits import CommitRecord, read_records
-from promptmill.shards.image_reader import ENDINGS as FORMATS
-from promptmill.shards.image_reader import PictureError, read_picture
-from promptmill.shards.published import get_file, parse_metadata
-from promptmill.shards.storage import OddFileError
-from promptmill.shards.tars import TarError, read_tar
+from promptmill.shards.commits import CommitError
+from promptmill.shards.finished import shards
 
 TILE = 160  # pixels a side
 TEXT = 78  # pixels below each
@@ -42,46 +38,20 @@ class Shown:
 
 
 def kept_images(output: str, most: int) -> Iterator[Shown]:
-    """The first kept images of a dataset, in its order, shard by shard.
+    """Yield the first kept images of a dataset, in its order, shard by shard.
 
     Raises:
         SheetError: A shard's files are missing, broken, or not of each other.
     """
-    for record in read_records(output):
-        if most <= 0:
-            return
-        if not record.kept:
-            continue
-        shown = _kept(output, record, most)
-        yield from shown
-        most -= len(shown)
-
-
-def _kept(output: str, record: CommitRecord, most: int) -> list[Shown]:
-    """Return the first kept images of one shard."""
-    tar, parquet = (file for folder in ("data", "metadata") if (file := record.file(folder)))
-    place, shown = tar.path, list[Shown]()
     try:
-        images = {sample.key: sample.files for sample in read_tar(get_file(output, tar))}
-        place = parquet.path
-        table = parse_metadata(get_file(output, parquet), record.shard)
-        for row in table.filter(table["selected"]).slice(0, most).to_pylist():
-            place = f"{tar.path}: {row['key']}"
-            sample = images.get(row["key"], {})
-            ending = next((ending for ending in sample if ending in FORMATS), None)
-            if ending is None:
-                raise FileNotFoundError
-            image = read_picture(sample[ending], ending, row["width"], row["height"])
-            shown.append(Shown(image, row["mode"] or "", row["prompt"] or "", row["clip_score"]))
-    except FileNotFoundError:
-        raise SheetError(f"{place}: missing") from None
-    except OddFileError as error:
-        raise SheetError(f"{place}: {error.said}") from None
-    except PictureError as error:
-        raise SheetError(f"{place}: its image {error}") from None
-    except (TarError, ValueError) as error:
-        raise SheetError(f"{place}: {error}") from None
-    return shown
+        for shard in shards(output):
+            if most <= 0:
+                return
+            for one in shard.kept(most):
+                yield Shown(one.picture(), one.row["mode"] or "", one.row["prompt"] or "", one.row["clip_score"])
+                most -= 1
+    except CommitError as error:
+        raise SheetError(str(error)) from None
 
 
 def encoded(image: Image.Image, ending: str) -> bytes:

@@ -15,6 +15,7 @@ from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.receipts import Receipt
 from promptmill.configs.errors import escaped
 from promptmill.shards.commits import CommitRecord
+from promptmill.shards.outcomes import OUTCOMES, Outcomes
 
 EVERY_S = 1.0  # between JSON lines of progress
 
@@ -26,8 +27,7 @@ class Tally:
     Attributes:
         candidates: To be settled in the whole plan.
         settled: Of them, `before` by earlier runs.
-        kept, rejected, failed, drafted, spared: Of this run's.
-        failed_requests: Of this run's.
+        counts: Of this run's.
         worst, best: CLIP scores so far; `scores` their sum, over `scored` candidates.
         stages: Seconds that actors spent, by stage.
         errors: Failures of this run by code.
@@ -37,12 +37,7 @@ class Tally:
 
     candidates: int
     before: int = 0
-    kept: int = 0
-    rejected: int = 0
-    failed: int = 0
-    failed_requests: int = 0
-    drafted: int = 0
-    spared: int = 0
+    counts: Outcomes = field(default_factory=Outcomes)
     shards: int = 0
     worst: float | None = None
     best: float | None = None
@@ -57,11 +52,11 @@ class Tally:
 
     @property
     def rendered(self) -> int:
-        return self.kept + self.rejected + self.failed + self.drafted
+        return self.counts.begun
 
     @property
     def settled(self) -> int:
-        return self.before + self.rendered + self.spared
+        return self.before + self.counts.candidates
 
     @property
     def images_s(self) -> float | None:
@@ -83,12 +78,7 @@ class Tally:
         return {name: end - mark for (name, mark), end in zip(reached, ends, strict=True)}
 
     def add(self, receipt: Receipt) -> None:
-        self.kept += receipt.kept
-        self.drafted += receipt.drafted
-        self.spared += receipt.spared
-        self.rejected += receipt.rejected
-        self.failed += receipt.failed
-        self.failed_requests += receipt.failed_requests
+        self.counts += receipt
         for code, number in receipt.errors.items():
             self.errors[code] = self.errors.get(code, 0) + number
         if receipt.scores:
@@ -146,10 +136,8 @@ class Terminal:
     def progress(self, event: Mapping[str, Any]) -> None:
         """What a run elsewhere said of itself, as `JsonLines` writes it."""
         tally, scores = self.tally, (event["worst"], event["best"])
-        tally.kept, tally.rejected, tally.failed = event["kept"], event["rejected"], event["failed"]
-        tally.drafted, tally.spared = event["drafted"], event["spared"]
-        now = tally.kept + tally.rejected + tally.failed + tally.drafted + tally.spared
-        tally.candidates, tally.before = event["candidates"], event["settled"] - now
+        tally.counts = Outcomes(**{name: event[name] for name in OUTCOMES if name in event})
+        tally.candidates, tally.before = event["candidates"], event["settled"] - tally.counts.candidates
         (tally.worst, tally.best), tally.last = scores, time.monotonic()
         self._progress.update(self._task, total=max(1, tally.candidates))
         self._draw()
@@ -204,11 +192,7 @@ class JsonLines:
                 settled=tally.settled,
                 candidates=tally.candidates,
                 before=tally.before,
-                kept=tally.kept,
-                rejected=tally.rejected,
-                failed=tally.failed,
-                drafted=tally.drafted,
-                spared=tally.spared,
+                **tally.counts.by_outcome,
                 images_s=_rounded(tally.images_s),
                 eta_s=_rounded(tally.eta_s),
                 best=_rounded(tally.best),
@@ -230,7 +214,7 @@ def facts(tally: Tally) -> str:
         parts.append(f"{tally.images_s:.2f}/s")
     if tally.eta_s:
         parts.append(f"{duration(tally.eta_s)} left")
-    parts.append(f"{tally.kept:,} kept, {tally.failed:,} failed{' in this run' if tally.before else ''}")
+    parts.append(f"{tally.counts.kept:,} kept, {tally.counts.failed:,} failed{' in this run' if tally.before else ''}")
     if tally.best is not None:
         parts.append(f"score {tally.worst:.1f} … {tally.best:.1f}")
     return " · ".join(parts)

@@ -1,6 +1,5 @@
 """Runs a plan and shows on a terminal, or in lines of JSON, how the run goes."""
 
-import dataclasses
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -48,7 +47,7 @@ def rendered(
     if isinstance(shown, JsonLines):
         spent = {name: round(seconds, 3) for name, seconds in tally.seconds().items()}
         ranking = ranked_facts(ranked) if ranked else None
-        shown.event("done", exit=status, output=output, totals=dataclasses.asdict(totals), seconds=spent, ranking=ranking)
+        shown.event("done", exit=status, output=output, totals=summary.totals_facts(totals), seconds=spent, ranking=ranking)
     for line in summary.run_lines(totals, tally, output, ranked):
         echo(line, err=console is None)
     return status

@@ -16,7 +16,6 @@ from promptmill.pipelines.work.units import PASS
 from promptmill.shards.commits import read_records
 from promptmill.shards.index import SUCCESS, Totals, total
 from promptmill.shards.lease import Holder, holder_of
-from promptmill.shards.outcomes import RARE
 from promptmill.shards.storage import join, names
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def run_lines(totals: Totals, tally: Tally, output: str, ranked: Ranked | None =
 
 
 def _rare(totals: Totals) -> str:
-    return "".join(f", {number:,} {name}" for name in RARE if (number := getattr(totals, name)))
+    return "".join(f", {number:,} {name}" for name, number in totals.rare.items())
 
 
 def _errors(errors: dict[str, int]) -> str:
@@ -180,12 +179,17 @@ def status_facts(status: Status) -> dict[str, Any]:
     plan = {"shards": status.plan.shards, **asdict(status.plan.counts)}
     writer = str(status.writer) if status.writer else None
     done = {
-        "done": asdict(status.totals),
+        "done": totals_facts(status.totals),
         "units_waiting": status.units,
         "being_written_by": writer,
         "to_rerender": status.rerender,
     }
     return {"finished": status.finished, "plan": plan, **done}
+
+
+def totals_facts(totals: Totals) -> dict[str, int]:
+    """Return the totals of a dataset, for a program."""
+    return {**asdict(totals), "candidates": totals.candidates}
 
 
 def many(number: int, what: str) -> str:

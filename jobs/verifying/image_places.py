@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from promptmill.manifests.images import Roots, with_declared
+from promptmill.manifests.images import Fault, Roots, with_declared
+from promptmill.manifests.requests import OWN_IMAGES
 from promptmill.manifests.roots import MAX_BYTES
 from promptmill.shards.commits import CommitError, CommitRecord
+from promptmill.shards.finished import ShardReader
 from promptmill.shards.outcomes import request_of
-from promptmill.shards.published import read_metadata
 
 IMAGE_ROOT = "--image-root FOLDER adds where images lie now"
 URL_HOST = "--url-host HOST allows its host"
@@ -60,23 +61,23 @@ def _within(folder: str, root: str) -> bool:
     return Path(folder).is_relative_to(root)
 
 
-def remedy(problem: str) -> str:
+def remedy(fault: Fault) -> str:
     """Return what a person may give where an image cannot be used."""
-    return URL_HOST if "url_hosts" in problem else MAX_PIXELS if "pixels are more than" in problem else IMAGE_ROOT
+    return {Fault.PLACE: IMAGE_ROOT, Fault.HOST: URL_HOST, Fault.SIZE: MAX_PIXELS}[fault]
 
 
 def seen_images(output: str, said: Iterable[CommitRecord]) -> dict[str, dict[str, str | None] | None]:
     """Return the SHA-256 of images by column, by the key of their request; None for a request that failed of its images."""
     for record in said:
+        columns = ["key", "error", *(f"{column}_sha256" for column in OWN_IMAGES), "controls"]
         try:
-            table = read_metadata(output, record)
+            table = ShardReader(output, record).table(columns)
         except CommitError:
             continue
-        columns = ["key", "error", "init_image_sha256", "mask_image_sha256", "controls"]
         seen: dict[str, dict[str, str | None] | None] = {}
-        for row in table.select(columns).to_pylist():
+        for row in table.to_pylist():
             controls = {f"controls.{i}.image": control["sha256"] for i, control in enumerate(row["controls"] or ())}
-            images = {"init_image": row["init_image_sha256"], "mask_image": row["mask_image_sha256"], **controls}
+            images = {column: row[f"{column}_sha256"] for column in OWN_IMAGES} | controls
             seen[request_of(row["key"])] = None if row["error"] in OF_IMAGES else images
         return seen
     return {}

@@ -22,7 +22,7 @@ from promptmill.jobs.planning.plan import (
 )
 from promptmill.jobs.planning.sealed_json import is_whole
 from promptmill.jobs.verifying.problems import Problem
-from promptmill.shards.storage import get_small, join, names
+from promptmill.shards.storage import get, join, names
 
 MOST_MISSING = 100_000  # plans of shards that may be missing: each is named
 ALTERED = "altered: the hash that it holds is not its own"
@@ -66,7 +66,7 @@ def check_plan(output: str, committed: bool) -> Planned:
     plan, problems = None, []
     try:
         plan = read_plan(output)
-        if plan is not None and not is_whole(get_small(join(output, "plan", "plan.json"), MOST_PLAN)):
+        if plan is not None and not is_whole(get(join(output, "plan", "plan.json"), MOST_PLAN)):
             plan, problems = None, [Problem("plan/plan.json", ALTERED)]
     except PlanError as error:
         problems = [Problem("plan/plan.json", error.problems[0].removeprefix(join(output, "plan/plan.json: ")))]
@@ -85,7 +85,7 @@ def check_plan(output: str, committed: bool) -> Planned:
             problems.append(Problem(f"plan/shards/{name}", "the plan has no such shard", surplus=True))
             continue
         try:
-            shard = _parse_shard(get_small(join(output, "plan", "shards", name), MOST_SHARD), name)
+            shard = _parse_shard(get(join(output, "plan", "shards", name), MOST_SHARD), name)
         except FileNotFoundError:
             problems.append(Problem(f"plan/shards/{name}", "missing"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -120,7 +120,7 @@ def _parse_shard(content: bytes, name: str) -> ShardPlan:
 def _check_hardware(output: str, committed: bool) -> Iterator[Problem]:
     try:
         read_hardware(output)
-        if not is_whole(get_small(join(output, "plan", "hardware.json"), MOST_HARDWARE)):
+        if not is_whole(get(join(output, "plan", "hardware.json"), MOST_HARDWARE)):
             yield Problem("plan/hardware.json", ALTERED)
     except PlanError as error:
         yield Problem("plan/hardware.json", error.problems[0].removeprefix(join(output, "plan/hardware.json: ")))
@@ -140,5 +140,5 @@ def _check_earlier(output: str, plan: Plan) -> Iterator[Problem]:
             continue
         if earlier is None:
             yield Problem(file, "missing, while the plan says that it was before it")
-        elif earlier.fingerprint != fingerprint or not is_whole(get_small(join(output, file), MOST_PLAN)):
+        elif earlier.fingerprint != fingerprint or not is_whole(get(join(output, file), MOST_PLAN)):
             yield Problem(file, ALTERED)

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from promptmill.configs.errors import shown
 from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_plan, read_shard, with_shard_hashes
 from promptmill.jobs.verifying.image_places import NOTHING, OF_IMAGES, Given, places, remedy, seen_images
-from promptmill.pipelines.rendering.preparing import named_images
 from promptmill.pipelines.work.metadata_rows import provenance_of
 from promptmill.pipelines.work.units import Placed, candidate_seed, cut, parse_key
-from promptmill.shards.commits import CommitRecord, last_record
+from promptmill.shards import finished
+from promptmill.shards.commits import CommitRecord
 from promptmill.shards.image_files import encode_image, pixel_sha256
 from promptmill.shards.keys import LIKE
 from promptmill.shards.outcomes import request_of
-from promptmill.shards.published import read_metadata
 
 if TYPE_CHECKING:
     from promptmill.pipelines.rendering.engine import Engine
@@ -62,8 +61,8 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
     except ValueError:
         raise PlanError([f"{shown(key)}: not a key, which is like {LIKE}: shard, row, candidate"]) from None
     try:
-        record = last_record(output, shard)
-        status, wanted = _row(output, record, key)
+        there = finished.shard(output, shard)
+        record, (status, wanted) = there.record, _row(there, key)
     except (LookupError, FileNotFoundError):
         raise PlanError([f"{key}: no such candidate in {output}"]) from None
     again.check_up_to_date(record, key)
@@ -71,9 +70,9 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
     return replace(made, drafted=status == "drafted")
 
 
-def _row(output: str, record: CommitRecord, key: str) -> tuple[str, str | None]:
-    """The status of a candidate, and the hash of its pixels."""
-    for row in read_metadata(output, record).select(["key", "status", "pixel_sha256", "candidates"]).to_pylist():
+def _row(shard: finished.ShardReader, key: str) -> tuple[str, str | None]:
+    """Return the status of a candidate, and the hash of its pixels."""
+    for row in shard.table(["key", "status", "pixel_sha256", "candidates"]).to_pylist():
         # A request that failed as a whole has one row, without a candidate.
         if row["key"] == key or (row["key"] == request_of(key) and parse_key(key)[2] < (row["candidates"] or 0)):
             return row["status"], row["pixel_sha256"]
@@ -128,7 +127,7 @@ class Again:
             if row not in placed:
                 raise PlanError([f"{key}: no such candidate in {self._output}"])
             request, images = placed[row].request, placed[row].images
-            if any(column not in images for column, _ in named_images(request)):
+            if any(column not in images for column, _ in request.images()):
                 # The plan did not look at them: what the run found tells which they were.
                 seen = seen_images(self._output, [record]) if seen is None else seen
                 found = seen.get(request_of(key)) or {}
@@ -144,7 +143,7 @@ class Again:
                 failure = outcome.failure or outcome.candidates[0].failure
                 pixels = outcome.candidates[0].pixels if outcome.candidates else None
                 if failure or pixels is None:
-                    way = f"; {remedy(failure.message)}" if failure and failure.code in OF_IMAGES else ""
+                    way = f"; {remedy(failure.fault)}" if failure and failure.code in OF_IMAGES else ""
                     why = f"{failure.message if failure else 'did not become an image'}{way}"
                     if lost is None:
                         raise PlanError([f"{key}: {why}"])

@@ -17,9 +17,8 @@ from promptmill.jobs.verifying.problems import Problem
 from promptmill.jobs.verifying.repair import whole_plan
 from promptmill.jobs.verifying.verify import read_all_records, read_index
 from promptmill.manifests.checking import AsMask, Look, check_images, look
-from promptmill.manifests.roots import find
+from promptmill.manifests.roots import ImageError, find
 from promptmill.pipelines.models.identity import library_versions, model_identity
-from promptmill.pipelines.rendering.preparing import named_images
 from promptmill.pipelines.work.units import sample_key
 from promptmill.shards.commits import CommitRecord, parse_shard_name
 from promptmill.shards.index import INDEX
@@ -76,7 +75,7 @@ def repairable(output: str, problems: Sequence[Problem], given: Given = NOTHING,
         "models": model_identity(plan.config.model, plan.config.ranking),
         "versions": library_versions(plan.config.model),
     }
-    _same(output, changes(plan, {**plan.inputs, **now}))
+    _same(output, [*map(str, changes(plan, {**plan.inputs, **now}))])
     folders = _image_folders(output, plan, again, [*listed.values(), *records.last])
     if address is None and not plan.config.runtime.mixed_hardware:
         # Loading torch takes seconds, which other obstacles need not wait for.
@@ -160,26 +159,27 @@ def _image_folders(output: str, plan: Plan, shards: Iterable[int], records: Sequ
     folders = set[str]()
     look_at = functools.lru_cache(maxsize=100_000)(functools.partial(look, roots=plan.roots))
     for shard in sorted(shards):
-        requests = [placed for placed in read_shard(output, shard, plan).requests if next(named_images(placed.request), None)]
+        requests = [placed for placed in read_shard(output, shard, plan).requests if next(placed.request.images(), None)]
         seen = seen_images(output, [record for record in records if record.shard == shard]) if requests else {}
         for placed in requests:
             then = seen.get(sample_key(shard, placed.row, None), {})
             if then is None:
                 continue
-            was_before = {column: placed.images.get(column) or then.get(column) for column, _ in named_images(placed.request)}
-            known = {path for column, path in named_images(placed.request) if was_before[column] is not None}
+            was_before = {column: placed.images.get(column) or then.get(column) for column, _ in placed.request.images()}
+            known = {path for column, path in placed.request.images() if was_before[column] is not None}
             look_known = functools.partial(_look_known, look_at, placed.file, known)
             seen_now = check_images(placed.request, look_known)
             found, wrong = seen_now.sha256, [*seen_now.problems]
-            for column, path in named_images(placed.request):
+            for column, path in placed.request.images():
                 was = was_before[column]
                 if column in found and was not in (None, found[column]):
                     wrong.append(f"{column}: {shown(path)}: is not what it was when the dataset was made")
                 elif column in found and is_local(place := find(path, plan.roots, placed.file, path in known)[0]):
                     folders.add(str(Path(place).parent))
             if wrong:
+                fault = seen_now.kinds.get(wrong[0], ImageError).fault
                 where = f"{output}: shard {shard:06d}, row {placed.row}: {wrong[0]}"
-                raise PlanError([f"{where}; nothing is repaired without it: {remedy(wrong[0])}"])
+                raise PlanError([f"{where}; nothing is repaired without it: {remedy(fault)}"])
     return tuple(sorted(folders))
 
 

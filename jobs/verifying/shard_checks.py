@@ -7,21 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from promptmill.shards.image_files import pixel_sha256
+from promptmill.shards.image_files import FORMATS, pixel_sha256
 from promptmill.shards.image_reader import ENDINGS, PictureError, open_picture
 from promptmill.shards.keys import parse
 from promptmill.shards.outcomes import request_of
-from promptmill.shards.published import check_types
 from promptmill.shards.sidecars import encode_rows
-from promptmill.shards.tables import read_table
 from promptmill.shards.tars import Sample, TarError, read_tar
-
-
-def read_metadata(content: bytes) -> pa.Table:
-    """As `read_table`, our columns of our types."""
-    table = read_table(content)
-    check_types(table)
-    return table
 
 
 def rendered_ids(table: pa.Table) -> Iterator[str]:
@@ -116,18 +107,7 @@ def _check_sample(sample: Sample, ending: str, row: dict[str, Any]) -> Iterator[
 def _check_pixels(content: bytes, ending: str, row: dict[str, Any]) -> Iterator[str]:
     try:
         with open_picture(content, ending, row["width"], row["height"]) as image:
-            if _is_lossless(content, ending) and pixel_sha256(np.asarray(image.convert("RGB"))) != row["pixel_sha256"]:
+            if FORMATS[ending].lossless(content) and pixel_sha256(np.asarray(image.convert("RGB"))) != row["pixel_sha256"]:
                 yield "the pixels of its image do not have the hash of its row"
     except PictureError as error:
         yield f"its image {error}"
-
-
-def _is_lossless(content: bytes, ending: str) -> bool:
-    """Whether decoding gives back the pixels that were encoded: PNG, and WebP whose image is in a VP8L chunk."""
-    if ending != "webp":
-        return ending == "png"
-    at = 12
-    while at + 8 <= len(content) and content[at : at + 4] not in (b"VP8 ", b"VP8L"):
-        size = int.from_bytes(content[at + 4 : at + 8], "little")
-        at += 8 + size + size % 2
-    return content[at : at + 4] == b"VP8L"

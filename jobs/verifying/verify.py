@@ -8,18 +8,20 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+from promptmill.configs.columns import Stated
 from promptmill.configs.json_values import parse_json
 from promptmill.jobs.running.finishing import MOST_CARD, is_card, made_of
 from promptmill.jobs.verifying.plan_checks import Planned, check_plan
 from promptmill.jobs.verifying.problems import Problem
-from promptmill.jobs.verifying.shard_checks import check_table, check_tar, read_metadata, rendered_ids
+from promptmill.jobs.verifying.shard_checks import check_table, check_tar, rendered_ids
 from promptmill.manifests.repeated_ids import Ids, doubled
 from promptmill.shards.card import CARD, card
 from promptmill.shards.commits import CommitError, CommitRecord, FileRecord, parse_shard_name, read_small, shard_name
-from promptmill.shards.index import COUNTS, INDEX, SUCCESS, Totals, encode_index, total
-from promptmill.shards.outcomes import count
+from promptmill.shards.index import INDEX, SUCCESS, Totals, encode_index, total
+from promptmill.shards.outcomes import COUNTS, count
 from promptmill.shards.published import get_file
-from promptmill.shards.storage import OddFileError, TooLargeError, get, get_small, join, names
+from promptmill.shards.storage import OddFileError, TooLargeError, get, join, names
+from promptmill.shards.tables import read_table
 
 LOOKED_AT = 256 * 2**20  # bytes of a file that is larger than its record says
 MOST_INDEX = 16 * 2**20  # bytes of index.json, and 2 kB for each file of a shard
@@ -77,9 +79,10 @@ def verify(output: str) -> Iterator[Problem | Verified]:
 def read_index(output: str) -> dict[int, CommitRecord]:
     """The records that index.json repeats, by shard; none if it cannot be read."""
     try:
-        index = parse_json(get_small(join(output, INDEX), _most_index(output)))
+        index = parse_json(get(join(output, INDEX), _most_index(output)))
         plan = index["fingerprint"] if isinstance(index["fingerprint"], str) else ""
-        listed = (CommitRecord.from_json(json.dumps({"fingerprint": plan, **shard}).encode()) for shard in index["shards"])
+        said = {"fingerprint": plan, "format": index.get("format", 1)}
+        listed = (CommitRecord.from_json(json.dumps({**said, **shard}).encode()) for shard in index["shards"])
         return {record.shard: record for record in listed if parse_shard_name(shard_name(record.shard, record.generation))}
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -94,7 +97,7 @@ def _most_index(output: str) -> int:
 def _small(uri: str, most: int) -> bytes:
     """Read a small file of which only matters whether it is the right one; of one that is larger, the beginning of its kind."""
     try:
-        return get_small(uri, most)
+        return get(uri, most)
     except TooLargeError:
         return b"\0"
 
@@ -274,7 +277,9 @@ def _check_shard(output: str, record: CommitRecord, listed: CommitRecord | None,
             yield Problem(file.path, "missing", shard)
             continue
         except OddFileError as error:
-            larger = f"is of {error.size:,} bytes, its record says {file.size:,}" if error.size else error.said
+            larger = (
+                f"is of {error.size:,} bytes, its record says {file.size:,}" if isinstance(error, TooLargeError) else error.said
+            )
             yield Problem(file.path, larger, shard)
             continue
         found = FileRecord.of(file.path, contents[file.path])
@@ -296,7 +301,7 @@ def _check_shard(output: str, record: CommitRecord, listed: CommitRecord | None,
     # An altered Parquet would only lay its faults at the tar's door; an altered tar is read, to tell which samples are hit.
     if parquet in contents and parquet not in altered:
         try:
-            table = read_metadata(contents[parquet])
+            table = read_table(contents[parquet])
         except ValueError as error:
             yield Problem(parquet, str(error), shard)
     if table is not None:
@@ -321,11 +326,14 @@ def _check_metadata(parquet: str, table: pa.Table, record: CommitRecord, seen: _
         yield Problem(parquet, str(error), record.shard)
         return True
     itself = f"commits/{shard_name(record.shard, record.generation)}.json"
-    different = [name for name in COUNTS if getattr(counts, name) != getattr(record, name)]
+    different = [name for name in (*COUNTS, "candidates") if getattr(counts, name) != getattr(record, name)]
+    format = Stated.of(table.schema).format
+    if format != record.format:
+        yield Problem(itself, f"says dataset format {record.format}, {parquet} is of {format}", record.shard)
     # The Parquet has the hash that the record gives it, so it is the one that was published with it.
     for name in different:
         yield Problem(itself, f"says {name} {getattr(record, name):,}, {parquet} has {getattr(counts, name):,}", record.shard)
-    return not different
+    return not different and format == record.format
 
 
 def _check_ids(output: str, records: list[CommitRecord], ids: Ids) -> Iterator[Problem]:
@@ -341,7 +349,7 @@ def _check_ids(output: str, records: list[CommitRecord], ids: Ids) -> Iterator[P
                 continue  # said before, as what follows
             shards[file.path] = record.shard
             try:
-                yield from ((request_id, file.path) for request_id in rendered_ids(read_metadata(get_file(output, file))))
+                yield from ((request_id, file.path) for request_id in rendered_ids(read_table(get_file(output, file))))
             except (ValueError, FileNotFoundError, OddFileError):
                 continue
 

@@ -92,24 +92,8 @@ def model_identity(model: Model, ranking: Ranking) -> dict[str, str]:
     Raises:
         ModelError: A local folder is not there or holds no weights; or as `pinned`.
     """
-    identity = {where: source_identity(weights) for where, weights in sorted(weights_by_place(model).items())}
-    scorers = sorted(scorers_by_place(ranking).items())
-    return {**identity, **{w: _clip_identity(one) if isinstance(one, OpenClip) else source_identity(one) for w, one in scorers}}
-
-
-def weights_by_place(model: Model) -> dict[str, Weights]:
-    """Every set of weights of a model, by its place in the config, as in `model.controlnets.canny`."""
-    named: dict[str, Weights] = {"model.base": Weights(source=model.base, revision=model.revision)}
-    if model.vae:
-        named["model.vae"] = model.vae
-    named |= {f"model.controlnets.{name}": weights for name, weights in model.controlnets.items()}
-    named |= {f"model.loras.{weights.name}": weights for weights in model.loras}
-    return {**named, **{f"model.textual_inversions.{weights.token}": weights for weights in model.textual_inversions}}
-
-
-def scorers_by_place(ranking: Ranking) -> dict[str, OpenClip | Weights]:
-    """Everything that scores, by its place in the config, as in `ranking.scorers.aesthetic`."""
-    return {"ranking.model": ranking, **{f"ranking.scorers.{scorer.name}": scorer for scorer in ranking.scorers}}
+    named = [*sorted(model.weights().items()), *sorted(ranking.sources().items())]
+    return {where: _clip_identity(one) if isinstance(one, OpenClip) else source_identity(one) for where, (_, one) in named}
 
 
 def source_identity(weights: Weights) -> str:

@@ -5,7 +5,6 @@ from pathlib import Path
 from promptmill.configs.schema import Model, Ranking
 from promptmill.configs.weights import HF_HUB, LOCAL_DIR, Adapter, OpenClip, Weights
 from promptmill.pipelines.models.clip_sources import hub_file, tag_weights
-from promptmill.pipelines.models.identity import scorers_by_place, weights_by_place
 from promptmill.pipelines.models.sources import adapter_file, find_local, local_folder
 from promptmill.pipelines.work.errors import ModelError
 
@@ -23,8 +22,8 @@ def licences(model: Model, ranking: Ranking) -> dict[str, str]:
     Raises:
         ModelError: A local folder is not there.
     """
-    named = {**weights_by_place(model), **scorers_by_place(ranking)}
-    found = {where: _licence(weights) for where, weights in sorted(named.items())}
+    named = {**model.weights(), **ranking.sources()}
+    found = {where: _licence(weights) for where, (_, weights) in sorted(named.items())}
     return {where: said for where, said in found.items() if said}
 
 

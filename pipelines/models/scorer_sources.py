@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from promptmill.configs.schema import Ranking
-from promptmill.configs.scorers import CLIP, HeadScorer, OpenClipScorer, PreferenceScorer
+from promptmill.configs.scorers import CLIP, HeadScorer, PreferenceScorer
 from promptmill.configs.weights import SAFETENSORS
 from promptmill.pipelines.models.clip_sources import NO_PICKLES, TOKENIZERS, WORDS, embedding_width, hub_file, hub_folder, one_line
 from promptmill.pipelines.models.sources import adapter_file, local_folder
@@ -42,10 +43,8 @@ def check_scorers(ranking: Ranking) -> None:
     """
     widths = {CLIP: embedding_width(ranking)}
     for scorer in ranking.scorers:
-        if isinstance(scorer, OpenClipScorer):
-            widths[scorer.name] = embedding_width(scorer)
-        elif isinstance(scorer, PreferenceScorer):
-            widths[scorer.name] = preference_width(scorer)
+        if scorer.kind in WIDTHS:
+            widths[scorer.name] = WIDTHS[scorer.kind](scorer)
     for scorer in ranking.scorers:
         if isinstance(scorer, HeadScorer):
             form = head_form(head_file(scorer), scorer.source)
@@ -78,6 +77,10 @@ def preference_width(scorer: PreferenceScorer) -> int:
     if folder is not None:
         check_preference(folder, scorer)
     return width
+
+
+# How wide the embeddings are of each kind of scorer that has some; to find out is to see that the scorer is there and can be read.
+WIDTHS: dict[str, Callable[[Any], int]] = {"open_clip": embedding_width, "preference": preference_width}
 
 
 def preference_folder(scorer: PreferenceScorer) -> Path:

@@ -22,7 +22,7 @@ from promptmill.pipelines.rendering.loading import LoadedModel, load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
 from promptmill.pipelines.rendering.slots import Settled, Slots, is_fatal
 from promptmill.pipelines.rendering.text import TextEncoder
-from promptmill.pipelines.work.errors import MISFIT, FatalError
+from promptmill.pipelines.work.errors import FatalError, MisfitError
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
 from promptmill.pipelines.work.turns import COMPUTING
 from promptmill.pipelines.work.units import Placed, Unit
@@ -200,8 +200,7 @@ class Engine:
 
     def _give_up(self, error: Exception) -> None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if is_fatal(error) and "CUDA error" not in reason:
-            reason = f"{MISFIT} {self._batch}; set model.batch lower"
+        misfit = is_fatal(error) and "CUDA error" not in reason
         for pending in self._pending:
-            pending.done.set_exception(FatalError(reason))
+            pending.done.set_exception(MisfitError.of(self._batch) if misfit else FatalError(reason))
         self._pending.clear()

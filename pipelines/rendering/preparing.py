@@ -1,6 +1,6 @@
 """Makes a request ready for the model: its images read, checked against the plan, brought to size; its candidates as jobs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ from promptmill.manifests.images import ImageError, Roots, UnreachableError, loa
 from promptmill.manifests.masks import effect_of, prepare_mask
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.conditioning import control_map, prepare
-from promptmill.pipelines.work.results import Failure, Outcome
+from promptmill.pipelines.work.results import Code, Failure, Outcome
 from promptmill.pipelines.work.units import Placed, candidate_seed
 
 
@@ -61,11 +61,12 @@ def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str]) -> Condition
     """As `prepare_request`; fills in the hashes as far as it comes."""
     request = placed.request
     read: dict[str, Image.Image] = {}
-    for column, path in named_images(request):
+    for column, path in request.images():
         try:
             picture = load(path, roots, placed.file, known=column in placed.images)
         except ImageError as error:
-            return Failure("unreachable" if isinstance(error, UnreachableError) else "bad_image", f"{column}: {error}")
+            code: Code = "unreachable" if isinstance(error, UnreachableError) else "bad_image"
+            return Failure(code, f"{column}: {error}", error.fault)
         hashes[column], read[column] = picture.sha256, picture.image
         if placed.images.get(column, picture.sha256) != picture.sha256:
             return Failure("image_changed", f"{column}: {shown(path)} is not what it was when the plan was made")
@@ -80,16 +81,6 @@ def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str]) -> Condition
     return Conditioning(
         prepare(init, *size) if init else None, prepare_mask(mask, *size, init) if mask else None, tuple(controls), hashes
     )
-
-
-def named_images(request: Request) -> Iterator[tuple[str, str]]:
-    """The images of a request: column and path."""
-    if request.init_image is not None:
-        yield "init_image", request.init_image
-    if request.mask_image is not None:
-        yield "mask_image", request.mask_image
-    for i, control in enumerate(request.controls):
-        yield f"controls.{i}.image", control.image
 
 
 def jobs_of(placed: Placed, conditioning: Conditioning, job_seed: int, indices: Iterable[int] | None = None) -> list[Job]:

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from promptmill.pipelines.scoring.finishing import Finished, Onward, Passed, Waiting, finish
 from promptmill.pipelines.work.candidate_scores import Found, packed_look, unpacked_look
-from promptmill.pipelines.work.metadata_rows import Facts
 from promptmill.pipelines.work.passes import Course
+from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import CODES, Candidate, Failure, Outcome, Rendered
 from promptmill.pipelines.work.units import Unit, parse_key, sample_key
 from promptmill.shards.parts import PartError, part_name, read_part, write_part
@@ -38,19 +38,13 @@ def finish_durably(
     unit: Unit,
     rendered: Rendered,
     scorers: "Scorers",
-    facts: Facts,
+    recipe: Recipe,
     earlier: "Callable[[], Sequence[Waiting]]",
-    output: str,
-    form: pa.Schema,
-    fingerprint: str,
 ) -> Finished | Onward:
     """Finish a unit or a pass of it as `finishing.finish`; where passes are durable, this pass is durable once the call returns.
 
     Args:
-        unit, rendered, scorers, facts, earlier: As in `finish`. `earlier` is not called where passes are durable.
-        output: The dataset's URI.
-        form: The metadata's schema.
-        fingerprint: Of the plan.
+        unit, rendered, scorers, recipe, earlier: As in `finish`. `earlier` is not called where passes are durable.
 
     Returns:
         As `finish`. Of a durable pass nothing has to wait anywhere.
@@ -60,24 +54,24 @@ def finish_durably(
         StorageError: The output cannot be read or written.
     """
     if unit.course is None or unit.course.durable is None:
-        return finish(unit, rendered, scorers, facts, earlier)
-    passes = _Passes(output, unit, facts, form, fingerprint)
-    finished = finish(unit, rendered, scorers, facts, passes.in_full, passes.images)
+        return finish(unit, rendered, scorers, recipe, earlier)
+    passes = _Passes(recipe, unit)
+    finished = finish(unit, rendered, scorers, recipe, passes.in_full, passes.images)
     if not isinstance(finished, Onward):
         return finished
     assert finished.passed is not None
-    with staying(output):
+    with staying(recipe.output):
         passes.write(unit.course.durable, finished.passed)
     return Onward(finished.course)
 
 
-def resumed(unit: Unit, parts: Collection[str], output: str, facts: Facts, form: pa.Schema, fingerprint: str) -> Unit:
+def resumed(unit: Unit, parts: Collection[str], recipe: Recipe) -> Unit:
     """Return a unit with its course behind the last pass that is durable; the unit itself where none is.
 
     Args:
         unit: As a run begins it.
         parts: The names of those that are there.
-        output, facts, form, fingerprint: As in `finish_durably`.
+        recipe: Of the run.
 
     A part that is broken, or is not of the pass that the course has next, ends this: it and all behind it are deleted.
 
@@ -87,7 +81,7 @@ def resumed(unit: Unit, parts: Collection[str], output: str, facts: Facts, form:
     course = unit.course
     if course is None or course.durable is None:
         return unit
-    passes = _Passes(output, unit, facts, form, fingerprint)
+    passes = _Passes(recipe, unit)
     while part_name(unit.pass_name(course.durable)) in parts:
         try:
             further = _behind(unit, course, passes.read(course.durable))
@@ -114,9 +108,9 @@ def _behind(unit: Unit, course: Course, passed: Passed) -> Course:
 class _Passes:
     """Reads, writes and deletes the parts that the passes of a unit's only request leave."""
 
-    def __init__(self, output: str, unit: Unit, facts: Facts, form: pa.Schema, fingerprint: str):
-        self._output, self._unit, self._facts, self._fingerprint = output, unit, facts, fingerprint
-        self._form = pass_form(form)
+    def __init__(self, recipe: Recipe, unit: Unit):
+        self._output, self._unit, self._fingerprint = recipe.output, unit, recipe.fingerprint
+        self._ranking, self._form = recipe.config.ranking, pass_form(recipe.form)
         (self._placed,) = unit.requests
 
     def write(self, number: int, passed: Passed) -> None:
@@ -195,7 +189,7 @@ class _Passes:
             raise PartError(f"{join(self._output, 'parts', name)}: is not there any more") from None
 
     def _rows(self, passed: Passed) -> Iterator[dict[str, Any]]:
-        ranking, row = self._facts.config.ranking, self._placed.row
+        ranking, row = self._ranking, self._placed.row
         (outcome,) = passed.made.rendered.outcomes
         for made in outcome.candidates:
             place = row, made.index
@@ -220,7 +214,7 @@ class _Passes:
             }
 
     def _passed(self, rows: list[dict[str, Any]]) -> Passed:
-        ranking, row = self._facts.config.ranking, self._placed.row
+        ranking, row = self._ranking, self._placed.row
         made, scores, looks, found = [], dict[tuple[int, int], float](), {}, dict[tuple[int, int], Mapping[str, Any]]()
         for one in sorted(rows, key=lambda one: one["candidate_index"]):
             index, goes_on = one["candidate_index"], one[PASSED]

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from promptmill.configs.columns import CLIP_SCORE, EMBEDDING
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import Diversity
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.candidate_scores import Found, closed
-from promptmill.pipelines.work.metadata_rows import Facts, candidate_row, failed_request, provenance_of, scores_row, shared_row
+from promptmill.pipelines.work.metadata_rows import candidate_row, failed_request, provenance_of, scores_row, shared_row
 from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.ranking import Look, broken_limit, contenders, decide, looking, non_finite, rank_score
+from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Placed, Unit
 from promptmill.shards.image_files import encode_image, pixel_sha256
@@ -91,7 +93,7 @@ def finish(
     unit: Unit,
     rendered: Rendered,
     scorers: "Scorers",
-    facts: Facts,
+    recipe: Recipe,
     earlier: Callable[[], Sequence[Waiting]] = lambda: (),
     images: Callable[[Collection[str]], Mapping[str, bytes]] = lambda keys: {},
 ) -> Finished | Onward:
@@ -112,11 +114,11 @@ def finish(
     course, here = unit.course, None
     if course is None or course.in_full:
         with _timed(seconds, "encode"):
-            here = _looked_at(unit, rendered, scored, facts)
+            here = _looked_at(unit, rendered, scored, recipe)
     passes = [here] if here else []
     if course and unit.course:
         requests = {placed.row: placed.request for placed in unit.requests}
-        counting = _counting(scored, facts.config.ranking, course.in_full)
+        counting = _counting(scored, recipe.config.ranking, course.in_full)
         looks = _looks(requests, rendered, scored, counting, course.diversity) if here else {}
         course = course.after(requests, rendered, counting, seconds, looks)
         if course.turns:
@@ -134,13 +136,13 @@ def finish(
         rows = [
             row
             for placed, outcome in zip(unit.requests, outcomes, strict=True)
-            for row in _request_rows(unit, placed, outcome, found, facts)
+            for row in _request_rows(unit, placed, outcome, found, recipe)
         ]
         if lacking := {row["key"]: row for row in rows if row["selected"] and row[IMAGE] is None}:
             for key, image in images(lacking.keys()).items():
                 lacking[key][IMAGE] = image
     own = {placed.row for placed in unit.requests}
-    scores = [columns["clip_score"] for (row, _), columns in found.items() if row in own]
+    scores = [columns[CLIP_SCORE] for (row, _), columns in found.items() if row in own]
     return Finished(rows, scores, seconds, rendering_s)
 
 
@@ -149,10 +151,10 @@ def _without_pixels(rendered: Rendered) -> Rendered:
     return replace(rendered, outcomes=tuple(outcomes))
 
 
-def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], facts: Facts) -> Waiting:
+def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], recipe: Recipe) -> Waiting:
     """Return what a pass or a unit made without its pixels: scores, hashes, and the encoded images of those that may be kept."""
     placed_at = {placed.row: placed for placed in unit.requests}
-    ranking = facts.config.ranking
+    ranking = recipe.config.ranking
     outcomes, found = [], dict[tuple[int, int], dict[str, Any]]()
     for outcome in rendered.outcomes:
         placed, row = placed_at[outcome.row], outcome.row
@@ -172,23 +174,23 @@ def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], 
             if one is None or candidate.pixels is None:
                 continue
             seen_as = look(place) if place in compared and ranking.diversity else None
-            found[row, candidate.index] = _columns(placed, candidate, candidate.pixels, one, place in kept, facts)
+            found[row, candidate.index] = _columns(placed, candidate, candidate.pixels, one, place in kept, recipe)
             found[row, candidate.index][FOUND] = Found.of(one, seen_as)
     return Waiting(replace(rendered, outcomes=tuple(outcomes)), found)
 
 
 def _columns(
-    placed: Placed, candidate: Candidate, pixels: np.ndarray, scored: Scored, may_be_kept: bool, facts: Facts
+    placed: Placed, candidate: Candidate, pixels: np.ndarray, scored: Scored, may_be_kept: bool, recipe: Recipe
 ) -> dict[str, Any]:
     """Return what a scored candidate adds to its row before anything is chosen."""
-    config = facts.config
-    columns = {"status": "rejected", "clip_score": scored.score, **scores_row(config.ranking, scored)}
+    config = recipe.config
+    columns = {"status": "rejected", **scores_row(config.ranking, scored)}
     columns["pixel_sha256"] = pixel_sha256(pixels)
     # Of the pixels, since some pipelines choose a size themselves.
     columns["height"], columns["width"] = pixels.shape[:2]
     if config.shards.embeddings == "all" or (config.shards.embeddings == "kept" and may_be_kept):
-        columns["clip_embedding"] = scored.embedding.astype(np.float16)
-    return {**columns, **_encoded(placed, candidate, pixels, facts)} if may_be_kept else columns
+        columns[EMBEDDING] = scored.embedding.astype(np.float16)
+    return {**columns, **_encoded(placed, candidate, pixels, recipe)} if may_be_kept else columns
 
 
 def _counting(scored: Mapping[tuple[int, int], Scored], ranking: Ranking, in_full: bool) -> dict[tuple[int, int], float]:
@@ -229,24 +231,24 @@ def _score(unit: Unit, rendered: Rendered, scorers: "Scorers") -> dict[tuple[int
 
 
 def _request_rows(
-    unit: Unit, placed: Placed, outcome: Outcome, found: Mapping[tuple[int, int], Mapping[str, Any]], facts: Facts
+    unit: Unit, placed: Placed, outcome: Outcome, found: Mapping[tuple[int, int], Mapping[str, Any]], recipe: Recipe
 ) -> Iterator[dict[str, Any]]:
     shard, row = unit.shard, outcome.row
     if outcome.failure:
-        yield {**failed_request(facts, shard, placed, outcome, outcome.failure), "image": None}
+        yield {**failed_request(recipe, shard, placed, outcome, outcome.failure), IMAGE: None}
         return
     # Of a slice nothing is spared: only requests that grow spare candidates.
     spared = 0 if unit.span else placed.request.candidates - len(outcome.candidates)
-    shared = shared_row(facts, shard, placed, outcome, spared)
+    shared = shared_row(recipe, shard, placed, outcome, spared)
     rows = [
-        {**candidate_row(facts, shared, shard, row, candidate), **found.get((row, candidate.index), {})}
+        {**candidate_row(recipe, shared, shard, row, candidate), **found.get((row, candidate.index), {})}
         for candidate in outcome.candidates
     ]
     if not unit.span:
-        yield from closed(rows, placed.request.keep, facts.config)
+        yield from closed(rows, placed.request.keep, recipe.config)
         return
     for one in rows:
-        yield {**one, FOUND: one[FOUND].packed(facts.config.ranking)} if FOUND in one else one
+        yield {**one, FOUND: one[FOUND].packed(recipe.config.ranking)} if FOUND in one else one
 
 
 def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tuple[Candidate, Scored | None]:
@@ -257,11 +259,11 @@ def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tu
     return (replace(candidate, pixels=None, failure=Failure("non_finite_score", wrong)), None) if wrong else (candidate, scored)
 
 
-def _encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, facts: Facts) -> dict[str, Any]:
-    request, config = placed.request, facts.config
+def _encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, recipe: Recipe) -> dict[str, Any]:
+    request, config = placed.request, recipe.config
     provenance = provenance_of(request, candidate.seed, config.model.base, pixels.shape[:2])
     image = encode_image(pixels, config.shards.image_format, config.shards.quality, provenance)
-    return {"image": image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
+    return {IMAGE: image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
 
 
 @contextmanager

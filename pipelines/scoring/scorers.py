@@ -1,5 +1,6 @@
 """All that scores candidates: the CLIP model of the ranking, and what is declared beside it."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -7,9 +8,9 @@ import numpy as np
 import torch
 
 from promptmill.configs.schema import Ranking
-from promptmill.configs.scorers import CLIP, HeadScorer, OpenClipScorer
-from promptmill.pipelines.scoring.clip import Clip, load_clip, load_open_clip
-from promptmill.pipelines.scoring.heads import Head, load_head
+from promptmill.configs.scorers import CLIP, HeadScorer
+from promptmill.pipelines.scoring.clip import Clip, load_clip
+from promptmill.pipelines.scoring.head import Head
 from promptmill.pipelines.work.lean_imports import lean_imports
 from promptmill.pipelines.work.results import Scored
 from promptmill.pipelines.work.turns import COMPUTING
@@ -69,13 +70,11 @@ def _load_scorers(ranking: Ranking, device: torch.device | str, threads: int | N
     models: dict[str, Clip] = {}
     heads: dict[str, tuple[str, Head]] = {}
     for scorer in ranking.scorers:
+        # A kind of scorer is loaded by the module that is called as it is.
+        load = importlib.import_module(f"promptmill.pipelines.scoring.{scorer.kind}").load
+        loaded = load(scorer, ranking.batch, device)
         if isinstance(scorer, HeadScorer):
-            heads[scorer.name] = (scorer.reads, load_head(scorer, ranking.batch, device))
-        elif isinstance(scorer, OpenClipScorer):
-            models[scorer.name] = load_open_clip(scorer, device, ranking.batch)
+            heads[scorer.name] = (scorer.reads, loaded)
         else:
-            # What loads these imports much that no other scorer needs.
-            from promptmill.pipelines.scoring.preferences import load_preference
-
-            models[scorer.name] = load_preference(scorer, ranking.batch, device)
+            models[scorer.name] = loaded
     return Scorers(clip, models, heads)

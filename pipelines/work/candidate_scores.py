@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from promptmill.configs.columns import EMBEDDING
 from promptmill.configs.schema import Config, Ranking
 from promptmill.configs.scorers import Diversity
 from promptmill.pipelines.work.metadata_rows import choice_row
@@ -96,5 +97,5 @@ def closed(rows: Sequence[Mapping[str, Any]], keep: int, config: Config) -> Iter
             else:
                 made |= {IMAGE: None, "sha256": None, "bytes": None}
                 if config.shards.embeddings == "kept":
-                    made["clip_embedding"] = None
+                    made[EMBEDDING] = None
         yield made

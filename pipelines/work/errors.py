@@ -1,7 +1,4 @@
-"""What goes wrong with a model as a whole; what goes wrong with one request is a `results.Failure`."""
-
-MEMORY = "out of memory"
-MISFIT = f"{MEMORY} at batch"  # how a FatalError begins where the denoising batch does not fit, whatever is in it
+"""Names what goes wrong with a model as a whole; what goes wrong with one request is a `results.Failure`."""
 
 
 class ModelError(RuntimeError):
@@ -12,4 +9,13 @@ class ModelError(RuntimeError):
 
 
 class FatalError(RuntimeError):
-    """This process cannot go on (memory ran out, the GPU is in an undefined state): it has to be replaced."""
+    """Says that this process cannot go on (memory ran out, the GPU is in an undefined state), and has to be replaced."""
+
+
+class MisfitError(FatalError):
+    """Says that the denoising batch does not fit into memory, whatever is in it."""
+
+    @classmethod
+    def of(cls, batch: int) -> "MisfitError":
+        """Return the error of a batch of this many candidates."""
+        return cls(f"out of memory at batch {batch}; set model.batch lower")

@@ -12,38 +12,32 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from promptmill.pipelines.work.candidate_scores import Found, closed
-from promptmill.pipelines.work.metadata_rows import Facts, candidate_row, shared_row
+from promptmill.pipelines.work.metadata_rows import candidate_row, shared_row
+from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, InputError, Outcome
 from promptmill.pipelines.work.units import Unit, candidate_seed
+from promptmill.shards.outcomes import Outcomes
 from promptmill.shards.parts import PartError, part_name, read_part, write_part
 from promptmill.shards.storage import join
-from promptmill.shards.tables import FOUND, IMAGE, slice_form
+from promptmill.shards.tables import FOUND, IMAGE
 
 
 @dataclass(frozen=True)
-class Joined:
-    """A unit that was made of its slices.
+class Joined(Outcomes):
+    """Counts a unit that was made of its slices: its request, and the candidates that were open in the slices named as fresh.
 
     Attributes:
-        kept, rejected, failed: Candidates that were open in the slices named as fresh, by what has become of them.
-        rendered: Whether any candidate of the request, fresh or not, is kept or rejected.
         errors: How often each code occurred in the rows of slices that failed as a whole.
         scores: CLIP's, of those kept and rejected.
         part_bytes: Size of the part.
     """
 
-    kept: int
-    rejected: int
-    failed: int
-    rendered: bool
     errors: Mapping[str, int]
     scores: Sequence[float]
     part_bytes: int
 
 
-def join_slices(
-    output: str, unit: Unit, slices: Sequence[Unit], fresh: Collection[str], facts: Facts, form: pa.Schema, fingerprint: str
-) -> Joined:
+def join_slices(recipe: Recipe, unit: Unit, slices: Sequence[Unit], fresh: Collection[str]) -> Joined:
     """Write the part of a unit whose slices all have theirs. Doing it again writes the same bytes.
 
     A slice that failed as a whole counts like this. Where the error is the request's own fault, the request fails as a whole, as it
@@ -51,23 +45,20 @@ def join_slices(
     no slice got through does the request fail as a whole.
 
     Args:
-        output: The dataset's URI.
+        recipe: Of the run.
         unit: Of one request.
         slices: All of the unit's slices, in their order.
         fresh: Names of those slices that the result counts.
-        form: The metadata's schema.
-        fingerprint: Of the plan.
 
     Raises:
         PartError: A slice's part is broken, of another plan, or not there.
         StorageError: The output cannot be read or written.
     """
-    opened = slice_form(form)
     rows, failed = list[dict[str, Any]](), dict[str, dict[str, Any]]()
     of: dict[int, Unit] = {}
     for one in slices:
         # The images come later, and only those that are kept.
-        there = _read(output, one, opened, fingerprint).drop_columns([IMAGE]).to_pylist()
+        there = _read(recipe, one).drop_columns([IMAGE]).to_pylist()
         assert one.span is not None
         of |= dict.fromkeys(one.span, one)
         if there[0]["candidate_index"] is None:
@@ -78,54 +69,54 @@ def join_slices(
     if whole is not None:
         made = [{name: value for name, value in whole.items() if name != FOUND}]
     else:
-        rows += [row for name, row in failed.items() for row in _failed_rows(unit, of, name, row, rows[0], facts)]
-        made = _closed(unit, rows, facts)
-        _put_images(output, made, of, opened, fingerprint)
-    size = write_part(output, part_name(unit.name), made, form, fingerprint)
+        rows += [row for name, row in failed.items() for row in _failed_rows(unit, of, name, row, rows[0], recipe)]
+        made = _closed(unit, rows, recipe)
+        _put_images(recipe, made, of)
+    size = write_part(recipe.output, part_name(unit.name), made, recipe.form, recipe.fingerprint)
     return _counted(made, rows, of, failed, fresh, size)
 
 
-def _read(output: str, one: Unit, opened: pa.Schema, fingerprint: str) -> pa.Table:
+def _read(recipe: Recipe, one: Unit) -> pa.Table:
     name = part_name(one.name)
     try:
-        return read_part(output, name, opened, fingerprint)
+        return read_part(recipe.output, name, recipe.form_of(one), recipe.fingerprint)
     except FileNotFoundError:
-        raise PartError(f"{join(output, 'parts', name)}: is not there any more") from None
+        raise PartError(f"{join(recipe.output, 'parts', name)}: is not there any more") from None
 
 
 def _failed_rows(
-    unit: Unit, of: Mapping[int, Unit], name: str, row: Mapping[str, Any], sibling: Mapping[str, Any], facts: Facts
+    unit: Unit, of: Mapping[int, Unit], name: str, row: Mapping[str, Any], sibling: Mapping[str, Any], recipe: Recipe
 ) -> list[dict[str, Any]]:
     """Return a row for each candidate of a slice that failed as a whole. `row` says why; `sibling` is a row of another slice."""
     (placed,) = unit.requests
-    shared = {column: sibling[column] for column in shared_row(facts, unit.shard, placed, Outcome(placed.row, ()))}
+    shared = {column: sibling[column] for column in shared_row(recipe, unit.shard, placed, Outcome(placed.row, ()))}
     # The sibling's size is that of its pixels; what was never rendered has the size that was asked for.
     shared |= {"width": placed.request.width, "height": placed.request.height}
     failure = Failure(row["error"], row["error_message"])
     made = []
     for index in (index for index, one in of.items() if one.name == name):
-        seed = candidate_seed(facts.config.seed, placed.request, index)
-        made.append(candidate_row(facts, shared, unit.shard, placed.row, Candidate(index, seed, None, 0, failure)))
+        seed = candidate_seed(recipe.config.seed, placed.request, index)
+        made.append(candidate_row(recipe, shared, unit.shard, placed.row, Candidate(index, seed, None, 0, failure)))
     return made
 
 
-def _closed(unit: Unit, rows: Sequence[Mapping[str, Any]], facts: Facts) -> list[dict[str, Any]]:
+def _closed(unit: Unit, rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:
     """Return all rows of a request as the dataset has them, but for their images."""
     ordered = [dict(row) for row in sorted(rows, key=lambda row: row["candidate_index"])]
     for row in ordered:
         packed = row.pop(FOUND, None)
         if packed is not None:
-            row[FOUND] = Found.unpacked(packed, facts.config.ranking)
+            row[FOUND] = Found.unpacked(packed, recipe.config.ranking)
     (placed,) = unit.requests
-    return list(closed(ordered, placed.request.keep, facts.config))
+    return list(closed(ordered, placed.request.keep, recipe.config))
 
 
-def _put_images(output: str, made: Sequence[dict[str, Any]], of: Mapping[int, Unit], opened: pa.Schema, fingerprint: str) -> None:
+def _put_images(recipe: Recipe, made: Sequence[dict[str, Any]], of: Mapping[int, Unit]) -> None:
     """Fill in the images of the rows that are kept. One part at a time is in memory."""
     kept = {row["key"]: row for row in made if row["selected"]}
     units = {one.name: one for one in (of[row["candidate_index"]] for row in kept.values())}
     for one in units.values():
-        table = _read(output, one, opened, fingerprint).select(["key", IMAGE])
+        table = _read(recipe, one).select(["key", IMAGE])
         for key, image in zip(table["key"].to_pylist(), table[IMAGE], strict=True):
             if key in kept:
                 kept[key][IMAGE] = image.as_py()
@@ -145,10 +136,9 @@ def _counted(
     ends = Counter(became.get(row["key"], "failed") for row in opened)
     new = [row for row in made if row["candidate_index"] is None or of[row["candidate_index"]].name in failed]
     return Joined(
-        kept=ends["kept"],
-        rejected=ends["rejected"],
-        failed=ends["failed"],
-        rendered=any(row["status"] in ("kept", "rejected") for row in made),
+        requests=1,
+        failed_requests=int(not any(row["status"] in ("kept", "rejected") for row in made)),
+        **ends,
         errors=dict(sorted(Counter(row["error"] for row in new).items())),
         scores=[row[FOUND]["score"] for row in opened if became.get(row["key"], "failed") != "failed"],
         part_bytes=size,

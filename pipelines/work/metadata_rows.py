@@ -1,51 +1,42 @@
-"""The metadata of a unit: one row a candidate, kept or not, and one for each request that failed as a whole."""
+"""Makes the metadata of a unit: one row a candidate, kept or not, and one for each request that failed as a whole."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from promptmill.configs.schema import Config, Kernels, Ranking
+from promptmill.configs.columns import (
+    CLIP_SCORE,
+    COLUMNS,
+    DRAFT_SCORES,
+    NEAR_DUPLICATE_OF,
+    RANK_SCORE,
+    REJECTED_FOR,
+    SPARED,
+    Column,
+    Role,
+    by_name,
+    score_column,
+)
+from promptmill.configs.schema import Kernels, Ranking
 from promptmill.manifests.carried import cast
-from promptmill.manifests.requests import Request
+from promptmill.manifests.requests import OWN_IMAGES, Request
 from promptmill.pipelines.work.ranking import Choice
+from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Scored
 from promptmill.pipelines.work.units import Placed, Unit, sample_key
 from promptmill.shards.image_files import Provenance
-from promptmill.shards.tables import DRAFT_SCORES, RANK_SCORE, REJECTED_FOR, SPARED
-
-NEAR_DUPLICATE_OF = "near_duplicate_of"
+from promptmill.shards.tables import IMAGE
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What holds for every row of a dataset.
-
-    Attributes:
-        config: Of the run.
-        carried: The manifest's own columns, with their types.
-        versions: Of the libraries, as JSON.
-        growing: Whether candidates of any request grow, so that rows say how many were not needed.
-    """
-
-    config: Config
-    carried: Mapping[str, str]
-    versions: str
-    growing: bool = False
-
-
-def request_row(facts: Facts, shard: int, placed: Placed, outcome: Outcome) -> dict[str, Any]:
-    """The columns that all candidates of a request share."""
-    request, model = placed.request, facts.config.model
+def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) -> dict[str, Any]:
+    """Return the columns that all candidates of a request share."""
+    request, model = placed.request, recipe.config.model
     controls = [
         {**control.model_dump(), "sha256": outcome.images.get(f"controls.{i}.image")} for i, control in enumerate(request.controls)
     ]
     return {
         "id": request.id,
-        **{name: getattr(request, name) for name in _REQUEST_COLUMNS},
-        "init_image_sha256": outcome.images.get("init_image"),
-        "mask_image_sha256": outcome.images.get("mask_image"),
+        **{name: getattr(request, name) for name in _REQUEST_COLUMNS if name in recipe.form.names},
+        **{f"{column}_sha256": outcome.images.get(column) for column in OWN_IMAGES},
         "controls": controls,
         "loras": [lora.model_dump() for lora in request.loras],
         "prompt_truncated": outcome.prompt_truncated,
@@ -54,44 +45,34 @@ def request_row(facts: Facts, shard: int, placed: Placed, outcome: Outcome) -> d
         "dtype": model.dtype,
         "batch_shape": batch_shape(request, model.batch),
         "kernels": kernels(model.kernels),
-        "versions": facts.versions,
+        "versions": recipe.versions,
         "shard": shard,
-        **{name: cast(request.carried.get(name), kind) for name, kind in facts.carried.items()},
+        **{name: cast(request.carried.get(name), kind) for name, kind in recipe.carried.items()},
     }
 
 
-_REQUEST_COLUMNS = (
-    "prompt",
-    "negative_prompt",
-    "mode",
-    "width",
-    "height",
-    "steps",
-    "guidance_scale",
-    "guidance_rescale",
-    "scheduler",
-    "strength",
-    "candidates",
-    "keep",
-    "init_image",
-    "mask_image",
+# What the metadata repeats of a request as it stands; the seed is each candidate's own, and lists are written out.
+_REQUEST_COLUMNS = tuple(
+    column.name
+    for column in COLUMNS
+    if column.role in (Role.INPUT, Role.RESOLVED) and column.name not in ("seed", "controls", "loras")
 )
 
 
 def batch_shape(request: Request, batch: int) -> str:
-    """The shape of the denoising batch, as in 16x64x64: candidates, height, width."""
+    """Return the shape of the denoising batch, as in 16x64x64: candidates, height, width."""
     return f"{batch}x{request.height}x{request.width}"
 
 
 def kernels(switches: Kernels) -> str:
-    """The kernels as one word: the kind of attention, and the switches that are on."""
+    """Return the kernels as one word: the kind of attention, and the switches that are on."""
     return "+".join([switches.attention, *(name for name, value in switches if value is True)])
 
 
-def failed_request(facts: Facts, shard: int, placed: Placed, outcome: Outcome, failure: Failure) -> dict[str, Any]:
-    """The one row of a request that failed as a whole."""
+def failed_request(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome, failure: Failure) -> dict[str, Any]:
+    """Return the one row of a request that failed as a whole."""
     return {
-        **request_row(facts, shard, placed, outcome),
+        **request_row(recipe, shard, placed, outcome),
         "key": sample_key(shard, placed.row, None),
         "selected": False,
         "status": "failed",
@@ -100,18 +81,18 @@ def failed_request(facts: Facts, shard: int, placed: Placed, outcome: Outcome, f
     }
 
 
-def failed_unit(facts: Facts, unit: Unit, failure: Failure) -> list[dict[str, Any]]:
-    """The rows of a unit that could not be rendered at all, as its part has them."""
-    return [{**failed_request(facts, unit.shard, p, Outcome(p.row, ()), failure), "image": None} for p in unit.requests]
+def failed_unit(recipe: Recipe, unit: Unit, failure: Failure) -> list[dict[str, Any]]:
+    """Return the rows of a unit that could not be rendered at all, as its part has them."""
+    return [{**failed_request(recipe, unit.shard, p, Outcome(p.row, ()), failure), IMAGE: None} for p in unit.requests]
 
 
-def shared_row(facts: Facts, shard: int, placed: Placed, outcome: Outcome, spared: int = 0) -> dict[str, Any]:
+def shared_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome, spared: int = 0) -> dict[str, Any]:
     """Return what all rows of a request's candidates have in common; `spared` of its candidates were never begun."""
-    shared = request_row(facts, shard, placed, outcome)
-    return {**shared, SPARED: spared} if facts.growing else shared
+    shared = request_row(recipe, shard, placed, outcome)
+    return {**shared, SPARED: spared} if recipe.growing else shared
 
 
-def candidate_row(facts: Facts, shared: Mapping[str, Any], shard: int, row: int, candidate: Candidate) -> dict[str, Any]:
+def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: int, candidate: Candidate) -> dict[str, Any]:
     """Return the row of a candidate without what scores and the ranking say: as it stands, it is failed or drafted.
 
     Args:
@@ -128,25 +109,22 @@ def candidate_row(facts: Facts, shared: Mapping[str, Any], shard: int, row: int,
         "error_message": failure.message if failure else None,
         "seed": candidate.seed,
         "unet_evaluations": candidate.evaluations,
-        **({DRAFT_SCORES: list(candidate.draft_scores)} if facts.config.ranking.drafts else {}),
+        **({DRAFT_SCORES: list(candidate.draft_scores)} if recipe.config.ranking.drafts else {}),
     }
 
 
-def ranking_columns(ranking: Ranking) -> dict[str, pa.DataType]:
-    """The columns that a config's scorers and diversity add to the metadata, in their order; none where none are declared."""
-    columns: dict[str, pa.DataType] = {f"{scorer.name}_score": pa.float32() for scorer in ranking.scorers}
-    if ranking.scorers:
-        columns[RANK_SCORE] = pa.float32()
-    if ranking.scorers or ranking.diversity:
-        columns[REJECTED_FOR] = pa.string()
-    if ranking.diversity:
-        columns[NEAR_DUPLICATE_OF] = pa.int32()
-    return columns
+def ranking_columns(ranking: Ranking) -> tuple[Column, ...]:
+    """Return the columns that a config's scorers and diversity add to the metadata, in their order."""
+    scores = [score_column(scorer.name) for scorer in ranking.scorers]
+    told = [RANK_SCORE] if ranking.scorers else []
+    told += [REJECTED_FOR] if ranking.scorers or ranking.diversity else []
+    told += [NEAR_DUPLICATE_OF] if ranking.diversity else []
+    return (*scores, *(by_name()[name] for name in told))
 
 
 def scores_row(ranking: Ranking, scored: Scored) -> dict[str, Any]:
-    """Return what a scored candidate has in the columns of the other scorers."""
-    return {f"{scorer.name}_score": scored.others[scorer.name] for scorer in ranking.scorers}
+    """Return what a scored candidate has in the columns of scores, but for the one that ranks."""
+    return {CLIP_SCORE: scored.score, **{score_column(s.name).name: scored.others[s.name] for s in ranking.scorers}}
 
 
 def choice_row(ranking: Ranking, choice: Choice) -> dict[str, Any]:
@@ -156,7 +134,7 @@ def choice_row(ranking: Ranking, choice: Choice) -> dict[str, Any]:
         REJECTED_FOR: choice.rejected_for,
         NEAR_DUPLICATE_OF: choice.near_duplicate_of,
     }
-    return {name: value for name, value in values.items() if name in ranking_columns(ranking)}
+    return {column.name: values[column.name] for column in ranking_columns(ranking) if column.name in values}
 
 
 def provenance_of(request: Request, seed: int, model: str, size: tuple[int, int]) -> Provenance:

@@ -1,11 +1,14 @@
 """Holds what a run's driver tells each of its workers, once."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from promptmill.configs.schema import Config
 from promptmill.manifests.images import Roots
-from promptmill.pipelines.work.metadata_rows import Facts
+from promptmill.pipelines.work.units import Unit
+from promptmill.shards.tables import slice_form
 
 
 @dataclass(frozen=True)
@@ -13,15 +16,25 @@ class Recipe:
     """Holds what all workers of a run go by.
 
     Attributes:
-        output: The dataset's URI, where parts and shards are written.
-        fingerprint: The hash of the plan that parts and records name.
-        facts: What holds for every row, the config among it.
+        config: Of the run.
         form: The schema of the metadata.
+        output: The dataset's URI, where parts and shards are written.
+        fingerprint: The hash of the plan, which parts and records name.
+        carried: The manifest's own columns, with their types.
+        versions: Of the libraries, as JSON.
+        growing: Whether candidates of any request grow, so that rows say how many were not needed.
         roots: The folders and hosts that images of rows may come from.
     """
 
-    output: str
-    fingerprint: str
-    facts: Facts
+    config: Config
     form: pa.Schema
-    roots: Roots
+    output: str = ""
+    fingerprint: str = ""
+    carried: Mapping[str, str] = field(default_factory=dict)
+    versions: str = "{}"
+    growing: bool = False
+    roots: Roots = field(default_factory=lambda: Roots(()))
+
+    def form_of(self, unit: Unit) -> pa.Schema:
+        """Return the schema of a unit's part. That of a slice has what ranks its candidates, too."""
+        return slice_form(self.form) if unit.span else self.form

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from promptmill.manifests.images import Fault
+
 # Final: the same request would fail again.
 InputError = Literal[
     "bad_row",
@@ -25,10 +27,15 @@ CODES: tuple[str, ...] = (*get_args(InputError), *get_args(InfrastructureError))
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no image: an enumerated code and the words."""
+    """Why there is no image: an enumerated code and the words.
+
+    Attributes:
+        fault: Of an image of the request that cannot be used.
+    """
 
     code: Code
     message: str
+    fault: Fault = Fault.PLACE
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class _Exchange(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         proxy = self.server.proxy  # type: ignore[attr-defined]
         body = self._body()
-        conditional = self.command in ("PUT", "POST") and self.headers.get("If-None-Match") == "*"
+        conditional = self.command in ("PUT", "POST") and "*" in (self.headers.get("If-None-Match"), self._generation())
         kind = proxy.draw(self.command, conditional)
         if kind == "reset_before":
             self._reset()
@@ -148,6 +148,10 @@ class _Exchange(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815
 
+    def _generation(self) -> str | None:
+        """What Google's condition that there is no file is to S3, whose XML API Google's is otherwise like."""
+        return "*" if self.headers.get("x-goog-if-generation-match") == "0" else None
+
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", "").lower():
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -167,6 +171,8 @@ class _Exchange(BaseHTTPRequestHandler):
             for name, value in self.headers.items():
                 if name.lower() not in OF_A_CONNECTION:
                     connection.putheader(name, value)
+            if self._generation():
+                connection.putheader("If-None-Match", "*")
             connection.putheader("Content-Length", str(len(body)))
             connection.putheader("Connection", "close")
             connection.endheaders(body)

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import ray
+from ray import exceptions
 
 from promptmill.actors.flow import ray_pools
 from promptmill.pipelines.scoring.durable_passes import finish_durably
 from promptmill.pipelines.scoring.finishing import Onward
-from promptmill.pipelines.work.errors import MEMORY, MISFIT, FatalError
+from promptmill.pipelines.work.errors import MisfitError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Unit, candidate_seed
 from promptmill.shards.parts import part_name, write_part
 from promptmill.shards.storage import staying
-from promptmill.shards.tables import slice_form
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,17 @@ class Chaos:
                 sys.addaudithook(lambda event, arguments: self._count(event, arguments))
 
     def _count_requests(self) -> None:
-        from s3fs import S3FileSystem
+        import obstore
 
-        real = S3FileSystem._call_s3
+        def counted(real):
+            def call(*arguments, **keywords):
+                self._step()
+                return real(*arguments, **keywords)
 
-        async def call(system, *arguments, **keywords):
-            self._step()
-            return await real(system, *arguments, **keywords)
+            return call
 
-        S3FileSystem._call_s3 = call
+        for name in ("put_async", "get_async", "get_range_async", "delete_async", "list_with_delimiter_async"):
+            setattr(obstore, name, counted(getattr(obstore, name)))
 
     def _count(self, event: str, arguments: tuple) -> None:
         if event not in ("open", "os.rename", "os.link", "os.remove", "os.mkdir") or not any(
@@ -136,9 +138,9 @@ def poison(prompt: str, cured: bool, candidates: Collection[int] = ()) -> None:
     if word == "hang":
         time.sleep(3600)
     if word == "host-memory":
-        raise FatalError(f"{MEMORY}: Ray has ended a process of this run")  # a death whose reason is memory
+        raise exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")  # as Ray says it
     if word == "memory":
-        raise FatalError(f"{MISFIT} 8; set model.batch lower")
+        raise MisfitError.of(8)
 
 
 def install(chaos: Chaos) -> None:
@@ -146,7 +148,7 @@ def install(chaos: Chaos) -> None:
 
     class Generator:
         def __init__(self, recipe):
-            self._job_seed = recipe.facts.config.seed
+            self._job_seed = recipe.config.seed
 
         def load(self):
             return {"cpu": _node() if chaos.kinds else "stand-in"}
@@ -168,7 +170,7 @@ def install(chaos: Chaos) -> None:
 
     class Scorer:
         def __init__(self, recipe):
-            self._output, self._facts, self._form, self._fingerprint = recipe.output, recipe.facts, recipe.form, recipe.fingerprint
+            self._recipe = recipe
 
         def load(self):
             chaos.arm("scorer")
@@ -177,21 +179,20 @@ def install(chaos: Chaos) -> None:
         def finish(self, unit: Unit, rendered: Rendered, earlier=tuple):
             from promptmill.actors.receipts import Receipt
 
-            where = self._output, self._form, self._fingerprint
-            finished = finish_durably(unit, rendered, Clip(), self._facts, earlier, *where)
+            finished = finish_durably(unit, rendered, Clip(), self._recipe, earlier)
             if isinstance(finished, Onward):
                 return finished
-            form = slice_form(self._form) if unit.span else self._form
-            with staying(self._output):
-                size = write_part(self._output, part_name(unit.name), finished.rows, form, self._fingerprint)
+            recipe, name = self._recipe, part_name(unit.name)
+            with staying(recipe.output):
+                size = write_part(recipe.output, name, finished.rows, recipe.form_of(unit), recipe.fingerprint)
             receipt = Receipt.of(unit, finished.rows, finished.scores, finished.seconds)
             return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size)
 
     real, real_join = ray_pools.assemble_shard, ray_pools.join_unit
 
-    def assemble_shard(arguments, others=()):
+    def assemble_shard(*arguments):
         chaos.arm("assembler")
-        return real(arguments, others)
+        return real(*arguments)
 
     def join_unit(*arguments):
         chaos.arm("joiner")

@@ -8,8 +8,7 @@ from promptmill.jobs.planning.making import look, make_plan
 from promptmill.jobs.planning.plan import put_hardware, read_shard, write_plan
 from promptmill.jobs.running.finishing import finish, made_of
 from promptmill.pipelines.rendering.hardware import hardware_kind
-from promptmill.pipelines.work.metadata_rows import Facts
-from promptmill.shards.assembly import assemble
+from promptmill.shards.assembly import Assembly, assemble
 from promptmill.shards.commits import read_records
 from promptmill.shards.parts import part_name, write_part
 from tests.shards.made import assembled, shard
@@ -54,16 +53,17 @@ def rendered_here(config, output):
 
     plan = make_plan(look(config), output)
     put_hardware(output, hardware_kind(config.model.threads))
-    config, form = plan.config, made_of(plan, []).form
-    facts = Facts(config, plan.carried, json.dumps(plan.inputs["versions"], sort_keys=True))
+    config, form = plan.config, plan.form
+    recipe = plan.recipe(output)
     engine, clip = Engine(config.model, config.seed, plan.roots), load_clip(config.ranking, device_here(), threads=1)
     for number in range(plan.shards):
         planned = read_shard(output, number)
         for unit in planned.cut():
-            rows = finished(unit, engine.render(unit), clip, facts).rows
+            rows = finished(unit, engine.render(unit), clip, recipe).rows
             write_part(output, part_name(unit.name), rows, form, plan.fingerprint)
         parts = [part_name(unit.name) for unit in planned.cut()]
         image_format, requests = config.shards.image_format, len(planned.requests)
-        assemble(output, number, parts, [], form, image_format, requests, planned.candidates, plan.fingerprint)
+        gathered = Assembly(number, parts, [], requests, planned.candidates)
+        assemble(output, gathered, form, image_format, plan.fingerprint)
     finish(plan, output, read_records(output))
     return plan

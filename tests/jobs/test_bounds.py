@@ -153,7 +153,7 @@ def test_a_row_without_a_key_of_ours_is_one_line(planned, key):
 def test_a_shards_plan_is_not_decompressed_beyond_what_one_may_have(tmp_path):
     code = """
 import resource, sys
-from jobs.plan import PlanError, read_shard
+from promptmill.jobs.planning.plan import PlanError, read_shard
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     read_shard(sys.argv[1], 0)

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from promptmill.configs.columns import COLUMNS
 from promptmill.configs.parameters import Defaults
 from promptmill.manifests.checking import check_rows
-from promptmill.manifests.own_outputs import ADDED_COLUMNS
+from promptmill.manifests.own_outputs import added
 from promptmill.manifests.requests import KNOWN_COLUMNS, Rules
 from promptmill.manifests.sources import ManifestError, find_files, read_rows
-from promptmill.shards.tables import COLUMNS, encode_table, make_table, schema
+from promptmill.shards.tables import encode_table, make_table, schema
 
 ROWS = [{"id": "a", "prompt": "first, with a comma"}, {"id": "b", "prompt": 'second "quoted"', "seed": 7}]
 
@@ -101,7 +102,8 @@ def test_our_own_rows_with_controls_make_requests_again(tmp_path):
 
 
 def test_every_column_of_our_output_is_taken_again_or_dropped():
-    assert set(COLUMNS) <= ADDED_COLUMNS | set(KNOWN_COLUMNS)
+    names = [column.name for column in COLUMNS]
+    assert set(names) <= added(names) | set(KNOWN_COLUMNS)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):

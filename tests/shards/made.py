@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 
-from promptmill.shards.assembly import assemble
+from promptmill.shards.assembly import Assembly, assemble
 from promptmill.shards.card import CARD, Made, ModelMade, card
 from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.image_files import Provenance, encode_image, pixel_sha256
@@ -118,8 +118,9 @@ def write_parts(output: str, made: Shard, form: pa.Schema = FORM, fingerprint: s
 def assembled(output: str, made: Shard, image_format: str = "png", form: pa.Schema = FORM, **more) -> CommitRecord:
     """Publish a shard; its parts stay."""
     values = {"requests": made.requests, "planned": made.planned, "fingerprint": FINGERPRINT} | more
-    parts = write_parts(output, made, form, values["fingerprint"])
-    return assemble(output, made.number, parts, made.failed, form, image_format, **values)
+    fingerprint = values.pop("fingerprint")
+    made_of = Assembly(shard=made.number, parts=write_parts(output, made, form, fingerprint), failed=made.failed, **values)
+    return assemble(output, made_of, form, image_format, fingerprint)
 
 
 def publish(output: str, shards: list[Shard], image_format: str = "png", form: pa.Schema = FORM) -> None:

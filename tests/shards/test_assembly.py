@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptmill.shards.assembly import AssemblyError, assemble
+from promptmill.shards.assembly import Assembly, AssemblyError, assemble
 from promptmill.shards.commits import CommitError, CommitRecord, read_records
 from promptmill.shards.index import publish_index
-from promptmill.shards.outcomes import Counts, count
+from promptmill.shards.outcomes import Outcomes, count
 from promptmill.shards.parts import PartError, write_part
 from promptmill.shards.storage import get, join
 from promptmill.shards.tables import make_table, read_table, schema
@@ -159,12 +159,12 @@ def test_a_damaged_or_missing_part_publishes_nothing(tmp_path):
     names = write_parts(str(tmp_path), made)
     part = tmp_path / "parts" / names[0]
     part.write_bytes(part.read_bytes()[:-1])
-    arguments = (made.failed, FORM, "png", made.requests, made.planned, FINGERPRINT)
+    made_of = Assembly(0, names, made.failed, made.requests, made.planned)
     with pytest.raises(PartError, match=names[0]):
-        assemble(str(tmp_path), 0, names, *arguments)
+        assemble(str(tmp_path), made_of, FORM, "png", FINGERPRINT)
     part.unlink()
     with pytest.raises(FileNotFoundError):
-        assemble(str(tmp_path), 0, names, *arguments)
+        assemble(str(tmp_path), made_of, FORM, "png", FINGERPRINT)
     assert not files(tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_parts_of_another_plan_are_not_mixed_in(tmp_path):
     names = write_parts(str(tmp_path), made)
     write_part(str(tmp_path), names[1], made.parts[1], FORM, "e" * 64)
     with pytest.raises(PartError, match=rf"{names[1]}: is of another plan, {'e' * 16}"):
-        assemble(str(tmp_path), 0, names, made.failed, FORM, "png", made.requests, made.planned, FINGERPRINT)
+        assemble(str(tmp_path), Assembly(0, names, made.failed, made.requests, made.planned), FORM, "png", FINGERPRINT)
     assert not files(tmp_path)
 
 
@@ -194,7 +194,8 @@ def test_requests_and_candidates_are_counted_by_what_became_of_them(requests):
     table = make_table(({name: value for name, value in row.items() if name != "image"} for row in rows), FORM)
     flat = [status for statuses in requests for status in statuses] + ["failed"] * 3 * requests.count([])
     failed_requests = sum(set(statuses) <= {"failed"} for statuses in requests)
-    wanted = Counts(len(requests), flat.count("kept"), flat.count("rejected"), flat.count("failed"), failed_requests)
+    counted = {status: flat.count(status) for status in ("kept", "rejected", "failed")}
+    wanted = Outcomes(requests=len(requests), failed_requests=failed_requests, **counted)
     assert count(table) == wanted and wanted.candidates == len(flat)
 
 

@@ -122,7 +122,7 @@ def test_of_eight_processes_that_take_at_once_exactly_one_wins(output, monkeypat
 
         monkeypatch.setattr(S3Response, "put_object", one_at_a_time)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["s3fs", "promptmill.shards.lease"])
+    processes.set_forkserver_preload(["promptmill.shards.object_stores", "promptmill.shards.lease"])
     gate, results, done = processes.Barrier(8), processes.Queue(), processes.Event()
     environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     racers = [processes.Process(target=_race, args=(output, environment, gate, results, done), daemon=True) for _ in range(8)]
@@ -334,7 +334,7 @@ def _failing(*_):
     raise StorageError("s3://bucket/out: unreachable")
 
 
-@pytest.mark.parametrize("operation", ["names", "get_small", "put"])
+@pytest.mark.parametrize("operation", ["names", "get", "put"])
 def test_a_storage_that_fails_for_a_while_does_not_lose_the_lease(output, monkeypatch, operation):
     failures = []
     with hold(output, renew_s=0.05, expires_s=30) as ours:

@@ -5,12 +5,13 @@ import json
 import pyarrow as pa
 import pytest
 
+from promptmill.configs.columns import DRAFT_SCORES, SPARED
 from promptmill.shards.assembly import AssemblyError
 from promptmill.shards.card import Made, card
 from promptmill.shards.commits import CommitError, CommitRecord, read_records
 from promptmill.shards.index import encode_index, total
-from promptmill.shards.outcomes import Counts, count
-from promptmill.shards.tables import DRAFT_SCORES, SPARED, make_table, schema
+from promptmill.shards.outcomes import Outcomes, count
+from promptmill.shards.tables import make_table, schema
 from tests.shards.made import Shard, assembled, candidate, shard
 
 CARRIED = {"topic": pa.string(), "weight": pa.float64(), "tags": pa.list_(pa.string())}
@@ -29,7 +30,7 @@ ROWS = (
     *(row(1, index, status, spared=1) for index, status in enumerate(("kept", "rejected", "failed"))),
     *(row(2, index, status) for index, status in enumerate(("drafted", "drafted", "failed", "drafted"))),
 )
-COUNTS = Counts(requests=3, kept=2, rejected=2, failed=2, failed_requests=1, drafted=5, spared=1)
+COUNTS = Outcomes(requests=3, kept=2, rejected=2, failed=2, failed_requests=1, drafted=5, spared=1)
 
 
 def table(rows):
@@ -82,5 +83,5 @@ def test_a_record_whose_rare_counts_do_not_add_up_or_are_no_numbers_is_refused(t
     content = assembled(str(tmp_path), Shard(0, (ROWS,), (), 3, 12), form=FORM).to_json()
     with pytest.raises(CommitError, match=r"12 candidates are not 2 kept \+ 2 rejected \+ 2 failed \+ 4 drafted \+ 1 spared"):
         CommitRecord.from_json(content.replace(b'"drafted": 5', b'"drafted": 4'))
-    with pytest.raises(CommitError, match="drafted is no number"):
+    with pytest.raises(CommitError, match="drafted: input should be a valid integer"):
         CommitRecord.from_json(content.replace(b'"drafted": 5', b'"drafted": 5.0'))

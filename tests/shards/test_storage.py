@@ -5,15 +5,22 @@ import pickle
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 
+import boto3
+import fsspec
+import moto
 import pytest
 
+from promptmill.shards import object_stores
 from promptmill.shards.storage import (
     SCRATCH,
     FolderGoneError,
     OddFileError,
     StorageError,
+    TooLargeError,
     delete,
     flush_files,
     get,
@@ -134,8 +141,8 @@ OPERATIONS = {
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("uri", ["foo://x/y", "gs://bucket/y"])
 def test_a_storage_that_nobody_here_knows_is_one_line_that_begins_with_its_uri(operation, uri, monkeypatch):
-    if uri.startswith("gs"):
-        monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(StorageError) as caught:
         OPERATIONS[operation](uri)
     assert str(caught.value).startswith(f"{uri}: ") and "\n" not in str(caught.value)
@@ -159,6 +166,78 @@ def test_s3_without_credentials_is_one_line(operation, s3_bucket, monkeypatch, t
             OPERATIONS[operation](f"{s3_bucket}/x")
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_signal_is_served_while_a_storage_does_not_answer(s3_bucket):
+    """Else Ctrl-C would wait until the storage gave up."""
+    code = f"""
+import os, signal, socket, threading
+from promptmill.shards.storage import get
+deaf = socket.create_server(("127.0.0.1", 0))
+os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{{deaf.getsockname()[1]}}"
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    get("{s3_bucket}/x")
+except KeyboardInterrupt:
+    os._exit(42)
+"""
+    began = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 42 and time.monotonic() - began < 15
+
+
+def test_a_process_forked_from_one_that_used_object_stores_says_so_and_does_not_hang(s3_bucket):
+    code = f"""
+import multiprocessing
+from promptmill.shards.storage import StorageError, put
+def child():
+    try:
+        put("{s3_bucket}/y", b"1")
+    except StorageError as error:
+        assert "spawn processes instead" in str(error), error
+    else:
+        raise AssertionError("it works")
+put("{s3_bucket}/x", b"1")
+forked = multiprocessing.get_context("fork").Process(target=child)
+forked.start()
+forked.join(20)
+raise SystemExit(forked.exitcode)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_fsspecs_settings_for_s3_hold_and_one_that_is_not_used_is_named(s3_bucket, s3_endpoint, monkeypatch):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    said = {"endpoint_url": s3_endpoint, "key": "test", "secret": "test", "client_kwargs": {"region_name": "us-east-1"}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", said)
+    put(f"{s3_bucket}/x", b"1")
+    monkeypatch.setitem(fsspec.config.conf, "s3", {**said, "config_kwargs": {}})
+    with pytest.raises(StorageError, match=rf"^{s3_bucket}/x: the setting config_kwargs of fsspec's S3 is not used here"):
+        put(f"{s3_bucket}/x", b"1")
+    with pytest.raises(StorageError, match="give the alias of the access point"):
+        put("s3://arn:aws:s3:us-west-2:123456789012:accesspoint/mine/a", b"1")
+
+
+def test_a_profile_of_aws_gives_credentials_region_and_endpoint(s3_bucket, s3_endpoint, monkeypatch, tmp_path):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(f"[profile mine]\nregion = eu-west-3\nendpoint_url = {s3_endpoint}\n")
+    (tmp_path / "credentials").write_text("[mine]\naws_access_key_id = test\naws_secret_access_key = test\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    put(f"{s3_bucket}/x", b"1")
+    assert get(f"{s3_bucket}/x") == b"1"
+
+
+def test_the_region_that_a_bucket_of_aws_is_in_is_asked_of_aws(monkeypatch):
+    for name, value in {"AWS_ACCESS_KEY_ID": "t", "AWS_SECRET_ACCESS_KEY": "t", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with moto.mock_aws():
+        boto3.client("s3").create_bucket(Bucket="elsewhere", CreateBucketConfiguration={"LocationConstraint": "eu-west-3"})
+        given, _ = object_stores._aws("elsewhere")
+    assert (given["region"], given["endpoint"]) == ("eu-west-3", "https://s3.eu-west-3.amazonaws.com")
 
 
 def test_a_bucket_that_is_not_there_cannot_be_written_and_holds_nothing(s3_bucket):
@@ -217,9 +296,10 @@ def test_a_file_larger_than_it_may_be_is_not_read(tmp_path, s3_bucket):
         put(join(folder, "file"), b"content")
         put(join(folder, "empty"), b"")
         assert get(join(folder, "file"), 7) == b"content" and get(join(folder, "empty"), 0) == b""
-        with pytest.raises(OddFileError, match="is of 7 bytes, more than the 6") as raised:
+        with pytest.raises(TooLargeError, match="is of 7 bytes, more than the 6") as raised:
             get(join(folder, "file"), 6)
-        assert raised.value.size == 7
+        again = pickle.loads(pickle.dumps(raised.value))
+        assert (again.size, again.said, str(again)) == (7, raised.value.said, str(raised.value))
         with pytest.raises(FileNotFoundError):
             get(join(folder, "nothing"), 6)
     # A sparse file of a terabyte takes no room, and would take all memory.

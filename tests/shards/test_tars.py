@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -32,6 +34,30 @@ def test_members_carry_nothing_of_this_machine():
     assert (member.mtime, member.uid, member.gid, member.uname, member.gname, member.mode) == (0, 0, 0, "", "", 0o644)
 
 
+@given(samples)
+def test_the_bytes_are_those_of_a_plain_ustar_tar_as_datasets_have_always_been_written(some):
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in sorted(some, key=lambda sample: sample.key):
+            for ending, content in sorted(sample.files.items()):
+                member = tarfile.TarInfo(f"{sample.key}.{ending}")
+                member.size, member.mode, member.mtime = len(content), 0o644, 0
+                tar.addfile(member, io.BytesIO(content))
+    assert write_tar(some) == plain.getvalue()
+
+
+def test_whoever_writes_a_shard_does_not_load_torch_and_webdataset_itself_stays_whole():
+    code = """
+import sys
+from promptmill.shards.tars import Sample, write_tar
+write_tar([Sample("a", {"txt": b"x"})])
+assert "torch" not in sys.modules and "webdataset" not in sys.modules
+import webdataset
+assert webdataset.WebDataset and webdataset.TarWriter
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_webdataset_reads_it(tmp_path):
     (tmp_path / "0.tar").write_bytes(write_tar([Sample(f"k-{i}", {"txt": b"x", "json": b"{}"}) for i in range(3)]))
     read = list(webdataset.WebDataset(str(tmp_path / "0.tar"), shardshuffle=False))
@@ -45,6 +71,7 @@ def test_webdataset_reads_it(tmp_path):
         ([Sample("a", {"txt": b""}), Sample("a", {"txt": b""})], "a: occurs twice"),
         ([Sample("a.b", {"txt": b""})], "split it at the first dot"),
         ([Sample("a/b", {"txt": b""})], "a/b: a key is letters"),
+        ([Sample("a" * 97, {"txt": b""})], "aaa: is longer than the 100 bytes"),
         ([Sample("a", {"txt": b""}), Sample("b", {"png": b""})], "b: has png where the others have txt"),
     ],
 )

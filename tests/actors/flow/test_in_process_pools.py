@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from promptmill.actors.flow.actor_slots import AbortError, DiedError
+from promptmill.actors.flow.actor_slots import AbortError, UnfitError
 from promptmill.actors.flow.in_process_pools import Threads, WorkerHere, still_at_work
-from promptmill.pipelines.work.errors import MISFIT, FatalError
+from promptmill.pipelines.work.errors import FatalError, MisfitError
 from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError
 
@@ -38,9 +38,8 @@ def test_a_result_comes_back_from_another_thread():
 
 
 def test_a_batch_that_does_not_fit_is_a_death_of_the_unit_as_a_whole():
-    with pytest.raises(DiedError, match="out of memory at batch 3") as caught:
-        called(raising(FatalError(f"{MISFIT} 3; set model.batch lower")))
-    assert caught.value.as_a_whole
+    with pytest.raises(UnfitError, match="out of memory at batch 3"):
+        called(raising(MisfitError.of(3)))
 
 
 ENDING = [

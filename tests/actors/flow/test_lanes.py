@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptmill.actors.flow.actor_slots import PATIENCE, AbortError, DiedError, StartError
+from promptmill.actors.flow.actor_slots import PATIENCE, AbortError, StartError, UnfitError
 from tests.actors.flow.lanes_world import DEADLINE, Standin, World, pieces_of, receipts_of
 from tests.actors.flow.virtual_time import DeadlockError, run
 
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_tried_once_more_as_a_whole_and_then_fails_as_a_who
         async def _work(self, unit):
             tries[unit] += 1
             if unit == (3, 4) or (unit == (5, 6) and tries[unit] == 1):
-                raise DiedError("out of memory", as_a_whole=True)
+                raise UnfitError("out of memory")
             return await super()._work(unit)
 
     world = World()

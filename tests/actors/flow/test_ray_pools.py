@@ -6,13 +6,13 @@ import time
 import pytest
 import ray
 
-from promptmill.actors.flow.actor_slots import AbortError, DiedError
+from promptmill.actors.flow.actor_slots import AbortError, DiedError, MemoryRanOutError, UnfitError
 from promptmill.actors.flow.placement import Room, Seat
 from promptmill.actors.flow.ray_pools import RayActor, _load, _placed
 from promptmill.actors.local_ray.cluster import cluster
 from promptmill.actors.local_ray.memory_limits import KernelKills
 from promptmill.actors.pool_sizes import ClusterError
-from promptmill.pipelines.work.errors import FatalError
+from promptmill.pipelines.work.errors import FatalError, MisfitError
 from promptmill.shards.storage import StorageError
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -24,7 +24,9 @@ class Fragile:
         if how == "exit":
             os._exit(1)
         if how == "fatal":
-            raise FatalError("out of memory at batch 3")
+            raise FatalError("CUDA error: an illegal memory access")
+        if how == "misfit":
+            raise MisfitError.of(3)
         if how == "full":
             raise StorageError("out/parts/x.parquet: No space left on device")
         if how == "error":
@@ -70,8 +72,14 @@ def test_a_process_that_ends_as_the_kernel_kills_for_memory_has_died_of_memory(t
 
 
 def test_a_fatal_error_counts_as_a_death_with_its_reason():
-    with pytest.raises(DiedError, match="out of memory at batch 3"):
+    with pytest.raises(DiedError, match="an illegal memory access") as caught:
         called("fatal")
+    assert not isinstance(caught.value, MemoryRanOutError)
+
+
+def test_a_batch_that_does_not_fit_counts_as_a_death_of_memory_that_pieces_do_not_mend():
+    with pytest.raises(UnfitError, match=r"out of memory at batch 3; set model\.batch lower"):
+        called("misfit")
 
 
 def test_an_output_that_cannot_be_written_ends_the_run_and_blames_no_unit():

@@ -166,4 +166,4 @@ def test_a_config_whose_workers_are_in_one_process_is_refused_in_one_line(here, 
     Path("rows.jsonl").write_text('{"prompt": "a red circle"}\n')
     with pytest.raises(PlanError) as caught:
         pack(load("embedded", ["manifest=rows.jsonl", "runtime.workers=here"]), "s3://bucket/out", tmp_path)
-    assert caught.value.problems == ["runtime.workers: here: a job that is submitted has its workers on the cluster; set ray"]
+    assert [*caught.value.problems] == ["runtime.workers: here: a job that is submitted has its workers on the cluster; set ray"]

@@ -6,7 +6,7 @@ from promptmill.shards.commits import CommitRecord
 
 
 def record(shard, candidates):
-    return CommitRecord(shard, 0, (), candidates, candidates, candidates, 0, 0, 0, "f")
+    return CommitRecord(shard, 0, (), "f", requests=candidates, kept=candidates)
 
 
 @given(st.lists(st.integers()), st.integers(1, 50))

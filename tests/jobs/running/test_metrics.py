@@ -10,7 +10,7 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from promptmill.actors.flow.actor_slots import DiedError
+from promptmill.actors.flow.actor_slots import DiedError, MemoryRanOutError
 from promptmill.actors.receipts import Receipt
 from promptmill.configs.loading import load
 from promptmill.jobs.planning.making import look, make_plan
@@ -106,7 +106,7 @@ def test_the_share_that_generators_were_busy_is_of_the_seconds_that_they_were_th
     clock[0] = 170.0
     metrics.alive("generators", -1)
     clock[0] = 200.0
-    metrics.unit(Receipt("000000-00000", 0, 4, 4, 0, 0, 0, {}, None, {"denoise": 30.0, "write": 1.0}, rendering_s=30.0))
+    metrics.unit(Receipt("000000-00000", 0, {}, None, {"denoise": 30.0, "write": 1.0}, rendering_s=30.0, requests=4, kept=4))
     busy, there = (said.values[(f"generator_{what}_seconds_total",)] for what in ("busy", "alive"))
     assert (busy, there) == (30.0, 2 * 10 + 30)
 
@@ -117,7 +117,7 @@ def test_an_actor_that_dies_while_it_starts_is_a_death():
     pool = World().pool("generator", 1, 1)
 
     async def start():
-        raise DiedError("out of memory")
+        raise MemoryRanOutError("out of memory")
 
     watched = metrics.watched(type(pool)(start, 1), "generators")
     with pytest.raises(DiedError):

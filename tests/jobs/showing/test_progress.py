@@ -13,7 +13,8 @@ SIZES = Sizes(2, 1.0, 0.0, 1, 0.25, 0.0, 0.25)
 
 def receipt(kept=1, rejected=3, failed=0, scores=(20.0, 22.0, 25.5)):
     errors = {"non_finite": failed} if failed else {}
-    return Receipt("000000-00000", 0, 1, kept, rejected, failed, 0, errors, scores if kept or rejected else None, {"denoise": 1.5})
+    counts = {"requests": 1, "kept": kept, "rejected": rejected, "failed": failed}
+    return Receipt("000000-00000", 0, errors, scores if kept or rejected else None, {"denoise": 1.5}, **counts)
 
 
 @pytest.mark.parametrize(

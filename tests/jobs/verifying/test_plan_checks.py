@@ -91,13 +91,13 @@ def test_a_kind_of_hardware_that_is_not_as_it_was_written_is_found(planned):
     put(join(planned, "plan/hardware.json"), whole[:-3])
     assert problems_of(planned)[0].startswith("plan/hardware.json: not a kind of hardware: ")
     put(join(planned, "plan/hardware.json"), get(join(planned, "plan/plan.json")))
-    assert problems_of(planned) == ["plan/hardware.json: not a kind of hardware: format is no text"]
+    assert problems_of(planned) == ["plan/hardware.json: not a kind of hardware: format: input should be a valid string (found 3)"]
     delete(join(planned, "plan/hardware.json"))
     assert problems_of(planned) == ["plan/hardware.json: missing, while shards are committed"]
 
 
 def test_a_plausible_record_with_other_counts_than_planned_is_found(planned):
-    rewrite_record(planned, 1, index=False, requests=9, candidates=18, rejected=9)
+    rewrite_record(planned, 1, index=False, requests=9, rejected=9)
     problems = problems_of(planned)
     assert problems[:2] == [
         "commits/000001.json: says requests 9, the plan has 8",

@@ -296,7 +296,8 @@ def test_the_index_names_the_plan_of_each_shard_only_where_there_are_several(mix
     assert b'"fingerprint"' in get(join(clean[1], "index.json"))
     plain, both = (json.loads(get(join(out, "index.json"))) for out in (clean[1], mixed))
     assert not any("fingerprint" in shard for shard in plain["shards"])
-    assert [CommitRecord.from_json(json.dumps(shard).encode()) for shard in both["shards"]] == read_records(mixed)
+    records = [{"format": both["format"], **shard} for shard in both["shards"]]
+    assert [CommitRecord.from_json(json.dumps(record).encode()) for record in records] == read_records(mixed)
 
 
 def test_shards_of_an_earlier_plan_do_not_keep_others_from_being_repaired(mixed):

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from promptmill.configs.columns import EMBEDDING, always
 from promptmill.configs.loading import load
 from promptmill.manifests.carried import arrow_types
 from promptmill.pipelines.scoring.finishing import finish
-from promptmill.pipelines.work.metadata_rows import Facts, ranking_columns
+from promptmill.pipelines.work.metadata_rows import ranking_columns
+from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Placed, Unit
-from promptmill.shards.tables import COLUMNS, make_table, schema
+from promptmill.shards.tables import make_table, schema
 from tests.pipelines.work.test_units import request
 
 SCORERS = (
@@ -40,8 +42,8 @@ def finished(settings, *said, keep=1):
     config = load("embedded", settings)
     placed = Placed(0, dataclasses.replace(request("a", candidates=len(said)), keep=keep))
     candidates = tuple(Candidate(i, i, np.full((8, 8, 3), i, np.uint8), 1) for i in range(len(said)))
-    made = finish(Unit(0, 0, (placed,)), Rendered((Outcome(0, candidates),)), Saying(*said), Facts(config, {}, "{}"))
-    form = schema(arrow_types({}), 2, ranking=ranking_columns(config.ranking))
+    form = schema(arrow_types({}), 2, declared=ranking_columns(config.ranking))
+    made = finish(Unit(0, 0, (placed,)), Rendered((Outcome(0, candidates),)), Saying(*said), Recipe(config, form))
     return make_table([{name: value for name, value in row.items() if name != "image"} for row in made.rows], form)
 
 
@@ -80,7 +82,7 @@ def test_of_the_same_picture_twice_one_is_kept_and_the_other_says_of_which_it_is
 
 
 def test_without_scorers_and_diversity_the_columns_are_as_ever():
-    assert finished([], scored(20.0)).schema.names == [*COLUMNS, "clip_embedding"]
+    assert finished([], scored(20.0)).schema.names == [*(column.name for column in always()), EMBEDDING]
 
 
 def test_the_size_of_an_image_is_that_of_its_pixels_where_the_pipeline_chose_another():
@@ -88,7 +90,7 @@ def test_the_size_of_an_image_is_that_of_its_pixels_where_the_pipeline_chose_ano
     placed = Placed(0, request("a", candidates=2))
     pixels = np.zeros((8, 16, 3), np.uint8)
     candidates = (Candidate(0, 0, pixels, 1), Candidate(1, 1, None, 1, Failure("render_error", "no")))
-    made = finish(Unit(0, 0, (placed,)), Rendered((Outcome(0, candidates),)), Saying(scored(20.0)), Facts(config, {}, "{}"))
+    made = finish(Unit(0, 0, (placed,)), Rendered((Outcome(0, candidates),)), Saying(scored(20.0)), Recipe(config, schema({}, 2)))
     kept, failed = made.rows
     assert (kept["width"], kept["height"]) == (16, 8) != (placed.request.width, placed.request.height)
     assert (failed["width"], failed["height"]) == (placed.request.width, placed.request.height)

@@ -14,7 +14,7 @@ from promptmill.configs.schema import Ranking
 from promptmill.pipelines.models.identity import model_identity, pinned
 from promptmill.pipelines.models.scorer_sources import check_scorers
 from promptmill.pipelines.scoring.clip import load_clip
-from promptmill.pipelines.scoring.heads import Concepts
+from promptmill.pipelines.scoring.head import Concepts
 from promptmill.pipelines.scoring.scorers import load_scorers
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines.models.test_identity import BASE

@@ -7,9 +7,11 @@ import numpy as np
 
 from promptmill.configs.loading import load
 from promptmill.pipelines.scoring.finishing import Onward, finish
-from promptmill.pipelines.work.metadata_rows import Facts
+from promptmill.pipelines.work.metadata_rows import ranking_columns
 from promptmill.pipelines.work.passes import begin
+from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Scored
+from promptmill.shards.tables import schema
 
 
 class HashClip:
@@ -23,11 +25,12 @@ class HashClip:
         return Scored(float(np.float32(int.from_bytes(digest[:4], "big") / 1e8)), np.ones(4, np.float32) / 2)
 
 
-def facts_of(*settings, growing=False):
-    return Facts(load("embedded", ["manifest=x", *settings]), {}, "{}", growing)
+def recipe_of(*settings, growing=False):
+    config = load("embedded", ["manifest=x", *settings])
+    return Recipe(config, schema({}, 4, bool(config.ranking.drafts), growing, ranking_columns(config.ranking)), growing=growing)
 
 
-def take(render, unit, facts, clip=None, seen=lambda unit, rendered: None, at_once=None):
+def take(render, unit, recipe, clip=None, seen=lambda unit, rendered: None, at_once=None):
     """The rows of a unit after all of its passes, and how many passes those were.
 
     Args:
@@ -36,7 +39,7 @@ def take(render, unit, facts, clip=None, seen=lambda unit, rendered: None, at_on
         at_once: As in `begin`.
     """
     clip = clip or HashClip()
-    ranking = facts.config.ranking
+    ranking = recipe.config.ranking
     requests = {placed.row: placed.request for placed in unit.requests}
     unit = replace(unit, course=begin(requests, ranking.drafts, ranking.diversity, at_once))
     kept, passes = [], 0
@@ -44,7 +47,7 @@ def take(render, unit, facts, clip=None, seen=lambda unit, rendered: None, at_on
         rendered = render(unit)
         passes += 1
         seen(unit, rendered)
-        finished = finish(unit, rendered, clip, facts, lambda: kept)
+        finished = finish(unit, rendered, clip, recipe, lambda: kept)
         if not isinstance(finished, Onward):
             return finished.rows, passes
         assert (finished.waiting is not None) == unit.course.in_full

@@ -16,13 +16,14 @@ from promptmill.configs.parameters import Growing
 from promptmill.configs.scorers import Diversity
 from promptmill.pipelines.scoring.finishing import finish
 from promptmill.pipelines.work.joined_slices import join_slices
-from promptmill.pipelines.work.metadata_rows import Facts, failed_unit, ranking_columns
+from promptmill.pipelines.work.metadata_rows import failed_unit, ranking_columns
 from promptmill.pipelines.work.passes import begin
 from promptmill.pipelines.work.ranking import Look, contenders, decide
+from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Placed, Unit, at_once, candidate_seed, slices_of
 from promptmill.shards.parts import PartError, part_name, write_part
-from promptmill.shards.tables import schema, slice_form
+from promptmill.shards.tables import schema
 from tests.pipelines.plain import request
 from tests.pipelines.work.courses import take
 
@@ -48,14 +49,11 @@ def pictures():
 
 
 @cache
-def facts_of(*said):
-    return Facts(load("embedded", ["manifest=x", "shards.quality=50", *said]), {}, "{}", growing=True)
-
-
-def form_of(facts):
-    config = facts.config
+def recipe_of(*said):
+    config = load("embedded", ["manifest=x", "shards.quality=50", *said])
     width = None if config.shards.embeddings == "none" else 2
-    return schema({}, width, bool(config.ranking.drafts), facts.growing, ranking_columns(config.ranking))
+    form = schema({}, width, bool(config.ranking.drafts), True, ranking_columns(config.ranking))
+    return Recipe(config, form, "", FINGERPRINT, growing=True)
 
 
 class Saying:
@@ -95,8 +93,8 @@ def rendered(unit, said):
     return Rendered((Outcome(placed.row, tuple(made)),))
 
 
-def scorers_of(said, facts):
-    named = bool(facts.config.ranking.scorers)
+def scorers_of(said, recipe):
+    named = bool(recipe.config.ranking.scorers)
     return Saying({i: what[1] if named else replace(what[1], others={}) for i, what in enumerate(said) if isinstance(what, tuple)})
 
 
@@ -109,11 +107,10 @@ def slices_at(unit, cuts):
     return [replace(unit, row=5, span=range(first, last)) for first, last in pairwise(edges) if first < last]
 
 
-def written(output, unit, said, facts):
+def written(output, unit, said, recipe):
     """Finish a unit and write its part; returns the rows and the receipt."""
-    finished = finish(unit, rendered(unit, said), scorers_of(said, facts), facts)
-    form = slice_form(form_of(facts)) if unit.span else form_of(facts)
-    write_part(str(output), part_name(unit.name), finished.rows, form, FINGERPRINT)
+    finished = finish(unit, rendered(unit, said), scorers_of(said, recipe), recipe)
+    write_part(str(output), part_name(unit.name), finished.rows, recipe.form_of(unit), FINGERPRINT)
     return finished.rows, Receipt.of(unit, finished.rows, finished.scores, {})
 
 
@@ -121,9 +118,9 @@ def part(output, unit):
     return (output / "parts" / part_name(unit.name)).read_bytes()
 
 
-def joined(output, unit, slices, facts, fresh=None):
+def joined(output, unit, slices, recipe, fresh=None):
     fresh = [one.name for one in slices] if fresh is None else fresh
-    return join_slices(str(output), unit, slices, fresh, facts, form_of(facts), FINGERPRINT)
+    return join_slices(replace(recipe, output=str(output)), unit, slices, fresh)
 
 
 @settings(max_examples=250)
@@ -135,14 +132,14 @@ def joined(output, unit, slices, facts, fresh=None):
     embeddings=st.sampled_from(["kept", "all", "none"]),
 )
 def test_a_request_that_is_cut_makes_the_part_that_the_whole_makes(tmp_path_factory, said, keep, cuts, ranking, embeddings):
-    output, facts = tmp_path_factory.getbasetemp() / "cut", facts_of(f"shards.embeddings={embeddings}", *ranking)
+    output, recipe = tmp_path_factory.getbasetemp() / "cut", recipe_of(f"shards.embeddings={embeddings}", *ranking)
     unit = uncut_of(said, keep)
     slices = slices_at(unit, {cut for cut in cuts if cut < len(said)})
-    whole_rows, whole = written(output, unit, said, facts)
+    whole_rows, whole = written(output, unit, said, recipe)
     wanted = part(output, unit)
     (output / "parts" / part_name(unit.name)).unlink()
-    receipts = [written(output, one, said, facts)[1] for one in slices]
-    end = Receipt.of_joined(unit, joined(output, unit, slices, facts), {})
+    receipts = [written(output, one, said, recipe)[1] for one in slices]
+    end = Receipt.of_joined(unit, joined(output, unit, slices, recipe), {})
     assert part(output, unit) == wanted
     # Every candidate is counted once, and as what it has become.
     for name in ("requests", "kept", "rejected", "failed", "failed_requests"):
@@ -164,7 +161,7 @@ def test_a_request_that_is_cut_makes_the_part_that_the_whole_makes(tmp_path_fact
     places=st.randoms(use_true_random=False),
 )
 def test_whatever_the_others_are_none_is_kept_or_compared_that_a_slice_has_ruled_out(said, others, keep, ranking, places):
-    ranking = facts_of(*ranking).config.ranking
+    ranking = recipe_of(*ranking).config.ranking
     finite = [what for what in (*said, *others) if isinstance(what, tuple) and math.isfinite(what[1].others["taste"])]
     own = [what for what in said if isinstance(what, tuple) and math.isfinite(what[1].others["taste"])]
     order = places.sample(range(len(finite)), len(finite))
@@ -192,7 +189,7 @@ def test_with_diversity_as_many_as_are_kept_rule_the_rest_out_where_they_are_far
         Scored(30.0 - n, np.array([math.cos(math.radians(d)), math.sin(math.radians(d))], np.float32))
         for n, d in enumerate(degrees)
     ]
-    ranking = facts_of("ranking.diversity={embedding: 0.9}").config.ranking
+    ranking = recipe_of("ranking.diversity={embedding: 0.9}").config.ranking
     assert [len(contenders(scored, lambda index: Look(scored[index].embedding), keep, ranking)) for keep in (1, 2, 3, 4)] == [
         1, 3, 5, 6
     ]  # fmt: skip
@@ -205,10 +202,9 @@ def test_with_diversity_as_many_as_are_kept_rule_the_rest_out_where_they_are_far
 FAILED = Failure("died", "its process failed each time that it was rendered alone")
 
 
-def failing(output, unit, failure, facts):
-    form = slice_form(form_of(facts)) if unit.span else form_of(facts)
-    rows = failed_unit(facts, unit, failure)
-    write_part(str(output), part_name(unit.name), rows, form, FINGERPRINT)
+def failing(output, unit, failure, recipe):
+    rows = failed_unit(recipe, unit, failure)
+    write_part(str(output), part_name(unit.name), rows, recipe.form_of(unit), FINGERPRINT)
     return Receipt.of(unit, rows, [], {})
 
 
@@ -217,18 +213,18 @@ def plainly(count):
 
 
 def test_a_slice_that_died_fails_its_candidates_and_its_siblings_stay(tmp_path):
-    facts, said = facts_of(), plainly(9)
+    recipe, said = recipe_of(), plainly(9)
     unit = uncut_of(said, 2)
     slices = slices_at(unit, {3, 6})
-    receipts = [failing(tmp_path, slices[1], FAILED, facts), *(written(tmp_path, one, said, facts)[1] for one in slices[::2])]
-    end = Receipt.of_joined(unit, joined(tmp_path, unit, slices, facts), {})
+    receipts = [failing(tmp_path, slices[1], FAILED, recipe), *(written(tmp_path, one, said, recipe)[1] for one in slices[::2])]
+    end = Receipt.of_joined(unit, joined(tmp_path, unit, slices, recipe), {})
     made = part(tmp_path, unit)
     # What a unit makes whose candidates fail one by one, but for their price.
     broken = [FAILED if 3 <= n < 6 else what for n, what in enumerate(said)]
-    rows, _ = written(tmp_path, unit, broken, facts)
+    rows, _ = written(tmp_path, unit, broken, recipe)
     for row in rows:
         row["unet_evaluations"] = 0 if row["error"] else row["unet_evaluations"]
-    write_part(str(tmp_path), part_name(unit.name), rows, form_of(facts), FINGERPRINT)
+    write_part(str(tmp_path), part_name(unit.name), rows, recipe.form, FINGERPRINT)
     assert part(tmp_path, unit) == made
     assert [sum(getattr(one, name) for one in (*receipts, end)) for name in ("kept", "rejected", "failed")] == [2, 4, 3]
     assert (end.errors, end.failed_requests, end.requests) == ({"died": 3}, 0, 1)
@@ -243,45 +239,45 @@ def test_a_slice_that_died_fails_its_candidates_and_its_siblings_stay(tmp_path):
     ],
 )
 def test_where_no_slice_gets_through_or_the_request_is_to_blame_it_fails_as_a_whole(tmp_path, failures, code):
-    facts, said = facts_of(), plainly(9)
+    recipe, said = recipe_of(), plainly(9)
     unit = uncut_of(said, 2)
     slices = slices_at(unit, {3, 6})
     receipts = [
-        failing(tmp_path, one, failure, facts) if failure else written(tmp_path, one, said, facts)[1]
+        failing(tmp_path, one, failure, recipe) if failure else written(tmp_path, one, said, recipe)[1]
         for one, failure in zip(slices, failures, strict=True)
     ]
-    end = Receipt.of_joined(unit, joined(tmp_path, unit, slices, facts), {})
+    end = Receipt.of_joined(unit, joined(tmp_path, unit, slices, recipe), {})
     made = part(tmp_path, unit)
-    failing(tmp_path, unit, next(one for one in failures if one and one.code == code), facts)
+    failing(tmp_path, unit, next(one for one in failures if one and one.code == code), recipe)
     assert part(tmp_path, unit) == made
     assert (end.errors, end.failed_requests) == ({code: 1}, 1)
     assert sum(one.candidates for one in (*receipts, end)) == 9
 
 
 def test_what_earlier_runs_have_settled_is_not_counted_again(tmp_path):
-    facts, said = facts_of(), plainly(9)
+    recipe, said = recipe_of(), plainly(9)
     unit = uncut_of(said, 2)
     slices = slices_at(unit, {3, 6})
-    receipts = [written(tmp_path, one, said, facts)[1] for one in slices]
-    end = Receipt.of_joined(unit, joined(tmp_path, unit, slices, facts, fresh=[slices[2].name]), {})
+    receipts = [written(tmp_path, one, said, recipe)[1] for one in slices]
+    end = Receipt.of_joined(unit, joined(tmp_path, unit, slices, recipe, fresh=[slices[2].name]), {})
     assert receipts[2].candidates + end.candidates == 3
-    assert joined(tmp_path, unit, slices, facts, fresh=[]).scores == []
+    assert joined(tmp_path, unit, slices, recipe, fresh=[]).scores == []
 
 
 def test_a_slice_whose_part_is_gone_or_of_whole_units_is_a_part_error(tmp_path):
-    facts, said = facts_of(), plainly(6)
+    recipe, said = recipe_of(), plainly(6)
     unit = uncut_of(said, 2)
     slices = slices_at(unit, {3})
     for one in slices:
-        written(tmp_path, one, said, facts)
+        written(tmp_path, one, said, recipe)
     place = tmp_path / "parts" / part_name(slices[1].name)
     place.unlink()
     with pytest.raises(PartError, match=f"{place.name}: is not there any more"):
-        joined(tmp_path, unit, slices, facts)
-    written(tmp_path, unit, said, facts)
+        joined(tmp_path, unit, slices, recipe)
+    written(tmp_path, unit, said, recipe)
     place.write_bytes(part(tmp_path, unit))
     with pytest.raises(PartError, match="lacks the column"):
-        joined(tmp_path, unit, slices, facts)
+        joined(tmp_path, unit, slices, recipe)
 
 
 @given(st.integers(1, 10_000), st.integers(1, 40), st.integers(1, 64), st.integers(1, 100), st.sampled_from([64, 512, 4096]))
@@ -328,11 +324,11 @@ def said_of(row):
 )
 def test_a_course_in_more_passes_makes_the_same_rows_and_holds_no_more_than_it_may(said, keep, at_a_time, most, ranking, drafted):
     drafts = ("ranking.drafts=[{steps: 2, keep: 3}]", "defaults.candidates=9", "defaults.steps=3") if drafted else ()
-    facts = facts_of(*ranking, *drafts)
+    recipe = recipe_of(*ranking, *drafts)
     grows = at_a_time is not None and at_a_time < len(said)
     growing = Growing(start=at_a_time, max=len(said), until_score=21) if grows else None
     unit = uncut_of(said, min(keep, len(said)), growing=growing)
-    if begin({5: unit.requests[0].request}, facts.config.ranking.drafts) is None:
+    if begin({5: unit.requests[0].request}, recipe.config.ranking.drafts) is None:
         return
     sizes = []
 
@@ -341,8 +337,8 @@ def test_a_course_in_more_passes_makes_the_same_rows_and_holds_no_more_than_it_m
         sizes.append(len(made.outcomes[0].candidates))
         return made
 
-    whole, _ = take(render, unit, facts, scorers_of(said, facts))
+    whole, _ = take(render, unit, recipe, scorers_of(said, recipe))
     sizes.clear()
-    cut, _ = take(render, unit, facts, scorers_of(said, facts), at_once=lambda request: most)
+    cut, _ = take(render, unit, recipe, scorers_of(said, recipe), at_once=lambda request: most)
     assert [said_of(row) for row in cut] == [said_of(row) for row in whole]
     assert max(sizes) <= most

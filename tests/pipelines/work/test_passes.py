@@ -14,7 +14,7 @@ from promptmill.pipelines.work.ranking import Look
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered, Scored
 from promptmill.pipelines.work.units import Placed, Unit, evaluations, price
 from tests.pipelines.plain import request
-from tests.pipelines.work.courses import facts_of, take
+from tests.pipelines.work.courses import recipe_of, take
 
 STEPS = 40
 PIXEL = np.zeros((1, 1, 3), np.uint8)
@@ -193,7 +193,7 @@ def test_a_request_grows_until_it_has_its_images_and_the_winner_may_be_of_any_ro
     grows = [Growing(start=2, max=9, until_score=until) for until in (10, 14, 99)]
     some = [request(str(n), candidates=9, keep=2, growing=one) for n, one in enumerate(grows)]
     unit = Unit(0, 0, tuple(Placed(row, one) for row, one in enumerate(some)))
-    rows, passes = take(paint, unit, facts_of(growing=True), Rising())
+    rows, passes = take(paint, unit, recipe_of(growing=True), Rising())
     assert passes == 5
     of = [[row for row in rows if row["id"] == one.id] for one in some]
     # 10 and 11 are enough at once; 14 and 15 are candidates 4 and 5; 99 is never reached.
@@ -217,8 +217,8 @@ class Pairs(Rising):
 def test_a_request_grows_until_its_images_above_the_score_are_unlike_each_other():
     def grown(start, keep, until, *settings):
         one = request(candidates=9, keep=keep, growing=Growing(start=start, max=9, until_score=until))
-        facts = facts_of("shards.embeddings=none", *settings, growing=True)
-        rows, _ = take(paint, Unit(0, 0, (Placed(0, one),)), facts, Pairs())
+        recipe = recipe_of("shards.embeddings=none", *settings, growing=True)
+        rows, _ = take(paint, Unit(0, 0, (Placed(0, one),)), recipe, Pairs())
         return len(rows), [row["candidate_index"] for row in rows if row["selected"]]
 
     unlike = "ranking.diversity={embedding: 0.9}"
@@ -242,9 +242,9 @@ def test_how_a_request_grows_depends_on_nothing_but_its_own_scores():
     grows = Growing(start=2, max=9, until_score=14)
     one = request("x", candidates=9, growing=grows)
     other = request("y", candidates=4, growing=None)
-    facts = facts_of("shards.embeddings=none", growing=True)
-    alone, _ = take(paint, Unit(0, 0, (Placed(0, one),)), facts, Rising())
-    together, _ = take(paint, Unit(0, 0, (Placed(0, one), Placed(1, other))), facts, Rising())
+    recipe = recipe_of("shards.embeddings=none", growing=True)
+    alone, _ = take(paint, Unit(0, 0, (Placed(0, one),)), recipe, Rising())
+    together, _ = take(paint, Unit(0, 0, (Placed(0, one), Placed(1, other))), recipe, Rising())
     assert [row for row in together if row["id"] == "x"] == alone
     assert [row["candidates_spared"] for row in together if row["id"] == "y"] == [0] * 4
 

@@ -34,7 +34,7 @@ class _Towers:
         return self._model.get_text_features(input_ids=tokens[:, 0], attention_mask=tokens[:, 1]).pooler_output
 
 
-def load_preference(scorer: PreferenceScorer, batch: int, device: torch.device | str) -> Clip:
+def load(scorer: PreferenceScorer, batch: int, device: torch.device | str) -> Clip:
     """Load a preference model, from safetensors only.
 
     Args:

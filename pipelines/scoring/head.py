@@ -66,7 +66,7 @@ class Concepts(nn.Module):
         return (F.linear(embeddings, F.normalize(self.concepts)) - self.thresholds + CARE * care).amax(-1)
 
 
-def load_head(scorer: HeadScorer, batch: int, device: torch.device | str) -> Head:
+def load(scorer: HeadScorer, batch: int, device: torch.device | str) -> Head:
     """Load a head from its safetensors file.
 
     Args:

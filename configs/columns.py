@@ -1,0 +1,288 @@
+"""The columns of a dataset's metadata, each in one entry: its name, type, meaning, role, and since which format it is there.
+
+The Parquet schema, the card, what a second pass takes over and which columns are scores all follow from this table. An added column
+is one entry here, `since` the next `FORMAT`; a dataset keeps the format that it began with.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pyarrow as pa
+
+# Datasets of format 1 do not say their format. Since 2 the plan, the commit records and the Parquet files say theirs, and the
+# Parquet files say which columns a config declared.
+FORMAT = 2
+MOST_ROLES = 2**20  # bytes that the roles of declared columns may take
+FORMAT_KEY, ROLES_KEY = b"promptmill.format", b"promptmill.roles"  # of a Parquet file's schema
+
+
+class Role(StrEnum):
+    """What a column is for, which decides what becomes of it."""
+
+    KEY = "key"  # says which candidate the row is of
+    INPUT = "input"  # came from the manifest or its defaults; a second pass takes the column over
+    RESOLVED = "resolved"  # follows from the manifest, and holds for this pass alone
+    SCORE = "score"  # a number that says how good the image is
+    PROVENANCE = "provenance"  # says what made the image, and what the image is
+    OUTCOME = "outcome"  # says what became of the candidate
+    CARRIED = "carried"  # the manifest's own column; a second pass takes it over
+
+
+class Need(StrEnum):
+    """What a dataset has to have for a column to be there."""
+
+    DRAFTS = "drafts"
+    GROWING = "growing"
+    EMBEDDINGS = "embeddings"
+    DECLARED = "declared"  # by the config's ranking, or by a copy without near-duplicates
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        type: In Arrow. That of embeddings has no length yet, which the plan knows.
+        meaning: As the card says it.
+        since: The format of datasets that has it first.
+        need: Without which it is not there; None for a column that every dataset has.
+    """
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    role: Role
+    since: int = 1
+    need: Need | None = None
+
+
+CONTROL = pa.struct(
+    [
+        ("type", pa.string()),
+        ("image", pa.string()),
+        ("preprocess", pa.string()),
+        ("scale", pa.float64()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("sha256", pa.string()),
+    ]
+)
+LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
+
+CLIP_SCORE, RANK_SCORE, REJECTED_FOR = "clip_score", "rank_score", "rejected_for"
+NEAR_DUPLICATE_OF, DUPLICATE_OF = "near_duplicate_of", "duplicate_of"
+DRAFT_SCORES, SPARED, EMBEDDING = "draft_scores", "candidates_spared", "clip_embedding"
+
+_TEXT, _INT, _NUMBER, _SCORE, _FLAG = pa.string(), pa.int32(), pa.float64(), pa.float32(), pa.bool_()
+_KEY, _INPUT, _RESOLVED, _OUTCOME, _MADE = Role.KEY, Role.INPUT, Role.RESOLVED, Role.OUTCOME, Role.PROVENANCE
+
+# In the order in which they stand; carried columns come behind. Times and hosts have no place here: they differ between runs.
+COLUMNS = (
+    Column("key", _TEXT, "names the candidate in the whole dataset", _KEY),
+    Column("id", _TEXT, "the request's, from the manifest", _KEY),
+    Column("candidate_index", _INT, "of the candidate in its request, from 0; null where the request failed as a whole", _KEY),
+    Column("rank", _INT, "among the request's candidates, the best first", _OUTCOME),
+    Column("selected", _FLAG, "whether its image is in `data/`", _OUTCOME),
+    Column("status", _TEXT, "kept, rejected or failed", _OUTCOME),
+    Column("error", _TEXT, "why it failed: an enumerated code", _OUTCOME),
+    Column("error_message", _TEXT, "why it failed, in words", _OUTCOME),
+    Column("prompt", _TEXT, "as rendered", _INPUT),
+    Column("negative_prompt", _TEXT, "what guidance leads away from", _INPUT),
+    Column("mode", _TEXT, "txt2img, img2img, inpaint, or one of these with controls", _RESOLVED),
+    Column("width", _INT, "in pixels", _INPUT),
+    Column("height", _INT, "in pixels", _INPUT),
+    Column("steps", _INT, "of denoising", _INPUT),
+    Column("guidance_scale", _NUMBER, "classifier-free guidance", _INPUT),
+    Column(
+        "guidance_rescale", _NUMBER, "share of the guided prediction rescaled to the spread of the unguided one; 0 is none", _INPUT
+    ),
+    Column("scheduler", _TEXT, "the sampler", _INPUT),
+    Column("strength", _NUMBER, "of img2img and inpainting: the share of the steps that is run", _INPUT),
+    Column("seed", pa.int64(), "of this candidate's noise", _INPUT),
+    Column("candidates", _INT, "how many the request asked for", _RESOLVED),
+    Column("keep", _INT, "how many of them it keeps", _RESOLVED),
+    Column("init_image", _TEXT, "what img2img and inpainting began with, as the manifest names it", _INPUT),
+    Column("init_image_sha256", _TEXT, "of that file", _MADE),
+    Column("mask_image", _TEXT, "white was repainted", _INPUT),
+    Column("mask_image_sha256", _TEXT, "of that file", _MADE),
+    Column(
+        "controls",
+        pa.list_(CONTROL),
+        "ControlNet conditions: type, image and its SHA-256, preprocessing, scale, share of the steps",
+        _INPUT,
+    ),
+    Column("loras", pa.list_(LORA), "the LoRAs in use and their scales", _INPUT),
+    Column("prompt_truncated", _FLAG, "the text encoder read only the prompt's beginning", _MADE),
+    Column("model", _TEXT, "the base model", _MADE),
+    Column("revision", _TEXT, "of the base model", _MADE),
+    Column("dtype", _TEXT, "that it ran in", _MADE),
+    Column("batch_shape", _TEXT, "the fixed batch sizes that bits depend on", _MADE),
+    Column("kernels", _TEXT, "how the denoiser was computed, which bits depend on too", _MADE),
+    Column("versions", _TEXT, "of the libraries that bits depend on", _MADE),
+    Column("unet_evaluations", _INT, "how often the denoiser was evaluated for this candidate", _MADE),
+    Column(CLIP_SCORE, _SCORE, "100 × cosine of prompt and image", Role.SCORE),
+    # Here stand the scores of declared scorers: `score_column`.
+    Column(RANK_SCORE, _SCORE, "what ranks: the weighted sum of the scores", Role.SCORE, need=Need.DECLARED),
+    Column(
+        REJECTED_FOR,
+        _TEXT,
+        "outranked, near_duplicate, or the limit of a score that it breaks, as floor_NAME or ceiling_NAME",
+        _OUTCOME,
+        need=Need.DECLARED,
+    ),
+    Column(
+        NEAR_DUPLICATE_OF,
+        _INT,
+        "the candidate index of the kept image that it is nearly the same as",
+        _OUTCOME,
+        need=Need.DECLARED,
+    ),
+    Column(
+        DUPLICATE_OF,
+        _TEXT,
+        "the key of the image, of whatever request, that is kept instead of this one",
+        _OUTCOME,
+        need=Need.DECLARED,
+    ),
+    Column("sha256", _TEXT, "of the image file", _MADE),
+    Column("pixel_sha256", _TEXT, "of height, width and RGB values before encoding", _MADE),
+    Column("bytes", pa.int64(), "size of the image file", _MADE),
+    Column("shard", _INT, "the shard's number", _KEY),
+    Column(
+        DRAFT_SCORES,
+        pa.list_(_SCORE),
+        "the scores of the candidate's drafts, in their order; null for one that it passed over",
+        _OUTCOME,
+        need=Need.DRAFTS,
+    ),
+    Column(
+        SPARED,
+        _INT,
+        "how many of the request's candidates were never begun, since enough were good",
+        _OUTCOME,
+        need=Need.GROWING,
+    ),
+    Column(EMBEDDING, pa.list_(pa.float16()), "the image's unit CLIP embedding", _MADE, need=Need.EMBEDDINGS),
+)
+
+
+def by_name() -> dict[str, Column]:
+    """Return the table's columns by their names."""
+    return {column.name: column for column in COLUMNS}
+
+
+def always(format: int = FORMAT) -> tuple[Column, ...]:
+    """Return the columns that every dataset of a format has."""
+    return tuple(column for column in COLUMNS if column.need is None and column.since <= format)
+
+
+def reserved() -> frozenset[str]:
+    """Return the names that no carried column may have. Names of declared columns are free where nothing declares them."""
+    return frozenset(column.name for column in COLUMNS if column.need is not Need.DECLARED)
+
+
+def score_column(scorer: str) -> Column:
+    """Return the column of a declared scorer's scores."""
+    return Column(f"{scorer}_score", pa.float32(), f"of the scorer {scorer}", Role.SCORE, need=Need.DECLARED)
+
+
+def declared_column(name: str, role: Role) -> Column:
+    """Return what a declared column is, by its name and role: one of the table, or of a scorer."""
+    column = by_name().get(name)
+    if column is not None and column.need is Need.DECLARED and column.role is role:
+        return column
+    return score_column(name.removesuffix("_score"))
+
+
+def declared_by_place(names: Sequence[str]) -> dict[str, Role]:
+    """Return the roles of the declared columns of rows that come without a schema, or of a dataset of format 1: by their place.
+
+    Declared columns stand between `clip_score` and `sha256`. JSON beside an image has no other way to say which columns these are;
+    a Parquet file says so itself since format 2.
+    """
+    if not {CLIP_SCORE, "sha256"} <= set(names):
+        return {}
+    known = by_name()
+    between = names[names.index(CLIP_SCORE) + 1 : names.index("sha256")]
+    return {name: known[name].role if name in known and known[name].need is Need.DECLARED else Role.SCORE for name in between}
+
+
+def roles(names: Sequence[str], declared: Mapping[str, Role] | None = None) -> dict[str, Role]:
+    """Return the role of each column of a dataset, in their order.
+
+    Args:
+        names: Of its columns, in their order.
+        declared: The roles of those that a config declared, as far as the dataset says; without them their place tells.
+    """
+    declared = declared_by_place(names) if declared is None else declared
+    known = {column.name: column.role for column in COLUMNS if column.need is not Need.DECLARED}
+    return {name: known.get(name) or declared.get(name, Role.CARRIED) for name in names}
+
+
+class NewerFormatError(ValueError):
+    """A dataset of a format that this promptmill does not know; the message is one line."""
+
+    def __init__(self, format: object):
+        super().__init__(
+            f"dataset format {format}, this promptmill reads up to {FORMAT}; use the promptmill that wrote it, or a later one"
+        )
+
+
+def check_format(format: object) -> int:
+    """Return the format that a dataset says.
+
+    Raises:
+        NewerFormatError: It is one of a later promptmill.
+        ValueError: It is none.
+    """
+    if type(format) is not int or format < 1:
+        raise ValueError(f"its dataset format is {str(format)[:20]!r}, which is none")
+    if format > FORMAT:
+        raise NewerFormatError(format)
+    return format
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a Parquet file's schema says of itself.
+
+    Attributes:
+        format: Of the dataset.
+        declared: The roles of the columns that a config declared; None where the file does not say, in format 1.
+    """
+
+    format: int = 1
+    declared: Mapping[str, Role] | None = None
+
+    @property
+    def metadata(self) -> dict[bytes, bytes] | None:
+        """What `of` reads again; None in format 1."""
+        if self.format == 1:
+            return None
+        roles = {ROLES_KEY: json.dumps(self.declared).encode()} if self.declared else {}
+        return {FORMAT_KEY: str(self.format).encode(), **roles}
+
+    @classmethod
+    def of(cls, schema: pa.Schema) -> "Stated":
+        """Return what a schema says.
+
+        Raises:
+            ValueError: It says a later format, or what nobody writes.
+        """
+        metadata = schema.metadata or {}
+        if FORMAT_KEY not in metadata:
+            return cls()
+        said = metadata[FORMAT_KEY][:20].decode(errors="replace")
+        format = check_format(int(said) if said.isascii() and said.isdigit() else said)
+        try:
+            found = json.loads(metadata.get(ROLES_KEY, b"{}")[:MOST_ROLES])
+            return cls(format, {str(name): Role(role) for name, role in found.items()})
+        except (ValueError, AttributeError, RecursionError):
+            raise ValueError("the roles of its columns cannot be read") from None
+
+
+def roles_in(schema: pa.Schema) -> dict[str, Role]:
+    """Return the role of each column of a dataset's schema, in their order. Raises ValueError as `Stated.of`."""
+    return roles(schema.names, Stated.of(schema).declared)
