@@ -8,7 +8,6 @@ are chosen here.
 
 import random
 import socket
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,10 +66,11 @@ def few_processes(logs: bool) -> Iterator[None]:
     before = {name: getattr(Node, name) for name in left_out}
     for name, other in left_out.items():
         setattr(Node, name, other)
-    parameter.RayParams = _with_ports
+    made: Any = parameter
+    made.RayParams = _with_ports
     try:
         yield
     finally:
-        parameter.RayParams = _parameters
+        made.RayParams = _parameters
         for name, other in before.items():
             setattr(Node, name, other)
