@@ -143,7 +143,7 @@ def test_enough_open_files_are_enough(monkeypatch):
 
 LISTENING = """
 import json, os, psutil
-from jobs.cluster import cluster
+from promptmill.actors.local_ray.cluster import cluster
 import ray
 
 with cluster(None, metrics_port={port}):
