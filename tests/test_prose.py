@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("actors", "benchmarks", "configs", "embedded", "jobs", "manifests", "pipelines", "shards")
 
 # Folders and files whose docstrings are still to be rewritten.
-TO_DO: tuple[str, ...] = ("pipelines/rendering/loading.py",)
+TO_DO: tuple[str, ...] = ()
 
 # Imperatives that may begin a docstring. Add the verb that says what the code does; a noun does not belong here.
 VERBS = frozenset(
