@@ -24,10 +24,85 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 # In the order in which worker processes take them, so that none is left with a long file at the end.
-LONGEST_FIRST: tuple[str, ...] = (*GROUPS["chaos"], *GROUPS[ON_CLUSTER])
+LONGEST_FIRST: tuple[str, ...] = (
+    *GROUPS["chaos"],
+    *GROUPS[ON_CLUSTER],
+    "tests/clusters/test_submitting.py",
+    "tests/jobs/cli/test_cli.py",
+    "tests/actors/local_ray/test_ray_ends.py",
+    "tests/embedded/test_training.py",
+    "tests/embedded/test_quickstart.py",
+    "tests/jobs/calibration/test_calibrating.py",
+    "tests/jobs/api/test_rendering.py",
+    "tests/shards/test_lease.py",
+    "tests/shards/test_faulty_storage.py",
+    "tests/shards/test_bounded_parquet.py",
+    "tests/jobs/test_bounds.py",
+    "tests/jobs/test_hostile_datasets.py",
+    "tests/jobs/test_fuzz_readers.py",
+    "tests/jobs/planning/test_shard_writing.py",
+    "tests/jobs/planning/test_processes.py",
+    "tests/actors/local_ray/test_import_path.py",
+    "tests/actors/local_ray/test_surroundings.py",
+    "tests/jobs/running/test_drafts.py",
+    "tests/test_one_name.py",
+)
 
-# Folders, files and tests with real models, Ray, or processes of more than a second. What is not said here is quick.
-SLOW: tuple[str, ...] = ("tests/chaos", "tests/clusters", *GROUPS[ON_CLUSTER])
+# Folders, files and tests with Ray, runs of real models, processes or waits of more than a second. What is not said here is quick.
+SLOW: tuple[str, ...] = (
+    "tests/chaos",
+    "tests/clusters",
+    "tests/embedded/test_quickstart.py",
+    "tests/embedded/test_shipped_family.py",
+    "tests/embedded/test_training.py",
+    "tests/embedded/test_weights.py",
+    "tests/test_one_name.py",
+    # On Ray.
+    "tests/actors/flow/test_ray_pools.py",
+    "tests/actors/local_ray/test_import_path.py",
+    "tests/actors/local_ray/test_ray_ends.py",
+    "tests/actors/local_ray/test_surroundings.py",
+    "tests/jobs/running/test_metrics.py::test_the_metrics_port_says_what_the_records_of_a_run_say",
+    "tests/jobs/running/test_run.py",
+    "tests/jobs/running/test_workers_here.py",
+    # Runs of the embedded family.
+    "tests/jobs/api/test_rendering.py",
+    "tests/jobs/calibration/test_calibrating.py",
+    "tests/jobs/cli/test_cli.py::test_a_preset_works_from_any_folder",
+    "tests/jobs/cli/test_cli.py::test_a_run_on_s3_from_its_plan_to_its_sheet",
+    "tests/jobs/cli/test_cli.py::test_a_run_that_may_wait_goes_on_as_soon_as_the_other_has_ended",
+    "tests/jobs/cli/test_cli.py::test_a_stop_that_comes_after_the_last_unit_still_finishes",
+    "tests/jobs/cli/test_cli.py::test_a_truncated_part_is_one_line_and_healed_by_the_next_run",
+    "tests/jobs/cli/test_cli.py::test_a_tuned_plan_has_the_batch_that_pays_and_a_run_need_not_be_told",
+    "tests/jobs/cli/test_cli.py::test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_to_the_same_bytes",
+    "tests/jobs/cli/test_cli.py::test_parts_that_cannot_be_written_end_the_run_with_one_line",
+    "tests/jobs/cli/test_cli.py::test_plan_measures_time_and_disk_when_asked",
+    "tests/jobs/cli/test_cli.py::test_run_renders_from_nothing_says_where_to_look_and_verify_agrees",
+    "tests/jobs/figures/test_ranked.py",
+    "tests/jobs/planning/test_altered_plans.py::test_a_shards_plan_that_was_altered_is_not_rendered_and_with_it_brought_back_the_run_goes_on",
+    "tests/jobs/running/test_drafts.py",
+    "tests/jobs/running/test_failure_budget.py::test_a_run_stops_once_more_has_failed_than_it_may_and_goes_on_when_it_may",
+    "tests/jobs/running/test_scorers.py::test_a_run_scores_ranks_and_says_why_by_the_command_line",
+    "tests/jobs/sharing/test_exporting.py::test_the_winners_are_rendered_further_in_a_second_pass_of_img2img_and_control",
+    "tests/jobs/test_bad_input.py::test_every_broken_row_can_be_recorded_while_the_rest_renders",
+    "tests/jobs/test_format_1.py::test_one_that_was_cut_off_is_gone_on_with_to_the_same_bytes_or_refused_in_so_many_lines",
+    "tests/jobs/verifying/test_repair.py::test_damaged_shards_are_rendered_again_to_the_same_bytes_and_no_others",
+    # Many files, gigabytes that are refused, faults that are waited out, processes of their own.
+    "tests/configs/test_parquet_footers.py",
+    "tests/jobs/clusters/test_jobs_api.py",
+    "tests/jobs/planning/test_processes.py",
+    "tests/jobs/planning/test_shard_writing.py",
+    "tests/jobs/sharing/test_push.py",
+    "tests/jobs/test_bounds.py",
+    "tests/jobs/test_fuzz_readers.py",
+    "tests/jobs/test_hostile_datasets.py",
+    "tests/manifests/test_urls.py",
+    "tests/pipelines/models/test_hub_weights.py",
+    "tests/pipelines/rendering/test_equality.py",
+    "tests/shards/test_bounded_parquet.py",
+    "tests/shards/test_faulty_storage.py",
+    "tests/shards/test_lease.py",
+)
 
 
 def file_of(nodeid: str) -> str:
