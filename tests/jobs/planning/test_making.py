@@ -14,7 +14,7 @@ from PIL import Image
 
 from promptmill.configs.loading import load
 from promptmill.configs.own_files import ROOT
-from promptmill.jobs.planning import making, sources
+from promptmill.jobs.planning import sources
 from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError, read_plan
 from promptmill.jobs.planning.shard_plans import read_shard
@@ -376,7 +376,7 @@ def test_a_model_or_a_manifest_that_is_not_there_is_one_line(manifest, tmp_path)
 
 
 def test_a_draft_whose_sampler_does_not_fit_the_model_is_one_line(tmp_path, manifest, monkeypatch):
-    facts = dataclasses.replace(making.read_facts(config_of(manifest).model), schedulers=("euler",))
+    facts = dataclasses.replace(sources.read_facts(config_of(manifest).model), schedulers=("euler",))
     monkeypatch.setattr(sources, "read_facts", lambda model: facts)
     with pytest.raises(PlanError, match=r"ranking.drafts.0.scheduler: ddim does not fit the model, which takes euler"):
         look(config_of(manifest, "ranking.drafts=[{steps: 4, keep: 2, scheduler: ddim}]"))
