@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("actors", "benchmarks", "configs", "embedded", "jobs", "manifests", "pipelines", "shards")
+FOLDERS = ("actors", "benchmarks", "configs", "embedded", "examples", "jobs", "manifests", "pipelines", "shards")
 
 # Folders and files whose docstrings are still to be rewritten.
 TO_DO: tuple[str, ...] = ()
