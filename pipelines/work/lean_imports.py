@@ -45,7 +45,7 @@ _to_allow: list[Any] = []  # classes that torch's compiler takes as they are, on
 
 
 class StandIn(ModuleType):
-    """Stands in for a module, which is imported when something of the module is asked for."""
+    """Replaces a module, which is imported when something of the module is asked for."""
 
     def __init__(self, name: str, names: tuple[str, ...]):
         super().__init__(name)
@@ -60,7 +60,7 @@ class StandIn(ModuleType):
 
 
 class InPieces(ModuleType):
-    """Stands for a package whose modules are imported without the package's own code, which runs once a name is missing."""
+    """Replaces a package whose modules are imported without the package's own code, which runs once a name is missing."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
