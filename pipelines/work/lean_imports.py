@@ -237,7 +237,7 @@ _below = _Below()
 
 
 class _Distributions(Mapping[str, list[str]]):
-    """Maps packages to the installed distributions, once they are asked for: that reads the list of files of each."""
+    """Holds the map from packages to the installed distributions, once they are asked for: that reads the list of files of each."""
 
     def __init__(self) -> None:
         self._found: Mapping[str, list[str]] | None = None
