@@ -83,7 +83,7 @@ def test_the_versions_are_of_all_that_decides_bytes(library):
 
 def test_promptmills_version_is_that_of_this_copy(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "9.8"\n')
-    monkeypatch.setattr(identity, "ROOT", tmp_path)
+    monkeypatch.setattr(identity, "PROJECT", tmp_path / "pyproject.toml")
     assert library_versions(Model(base="./any"))["promptmill"] == "9.8"
 
 
