@@ -89,7 +89,8 @@ def test_survivors_are_the_same_where_pipelines_render_in_fixed_batches(flux, fi
 def test_the_embedded_family_scored_by_its_clip_drafts_to_the_same_survivors(shapes):
     clip = load_clip(recipe_of().config.ranking, shapes.model.device)
     prompt = "a small red circle at the left on a black background"
-    check(*both(shapes, unit_of(request("lines", prompt=prompt, steps=5, candidates=6, **MODES["controlnet"])), clip=clip), 1)
+    lines = request("lines", mode="controlnet", prompt=prompt, steps=5, candidates=6, **MODES["controlnet"])
+    check(*both(shapes, unit_of(lines), clip=clip), 1)
 
 
 def test_a_candidate_whose_draft_is_no_image_fails_and_the_others_go_on(engine):
