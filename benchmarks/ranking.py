@@ -129,8 +129,7 @@ def thresholds(trials: Sequence[Trial]) -> Iterator[str]:
 
 
 def growing(folder: Path, few: Path, trials: Sequence[Trial], steps: int) -> Iterator[str]:
-    """Yield images above a threshold for each thousand evaluations, by twos until one is above it, against a fixed number of
-    candidates.
+    """Yield images above a threshold for each thousand evaluations: grown by twos, and by a fixed number of candidates.
 
     Candidate k is the same image however many there are, so that all follows from the trials; a real run of a few requests is held
     to that.
@@ -189,18 +188,14 @@ def run(folder: Path, manifest: Path, name: str, steps: int, candidates: object,
 
 
 def most_within(gains: Gains, budget: float) -> int | None:
-    """Return the place of the policy that keeps the most of CLIP's gain for at most so much of the price; None where all cost
-    more.
-    """
+    """Return the place of the policy that keeps most of CLIP's gain for at most so much of the price; None where all cost more."""
     if not (gains.price <= budget).any():
         return None
     return int(np.where(gains.price <= budget, gains.share("clip"), -np.inf).argmax())
 
 
 def within(drafts: Gains, previews: Gains, budget: float) -> Iterator[str]:
-    """Yield the best of both kinds within a budget, and the same choice made on four fifths of the requests, judged on the
-    other.
-    """
+    """Yield the best of both kinds within a budget, and the same choice made on four fifths of the requests, judged on the rest."""
     title = f"for at most {100 * budget:.0f}% of the price"
     yield f"| {title} | price | gain by CLIP | by the oracle | CLIP, chosen apart | oracle, chosen apart |"
     yield "|---|---:|---:|---:|---:|---:|"

@@ -1,11 +1,11 @@
 """Measures a start, from the command to the first image, against a bare script that does the same work.
 
-    python -m benchmarks.start --repeats 5 [--other PYTHON]
+    python -m benchmarks.start --repeats 5 [--other PROMPTMILL]
 
 bare   a script of diffusers and open_clip: import, load the embedded family and its CLIP model, render one image, score, write
 ray    `promptmill run` of one request of one candidate; its workers are Ray's
 here   the same with runtime.workers=here
-other  the same as `ray` by another Python, whose promptmill is another version
+other  the same as `ray` by another version's command `promptmill`
 
 Each is a process of its own, begun in turn, so that a machine that gets slower is slow for all; what counts is the time until the
 image is there: on disk for the script, in a durable part for the runs. The first round only warms the disk's cache. Ratios are of
@@ -13,6 +13,7 @@ the medians, to `bare`.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -50,8 +51,8 @@ def command(way: str, folder: Path, other: str | None) -> list[str]:
     settings = [f"manifest={folder / 'rows.jsonl'}", f"defaults.steps={STEPS}", "defaults.candidates=1", "model.batch=2"]
     settings += ["runtime.workers=here"] if way == "here" else []
     words = [word for setting in settings for word in ("--set", setting)]
-    python = other if way == "other" and other else sys.executable
-    return [python, "-m", "promptmill", "run", "embedded", "--out", str(folder / "out"), *words]
+    begin = [other] if way == "other" and other else [sys.executable, "-m", "promptmill"]
+    return [*begin, "run", "embedded", "--out", str(folder / "out"), *words]
 
 
 def seconds(way: str, other: str | None) -> float:
@@ -60,8 +61,10 @@ def seconds(way: str, other: str | None) -> float:
         folder = Path(name)
         (folder / "rows.jsonl").write_text(json.dumps({"prompt": PROMPT}) + "\n")
         began, took = time.monotonic(), None
+        # Another version finds its own modules.
+        there = {name: value for name, value in os.environ.items() if way != "other" or name != "PYTHONPATH"}
         process = subprocess.Popen(
-            command(way, folder, other), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command(way, folder, other), cwd=folder, env=there, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         assert process.stdout is not None
         for line in process.stdout:
@@ -74,7 +77,7 @@ def seconds(way: str, other: str | None) -> float:
 
 @click.command()
 @click.option("--repeats", default=5, show_default=True)
-@click.option("--other", metavar="PYTHON", help="A Python of another version of promptmill.")
+@click.option("--other", metavar="PROMPTMILL", help="The command of another version.")
 def main(repeats: int, other: str | None) -> None:
     """Measure starts in turn, and print their medians."""
     ways = ["bare", "ray", "here", *(["other"] if other else [])]
@@ -82,6 +85,7 @@ def main(repeats: int, other: str | None) -> None:
     for turn in range(repeats + 1):
         for way in ways:
             found = seconds(way, other)
+            click.echo(f"{way} {found:.2f} s{'' if turn else ', not counted'}", err=True)
             if turn:
                 took[way].append(found)
     bare = statistics.median(took["bare"])

@@ -296,9 +296,7 @@ class Config(Strict):
         return self
 
     def render_config(self) -> dict[str, Any]:
-        """Return the config's part that decides bytes, as plain JSON values: all but the place of the manifest, `output` and
-        `runtime`.
-        """
+        """Return the config's part that decides bytes, as JSON values: all but the manifest's place, `output` and `runtime`."""
         values = self.model_dump(mode="json", exclude={"manifest", "output", "runtime"})
         if not self.ranking.drafts:
             # Without drafts these keys decide nothing; left out, they leave the fingerprints of older plans as they are.

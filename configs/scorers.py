@@ -37,9 +37,7 @@ class OpenClipScorer(_Scorer, OpenClip):
 
 
 class PreferenceScorer(_Scorer, Weights):
-    """Declares a CLIP model of transformers that was trained on what people prefer: its logit scale x cosine, as PickScore has
-    it.
-    """
+    """Declares a CLIP model of transformers that was trained on what people prefer: its logit scale x cosine, as in PickScore."""
 
     kind: Literal["preference"]
 

@@ -216,9 +216,7 @@ def recolored(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def measure_inpaint(family: Family, count: int) -> Iterator[Figure]:
-    """Yield how often inpainting replaces the first object by one of another shape, colour and size, and the drift outside the
-    mask.
-    """
+    """Yield how often inpainting replaces the first object by one of another look, and the drift outside the mask."""
     scenes, rng = scenes_for(8, count)
     source = draw(scenes, rng).pixels
     wanted = [replaced(s, rng) for s in scenes]

@@ -66,9 +66,7 @@ def _scene(number: int, rng: np.random.Generator) -> Scene:
 
 
 def _row(id: str, topic: str, scene: Scene, **columns: Any) -> dict[str, Any]:
-    """Return a manifest row without the columns that are None; `topic` and `objects` are columns of our own, carried into the
-    dataset.
-    """
+    """Return a manifest row without the columns that are None; `topic` and `objects` are carried into the dataset."""
     said = {name: value for name, value in columns.items() if value is not None}
     return {"id": id, "prompt": describe(scene), **said, "topic": topic, "objects": len(scene.things)}
 
@@ -138,9 +136,7 @@ def _canny_img2img(id: str, number: int, rng: np.random.Generator) -> Example:
 
 
 def _seg_inpaint(id: str, number: int, rng: np.random.Generator) -> Example:
-    """Return an inpainting request for another object in place of the first, with its place and size given by a segmentation
-    map.
-    """
+    """Return an inpainting request for another object in place of the first, with its place and size by a segmentation map."""
     source, wanted = _pair(number, rng, replaced)
     # Drawn alike, so that all but the first object agree to the pixel.
     jitter = int(rng.integers(2**32))

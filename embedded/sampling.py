@@ -26,9 +26,7 @@ BATCH = 48
 
 @dataclass(frozen=True)
 class Family:
-    """Loads the family once and renders with its weights; pictures are (B, 64, 64, 3) uint8, and picture i depends on seed i
-    alone.
-    """
+    """Loads the family once and renders with its weights: pictures (B, 64, 64, 3) uint8, each by its seed alone."""
 
     folder: Path = field(default=weights.WEIGHTS)
 

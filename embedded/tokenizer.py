@@ -37,9 +37,7 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def save_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write the tokenizer where `CLIPTokenizer.from_pretrained` and open_clip find the tokenizer's files, and return the
-    tokenizer.
-    """
+    """Write the tokenizer's files, as `CLIPTokenizer.from_pretrained` and open_clip find them, and return the tokenizer."""
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder)
     return tokenizer

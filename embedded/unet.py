@@ -90,9 +90,7 @@ class Denoiser(nn.Module):
 
 
 class Corpus:
-    """Holds pictures of the world, encoded once: latents that fit the scaling factor, their scenes and (for controls) their
-    truth.
-    """
+    """Holds pictures of the world, encoded once: scaled latents, their scenes and (for controls) their truth."""
 
     def __init__(self, vae: AutoencoderKL, count: int, seed: int, cache: Path | None = None):
         rng = np.random.default_rng([seed, 0xC0])

@@ -34,9 +34,7 @@ def _is_bytes(kind: pyarrow.DataType) -> bool:
 
 
 def address(file: str, column: str, number: int | None) -> str:
-    """Return the path of an image in a cell of a manifest, as a row names the image; without a number, the beginning of all such
-    paths.
-    """
+    """Return the path of an image in a cell of a manifest, as a row names it; without a number, the beginning of all such paths."""
     return f"{PurePosixPath(file).name}{IN_FILE}{column}{'' if number is None else f'/{number}'}"
 
 

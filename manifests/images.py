@@ -161,9 +161,7 @@ def is_image(file: Path) -> bool:
 
 
 def mismatch(source: tuple[int, int], mask: tuple[int, int]) -> str | None:
-    """Return the problem of an init image and a mask whose (width, height) differ: cropped each by itself, the two would not be
-    aligned.
-    """
+    """Return the problem of an init image and a mask whose (width, height) differ, since crops of both would not be aligned."""
     if source == mask:
         return None
     return f"mask_image: {mask[0]} x {mask[1]} pixels, but the init_image has {source[0]} x {source[1]}"

@@ -45,9 +45,7 @@ _FOLDED = frozenset({*FLAT_CONTROL, "controls", "loras"})
 
 
 class Columns(Closed):
-    """Validates the columns that a row may have; the config's defaults fill in the rest. `make_request` refuses booleans,
-    faster.
-    """
+    """Validates the columns that a row may have; the config's defaults fill in the rest."""
 
     id: str | None = Field(None, min_length=1, max_length=512)
     prompt: str | None = Field(None, max_length=MAX_PROMPT)
@@ -247,9 +245,7 @@ def _with_hints(problems: list[str], carried: Collection[str], known: Collection
 
 
 def _unfold(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a row's values with lists in place of CSV's flat columns (control_type and its kin) and JSON texts, and with ids as
-    text.
-    """
+    """Return a row's values with lists for CSV's flat columns (control_type and its kin) and JSON texts, and with ids as text."""
     if isinstance(values.get("id"), int | float | Decimal):
         values["id"] = _whole(values["id"])
     if _FOLDED.isdisjoint(values):

@@ -342,9 +342,7 @@ def nearest_path(folder: str, path: str) -> str | None:
 
 @functools.lru_cache(16)
 def _listing(folder: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the names in a folder by their folded form (without case, in one form of Unicode): whole, and without their
-    endings.
-    """
+    """Return the names in a folder by their folded form (no case, one form of Unicode): whole, and without their endings."""
     names: dict[str, str] = {}
     stems: dict[str, str] = {}
     try:

@@ -1,3 +1,1 @@
-"""Stores datasets: parts, tars, Parquet files, images and commit records, on disks and object stores; knows neither Ray nor
-torch.
-"""
+"""Stores datasets: parts, tars, Parquet files, images, commit records, on disks and object stores; knows neither Ray nor torch."""

@@ -242,9 +242,7 @@ def read_small(uri: str) -> bytes:
 
 
 def _unsafe(record: CommitRecord) -> str | None:
-    """Return the words for what in a record could lead its readers to other files than those of its shard; None where nothing
-    could.
-    """
+    """Return the words for what in a record could lead its readers to files of no shard or another's; None where nothing could."""
     if sorted(file.path for file in record.files) != sorted(record.paths.values()):
         there, wanted = (", ".join(sorted(paths)) for paths in ((f.path for f in record.files), record.paths.values()))
         return f"names {shown(there, 200) or 'no file'}, where the shard has {wanted}"

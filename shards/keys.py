@@ -14,9 +14,7 @@ LIKE = "000012-00003-0001"
 
 
 def parse(key: str) -> tuple[int, int, int | None] | None:
-    """Return shard, row and candidate of a key, the candidate None for a request as a whole; return None where the text is no
-    key.
-    """
+    """Return shard, row and candidate of a key, the candidate None for a request as a whole; None where the text is no key."""
     found = KEY.fullmatch(key)
     return (int(found[1]), int(found[2]), int(found[3]) if found[3] else None) if found else None
 

@@ -13,6 +13,8 @@ from promptmill.shards.perceptual_hash import BITS, same_colours
 EXACT_UP_TO = (
     100_000  # pictures; two cores compare so many embeddings of 512 numbers in a minute or two, ten times as many in hours
 )
+COSINE = 0.97  # of the embeddings of two pictures that are no near-duplicates, at most
+HASH_BITS = 4  # in which the perceptual hashes of near-duplicates differ, at most
 BLOCK = 1024  # pictures compared at a time,
 AGAINST = 16 * BLOCK  # and with so many, which takes 64 MiB
 

@@ -55,7 +55,7 @@ class Outcomes:
 
     @property
     def shown(self) -> dict[str, int]:
-        """The candidates of each outcome, without those outcomes that most datasets have none of, where there are none."""
+        """Return the number of candidates of each outcome, without those that most datasets have none of, where there are none."""
         return {name: number for name, number in self.by_outcome.items() if number or name not in RARE}
 
     @property

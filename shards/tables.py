@@ -91,9 +91,7 @@ def slice_form(form: pa.Schema) -> pa.Schema:
 
 
 def pass_form(form: pa.Schema) -> pa.Schema:
-    """Return the schema of the parts that a pass leaves: of the metadata what rendering and scoring tell, and what ranks and what
-    goes on.
-    """
+    """Return the schema of the parts that a pass leaves: what rendering and scoring tell, what ranks, and what goes on."""
     told = {"key", "candidate_index", "status", "error", "error_message", "width", "height", "seed", "prompt_truncated"}
     told |= {"unet_evaluations", CLIP_SCORE, *declared_in(form), "sha256", "pixel_sha256", "bytes", EMBEDDING}
     fields = [field for field in form if field.name in told]

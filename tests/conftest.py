@@ -58,10 +58,10 @@ def pytest_runtest_setup(item):
 @pytest.fixture(scope="session", autouse=True)
 def process_outlives_commands():
     """Commands that tests call in this process do not end it, as one whose threads still compute otherwise does."""
-    from promptmill.jobs.cli import endings
+    from promptmill.actors.flow import in_process_pools
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(endings, "still_at_work", lambda: False)
+        patched.setattr(in_process_pools, "still_at_work", lambda patience_s=0.0: False)
         yield
 
 

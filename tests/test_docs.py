@@ -17,7 +17,8 @@ from promptmill.manifests.requests import KNOWN_COLUMNS
 from promptmill.manifests.sources import READERS
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "embedded" / "weights").glob("*.md")])
+FOLDERS = ("", "docs/", "examples/", "examples/*/", "embedded/weights/")
+PAGES = sorted(page for folder in FOLDERS for page in ROOT.glob(f"{folder}*.md"))
 FENCE = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?<=\n\n)(?: {4}[^\n]*\n+)+")
 CODE = re.compile(r"`[^`\n]+`")
@@ -79,6 +80,10 @@ def test_the_index_and_the_site_have_every_page():
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "index.md" or page.name in index, f"docs/index.md lacks {page.name}"
         assert f"docs/{page.name}\n" in nav, f"mkdocs.yml lacks docs/{page.name}"
+    examples = {link.partition("#")[0] for link in links(ROOT / "examples" / "README.md")}
+    for page in (ROOT / "examples").glob("*/README.md"):
+        assert f"{page.parent.name}/README.md" in examples, f"examples/README.md lacks {page.parent.name}"
+        assert f"examples/{page.parent.name}/README.md\n" in nav, f"mkdocs.yml lacks {page.parent.name}"
     assert yaml.safe_load(nav)["strict"] is True
 
 

@@ -8,6 +8,7 @@ step.
 import asyncio
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -38,12 +39,20 @@ def sizes_here(threads: int) -> Sizes:
     return Sizes(1, float(threads), 0.0, 1, 0.0, 0.0, 0.0)
 
 
-def still_at_work() -> bool:
+def still_at_work(patience_s: float = 0.0) -> bool:
     """Return whether a thread of a worker is inside a call.
 
     A process that ends meanwhile, other than at once, may be aborted by torch.
+
+    Args:
+        patience_s: Seconds to wait for the threads to come out of their calls.
     """
-    return any(threads.busy for threads in tuple(_ALL))
+    until = time.monotonic() + patience_s
+    while busy := any(threads.busy for threads in tuple(_ALL)):
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.01)
+    return busy
 
 
 class Threads:

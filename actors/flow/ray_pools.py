@@ -66,9 +66,7 @@ def _generator(kind: Any) -> Any:
     class OnRay(kind):
         @ray.method(num_returns=2)
         def render(self, unit: Unit) -> tuple[None, Any]:
-            """Render a unit, with two results: the first says that the work is done, the second stays on its node until a scorer
-            takes it.
-            """
+            """Render a unit, with two results: the first says that all is done, the second stays on its node for a scorer."""
             return None, super().render(unit)
 
     return _remote(OnRay, kind)
@@ -162,9 +160,7 @@ def _died(error: Exception, dismissed: bool, kills: KernelKills | None) -> DiedE
 
 
 def _by_infrastructure(error: Exception) -> bool:
-    """Return whether a node went, rather than the process by itself; an actor that waits at a node to start is cancelled with the
-    node.
-    """
+    """Return whether a node went, rather than the process by itself; an actor that waits at a node is cancelled with the node."""
     said = str(error)
     gone = isinstance(error, exceptions.NodeDiedError) or "its node has died" in said or "The actor never ran" in said
     return gone or bool(getattr(error, "preempted", False))

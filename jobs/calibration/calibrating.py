@@ -1,6 +1,4 @@
-"""Calibrates drafts: samples a manifest, renders candidates in full and as drafts, and chooses the cheapest drafts that keep
-enough.
-"""
+"""Calibrates drafts: samples a manifest, renders candidates in full and as drafts, and chooses the cheapest good drafts."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass

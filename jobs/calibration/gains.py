@@ -136,8 +136,7 @@ def fewest(wanted: float) -> int:
 
 
 def held_out(gains: Gains, score: str, wanted: float) -> HeldOut | None:
-    """Judge the choice of `Gains.cheapest` on requests that had no part in it; a fold for which nothing is enough renders all in
-    full.
+    """Judge the choice of `Gains.cheapest` on requests that had no part in it; a fold without any choice renders all in full.
 
     The result is None for fewer than ten requests, and where a sample without one fold is too small to choose by.
     """

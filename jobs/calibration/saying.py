@@ -100,9 +100,7 @@ def _table(title: str, gains: Gains, found: Found, names: Sequence[str]) -> Iter
 
 
 def _shown(gains: Gains, found: Found) -> list[int]:
-    """Return the indices of the policies to show: the cheapest for each share of the gain, around the wanted share, and the chosen
-    one.
-    """
+    """Return the indices of the policies to show: the cheapest for each share of the gain near the wanted one; the chosen one."""
     frontier = gains.frontier(found.score)
     shares = gains.share(found.score)
     enough = [place for place in frontier if shares[place] >= found.wanted]

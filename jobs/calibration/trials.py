@@ -125,9 +125,7 @@ def _hash(placed: Placed) -> str:
 
 
 def identity(sources: Sources) -> dict[str, Any]:
-    """Return the inputs that trials depend on beside their requests: models, libraries, and the render config but for its
-    drafts.
-    """
+    """Return the inputs that trials depend on beside their requests: models, libraries, the render config without drafts."""
     ranking = sources.config.ranking.model_copy(update={"drafts": (), "drafts_stochastic": False})
     config = sources.config.model_copy(update={"ranking": ranking}).render_config()
     # Requests hold what they take from the defaults, and the form of shards does not change trials.

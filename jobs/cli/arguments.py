@@ -1,6 +1,4 @@
-"""Declares the arguments that several commands share: a config, settings, accepted changes, places of images; finds the
-terminal.
-"""
+"""Declares the arguments that several commands share: a config, settings, accepted changes, places of images, the terminal."""
 
 import functools
 import sys
@@ -128,9 +126,7 @@ def terminal() -> Console | None:
 
 @contextmanager
 def progress_of(console: Console | None, what: str) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with a number of rows, which a terminal shows as `what: 1,234 rows`; without one, nothing is
-    shown.
-    """
+    """Yield a function to call with a number of rows, which a terminal shows as `what: 1,234 rows`, and nothing else shows."""
     if console is None:
         yield lambda rows: None
         return

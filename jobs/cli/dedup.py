@@ -10,14 +10,17 @@ from promptmill.jobs.planning.config_and_output import absolute
 from promptmill.jobs.showing import summary
 from promptmill.jobs.showing.exit_statuses import USAGE
 from promptmill.shards.lease import hold
+from promptmill.shards.near_duplicates import COSINE, HASH_BITS
 from promptmill.shards.storage import join, names
 
 
 @click.command()
 @click.argument("out")
-@click.option("--embedding", type=click.FloatRange(-1, 1), default=0.97, show_default=True, help="Highest cosine; 1: not compared.")
 @click.option(
-    "--hash", "bits", type=click.IntRange(-1, 16), default=4, show_default=True, help="Bits that differ; -1: not compared."
+    "--embedding", type=click.FloatRange(-1, 1), default=COSINE, show_default=True, help="Highest cosine; 1: not compared."
+)
+@click.option(
+    "--hash", "bits", type=click.IntRange(-1, 16), default=HASH_BITS, show_default=True, help="Bits that differ; -1: not compared."
 )
 @click.option("--to", metavar="URI", help="Write a copy without the near-duplicates.")
 @click.option("--json", "as_json", is_flag=True, help="Say it as one JSON object.")

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from promptmill.actors.flow.in_process_pools import still_at_work
 from promptmill.configs.printing import echo
 from promptmill.jobs.showing.exit_statuses import FAILED, STOPPED
 from promptmill.jobs.showing.user_errors import lines_of
+
+LEAVE_S = 2.0  # that a command waits at its end for threads that compute
 
 
 @contextmanager
@@ -22,7 +23,8 @@ def one_line_errors() -> Iterator[None]:
         with _one_line():
             yield
     except SystemExit as leaving:
-        if still_at_work():
+        workers = sys.modules.get("promptmill.actors.flow.in_process_pools")  # imported by runs alone
+        if workers is not None and workers.still_at_work(LEAVE_S):
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):
                     stream.flush()

@@ -43,9 +43,7 @@ class Estimate:
 
 
 def worth_measuring(plan: Plan) -> str | None:
-    """Return the reason not to render anything here for an estimate; None where neither a download nor minutes on a CPU are
-    needed.
-    """
+    """Return the reason not to render anything here for an estimate: a download, or minutes on a CPU; None where there is none."""
     model = plan.config.model
     sources = [weights.source for _, weights in model.weights().values()]
     places = [local_folder(source) for source in sources]

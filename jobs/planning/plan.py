@@ -104,9 +104,7 @@ class ShardPlan:
         return sum(placed.request.candidates for placed in self.requests)
 
     def requests_json(self) -> bytes:
-        """Return the shard's requests and bad rows as JSON, the input of the fingerprint; the cut into units decides no byte of a
-        dataset.
-        """
+        """Return the shard's requests and bad rows as JSON, which the fingerprint is over; the cut into units decides no byte."""
         requests = [{"row": p.row, "file": p.file, "request": to_json(p.request), "images": dict(p.images)} for p in self.requests]
         return _dumps({"shard": self.shard, "requests": requests, "bad": [asdict(row) for row in self.bad]})
 

@@ -36,8 +36,7 @@ class UnknownPrompts:
 
 
 def unknown_prompts(plan: Plan, output: str) -> UnknownPrompts | None:
-    """Count the unknown prompts among the first requests of a plan; return None where there are none, or no file lists the known
-    ones.
+    """Count the unknown prompts among a plan's first requests; return None where there are none, or no file lists the known ones.
 
     Args:
         plan: The plan.

@@ -77,9 +77,7 @@ def histogram(shown: Histogram, score: str = "CLIP score") -> Markup:
 
 
 def strips(groups: Sequence[Scores], what: str, score: str = "CLIP score") -> Markup:
-    """Draw a strip for each group of requests: the middle half and 80% of its candidates' scores, their median, the kept ones'
-    mean.
-    """
+    """Draw a strip for each group of requests: the middle half and 80% of its scores, their median, the kept ones' mean."""
     row, top = 42.0, 4.0
     bottom = top + row * len(groups)
     low = min(group.all.quantiles[0] for group in groups)

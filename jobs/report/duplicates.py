@@ -1,23 +1,20 @@
-"""Finds near-duplicates: images whose CLIP embeddings, or without embeddings whose perceptual hashes, are almost the same."""
+"""Groups images that are nearly the same by what `promptmill dedup` goes by, and images that are equal pixel for pixel."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+
+from promptmill.shards.near_duplicates import COSINE, HASH_BITS, Pictures, find_twins
 
 MOST_EMBEDDINGS = 10_000  # images compared with one another
 MOST_HASHED = 500  # images compared where each has to be decoded first
-SIMILAR = 0.95  # cosine of two CLIP embeddings
-ALIKE = 24  # of a hash's 1,056 bits that may differ
-SIDE = 8  # of the shrunken image that a hash is made of
-FLAT = 8  # levels that neighbours may differ by and still be the same
-STRIP = 512  # images compared with all others at a time
 
 
 @dataclass(frozen=True)
 class Group:
-    """Holds images that are almost the same as the first of them.
+    """Holds images that are nearly the same as the first of them.
 
     Attributes:
         members: Their indices among the images compared.
@@ -26,38 +23,25 @@ class Group:
     members: Sequence[int]
 
 
+@dataclass(frozen=True)
+class Hashes:
+    """Holds the perceptual hash of an image and its mean colours, as `shards.perceptual_hash` has them."""
+
+    hash: int
+    colours: np.ndarray
+
+
 def by_embedding(embeddings: np.ndarray) -> list[Group]:
     """Group images by (N, D) embeddings of any length, the largest group first; rows that are not finite are in none."""
     vectors = embeddings.astype(np.float32)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    # A NaN compares as not similar.
-    vectors /= np.where(lengths > 0, lengths, np.nan)
-    return _grouped(vectors, SIMILAR)
+    finite = np.isfinite(vectors).all(axis=1, keepdims=True)
+    return _grouped(_pictures(len(vectors), embeddings=np.where(finite, vectors, 0)))
 
 
-def by_hash(hashes: np.ndarray) -> list[Group]:
-    """Group images by (N, B) bool hashes, the largest group first."""
-    signs = np.where(hashes, 1.0, -1.0).astype(np.float32)
-    # The product of two sign vectors is the number of equal bits less the number of different bits.
-    return _grouped(signs, hashes.shape[1] - 2 * ALIKE)
-
-
-def _grouped(vectors: np.ndarray, least: float) -> list[Group]:
-    """Group vectors: each image that is in no group yet begins one, with all free images whose product with it is at least `least`.
-
-    Groups do not chain: every member is like the first.
-    """
-    free = np.ones(len(vectors), bool)
-    groups = []
-    for start in range(0, len(vectors), STRIP):
-        close = vectors[start : start + STRIP] @ vectors[start:].T >= least
-        for place in range(len(close)):
-            if free[start + place]:
-                members = start + np.flatnonzero(close[place] & free[start:])
-                free[members] = False
-                if len(members) > 1:
-                    groups.append(Group(members.tolist()))
-    return sorted(groups, key=lambda group: -len(group.members))
+def by_hash(hashes: Sequence[Hashes]) -> list[Group]:
+    """Group images by their perceptual hashes, the largest group first."""
+    numbers = np.array([one.hash for one in hashes], np.uint64)
+    return _grouped(_pictures(len(hashes), hashes=numbers, colours=np.stack([one.colours for one in hashes])))
 
 
 def equal(hashes: np.ndarray) -> list[Group]:
@@ -68,16 +52,16 @@ def equal(hashes: np.ndarray) -> list[Group]:
     return sorted((Group(run.tolist()) for run in runs), key=lambda group: (-len(group.members), group.members[0]))
 
 
-def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """Return the perceptual hash of an image in mode RGB, (1056,) bool.
+def _pictures(number: int, **signs: np.ndarray) -> Pictures:
+    # Of images whose scores are equal the first stays; no two have the same file, which `equal` looks for.
+    names = [str(place) for place in range(number)]
+    return Pictures(names, [0.0] * number, names, names, **signs)
 
-    The hash has bits for each place and colour of the shrunken image: whether its value rises or falls to the right and downwards,
-    and whether it is above a third and two thirds of the scale. Rising and falling are two bits, so that flat areas are alike
-    whatever their noise.
-    """
-    small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), np.int16)
-    bits = [small > 85, small > 170]
-    for axis in (0, 1):
-        step = np.diff(small, axis=axis)
-        bits += [step > FLAT, step < -FLAT]
-    return np.concatenate([some.ravel() for some in bits])
+
+def _grouped(pictures: Pictures) -> list[Group]:
+    twins, _ = find_twins(pictures, COSINE, HASH_BITS)
+    members: Mapping[int, list[int]] = defaultdict(list)
+    for place, twin in sorted(twins.items()):
+        members[twin.of].append(place)
+    groups = [Group([first, *others]) for first, others in members.items()]
+    return sorted(groups, key=lambda group: (-len(group.members), group.members[0]))

@@ -9,13 +9,14 @@ import numpy as np
 from promptmill.jobs.figures.reading import Digest, read
 from promptmill.jobs.figures.sampling import MOST_CANDIDATES, Sample, sample, spread
 from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_plan
-from promptmill.jobs.report.duplicates import MOST_EMBEDDINGS, MOST_HASHED, Group, by_embedding, by_hash, equal, perceptual_hash
+from promptmill.jobs.report.duplicates import MOST_EMBEDDINGS, MOST_HASHED, Group, Hashes, by_embedding, by_hash, equal
 from promptmill.jobs.report.facts import Facts, facts_of
 from promptmill.jobs.report.pictures import Images, Picked, Shown, each, picked, show
 from promptmill.jobs.report.times import Times, read_times
 from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.image_reader import PictureError, read_picture
 from promptmill.shards.index import SUCCESS, Totals, total
+from promptmill.shards.perceptual_hash import colours, phash
 from promptmill.shards.storage import names
 from promptmill.shards.tables import ranks_by
 
@@ -138,9 +139,7 @@ def _halved(facts: Facts) -> Facts:
 
 
 def comparable(records: Sequence[CommitRecord], most: int) -> list[CommitRecord]:
-    """Return shards with about `most` kept images in all, spread evenly; whole shards, since neighbours are the likeliest to be
-    alike.
-    """
+    """Return shards with about `most` kept images in all, spread evenly; whole ones, since neighbours are likely alike."""
     kept = [record for record in records if record.kept]
     images = sum(record.kept for record in kept)
     return spread(kept, max(1, len(kept) * most // images)) if images > most else kept
@@ -178,24 +177,24 @@ def _by_hash(
 ) -> tuple[Likeness, list[str]]:
     """Return groups by perceptual hash, and what could not be read for the hashes."""
 
-    def of_shard(record: CommitRecord, some: set[str]) -> tuple[Picked, dict[str, np.ndarray]]:
-        found, made = picked(output, record, some, images(record)), dict[str, np.ndarray]()
+    def of_shard(record: CommitRecord, some: set[str]) -> tuple[Picked, dict[str, Hashes]]:
+        found, made = picked(output, record, some, images(record)), dict[str, Hashes]()
         for key, content in sorted(found.images.items()):
             row = found.rows[key]
             with suppress(PictureError):
                 image = read_picture(content, images(record), row["width"], row["height"], draft=(HASHED, HASHED))
-                made[key] = perceptual_hash(image)
+                made[key] = Hashes(phash(image), colours(image))
         return found, made
 
     keys = np.concatenate([digests[r.shard].keys for r in compared if r.shard in digests] or [np.array([], "S")])
-    hashes: dict[str, np.ndarray] = {}
+    hashes: dict[str, Hashes] = {}
     problems: list[str] = []
     for found, made in each(records, _decoded(keys[:MOST_HASHED]), of_shard):
         hashes |= made
         problems += [*found.problems, *(f"{key}: its image cannot be decoded" for key in sorted(set(found.images) - set(made)))]
     if not hashes:
         return Likeness("hash", 0, 0, 0, ()), problems
-    return _likeness("hash", np.array(list(hashes), "S"), by_hash(np.stack(list(hashes.values())))), problems
+    return _likeness("hash", np.array(list(hashes), "S"), by_hash(list(hashes.values()))), problems
 
 
 def _equal(digests: Sequence[Digest]) -> Likeness:

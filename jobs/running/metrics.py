@@ -146,7 +146,7 @@ class Metrics:
     def stopping(self, units: int) -> None: ...
 
     def watched(self, pool: Pool, role: PoolName) -> Pool:
-        """The same pool, with its actors and their calls counted."""
+        """Return the same pool, with its actors and their calls counted."""
         self.guard(self.show, "promptmill_actors_wanted", pool.size, pool=role)
         self.guard(self.alive, role, 0)
 
@@ -185,13 +185,13 @@ class Metrics:
         self._gauges[name, pool] = value
 
     def alive(self, role: PoolName, more: int) -> None:
-        """An actor came up, or went."""
+        """Count an actor that came up, or went."""
         self._count_alive()
         self._alive[role] += more
         self.show("promptmill_actors_alive", self._alive[role], pool=role)
 
     def begun(self, role: PoolName, unit: Any, alone: bool) -> None:
-        """A call of an actor."""
+        """Count a call of an actor that begins."""
         if role == "scorers":
             self._wait(-1)
         elif alone or unit.name in self._again:
@@ -200,16 +200,16 @@ class Metrics:
         self._fly(role, 1)
 
     def ended(self, role: PoolName) -> None:
-        """A call of an actor, well or not."""
+        """Count a call of an actor that ends, well or not."""
         self._fly(role, -1)
 
     def made(self, role: PoolName) -> None:
-        """A call of an actor, well."""
+        """Count a call of an actor that ended well."""
         if role == "generators":
             self._wait(1)
 
     def failed(self, role: PoolName, unit: Any, reason: str) -> None:
-        """A call of an actor, not well."""
+        """Count a call of an actor that did not end well."""
         self._again.add(unit.name)
         self.put("promptmill_tries_failed_total", 1, pool=role, reason=reason)
 
@@ -230,9 +230,7 @@ class Metrics:
         self.show("promptmill_candidates_settled", self._settled)
 
     def _count_alive(self) -> None:
-        """Count the seconds that actors were alive, with each unit, as its busy seconds are: so their quotient is a share at any
-        moment.
-        """
+        """Count the seconds that actors were alive, with each unit, as busy seconds are: so their quotient is a share."""
         now = time.monotonic()
         self.put("promptmill_generator_alive_seconds_total", (now - self._seen) * self._alive["generators"])
         self._seen = now

@@ -11,6 +11,7 @@ from promptmill.actors.local_ray.cluster import cluster
 from promptmill.actors.local_ray.watch import RayWatch, one_line_of_ray
 from promptmill.actors.pool_sizes import ClusterError, Sizes, size_pools
 from promptmill.configs.schema import Config
+from promptmill.jobs.planning.plan import Counts
 from promptmill.jobs.running.metrics import Metrics
 from promptmill.pipelines.work.recipe import Recipe
 
@@ -37,13 +38,13 @@ class OnRay:
 
 
 @contextmanager
-def on_ray(config: Config, output: str, planned: int, last: Callable[[], object]) -> Iterator[OnRay]:
+def on_ray(config: Config, output: str, counts: Counts, last: Callable[[], object]) -> Iterator[OnRay]:
     """Connect to a config's cluster, or start one of this machine.
 
     Args:
         config: The run's config.
         output: The dataset's URI.
-        planned: Candidates of the plan.
+        counts: Of the plan.
         last: Called before this process has to be ended since Ray does not let it go on.
 
     Raises:
@@ -51,6 +52,10 @@ def on_ray(config: Config, output: str, planned: int, last: Callable[[], object]
         ResourcesError: The cluster has no room.
     """
     runtime = config.runtime
-    watch, metrics = RayWatch(last), Metrics(output, planned)
+    watch, metrics = RayWatch(last), Metrics(output, counts.candidates)
     with watch, cluster(runtime.address, metrics_port=runtime.metrics_port) as nodes, one_line_of_ray():
-        yield OnRay(len(nodes), size_pools(nodes, runtime, config.model.threads), watch, metrics)
+        sizes = size_pools(nodes, runtime, config.model.threads)
+        if runtime.generators == "auto":
+            # One without a unit to render would only be in the way of the others as they load.
+            sizes = replace(sizes, generators=min(sizes.generators, max(1, counts.units)))
+        yield OnRay(len(nodes), sizes, watch, metrics)

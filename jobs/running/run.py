@@ -95,9 +95,7 @@ def run(
 
 @contextlib.contextmanager
 def _gone_before_all_else(output: str) -> Iterator[None]:
-    """Raise, for an error that ends a run, one that the output was moved or deleted, where that is so and the error only follows
-    from it.
-    """
+    """Raise, for an error that ends a run, one that the output was moved or deleted, where the error only follows from that."""
     try:
         yield
     except Exception:
@@ -106,9 +104,7 @@ def _gone_before_all_else(output: str) -> Iterator[None]:
 
 
 def _failed(output: str, plan: Plan, records: Iterable[CommitRecord], say: Callable[[str], None]) -> dict[int, frozenset[int]]:
-    """Return, by shard, the rows that another try may mend; a shard of an earlier plan stays, since its other rows are as that plan
-    said.
-    """
+    """Return, by shard, the rows that another try may mend; a shard of an earlier plan has none."""
     found = {record.shard: (record, failed_rows(output, record, get_args(InfrastructureError))) for record in records}
     again = {shard: rows for shard, (record, rows) in found.items() if rows and record.fingerprint == plan.fingerprint}
     if not any(rows for _, rows in found.values()):

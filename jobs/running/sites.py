@@ -73,5 +73,5 @@ def site_of(plan: Plan, output: str, last: Callable[[], object], say: Callable[[
     from promptmill.jobs.running.on_ray import on_ray
 
     say("starting Ray")
-    with on_ray(config, output, plan.counts.candidates, last) as site:
+    with on_ray(config, output, plan.counts, last) as site:
         yield site

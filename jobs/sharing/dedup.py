@@ -1,6 +1,4 @@
-"""Finds the near-duplicates among the kept images of a dataset, marks them beside the dataset, and copies the dataset without
-them.
-"""
+"""Finds the near-duplicates among a dataset's kept images, marks them beside the dataset, and copies the dataset without them."""
 
 import json
 import os
@@ -167,9 +165,7 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def marks(found: Found) -> pa.Table:
-    """Return a row for each kept image: its group, numbered in the order of first images, and why the image is superfluous; else
-    nulls.
-    """
+    """Return a row for each kept image: its group, numbered in the order of first images, and why it is superfluous; else nulls."""
     keys, twins = found.pictures.keys, found.twins
     groups: dict[int, int] = {}
     kept_for = {number: twins[number].of if number in twins else number for number in range(len(keys))}

@@ -222,9 +222,7 @@ def _files(record: CommitRecord) -> list[File]:
 
 
 def _family(output: str) -> set[str]:
-    """Return the fingerprints of the present and earlier plans of an output's shards; the plan itself may be of an older
-    promptmill.
-    """
+    """Return the fingerprints of the present and earlier plans of an output; the plan may be of an older promptmill."""
     earlier = {name.removesuffix(".json") for name in names(join(output, "plan", "earlier"))}
     plan = [join(output, "plan", "plan.json")] if "plan.json" in names(join(output, "plan")) else []
     return earlier.union(*(_fingerprints(get(uri)) for uri in (*plan, join(output, INDEX))))
@@ -331,9 +329,7 @@ class _Hub:
     def _committing(
         self, message: str, additions: Sequence[tuple[File, "CommitOperationAdd"]], removed: Sequence[str]
     ) -> Callable[[], None]:
-        """Return an action that makes one commit; a second call commits only what is missing, since the first answer may have been
-        lost.
-        """
+        """Return an action that makes one commit; a second call commits only what is missing, since an answer may be lost."""
         from huggingface_hub import CommitOperationDelete
 
         tried = False

@@ -1,3 +1,1 @@
-"""Shows people the state of a run or a dataset: progress, summaries, contact sheets, printed lines; changes nothing in a
-dataset.
-"""
+"""Shows people the state of a run or a dataset: progress, summaries, contact sheets, printed lines; changes no dataset."""

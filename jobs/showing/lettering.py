@@ -184,9 +184,7 @@ def runs_left(line: str) -> bool:
 
 
 def pieces_of(text: str) -> Sequence[str]:
-    """Return the pieces between which a line may break: words with the space before them, and single letters of scripts without
-    spaces.
-    """
+    """Return the pieces between which a line may break: words with the space before them; letters in scripts without spaces."""
     pieces: list[str] = []
     for letter in " ".join(text.split()):
         wide = unicodedata.east_asian_width(letter) in "WF"

@@ -107,9 +107,7 @@ def _generation(output: str, shard: int, said: Sequence[CommitRecord]) -> int:
 
 
 def _hashes(generation: int, said: Sequence[CommitRecord]) -> dict[str, list[str]]:
-    """Return, by path, the SHA-256 said of a damaged shard's files; the index, which comes first, knows best which files there
-    are.
-    """
+    """Return, by path, the SHA-256 said of a damaged shard's files; the index, which comes first, knows best what files exist."""
     said = [record for record in said if record.generation == generation]
     found: dict[str, list[str]] = {}
     for record in said:
@@ -121,9 +119,7 @@ def _hashes(generation: int, said: Sequence[CommitRecord]) -> dict[str, list[str
 
 
 def _lying(output: str, shard: int) -> list[tuple[str, int]]:
-    """Return the files under a shard's name, records first and earlier generations before later ones, and the generation of
-    each.
-    """
+    """Return the files under a shard's name with their generations: records first, earlier generations before later ones."""
     found = []
     for order, (folder, ending) in enumerate((("commits", ".json"), ("data", ".tar"), ("metadata", ".parquet"))):
         for name in names(join(output, folder)):

@@ -93,9 +93,7 @@ def _class_of(index: dict[str, Any], part: str) -> str | None:
 
 
 def _levels(vae: dict[str, Any]) -> int:
-    """Return the number of sizes that a VAE goes through, each half the last; deep-compression VAEs have two lists, of one
-    length.
-    """
+    """Return the number of sizes that a VAE goes through, each half the last; deep-compression VAEs have two equal lists."""
     for key in ("block_out_channels", "encoder_block_out_channels"):
         channels = vae.get(key)
         if isinstance(channels, list) and channels:

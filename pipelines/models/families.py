@@ -20,9 +20,7 @@ TABLES = {
 
 
 def modes_of(pipeline: str) -> tuple[str, ...]:
-    """Return the modes, of those without control, that the family of a pipeline class has pipelines for; none if it makes no
-    images.
-    """
+    """Return the modes without control that a pipeline class's family has pipelines for; none where it makes no images."""
     families = [family for classes in tables().values() for family, name in classes.items() if name == pipeline]
     return tuple(mode for mode, classes in tables().items() if families and families[0] in classes)
 

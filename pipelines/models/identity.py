@@ -118,9 +118,7 @@ def _folder_identity(folder: Path, source: str) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield all files that the loaders may open: through links, which they follow; but no hidden files, such as the hub client's
-    notes.
-    """
+    """Yield all files that the loaders may open: through links, which they follow, but no hidden files (the hub client's notes)."""
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(place) / name for name in names if name.endswith(WEIGHT_ENDINGS) and not name.startswith("."))

@@ -1,6 +1,4 @@
-"""Finds the scorers beside CLIP, and checks before anything runs that they fit together. Free of torch, so that a plan can use
-it.
-"""
+"""Finds the scorers beside CLIP, and checks before anything runs that they fit together; free of torch, for a plan's sake."""
 
 import json
 import re

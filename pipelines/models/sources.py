@@ -59,8 +59,7 @@ def adapter_file(weights: Adapter) -> Path | None:
 
 
 def find_local(name: str) -> Path:
-    """Return the absolute path of a folder or file; a relative one is tried from the current directory, then from promptmill's
-    root.
+    """Return the absolute path of a folder or file; a relative one is tried from the current folder, then from promptmill's root.
 
     Raises:
         ModelError: Neither place has the folder or file.

@@ -24,6 +24,7 @@ from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of,
 from promptmill.pipelines.rendering.slots import Settled, Slots, is_fatal
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.errors import FatalError, MisfitError
+from promptmill.pipelines.work.lean_imports import lean_imports
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
 from promptmill.pipelines.work.turns import COMPUTING
 from promptmill.pipelines.work.units import Placed, Unit
@@ -41,9 +42,7 @@ class Path(Protocol):
 
 
 def path_for(model: LoadedModel, text: TextEncoder, batch: int) -> Path:
-    """Return the slot engine for the UNet families of Stable Diffusion; fixed batches of diffusers' pipelines for every other
-    family.
-    """
+    """Return the slot engine for Stable Diffusion's UNet families; fixed batches of diffusers' pipelines for all other families."""
     slots = type(model.base).__name__.startswith("StableDiffusion") and "unet" in model.base.components
     return Slots(model, text, batch) if slots else Batches(model, text, batch)
 
@@ -80,7 +79,7 @@ class Engine:
 
     def __init__(self, model: Model, job_seed: int, roots: Roots, device: torch.device | None = None):
         self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
-        with COMPUTING:
+        with COMPUTING, lean_imports():
             torch.set_num_threads(model.threads)
             self.model = load_model(model, device)
             self.text = TextEncoder(self.model, model.batch)

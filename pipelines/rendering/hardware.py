@@ -13,8 +13,7 @@ CPU_KEYS = ("vendor_id", "model name", "cpu family", "model", "CPU implementer",
 
 
 def hardware_kind(threads: int) -> dict[str, str]:
-    """Return the properties of this machine that decide bits: GPU model and driver, or the CPU, its instruction set and the
-    threads.
+    """Return the properties of this machine that decide bits: GPU model and driver, or CPU, instruction set and threads.
 
     A CPU's model counts beside its instruction set, since oneDNN chooses its kernels by the model.
     """
@@ -34,9 +33,7 @@ def hardware_kind(threads: int) -> dict[str, str]:
 
 
 def processor(cpuinfo: Path) -> str:
-    """Return vendor and model of the first processor that Linux lists in this file; without the file, Python's name of the
-    processor.
-    """
+    """Return vendor and model of the first processor in this file of Linux; without the file, Python's name of the processor."""
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()
     except OSError:

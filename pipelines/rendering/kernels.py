@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 
 from promptmill.configs.schema import Kernels
+from promptmill.pipelines.rendering.libraries import diffusers
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.lean_imports import for_compiling
 
 SHAPES = 256  # compiled versions of one block: of each width, height, and level of the model
 FP8_CAPABILITY = (8, 9)  # of the first GPUs whose tensor cores multiply FP8
@@ -43,7 +44,7 @@ def put_on(kernels: Kernels, modules: Iterable[Any], device: torch.device) -> No
 def _plain_attention(module: Any) -> None:
     if not hasattr(module, "set_attn_processor"):
         raise ModelError(f"model.kernels.attention plain does not go with a {type(module).__name__}; set it to sdpa")
-    module.set_attn_processor(AttnProcessor())
+    module.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
 
 
 def _fp8(module: Any, device: torch.device) -> None:
@@ -74,6 +75,7 @@ def _compile(module: Any, device: torch.device) -> None:
         return  # a ControlNet has no such blocks; a denoiser without them stays as it is
     if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         raise ModelError("model.kernels.compile needs a C++ compiler on a CPU: install g++ or clang++, or set it to false")
+    for_compiling()
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 64 * SHAPES
     torch._inductor.config.deterministic = True  # so that kernels, and with them bits, are not chosen by timing

@@ -5,9 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Adapter, Model, Weights
@@ -16,7 +14,9 @@ from promptmill.pipelines.models.compatibility import VAE, class_named
 from promptmill.pipelines.models.families import class_for
 from promptmill.pipelines.models.sources import adapter_file, local_folder
 from promptmill.pipelines.rendering.kernels import put_on
+from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.lean_imports import lean_imports
 
 
 @dataclass
@@ -27,7 +27,8 @@ class LoadedModel:
         base: The pipeline as loaded.
         controlnets: ControlNets by the type that requests name.
         clip_skip: Layers of the text encoder left out at its end.
-        device: All weights are there.
+        device: The device of all weights.
+        adapters: Whether LoRAs are loaded.
     """
 
     base: Any
@@ -35,6 +36,7 @@ class LoadedModel:
     clip_skip: int
     device: torch.device
     _scheduler_config: dict[str, Any]
+    adapters: bool = False
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
 
     @property
@@ -64,11 +66,11 @@ class LoadedModel:
         if self._scheduler_config["_class_name"].startswith("FlowMatch"):
             return type(self.base.scheduler).from_config(self._scheduler_config)
         kind = SCHEDULERS[name]
-        return getattr(diffusers, kind.class_name).from_config(self._scheduler_config, **kind.options)
+        return of_diffusers(kind.class_name).from_config(self._scheduler_config, **kind.options)
 
     def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
-        """Switch these LoRAs on, by name and scale, and all others off."""
-        if not hasattr(self.base, "set_adapters") or not self.base.get_list_adapters():
+        """Switch the given LoRAs on, by name and scale, and all others off."""
+        if not self.adapters:
             return
         if loras:
             self.base.enable_lora()
@@ -88,7 +90,7 @@ def made_of(base: Any, mode: str, parts: Mapping[str, Any]) -> Any:
         mode: The mode that the new pipeline is for.
         parts: Components beside those of `base`, by name.
     """
-    kind = getattr(diffusers, class_for(type(base).__name__, mode))
+    kind = of_diffusers(class_for(type(base).__name__, mode))
     wanted, optional = kind._get_signature_keys(kind)
     config = dict(base.config)
     name = config.pop("_name_or_path", None)
@@ -96,7 +98,8 @@ def made_of(base: Any, mode: str, parts: Mapping[str, Any]) -> Any:
     given |= {key: value for key, value in config.items() if key in optional}
     # diffusers keeps options that the class of `base` did not take under private names.
     given |= {key[1:]: config.pop(key) for key in [*config] if key.startswith("_") and key[1:] in optional}
-    made = kind(**given)
+    with lean_imports():
+        made = kind(**given)
     made.register_to_config(_name_or_path=name)
     made.register_to_config(**{f"_{key.removeprefix('_')}": value for key, value in config.items() if key not in given})
     return made
@@ -127,11 +130,11 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         kind = class_named(model.vae, VAE)
         if not hasattr(diffusers, kind):
             raise ModelError(f"{model.vae.source}: is a {kind}, which diffusers {diffusers.__version__} does not have")
-        parts["vae"] = _load(getattr(diffusers, kind).from_pretrained, model.vae, dtype)
+        parts["vae"] = _load(of_diffusers(kind).from_pretrained, model.vae, dtype)
     if facts.safety_checker and not model.safety_checker:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     # From text to images, but for what cannot: an inpainting model (more channels in than latents have), one that edits images.
-    pipeline = getattr(diffusers, class_for(facts.pipeline, facts.modes[0]))
+    pipeline = of_diffusers(class_for(facts.pipeline, facts.modes[0]))
     base = _load(
         pipeline.from_pretrained, Weights(source=model.base, revision=model.revision, variant=model.variant), dtype, **parts
     )
@@ -146,10 +149,10 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     for lora in model.loras:
         _load(base.load_lora_weights, lora, None, adapter_name=lora.name)
     controlnets = {
-        name: _load(diffusers.ControlNetModel.from_pretrained, w, dtype).to(device) for name, w in model.controlnets.items()
+        name: _load(of_diffusers("ControlNetModel").from_pretrained, w, dtype).to(device) for name, w in model.controlnets.items()
     }
     base.to(device)
-    loaded = LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config))
+    loaded = LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config), bool(model.loras))
     put_on(model.kernels, (loaded.denoiser, *controlnets.values()), device)
     return loaded
 
@@ -168,7 +171,8 @@ def _load(loader: Callable[..., Any], weights: Weights, dtype: torch.dtype | Non
     if weights.revision:
         options["revision"] = weights.revision
     try:
-        return loader(str(place or weights.source), use_safetensors=True, **options)
+        with lean_imports():
+            return loader(str(place or weights.source), use_safetensors=True, **options)
     except Exception as error:  # the loaders raise nearly anything; each means that this model cannot be had
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{weights.source}: cannot be loaded: {reason or type(error).__name__}") from error

@@ -1,6 +1,4 @@
-"""Prepares a request for the model: reads its images, checks them against the plan, brings them to size; makes jobs of
-candidates.
-"""
+"""Prepares requests for the model: reads their images, checks them against the plan, resizes them; makes jobs of candidates."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -261,9 +261,7 @@ def _in_its_dtype(vae: Any) -> Callable[..., Any]:
 
 
 def _without_generator(joined: Joined) -> Callable[..., Any]:
-    """Return a decoder that drops generators: a KL autoencoder decodes without chance, but some pipelines pass their generators
-    on.
-    """
+    """Return a decoder that drops generators: a KL autoencoder decodes without chance, but some pipelines pass one on."""
 
     def hold(*args: Any, generator: Any = None, **kwargs: Any) -> Any:
         return joined.hold(*args, **kwargs)

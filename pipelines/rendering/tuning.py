@@ -23,9 +23,7 @@ PAYS = 0.95  # of the best rate: a smaller batch that reaches it is taken, since
 
 @dataclass(frozen=True)
 class Trial:
-    """Holds the result of one batch size: images a second at few steps, and peak memory in bytes on a GPU; None where it did not
-    fit.
-    """
+    """Holds the result of one batch size: images a second at few steps, and peak bytes on a GPU; None where it did not fit."""
 
     batch: int
     images_s: float | None

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
-from open_clip.transform import PreprocessCfg
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +27,7 @@ from promptmill.pipelines.models.clip_sources import (
     weights_file,
 )
 from promptmill.pipelines.scoring.clip_preprocessing import preprocess
+from promptmill.pipelines.scoring.libraries import PreprocessCfg, open_clip
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.results import Scored
 from promptmill.pipelines.work.turns import COMPUTING

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from open_clip.transform import PreprocessCfg
 from torch import Tensor
 from torch.nn import functional as F
+
+from promptmill.pipelines.scoring.libraries import PreprocessCfg
 
 TOLERANCE = {"bilinear": 1, "bicubic": 2}  # levels
 CHANNELS = 3

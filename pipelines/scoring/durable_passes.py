@@ -160,9 +160,7 @@ class _Passes:
         return found
 
     def drop(self, number: int) -> None:
-        """Delete the parts of a pass and of those behind it, the last first: the parts that are there always begin with the first
-        pass.
-        """
+        """Delete the parts of a pass and of those behind it, the last first: so what is left begins with the first pass."""
         begins = self._unit.pass_name()
         there = [name for name in names(join(self._output, "parts")) if name.startswith(begins)]
         own = part_name(self._unit.pass_name(0)).removeprefix(f"{begins}0000")

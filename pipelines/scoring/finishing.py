@@ -255,9 +255,7 @@ def _request_rows(
 
 
 def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tuple[Candidate, Scored | None]:
-    """Return a candidate that has an image, and its scores; a failed candidate and None where a score cannot rank since it is not
-    finite.
-    """
+    """Return a candidate that has an image, and its scores; a failed candidate and None where a score is not finite."""
     if scored is None or candidate.pixels is None:
         return candidate, None
     wrong = non_finite(scored, ranking)

@@ -11,6 +11,7 @@ from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import CLIP, HeadScorer
 from promptmill.pipelines.scoring.clip import Clip, load_clip
 from promptmill.pipelines.scoring.head import Head
+from promptmill.pipelines.work.lean_imports import lean_imports
 from promptmill.pipelines.work.results import Scored
 from promptmill.pipelines.work.turns import COMPUTING
 
@@ -62,7 +63,7 @@ def load_scorers(ranking: Ranking, device: torch.device | str, threads: int | No
     Raises:
         ModelError: One line on what is missing or cannot be loaded, and what would do.
     """
-    with COMPUTING:
+    with COMPUTING, lean_imports():
         return _load_scorers(ranking, device, threads)
 
 

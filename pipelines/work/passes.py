@@ -23,8 +23,7 @@ from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rende
 
 @dataclass(frozen=True)
 class Turn:
-    """Holds the next candidates of a request to render, by their indices, and the cascade's draft that they are for; None is in
-    full.
+    """Holds the next candidates of a request to render, by their indices, and their draft of the cascade; None is in full.
 
     Attributes:
         behind: Candidates that follow in the same way, before anything is decided.

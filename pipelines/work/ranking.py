@@ -53,9 +53,7 @@ class Choice:
 
 
 def rank_score(scored: Scored, ranking: Ranking) -> float:
-    """Return a candidate's rank score: the weighted sum of its scores, rounded to fp32; CLIP's score where no other scorer is
-    declared.
-    """
+    """Return a candidate's rank score: the weighted sum of its scores, rounded to fp32; CLIP's where no other is declared."""
     if not ranking.scorers:
         return scored.score
     of = {CLIP: scored.score, **scored.others}
@@ -96,9 +94,7 @@ def looking(scored: Sequence[Scored | None], images: Sequence[np.ndarray | None]
 
 
 def decide(scored: Sequence[Scored | None], look: "Callable[[int], Look]", keep: int, ranking: Ranking) -> list[Choice]:
-    """Rank candidates and choose the kept ones, as `choose`, but without images: `look` returns the look of the candidate of an
-    index.
-    """
+    """Rank candidates and choose the kept ones, as `choose`, but without images: `look` returns a candidate's look by its index."""
     scores = [rank_score(one, ranking) if one else None for one in scored]
     chosen = [Choice(place, score=score) for place, score in zip(rank(scores), scores, strict=True)]
     shown = {index: one for index, one in enumerate(scored) if one}

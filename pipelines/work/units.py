@@ -69,8 +69,7 @@ class Unit:
         return f"{self.shard:06d}-{self.number:05d}{piece}" + (f".{self.generation}" if self.generation else "")
 
     def pass_name(self, number: int | str = "") -> str:
-        """Return the name of the part of a pass of the unit's only request: 000012-00003-00007-pass-0002, of a later generation
-        with a .1.
+        """Return the name of a pass's part: 000012-00003-00007-pass-0002, of a later generation with a .1.
 
         Args:
             number: The number of the pass, counted from 0; without it, the beginning of all these names is returned.
@@ -179,9 +178,7 @@ def is_long(request: Request, batch: int, drafts: Sequence[Draft]) -> bool:
 
 
 def price(request: Request, drafts: Sequence[Draft]) -> int:
-    """Return about how often the denoiser is evaluated for all candidates of a request, drafts included; at most, where they
-    grow.
-    """
+    """Return about how often the denoiser is evaluated for a request's candidates, drafts included; the most where they grow."""
     if not drafts:
         return request.candidates * evaluations(request)
     return sum(living * evaluations(each) for living, each in _passes(request, drafts))

@@ -22,8 +22,6 @@ from promptmill.jobs.running.run import run
 from promptmill.shards.lease import hold
 from tests.chaos.site import HERE, Site, problems, published
 
-pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
-
 
 def config(manifest, *settings):
     sizes = ["shards.size=12", "defaults.steps=1", "defaults.candidates=2", "defaults.guidance_scale=1", "model.batch=1"]

@@ -13,8 +13,6 @@ import pytest
 from tests.chaos.matrix import TITLES
 from tests.chaos.site import Site, kill_one, plan, problems, published
 
-pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
-
 UNITS = 8
 SETTINGS = (
     "defaults.steps=9",

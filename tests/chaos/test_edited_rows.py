@@ -19,8 +19,6 @@ from promptmill.jobs.showing.summary import status, status_lines
 from tests.chaos.site import HERE, Site, problems, published
 from tests.chaos.test_accepting import config, everything
 
-pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
-
 ROWS = 20  # in shards of twelve: the second is part-filled
 
 

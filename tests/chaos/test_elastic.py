@@ -5,11 +5,7 @@ import signal
 import time
 from contextlib import contextmanager
 
-import pytest
-
 from tests.chaos.site import problems, published
-
-pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
 
 
 @contextmanager

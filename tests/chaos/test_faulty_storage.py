@@ -8,8 +8,6 @@ import pytest
 from tests.chaos.proxy import FaultyProxy
 from tests.chaos.site import Site, everything, kill_one, problems, published, upload
 
-pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
-
 
 @pytest.mark.parametrize("killed", ["ray::Scorer", "ray::assemble_shard"])
 def test_through_failing_requests_and_a_kill_the_bytes_are_the_same_and_no_secret_is_told(

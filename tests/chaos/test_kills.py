@@ -10,8 +10,6 @@ import pytest
 
 from tests.chaos.site import ROOT, problems, published
 
-pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
-
 
 def held(row):
     assert row.lost, f"no {row.kind} was ever killed"

@@ -11,8 +11,6 @@ import pytest
 
 from tests.chaos.site import Site, plan, problems, published
 
-pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
-
 
 def alone(calm, folder):
     """A fresh copy of the calm plan, which starts a Ray of its own."""

@@ -8,8 +8,6 @@ import pytest
 
 from tests.chaos.site import HERE, Site, plan, problems, published
 
-pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
-
 POISON = {4: "segfault", 10: "exit", 16: "killed"}
 
 

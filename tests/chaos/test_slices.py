@@ -19,8 +19,6 @@ from promptmill.jobs.showing.summary import status
 from tests.chaos.matrix import TITLES
 from tests.chaos.site import HERE, Site, kill_one, problems, published, workers
 
-pytestmark = pytest.mark.xdist_group("chaos")  # one cluster
-
 CANDIDATES, SLICE, KEEP = 64, 8, 2  # of 40 evaluations each, at a batch of one
 SETTINGS = ("defaults.steps=40", "defaults.guidance_scale=1", "model.batch=1", "shards.size=2", f"defaults.keep={KEEP}")
 

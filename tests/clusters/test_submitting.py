@@ -15,8 +15,6 @@ import pytest
 from tests.chaos.site import published
 from tests.clusters.nodes import nodes, promptmill
 
-pytestmark = pytest.mark.xdist_group("clusters")  # one cluster
-
 FEW = ("--set", "defaults.steps=2", "--set", "defaults.candidates=2", "--set", "model.batch=8")
 PROMPTS = [f"a large {color} circle at the {place} on a white background" for color in ("red", "blue") for place in ("left", "top")]
 

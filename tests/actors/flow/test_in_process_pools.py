@@ -7,6 +7,7 @@ import pytest
 from promptmill.actors.flow.actor_slots import AbortError, UnfitError
 from promptmill.actors.flow.in_process_pools import Threads, WorkerHere, still_at_work
 from promptmill.pipelines.work.errors import FatalError, MisfitError
+from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError
 
 
@@ -41,7 +42,14 @@ def test_a_batch_that_does_not_fit_is_a_death_of_the_unit_as_a_whole():
         called(raising(MisfitError.of(3)))
 
 
-@pytest.mark.parametrize("error", [FatalError("CUDA error: an illegal memory access"), StorageError("out/parts/x: No space left")])
+ENDING = [
+    FatalError("CUDA error: an illegal memory access"),
+    StorageError("out/parts/x: No space left"),
+    PartError("out/parts/x: is not there any more; deleted: run again"),
+]
+
+
+@pytest.mark.parametrize("error", ENDING)
 def test_what_would_fail_again_in_this_process_ends_the_run(error):
     with pytest.raises(AbortError) as caught:
         called(raising(error))
