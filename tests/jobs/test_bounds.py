@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from promptmill.configs import json_values
 from promptmill.jobs.calibration.trials import Notes
 from promptmill.jobs.cli import main
-from promptmill.jobs.planning import plan as plans
-from promptmill.jobs.planning.plan import PlanError, fingerprint_of, read_hardware, read_plan
+from promptmill.jobs.planning import shard_plans
+from promptmill.jobs.planning.plan import PlanError, ShardPlan, fingerprint_of, read_hardware, read_plan
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
 from promptmill.jobs.planning.shard_plans import MOST_SHARD, read_shard, unpacked
 from promptmill.jobs.running.repair_note import Cleared, remembered
@@ -259,12 +259,12 @@ def test_a_shards_plan_that_is_written_can_be_read_and_one_of_too_many_values_is
     request = Request(
         "r", "a, b: c, d, " * 20, "", "txt2img", None, None, (), None, 64, 64, 2, 3.0, 0.0, "dpmpp_2m", None, 1, 1, (), {}
     )
-    shard = plans.ShardPlan(0, tuple(Placed(row, request) for row in range(10)), ((*range(10),),))
-    for module in (json_values, plans):
+    shard = ShardPlan(0, tuple(Placed(row, request) for row in range(10)), ((*range(10),),))
+    for module in (json_values, shard_plans):
         monkeypatch.setattr(module, "MOST_VALUES", 1000)
     # The prompts alone have more commas than that.
-    plans.write_shard(str(tmp_path), shard)
+    shard_plans.write_shard(str(tmp_path), shard)
     assert read_shard(str(tmp_path), 0) == shard
     many = dataclasses.replace(shard, requests=tuple(Placed(row, request) for row in range(100)))
     with pytest.raises(PlanError, match=r"^shards\.size: shard 000000 would have rows of more than 1,000 values; set it lower$"):
-        plans.write_shard(str(tmp_path), many)
+        shard_plans.write_shard(str(tmp_path), many)
