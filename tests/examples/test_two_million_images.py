@@ -24,7 +24,7 @@ MAKE = runpy.run_path(str(FOLDER / "make_manifest.py"))
 def test_a_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not(checkout):
     # A batch is a row, so that the rows are done one after the other.
     fast = "--set model.batch=4 --set defaults.steps=4 --set shards.size=1"
-    sizes = {"--count 100": "--count 1", "--set shards.size=50": fast, "timeout --signal KILL 60 ": ""}
+    sizes = {"--count 100": "--count 1", "--set shards.size=50": fast, "timeout --signal KILL 100 ": ""}
     make, run, again, verify, whole, *compare = commands("two-million-images", sizes)
     done(make, checkout)
     process = subprocess.Popen(
