@@ -23,10 +23,6 @@ COMPILER = "torch._dynamo"
 # By module, what others import by name, and do not use before they need it: functions, and classes for `isinstance`.
 LEFT_OUT: dict[str, tuple[str, ...]] = {
     "boto3": (),
-    "peft": ("PeftModel",),
-    "peft.helpers": ("disable_input_dtype_casting",),
-    "peft.tuners": (),
-    "peft.tuners.tuners_utils": ("BaseTunerLayer",),
     "scipy.integrate": (),
     "scipy.optimize": ("linear_sum_assignment",),
     "scipy.stats": (),
