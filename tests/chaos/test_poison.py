@@ -83,4 +83,5 @@ def test_where_no_unit_gets_the_machines_memory_the_run_ends_with_one_line(calm,
     ended = site.run()
     assert ended.status == 1
     (line,) = ended.errors.strip().splitlines()
-    assert line == "out of memory: Ray has ended a process of this run; no unit has got through"
+    said = "Ray has ended a process of this run, since its node had too little left"
+    assert line == f"out of memory: {said}; {REMEDY}; no unit has got through"
