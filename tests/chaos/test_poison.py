@@ -6,6 +6,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from promptmill.actors.local_ray.memory_limits import REMEDY
 from tests.chaos.site import HERE, Site, plan, problems, published
 
 POISON = {4: "segfault", 10: "exit", 16: "killed"}
