@@ -30,9 +30,9 @@ class Checkout:
 
     def __init__(self, path: Path):
         self.path = path
-        one_name = (path / "promptmill" / "__init__.py").exists()
+        one_name = (path / "src" / "promptmill" / "__init__.py").exists()
         # Relative entries and other checkouts' folders would come first otherwise.
-        sys.path.insert(0, str(path))
+        sys.path.insert(0, str(path / "src" if one_name else path))
         graph = grimp.build_graph(*(["promptmill"] if one_name else FOLDERS), cache_dir=None)
         self.modules = sorted(name for module in graph.modules if (name := _short(module)) and name.split(".")[0] in FOLDERS)
         self.imports = {

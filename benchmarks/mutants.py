@@ -186,7 +186,7 @@ def judged(tree: Path, arguments: tuple[str, ...]) -> Verdict:
         click.ClickException: The tests could not be run, or import promptmill from elsewhere.
     """
     # Whatever is installed, what lies in the tree is found first, by the workers of tests too.
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}", "PYTHONDONTWRITEBYTECODE": "1"}
     found = [sys.executable, "-c", "import promptmill; print(promptmill.__file__)"]
     said = subprocess.run(found, cwd=tree, env=environment, capture_output=True, text=True, check=True).stdout.strip()
     if not Path(said).is_relative_to(tree):

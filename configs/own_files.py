@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-# Resolved, since `promptmill/` of a checkout holds links: the repository there, the package `promptmill` where it is installed.
+# Resolved, since `src/promptmill/` of a checkout holds links: the repository there, the package `promptmill` where it is installed.
 ROOT = Path(__file__).resolve().parents[1]
 # The folder `promptmill` that Python imports; in a checkout its folders are the links.
 PACKAGE = Path(__file__).absolute().parents[1]

@@ -96,8 +96,9 @@ def _column(file: str, version: str, group: int, root: str) -> pyarrow.ChunkedAr
         table = pyarrow.parquet.ParquetFile(stream)
         check_chunks(table.metadata)
         facts = table.metadata.row_group(group)
-        chunks = [facts.column(i) for i in range(facts.num_columns)]
-        claimed = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == root)
+        # By place, as Arrow reads the chunks: a damaged footer's chunk may say of itself that it is another column.
+        places = [place for place in range(len(table.schema)) if table.schema.column(place).path.split(".")[0] == root]
+        claimed = sum(facts.column(place).total_uncompressed_size for place in places if place < facts.num_columns)
         if claimed > MOST_BYTES:
             raise ValueError(f"row group {group} holds {claimed:,} bytes of {root}; write row groups of fewer rows")
         found = table.read_row_group(group, columns=[root])

@@ -50,7 +50,10 @@ def read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
     number = 0
     for group in range(table.metadata.num_row_groups):
         facts = table.metadata.row_group(group)
-        claims = {(chunk := facts.column(i)).path_in_schema: chunk for i in range(facts.num_columns)}
+        if facts.num_columns != len(leaves):
+            raise ManifestError(f"{file}: row group {group} has {facts.num_columns:,} columns of {len(leaves):,}; is it damaged?")
+        # By place, as Arrow reads the chunks: what a chunk itself says its column is called, a damaged footer may say otherwise.
+        claims = {leaf: facts.column(place) for place, leaf in enumerate(leaves)}
         later = [leaf for leaf in wanted if not made_here and _is_bytes_of_image(leaf, leaves, images)]
         read = [leaf for leaf in wanted if leaf not in later or not _has_all(claims[leaf])]
         here = any(leaf.split(".")[0] in images and not leaf.endswith(".path") for leaf in read)

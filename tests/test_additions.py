@@ -21,7 +21,7 @@ MOST_FILES = 3
 def changed(tmp_path):
     """Return what makes a copy of promptmill with these changes, by file, each of pairs (there, instead); runs code in it."""
     package = tmp_path / "promptmill"
-    shutil.copytree(ROOT / "promptmill", package, ignore=shutil.ignore_patterns("__pycache__", "weights"), symlinks=False)
+    shutil.copytree(ROOT / "src" / "promptmill", package, ignore=shutil.ignore_patterns("__pycache__", "weights"), symlinks=False)
     (package / "embedded" / "weights").symlink_to(ROOT / "embedded" / "weights")
 
     def with_changes(changes, code):

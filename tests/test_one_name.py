@@ -49,5 +49,5 @@ def test_an_installed_promptmill_plans_its_own_presets(installed, tmp_path):
 
 def test_a_folder_of_promptmill_is_the_same_file_by_every_way():
     for name in FOLDERS:
-        link = ROOT / "promptmill" / name
+        link = ROOT / "src" / "promptmill" / name
         assert link.is_symlink() and link.resolve() == ROOT / name

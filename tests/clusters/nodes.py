@@ -144,5 +144,5 @@ def promptmill(*arguments: object, folder: Path | None = None, **environment: st
     """The command, in a folder, in an environment with nothing of Ray's but what is given."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-m", "promptmill", *map(str, arguments)]
-    variables = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    variables = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), **environment}
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)

@@ -201,3 +201,18 @@ def test_embeddings_are_no_bomb(tmp_path):
     vectors = pa.array(list(np.zeros((3000, 768), np.float32)), pa.list_(pa.float32()))
     rows = checked(tmp_path / "m.parquet", {"prompt": ["x"] * 3000, "vector": vectors}, compression="zstd")
     assert len(rows) == 3000 and all(len(row.request.carried["vector"]) == 768 for row in rows)
+
+
+def test_a_chunk_that_calls_its_column_otherwise_is_of_the_column_whose_place_it_has(tmp_path):
+    """Of one byte, turned in the footer alone, as found by the fuzz; Arrow itself goes by places."""
+    place = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"prompt": ["a", "b"]}), place)
+    path_of_the_chunk = b"\x19\x18\x06prompt"
+    assert place.read_bytes().count(path_of_the_chunk) == 1
+    place.write_bytes(place.read_bytes().replace(path_of_the_chunk, b"\x19\x18\x06p\x00ompt"))
+    assert [row.values["prompt"] for row in read_rows([str(place)])] == ["a", "b"]
+    pq.write_table(pa.table({"prompt": ["a"], "init_image": [png()]}), place)
+    path_of_the_chunk = b"\x19\x18\x0ainit_image"
+    assert place.read_bytes().count(path_of_the_chunk) == 1
+    place.write_bytes(place.read_bytes().replace(path_of_the_chunk, b"\x19\x18\x0ainit_imag\x00"))
+    assert cells.read_cell(str(place), "init_image/1", 2**20) == png()

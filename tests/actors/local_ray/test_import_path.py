@@ -8,6 +8,7 @@ import pytest
 from promptmill.actors.local_ray import import_path
 from promptmill.configs.own_files import ROOT
 
+OWN = ROOT / "src"
 PROMPT = "a small red circle at the left on a black background"
 NAMES = ("actors", "click", "configs", "multiprocessing", "numpy", "ray", "torch")
 
@@ -40,7 +41,7 @@ def test_a_run_takes_no_module_from_the_folder_where_one_stands(strange, tmp_pat
     assert len([*(tmp_path / "out" / "data").iterdir()]) == 1
 
 
-@pytest.mark.parametrize("path", [None, os.pathsep, ".", f"{ROOT}{os.pathsep}../downloaded"])
+@pytest.mark.parametrize("path", [None, os.pathsep, ".", f"{OWN}{os.pathsep}../downloaded"])
 def test_python_m_promptmill_takes_no_module_from_the_folder_where_one_stands(strange, tmp_path, path):
     done = ended([sys.executable, "-m", "promptmill", "presets"], strange, **({"PYTHONPATH": path} if path is not None else {}))
     assert (done.returncode, "embedded" in done.stdout.split()) == (0, True), done.stderr
@@ -55,6 +56,13 @@ def test_folders_of_ones_own_on_the_module_path_are_none_of_promptmills(tmp_path
     for command in ([str(Path(sys.executable).with_name("promptmill"))], [sys.executable, "-m", "promptmill"]):
         done = ended([*command, "presets"], tmp_path, PYTHONPATH=str(tmp_path))
         assert (done.returncode, "embedded" in done.stdout.split()) == (0, True), done.stderr
+
+
+def test_a_checkout_called_promptmill_where_one_stands_is_not_taken_for_the_package(tmp_path):
+    """Python takes any folder for a package without modules, and a clone has the name of its repository."""
+    (tmp_path / "promptmill").mkdir()
+    done = ended([sys.executable, "-c", "import promptmill; print(promptmill.render.__name__)"], tmp_path)
+    assert (done.returncode, done.stdout) == (0, "render\n"), done.stderr
 
 
 def left_out(monkeypatch, path, python_path=None):
@@ -76,10 +84,10 @@ def test_a_folder_stays_that_is_promptmills_own_or_is_named_in_full(strange, mon
     assert left_out(monkeypatch, [here, other], here) == [here, other]
     assert left_out(monkeypatch, [other, here], f"{other}{os.pathsep}") == [other]
     assert os.environ["PYTHONPATH"] == other and os.environ["PYTHONSAFEPATH"] == "1"
-    monkeypatch.chdir(ROOT)
-    assert left_out(monkeypatch, [str(ROOT), other], ".") == [str(ROOT), other]
-    assert left_out(monkeypatch, ["", other]) == [str(ROOT), other]
-    assert import_path.for_workers() == [str(ROOT)]
+    monkeypatch.chdir(OWN)
+    assert left_out(monkeypatch, [str(OWN), other], ".") == [str(OWN), other]
+    assert left_out(monkeypatch, ["", other]) == [str(OWN), other]
+    assert import_path.for_workers() == [str(OWN)]
     assert left_out(monkeypatch, [other]) == [other]
     assert import_path.for_workers() == []
 

@@ -98,7 +98,12 @@ def test_a_dashboard_behind_tls_that_asks_for_a_token_gets_it(certificate, path,
     with served(certificate, "token") as address:
         command = [sys.executable, "-m", "promptmill", "job", "list", "--address", address + path]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        given = {"RAY_AUTH_TOKEN": TOKEN, "REQUESTS_CA_BUNDLE": str(certificate), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        given = {
+            "RAY_AUTH_TOKEN": TOKEN,
+            "REQUESTS_CA_BUNDLE": str(certificate),
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(ROOT / "src"),
+        }
         listed = subprocess.run(command, env={**kept, **given}, capture_output=True, text=True, timeout=60)
     assert (listed.returncode, listed.stdout, listed.stderr) == (0, "", "")
 
