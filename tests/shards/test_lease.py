@@ -24,15 +24,13 @@ QUICK = {"renew_s": 0.1, "expires_s": 0.6, "grace_s": 0.4}
 NOBODY = 2**31 - 2  # a pid beyond what Linux gives
 
 HOLDER = """
-import json, os, sys
+import json, sys
 from promptmill.shards.lease import hold
 with hold(sys.argv[1], **json.loads(sys.argv[2])) as lease:
     lease.on_lost = lambda: print("lost:", lease.why, flush=True)
     print("held", flush=True)
     sys.stdin.readline()
 print("released", flush=True)
-# obstore has aborted a Python that was ending beside its threads, once in many runs; what is held here is the lease.
-os._exit(0)
 """
 
 

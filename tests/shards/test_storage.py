@@ -322,3 +322,16 @@ def test_a_folder_that_stays_is_not_made_again_once_it_was_moved_away(tmp_path):
         put(f"{tmp_path}/other/1", b"1")
     assert (tmp_path / "elsewhere/stats/deep/1").read_bytes() == b"1"
     put(f"{output}/parts/1", b"1")
+
+
+def test_a_process_that_used_object_stores_waits_for_their_threads_at_its_end(s3_bucket):
+    """Python is aborted where such a thread enters it while it ends."""
+    code = f"""
+import atexit, time
+from promptmill.shards.storage import put
+began = []
+atexit.register(lambda: print(time.monotonic() - began[0] >= 0.1))
+put("{s3_bucket}/x", b"1")
+atexit.register(lambda: began.append(time.monotonic()))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
