@@ -148,7 +148,7 @@ os.register_at_fork(after_in_child=_note_fork)
 def _leave_in_order() -> None:
     """Have the end of the process wait for obstore's threads: one that enters a Python that is ending aborts the process.
 
-    Of 80 processes that renewed a lease until their end one was aborted; of 400 that waited none was.
+    Of 320 processes that renewed a lease until their end one was aborted; of 400 that waited none was.
     """
     atexit.register(time.sleep, LEAVE_S)
 
