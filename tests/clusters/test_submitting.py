@@ -75,7 +75,8 @@ def test_a_submitted_run_makes_the_bytes_of_a_local_one_and_its_progress_is_foll
 
 
 def test_a_job_that_is_left_goes_on_and_one_that_is_stopped_finishes_what_is_in_flight(cluster, here, tmp_path):
-    long = ("--set", "defaults.candidates=64", "--set", "defaults.steps=8", "--detach")
+    # So long that it runs still when a loaded machine has begun the commands below, which takes seconds each.
+    long = ("--set", "defaults.candidates=256", "--set", "defaults.steps=8", "--detach")
     where = ("--set", "manifest=rows.jsonl", "--out", tmp_path / "out")
     status, said, errors = submit(cluster, *where, *long, folder=here)
     id = said.strip()
