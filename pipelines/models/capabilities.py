@@ -9,7 +9,7 @@ from typing import Any
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Model
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.families import modes_of
+from promptmill.pipelines.models.pipeline_classes import modes_of
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
 

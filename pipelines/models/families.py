@@ -1,82 +1,53 @@
-"""Finds the tasks that diffusers has pipelines for in each family of models.
+"""Lists what the pipelines of a family take differently from those of Stable Diffusion: one entry a family."""
 
-Diffusers' own table is read as source, since importing it would import torch and take seconds.
-"""
-
-import ast
-import importlib.util
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
-
-from promptmill.pipelines.work.errors import ModelError
-
-# The tables of diffusers' auto_pipeline module, each from a family to a class, by the mode that they serve.
-TABLES = {
-    "txt2img": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
-    "img2img": "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING",
-    "inpaint": "AUTO_INPAINT_PIPELINES_MAPPING",
-}
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
-def modes_of(pipeline: str) -> tuple[str, ...]:
-    """Return the modes without control that a pipeline class's family has pipelines for; none where it makes no images."""
-    families = [family for classes in tables().values() for family, name in classes.items() if name == pipeline]
-    return tuple(mode for mode, classes in tables().items() if families and families[0] in classes)
+@dataclass(frozen=True)
+class Family:
+    """Says how the pipelines of a family are called.
 
-
-def class_for(pipeline: str, mode: str) -> str:
-    """Return the name of diffusers' class that renders a mode with the weights of a pipeline, as its Auto classes choose the class.
-
-    Args:
-        pipeline: The class that the weights were saved or loaded as.
-        mode: One of the modes that the model serves.
-
-    Raises:
-        ModelError: diffusers has no such class.
+    Attributes:
+        rows: Rows of the denoiser's batch that a candidate with guidance takes at a time: 1 where positive and negative prompt go
+            through the denoiser one after the other, or where guidance is an input of the model.
+        guidance: The argument that takes a row's guidance scale; None where the family has no guidance.
+        unguided: The largest guidance scale that means no guidance.
+        negative: Whether negative prompts have an effect, at a guidance scale above 1.
+        empty_negative: Whether guidance needs a negative prompt, be it an empty one.
+        prompts_apart: Whether a call pads its texts to the longest of them, so that texts in one call depend on each other.
+        always: Arguments that every call is given.
     """
-    plain = {"controlnet": "txt2img"}.get(mode, mode.removeprefix("controlnet_"))
-    name = _in_family_of(pipeline, plain)
-    if mode.startswith("controlnet"):
-        ending = {"txt2img": "Pipeline", "img2img": "Img2ImgPipeline", "inpaint": "InpaintPipeline"}[plain]
-        name = _in_family_of(name.replace("ControlNet", "").replace(ending, f"ControlNet{ending}"), plain)
-    return name
+
+    rows: int = 2
+    guidance: str | None = "guidance_scale"
+    unguided: float = 1.0
+    negative: bool = True
+    empty_negative: bool = False
+    prompts_apart: bool = False
+    always: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _in_family_of(pipeline: str, mode: str) -> str:
-    families = [family for classes in tables().values() for family, name in classes.items() if name == pipeline]
-    name = tables()[mode].get(families[0]) if families else None
-    if name is None:
-        raise ModelError(f"diffusers has no pipeline for {mode} beside {pipeline}")
-    return name
+# By what the names of the family's pipeline classes begin with; of several that fit, the longest.
+FAMILIES: dict[str, Family] = {
+    "AuraFlow": Family(),
+    "Chroma": Family(rows=1, prompts_apart=True),
+    "CogView4": Family(rows=1, prompts_apart=True),
+    "Flux": Family(rows=1, negative=False),
+    "HunyuanDiT": Family(always={"use_resolution_binning": False}),
+    "Lumina": Family(prompts_apart=True),
+    "Lumina2": Family(rows=1, prompts_apart=True),
+    "PixArt": Family(always={"use_resolution_binning": False}),
+    "QwenImage": Family(rows=1, guidance="true_cfg_scale", empty_negative=True, prompts_apart=True),
+    "Sana": Family(always={"use_resolution_binning": False}),
+    "StableDiffusion": Family(),
+    "ZImage": Family(unguided=0.0, prompts_apart=True),
+}
+OTHER = Family(prompts_apart=True)
 
 
-@cache
-def tables() -> dict[str, dict[str, str]]:
-    """Return for each mode the class names by family."""
-    package = importlib.util.find_spec("diffusers")
-    if package is None or not package.submodule_search_locations:
-        raise ModelError("diffusers is not installed: pip install diffusers")
-    source = Path(package.submodule_search_locations[0]) / "pipelines" / "auto_pipeline.py"
-    entries = list(_entries(ast.parse(source.read_text(encoding="utf-8"))))
-    found = {mode: {family: name for table, family, name in entries if table == wanted} for mode, wanted in TABLES.items()}
-    if not all(found.values()):
-        raise ModelError(
-            f"{source} holds no {' or '.join(TABLES.values())}: not a version of diffusers that promptmill is made for"
-        )
-    return found
-
-
-def _entries(module: ast.Module) -> Iterator[tuple[str, str, str]]:
-    """Yield (table, family, class), both of `TABLE = OrderedDict([("family", Class), …])` and of `TABLE["family"] = Class`."""
-    for node in ast.walk(module):
-        match node:
-            case ast.Assign(targets=[ast.Name(id=table)], value=ast.Call(args=[ast.List(elts=pairs)])):
-                for pair in pairs:
-                    match pair:
-                        case ast.Tuple(elts=[ast.Constant(value=str(family)), ast.Name(id=name)]):
-                            yield table, family, name
-            case ast.Assign(
-                targets=[ast.Subscript(value=ast.Name(id=table), slice=ast.Constant(value=str(family)))], value=ast.Name(id=name)
-            ):
-                yield table, family, name
+def family_of(pipeline: str) -> Family:
+    """Return the family of a pipeline class by the class's name; a family that is not listed is called like Stable Diffusion's."""
+    fitting = [begin for begin in FAMILIES if pipeline.startswith(begin)]
+    return FAMILIES[max(fitting, key=len)] if fitting else OTHER

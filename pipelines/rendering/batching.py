@@ -7,14 +7,17 @@ windows), unchanged, and requests that differ in all of these share the batch. A
 place nor on its companions.
 """
 
+import inspect
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
+
+from promptmill.pipelines.rendering.rows import count_of, is_listed, is_of_rows, repeated, spread, taken, together
 
 
 @dataclass
@@ -23,17 +26,35 @@ class Call:
 
     Attributes:
         caller: The greenlet that goes on once the call is answered.
-        arguments: By name; tensors with `rows` rows, or a value that all rows share.
+        arguments: By name; tensors or lists with `rows` rows, or a value that all rows share.
         rows: How many rows the call has.
+        alike: What calls have to have in common to share a batch.
+        listed: Whether the rows are lists of tensors.
         taken: How many of the rows have been through the module.
         parts: The outputs so far, in the order of the rows.
+        others: Callers of equal calls, which are given the same answer.
     """
 
     caller: greenlet
     arguments: dict[str, Any]
     rows: int
+    alike: Hashable
+    listed: bool = False
     taken: int = 0
     parts: list[Any] = field(default_factory=list)
+    others: list[greenlet] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        """Return whether all rows go through the module at once: it pads tensors of several lengths to the longest of a batch."""
+        if not self.listed:
+            return False
+        shapes = [{tuple(one.shape) for one in value} for value in self.arguments.values() if is_of_rows(value, self.rows)]
+        return any(len(some) > 1 for some in shapes)
+
+    @property
+    def callers(self) -> list[greenlet]:
+        return [self.caller, *self.others]
 
 
 @dataclass
@@ -41,21 +62,28 @@ class Joined:
     """Joins the calls of a module.
 
     Attributes:
-        run: The real call, by keyword, on a full batch; returns a tensor, or a tuple or list of tensors or of lists of them.
+        run: The real call, by keyword, on a full batch; returns tensors with the batch's rows, in whatever is nested around them.
         names: Names of the module's positional arguments.
         shape: Rows a batch, always.
-        called: Called with each caller as it calls the module.
+        called: Called with each caller and its number of rows as it calls the module.
+        once: Whether calls with equal integers, which are tokens, are answered once, as equal texts are.
         calls, rows, seconds: Totals so far: batches, the rows in them, and the time in seconds.
     """
 
     run: Callable[..., Any]
     names: tuple[str, ...]
     shape: int
-    called: Callable[[greenlet], object] = lambda caller: None
+    called: Callable[[greenlet, int], object] = lambda caller, rows: None
+    once: bool = False
     seconds: float = 0.0
     waiting: deque[Call] = field(default_factory=deque)
     calls: int = 0
     rows: int = 0
+
+    @classmethod
+    def of(cls, run: Callable[..., Any], shape: int, **options: Any) -> "Joined":
+        """Return what joins the calls of a module's bound method, whose signature names the positional arguments."""
+        return cls(run, tuple(inspect.signature(run).parameters), shape, **options)
 
     @property
     def waiting_rows(self) -> int:
@@ -64,76 +92,129 @@ class Joined:
     def hold(self, *args: Any, **kwargs: Any) -> Any:
         """Take a call in place of the module: stop the calling greenlet until its rows are answered."""
         arguments = dict(zip(self.names, args, strict=False)) | kwargs
-        sample = next(value for value in arguments.values() if isinstance(value, torch.Tensor) and value.ndim)
+        rows = count_of(arguments.values())
         caller = getcurrent()
-        self.called(caller)
-        self.waiting.append(Call(caller, arguments, len(sample)))
+        self.called(caller, rows)
+        equal = self._equal(arguments) if self.once else None
+        if equal is None:
+            listed = is_listed(arguments.values())
+            self.waiting.append(Call(caller, arguments, rows, alike(arguments, rows, listed), listed))
+        else:
+            equal.others.append(caller)
         assert caller.parent is not None, "a joined module is called outside of a greenlet"
         return caller.parent.switch()  # returns the answer with which the caller is resumed
 
     def run_batch(self) -> list[tuple[greenlet, Any]]:
-        """Run one batch of the waiting rows, oldest first, padded to the shape.
+        """Run one batch of the waiting rows, the oldest and those alike, padded to the shape.
 
         Returns:
             The callers whose calls the batch completes, each with its answer.
         """
         pieces: list[tuple[Call, slice]] = []
         filled = 0
-        for call in self.waiting:
+        for call in self._next():
             rows = slice(call.taken, min(call.rows, call.taken + self.shape - filled))
+            if call.whole and pieces and rows.stop - rows.start < call.rows:
+                break
             pieces.append((call, rows))
             filled += rows.stop - rows.start
             if filled == self.shape:
                 break
         started = time.monotonic()
-        result = self.run(**_joined([(call.arguments, call.rows, rows) for call, rows in pieces], self.shape))
+        listed = pieces[0][0].listed
+        result = self.run(**_joined([(call.arguments, call.rows, rows) for call, rows in pieces], self.shape, listed))
         self.calls, self.rows, self.seconds = self.calls + 1, self.rows + filled, self.seconds + time.monotonic() - started
-        answered, start = [], 0
+        answered, start = list[tuple[greenlet, Any]](), 0
         for call, rows in pieces:
             number = rows.stop - rows.start
-            call.parts.append(_rows(result, slice(start, start + number), self.shape))
+            call.parts.append(taken(result, slice(start, start + number), self.shape, listed))
             start += number
             call.taken += number
             if call.taken == call.rows:
-                answered.append((call.caller, _together(call.parts)))
-        for _ in answered:
-            self.waiting.popleft()
+                answer = together(call.parts, listed)
+                answered += [(caller, answer) for caller in call.callers]
+                self.waiting.remove(call)
         return answered
 
+    def give_up_batch(self) -> list[greenlet]:
+        """Drop the calls whose rows the next batch would hold, since it raises, and return their callers."""
+        callers, room = list[greenlet](), self.shape
+        for call in self._next():
+            callers += call.callers
+            self.waiting.remove(call)
+            room -= call.rows - call.taken
+            if room <= 0:
+                break
+        return callers
 
-def _joined(pieces: list[tuple[Mapping[str, Any], int, slice]], shape: int) -> dict[str, Any]:
+    def _next(self) -> list[Call]:
+        first = self.waiting[0].alike
+        return [call for call in self.waiting if call.alike == first]
+
+    def _equal(self, arguments: Mapping[str, Any]) -> Call | None:
+        """Return a waiting call with the same tokens and no more than these, if there is one."""
+        tokens = _tokens(arguments)
+        if tokens is None:
+            return None
+        return next((call for call in self.waiting if not call.taken and _same(tokens, _tokens(call.arguments))), None)
+
+
+def _tokens(arguments: Mapping[str, Any]) -> list[tuple[str, Any]] | None:
+    """Return the arguments of a call whose tensors are all of integers, None where one is not."""
+    tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+    return None if any(tensor.is_floating_point() for tensor in tensors) else [*arguments.items()]
+
+
+def _same(one: Sequence[tuple[str, Any]], other: Sequence[tuple[str, Any]] | None) -> bool:
+    if other is None or len(one) != len(other):
+        return False
+    return all(name == its and _is_same(value, given) for (name, value), (its, given) in zip(one, other, strict=True))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    return type(one) is type(other) and not isinstance(one, torch.Tensor) and bool(one == other)
+
+
+# Positions, which all samples of a call share, even where there happen to be as many of them as samples.
+SHARED = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "freqs_cis", "visual_rope_pos", "text_rope_pos"})
+
+
+def alike(value: Any, rows: int, listed: bool = False, name: str = "") -> Hashable:
+    """Return what calls of a module have to have in common to share a batch: all but the values of tensors."""
+    if isinstance(value, Mapping):
+        return tuple((key, alike(one, rows, listed, key)) for key, one in value.items())
+    if isinstance(value, list | tuple) and not (listed and is_of_rows(value, rows)):
+        return tuple(alike(one, rows, listed, name) for one in value)
+    if name == "timestep":
+        return None  # one for a call or one for each row, in whatever type the scheduler counts
+    if isinstance(value, torch.Tensor):
+        own = value.ndim and len(value) == rows and name not in SHARED
+        return (value.dtype, tuple(value.shape[1:] if own else value.shape))
+    if isinstance(value, list | tuple):
+        return ("rows", tuple({(one.dtype, tuple(one.shape)) for one in value}))
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+def _joined(pieces: Sequence[tuple[Mapping[str, Any], int, slice]], shape: int, listed: bool) -> dict[str, Any]:
     names = pieces[0][0].keys()
-    return {name: _cat([(arguments.get(name), count, rows) for arguments, count, rows in pieces], shape, name) for name in names}
+    return {name: _cat([(given.get(name), count, rows) for given, count, rows in pieces], shape, name, listed) for name in names}
 
 
-def _cat(values: list[tuple[Any, int, slice]], shape: int, name: str) -> Any:
-    """Join one argument of all pieces: tensors row by row; a single value a call (a timestep) is repeated for its rows."""
+def _cat(values: Sequence[tuple[Any, int, slice]], shape: int, name: str, listed: bool) -> Any:
+    """Join one argument of all pieces: row by row what has rows; a single value a call (a timestep) is repeated for its rows."""
     first, count, _ = values[0]
-    if isinstance(first, dict):
-        return {key: _cat([(value[key], n, rows) for value, n, rows in values], shape, name) for key in first}
+    if isinstance(first, Mapping):
+        return {key: _cat([(value[key], n, rows) for value, n, rows in values], shape, key, listed) for key in first}
+    if listed and is_of_rows(first, count):
+        return repeated([one for value, _, rows in values for one in value[rows]], shape)
     if isinstance(first, list | tuple):
-        return [_cat([(value[i], n, rows) for value, n, rows in values], shape, name) for i in range(len(first))]
-    if isinstance(first, torch.Tensor) and first.ndim and len(first) == count:
-        pieces = [value[rows] for value, _, rows in values]
-        missing = shape - sum(len(piece) for piece in pieces)
-        pieces += [pieces[-1][-1:].expand(missing, *pieces[-1].shape[1:])] if missing else []
-        # One memory format for all: kernels, and with them bits, differ between formats.
-        return torch.cat([piece.contiguous() for piece in pieces])
+        return type(first)(_cat([(value[i], n, rows) for value, n, rows in values], shape, name, listed) for i in range(len(first)))
+    if isinstance(first, torch.Tensor) and first.ndim and len(first) == count and name not in SHARED:
+        return spread([value[rows] for value, _, rows in values], shape)
     if name == "timestep":
         # Schedulers differ in the type of their timesteps; the model makes floats of them anyway.
-        spread = torch.cat([torch.as_tensor(value).reshape(1).float().expand(rows.stop - rows.start) for value, _, rows in values])
-        return torch.cat([spread, spread[-1:].expand(shape - len(spread))])
+        given = [torch.as_tensor(value).reshape(1).float().expand(rows.stop - rows.start) for value, _, rows in values]
+        return spread(given, shape)
     return first
-
-
-def _rows(result: Any, some: slice, shape: int) -> Any:
-    if isinstance(result, torch.Tensor):
-        # Contiguous, whatever format the module computes in, so that callers reduce in one order.
-        return result[some].contiguous() if result.ndim and len(result) == shape else result
-    return type(result)(_rows(item, some, shape) for item in result)
-
-
-def _together(parts: list[Any]) -> Any:
-    if isinstance(parts[0], torch.Tensor):
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-    return type(parts[0])(_together([part[i] for part in parts]) for i in range(len(parts[0])))

@@ -11,20 +11,20 @@ import torch
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.conditioning import composite
 from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
+from promptmill.pipelines.rendering.loading import LoadedModel
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.previews import ending_after
-from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.results import Candidate, Failure
 
 
 def call(
-    pipeline: Any, text: TextEncoder, jobs: Sequence[Job], wait: Callable[[Copy], None] = Copy.wait
+    pipeline: Any, model: LoadedModel, jobs: Sequence[Job], wait: Callable[[Copy], None] = Copy.wait
 ) -> list[tuple[np.ndarray, bool, bool]]:
     """Render jobs of one bucket in one call.
 
     Args:
         pipeline: The pipeline for the jobs' mode and kinds of control, with their scheduler.
-        text: The text encoder of the same model.
+        model: The model whose weights the pipeline has.
         jobs: One for each sample.
         wait: Called with the images on their way to the host; returns once they are there.
 
@@ -32,15 +32,11 @@ def call(
         For each job its pixels, (H, W, 3) uint8, whether all values were finite, and whether a safety checker refused the image.
     """
     request = jobs[0].request  # jobs of one bucket share the arguments that a call takes once
-    said = text.arguments(
-        [job.request.prompt for job in jobs],
-        [job.request.negative_prompt for job in jobs],
-        tuple((lora.name, lora.scale) for lora in request.loras),
-        guided=request.guidance_scale > 1,
-    )
-    # Not every family takes a negative prompt, a strength, a size, …
     taken = inspect.signature(pipeline.__call__).parameters
-    given = {name: value for name, value in (said | _arguments(request, jobs, text.device)).items() if name in taken}
+    control = "control_image" if "control_image" in taken else "image"
+    said = _texts(jobs, model) | _arguments(request, jobs, model, control) | dict(model.family.always)
+    # Not every family takes a negative prompt, a strength, a size, …
+    given = {name: value for name, value in said.items() if name in taken}
     if (preview := jobs[0].placed.preview) is None:
         result = pipeline(**given)
     else:
@@ -55,17 +51,29 @@ def call(
     return list(zip(pixels.numpy(), finite.tolist(), map(bool, flagged), strict=True))
 
 
-def _arguments(request: Request, jobs: Sequence[Job], device: torch.device) -> dict[str, Any]:
-    """Return all arguments of a pipeline call but the text."""
+def _texts(jobs: Sequence[Job], model: LoadedModel) -> dict[str, Any]:
+    """Return the text arguments of a pipeline call."""
+    request, family = jobs[0].request, model.family
+    said: dict[str, Any] = {"prompt": [job.request.prompt for job in jobs]}
+    # None is not the same as nothing: SDXL then takes zeros for the embeddings.
+    if model.guided(request) and (request.negative_prompt or family.empty_negative):
+        said["negative_prompt"] = [job.request.negative_prompt for job in jobs]
+    return said | ({"clip_skip": model.clip_skip} if model.clip_skip else {})
+
+
+def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, control: str) -> dict[str, Any]:
+    """Return all arguments of a pipeline call but the text; `control` is the name of the one for control images."""
+    device = model.device
     said: dict[str, Any] = {
         "width": request.width,
         "height": request.height,
         "num_inference_steps": request.steps,
-        "guidance_scale": request.guidance_scale,
         "guidance_rescale": request.guidance_rescale,
         "generator": [torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
         "output_type": "pt",
     }
+    if model.family.guidance:
+        said[model.family.guidance] = request.guidance_scale
     if request.strength is not None:
         said["strength"] = request.strength
     inits = [job.conditioning.init for job in jobs if job.conditioning.init is not None]
@@ -78,7 +86,7 @@ def _arguments(request: Request, jobs: Sequence[Job], device: torch.device) -> d
     if request.controls:
         # One tensor for each ControlNet: the only form in which samples differ in their maps.
         maps = [_as_tensor([job.conditioning.controls[i] for job in jobs], device) for i in range(len(request.controls))]
-        said |= {"control_image" if inits else "image": _one_or_all(maps), **_steering(request)}
+        said |= {control: _one_or_all(maps), **_steering(request)}
     return said
 
 

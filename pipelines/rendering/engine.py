@@ -1,6 +1,6 @@
 """Holds the engine: a loaded model that takes units and returns the outcomes of their requests.
 
-The engine also chooses how a family is rendered. Units may be submitted from several threads: they share the batch, so that the end
+Units may be submitted from several threads: they share the batch, so that the end
 of one does not leave the batch half empty.
 """
 
@@ -12,39 +12,20 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
 from promptmill.configs.schema import Model
 from promptmill.manifests.images import Roots
-from promptmill.pipelines.rendering.batches import Batches
-from promptmill.pipelines.rendering.loading import LoadedModel, load_model
+from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
-from promptmill.pipelines.rendering.slots import Settled, Slots, is_fatal
-from promptmill.pipelines.rendering.text import TextEncoder
+from promptmill.pipelines.rendering.slots import Slots, is_fatal
+from promptmill.pipelines.rendering.text import Tokenizers
 from promptmill.pipelines.work.errors import FatalError, MisfitError
 from promptmill.pipelines.work.lean_imports import lean_imports
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
 from promptmill.pipelines.work.turns import COMPUTING
 from promptmill.pipelines.work.units import Placed, Unit
-
-
-class Path(Protocol):
-    """Defines a way to render jobs, a step at a time."""
-
-    def add(self, jobs: list[Job], settled: Settled, ahead: bool = False) -> None: ...
-    @property
-    def busy(self) -> bool: ...
-    def step(self) -> None: ...
-    def seconds(self) -> dict[str, float]: ...
-    def close(self) -> None: ...
-
-
-def path_for(model: LoadedModel, text: TextEncoder, batch: int) -> Path:
-    """Return the slot engine for Stable Diffusion's UNet families; fixed batches of diffusers' pipelines for all other families."""
-    slots = type(model.base).__name__.startswith("StableDiffusion") and "unet" in model.base.components
-    return Slots(model, text, batch) if slots else Batches(model, text, batch)
 
 
 @dataclass
@@ -82,8 +63,8 @@ class Engine:
         with COMPUTING, lean_imports():
             torch.set_num_threads(model.threads)
             self.model = load_model(model, device)
-            self.text = TextEncoder(self.model, model.batch)
-            self.path = path_for(self.model, self.text, model.batch)
+            self.tokenizers = Tokenizers(self.model.base)
+            self.path = Slots(self.model, model.batch)
         self._spent: dict[str, float] = {}  # seconds by stage since the last unit ended
         self._before: dict[str, float] = {}  # what was spent inside of models by then
         self._inbox: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
@@ -116,7 +97,7 @@ class Engine:
         self._inbox.put(None)
         self._thread.join()
         self.__dict__.pop("path", None)
-        self.__dict__.pop("text", None)
+        self.__dict__.pop("tokenizers", None)
         self.__dict__.pop("model", None)
         gc.collect()  # held calls of modules hold their modules
         if torch.cuda.is_available():
@@ -179,7 +160,7 @@ class Engine:
             failure = pending.failures.get(row)
             made = pending.candidates[row]
             candidates = () if failure else tuple(made[index] for index in sorted(made))
-            truncated = self.text.truncated(placed.request.prompt)
+            truncated = self.tokenizers.truncated(placed.request.prompt)
             pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated)
         self._pending.remove(pending)
         outcomes = tuple(pending.outcomes[placed.row] for placed, _ in pending.unit.next_pass())
@@ -187,7 +168,7 @@ class Engine:
 
     def _take_seconds(self) -> dict[str, float]:
         """Return seconds by stage since the last call; the sum over all units is right, though units share the batch."""
-        inside = {"text": self.text.seconds, **self.path.seconds()}
+        inside = self.path.seconds()
         spent = {**self._spent, **{name: seconds - self._before.get(name, 0.0) for name, seconds in inside.items()}}
         # The rest of the steps is schedulers, guidance, latents: the work of diffusers' pipelines around their models.
         spent["steps"] = max(0.0, spent.get("steps", 0.0) - sum(spent[name] for name in inside))

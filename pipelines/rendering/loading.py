@@ -9,9 +9,11 @@ import torch
 
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Adapter, Model, Weights
+from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts
-from promptmill.pipelines.models.compatibility import VAE, class_named
-from promptmill.pipelines.models.families import class_for
+from promptmill.pipelines.models.compatibility import CONTROLNET, VAE, class_named
+from promptmill.pipelines.models.families import Family, family_of
+from promptmill.pipelines.models.pipeline_classes import class_for
 from promptmill.pipelines.models.sources import adapter_file, local_folder
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
@@ -40,8 +42,18 @@ class LoadedModel:
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
 
     @property
+    def family(self) -> Family:
+        return family_of(type(self.base).__name__)
+
+    @property
     def denoiser(self) -> torch.nn.Module:
         return self.base.unet if "unet" in self.base.components else self.base.transformer
+
+    def guided(self, request: Request) -> bool:
+        """Return whether a request's candidates are rendered with guidance, as diffusers decides it."""
+        # A model distilled from guidance takes the scale as an input instead.
+        distilled = getattr(self.denoiser.config, "time_cond_proj_dim", None) is not None
+        return request.guidance_scale > self.family.unguided and not distilled
 
     def pipeline(self, mode: str, controls: Sequence[str], scheduler: str) -> Any:
         """Return the diffusers pipeline for a mode and its kinds of control, sharing the weights, with a fresh scheduler."""
@@ -149,7 +161,8 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     for lora in model.loras:
         _load(base.load_lora_weights, lora, None, adapter_name=lora.name)
     controlnets = {
-        name: _load(of_diffusers("ControlNetModel").from_pretrained, w, dtype).to(device) for name, w in model.controlnets.items()
+        name: _load(of_diffusers(class_named(w, CONTROLNET)).from_pretrained, w, dtype).to(device)
+        for name, w in model.controlnets.items()
     }
     base.to(device)
     loaded = LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config), bool(model.loras))

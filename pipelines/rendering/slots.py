@@ -1,9 +1,9 @@
 """Holds the slot engine: candidates that differ in mode, steps, scheduler, guidance and strength share one full denoising batch.
 
 A group is some candidates of one bucket (`bucket_of`), which diffusers' own pipeline renders in one call. The group's model calls
-are held and joined with those of the other groups (`rendering.batching`). The denoiser's batch has twice as many rows as the config
-says candidates: a candidate with guidance takes two rows, one without takes one. Rows that a group leaves as it ends are the next
-group's at once.
+are held and joined with those of the other groups (`rendering.batching`). The denoiser's batch has room for as many candidates with
+guidance as the config says; such a candidate takes one, two or three rows, by its family, and one without guidance takes one. Rows
+that a group leaves as it ends are the next group's at once.
 """
 
 import copy
@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from greenlet import getcurrent, greenlet
 
+from promptmill.pipelines.models.families import Family
 from promptmill.pipelines.rendering.batching import Joined
 from promptmill.pipelines.rendering.calls import call, candidate
 from promptmill.pipelines.rendering.copies import Copy
 from promptmill.pipelines.rendering.loading import LoadedModel
+from promptmill.pipelines.rendering.modules import decoded_in_its_dtype, encoded_apart, scaled_after, without_generator
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.results import Candidate, Failure
@@ -35,9 +38,11 @@ class Waiting:
     settled: Settled
     apart: bool = False
 
-    @property
-    def bucket(self) -> Hashable:
-        return (bucket_of(self.job.request), self.job.placed.preview, id(self.job.placed) if self.apart else None)
+    def bucket(self, family: Family) -> Hashable:
+        """Return what members of one group have in common."""
+        request = self.job.request
+        texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
+        return (bucket_of(request), self.job.placed.preview, texts, id(self.job.placed) if self.apart else None)
 
 
 @dataclass
@@ -45,14 +50,14 @@ class Group:
     """Holds the candidates that go through one pipeline call.
 
     Attributes:
-        rows_each: Rows of the denoiser's batch that a candidate takes.
-        steps: Denoiser calls so far.
+        rows_each: Rows of the denoiser's batch that a candidate takes at a time.
+        evaluations: Rows of a candidate that have gone through the denoiser, or wait to.
         decoding: Whether the call has left the denoiser.
     """
 
     members: list[Waiting]
     rows_each: int
-    steps: int = 0
+    evaluations: int = 0
     decoding: bool = False
 
     @property
@@ -64,29 +69,40 @@ class Slots:
     """Renders with one loaded model, whose denoising batch the groups share.
 
     Args:
-        model, text: The loaded model and its text encoder.
+        model: The loaded model.
         batch: Candidates with guidance that fill the batch.
     """
 
-    def __init__(self, model: LoadedModel, text: TextEncoder, batch: int):
-        self._model, self._text = model, text
+    def __init__(self, model: LoadedModel, batch: int):
+        self._model, self._family = model, model.family
         self._queue: deque[Waiting] = deque()
         self._groups: dict[greenlet, Group] = {}
         self._copies: deque[tuple[greenlet, Copy]] = deque()
         self._kind: Hashable = None
-        self._rows = 2 * batch
+        self._rows = self._family.rows * batch
+        self._rows_seen: dict[Hashable, int] = {}
+        self._held: list[tuple[Any, str]] = []
         vae, denoiser = model.base.vae, model.denoiser
-        names = ("sample", "timestep", "encoder_hidden_states")
-        self._held = [(denoiser, "forward"), (vae, "decode"), *((net, "forward") for net in model.controlnets.values())]
-        self.denoiser = Joined(denoiser.forward, names, self._rows, self._denoising)
-        denoiser.forward = self.denoiser.hold
+        self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising)
+        self._hold(denoiser, "forward", self.denoiser.hold)
         self.controlnets: list[Joined] = []
         for net in model.controlnets.values():
-            joined = Joined(net.forward, (*names, "controlnet_cond"), self._rows)
+            joined = Joined.of(net.forward, self._rows)
             self.controlnets.append(joined)
-            net.forward = _scaled_after(joined)
-        self.decoder = Joined(_in_its_dtype(vae), ("z",), batch, self._decoding)
-        vae.decode = _without_generator(self.decoder)
+            self._hold(net, "forward", scaled_after(joined.hold))
+        self.decoder = Joined.of(vae.decode, batch, called=self._decoding)
+        self.decoder.run = decoded_in_its_dtype(vae)
+        self._hold(vae, "decode", without_generator(self.decoder.hold))
+        self._hold(vae, "encode", encoded_apart(vae.encode))
+        self.texts: list[TextEncoder] = []
+        for name, part in model.base.components.items():
+            if isinstance(part, torch.nn.Module) and part is not vae and part is not denoiser and name != "safety_checker":
+                self.texts.append(TextEncoder(part, batch))
+                self._hold(part, "forward", self.texts[-1].hold)
+
+    def _hold(self, module: Any, name: str, instead: Callable[..., Any]) -> None:
+        self._held.append((module, name))
+        setattr(module, name, instead)
 
     def close(self) -> None:
         """Give the model its own calls back."""
@@ -103,7 +119,8 @@ class Slots:
                 begin after all drafts of another unit, and run in a half empty batch.
         """
         waiting = [Waiting(job, settled) for job in jobs]
-        waiting.sort(key=lambda one: (str(kind_of(one.job.request)), -one.job.request.steps, str(one.bucket)))
+        family = self._family
+        waiting.sort(key=lambda one: (str(kind_of(one.job.request)), -one.job.request.steps, str(one.bucket(family))))
         queue = list(self._queue)
         place = len(queue)
         if ahead:
@@ -118,8 +135,12 @@ class Slots:
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds spent inside of the models so far."""
-        control = sum(joined.seconds for joined in self.controlnets)
-        return {"denoise": self.denoiser.seconds, "control": control, "decode": self.decoder.seconds}
+        text, control = (sum(joined.seconds for joined in some) for some in (self._encoders, self.controlnets))
+        return {"text": text, "denoise": self.denoiser.seconds, "control": control, "decode": self.decoder.seconds}
+
+    @property
+    def _encoders(self) -> list[Joined]:
+        return [text.joined for text in self.texts]
 
     @property
     def share(self) -> float:
@@ -139,14 +160,23 @@ class Slots:
             self._go_on(caller, caller.switch)
         if joined is None:
             return
-        for caller, answer in joined.run_batch():
+        try:
+            answered = joined.run_batch()
+        except Exception as error:  # concerns those whose rows were in the batch
+            if is_fatal(error):
+                raise
+            for caller in joined.give_up_batch():
+                self._go_on(caller, partial(caller.throw, error))
+            return
+        for caller, answer in answered:
             self._go_on(caller, partial(caller.switch, answer))
 
     def _next(self) -> Joined | None:
         if self.decoder.waiting_rows >= self.decoder.shape:
             return self.decoder
-        # ControlNets first: their answers go into the denoiser's batch.
-        return next((joined for joined in (*self.controlnets, self.denoiser, self.decoder) if joined.waiting), None)
+        # Texts and ControlNets first: their answers go into the denoiser's batch.
+        order = (*self._encoders, *self.controlnets, self.denoiser, self.decoder)
+        return next((joined for joined in order if joined.waiting), None)
 
     def _admit(self) -> None:
         while self._queue:
@@ -154,15 +184,18 @@ class Slots:
             kind = kind_of(first.job.request)
             if kind != self._kind and self._groups:
                 return
-            rows_each = 2 if self._guided(first.job) else 1
+            rows_each = self._rows_of(first.job)
             room = (self._rows - sum(group.rows for group in self._groups.values())) // rows_each
             if room < 1:
                 return
             if kind != self._kind:
                 self._kind = kind
                 self._model.adapt(_loras(first.job))
+                for text in self.texts:
+                    text.adapted = _loras(first.job)
             members = [self._queue.popleft()]
-            while self._queue and len(members) < room and self._queue[0].bucket == first.bucket:
+            bucket = first.bucket(self._family)
+            while self._queue and len(members) < room and self._queue[0].bucket(self._family) == bucket:
                 members.append(self._queue.popleft())
             self._start(Group(members, rows_each))
 
@@ -190,9 +223,9 @@ class Slots:
         # A pipeline keeps its scheduler and some of its arguments on itself.
         pipeline = copy.copy(shared)
         pipeline.scheduler = self._model.scheduler(request.scheduler)
-        made = call(pipeline, self._text, jobs, self._wait)
+        made = call(pipeline, self._model, jobs, self._wait)
         for place, member in enumerate(group.members):
-            member.settled(member.job, candidate(member.job, *made[place], group.rows_each * group.steps))
+            member.settled(member.job, candidate(member.job, *made[place], group.evaluations))
 
     def _failed(self, group: Group, error: Exception) -> None:
         if is_fatal(error):
@@ -208,8 +241,12 @@ class Slots:
             member.settled(member.job, Failure("render_error", f"{type(error).__name__}: {reason}"))
 
     def _guided(self, job: Job) -> bool:
-        # As diffusers decides it: a model distilled from guidance takes the scale as an input instead.
-        return job.request.guidance_scale > 1 and getattr(self._model.denoiser.config, "time_cond_proj_dim", None) is None
+        return self._model.guided(job.request)
+
+    def _rows_of(self, job: Job) -> int:
+        """Return the rows of the denoiser's batch that a candidate takes: as its like have taken, where there were some."""
+        guided = self._guided(job)
+        return self._rows_seen.get((job.request.mode, guided), self._family.rows if guided else 1)
 
     def _wait(self, copy: Copy) -> None:
         """Stop the calling greenlet until its images have come to the host; the denoiser goes on meanwhile."""
@@ -219,10 +256,14 @@ class Slots:
             assert caller.parent is not None
             caller.parent.switch()
 
-    def _denoising(self, caller: greenlet) -> None:
-        self._groups[caller].steps += 1
+    def _denoising(self, caller: greenlet, rows: int) -> None:
+        group = self._groups[caller]
+        group.rows_each = max(1, rows // len(group.members))
+        group.evaluations += group.rows_each
+        job = group.members[0].job
+        self._rows_seen[job.request.mode, self._guided(job)] = group.rows_each
 
-    def _decoding(self, caller: greenlet) -> None:
+    def _decoding(self, caller: greenlet, rows: int) -> None:
         self._groups[caller].decoding = True
 
 
@@ -233,37 +274,3 @@ def is_fatal(error: Exception) -> bool:
 
 def _loras(job: Job) -> tuple[tuple[str, float], ...]:
     return tuple((lora.name, lora.scale) for lora in job.request.loras)
-
-
-def _scaled_after(joined: Joined) -> Callable[..., Any]:
-    """Return a ControlNet call whose scale, one for each call, is applied to the answer: the same product, after the batch."""
-
-    def hold(*args: Any, conditioning_scale: float = 1.0, **kwargs: Any) -> Any:
-        down, mid = joined.hold(*args, conditioning_scale=1.0, **kwargs)
-        return [sample * conditioning_scale for sample in down], mid * conditioning_scale
-
-    return hold
-
-
-def _in_its_dtype(vae: Any) -> Callable[..., Any]:
-    """Return a decoder that first converts the VAE to the dtype of the latents.
-
-    SDXL's pipelines lift their VAE to fp32 around each use; between the two, another pipeline may have converted it back.
-    """
-    decode = vae.decode
-
-    def run(z: Any, **options: Any) -> Any:
-        if next(vae.parameters()).dtype != z.dtype:
-            vae.to(z.dtype)
-        return decode(z, **options)
-
-    return run
-
-
-def _without_generator(joined: Joined) -> Callable[..., Any]:
-    """Return a decoder that drops generators: a KL autoencoder decodes without chance, but some pipelines pass one on."""
-
-    def hold(*args: Any, generator: Any = None, **kwargs: Any) -> Any:
-        return joined.hold(*args, **kwargs)
-
-    return hold

@@ -1,91 +1,120 @@
-"""Computes text embeddings once for each distinct text, and keeps them."""
+"""Encodes texts once: text encoders and language models are joined as other modules are, and their answers are kept by tokens."""
 
 import inspect
-import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, SupportsIndex
 
 import torch
 
-from promptmill.pipelines.rendering.loading import LoadedModel
+from promptmill.pipelines.rendering.batching import Joined, alike
+from promptmill.pipelines.rendering.rows import count_of, taken, together
 
-KEPT = 256 * 2**20  # bytes of embeddings on the device: about 400 texts of SDXL in fp32, 2,900 of Stable Diffusion 1.5 in fp16
+KEPT = 256 * 2**20  # bytes of embeddings on the device: about 400 texts of SDXL in fp32, 64 of Flux in bf16
+HIDDEN = "hidden_states"
 
 
 class TextEncoder:
-    """Encodes prompts by the pipeline's own `encode_prompt`, always in one batch size, so that bits do not depend on neighbours.
+    """Joins the calls of one text encoder, and keeps what it answered for each text, by the text's tokens.
 
-    A family whose pipeline is not of the Stable Diffusion kind gets its prompts as text (`arguments`), and encodes them itself.
+    Attributes:
+        joined: The calls for texts that are not kept.
+        adapted: What the model is adapted with now; LoRAs can adapt text encoders too, so answers are kept apart by this value.
+
+    Args:
+        module: A text encoder, whose `forward` this object's `hold` is to replace.
+        batch: Texts that go through the encoder at once, always.
     """
 
-    def __init__(self, model: LoadedModel, batch: int):
-        self._model, self._batch, self.device = model, batch, model.device
-        self.seconds = 0.0  # spent so far
-        self._kept: OrderedDict[tuple[Any, ...], tuple[torch.Tensor, ...]] = OrderedDict()
+    def __init__(self, module: torch.nn.Module, batch: int):
+        self.joined = Joined.of(module.forward, batch, once=True)
+        self.adapted: Hashable = ()
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._bytes = 0
-        self._tokenizers = list(_tokenizers(model.base))
-        self._as_text = not type(model.base).__name__.startswith("StableDiffusion") or "unet" not in model.base.components
+        self._used: set[int] = set()  # of the layers' outputs, those that pipelines have looked at
 
-    def arguments(self, prompts: Sequence[str], negatives: Sequence[str], loras: tuple[Any, ...], guided: bool) -> dict[str, Any]:
-        """Return the text arguments of one pipeline call, for a batch.
+    def hold(self, *args: Any, **kwargs: Any) -> Any:
+        """Take a call in place of the encoder: stop the calling greenlet until texts that are not kept are encoded."""
+        arguments = dict(zip(self.joined.names, args, strict=False)) | kwargs
+        rows = count_of(arguments.values())
+        if any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in arguments.values()):
+            return self.joined.hold(**arguments)  # pictures or embeddings, which are no tokens
+        keys = self._keys(arguments, rows)
+        have = {key: self._kept[key] for key in keys if key in self._kept and self._is_whole(self._kept[key])}
+        places = {key: place for place, key in enumerate(keys) if key not in have}
+        if places:
+            answer = self.joined.hold(**_selected(arguments, [*places.values()], rows))
+            for place, key in enumerate(places):
+                have[key] = taken(answer, slice(place, place + 1), len(places))
+        for key in dict.fromkeys(keys):
+            self._keep(key, have[key])
+        # What is kept lacks the layers that nobody looks at; then all lack them.
+        whole = len(places) == len(set(keys))
+        return self._watched(together([have[key] if whole else self._without_unused(have[key]) for key in keys]))
 
-        Args:
-            prompts, negatives: One each for each sample.
-            loras: The LoRAs that the model is adapted with now; they can adapt text encoders too.
-            guided: Whether there is guidance, so that negatives are used.
-        """
-        if self._as_text:
-            return {"prompt": list(prompts), **({"negative_prompt": list(negatives)} if guided else {})}
-        names = ("prompt_embeds", "pooled_prompt_embeds")
-        made = dict(zip(names, self._stacked(prompts, loras, negative=False), strict=False))
-        if guided:
-            negative = (f"negative_{name}" for name in names)
-            made |= zip(negative, self._stacked(negatives, loras, negative=True), strict=False)
+    def _keys(self, arguments: Mapping[str, Any], rows: int) -> list[Hashable]:
+        """Return for each row what its answer depends on: its tokens, and what the call says besides."""
+        tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+        same = (self.adapted, alike(arguments, rows))
+        own = [value.cpu() for value in tensors if value.ndim and len(value) == rows]
+        shared = tuple(value.cpu().numpy().tobytes() for value in tensors if not (value.ndim and len(value) == rows))
+        return [(same, shared, tuple(value[row].numpy().tobytes() for value in own)) for row in range(rows)]
+
+    def _keep(self, key: Hashable, value: Any) -> None:
+        self._bytes -= _bytes(self._kept.pop(key, None))
+        self._kept[key] = own = self._without_unused(value)
+        self._bytes += _bytes(own)
+        while self._bytes > KEPT and len(self._kept) > 1:
+            self._bytes -= _bytes(self._kept.popitem(last=False)[1])
+
+    def _without_unused(self, value: Any) -> Any:
+        """Return an answer without the outputs of layers that no pipeline looks at, which are most of what it holds."""
+        layers = _layers(value)
+        if layers is None or not self._used:
+            return value
+        return type(value)(**{**value, HIDDEN: tuple(one if at in self._used else None for at, one in enumerate(layers))})
+
+    def _is_whole(self, value: Any) -> bool:
+        layers = _layers(value)
+        return layers is None or all(layers[at] is not None for at in self._used)
+
+    def _watched(self, answer: Any) -> Any:
+        layers = _layers(answer)
+        return answer if layers is None else type(answer)(**{**answer, HIDDEN: _Layers(layers, self._used)})
+
+
+class _Layers(tuple):
+    """Holds the outputs of an encoder's layers, and notes which of them are looked at."""
+
+    _used: set[int]
+
+    def __new__(cls, layers: Sequence[Any], used: set[int]) -> "_Layers":
+        made = super().__new__(cls, layers)
+        made._used = used
         return made
+
+    def __getitem__(self, at: SupportsIndex | slice) -> Any:
+        some = range(len(self))[at]
+        self._used.update(some if isinstance(some, range) else [some])
+        return super().__getitem__(at)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._used.update(range(len(self)))
+        return super().__iter__()
+
+
+class Tokenizers:
+    """Holds a pipeline's tokenizers, each with the most tokens that its text encoder is given."""
+
+    def __init__(self, base: Any):
+        self.limits = list(_limits(base))
 
     def truncated(self, prompt: str) -> bool:
         """Return whether one of the text encoders reads only the beginning of a prompt."""
-        return any(len(one(prompt, truncation=False, verbose=False).input_ids) > most for one, most in self._tokenizers)
-
-    def _stacked(self, texts: Sequence[str], loras: tuple[Any, ...], negative: bool) -> list[torch.Tensor]:
-        new = [text for text in dict.fromkeys(texts) if (text, loras, negative) not in self._kept]
-        for some in self._batches(new):
-            started = time.monotonic()
-            encoded = self._encode(some + [some[-1]] * (self._batch - len(some)), negative)
-            self.seconds += time.monotonic() - started
-            for place, text in enumerate(some):
-                self._kept[text, loras, negative] = own = tuple(part[place : place + 1].clone() for part in encoded)
-                self._bytes += _bytes(own)
-        for text in texts:
-            self._kept.move_to_end((text, loras, negative))
-        stacked = [torch.cat(parts) for parts in zip(*(self._kept[text, loras, negative] for text in texts), strict=True)]
-        while self._bytes > KEPT:
-            self._bytes -= _bytes(self._kept.popitem(last=False)[1])
-        return stacked
-
-    def _batches(self, texts: list[str]) -> Iterator[list[str]]:
-        # An empty negative prompt means none, which some families take for zeros: it cannot share a call with others.
-        if "" in texts:
-            yield [""]
-        said = [text for text in texts if text]
-        yield from (said[start : start + self._batch] for start in range(0, len(said), self._batch))
-
-    @torch.no_grad()
-    def _encode(self, texts: list[str], negative: bool) -> tuple[torch.Tensor, ...]:
-        base = self._model.base
-        # The negative path differs in diffusers: it leaves clip_skip out, and makes zeros where SDXL wants them.
-        negatives = texts if any(texts) else None
-        what = {"prompt": [""] * len(texts), "negative_prompt": negatives} if negative else {"prompt": texts}
-        skip = {"clip_skip": self._model.clip_skip} if self._model.clip_skip else {}
-        options = {"device": self._model.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": negative}
-        encoded = base.encode_prompt(**what, **options, **skip)
-        # (positive, negative) for one text encoder, (positive, negative, pooled, negative pooled) for two.
-        return tuple(encoded[1::2] if negative else encoded[0::2])
+        return any(len(one(prompt, truncation=False, verbose=False).input_ids) > most for one, most in self.limits)
 
 
-def _tokenizers(base: Any) -> Iterator[tuple[Any, int]]:
-    """Yield a pipeline's tokenizers, each with the most tokens that its text encoder is given."""
+def _limits(base: Any) -> Iterator[tuple[Any, int]]:
     parameters = inspect.signature(type(base).__call__).parameters
     usual = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else None
     for name, part in base.components.items():
@@ -95,5 +124,22 @@ def _tokenizers(base: Any) -> Iterator[tuple[Any, int]]:
             yield part, min(part.model_max_length, usual) if long else part.model_max_length
 
 
-def _bytes(parts: tuple[torch.Tensor, ...]) -> int:
-    return sum(part.numel() * part.element_size() for part in parts)
+def _selected(arguments: Mapping[str, Any], places: list[int], rows: int) -> dict[str, Any]:
+    """Return the arguments of a call for some of its rows."""
+    return {
+        name: value[places] if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows else value
+        for name, value in arguments.items()
+    }
+
+
+def _layers(value: Any) -> Sequence[Any] | None:
+    found = value.get(HIDDEN) if isinstance(value, dict) else None
+    return found if isinstance(found, tuple) and found else None
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0

@@ -8,11 +8,9 @@ import torch
 
 from promptmill.configs.schema import Model
 from promptmill.manifests.images import Roots
-from promptmill.pipelines.rendering.engine import Path, path_for
 from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
-from promptmill.pipelines.rendering.slots import is_fatal
-from promptmill.pipelines.rendering.text import TextEncoder
+from promptmill.pipelines.rendering.slots import Slots, is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure
 from promptmill.pipelines.work.units import Placed
 
@@ -52,8 +50,7 @@ def tune(model: Model, placed: Placed, job_seed: int, roots: Roots, batches: Seq
     trials: list[Trial] = []
     with torch.no_grad():
         for batch in batches:
-            # The path that a run takes, which is of the family.
-            path = path_for(loaded, TextEncoder(loaded, batch), batch)
+            path = Slots(loaded, batch)
             try:
                 trials.append(_try(path, placed, prepared, job_seed, batch))
             except Exception as error:
@@ -82,7 +79,7 @@ def choose(trials: Sequence[Trial]) -> Tuned:
     return Tuned(tuple(trials), min(batch for batch, rate in fit if rate >= PAYS * best))
 
 
-def _try(path: Path, placed: Placed, prepared: Conditioning, job_seed: int, batch: int) -> Trial:
+def _try(path: Slots, placed: Placed, prepared: Conditioning, job_seed: int, batch: int) -> Trial:
     request = replace(placed.request, steps=STEPS, strength=1.0 if placed.request.strength else None, candidates=batch)
     seconds = 0.0
     for number in range(1 + BATCHES):
@@ -98,7 +95,7 @@ def _try(path: Path, placed: Placed, prepared: Conditioning, job_seed: int, batc
     return Trial(batch, BATCHES * batch / seconds, memory)
 
 
-def _render(path: Path, jobs: list[Job]) -> list[Failure]:
+def _render(path: Slots, jobs: list[Job]) -> list[Failure]:
     failures: list[Failure] = []
 
     def settled(job: Job, made: Candidate | Failure) -> None:

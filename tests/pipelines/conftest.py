@@ -53,17 +53,6 @@ def engine(folder):
 
 
 @pytest.fixture(scope="session")
-def fixed_batches(folder):
-    """The same where pipelines render in fixed batches."""
-    from promptmill.pipelines.rendering.batches import Batches
-
-    made = _engine(model_of(folder), folder)
-    made.path.close()
-    made.path = Batches(made.model, made.text, 3)
-    return made
-
-
-@pytest.fixture(scope="session")
 def flux(folder, made):
     """A family without a UNet."""
     return _engine(model_of(folder, base=str(made("flux")), controlnets={}), folder)

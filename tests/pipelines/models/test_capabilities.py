@@ -10,7 +10,7 @@ from diffusers.pipelines import auto_pipeline
 
 from promptmill.configs.schema import Model, Weights
 from promptmill.pipelines.models.capabilities import read_facts
-from promptmill.pipelines.models.families import modes_of, tables
+from promptmill.pipelines.models.pipeline_classes import modes_of, tables
 from promptmill.pipelines.work.errors import ModelError
 
 VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4}

@@ -3,47 +3,71 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from promptmill.pipelines.models.families import Family
 from promptmill.pipelines.rendering.calls import call
 from promptmill.pipelines.rendering.preparing import Conditioning, Job
-from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.units import Placed
 from tests.pipelines import plain
 
 
-def made(count):
-    return SimpleNamespace(images=torch.rand(count, 3, 64, 64))
+class Takes:
+    """Takes some arguments of a pipeline, keeps them, and makes images of noise."""
+
+    def __init__(self):
+        self.said = {}
+
+    def kept(self, **said):
+        self.said = said
+        return SimpleNamespace(images=torch.rand(len(said["prompt"]), 3, 64, 64))
 
 
-class Flux2LikePipeline:
-    """Takes no negative prompt."""
-
-    components = {"transformer": None}  # noqa: RUF012
-
+class WithoutNegative(Takes):
     def __call__(self, prompt, width, height, num_inference_steps, guidance_scale, generator, output_type):
-        return made(len(prompt))
+        return self.kept(prompt=prompt, guidance_scale=guidance_scale)
 
 
-class PixArtLikePipeline:
-    """Takes one."""
-
-    components = {"transformer": None}  # noqa: RUF012
-    said = None
-
-    def __call__(self, prompt, negative_prompt, **options):
-        self.said = negative_prompt
-        return made(len(prompt))
+class WithAll(Takes):
+    def __call__(self, prompt, negative_prompt=None, guidance_scale=None, true_cfg_scale=None, use_binning=True):
+        return self.kept(
+            prompt=prompt, negative_prompt=negative_prompt, scales=(guidance_scale, true_cfg_scale), binned=use_binning
+        )
 
 
-def jobs():
-    request = plain.request(guidance_scale=4.0, negative_prompt="ugly")
-    return [Job(Placed(0, request), Conditioning(), index, index) for index in range(2)]
+def model(family):
+    return SimpleNamespace(
+        clip_skip=0, device=torch.device("cpu"), family=family, guided=lambda request: request.guidance_scale > family.unguided
+    )
 
 
-@pytest.mark.parametrize("kind", [Flux2LikePipeline, PixArtLikePipeline])
-def test_a_pipeline_is_given_only_what_it_takes(kind):
-    pipeline = kind()
-    text = TextEncoder(SimpleNamespace(base=pipeline, clip_skip=0, device=torch.device("cpu")), 2)
-    results = call(pipeline, text, jobs())
+USUAL = Family()
+
+
+def said(pipeline, family=USUAL, **values):
+    request = plain.request(**{"guidance_scale": 4.0, "negative_prompt": "ugly", **values})
+    results = call(pipeline, model(family), [Job(Placed(0, request), Conditioning(), index, index) for index in range(2)])
     assert [(pixels.shape, finite, refused) for pixels, finite, refused in results] == [((64, 64, 3), True, False)] * 2
-    if kind is PixArtLikePipeline:
-        assert pipeline.said == ["ugly", "ugly"]
+    return pipeline.said
+
+
+def test_a_pipeline_is_given_only_what_it_takes():
+    assert said(WithoutNegative()) == {"prompt": ["a small red circle"] * 2, "guidance_scale": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "negative", "scales"),
+    [
+        (Family(), {}, ["ugly"] * 2, (4.0, None)),
+        (Family(), {"negative_prompt": ""}, None, (4.0, None)),
+        (Family(), {"guidance_scale": 1.0}, None, (1.0, None)),
+        (Family(unguided=0.0), {"guidance_scale": 1.0}, ["ugly"] * 2, (1.0, None)),
+        (Family(guidance="true_cfg_scale", empty_negative=True), {"negative_prompt": ""}, ["", ""], (None, 4.0)),
+        (Family(guidance=None), {}, ["ugly"] * 2, (None, None)),
+    ],
+)
+def test_guidance_and_the_negative_prompt_are_said_as_the_family_takes_them(family, values, negative, scales):
+    given = said(WithAll(), family, **values)
+    assert (given["negative_prompt"], given["scales"]) == (negative, scales)
+
+
+def test_what_a_family_always_wants_is_always_said():
+    assert said(WithAll(), Family(always={"use_binning": False}))["binned"] is False

@@ -74,16 +74,9 @@ def test_strength_scales_the_steps_of_drafts_like_those_of_finals(engine):
     assert sorted(row["unet_evaluations"] for row in rows) == [2 * 3, 2 * (3 + 5)]
 
 
-@pytest.mark.parametrize("path", ["fixed batches", "another family"])
-def test_survivors_are_the_same_where_pipelines_render_in_fixed_batches(flux, fixed_batches, path):
-    if path == "another family":
-        made = flux
-        some = [request(str(n), scheduler="euler", steps=5, candidates=6, prompt=p) for n, p in enumerate(("a red", "blue"))]
-    else:
-        made = fixed_batches
-        names = ("txt2img", "controlnet_inpaint")
-        some = [request(name, steps=5, candidates=6, **{"mode": name, **MODES[name]}) for name in names]
-    check(*both(made, unit_of(*some)), len(some))
+def test_survivors_are_the_same_in_a_family_without_a_unet(flux):
+    some = [request(str(n), scheduler="euler", steps=5, candidates=6, prompt=p) for n, p in enumerate(("a red", "blue"))]
+    check(*both(flux, unit_of(*some)), len(some))
 
 
 def test_the_embedded_family_scored_by_its_clip_drafts_to_the_same_survivors(shapes):

@@ -13,7 +13,7 @@ from promptmill.configs.schema import LoraWeights, TextualInversion, Weights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine
-from promptmill.pipelines.rendering.text import TextEncoder
+from promptmill.pipelines.rendering.text import Tokenizers
 from promptmill.pipelines.work.errors import FatalError, ModelError
 from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import tiny
@@ -75,14 +75,14 @@ def test_a_candidate_that_is_not_finite_or_constant_fails_alone(engine, monkeypa
 
 
 def test_a_request_that_makes_the_library_raise_fails_alone(engine, monkeypatch):
-    arguments = engine.text.arguments
+    tokenize = engine.model.base.tokenizer.__call__
 
-    def raising(prompts, *args, **kwargs):
-        if "boom" in prompts:
+    def raising(texts, *args, **kwargs):
+        if "boom" in texts and isinstance(texts, list):
             raise ValueError("cannot be said")
-        return arguments(prompts, *args, **kwargs)
+        return tokenize(texts, *args, **kwargs)
 
-    monkeypatch.setattr(engine.text, "arguments", raising)
+    monkeypatch.setattr(type(engine.model.base.tokenizer), "__call__", lambda self, *args, **kwargs: raising(*args, **kwargs))
     first, boom, last = render(engine, request("a"), request("b", prompt="boom"), request("c"))
     assert boom.failure.code == "render_error"
     assert "cannot be said" in boom.failure.message
@@ -93,7 +93,7 @@ def test_memory_that_runs_out_ends_the_process_with_the_batch_to_lower(engine, m
     def raising(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engine.text, "arguments", raising)
+    monkeypatch.setattr(engine.path.denoiser, "run", raising)
     with pytest.raises(FatalError, match=r"batch 3; set model.batch lower"):
         render(engine, request())
 
@@ -128,13 +128,12 @@ def test_a_scheduler_does_not_inherit_what_an_earlier_one_was_told(engine):
 
 def test_each_distinct_text_is_encoded_once(folder):
     engine = Engine(model_of(folder, controlnets={}), 0, Roots((str(folder),)))
-    calls = []
-    engine.model.base.text_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    (text,) = engine.path.texts
     render(engine, *(request(f"r{i}", prompt="same", candidates=5) for i in range(3)))
-    # The prompt, and for the negative one the empty prompt beside it.
-    assert len(calls) == 3
+    # The prompt, and for the negative one the empty prompt.
+    assert text.joined.rows == 2
     render(engine, request(prompt="same"), request("s", prompt="other"))
-    assert len(calls) == 4
+    assert text.joined.rows == 3
 
 
 def test_a_prompt_longer_than_the_text_encoder_reads_is_said_to_be_truncated(engine):
@@ -145,14 +144,14 @@ def test_a_prompt_longer_than_the_text_encoder_reads_is_said_to_be_truncated(eng
 def test_any_of_several_text_encoders_may_read_only_the_beginning(folder):
     engine = Engine(model_of(folder, base=str(tiny.flux(folder / "two-encoders")), controlnets={}), JOB_SEED, Roots((str(folder),)))
     prompt = "a small red circle at the left"
-    assert not engine.text.truncated(prompt)
+    assert not engine.tokenizers.truncated(prompt)
     for name in ("tokenizer", "tokenizer_2"):
         tokenizer = engine.model.base.components[name]
         most, tokenizer.model_max_length = tokenizer.model_max_length, 5
-        assert TextEncoder(engine.model, BATCH).truncated(prompt), name
+        assert Tokenizers(engine.model.base).truncated(prompt), name
         tokenizer.model_max_length = most
     # What the pipeline itself gives its encoder of long texts is less than that could read.
-    assert TextEncoder(engine.model, BATCH)._tokenizers[1][1] == 512
+    assert Tokenizers(engine.model.base).limits[1][1] == 512
     engine.close()
 
 

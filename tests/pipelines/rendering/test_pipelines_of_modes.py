@@ -8,7 +8,7 @@ from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, Aut
 
 from promptmill.configs.schema import Model, Weights
 from promptmill.pipelines.models.capabilities import read_facts
-from promptmill.pipelines.models.families import class_for, tables
+from promptmill.pipelines.models.pipeline_classes import class_for, tables
 from promptmill.pipelines.rendering.loading import load_model, made_of
 from promptmill.pipelines.work.errors import ModelError
 

@@ -64,7 +64,7 @@ def made_of(outcome):
     return outcome.candidates
 
 
-@pytest.fixture(params=["engine", "fixed_batches", "flux"])
+@pytest.fixture(params=["engine", "flux"])
 def any_path(request):
     return request.getfixturevalue(request.param)
 

@@ -38,8 +38,7 @@ def test_a_request_that_cannot_be_rendered_says_so(folder):
         tune(model_of(folder), placed, JOB_SEED, Roots((str(folder),)))
 
 
-def test_a_family_is_timed_on_the_path_that_renders_it(folder, made, monkeypatch):
-    monkeypatch.setattr(Slots, "step", None)
+def test_a_family_without_a_unet_is_timed_too(folder, made):
     model = model_of(folder, base=str(made("flux")), controlnets={})
     placed = Placed(0, request(width=16, height=16, scheduler="euler", guidance_scale=1.0))
     tuned = tune(model, placed, JOB_SEED, Roots((str(folder),)), batches=(1, 2))

@@ -1,0 +1,82 @@
+"""Finds the tasks that diffusers has pipelines for in each family of models.
+
+Diffusers' own table is read as source, since importing it would import torch and take seconds.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from promptmill.pipelines.work.errors import ModelError
+
+# The tables of diffusers' auto_pipeline module, each from a family to a class, by the mode that they serve.
+TABLES = {
+    "txt2img": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
+    "img2img": "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING",
+    "inpaint": "AUTO_INPAINT_PIPELINES_MAPPING",
+}
+
+
+def modes_of(pipeline: str) -> tuple[str, ...]:
+    """Return the modes without control that a pipeline class's family has pipelines for; none where it makes no images."""
+    families = [family for classes in tables().values() for family, name in classes.items() if name == pipeline]
+    return tuple(mode for mode, classes in tables().items() if families and families[0] in classes)
+
+
+def class_for(pipeline: str, mode: str) -> str:
+    """Return the name of diffusers' class that renders a mode with the weights of a pipeline, as its Auto classes choose the class.
+
+    Args:
+        pipeline: The class that the weights were saved or loaded as.
+        mode: One of the modes that the model serves.
+
+    Raises:
+        ModelError: diffusers has no such class.
+    """
+    plain = {"controlnet": "txt2img"}.get(mode, mode.removeprefix("controlnet_"))
+    name = _in_family_of(pipeline, plain)
+    if mode.startswith("controlnet"):
+        ending = {"txt2img": "Pipeline", "img2img": "Img2ImgPipeline", "inpaint": "InpaintPipeline"}[plain]
+        name = _in_family_of(name.replace("ControlNet", "").replace(ending, f"ControlNet{ending}"), plain)
+    return name
+
+
+def _in_family_of(pipeline: str, mode: str) -> str:
+    families = [family for classes in tables().values() for family, name in classes.items() if name == pipeline]
+    name = tables()[mode].get(families[0]) if families else None
+    if name is None:
+        raise ModelError(f"diffusers has no pipeline for {mode} beside {pipeline}")
+    return name
+
+
+@cache
+def tables() -> dict[str, dict[str, str]]:
+    """Return for each mode the class names by family."""
+    package = importlib.util.find_spec("diffusers")
+    if package is None or not package.submodule_search_locations:
+        raise ModelError("diffusers is not installed: pip install diffusers")
+    source = Path(package.submodule_search_locations[0]) / "pipelines" / "auto_pipeline.py"
+    entries = list(_entries(ast.parse(source.read_text(encoding="utf-8"))))
+    found = {mode: {family: name for table, family, name in entries if table == wanted} for mode, wanted in TABLES.items()}
+    if not all(found.values()):
+        raise ModelError(
+            f"{source} holds no {' or '.join(TABLES.values())}: not a version of diffusers that promptmill is made for"
+        )
+    return found
+
+
+def _entries(module: ast.Module) -> Iterator[tuple[str, str, str]]:
+    """Yield (table, family, class), both of `TABLE = OrderedDict([("family", Class), …])` and of `TABLE["family"] = Class`."""
+    for node in ast.walk(module):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=table)], value=ast.Call(args=[ast.List(elts=pairs)])):
+                for pair in pairs:
+                    match pair:
+                        case ast.Tuple(elts=[ast.Constant(value=str(family)), ast.Name(id=name)]):
+                            yield table, family, name
+            case ast.Assign(
+                targets=[ast.Subscript(value=ast.Name(id=table), slice=ast.Constant(value=str(family)))], value=ast.Name(id=name)
+            ):
+                yield table, family, name

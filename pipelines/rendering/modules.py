@@ -1,0 +1,74 @@
+"""Wraps calls of modules where the plain call would depend on chance, on a call's other rows, or on another pipeline's leavings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from promptmill.pipelines.rendering.rows import together
+
+
+def scaled_after(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a ControlNet call whose scale, one for each call, is applied to the answer: the same product, after the batch."""
+
+    def scaled(answer: Any, scale: float) -> Any:
+        if isinstance(answer, torch.Tensor):
+            return answer * scale
+        return answer if answer is None else type(answer)(scaled(one, scale) for one in answer)
+
+    def hold(*args: Any, conditioning_scale: float = 1.0, **kwargs: Any) -> Any:
+        return scaled(call(*args, conditioning_scale=1.0, **kwargs), conditioning_scale)
+
+    return hold
+
+
+def decoded_in_its_dtype(vae: Any) -> Callable[..., Any]:
+    """Return a decoder that first converts the VAE to the dtype of the latents.
+
+    SDXL's pipelines lift their VAE to fp32 around each use; between the two, another pipeline may have converted it back.
+    """
+    decode = vae.decode
+
+    def run(**given: Any) -> Any:
+        latents = next(iter(given.values()))
+        if next(vae.parameters()).dtype != latents.dtype:
+            vae.to(latents.dtype)
+        return decode(**given)
+
+    return run
+
+
+def without_generator(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a decoder that drops generators: a KL autoencoder decodes without chance, but some pipelines pass one on."""
+
+    def hold(*args: Any, generator: Any = None, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)
+
+    return hold
+
+
+def encoded_apart(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a VAE's `encode` that takes one picture at a time, as pipelines with a generator for each sample mostly call it.
+
+    A distribution that is sampled without a generator gives its mean: the control pipelines of Stable Diffusion 3, HunyuanDiT and
+    CogView4 sample so, from torch's global generator, and so make other images each time.
+    """
+
+    def run(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        made = _together([encode(one, *args, **kwargs) for one in x.split(1)])
+        if (spread := getattr(made, "latent_dist", None)) is not None:
+            sample = spread.sample
+            spread.sample = lambda generator=None: spread.mode() if generator is None else sample(generator)
+        return made
+
+    return run
+
+
+def _together(parts: list[Any]) -> Any:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    spread = getattr(first, "latent_dist", None)
+    if spread is None:
+        return together(parts)
+    return type(first)(latent_dist=type(spread)(torch.cat([part.latent_dist.parameters for part in parts])))
