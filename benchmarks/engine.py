@@ -13,7 +13,7 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -24,12 +24,10 @@ from promptmill.configs.parameters import Control
 from promptmill.configs.schema import Model
 from promptmill.manifests.images import Roots
 from promptmill.manifests.requests import Request
-from promptmill.pipelines.rendering.batches import Batches
 from promptmill.pipelines.rendering.calls import call, candidate
 from promptmill.pipelines.rendering.loading import LoadedModel, load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
 from promptmill.pipelines.rendering.slots import Slots
-from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.results import Candidate
 from promptmill.pipelines.work.units import Placed, bucket_of
 
@@ -98,10 +96,9 @@ def as_jobs(requests: list[Request]) -> list[Job]:
 class Contender:
     """Holds a loaded model and a way to render jobs with it."""
 
-    def __init__(self, model: Model, make: Callable[[LoadedModel, TextEncoder], object]):
+    def __init__(self, model: Model, make: Callable[[LoadedModel, int], "Slots | PlainCalls"]):
         self.model = load_model(model)
-        self.text = TextEncoder(self.model, model.batch)
-        self.path = make(self.model, self.text)
+        self.path = make(self.model, model.batch)
 
     def render(self, jobs: list[Job]) -> tuple[float, dict[tuple[int, int], Candidate]]:
         """Render jobs; return the seconds taken, and the candidates by row and index."""
@@ -113,21 +110,45 @@ class Contender:
 
         started = time.monotonic()
         with torch.no_grad():
-            self.path.add(jobs, settled)  # type: ignore[attr-defined]
-            while self.path.busy:  # type: ignore[attr-defined]
-                self.path.step()  # type: ignore[attr-defined]
+            self.path.add(jobs, settled)
+            while self.path.busy:
+                self.path.step()
         return time.monotonic() - started, made
 
 
-class Natural(Batches):
-    """Groups in batches of their natural size, as people write it: no padding, and bits that depend on the group."""
+class PlainCalls:
+    """Renders by calls of diffusers' pipelines, as people write them: each holds jobs that can share a call.
 
-    def _rendered(self, jobs: list[Job]) -> Iterator[Candidate]:
+    Args:
+        model: The loaded model.
+        batch: Candidates a call, at most.
+        padded: Whether short calls are filled up to `batch`; else their bits depend on the number of their jobs.
+    """
+
+    def __init__(self, model: LoadedModel, batch: int, padded: bool = False):
+        self._model, self._batch, self._padded = model, batch, padded
+        self._queue: list[tuple[list[Job], Callable[[Job, Candidate], object]]] = []
+
+    def add(self, jobs: list[Job], settled: Callable[[Job, Candidate], object]) -> None:
+        for _, some in itertools.groupby(jobs, key=lambda job: bucket_of(job.request)):
+            of_one = list(some)
+            self._queue += [(of_one[at : at + self._batch], settled) for at in range(0, len(of_one), self._batch)]
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue)
+
+    def step(self) -> None:
+        """Render the jobs of one call."""
+        jobs, settled = self._queue.pop(0)
+        for job, made in zip(jobs, self._rendered(jobs), strict=False):
+            settled(job, made)
+
+    def _rendered(self, jobs: Sequence[Job]) -> Iterator[Candidate]:
         one = jobs[0].request
         pipeline = self._model.pipeline(one.mode, [control.type for control in one.controls], one.scheduler)
-        for start in range(0, len(jobs), self._batch):
-            some = jobs[start : start + self._batch]
-            yield from (candidate(job, *made, 0) for job, made in zip(some, call(pipeline, self._text, some), strict=True))
+        filled = [*jobs, *[jobs[-1]] * (self._batch - len(jobs))] if self._padded else jobs
+        yield from (candidate(job, *made, 0) for job, made in zip(filled, call(pipeline, self._model, filled), strict=True))
 
 
 def sorted_groups(jobs: list[Job]) -> list[Job]:
@@ -143,9 +164,8 @@ def model_of(batch: int, threads: int) -> Model:
 
 def compare(model: Model, jobs: list[Job], repeats: int, padded_too: bool) -> None:
     """Render jobs by each contender in turn, print the medians, and compare the images."""
-    slots = Contender(model, lambda loaded, text: Slots(loaded, text, model.batch))
-    natural = Contender(model, lambda loaded, text: Natural(loaded, text, model.batch))
-    padded = Contender(model, lambda loaded, text: Batches(loaded, text, model.batch)) if padded_too else None
+    slots, natural = Contender(model, Slots), Contender(model, PlainCalls)
+    padded = Contender(model, lambda loaded, batch: PlainCalls(loaded, batch, padded=True)) if padded_too else None
     contenders = {"slots": (slots, jobs), "natural": (natural, sorted_groups(jobs))}
     if padded:
         contenders["padded"] = (padded, sorted_groups(jobs))
@@ -153,7 +173,8 @@ def compare(model: Model, jobs: list[Job], repeats: int, padded_too: bool) -> No
     made = {}
     for contender, some in contenders.values():
         contender.render(some[: model.batch])  # warm
-    slots.path.denoiser.calls = slots.path.denoiser.rows = 0  # type: ignore[attr-defined]
+    assert isinstance(slots.path, Slots)
+    slots.path.denoiser.calls = slots.path.denoiser.rows = 0
     for _ in range(repeats):
         for name, (contender, some) in contenders.items():
             spent, made[name] = contender.render(some)
@@ -164,7 +185,7 @@ def compare(model: Model, jobs: list[Job], repeats: int, padded_too: bool) -> No
         each = ", ".join(f"{one:.1f}" for one in seconds[name])
         click.echo(f"  {name:8} {len(jobs) / spent:6.2f} images/s   {spent:7.1f} s ({each})")
     click.echo(f"  slots are {medians[best] / medians['slots']:.2f}x of the better, {best}")
-    click.echo(f"  rows that held a wanted candidate: {100 * slots.path.share:.1f}%")  # type: ignore[attr-defined]
+    click.echo(f"  rows that held a wanted candidate: {100 * slots.path.share:.1f}%")
     if padded:
         guided = [job for job in jobs if job.request.guidance_scale > 1]
         places = [(job.placed.row, job.index) for job in guided]
