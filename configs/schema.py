@@ -11,7 +11,7 @@ from promptmill.configs.drafts import MAX_DRAFTS, Draft, check_cascade, misfits
 from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
 from promptmill.configs.parameters import Defaults, Growing, Seed, Strict, no_boolean
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
-from promptmill.configs.weights import FOLDER_OR_REPOSITORY, Adapter, OpenClip, Revision, Weights, check_pinned
+from promptmill.configs.weights import FOLDER_OR_REPOSITORY, Adapter, OpenClip, PartWeights, Revision, Weights, check_pinned
 
 MaxFailed = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$")]
 # What each is stands in `shards.image_files.FORMATS`.
@@ -52,6 +52,10 @@ class Model(Strict):
     base: str = Field(min_length=1, description=FOLDER_OR_REPOSITORY)
     revision: Revision = None
     variant: str | None = Field(None, description="The files' variant, such as fp16.")
+    # Left out where it is not given, so that it changes no fingerprint of a plan without it.
+    denoiser: PartWeights | None = Field(
+        None, exclude_if=_is_empty, description="A UNet or transformer in place of the base's: a fine-tune, a distillation."
+    )
     vae: Weights | None = None
     controlnets: dict[str, Weights] = Field(default_factory=dict, description="ControlNets by the type that requests name.")
     loras: tuple[LoraWeights, ...] = ()
@@ -70,6 +74,7 @@ class Model(Strict):
         base = Weights.model_construct(source=self.base, revision=self.revision, variant=self.variant)
         return {
             "model.base": ("base", base),
+            **({"model.denoiser": ("denoiser", self.denoiser)} if self.denoiser else {}),
             **({"model.vae": ("VAE", self.vae)} if self.vae else {}),
             **{f"model.controlnets.{name}": (f"ControlNet {name}", one) for name, one in self.controlnets.items()},
             **{f"model.loras.{one.name}": (f"LoRA {one.name}", one) for one in self.loras},

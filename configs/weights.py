@@ -14,6 +14,23 @@ LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+NO_PICKLE = f"only {SAFETENSORS} files are read; pickles can run code"
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _no_pickle(value: str | None) -> str | None:
+    if value is not None and value.endswith(PICKLES):
+        raise ValueError(NO_PICKLE)
+    return value
+
+
+def _inside(value: str | None, what: str = "file") -> str | None:
+    if value is not None and (value.startswith("/") or ".." in value.split("/")):
+        raise ValueError(f"a {what} inside the source is meant")
+    return value
 
 
 def is_folder(source: str) -> bool:
@@ -41,6 +58,36 @@ class Weights(Closed):
         return self
 
 
+class PartWeights(Weights):
+    """Declares a part of a model: a folder in diffusers' format, or one file in the layout of diffusers or of the authors."""
+
+    subfolder: str | None = Field(None, exclude_if=_is_none, description="Where in the source the part lies, such as transformer.")
+    weight_name: str | None = Field(
+        None, exclude_if=_is_none, description="The one file in the source; a source that is a file itself needs no name."
+    )
+
+    @field_validator("source", "weight_name")
+    @classmethod
+    def _safetensors(cls, value: str | None) -> str | None:
+        return _no_pickle(value)
+
+    @field_validator("subfolder")
+    @classmethod
+    def _folder_inside(cls, value: str | None) -> str | None:
+        return _inside(value, "folder")
+
+    @field_validator("weight_name")
+    @classmethod
+    def _file_inside(cls, value: str | None) -> str | None:
+        return _inside(value)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "PartWeights":
+        if self.source.endswith(SAFETENSORS) and (self.subfolder or self.weight_name):
+            raise ValueError(f"{self.source} is a file, and has neither a subfolder nor a weight_name")
+        return self
+
+
 class Adapter(Weights):
     """Declares weights that are one file and are put on top of a model."""
 
@@ -54,19 +101,15 @@ class Adapter(Weights):
 
     @field_validator("source")
     @classmethod
-    def _no_pickle(cls, value: str) -> str:
-        if value.endswith(PICKLES):
-            raise ValueError(f"only {SAFETENSORS} files are read; pickles can run code")
-        return value
+    def _no_pickle(cls, value: str) -> str | None:
+        return _no_pickle(value)
 
     @field_validator("weight_name")
     @classmethod
     def _safetensors(cls, value: str | None) -> str | None:
         if value is not None and not value.endswith(SAFETENSORS):
-            raise ValueError(f"only {SAFETENSORS} files are read; pickles can run code")
-        if value is not None and (value.startswith("/") or ".." in value.split("/")):
-            raise ValueError("a file inside the source is meant")
-        return value
+            raise ValueError(NO_PICKLE)
+        return _inside(value)
 
 
 class OpenClip(Closed):

@@ -7,16 +7,18 @@ from typing import Any
 from safetensors import safe_open
 
 from promptmill.configs.schema import Model, Weights
+from promptmill.configs.weights import PartWeights
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.sources import local_folder
+from promptmill.pipelines.models.sources import local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
 
 VAE, CONTROLNET = "AutoencoderKL", "ControlNetModel"
+DENOISERS = ("transformer", "unet")
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def check_fits(model: Model) -> None:
-    """Compare ControlNets and LoRAs with the UNet of the base model, and check the classes of a VAE and of ControlNets.
+    """Compare ControlNets and LoRAs with the UNet of the base model, and check the classes of a denoiser, a VAE and ControlNets.
 
     Of families without a UNet only the VAE is checked.
 
@@ -25,6 +27,8 @@ def check_fits(model: Model) -> None:
     """
     if model.vae and "Autoencoder" not in (kind := class_named(model.vae, VAE)):
         raise ModelError(f"model.vae: {model.vae.source} is a {kind}, which is no VAE")
+    if model.denoiser:
+        _check_denoiser(model, model.denoiser)
     unet = _config(Weights(source=model.base, revision=model.revision), "unet/config.json")
     if unet is None:
         return
@@ -46,6 +50,34 @@ def check_fits(model: Model) -> None:
         if isinstance(wanted, int) and width is not None and width != wanted:
             said = f"it adapts text embeddings of {width} values, the base's have {wanted}"
             raise ModelError(f"model.loras.{lora.name}: {lora.source} is for another family of models: {said}")
+
+
+def denoiser_of(model: Model) -> tuple[str, str]:
+    """Return the name of the base's denoiser among the pipeline's parts, unet or transformer, and the denoiser's class.
+
+    Raises:
+        ModelError: The base has neither.
+    """
+    index = _config(Weights(source=model.base, revision=model.revision), "model_index.json") or {}
+    for name in DENOISERS:
+        match index.get(name):
+            case [str(), str(kind)]:
+                return name, kind
+    raise ModelError(f"{model.base}: has neither a {' nor a '.join(DENOISERS)} that model.denoiser could replace")
+
+
+def _check_denoiser(model: Model, given: PartWeights) -> None:
+    name, kind = denoiser_of(model)
+    place = part_place(given)
+    if given.weight_name or (place is not None and place.is_file()):
+        return  # a file of weights alone names no class; the loader compares the tensors' names and sizes
+    file = "/".join(filter(None, (given.subfolder, "config.json")))
+    config = _config(given, file)
+    if config is None:
+        where = f"{name} in a subfolder" if given.subfolder is None else "denoiser in diffusers' format there"
+        raise ModelError(f"model.denoiser: {given.source} has no {file}; is it a {where}? Name it as model.denoiser.subfolder")
+    if (its := config.get("_class_name")) != kind:
+        raise ModelError(f"model.denoiser: {given.source} is a {its}, and the {name} of {model.base} is a {kind}")
 
 
 def class_named(weights: Weights, usual: str) -> str:

@@ -11,9 +11,9 @@ from typing import TypeVar
 from promptmill.configs.own_files import PROJECT
 from promptmill.configs.schema import Model, Ranking
 from promptmill.configs.scorers import OpenClipScorer
-from promptmill.configs.weights import HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, OpenClip, Weights
+from promptmill.configs.weights import HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, OpenClip, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import commit_of, tag_weights
-from promptmill.pipelines.models.sources import adapter_file, check_fetched, find_local, local_folder
+from promptmill.pipelines.models.sources import adapter_file, check_fetched, find_local, local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
 
 Named = TypeVar("Named", bound=OpenClip)
@@ -101,8 +101,13 @@ def source_identity(weights: Weights) -> str:
     if isinstance(weights, Adapter):
         file = adapter_file(weights)
         return f"sha256:{_sha256(file)}" if file else f"{weights.source}@{weights.revision}/{weights.file}"
-    place = local_folder(weights.source)
-    return f"{weights.source}@{weights.revision}" if place is None else _folder_identity(place, weights.source)
+    if isinstance(weights, PartWeights):
+        place, inside = part_place(weights), [part for part in (weights.subfolder, weights.weight_name) if part]
+    else:
+        place, inside = local_folder(weights.source), []
+    if place is None:
+        return "/".join([f"{weights.source}@{weights.revision}", *inside])
+    return _folder_identity(place, weights.source)
 
 
 def _folder_identity(folder: Path, source: str) -> str:

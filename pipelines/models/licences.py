@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from promptmill.configs.schema import Model, Ranking
-from promptmill.configs.weights import HF_HUB, LOCAL_DIR, Adapter, OpenClip, Weights
+from promptmill.configs.weights import HF_HUB, LOCAL_DIR, Adapter, OpenClip, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import hub_file, tag_weights
-from promptmill.pipelines.models.sources import adapter_file, find_local, local_folder
+from promptmill.pipelines.models.sources import adapter_file, find_local, local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
 
 CARD = "README.md"
@@ -30,7 +30,10 @@ def licences(model: Model, ranking: Ranking) -> dict[str, str]:
 def _licence(weights: Weights | OpenClip) -> str | None:
     if isinstance(weights, OpenClip):
         return _of_clip(weights)
-    place = adapter_file(weights) if isinstance(weights, Adapter) else local_folder(weights.source)
+    if isinstance(weights, PartWeights):
+        place = part_place(weights)
+    else:
+        place = adapter_file(weights) if isinstance(weights, Adapter) else local_folder(weights.source)
     return _of_repository(weights.source, weights.revision) if place is None else _of_folder(place)
 
 

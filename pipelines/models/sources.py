@@ -4,7 +4,7 @@ from pathlib import Path
 
 from promptmill.configs.errors import nearest
 from promptmill.configs.own_files import ROOT
-from promptmill.configs.weights import SAFETENSORS, Adapter, is_folder
+from promptmill.configs.weights import SAFETENSORS, Adapter, PartWeights, is_folder
 from promptmill.manifests.pointers import HEAD, pointer
 from promptmill.pipelines.work.errors import ModelError
 
@@ -56,6 +56,24 @@ def adapter_file(weights: Adapter) -> Path | None:
         raise ModelError(f"{weights.source}: has no {name}{there}")
     check_fetched(place / name)
     return place / name
+
+
+def part_place(weights: PartWeights) -> Path | None:
+    """Return the folder or the one file of a local part of a model; None for a hub repository.
+
+    Raises:
+        ModelError: As `local_folder`; or the source has no such folder or file.
+    """
+    place = local_folder(weights.source)
+    inside = "/".join(filter(None, (weights.subfolder, weights.weight_name)))
+    if place is None or not inside:
+        return place
+    if not (place / inside).exists():
+        raise ModelError(f"{weights.source}: has no {inside}")
+    if weights.weight_name:
+        _check_safetensors(weights.weight_name, weights.source)
+        check_fetched(place / inside)
+    return place / inside
 
 
 def find_local(name: str) -> Path:

@@ -9,12 +9,14 @@ import torch
 
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Adapter, Model, Weights
+from promptmill.configs.weights import PartWeights
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts
-from promptmill.pipelines.models.compatibility import CONTROLNET, VAE, class_named
+from promptmill.pipelines.models.clip_sources import hub_file
+from promptmill.pipelines.models.compatibility import CONTROLNET, VAE, class_named, denoiser_of
 from promptmill.pipelines.models.families import Family, family_of
 from promptmill.pipelines.models.pipeline_classes import class_for
-from promptmill.pipelines.models.sources import adapter_file, local_folder
+from promptmill.pipelines.models.sources import adapter_file, local_folder, part_place
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
 from promptmill.pipelines.work.errors import ModelError
@@ -143,6 +145,9 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         if not hasattr(diffusers, kind):
             raise ModelError(f"{model.vae.source}: is a {kind}, which diffusers {diffusers.__version__} does not have")
         parts["vae"] = _load(of_diffusers(kind).from_pretrained, model.vae, dtype)
+    if model.denoiser:
+        name, kind = denoiser_of(model)
+        parts[name] = _denoiser(model, model.denoiser, name, kind, dtype)
     if facts.safety_checker and not model.safety_checker:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     # From text to images, but for what cannot: an inpainting model (more channels in than latents have), one that edits images.
@@ -168,6 +173,29 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     loaded = LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config), bool(model.loras))
     put_on(model.kernels, (loaded.denoiser, *controlnets.values()), device)
     return loaded
+
+
+def _denoiser(model: Model, weights: PartWeights, name: str, kind: str, dtype: torch.dtype) -> Any:
+    """Load a denoiser that takes the place of the base's: from a folder in diffusers' format, or from one file of weights.
+
+    What a file does not say, the sizes of its layers, is that of the base's own denoiser.
+    """
+    place, wanted = part_place(weights), of_diffusers(kind)
+    if place is None and weights.weight_name:
+        place = hub_file(weights.source, "/".join(filter(None, (weights.subfolder, weights.weight_name))), weights.revision)
+    if place is None or place.is_dir():
+        folder = {"subfolder": weights.subfolder} if weights.subfolder else {}
+        return _load(wanted.from_pretrained, weights, dtype, **folder)
+    if not hasattr(wanted, "from_single_file"):
+        raise ModelError(f"model.denoiser: diffusers reads no {kind} from a single file; give a folder in diffusers' format")
+    base = local_folder(model.base)
+    config = {"config": str(base or model.base), "config_revision": model.revision, "subfolder": name}
+    try:
+        with lean_imports():
+            return wanted.from_single_file(str(place), local_files_only=base is not None, dtype=dtype, **config)
+    except Exception as error:  # as `_load`
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"model.denoiser: {weights.source}: cannot be loaded: {reason or type(error).__name__}") from error
 
 
 def _load(loader: Callable[..., Any], weights: Weights, dtype: torch.dtype | None, **options: Any) -> Any:

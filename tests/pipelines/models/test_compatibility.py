@@ -4,10 +4,14 @@ import diffusers
 import pytest
 import torch
 
+from promptmill.configs.loading import load
 from promptmill.configs.schema import LoraWeights, Weights
+from promptmill.configs.weights import PartWeights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.compatibility import check_fits
+from promptmill.pipelines.models.identity import model_identity
 from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines import tiny
 from tests.pipelines.engines import model_of, pixels, render
@@ -82,3 +86,76 @@ def test_a_vae_of_a_class_that_diffusers_lacks_is_one_line(folder, tmp_path):
     weights = saved_config(tmp_path / "odd", "AutoencoderOfTomorrow")
     with pytest.raises(ModelError, match=r"odd: is a AutoencoderOfTomorrow, which diffusers [0-9.]+ does not have"):
         Engine(model_of(folder, vae=weights), JOB_SEED, Roots((str(folder),)))
+
+
+def other_unet(**options):
+    """A UNet as the base's, with other weights."""
+    unet = tiny.unet(**options)
+    torch.manual_seed(11)
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return unet
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """The same denoiser in a folder, in a folder of a whole model, and in one file."""
+    place = tmp_path_factory.mktemp("denoisers")
+    other_unet().save_pretrained(place / "alone")
+    other_unet().save_pretrained(place / "whole" / "unet")
+    return {
+        "a folder": PartWeights(source=str(place / "alone")),
+        "a folder of a model": PartWeights(source=str(place / "whole"), subfolder="unet"),
+        "a file": PartWeights(source=str(place / "alone" / "diffusion_pytorch_model.safetensors")),
+        "a file in a folder": PartWeights(source=str(place / "alone"), weight_name="diffusion_pytorch_model.safetensors"),
+    }
+
+
+@pytest.mark.parametrize("form", ["a folder", "a folder of a model", "a file", "a file in a folder"])
+def test_a_denoiser_takes_the_place_of_the_bases_and_all_else_stays(folder, others, form):
+    model = model_of(folder, denoiser=others[form], controlnets={})
+    check_fits(model)
+    loaded, wanted = load_model(model), other_unet().state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in loaded.denoiser.state_dict().items())
+    assert loaded.denoiser.config.cross_attention_dim == 16
+    plain = load_model(model_of(folder, controlnets={})).base
+    for name in ("vae", "text_encoder"):
+        own = getattr(plain, name).state_dict()
+        assert all(torch.equal(value, own[key]) for key, value in getattr(loaded.base, name).state_dict().items())
+
+
+def test_a_denoiser_is_told_by_its_content_and_changes_no_plan_that_has_none(folder, others):
+    config = load("embedded", [])
+    identities = {
+        form: model_identity(model_of(folder, denoiser=one), config.ranking)["model.denoiser"] for form, one in others.items()
+    }
+    assert identities["a folder"] == identities["a folder of a model"] != identities["a file"] == identities["a file in a folder"]
+    assert "denoiser" not in model_of(folder).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"source": "whole"}, "has no config.json; is it a unet in a subfolder"),
+        ({"source": "whole", "subfolder": "transformer"}, "has no transformer"),
+        (
+            {"source": "flux", "subfolder": "transformer"},
+            "is a FluxTransformer2DModel, and the unet of .* is a UNet",
+        ),
+        ({"source": "alone", "weight_name": "x.safetensors"}, "has no x.safetensors"),
+    ],
+)
+def test_a_denoiser_that_does_not_fit_is_one_line_before_anything_is_loaded(folder, made, others, given, says):
+    places = {"whole": others["a folder of a model"].source, "alone": others["a folder"].source, "flux": str(made("flux"))}
+    given = {**given, "source": places[given["source"]]}
+    with pytest.raises(ModelError, match=says) as caught:
+        check_fits(model_of(folder, denoiser=PartWeights(**given)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_denoiser_is_one_line(folder, tmp_path):
+    other_unet(cross=32).save_pretrained(tmp_path / "wide")
+    weights = PartWeights(source=str(tmp_path / "wide" / "diffusion_pytorch_model.safetensors"))
+    with pytest.raises(ModelError, match=r"model\.denoiser: .* cannot be loaded: ") as caught:
+        load_model(model_of(folder, denoiser=weights, controlnets={}))
+    assert "\n" not in str(caught.value)
