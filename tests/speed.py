@@ -10,21 +10,20 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "tests/jobs/running/test_metrics.py",
         "tests/actors/flow/test_ray_pools.py",
     ),
+    "kills": ("tests/chaos/test_kills.py", "tests/chaos/test_elastic.py", "tests/chaos/test_cascades.py"),
     "chaos": (
         "tests/chaos/test_slices.py",
         "tests/chaos/test_accepting.py",
         "tests/chaos/test_edited_rows.py",
-        "tests/chaos/test_kills.py",
         "tests/chaos/test_faulty_storage.py",
         "tests/chaos/test_poison.py",
         "tests/chaos/test_moved.py",
-        "tests/chaos/test_elastic.py",
-        "tests/chaos/test_cascades.py",
     ),
 }
 
 # In the order in which worker processes take them, so that none is left with a long file at the end.
 LONGEST_FIRST: tuple[str, ...] = (
+    *GROUPS["kills"],
     *GROUPS["chaos"],
     *GROUPS[ON_CLUSTER],
     "tests/clusters/test_submitting.py",
