@@ -76,9 +76,11 @@ def test_a_submitted_run_makes_the_bytes_of_a_local_one_and_its_progress_is_foll
 
 
 def test_a_job_that_is_left_goes_on_and_one_that_is_stopped_finishes_what_is_in_flight(cluster, here, tmp_path):
-    # So long that it runs still when a loaded machine has begun the commands below, which takes seconds each.
-    long = ("--set", "defaults.candidates=160", "--set", "defaults.steps=8", "--detach")
-    where = ("--set", "manifest=rows.jsonl", "--out", tmp_path / "out")
+    # So many short units that the run goes on still when a loaded machine has begun the commands below, and yet soon stops.
+    many = [{"prompt": prompt, "seed": seed} for seed in range(60) for prompt in PROMPTS]
+    (here / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
+    long = ("--set", "defaults.candidates=8", "--set", "shards.size=20", "--detach")
+    where = ("--set", "manifest=many.jsonl", "--out", tmp_path / "out")
     status, said, errors = submit(cluster, *where, *long, folder=here)
     id = said.strip()
     assert status == 0 and id, errors
