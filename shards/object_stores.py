@@ -146,7 +146,7 @@ os.register_at_fork(after_in_child=_note_fork)
 
 @functools.cache
 def _leave_in_order() -> None:
-    """Have the end of the process wait for obstore's threads: one that enters a Python that is ending aborts the process.
+    """Make the end of the process wait for obstore's threads: one that enters a Python that is ending aborts the process.
 
     Of 320 processes that renewed a lease until their end one was aborted; of 400 that waited none was.
     """

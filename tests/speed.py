@@ -10,21 +10,20 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "tests/jobs/running/test_metrics.py",
         "tests/actors/flow/test_ray_pools.py",
     ),
+    "kills": ("tests/chaos/test_kills.py", "tests/chaos/test_elastic.py", "tests/chaos/test_cascades.py"),
     "chaos": (
         "tests/chaos/test_slices.py",
         "tests/chaos/test_accepting.py",
         "tests/chaos/test_edited_rows.py",
-        "tests/chaos/test_kills.py",
         "tests/chaos/test_faulty_storage.py",
         "tests/chaos/test_poison.py",
         "tests/chaos/test_moved.py",
-        "tests/chaos/test_elastic.py",
-        "tests/chaos/test_cascades.py",
     ),
 }
 
 # In the order in which worker processes take them, so that none is left with a long file at the end.
 LONGEST_FIRST: tuple[str, ...] = (
+    *GROUPS["kills"],
     *GROUPS["chaos"],
     *GROUPS[ON_CLUSTER],
     "tests/clusters/test_submitting.py",
@@ -61,11 +60,14 @@ SLOW: tuple[str, ...] = (
     # Notebooks and commands as a reader runs them.
     "tests/examples/test_balanced_classifier.py::test_the_readmes_commands_render_balanced_classes_and_train_with_them",
     "tests/examples/test_notebook.py::test_the_notebook_comes_to_what_it_says",
+    "tests/examples/test_notebook.py::test_images_and_progress_are_shown_in_jupyter",
     "tests/examples/test_two_million_images.py::test_a_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not",
     # Processes that load models; many renderings of tiny ones.
     "tests/pipelines/rendering/test_kernels.py",
     "tests/pipelines/rendering/test_previews.py",
     "tests/pipelines/rendering/test_slots.py::test_in_any_mixture_each_image_is_the_one_rendered_alone",
+    "tests/pipelines/scoring/test_durable_passes.py::test_however_often_runs_are_killed_between_passes_the_part_is_that_of_the_whole_and_no_pass_is_rendered_twice",
+    "tests/pipelines/work/test_joined_slices.py::test_a_request_that_is_cut_makes_the_part_that_the_whole_makes",
     "tests/pipelines/work/test_lean_imports.py",
     # On Ray.
     "tests/actors/local_ray/test_processes.py::test_a_ray_of_this_machine_has_no_dashboard_and_no_monitors",

@@ -42,6 +42,7 @@ def watch(into: list[float]) -> None:
 @click.option("--here", is_flag=True, help="The workers are in this process, without Ray.")
 @click.option("--generators", default="2", help="How many, or the least and the most, as 1:4.")
 @click.option("--kinds", is_flag=True, help="Each node is hardware of another kind.")
+@click.option("--assembling", default=0.0, help="Seconds more that a shard's assembly takes.")
 @click.option("--deadline", default=600.0)
 @click.option("--retry-failed", is_flag=True)
 @click.option("--uncut", is_flag=True, help="No request is cut into slices, however many its candidates.")
@@ -55,6 +56,7 @@ def main(
     here: bool,
     generators: str,
     kinds: bool,
+    assembling: float,
     deadline: float,
     retry_failed: bool,
     uncut: bool,
@@ -62,7 +64,7 @@ def main(
     """Run the plan of OUT."""
     if uncut:
         units.SLICE_UNITS = units.UNIT_PIXELS = 2**40
-    install(Chaos(notes, seconds, *die, under, kinds))
+    install(Chaos(notes, seconds, *die, under, kinds, assembling))
     seen: list[float] = []
     threading.Thread(target=watch, args=(seen,), daemon=True).start()
     with one_line_errors():

@@ -30,6 +30,7 @@ from tests.chaos.faulty_s3 import FaultyS3, faulty_s3
 from tests.chaos.site import HERE, Site, kill_one, never_torn, plan, problems, published, workers
 
 UNITS, GENERATORS, SECONDS = 24, 2, 0.25  # SECONDS a unit takes; a generator works on two at once
+ASSEMBLING = 0.4  # seconds that a shard's assembly takes longer where it is killed at random
 # Units that may be rendered twice: of a generator those in flight on it, of a scorer the one on it; of a driver and a raylet all
 # in flight, on generators (two each), waiting for a scorer (four), and on it.
 BOUNDS = {"generator": 2, "scorer": 1, "assembler": 0, "driver": 2 * GENERATORS + 5, "raylet": 2 * GENERATORS + 5}
@@ -143,7 +144,9 @@ class Calm:
     def random_kills(self, kind: str, number: int, seed: int = 0) -> Row:
         row, rng = Row(kind, BOUNDS[kind]), random.Random(f"{kind}{seed}")
         while len(row.lost) < number and row.missed < 3 * number:
-            self.trial(row, self.site(), self._attack(kind, rng))
+            # A task that takes no longer than the look for its process would mostly be over before it is found.
+            site = self.site(*(("--assembling", str(ASSEMBLING)) if kind == "assembler" else ()))
+            self.trial(row, site, self._attack(kind, rng))
         return self._met(row, number)
 
     def _met(self, row: Row, number: int) -> Row:
@@ -153,13 +156,13 @@ class Calm:
         return row
 
     def _attack(self, kind: str, rng: random.Random) -> Callable[[int], bool]:
-        pause = rng.uniform(0, self.rendering)
+        pause, later = rng.uniform(0, self.rendering), rng.uniform(0, ASSEMBLING) if kind == "assembler" else 0.0
 
         def attack(driver: int) -> bool:
             time.sleep(pause)
             if kind != "driver":
                 # Behind a storage that fails requests the first shard may be long in coming.
-                return kill_one(TITLES[kind], os.getpid(), rng, within_s=5 if self.storage is None else 30)
+                return kill_one(TITLES[kind], os.getpid(), rng, 5 if self.storage is None else 30, later)
             try:
                 os.kill(driver, signal.SIGKILL)
             except ProcessLookupError:

@@ -244,13 +244,16 @@ def workers(title: str, root: int) -> list[int]:
     return [pid for pid in found if descends(pid)]
 
 
-def kill_one(title: str, root: int, rng: random.Random, within_s: float = 30.0) -> bool:
-    """SIGKILL one of the workers with this title; waits until there is one. Whether there was."""
+def kill_one(title: str, root: int, rng: random.Random, within_s: float = 30.0, later_s: float = 0.0) -> bool:
+    """SIGKILL one of the workers with this title, so much later than there is one; waits until there is. Whether there was."""
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         if found := workers(title, root):
+            time.sleep(later_s)
+            if not (still := sorted({*found} & {*workers(title, root)})):
+                continue
             try:
-                os.kill(rng.choice(found), signal.SIGKILL)
+                os.kill(rng.choice(still), signal.SIGKILL)
                 return True
             except ProcessLookupError:
                 pass

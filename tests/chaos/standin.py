@@ -38,6 +38,7 @@ class Chaos:
         role, step: Which kind of process kills itself before which of its operations on files, counted from 1; never where 0.
         under: Only operations on paths that have this in them count.
         kinds: Each node is hardware of another kind.
+        assembling: That a shard's assembly takes longer, half before and half after its work.
     """
 
     folder: str
@@ -46,6 +47,7 @@ class Chaos:
     step: int = 0
     under: str = ""
     kinds: bool = False
+    assembling: float = 0.0
 
     def note(self, name: str, line: str) -> None:
         with (Path(self.folder) / name).open("a") as file:
@@ -197,7 +199,10 @@ def install(chaos: Chaos) -> None:
 
     def assemble_shard(*arguments):
         chaos.arm("assembler")
-        return real(*arguments)
+        time.sleep(chaos.assembling / 2)
+        made = real(*arguments)
+        time.sleep(chaos.assembling / 2)
+        return made
 
     def join_unit(*arguments):
         chaos.arm("joiner")

@@ -142,7 +142,11 @@ def nodes(folder: Path, **environment: str) -> Iterator[Nodes]:
 
 def promptmill(*arguments: object, folder: Path | None = None, **environment: str) -> subprocess.Popen[str]:
     """The command, in a folder, in an environment with nothing of Ray's but what is given."""
+    return started(sys.executable, "-m", "promptmill", *map(str, arguments), folder=folder, **environment)
+
+
+def started(*command: str, folder: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    """Any command, likewise."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", "promptmill", *map(str, arguments)]
     variables = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), **environment}
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)

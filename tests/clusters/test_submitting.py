@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from tests.chaos.site import published
-from tests.clusters.nodes import nodes, promptmill
+from tests.clusters.nodes import nodes, promptmill, started
 
 FEW = ("--set", "defaults.steps=2", "--set", "defaults.candidates=2", "--set", "model.batch=8")
 PROMPTS = [f"a large {color} circle at the {place} on a white background" for color in ("red", "blue") for place in ("left", "top")]
@@ -75,9 +76,11 @@ def test_a_submitted_run_makes_the_bytes_of_a_local_one_and_its_progress_is_foll
 
 
 def test_a_job_that_is_left_goes_on_and_one_that_is_stopped_finishes_what_is_in_flight(cluster, here, tmp_path):
-    # So long that it runs still when a loaded machine has begun the commands below, which takes seconds each.
-    long = ("--set", "defaults.candidates=256", "--set", "defaults.steps=8", "--detach")
-    where = ("--set", "manifest=rows.jsonl", "--out", tmp_path / "out")
+    # So many short units that the run goes on still when a loaded machine has begun the commands below, and yet soon stops.
+    many = [{"prompt": prompt, "seed": seed} for seed in range(60) for prompt in PROMPTS]
+    (here / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
+    long = ("--set", "defaults.candidates=8", "--set", "shards.size=20", "--detach")
+    where = ("--set", "manifest=many.jsonl", "--out", tmp_path / "out")
     status, said, errors = submit(cluster, *where, *long, folder=here)
     id = said.strip()
     assert status == 0 and id, errors
@@ -98,32 +101,75 @@ def test_a_job_that_is_left_goes_on_and_one_that_is_stopped_finishes_what_is_in_
     assert list((tmp_path / "out" / "parts").iterdir()) or list((tmp_path / "out" / "commits").iterdir()), "nothing is durable"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says", "status"),
-    [
-        (("--out", "relative/out"), "--out relative/out: a relative path of this machine; put it where all nodes reach it", 2),
-        ((), "--out: missing; say where all nodes of the cluster can write", 2),
-        (("--out", "/proc/out"), "cannot write the output: /proc/out", 1),
-        (("--out", "{temporary}/out"), "does not see there what node", 1),
-        (("--out", "{tmp}", "--set", "runtime.generators=400"), "400 generators and 1 scorers are too many for 2 CPUs", 2),
-        (("--out", "{tmp}", "--set", "runtime.require_gpus=true"), "no GPU on 2 nodes, and runtime.require_gpus is set", 2),
-        (("--out", "{tmp}", "--set", "manifest=nowhere.jsonl"), "nowhere.jsonl: no such file", 2),
-        (("--out", "{tmp}", "--set", "manifest={temporary}/rows.jsonl"), "/rows.jsonl: is not there on node", 1),
-        (("--out", "{tmp}", "--set", "model.base=./mine"), "model.base: ./mine: a folder of this machine that is not shipped", 2),
-        (("--out", "{tmp}", "--env", "HF_TOKEN=x"), "--env HF_TOKEN: looks like a secret", 2),
-    ],
-)
-def test_what_a_cluster_cannot_do_is_one_line_before_anything_starts(cluster, here, tmp_path, arguments, says, status):
-    places = {"tmp": str(tmp_path / "out"), "temporary": str(cluster.temporary)}
-    given = [argument.format(**places) for argument in arguments]
-    manifest = [] if any("manifest=" in argument for argument in given) else ["--set", "manifest=rows.jsonl"]
-    ended, said, errors = submit(cluster, *manifest, *given, folder=here)
-    assert ended == status, errors
-    lines = [
-        line for line in (said + errors).splitlines() if not re.match(r"job promptmill|`promptmill job|20\d\d-|Running entry", line)
-    ]
+CANNOT = {
+    "a relative path": (
+        ("--out", "relative/out"),
+        "--out relative/out: a relative path of this machine; put it where all nodes reach it",
+        2,
+    ),
+    "no output": ((), "--out: missing; say where all nodes of the cluster can write", 2),
+    "an output that cannot be written": (("--out", "/proc/out"), "cannot write the output: /proc/out", 1),
+    "an output on one node": (("--out", "{temporary}/out"), "does not see there what node", 1),
+    "too many generators": (
+        ("--out", "{tmp}", "--set", "runtime.generators=400"),
+        "400 generators and 1 scorers are too many for 2 CPUs",
+        2,
+    ),
+    "no GPU": (("--out", "{tmp}", "--set", "runtime.require_gpus=true"), "no GPU on 2 nodes, and runtime.require_gpus is set", 2),
+    "no manifest": (("--out", "{tmp}", "--set", "manifest=nowhere.jsonl"), "nowhere.jsonl: no such file", 2),
+    "a manifest on one node": (
+        ("--out", "{tmp}", "--set", "manifest={temporary}/rows.jsonl"),
+        "/rows.jsonl: is not there on node",
+        1,
+    ),
+    "a model that stays here": (
+        ("--out", "{tmp}", "--set", "model.base=./mine"),
+        "model.base: ./mine: a folder of this machine that is not shipped",
+        2,
+    ),
+    "a secret": (("--out", "{tmp}", "--env", "HF_TOKEN=x"), "--env HF_TOKEN: looks like a secret", 2),
+}
+
+# Submits in one process, again and again: what takes long is that a process imports Ray.
+EACH = """
+import contextlib, io, json, sys
+from promptmill.jobs.cli import main
+answers = {}
+for name, arguments in json.loads(sys.argv[1]).items():
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            main(arguments)
+        except SystemExit as ended:
+            answers[name] = ended.code, said.getvalue()
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def refused(cluster, here, tmp_path_factory):
+    """What is answered to each of `CANNOT`: the exit status and all that is said. And the output that none may have planned."""
+    out = tmp_path_factory.mktemp("refused") / "out"
+    asked = {}
+    for name, (given, _, _) in CANNOT.items():
+        arguments = [argument.format(tmp=out, temporary=cluster.temporary) for argument in given]
+        manifest = [] if any("manifest=" in argument for argument in arguments) else ["--set", "manifest=rows.jsonl"]
+        settings = ["--set", "runtime.generators=2", "--address", cluster.address]
+        asked[name] = ["submit", "embedded", *FEW, *settings, *manifest, *arguments]
+    run = started(sys.executable, "-c", EACH, json.dumps(asked), folder=here, RAY_AUTH_TOKEN=cluster.token)
+    said, errors = run.communicate(timeout=280)
+    assert run.returncode == 0, errors
+    return json.loads(said), out
+
+
+@pytest.mark.parametrize("what", CANNOT)
+def test_what_a_cluster_cannot_do_is_one_line_before_anything_starts(refused, what):
+    (answers, out), (_, says, status) = refused, CANNOT[what]
+    ended, said = answers[what]
+    assert ended == status, said
+    lines = [line for line in said.splitlines() if not re.match(r"job promptmill|`promptmill job|20\d\d-|Running entry", line)]
     assert len(lines) == 1 and says in lines[0]
-    assert not (tmp_path / "out" / "plan").exists()
+    assert not (out / "plan").exists()
 
 
 def test_a_wrong_address_or_token_is_one_line(cluster, here, tmp_path):

@@ -41,7 +41,7 @@ def test_every_word_of_the_world_is_one_token_in_both_tokenizers():
 
 
 def test_the_autoencoder_gives_pictures_back(family):
-    assert figures(evaluate.measure_autoencoder(family, 200))["autoencoder's reconstructions"] >= 0.97
+    assert figures(evaluate.measure_autoencoder(family, 120))["autoencoder's reconstructions"] >= 0.97
 
 
 def test_clip_tells_the_true_prompt_from_its_edits(family):
@@ -50,13 +50,13 @@ def test_clip_tells_the_true_prompt_from_its_edits(family):
 
 
 def test_pictures_follow_their_prompts(family):
-    measured = figures(evaluate.measure_txt2img(family, 24, candidates=2))
+    measured = figures(evaluate.measure_txt2img(family, 16, candidates=2))
     assert measured["txt2img, one object, 20 steps"] >= 0.85
     assert measured["txt2img, two objects, 20 steps"] >= 0.75
 
 
 def test_ranking_by_clip_finds_right_pictures_where_many_are_wrong(family):
-    measured = figures(evaluate.measure_txt2img(family, 24, evaluate.FEW_STEPS, candidates=4))
+    measured = figures(evaluate.measure_txt2img(family, 20, evaluate.FEW_STEPS, candidates=4))
     kinds = ("one object, 4 steps", "two objects, 4 steps")
     gain = [measured[f"txt2img, {kind}, best of 4 by CLIP"] - measured[f"txt2img, {kind}"] for kind in kinds]
     assert sum(gain) / 2 >= 0.05
@@ -64,18 +64,18 @@ def test_ranking_by_clip_finds_right_pictures_where_many_are_wrong(family):
 
 @pytest.mark.parametrize("kind", ["canny", "seg"])
 def test_controlnets_control(family, kind):
-    with_map, without = figures(evaluate.measure_control(family, kind, 24)).values()
+    with_map, without = figures(evaluate.measure_control(family, kind, 16)).values()
     assert with_map >= 0.6 and without <= 0.35
 
 
 def test_img2img_keeps_the_layout_at_low_strength_and_moves_away_with_more(family):
-    kept, lost, *steps = figures(evaluate.measure_img2img(family, 24)).values()
+    kept, lost, *steps = figures(evaluate.measure_img2img(family, 16)).values()
     assert kept >= 0.85 and lost <= 0.5
     assert all(step > 0 for step in steps)
 
 
 def test_inpainting_repaints_inside_and_leaves_outside(family):
-    inside, outside = figures(evaluate.measure_inpaint(family, 24)).values()
+    inside, outside = figures(evaluate.measure_inpaint(family, 16)).values()
     assert inside >= 0.6 and outside <= 5
 
 

@@ -137,10 +137,10 @@ def test_a_metrics_port_is_asked_of_a_cluster_that_is_started_here_only(monkeypa
 @ray.remote(num_cpus=1)
 class Busy:
     def work(self):
-        time.sleep(60)
+        time.sleep(600)
 
     def load(self):
-        time.sleep(60)
+        time.sleep(600)
 
 
 def test_a_scorer_that_fits_nowhere_takes_the_place_of_a_generator_which_is_no_fault_of_its_unit(ray_here):

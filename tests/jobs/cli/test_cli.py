@@ -194,7 +194,7 @@ def test_run_renders_from_nothing_says_where_to_look_and_verify_agrees(manifest)
 
 def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_to_the_same_bytes(manifest):
     out = manifest.parent / "out"
-    lines = [json.dumps({"prompt": PROMPT, "seed": 10 * i}) for i in range(80)]
+    lines = [json.dumps({"prompt": PROMPT, "seed": 10 * i}) for i in range(48)]
     manifest.write_text("\n".join(lines))
     arguments = [
         "run",
@@ -230,7 +230,7 @@ def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_to_the_same_
     parts = {path: path.stat().st_mtime_ns for path in (out / "commits").glob("*")}
     again = invoke(*arguments, *here)  # the units that Ray's workers left, and no others, whoever renders them
     assert again.exit_code == 0
-    assert json.loads(again.stdout.splitlines()[-1])["totals"]["kept"] == 80
+    assert json.loads(again.stdout.splitlines()[-1])["totals"]["kept"] == 48
     assert all(path.stat().st_mtime_ns == then for path, then in parts.items())
     assert invoke("verify", out).exit_code == 0
 
@@ -407,7 +407,7 @@ def test_a_run_on_s3_from_its_plan_to_its_sheet(manifest, s3_bucket):
     arguments = ["embedded", "--out", out, "--set", f"manifest={manifest}", *FEW]
     assert invoke("plan", *arguments, "--no-measure").exit_code == 0
     assert "not finished" in invoke("status", out).output
-    run = started(["run", *arguments])
+    run = started(["run", *arguments, "--set", HERE])
     _, said = run.communicate(timeout=280)
     assert run.returncode == 0, said
     assert f"shards       {out}/data" in said
