@@ -53,7 +53,7 @@ def pixels(request: Any) -> int:
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
     "AuraFlow": Family(),
-    "Chroma": Family(rows=1, prompts_apart=True, patch=2),
+    "Chroma": Family(rows=1, patch=2),
     "CogView4": Family(rows=1, prompts_apart=True),
     "Flux": Family(rows=1, embedded=True, negative=False, patch=2),
     "Flux2": Family(rows=1, embedded=True, negative=False, strength=False, patch=2, references=True),

@@ -26,6 +26,7 @@ class Plain:
         unguided: The largest guidance scale without guidance.
         negative: Whether there is an argument for negative prompts.
         always_negative: Whether guidance comes with a negative prompt alone, be it an empty one.
+        apart: Whether a call pads its texts to the longest of them, so that a row's image would depend on the others' texts.
         said: Further arguments of every call.
         parts: Parts that are given when a model is loaded.
         schedulers: Short names of schedulers to mix; `model` is the one that the model was saved with.
@@ -37,6 +38,7 @@ class Plain:
     unguided: float = 1.0
     negative: bool = True
     always_negative: bool = False
+    apart: bool = False
     said: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
     schedulers: tuple[str, ...] = ("euler",)
@@ -124,7 +126,7 @@ def render_family(plain: Plain, request: Any, count: int, base: Any, folder: Any
 
 
 _UNBENT = {"use_resolution_binning": False}
-_NOISE = ("ddim", "euler", "dpmpp_2m")
+_NOISE = ("ddim", "euler", "dpmpp_2m", "lcm")
 
 
 def _modes(family: str) -> dict[str, str]:
@@ -145,10 +147,10 @@ FAMILIES: dict[str, Plain] = {
     "sana": Plain(_text("Sana"), said=_UNBENT, schedulers=("dpmpp_2m",)),
     "hunyuandit": Plain(_text("HunyuanDiT"), said=_UNBENT, schedulers=_NOISE),
     "auraflow": Plain(_text("AuraFlow")),
-    "lumina": Plain(_text("Lumina")),
-    "lumina2": Plain(_text("Lumina2"), rows=1),
-    "chroma": Plain(_text("Chroma"), rows=1),
-    "cogview4": Plain(_text("CogView4"), rows=1),
-    "qwen-image": Plain(_modes("QwenImage"), rows=1, guidance="true_cfg_scale", always_negative=True),
-    "z-image": Plain(_modes("ZImage"), unguided=0.0),
+    "lumina": Plain(_text("Lumina"), apart=True),
+    "lumina2": Plain(_text("Lumina2"), rows=1, apart=True),
+    "chroma": Plain(_text("Chroma") | {"img2img": "ChromaImg2ImgPipeline"}, rows=1),
+    "cogview4": Plain(_text("CogView4"), rows=1, apart=True),
+    "qwen-image": Plain(_modes("QwenImage"), rows=1, guidance="true_cfg_scale", always_negative=True, apart=True),
+    "z-image": Plain(_modes("ZImage"), unguided=0.0, apart=True),
 }

@@ -249,7 +249,7 @@ def chroma(folder: Path) -> Path:
         joint_attention_dim=WIDTH,
         axes_dims_rope=[4, 4, 8],
         approximator_num_channels=64,
-        approximator_hidden_dim=16,
+        approximator_hidden_dim=32,
         approximator_layers=1,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(use_beta_sigmas=False)

@@ -13,13 +13,13 @@ from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_families import FAMILIES, render_family
 from tests.pipelines.tiny_families import MAKERS
 
-# Steps, guidance scale, prompt and negative prompt of the requests in each mode. Two of them may go through one call, with texts of
-# different lengths; the last is longer than what transformers round the lengths of texts up to.
+# Steps, guidance scale, prompt and negative prompt of the requests in each mode. Two may go through one call, with texts of lengths
+# that transformers do not round up to the same.
 ASKED = [
-    (2, 1.0, "a small red circle", ""),
-    (3, 4.0, "a large blue square at the left of a small green circle", ""),
+    (2, 1.0, "a small red circle", "blue"),
+    (3, 4.0, "a green circle and " * 10 + "a square", ""),
     (3, 4.0, "a circle", ""),
-    (5, 7.0, "a green circle and " * 10 + "a square", "blue and red"),
+    (5, 7.0, "a large blue square at the left of a small green circle", "blue and red"),
 ]
 
 
@@ -43,7 +43,8 @@ def engines(folder):
 def mixed(name):
     """Requests of all modes, steps, guidance scales, prompts and schedulers of a family, in one unit."""
     plain = FAMILIES[name]
-    asked = [(mode, *values) for values in ASKED for mode in plain.pipelines]
+    scales = [*ASKED, (2, plain.unguided, "a square", "")] if plain.unguided < 1 else ASKED
+    asked = [(mode, *values) for values in scales for mode in plain.pipelines]
     return [
         request(
             f"r{number}",
@@ -98,3 +99,15 @@ def test_companions_never_matter(engines, name):
             np.testing.assert_array_equal(pixels(render(engine, one)[0]), wanted, err_msg=str(one))
     assert sorted(together) == sorted(turned) == sorted(alone)
     assert len(set(together)) == len(together) == sum(one.candidates for one in some)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest(engines, name, monkeypatch):
+    engine, _ = engines(name)
+    calls = []
+    render_group = engine.path._render
+    monkeypatch.setattr(engine.path, "_render", lambda group: calls.append(len(group.members)) or render_group(group))
+    scheduler = FAMILIES[name].schedulers[0]
+    some = [request(f"r{n}", prompt=prompt, candidates=1, scheduler=scheduler) for n, prompt in enumerate(("a red square", "a"))]
+    assert all(outcome.failure is None for outcome in render(engine, *some))
+    assert calls == ([1, 1] if FAMILIES[name].apart else [2])
