@@ -54,6 +54,7 @@ def pixels(request: Any) -> int:
 FAMILIES: dict[str, Family] = {
     "AuraFlow": Family(),
     "Chroma": Family(rows=1, patch=2),
+    "CogView3": Family(),
     "CogView4": Family(rows=1, prompts_apart=True),
     "Flux": Family(rows=1, embedded=True, negative=False, patch=2),
     "Flux2": Family(rows=1, embedded=True, negative=False, strength=False, patch=2, references=True),

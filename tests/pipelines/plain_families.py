@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from promptmill.configs.schedulers import SCHEDULERS
@@ -27,7 +28,9 @@ class Plain:
         negative: Whether there is an argument for negative prompts.
         always_negative: Whether guidance comes with a negative prompt alone, be it an empty one.
         apart: Whether a call pads its texts to the longest of them, so that a row's image would depend on the others' texts.
-        said: Further arguments of every call.
+        strength: Whether there is a strength.
+        references: Whether pictures are a list of references for all images of a call.
+        said: Further arguments of every call: values, or functions of the request.
         parts: Parts that are given when a model is loaded.
         schedulers: Short names of schedulers to mix; `model` is the one that the model was saved with.
     """
@@ -39,6 +42,8 @@ class Plain:
     negative: bool = True
     always_negative: bool = False
     apart: bool = False
+    strength: bool = True
+    references: bool = False
     said: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
     schedulers: tuple[str, ...] = ("euler",)
@@ -49,22 +54,26 @@ class Plain:
         return self.rows * batch // rows
 
 
-def in_pieces(call: Callable[..., Any], rows: int, size: int) -> Callable[..., Any]:
-    """A module's call with so many rows as several, of `size` rows each."""
+def in_pieces(call: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """A module's call as several, of `size` rows each."""
 
-    def cut(value: Any, some: slice) -> Any:
+    def cut(value: Any, some: slice, rows: int) -> Any:
         return value[some] if isinstance(value, torch.Tensor) and len(value) == rows else value
 
     def together(parts: list[Any]) -> Any:
         if isinstance(parts[0], torch.Tensor):
             return torch.cat(parts)
+        if isinstance(parts[0], DiagonalGaussianDistribution):
+            return DiagonalGaussianDistribution(torch.cat([part.parameters for part in parts]))
         if isinstance(parts[0], dict):
             return type(parts[0])(**{name: together([part[name] for part in parts]) for name in parts[0]})
         return tuple(map(together, zip(*parts, strict=True))) if isinstance(parts[0], tuple) else None
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        rows = len(next(value for value in [*args, *kwargs.values()] if isinstance(value, torch.Tensor)))
         pieces = [slice(start, start + size) for start in range(0, rows, size)]
-        return together([call(*(cut(v, some) for v in args), **{n: cut(v, some) for n, v in kwargs.items()}) for some in pieces])
+        parts = [({n: cut(v, some, rows) for n, v in kwargs.items()}, [cut(v, some, rows) for v in args]) for some in pieces]
+        return together([call(*listed, **named) for named, listed in parts])
 
     # Pipelines look at what a part can be told.
     return wraps(call)(run)
@@ -79,7 +88,7 @@ def render_family(plain: Plain, request: Any, count: int, base: Any, folder: Any
         count: Candidates in the one call.
         base: The model's folder.
         folder: That of the images.
-        batch: How many texts are encoded, and images decoded, at a time.
+        batch: How many texts are encoded, and images decoded, at a time; pictures are encoded one by one.
 
     Returns:
         Pixels (count, H, W, 3) uint8, and the rows of a candidate that went through the denoiser.
@@ -87,18 +96,16 @@ def render_family(plain: Plain, request: Any, count: int, base: Any, folder: Any
     kind = getattr(diffusers, plain.pipelines[request.mode])
     pipeline = kind.from_pretrained(base, **plain.parts)
     pipeline.set_progress_bar_config(disable=True)
-    if not request.scheduler.startswith("model") and plain.schedulers != ("euler",):
-        known = SCHEDULERS[request.scheduler]
-        pipeline.scheduler = getattr(diffusers, known.class_name).from_config(pipeline.scheduler.config, **known.options)
-    pipeline.vae.decode = in_pieces(pipeline.vae.decode, count, batch)
+    if request.scheduler != "model":
+        pipeline.scheduler = _scheduler(request.scheduler, pipeline.scheduler.config)
+    pipeline.vae.decode = in_pieces(pipeline.vae.decode, batch)
+    pipeline.vae.encode = in_pieces(pipeline.vae.encode, 1)
     for name, part in pipeline.components.items():
         if name.startswith("text_encoder") and part is not None:
-            part.forward = in_pieces(part.forward, count, batch)
+            part.forward = in_pieces(part.forward, batch)
     seen: list[int] = []
-    denoiser = pipeline.transformer
-    denoiser.register_forward_pre_hook(
-        lambda module, args, named: seen.append(len(args[0] if args else named["hidden_states"])), with_kwargs=True
-    )
+    denoiser = pipeline.components.get("unet") or pipeline.transformer
+    denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
     said = {
         "prompt": [request.prompt] * count,
         "num_inference_steps": request.steps,
@@ -107,14 +114,15 @@ def render_family(plain: Plain, request: Any, count: int, base: Any, folder: Any
         "output_type": "pt",
         "width": request.width,
         "height": request.height,
-        **plain.said,
+        **{name: value(request) if callable(value) else value for name, value in plain.said.items()},
     }
     if plain.negative and (request.negative_prompt or plain.always_negative):
         said["negative_prompt"] = [request.negative_prompt] * count
-    if request.strength:
+    if request.strength and plain.strength:
         said["strength"] = request.strength
     if request.init_image:
-        said["image"] = picture(folder / request.init_image, count)
+        file = folder / request.init_image
+        said["image"] = [Image.open(file)] if plain.references else picture(file, count)
     if request.mask_image:
         said["mask_image"] = picture(folder / request.mask_image, count, 1)
     images = pipeline(**said).images.permute(0, 2, 3, 1)
@@ -123,6 +131,23 @@ def render_family(plain: Plain, request: Any, count: int, base: Any, folder: Any
         keep = np.array(Image.open(folder / request.mask_image)) < 128
         made[:, keep] = np.array(Image.open(folder / request.init_image))[keep]
     return made, sum(seen) // count
+
+
+def _scheduler(name: str, config: Any) -> Any:
+    """A scheduler by its short name, as diffusers documents it for a model that was saved with another."""
+    flow = config.get("prediction_type") == "flow_prediction" or "shift" in config
+    if not flow:
+        known = SCHEDULERS[name]
+        return getattr(diffusers, known.class_name).from_config(config, **known.options)
+    shift = config.get("shift", config.get("flow_shift"))
+    follows = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    kind, options = {
+        "euler": (diffusers.FlowMatchEulerDiscreteScheduler, {"shift": shift}),
+        "heun": (diffusers.FlowMatchHeunDiscreteScheduler, {"shift": shift}),
+        "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", **follows}),
+        "unipc": (diffusers.UniPCMultistepScheduler, follows),
+    }[name]
+    return kind.from_config(config, **options)
 
 
 _UNBENT = {"use_resolution_binning": False}
@@ -153,4 +178,31 @@ FAMILIES: dict[str, Plain] = {
     "cogview4": Plain(_text("CogView4"), rows=1, apart=True),
     "qwen-image": Plain(_modes("QwenImage"), rows=1, guidance="true_cfg_scale", always_negative=True, apart=True),
     "z-image": Plain(_modes("ZImage"), unguided=0.0, apart=True),
+    "flux-fill": Plain({"inpaint": "FluxFillPipeline"}, rows=1, negative=False),
+    # Without these, the size is one of those that the model was trained at.
+    "flux-kontext": Plain(
+        dict.fromkeys(("txt2img", "img2img"), "FluxKontextPipeline"),
+        rows=1,
+        negative=False,
+        strength=False,
+        said={"_auto_resize": False, "max_area": lambda request: request.width * request.height},
+    ),
+    "flux2-klein": Plain(
+        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline"), rows=1, negative=False, strength=False, references=True
+    ),
+    "flux2-klein-distilled": Plain({"txt2img": "Flux2KleinPipeline"}, rows=1, negative=False),
+    "sana-sprint": Plain(
+        {"txt2img": "SanaSprintPipeline", "img2img": "SanaSprintImg2ImgPipeline"},
+        rows=1,
+        negative=False,
+        said=_UNBENT | {"intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
+        schedulers=("model",),
+    ),
+    "lcm": Plain(
+        {"txt2img": "LatentConsistencyModelPipeline", "img2img": "LatentConsistencyModelImg2ImgPipeline"},
+        rows=1,
+        negative=False,
+        schedulers=("lcm", "model"),
+    ),
+    "cogview3": Plain(_text("CogView3Plus"), schedulers=("model",)),
 }

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from promptmill.manifests.images import Roots
+from promptmill.pipelines.models import families
 from promptmill.pipelines.rendering.engine import Engine
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_families import FAMILIES, render_family
+from tests.pipelines.tiny_editors import EDITORS
 from tests.pipelines.tiny_families import MAKERS
 
 # Steps, guidance scale, prompt and negative prompt of the requests in each mode. Two may go through one call, with texts of lengths
@@ -29,7 +31,7 @@ def engines(folder):
 
     @cache
     def engine(name):
-        base = MAKERS[name](folder / name)
+        base = (MAKERS | EDITORS)[name](folder / name)
         engine = Engine(model_of(folder, base=str(base), controlnets={}), JOB_SEED, Roots((str(folder),)))
         made.append(engine)
         return engine, base
@@ -108,6 +110,16 @@ def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest(engines
     render_group = engine.path._render
     monkeypatch.setattr(engine.path, "_render", lambda group: calls.append(len(group.members)) or render_group(group))
     scheduler = FAMILIES[name].schedulers[0]
-    some = [request(f"r{n}", prompt=prompt, candidates=1, scheduler=scheduler) for n, prompt in enumerate(("a red square", "a"))]
+    mode = next(iter(FAMILIES[name].pipelines))
+    some = [
+        request(f"r{n}", prompt=prompt, candidates=1, scheduler=scheduler, mode=mode, **MODES[mode])
+        for n, prompt in enumerate(("a red square", "a"))
+    ]
     assert all(outcome.failure is None for outcome in render(engine, *some))
     assert calls == ([1, 1] if FAMILIES[name].apart else [2])
+
+
+def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
+    classes = {name for plain in FAMILIES.values() for name in plain.pipelines.values()}
+    entries = {max((begin for begin in families.FAMILIES if name.startswith(begin)), key=len, default=name) for name in classes}
+    assert entries == families.FAMILIES.keys() - {"Flux2"}  # FLUX.2 dev has the pipelines of klein, and Mistral's encoder
