@@ -8,7 +8,7 @@ from itertools import pairwise
 from pydantic import Field
 
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_STEPS, Scheduler, Strict
-from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.configs.schedulers import OWN, SCHEDULERS, scheduler_kind
 
 MAX_DRAFTS = 8
 
@@ -34,7 +34,7 @@ def check_cascade(drafts: Sequence[Draft], stochastic: bool) -> None:
         if draft.keep >= before.keep:
             raise ValueError(f"drafts.{number}.keep: {draft.keep} of the {before.keep} that the draft before it keeps are all")
     for number, draft in enumerate(drafts):
-        if draft.scheduler and SCHEDULERS[draft.scheduler].stochastic and not stochastic:
+        if draft.scheduler and scheduler_kind(draft.scheduler).stochastic and not stochastic:
             raise ValueError(f"drafts.{number}.scheduler: {_stochastic(draft.scheduler)}")
 
 
@@ -77,14 +77,15 @@ def misfits(
         wrong.append(f"steps: {steps} are not more than the {last.steps} of a draft; ranking.drafts need longer finals")
     if strength is not None and strength * first.steps < 1:
         wrong.append(f"strength: {strength:g} of the {first.steps} steps of a draft is less than one step; raise one of them")
-    if SCHEDULERS[scheduler].stochastic and not stochastic:
+    if scheduler_kind(scheduler).stochastic and not stochastic:
         wrong.append(f"scheduler: {_stochastic(scheduler)}")
     return wrong
 
 
 def _stochastic(scheduler: str) -> str:
     plain = ", ".join(name for name, kind in SCHEDULERS.items() if not kind.stochastic)
+    adds = "may add" if scheduler == OWN else "adds"
     return (
-        f"{scheduler} adds noise of its own at every step, so that a draft says little of its final;"
+        f"{scheduler} {adds} noise of its own at every step, so that a draft says little of its final;"
         f" take one of {plain}, or, where calibration shows that it pays, set ranking.drafts_stochastic"
     )

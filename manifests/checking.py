@@ -13,7 +13,7 @@ from promptmill.configs.errors import quoted, shown
 from promptmill.manifests.images import ImageError, NotThereError, Roots, UnreachableError, load, mismatch
 from promptmill.manifests.masks import Effect, effect_of
 from promptmill.manifests.repeated_ids import Ids, doubled
-from promptmill.manifests.requests import FLAT_CONTROL, OWN_IMAGES, Request, RowError, Rules, Shapes, make_request
+from promptmill.manifests.requests import FLAT_CONTROL, OWN_IMAGES, Request, RowError, Rules, Shapes, ignored, make_request
 from promptmill.manifests.rows import Row
 from promptmill.manifests.sources import read_rows
 
@@ -104,7 +104,7 @@ class RowChecks:
             request = make_request(row, number, self._rules, self._shapes)
         except RowError as error:
             return Checked(number, row, None, error.problems, file=file)
-        notes = _words(request.prompt)
+        notes = (*_words(request.prompt), *ignored(request, row.values, self._rules))
         if request.mode == "txt2img" or self._roots is None or (look_at := self._looking()) is None:
             return Checked(number, row, request, file=file, notes=notes)
         # A file that holds images may be a link, and named by its own rows alone.

@@ -32,7 +32,7 @@ from promptmill.configs.parameters import (
     Side,
     Strength,
 )
-from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Ranking
 from promptmill.manifests.carried import EXACT, plain
 from promptmill.manifests.json_rows import parse_list
@@ -130,6 +130,8 @@ class Rules:
         modes: The modes that the model serves.
         schedulers: The names of the schedulers that fit the model.
         rescaled: The modes in which the model can rescale guidance.
+        ignored: Columns that have no effect on the model's images: negative_prompt, guidance_scale or strength.
+        unguided: The largest guidance scale that means no guidance.
         ranking: The config's ranking; drafts ask something of requests, and so does a minimum score of requests that grow.
         strict: Whether unknown columns are refused rather than carried.
     """
@@ -139,8 +141,10 @@ class Rules:
     loras: Collection[str] = ()
     multiple: int = 8
     modes: Collection[str] = MODES
-    schedulers: Collection[str] = tuple(SCHEDULERS)
+    schedulers: Collection[str] = (*SCHEDULERS, OWN)
     rescaled: Collection[str] = MODES
+    ignored: Collection[str] = ()
+    unguided: float = 1.0
     ranking: Ranking = field(default_factory=Ranking)
     strict: bool = False
 
@@ -289,10 +293,11 @@ def _or(said: _T | None, default: _T) -> _T:
 
 
 def _own(columns: Columns, number: int, rules: Rules, carried: Mapping[str, Any]) -> dict[str, Any]:
+    ignored = rules.ignored
     return {
         "id": _or(columns.id, str(number)),
         "prompt": _or(columns.prompt, rules.defaults.prompt or ""),
-        "negative_prompt": _or(columns.negative_prompt, rules.defaults.negative_prompt),
+        "negative_prompt": "" if "negative_prompt" in ignored else _or(columns.negative_prompt, rules.defaults.negative_prompt),
         "init_image": columns.init_image,
         "mask_image": columns.mask_image,
         "seed": columns.seed,
@@ -305,15 +310,18 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
     mode = _mode(bool(controls), columns.mask_image is not None, columns.init_image is not None)
     candidates = _or(columns.candidates, defaults.candidates)
     growing = candidates if isinstance(candidates, Growing) else None
+    # What has no effect is not asked for: the metadata say what the images were made with.
+    begins = columns.init_image is not None and "strength" not in rules.ignored
+    scale = 1.0 if "guidance_scale" in rules.ignored else _or(columns.guidance_scale, defaults.guidance_scale)
     return Request(
         **own,
         mode=mode,
         controls=controls,
-        strength=_or(columns.strength, defaults.strength) if columns.init_image is not None else None,
+        strength=_or(columns.strength, defaults.strength) if begins else None,
         width=_or(columns.width, defaults.width),
         height=_or(columns.height, defaults.height),
         steps=_or(columns.steps, defaults.steps),
-        guidance_scale=_or(columns.guidance_scale, defaults.guidance_scale),
+        guidance_scale=scale,
         guidance_rescale=_or(columns.guidance_rescale, defaults.guidance_rescale if mode in rules.rescaled else 0.0),
         scheduler=_or(columns.scheduler, defaults.scheduler),
         candidates=candidates.max if isinstance(candidates, Growing) else candidates,
@@ -329,6 +337,26 @@ def _mode(control: bool, mask: bool, init: bool) -> Mode:
     if init:
         return "controlnet_img2img" if control else "img2img"
     return "controlnet" if control else "txt2img"
+
+
+def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[str]:
+    """Return a note for each value that a row, or the config in place of the row, gives and that has no effect on its images.
+
+    Args:
+        request: The row's request.
+        values: The row's values.
+        rules: The rules that the request was made with.
+    """
+    stated = {name for name in rules.ignored if values.get(name) is not None}
+    stated |= {name for name in rules.ignored if values.get(name) is None and name in rules.defaults.model_fields_set}
+    if "negative_prompt" in stated and not (values.get("negative_prompt") or rules.defaults.negative_prompt):
+        stated.remove("negative_prompt")
+    if "strength" in stated and request.init_image is None:
+        stated.remove("strength")
+    notes = [f"{name}: has no effect, since the model takes none" for name in sorted(stated)]
+    if request.negative_prompt and request.guidance_scale <= rules.unguided:
+        notes.append(f"negative_prompt: has no effect without guidance, which begins above a guidance_scale of {rules.unguided:g}")
+    return notes
 
 
 def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from promptmill.configs.drafts import Draft, applied
 from promptmill.configs.errors import describe
 from promptmill.configs.loading import find, override, read
-from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.configs.schedulers import scheduler_kind
 from promptmill.configs.schema import Config
 from promptmill.configs.yaml_values import dump
 from promptmill.jobs.calibration.gains import Gains, HeldOut, Measure, fewest, held_out
@@ -192,7 +192,7 @@ def _stages(stages: Sequence[Draft]) -> list[dict[str, Any]]:
 def noisy(policy: Policy, shapes: Sequence[Shape]) -> bool:
     """Return whether a cascade for requests of these shapes has samplers that add noise of their own."""
     own = {shape.scheduler for shape in shapes if applied(policy.stages, shape.candidates)}
-    return any(SCHEDULERS[name].stochastic for name in own | {stage.scheduler for stage in policy.stages if stage.scheduler})
+    return any(scheduler_kind(name).stochastic for name in own | {stage.scheduler for stage in policy.stages if stage.scheduler})
 
 
 def config_with(found: Found, config: str, settings: Sequence[str], stochastic: bool) -> str:

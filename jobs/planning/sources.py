@@ -85,6 +85,8 @@ def look(config: Config, output: str | None = None) -> Sources:
         modes=facts.modes,
         schedulers=facts.schedulers,
         rescaled=facts.rescaled,
+        ignored=facts.ignored,
+        unguided=facts.unguided,
         ranking=config.ranking,
         strict=config.runtime.strict,
     )

@@ -1,19 +1,23 @@
 """Reads the capabilities of a diffusion model from its config files alone: no weights, no torch."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Model
 from promptmill.pipelines.models.clip_sources import hub_file
+from promptmill.pipelines.models.families import Family, family_of
 from promptmill.pipelines.models.pipeline_classes import modes_of
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
 
 INDEX = "model_index.json"
+# Schedulers of models that were trained with a noise of their own, as EDM (arXiv:2206.00364) and sCM (arXiv:2410.11081) have it.
+APART = ("EDM", "SCM", "CogVideoX")
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,12 @@ class ModelFacts:
         pipeline: The diffusers class that the model was saved as.
         multiple: Width and height are multiples of this many pixels.
         modes: The modes that the model serves.
-        schedulers: The names of the schedulers that fit; a flow-matching model has only its own, called `euler`.
+        schedulers: The names of the schedulers that fit.
         rescaled: The modes whose pipelines take a guidance rescale.
         safety_checker: Whether the model brings a safety checker.
+        ignored: Columns of rows that have no effect on the model's images.
+        unguided: The largest guidance scale that means no guidance.
+        left_out: Parts that the pipeline's class could have and the model does not.
     """
 
     pipeline: str
@@ -35,6 +42,9 @@ class ModelFacts:
     schedulers: tuple[str, ...]
     rescaled: tuple[str, ...]
     safety_checker: bool
+    ignored: tuple[str, ...] = ()
+    unguided: float = 1.0
+    left_out: tuple[str, ...] = ()
 
 
 def read_facts(model: Model) -> ModelFacts:
@@ -47,6 +57,12 @@ def read_facts(model: Model) -> ModelFacts:
     name = index.get("_class_name")
     if not isinstance(name, str):
         raise ModelError(f"{model.base}: its {INDEX} names no pipeline class")
+    if "PAG" in name:
+        # Its attention takes the rows of a batch for parts of one guidance, by their places.
+        said = f"{name} splits its batch by position, so that no two requests could share one"
+        raise ModelError(f"{model.base}: {said}; set _class_name to {name.replace('PAG', '')} in {INDEX}")
+    if "Control" in name and "ControlNet" not in name:
+        raise ModelError(f"{model.base}: {name} needs a control image for every row, which is not supported yet")
     unsupported = f"{model.base}: is of a family ({name}) that is not supported"
     if _class_of(index, "vae") is None:
         raise ModelError(f"{unsupported} yet: it has no vae")
@@ -55,22 +71,55 @@ def read_facts(model: Model) -> ModelFacts:
         raise ModelError(f"{unsupported}: diffusers has no pipeline that makes images with it")
     vae = _read(model, "vae/config.json")
     factor = 2 ** (_levels(vae) - 1)
+    denoiser = next((_read(model, f"{part}/config.json") for part in ("unet", "transformer") if part in index), {})
     if "unet" in index:
-        channels = _count(_read(model, "unet/config.json"), "in_channels")
+        channels = _count(denoiser, "in_channels")
         if channels > _count(vae, "latent_channels"):
             modes = tuple(mode for mode in modes if mode == "inpaint")
         multiple = max(8, factor)
     else:
-        # Transformers cut latents into patches of two by two.
-        multiple = 2 * factor
+        multiple = factor * (family_of(name).patch or _patch(denoiser))
     if model.controlnets:
         if "unet" not in index:
             raise ModelError(f"{model.base}: model.controlnets are for families with a UNet, and {name} has none")
         modes += tuple(_controlled(mode) for mode in modes)
-    flows = (_class_of(index, "scheduler") or "").startswith("FlowMatch")
-    schedulers = ("euler",) if flows else tuple(SCHEDULERS)
+    schedulers = _schedulers(model, name, _class_of(index, "scheduler"))
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
-    return ModelFacts(name, multiple, modes, schedulers, rescaled, _class_of(index, "safety_checker") is not None)
+    return ModelFacts(
+        name,
+        multiple,
+        modes,
+        schedulers,
+        rescaled,
+        safety_checker=_class_of(index, "safety_checker") is not None,
+        ignored=_ignored(family_of(name), index, denoiser),
+        unguided=family_of(name).unguided,
+        left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
+    )
+
+
+def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns that a family ignores, or one of its models that is distilled."""
+    # A UNet that is distilled from guidance takes the scale as an input, as some transformers do.
+    as_input = denoiser.get("time_cond_proj_dim") is not None
+    distilled = index.get("is_distilled") is True
+    guidance = family.guidance is not None and not distilled and (denoiser.get("guidance_embeds") is True or not family.embedded)
+    takes = {"negative_prompt": family.negative and not as_input, "guidance_scale": guidance, "strength": family.strength}
+    return tuple(name for name, has in takes.items() if not has)
+
+
+def is_flow(scheduler: Mapping[str, Any]) -> bool:
+    """Return whether a scheduler's config is that of a flow-matching model."""
+    return str(scheduler.get("_class_name")).startswith("FlowMatch") or scheduler.get("prediction_type") == "flow_prediction"
+
+
+def _schedulers(model: Model, pipeline: str, own: str | None) -> tuple[str, ...]:
+    """Return the names of the schedulers that the pipelines of a family can call, and whose noise is that of the model."""
+    if own is None:
+        return (*SCHEDULERS, OWN)
+    if own.startswith("FlowMatch") or is_flow(_read(model, "scheduler/scheduler_config.json")):
+        return (*family_of(pipeline).solvers, OWN)
+    return (OWN,) if own.startswith(APART) else (*SCHEDULERS, OWN)
 
 
 def _rescaled(pipeline: str) -> tuple[str, ...]:
@@ -94,11 +143,20 @@ def _class_of(index: dict[str, Any], part: str) -> str | None:
 
 def _levels(vae: dict[str, Any]) -> int:
     """Return the number of sizes that a VAE goes through, each half the last; deep-compression VAEs have two equal lists."""
-    for key in ("block_out_channels", "encoder_block_out_channels"):
+    for key in ("block_out_channels", "encoder_block_out_channels", "dim_mult"):
         channels = vae.get(key)
         if isinstance(channels, list) and channels:
             return len(channels)
     return 4
+
+
+def _patch(transformer: dict[str, Any]) -> int:
+    """Return the latents that a side of a transformer's patch has, by its config: one number, or a list with one for each side."""
+    for key in ("patch_size", "all_patch_size"):
+        match transformer.get(key):
+            case int(size) | [int(size), *_]:
+                return size
+    return 2
 
 
 def _count(config: dict[str, Any], key: str) -> int:

@@ -13,34 +13,69 @@ class Family:
         rows: Rows of the denoiser's batch that a candidate with guidance takes at a time: 1 where positive and negative prompt go
             through the denoiser one after the other, or where guidance is an input of the model.
         guidance: The argument that takes a row's guidance scale; None where the family has no guidance.
+        embedded: Whether guidance is an input of the model, and of no effect where the model has no such input.
         unguided: The largest guidance scale that means no guidance.
         negative: Whether negative prompts have an effect, at a guidance scale above 1.
         empty_negative: Whether guidance needs a negative prompt, be it an empty one.
         prompts_apart: Whether a call pads its texts to the longest of them, so that texts in one call depend on each other.
-        always: Arguments that every call is given.
+        strength: Whether img2img and inpainting take a strength.
+        patch: Latents of a side of what a token stands for, where the pipelines cut latents and the transformer's config says less.
+        longest: The argument of the denoiser, a mask of texts, by whose longest row the denoiser cuts a batch.
+        solvers: Of schedulers for flows, those that the pipelines of every mode can call.
+        references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
+        always: Further arguments of every call: values, or functions of the request.
     """
 
     rows: int = 2
     guidance: str | None = "guidance_scale"
+    embedded: bool = False
     unguided: float = 1.0
     negative: bool = True
     empty_negative: bool = False
     prompts_apart: bool = False
+    strength: bool = True
+    patch: int | None = None
+    longest: str | None = None
+    solvers: tuple[str, ...] = ("euler",)
+    references: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
+
+    def arguments(self, request: Any) -> dict[str, Any]:
+        """Return the further arguments of a call for a request."""
+        return {name: value(request) if callable(value) else value for name, value in self.always.items()}
+
+
+def pixels(request: Any) -> int:
+    """Return the pixels of a request's images."""
+    return request.width * request.height
 
 
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
     "AuraFlow": Family(),
-    "Chroma": Family(rows=1, prompts_apart=True),
+    "Chroma": Family(rows=1, patch=2),
+    "CogView3": Family(),
     "CogView4": Family(rows=1, prompts_apart=True),
-    "Flux": Family(rows=1, negative=False),
+    "Flux": Family(rows=1, embedded=True, negative=False, patch=2),
+    "Flux2": Family(rows=1, embedded=True, negative=False, strength=False, patch=2, references=True),
+    "Flux2Klein": Family(rows=1, negative=False, strength=False, patch=2, references=True),
+    "FluxKontext": Family(
+        rows=1, embedded=True, negative=False, strength=False, patch=2, always={"_auto_resize": False, "max_area": pixels}
+    ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}),
+    "LatentConsistencyModel": Family(rows=1, negative=False),
     "Lumina": Family(prompts_apart=True),
-    "Lumina2": Family(rows=1, prompts_apart=True),
+    "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask"),
     "PixArt": Family(always={"use_resolution_binning": False}),
     "QwenImage": Family(rows=1, guidance="true_cfg_scale", empty_negative=True, prompts_apart=True),
     "Sana": Family(always={"use_resolution_binning": False}),
+    # The timestep between two is known for two alone (arXiv:2503.09641).
+    "SanaSprint": Family(
+        rows=1,
+        embedded=True,
+        negative=False,
+        always={"use_resolution_binning": False, "intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
+    ),
     "StableDiffusion": Family(),
     "ZImage": Family(unguided=0.0, prompts_apart=True),
 }

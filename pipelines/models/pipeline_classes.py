@@ -18,11 +18,18 @@ TABLES = {
     "inpaint": "AUTO_INPAINT_PIPELINES_MAPPING",
 }
 
+# Pipelines that the tables of diffusers 0.42 leave out, though they make images of texts.
+MORE = {
+    "txt2img": {"sana-sprint": "SanaSprintPipeline"},
+    "img2img": {"chroma": "ChromaImg2ImgPipeline", "sana-sprint": "SanaSprintImg2ImgPipeline"},
+    "inpaint": {"flux-fill": "FluxFillPipeline"},
+}
+
 
 def modes_of(pipeline: str) -> tuple[str, ...]:
     """Return the modes without control that a pipeline class's family has pipelines for; none where it makes no images."""
-    families = [family for classes in tables().values() for family, name in classes.items() if name == pipeline]
-    return tuple(mode for mode, classes in tables().items() if families and families[0] in classes)
+    family = _family_of(pipeline)
+    return tuple(mode for mode, classes in tables().items() if family in (classes | MORE[mode]))
 
 
 def class_for(pipeline: str, mode: str) -> str:
@@ -44,11 +51,18 @@ def class_for(pipeline: str, mode: str) -> str:
 
 
 def _in_family_of(pipeline: str, mode: str) -> str:
-    families = [family for classes in tables().values() for family, name in classes.items() if name == pipeline]
-    name = tables()[mode].get(families[0]) if families else None
+    name = (tables()[mode] | MORE[mode]).get(_family_of(pipeline) or "")
     if name is None:
         raise ModelError(f"diffusers has no pipeline for {mode} beside {pipeline}")
     return name
+
+
+def _family_of(pipeline: str) -> str | None:
+    """Return diffusers' name for the family of a pipeline class, None where no table has the class."""
+    found = (
+        family for table in (tables(), MORE) for classes in table.values() for family, name in classes.items() if name == pipeline
+    )
+    return next(found, None)
 
 
 @cache

@@ -67,6 +67,7 @@ class Joined:
         shape: Rows a batch, always.
         called: Called with each caller and its number of rows as it calls the module.
         once: Whether calls with equal integers, which are tokens, are answered once, as equal texts are.
+        longest: The argument, a mask (rows, length), by whose longest row the module cuts a batch; none where it cuts none.
         calls, rows, seconds: Totals so far: batches, the rows in them, and the time in seconds.
     """
 
@@ -75,6 +76,7 @@ class Joined:
     shape: int
     called: Callable[[greenlet, int], object] = lambda caller, rows: None
     once: bool = False
+    longest: str | None = None
     seconds: float = 0.0
     waiting: deque[Call] = field(default_factory=deque)
     calls: int = 0
@@ -98,7 +100,8 @@ class Joined:
         equal = self._equal(arguments) if self.once else None
         if equal is None:
             listed = is_listed(arguments.values())
-            self.waiting.append(Call(caller, arguments, rows, alike(arguments, rows, listed), listed))
+            same = (alike(arguments, rows, listed), self._length(arguments))
+            self.waiting.append(Call(caller, arguments, rows, same, listed))
         else:
             equal.others.append(caller)
         assert caller.parent is not None, "a joined module is called outside of a greenlet"
@@ -151,6 +154,10 @@ class Joined:
         first = self.waiting[0].alike
         return [call for call in self.waiting if call.alike == first]
 
+    def _length(self, arguments: Mapping[str, Any]) -> int | None:
+        mask = arguments.get(self.longest) if self.longest else None
+        return None if mask is None else int(mask.sum(1).max())
+
     def _equal(self, arguments: Mapping[str, Any]) -> Call | None:
         """Return a waiting call with the same tokens and no more than these, if there is one."""
         tokens = _tokens(arguments)
@@ -190,8 +197,12 @@ def alike(value: Any, rows: int, listed: bool = False, name: str = "") -> Hashab
     if name == "timestep":
         return None  # one for a call or one for each row, in whatever type the scheduler counts
     if isinstance(value, torch.Tensor):
-        own = value.ndim and len(value) == rows and name not in SHARED
-        return (value.dtype, tuple(value.shape[1:] if own else value.shape))
+        if name in SHARED:
+            return (
+                value.dtype,
+                tuple(value.shape[-2:]),
+            )  # some pipelines repeat positions for each row, and transformers take the first
+        return (value.dtype, tuple(value.shape[1:] if value.ndim and len(value) == rows else value.shape))
     if isinstance(value, list | tuple):
         return ("rows", tuple({(one.dtype, tuple(one.shape)) for one in value}))
     return value if isinstance(value, str | int | float | bool | None) else repr(value)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.conditioning import composite
@@ -34,7 +35,7 @@ def call(
     request = jobs[0].request  # jobs of one bucket share the arguments that a call takes once
     taken = inspect.signature(pipeline.__call__).parameters
     control = "control_image" if "control_image" in taken else "image"
-    said = _texts(jobs, model) | _arguments(request, jobs, model, control) | dict(model.family.always)
+    said = _texts(jobs, model) | _arguments(request, jobs, model, control) | model.family.arguments(request)
     # Not every family takes a negative prompt, a strength, a size, …
     given = {name: value for name, value in said.items() if name in taken}
     if (preview := jobs[0].placed.preview) is None:
@@ -43,6 +44,8 @@ def call(
         with ending_after(preview, pipeline, request.strength) as after_step:
             result = pipeline(**given, callback_on_step_end=after_step)
     flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
+    if (made := tuple(result.images.shape[-2:])) != (request.height, request.width):
+        raise ValueError(f"the pipeline made {made[1]} x {made[0]} pixels of {request.width} x {request.height}")
     # (B, 3, H, W) in 0 … 1, in the model's dtype: diffusers denormalises in it, so we do not before.
     images = result.images.permute(0, 2, 3, 1).float()
     copy = to_host((images.nan_to_num(0.0) * 255).round().to(torch.uint8), images.isfinite().flatten(1).all(1))
@@ -79,7 +82,9 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
     inits = [job.conditioning.init for job in jobs if job.conditioning.init is not None]
     masks = [job.conditioning.mask for job in jobs if job.conditioning.mask is not None]
     # As tensors: of PIL images diffusers makes channels-last ones, which would bring that format into the denoiser.
-    if inits:
+    if inits and model.family.references and not masks:
+        said["image"] = [Image.fromarray(inits[0])]  # a list of references, which all samples share
+    elif inits:
         said["image"] = _as_tensor(inits, device)
     if masks:
         said["mask_image"] = to_device(torch.from_numpy(np.stack(masks)).unsqueeze(1).float(), device)

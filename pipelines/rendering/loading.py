@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Adapter, Model, Weights
 from promptmill.configs.weights import PartWeights
 from promptmill.manifests.requests import Request
-from promptmill.pipelines.models.capabilities import read_facts
+from promptmill.pipelines.models.capabilities import is_flow, read_facts
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.compatibility import CONTROLNET, VAE, class_named, denoiser_of
 from promptmill.pipelines.models.families import Family, family_of
@@ -21,6 +21,8 @@ from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.lean_imports import lean_imports
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}  # what tells a solver of noise to follow a flow
 
 
 @dataclass
@@ -77,10 +79,18 @@ class LoadedModel:
         """Return a scheduler by its short name, from the model's original config: another scheduler's config would leave its
         options behind.
         """
-        if self._scheduler_config["_class_name"].startswith("FlowMatch"):
-            return type(self.base.scheduler).from_config(self._scheduler_config)
+        config = self._scheduler_config
+        if name == OWN:
+            return of_diffusers(config["_class_name"]).from_config(config)
         kind = SCHEDULERS[name]
-        return of_diffusers(kind.class_name).from_config(self._scheduler_config, **kind.options)
+        if not is_flow(config):
+            return of_diffusers(kind.class_name).from_config(config, **kind.options)
+        if kind.flow is None:
+            raise ModelError(f"scheduler {name}: does not follow flows")
+        # Solvers of noise and of flows call the same number by two names.
+        shift = config.get("shift", config.get("flow_shift", 1.0))
+        flow = {"shift": shift} if kind.flow.startswith("FlowMatch") else {"flow_shift": shift, **FLOW}
+        return of_diffusers(kind.flow).from_config(config, **kind.options, **flow)
 
     def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
         """Switch the given LoRAs on, by name and scale, and all others off."""
@@ -138,7 +148,8 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     device = device or device_here()
     dtype = getattr(torch, model.dtype)
     facts = read_facts(model)
-    parts: dict[str, Any] = {}
+    # Said as None, what the model leaves out (Stable Diffusion 3 goes without its T5) is not taken for missing.
+    parts: dict[str, Any] = dict.fromkeys(facts.left_out)
     if model.vae:
         # The class is the one that the VAE's config names: another class loads the weights that it knows and leaves others random.
         kind = class_named(model.vae, VAE)

@@ -42,7 +42,8 @@ class Waiting:
         """Return what members of one group have in common."""
         request = self.job.request
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
-        return (bucket_of(request), self.job.placed.preview, texts, id(self.job.placed) if self.apart else None)
+        apart = self.apart or (family.references and request.init_image is not None)
+        return (bucket_of(request), self.job.placed.preview, texts, id(self.job.placed) if apart else None)
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Slots:
         self._rows_seen: dict[Hashable, int] = {}
         self._held: list[tuple[Any, str]] = []
         vae, denoiser = model.base.vae, model.denoiser
-        self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising)
+        self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, longest=self._family.longest)
         self._hold(denoiser, "forward", self.denoiser.hold)
         self.controlnets: list[Joined] = []
         for net in model.controlnets.values():

@@ -60,6 +60,15 @@ def paint(folder):
     Image.fromarray(mask).save(folder / "mask.png")
 
 
+def picture(file, count, channels=3):
+    """An image file as (count, channels, H, W) in 0 … 1.
+
+    As a tensor: of PIL images diffusers makes channels-last ones, and in that format a CPU's kernels make other bits.
+    """
+    pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1).contiguous()
+    return pixels[:channels].float().div(255).repeat(count, 1, 1, 1)
+
+
 def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32, family="StableDiffusion", decoded=None):
     """The first `batch` candidates of a request by diffusers' own pipeline in one call, (B, H, W, 3) uint8.
 
@@ -85,11 +94,6 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
     decode = plain.vae.decode
     plain.vae.decode = lambda z, **_: (torch.cat([decode(some, return_dict=False)[0] for some in z.split(decoded or batch)]),)
 
-    def picture(name, channels=3):
-        # As tensors: of PIL images diffusers makes channels-last ones, and in that format a CPU's kernels make other bits.
-        pixels = torch.from_numpy(np.array(Image.open(folder / name).convert("RGB"))).permute(2, 0, 1).contiguous()
-        return pixels[:channels].float().div(255).repeat(batch, 1, 1, 1)
-
     said = {
         "prompt": [request.prompt] * batch,
         "negative_prompt": [request.negative_prompt] * batch if request.negative_prompt else None,
@@ -105,11 +109,11 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
     if request.strength:
         said["strength"] = request.strength
     if request.init_image:
-        said["image"] = picture(request.init_image)
+        said["image"] = picture(folder / request.init_image, batch)
     if request.mask_image:
-        said["mask_image"] = picture(request.mask_image, 1)
+        said["mask_image"] = picture(folder / request.mask_image, batch, 1)
     if nets:
-        maps = [picture(control.image) for control in request.controls]
+        maps = [picture(folder / control.image, batch) for control in request.controls]
         said["control_image" if request.init_image else "image"] = maps[0] if len(maps) == 1 else maps
         for name, values in (
             ("controlnet_conditioning_scale", [c.scale for c in request.controls]),

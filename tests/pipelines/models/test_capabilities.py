@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from diffusers.pipelines import auto_pipeline
 
+from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Model, Weights
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.pipeline_classes import modes_of, tables
@@ -21,9 +22,12 @@ KL = ["diffusers", "AutoencoderKL"]
 def saved(tmp_path):
     """A model's folder with its configs and nothing else."""
 
-    def save(name, index=None, vae=VAE, unet=None, **options):
+    def save(name, index=None, vae=VAE, unet=None, transformer=None, scheduler=None, **options):
         parts = {"_class_name": name, "vae": KL, **({} if unet is None else {"unet": ["diffusers", "UNet2DConditionModel"]})}
+        if transformer is not None:
+            parts["transformer"] = ["diffusers", "Transformer2DModel"]
         files = {"model_index.json": {**parts, **(index or {})}, "vae/config.json": vae, "unet/config.json": unet}
+        files |= {"transformer/config.json": transformer, "scheduler/scheduler_config.json": scheduler}
         for file, content in files.items():
             if content is not None:
                 (tmp_path / file).parent.mkdir(exist_ok=True)
@@ -116,19 +120,37 @@ def test_controlnets_are_for_families_with_a_unet(saved):
         read_facts(saved("FluxPipeline", controlnets=NET))
 
 
+DC = {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]}
+
+
 @pytest.mark.parametrize(
-    ("name", "vae", "unet", "multiple"),
+    ("name", "vae", "unet", "transformer", "multiple"),
     [
-        ("StableDiffusionPipeline", VAE, {"in_channels": 4}, 8),
-        ("StableDiffusionPipeline", {"block_out_channels": [8]}, {}, 8),
-        ("FluxPipeline", VAE, None, 16),
-        ("SanaPipeline", {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]}, None, 64),
-        ("QwenImagePipeline", {"base_dim": 96}, None, 16),
-        ("FluxPipeline", {"block_out_channels": 3, "latent_channels": "four"}, None, 16),
+        ("StableDiffusionPipeline", VAE, {"in_channels": 4}, None, 8),
+        ("StableDiffusionPipeline", {"block_out_channels": [8]}, {}, None, 8),
+        # The pipelines of Flux and Chroma cut latents two by two before their transformers see them.
+        ("FluxPipeline", VAE, None, {"patch_size": 1}, 16),
+        ("ChromaPipeline", VAE, None, {"patch_size": 1}, 16),
+        ("StableDiffusion3Pipeline", VAE, None, {"patch_size": 2}, 16),
+        ("StableDiffusion3Pipeline", VAE, None, {"patch_size": 4}, 32),
+        ("SanaPipeline", DC, None, {"patch_size": 1}, 32),
+        ("SanaPipeline", DC, None, {"patch_size": [2, 2]}, 64),
+        ("QwenImagePipeline", {"base_dim": 96, "dim_mult": [1, 2, 4, 4]}, None, {"patch_size": 2}, 16),
+        ("ZImagePipeline", VAE, None, {"all_patch_size": [2]}, 16),
+        ("PixArtSigmaPipeline", VAE, None, {"patch_size": "two"}, 16),
+        ("FluxPipeline", {"block_out_channels": 3, "latent_channels": "four"}, None, None, 16),
     ],
 )
-def test_sides_are_multiples_of_what_the_vae_and_the_patches_make_of_them(saved, name, vae, unet, multiple):
-    assert read_facts(saved(name, vae=vae, unet=unet)).multiple == multiple
+def test_sides_are_multiples_of_what_the_vae_and_the_patches_make_of_them(saved, name, vae, unet, transformer, multiple):
+    assert read_facts(saved(name, vae=vae, unet=unet, transformer=transformer)).multiple == multiple
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionPAGPipeline", "SanaPAGPipeline", "StableDiffusionXLPAGInpaintPipeline"])
+def test_perturbed_attention_is_refused_with_the_class_that_renders_the_same_weights(saved, name):
+    with pytest.raises(
+        ModelError, match=rf"{name} splits its batch by position, so .*; set _class_name to {name.replace('PAG', '')} in"
+    ):
+        read_facts(saved(name, unet={"in_channels": 4}))
 
 
 @pytest.mark.parametrize("scheduler", [None, {}, [], ["diffusers"], [None, None], "x"])
@@ -137,6 +159,37 @@ def test_odd_entries_of_an_index_do_not_crash(saved, scheduler):
     assert len(facts.schedulers) > 1 and not facts.safety_checker
 
 
-def test_flow_matching_has_its_own_scheduler_only(saved):
-    index = {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
-    assert read_facts(saved("FluxPipeline", index=index)).schedulers == ("euler",)
+@pytest.mark.parametrize(
+    ("name", "scheduler", "config", "fit"),
+    [
+        ("FluxPipeline", "FlowMatchEulerDiscreteScheduler", {}, ("euler", "model")),
+        ("StableDiffusionXLPipeline", "EDMDPMSolverMultistepScheduler", {}, ("model",)),
+        ("SanaSprintPipeline", "SCMScheduler", {}, ("model",)),
+        ("PixArtSigmaPipeline", "DPMSolverMultistepScheduler", {"prediction_type": "epsilon"}, (*SCHEDULERS, "model")),
+    ],
+)
+def test_schedulers_are_those_of_the_noise_that_the_model_was_trained_with(saved, name, scheduler, config, fit):
+    model = saved(name, index={"scheduler": ["diffusers", scheduler]}, scheduler={"_class_name": scheduler, **config})
+    assert read_facts(model).schedulers == fit
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "ignored"),
+    [
+        ("FluxPipeline", {"transformer": {"guidance_embeds": True}}, ("negative_prompt",)),
+        ("FluxPipeline", {"transformer": {"guidance_embeds": False}}, ("negative_prompt", "guidance_scale")),
+        ("FluxKontextPipeline", {"transformer": {"guidance_embeds": True}}, ("negative_prompt", "strength")),
+        ("Flux2KleinPipeline", {"index": {"is_distilled": False}}, ("negative_prompt", "strength")),
+        ("Flux2KleinPipeline", {"index": {"is_distilled": True}}, ("negative_prompt", "guidance_scale", "strength")),
+        ("StableDiffusionPipeline", {"unet": {"time_cond_proj_dim": 256}}, ("negative_prompt",)),
+        ("StableDiffusionPipeline", {"unet": {"time_cond_proj_dim": None}}, ()),
+        ("QwenImagePipeline", {}, ()),
+    ],
+)
+def test_columns_that_a_model_ignores_are_known_from_its_configs(saved, name, parts, ignored):
+    assert read_facts(saved(name, **parts)).ignored == ignored
+
+
+def test_a_model_that_needs_a_control_image_for_every_row_is_refused(saved):
+    with pytest.raises(ModelError, match="FluxControlPipeline needs a control image for every row"):
+        read_facts(saved("FluxControlPipeline"))

@@ -196,7 +196,7 @@ def test_sdxl_goes_through_the_same_code(folder, made):
 
 def test_a_family_without_a_unet_goes_through_the_same_code(folder, made, flux):
     facts = read_facts(model_of(folder, base=str(made("flux")), controlnets={}))
-    assert (facts.schedulers, facts.pipeline) == (("euler",), "FluxPipeline")
+    assert (facts.schedulers, facts.pipeline) == (("euler", "model"), "FluxPipeline")
     for mode in ("txt2img", "img2img"):
         values = MODES[mode]
         some = [request(f"r{i}", mode=mode, prompt=p, scheduler="euler", **values) for i, p in enumerate(("a red", "blue circle"))]

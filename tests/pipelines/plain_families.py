@@ -1,0 +1,208 @@
+"""What plain diffusers makes of requests in the families without a UNet: each called as diffusers documents its pipelines."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
+
+from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.pipelines.work.units import candidate_seed
+from tests.pipelines.plain import JOB_SEED, picture
+
+
+@dataclass(frozen=True)
+class Plain:
+    """How the pipelines of a family are called, by diffusers' documentation and not by promptmill's table.
+
+    Attributes:
+        pipelines: The class of each mode.
+        guidance: The argument for the guidance scale.
+        rows: Rows of a denoiser's call that a candidate takes at a guidance scale of 4.
+        unguided: The largest guidance scale without guidance.
+        negative: Whether there is an argument for negative prompts.
+        always_negative: Whether guidance comes with a negative prompt alone, be it an empty one.
+        apart: Whether a call pads its texts to the longest of them, so that a row's image would depend on the others' texts.
+        strength: Whether there is a strength.
+        references: Whether pictures are a list of references for all images of a call.
+        said: Further arguments of every call: values, or functions of the request.
+        parts: Parts that are given when a model is loaded.
+        schedulers: Short names of schedulers to mix; `model` is the one that the model was saved with.
+    """
+
+    pipelines: Mapping[str, str]
+    guidance: str = "guidance_scale"
+    rows: int = 2
+    unguided: float = 1.0
+    negative: bool = True
+    always_negative: bool = False
+    apart: bool = False
+    strength: bool = True
+    references: bool = False
+    said: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    schedulers: tuple[str, ...] = ("euler",)
+
+    def fills(self, request: Any, batch: int) -> int:
+        """Candidates of a request that fill the engine's batch of the denoiser."""
+        rows = self.rows if request.guidance_scale > self.unguided else 1
+        return self.rows * batch // rows
+
+
+def in_pieces(call: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """A module's call as several, of `size` rows each."""
+
+    def cut(value: Any, some: slice, rows: int) -> Any:
+        return value[some] if isinstance(value, torch.Tensor) and len(value) == rows else value
+
+    def together(parts: list[Any]) -> Any:
+        if isinstance(parts[0], torch.Tensor):
+            return torch.cat(parts)
+        if isinstance(parts[0], DiagonalGaussianDistribution):
+            return DiagonalGaussianDistribution(torch.cat([part.parameters for part in parts]))
+        if isinstance(parts[0], dict):
+            return type(parts[0])(**{name: together([part[name] for part in parts]) for name in parts[0]})
+        return tuple(map(together, zip(*parts, strict=True))) if isinstance(parts[0], tuple) else None
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        rows = len(next(value for value in [*args, *kwargs.values()] if isinstance(value, torch.Tensor)))
+        pieces = [slice(start, start + size) for start in range(0, rows, size)]
+        parts = [({n: cut(v, some, rows) for n, v in kwargs.items()}, [cut(v, some, rows) for v in args]) for some in pieces]
+        return together([call(*listed, **named) for named, listed in parts])
+
+    # Pipelines look at what a part can be told.
+    return wraps(call)(run)
+
+
+def render_family(plain: Plain, request: Any, count: int, base: Any, folder: Any, batch: int) -> tuple[np.ndarray, int]:
+    """The first `count` candidates of a request by diffusers' own pipeline, loaded for them and called once.
+
+    Args:
+        plain: How the family's pipelines are called.
+        request: What is wanted, without controls and LoRAs.
+        count: Candidates in the one call.
+        base: The model's folder.
+        folder: That of the images.
+        batch: How many texts are encoded, and images decoded, at a time; pictures are encoded one by one.
+
+    Returns:
+        Pixels (count, H, W, 3) uint8, and the rows of a candidate that went through the denoiser.
+    """
+    kind = getattr(diffusers, plain.pipelines[request.mode])
+    pipeline = kind.from_pretrained(base, **plain.parts)
+    pipeline.set_progress_bar_config(disable=True)
+    if request.scheduler != "model":
+        pipeline.scheduler = _scheduler(request.scheduler, pipeline.scheduler.config)
+    pipeline.vae.decode = in_pieces(pipeline.vae.decode, batch)
+    pipeline.vae.encode = in_pieces(pipeline.vae.encode, 1)
+    for name, part in pipeline.components.items():
+        if name.startswith("text_encoder") and part is not None:
+            part.forward = in_pieces(part.forward, batch)
+    seen: list[int] = []
+    denoiser = pipeline.components.get("unet") or pipeline.transformer
+    denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
+    said = {
+        "prompt": [request.prompt] * count,
+        "num_inference_steps": request.steps,
+        plain.guidance: request.guidance_scale,
+        "generator": [torch.Generator().manual_seed(candidate_seed(JOB_SEED, request, k)) for k in range(count)],
+        "output_type": "pt",
+        "width": request.width,
+        "height": request.height,
+        **{name: value(request) if callable(value) else value for name, value in plain.said.items()},
+    }
+    if plain.negative and (request.negative_prompt or plain.always_negative):
+        said["negative_prompt"] = [request.negative_prompt] * count
+    if request.strength and plain.strength:
+        said["strength"] = request.strength
+    if request.init_image:
+        file = folder / request.init_image
+        said["image"] = [Image.open(file)] if plain.references else picture(file, count)
+    if request.mask_image:
+        said["mask_image"] = picture(folder / request.mask_image, count, 1)
+    images = pipeline(**said).images.permute(0, 2, 3, 1)
+    made = (images * 255).round().to(torch.uint8).numpy()
+    if request.mask_image:
+        keep = np.array(Image.open(folder / request.mask_image)) < 128
+        made[:, keep] = np.array(Image.open(folder / request.init_image))[keep]
+    return made, sum(seen) // count
+
+
+def _scheduler(name: str, config: Any) -> Any:
+    """A scheduler by its short name, as diffusers documents it for a model that was saved with another."""
+    flow = config.get("prediction_type") == "flow_prediction" or "shift" in config
+    if not flow:
+        known = SCHEDULERS[name]
+        return getattr(diffusers, known.class_name).from_config(config, **known.options)
+    shift = config.get("shift", config.get("flow_shift"))
+    follows = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    kind, options = {
+        "euler": (diffusers.FlowMatchEulerDiscreteScheduler, {"shift": shift}),
+        "heun": (diffusers.FlowMatchHeunDiscreteScheduler, {"shift": shift}),
+        "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", **follows}),
+        "unipc": (diffusers.UniPCMultistepScheduler, follows),
+    }[name]
+    return kind.from_config(config, **options)
+
+
+_UNBENT = {"use_resolution_binning": False}
+_NOISE = ("ddim", "euler", "dpmpp_2m", "lcm")
+
+
+def _modes(family: str) -> dict[str, str]:
+    return {"txt2img": f"{family}Pipeline", "img2img": f"{family}Img2ImgPipeline", "inpaint": f"{family}InpaintPipeline"}
+
+
+def _text(family: str) -> dict[str, str]:
+    return {"txt2img": f"{family}Pipeline"}
+
+
+FAMILIES: dict[str, Plain] = {
+    "sd3": Plain(_modes("StableDiffusion3")),
+    "sd3-without-t5": Plain(_modes("StableDiffusion3"), parts={"text_encoder_3": None, "tokenizer_3": None}),
+    "flux-dev": Plain(_modes("Flux"), rows=1, negative=False),
+    "flux-schnell": Plain(_modes("Flux"), rows=1, negative=False),
+    "pixart-alpha": Plain(_text("PixArtAlpha"), said=_UNBENT, schedulers=_NOISE),
+    "pixart-sigma": Plain(_text("PixArtSigma"), said=_UNBENT, schedulers=_NOISE),
+    "sana": Plain(_text("Sana"), said=_UNBENT, schedulers=("dpmpp_2m",)),
+    "hunyuandit": Plain(_text("HunyuanDiT"), said=_UNBENT, schedulers=_NOISE),
+    "auraflow": Plain(_text("AuraFlow")),
+    "lumina": Plain(_text("Lumina"), apart=True),
+    "lumina2": Plain(_text("Lumina2"), rows=1, apart=True),
+    "chroma": Plain(_text("Chroma") | {"img2img": "ChromaImg2ImgPipeline"}, rows=1),
+    "cogview4": Plain(_text("CogView4"), rows=1, apart=True),
+    "qwen-image": Plain(_modes("QwenImage"), rows=1, guidance="true_cfg_scale", always_negative=True, apart=True),
+    "z-image": Plain(_modes("ZImage"), unguided=0.0, apart=True),
+    "flux-fill": Plain({"inpaint": "FluxFillPipeline"}, rows=1, negative=False),
+    # Without these, the size is one of those that the model was trained at.
+    "flux-kontext": Plain(
+        dict.fromkeys(("txt2img", "img2img"), "FluxKontextPipeline"),
+        rows=1,
+        negative=False,
+        strength=False,
+        said={"_auto_resize": False, "max_area": lambda request: request.width * request.height},
+    ),
+    "flux2-klein": Plain(
+        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline"), rows=1, negative=False, strength=False, references=True
+    ),
+    "flux2-klein-distilled": Plain({"txt2img": "Flux2KleinPipeline"}, rows=1, negative=False),
+    "sana-sprint": Plain(
+        {"txt2img": "SanaSprintPipeline", "img2img": "SanaSprintImg2ImgPipeline"},
+        rows=1,
+        negative=False,
+        said=_UNBENT | {"intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
+        schedulers=("model",),
+    ),
+    "lcm": Plain(
+        {"txt2img": "LatentConsistencyModelPipeline", "img2img": "LatentConsistencyModelImg2ImgPipeline"},
+        rows=1,
+        negative=False,
+        schedulers=("lcm", "model"),
+    ),
+    "cogview3": Plain(_text("CogView3Plus"), schedulers=("model",)),
+}

@@ -1,0 +1,125 @@
+"""Every family without a UNet, by tiny models: equal to plain diffusers, and free of companions, in mixed units."""
+
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+import pytest
+
+from promptmill.manifests.images import Roots
+from promptmill.pipelines.models import families
+from promptmill.pipelines.rendering.engine import Engine
+from tests.pipelines.engines import BATCH, model_of, pixels, render
+from tests.pipelines.plain import JOB_SEED, MODES, request
+from tests.pipelines.plain_families import FAMILIES, render_family
+from tests.pipelines.tiny_editors import EDITORS
+from tests.pipelines.tiny_families import MAKERS
+
+# Steps, guidance scale, prompt and negative prompt of the requests in each mode. Two may go through one call, with texts of lengths
+# that transformers do not round up to the same.
+ASKED = [
+    (2, 1.0, "a small red circle", "blue"),
+    (3, 4.0, "a green circle and " * 10 + "a square", ""),
+    (3, 4.0, "a circle", ""),
+    (5, 7.0, "a large blue square at the left of a small green circle", "blue and red"),
+]
+
+
+@pytest.fixture(scope="module")
+def engines(folder):
+    """Returns the engine of a family by its name, and the folder of its model."""
+
+    @cache
+    def engine(name):
+        base = (MAKERS | EDITORS)[name](folder / name)
+        engine = Engine(model_of(folder, base=str(base), controlnets={}), JOB_SEED, Roots((str(folder),)))
+        made.append(engine)
+        return engine, base
+
+    made = []
+    yield engine
+    for one in made:
+        one.close()
+
+
+def mixed(name):
+    """Requests of all modes, steps, guidance scales, prompts and schedulers of a family, in one unit."""
+    plain = FAMILIES[name]
+    scales = [*ASKED, (2, plain.unguided, "a square", "")] if plain.unguided < 1 else ASKED
+    asked = [(mode, *values) for values in scales for mode in plain.pipelines]
+    return [
+        request(
+            f"r{number}",
+            mode=mode,
+            prompt=prompt,
+            negative_prompt=negative if plain.negative else "",
+            steps=steps,
+            guidance_scale=scale,
+            scheduler=plain.schedulers[number % len(plain.schedulers)],
+            **MODES[mode],
+        )
+        for number, (mode, steps, scale, prompt, negative) in enumerate(asked)
+    ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_mixed_unit_makes_the_bits_and_takes_the_rows_of_plain_diffusers(engines, folder, name):
+    engine, base = engines(name)
+    plain, some = FAMILIES[name], mixed(name)
+    assert engine.path.denoiser.shape == plain.rows * BATCH
+    for one, outcome in zip(some, render(engine, *some), strict=True):
+        theirs, rows = render_family(plain, one, plain.fills(one, BATCH), base, folder, BATCH)
+        np.testing.assert_array_equal(pixels(outcome), theirs[: one.candidates], err_msg=str(one))
+        assert {candidate.evaluations for candidate in outcome.candidates} == {rows}, one
+
+
+@contextmanager
+def latents(engine):
+    """Yields the latents that are decoded meanwhile, of each image its bytes: pixels hide what is less than a level."""
+    vae, seen = engine.model.base.vae, []
+    held = vae.decode
+
+    def decode(given, *args, **kwargs):
+        seen.extend(one.numpy().tobytes() for one in given)
+        return held(given, *args, **kwargs)
+
+    vae.decode = decode
+    yield seen
+    vae.decode = held
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_companions_never_matter(engines, name):
+    engine, _ = engines(name)
+    some = mixed(name)
+    with latents(engine) as together:
+        images = [pixels(outcome) for outcome in render(engine, *some)]
+    with latents(engine) as turned:
+        np.testing.assert_array_equal([pixels(outcome) for outcome in render(engine, *some[::-1])][::-1], images)
+    with latents(engine) as alone:
+        for one, wanted in zip(some, images, strict=True):
+            np.testing.assert_array_equal(pixels(render(engine, one)[0]), wanted, err_msg=str(one))
+    assert sorted(together) == sorted(turned) == sorted(alone)
+    assert len(set(together)) == len(together) == sum(one.candidates for one in some)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest(engines, name, monkeypatch):
+    engine, _ = engines(name)
+    calls = []
+    render_group = engine.path._render
+    monkeypatch.setattr(engine.path, "_render", lambda group: calls.append(len(group.members)) or render_group(group))
+    scheduler = FAMILIES[name].schedulers[0]
+    mode = next(iter(FAMILIES[name].pipelines))
+    some = [
+        request(f"r{n}", prompt=prompt, candidates=1, scheduler=scheduler, mode=mode, **MODES[mode])
+        for n, prompt in enumerate(("a red square", "a"))
+    ]
+    assert all(outcome.failure is None for outcome in render(engine, *some))
+    assert calls == ([1, 1] if FAMILIES[name].apart else [2])
+
+
+def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
+    classes = {name for plain in FAMILIES.values() for name in plain.pipelines.values()}
+    entries = {max((begin for begin in families.FAMILIES if name.startswith(begin)), key=len, default=name) for name in classes}
+    assert entries == families.FAMILIES.keys() - {"Flux2"}  # FLUX.2 dev has the pipelines of klein, and Mistral's encoder
