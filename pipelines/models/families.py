@@ -1,4 +1,4 @@
-"""Lists what the pipelines of a family take differently from those of Stable Diffusion: one entry a family."""
+"""Lists the arguments and habits in which the pipelines of a family differ from those of Stable Diffusion: one entry a family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
