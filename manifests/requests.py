@@ -132,6 +132,8 @@ class Rules:
         rescaled: The modes in which the model can rescale guidance.
         ignored: Columns that have no effect on the model's images: negative_prompt, guidance_scale or strength.
         unguided: The largest guidance scale that means no guidance.
+        several_controls: Whether the model takes several ControlNets at once.
+        timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
         ranking: The config's ranking; drafts ask something of requests, and so does a minimum score of requests that grow.
         strict: Whether unknown columns are refused rather than carried.
     """
@@ -145,6 +147,8 @@ class Rules:
     rescaled: Collection[str] = MODES
     ignored: Collection[str] = ()
     unguided: float = 1.0
+    several_controls: bool = True
+    timed_controls: bool = True
     ranking: Ranking = field(default_factory=Ranking)
     strict: bool = False
 
@@ -391,6 +395,10 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
         if control.type not in rules.controls:
             known = f"; configured: {', '.join(rules.controls)}" if rules.controls else "; none is configured"
             wrong.append(f"controls: no ControlNet {quoted(control.type)}{nearest(control.type, rules.controls) or known}")
+    if len(request.controls) > 1 and not rules.several_controls:
+        wrong.append(f"controls: {len(request.controls)} are given, and the model takes one at a time")
+    if not rules.timed_controls and any((control.start, control.end) != (0.0, 1.0) for control in request.controls):
+        wrong.append("controls: start and end have no effect in this model, whose controls steer all steps; leave them out")
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"

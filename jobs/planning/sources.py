@@ -87,6 +87,8 @@ def look(config: Config, output: str | None = None) -> Sources:
         rescaled=facts.rescaled,
         ignored=facts.ignored,
         unguided=facts.unguided,
+        several_controls=facts.several_controls,
+        timed_controls=facts.timed_controls,
         ranking=config.ranking,
         strict=config.runtime.strict,
     )

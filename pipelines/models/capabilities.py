@@ -11,7 +11,7 @@ from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Model
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.families import Family, family_of
-from promptmill.pipelines.models.pipeline_classes import modes_of
+from promptmill.pipelines.models.pipeline_classes import controlled_modes_of, modes_of
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
 
@@ -33,6 +33,8 @@ class ModelFacts:
         safety_checker: Whether the model brings a safety checker.
         ignored: Columns of rows that have no effect on the model's images.
         unguided: The largest guidance scale that means no guidance.
+        several_controls: Whether its pipelines take several ControlNets at once.
+        timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
         left_out: Parts that the pipeline's class could have and the model does not.
     """
 
@@ -44,6 +46,8 @@ class ModelFacts:
     safety_checker: bool
     ignored: tuple[str, ...] = ()
     unguided: float = 1.0
+    several_controls: bool = True
+    timed_controls: bool = True
     left_out: tuple[str, ...] = ()
 
 
@@ -80,9 +84,10 @@ def read_facts(model: Model) -> ModelFacts:
     else:
         multiple = factor * (family_of(name).patch or _patch(denoiser))
     if model.controlnets:
-        if "unet" not in index:
-            raise ModelError(f"{model.base}: model.controlnets are for families with a UNet, and {name} has none")
-        modes += tuple(_controlled(mode) for mode in modes)
+        controlled = [mode for mode in controlled_modes_of(name) if mode in modes]
+        if not controlled or family_of(name).controlnet is None:
+            raise ModelError(f"{model.base}: model.controlnets: there are no ControlNets for {name} that promptmill can load")
+        modes += tuple(_controlled(mode) for mode in controlled)
     schedulers = _schedulers(model, name, _class_of(index, "scheduler"))
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
     return ModelFacts(
@@ -94,6 +99,8 @@ def read_facts(model: Model) -> ModelFacts:
         safety_checker=_class_of(index, "safety_checker") is not None,
         ignored=_ignored(family_of(name), index, denoiser),
         unguided=family_of(name).unguided,
+        several_controls=family_of(name).several_controls,
+        timed_controls=family_of(name).timed_controls,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
     )
 

@@ -1,6 +1,7 @@
 """Checks whether the parts that a config adds to its base model fit, from config files and weight headers: nothing is loaded."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,21 @@ from safetensors import safe_open
 from promptmill.configs.schema import Model, Weights
 from promptmill.configs.weights import PartWeights
 from promptmill.pipelines.models.clip_sources import hub_file
+from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.sources import local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
 
 VAE, CONTROLNET = "AutoencoderKL", "ControlNetModel"
 DENOISERS = ("transformer", "unet")
+# Of text embeddings and layers, as configs of UNets and transformers name them: a ControlNet has those of its base.
+WIDTHS = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "pooled_projection_dim", "caption_channels")
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def check_fits(model: Model) -> None:
-    """Compare ControlNets and LoRAs with the UNet of the base model, and check the classes of a denoiser, a VAE and ControlNets.
+    """Compare ControlNets and LoRAs with the denoiser of the base model, and check the classes of all parts that a config names.
 
-    Of families without a UNet only the VAE is checked.
+    LoRAs are compared in families with a UNet only.
 
     Raises:
         ModelError: A part is made for another base, and the line says by which size; or is of a class that is not served.
@@ -29,22 +33,11 @@ def check_fits(model: Model) -> None:
         raise ModelError(f"model.vae: {model.vae.source} is a {kind}, which is no VAE")
     if model.denoiser:
         _check_denoiser(model, model.denoiser)
-    unet = _config(Weights(source=model.base, revision=model.revision), "unet/config.json")
-    if unet is None:
-        return
-    wanted = unet.get("cross_attention_dim")
-    for name, weights in model.controlnets.items():
-        net = _config(weights, "config.json")
-        if net is None:
-            raise ModelError(
-                f"model.controlnets.{name}: {weights.source} has no config.json; is it a ControlNet in diffusers' format?"
-            )
-        if (kind := class_named(weights, CONTROLNET)) != CONTROLNET:
-            raise ModelError(f"model.controlnets.{name}: {weights.source} is a {kind}, which is not served; only a {CONTROLNET} is")
-        for key in ("cross_attention_dim", "block_out_channels"):
-            if net.get(key) != unet.get(key):
-                said = f"its {key} is {net.get(key)}, the base's is {unet.get(key)}"
-                raise ModelError(f"model.controlnets.{name}: {weights.source} is for another base model: {said}")
+    name, _ = denoiser_of(model) if model.controlnets or model.loras else ("", "")
+    denoiser = (_config(Weights(source=model.base, revision=model.revision), f"{name}/config.json") if name else None) or {}
+    for kind, weights in model.controlnets.items():
+        _check_controlnet(model, denoiser, f"model.controlnets.{kind}", weights)
+    wanted = denoiser.get("cross_attention_dim") if name == "unet" else None
     for lora in model.loras:
         width = _lora_width(lora, lora.weight_name)
         if isinstance(wanted, int) and width is not None and width != wanted:
@@ -64,6 +57,20 @@ def denoiser_of(model: Model) -> tuple[str, str]:
             case [str(), str(kind)]:
                 return name, kind
     raise ModelError(f"{model.base}: has neither a {' nor a '.join(DENOISERS)} that model.denoiser could replace")
+
+
+def _check_controlnet(model: Model, denoiser: Mapping[str, Any], where: str, weights: Weights) -> None:
+    net = _config(weights, "config.json")
+    if net is None:
+        raise ModelError(f"{where}: {weights.source} has no config.json; is it a ControlNet in diffusers' format?")
+    index = _config(Weights(source=model.base, revision=model.revision), "model_index.json") or {}
+    served = family_of(str(index.get("_class_name"))).controlnet
+    if (kind := class_named(weights, CONTROLNET)) != served:
+        only = f"only a {served} is" if served else f"{index.get('_class_name')} has none"
+        raise ModelError(f"{where}: {weights.source} is a {kind}, which is not served; {only}")
+    for key in WIDTHS:
+        if (its := net.get(key)) is not None and (base := denoiser.get(key)) is not None and its != base:
+            raise ModelError(f"{where}: {weights.source} is for another base model: its {key} is {its}, the base's is {base}")
 
 
 def _check_denoiser(model: Model, given: PartWeights) -> None:

@@ -22,6 +22,10 @@ class Family:
         patch: Latents of a side of what a token stands for, where the pipelines cut latents and the transformer's config says less.
         longest: The argument of the denoiser, a mask of texts, by whose longest row the denoiser cuts a batch.
         solvers: Of schedulers for flows, those that the pipelines of every mode can call.
+        controlnet: The class of the family's ControlNets; None where it has none.
+        several_controls: Whether its pipelines take several ControlNets at once.
+        timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
+        encoded_controls: Whether its pipelines encode control images by the VAE, and so take them in -1 … 1.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         always: Further arguments of every call: values, or functions of the request.
     """
@@ -37,6 +41,10 @@ class Family:
     patch: int | None = None
     longest: str | None = None
     solvers: tuple[str, ...] = ("euler",)
+    controlnet: str | None = None
+    several_controls: bool = True
+    timed_controls: bool = True
+    encoded_controls: bool = True
     references: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
@@ -50,25 +58,41 @@ def pixels(request: Any) -> int:
     return request.width * request.height
 
 
+def no_control_modes(request: Any) -> list[None] | None:
+    """Return the modes of Flux's ControlNets that have none; img2img and inpainting want a list of them where there are several."""
+    return [None] * len(request.controls) if len(request.controls) > 1 else None
+
+
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
     "AuraFlow": Family(),
     "Chroma": Family(rows=1, patch=2),
     "CogView3": Family(),
     "CogView4": Family(rows=1, prompts_apart=True),
-    "Flux": Family(rows=1, embedded=True, negative=False, patch=2),
+    "Flux": Family(
+        rows=1, embedded=True, negative=False, patch=2, controlnet="FluxControlNetModel", always={"control_mode": no_control_modes}
+    ),
     "Flux2": Family(rows=1, embedded=True, negative=False, strength=False, patch=2, references=True),
     "Flux2Klein": Family(rows=1, negative=False, strength=False, patch=2, references=True),
     "FluxKontext": Family(
         rows=1, embedded=True, negative=False, strength=False, patch=2, always={"_auto_resize": False, "max_area": pixels}
     ),
-    "HunyuanDiT": Family(always={"use_resolution_binning": False}),
+    "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
     "LatentConsistencyModel": Family(rows=1, negative=False),
     "Lumina": Family(prompts_apart=True),
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask"),
     "PixArt": Family(always={"use_resolution_binning": False}),
-    "QwenImage": Family(rows=1, guidance="true_cfg_scale", empty_negative=True, prompts_apart=True),
-    "Sana": Family(always={"use_resolution_binning": False}),
+    "QwenImage": Family(
+        rows=1,
+        guidance="true_cfg_scale",
+        empty_negative=True,
+        prompts_apart=True,
+        controlnet="QwenImageControlNetModel",
+        several_controls=False,
+    ),
+    "Sana": Family(
+        always={"use_resolution_binning": False}, controlnet="SanaControlNetModel", several_controls=False, timed_controls=False
+    ),
     # The timestep between two is known for two alone (arXiv:2503.09641).
     "SanaSprint": Family(
         rows=1,
@@ -76,7 +100,8 @@ FAMILIES: dict[str, Family] = {
         negative=False,
         always={"use_resolution_binning": False, "intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
     ),
-    "StableDiffusion": Family(),
+    "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False),
+    "StableDiffusion3": Family(controlnet="SD3ControlNetModel"),
     "ZImage": Family(unguided=0.0, prompts_apart=True),
 }
 OTHER = Family(prompts_apart=True)

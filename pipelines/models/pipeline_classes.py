@@ -25,6 +25,15 @@ MORE = {
     "inpaint": {"flux-fill": "FluxFillPipeline"},
 }
 
+# Likewise, of pipelines with ControlNets.
+CONTROLLED: dict[str, dict[str, str]] = {
+    "txt2img": {"hunyuan": "HunyuanDiTControlNetPipeline", "sana": "SanaControlNetPipeline"},
+    "img2img": {},
+    "inpaint": {},
+}
+# Pipelines that want a mask beside the control image, for a ControlNet that repaints, in place of a picture and its mask.
+UNLIKE = frozenset({"StableDiffusion3ControlNetInpaintingPipeline"})
+
 
 def modes_of(pipeline: str) -> tuple[str, ...]:
     """Return the modes without control that a pipeline class's family has pipelines for; none where it makes no images."""
@@ -42,12 +51,31 @@ def class_for(pipeline: str, mode: str) -> str:
     Raises:
         ModelError: diffusers has no such class.
     """
-    plain = {"controlnet": "txt2img"}.get(mode, mode.removeprefix("controlnet_"))
-    name = _in_family_of(pipeline, plain)
-    if mode.startswith("controlnet"):
-        ending = {"txt2img": "Pipeline", "img2img": "Img2ImgPipeline", "inpaint": "InpaintPipeline"}[plain]
-        name = _in_family_of(name.replace("ControlNet", "").replace(ending, f"ControlNet{ending}"), plain)
+    plain = plain_mode(mode)
+    return _controlled(pipeline, plain) if mode.startswith("controlnet") else _in_family_of(pipeline, plain)
+
+
+def plain_mode(mode: str) -> str:
+    """Return a mode without its control: txt2img of controlnet, img2img of controlnet_img2img."""
+    return {"controlnet": "txt2img"}.get(mode, mode.removeprefix("controlnet_"))
+
+
+def controlled_modes_of(pipeline: str) -> tuple[str, ...]:
+    """Return the modes, without the control in their names, in which a pipeline class's family has pipelines with ControlNets."""
+    family = _family_of(pipeline) or ""
+    return tuple(mode for mode in TABLES if _with_controlnet(family, mode))
+
+
+def _controlled(pipeline: str, mode: str) -> str:
+    name = _with_controlnet(_family_of(pipeline) or "", mode)
+    if name is None:
+        raise ModelError(f"diffusers has no pipeline with ControlNets for {mode} beside {pipeline}")
     return name
+
+
+def _with_controlnet(family: str, mode: str) -> str | None:
+    name = CONTROLLED[mode].get(family) or tables()[mode].get(f"{family}-controlnet")
+    return None if name in UNLIKE else name
 
 
 def _in_family_of(pipeline: str, mode: str) -> str:

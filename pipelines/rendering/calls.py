@@ -91,6 +91,9 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
     if request.controls:
         # One tensor for each ControlNet: the only form in which samples differ in their maps.
         maps = [_as_tensor([job.conditioning.controls[i] for job in jobs], device) for i in range(len(request.controls))]
+        if model.family.encoded_controls:
+            # What is encoded by the VAE is wanted as the VAE wants it; diffusers does so with PIL images alone.
+            maps = [2.0 * one - 1.0 for one in maps]
         said |= {control: _one_or_all(maps), **_steering(request)}
     return said
 

@@ -115,9 +115,9 @@ def test_what_makes_no_images_is_refused(saved, name):
         read_facts(saved(name))
 
 
-def test_controlnets_are_for_families_with_a_unet(saved):
-    with pytest.raises(ModelError, match="controlnets are for families with a UNet, and FluxPipeline has none"):
-        read_facts(saved("FluxPipeline", controlnets=NET))
+def test_controlnets_are_for_families_that_diffusers_has_them_for(saved):
+    with pytest.raises(ModelError, match=r"model\.controlnets: there are no ControlNets for AuraFlowPipeline"):
+        read_facts(saved("AuraFlowPipeline", controlnets=NET))
 
 
 DC = {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]}

@@ -1,0 +1,64 @@
+"""Tiny ControlNets of families without a UNet, each made of the tiny transformer that it fits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from tests.pipelines.tiny_families import lively
+
+
+def _of(name: str, base: Path) -> Any:
+    return getattr(diffusers, name).from_pretrained(base, subfolder="transformer")
+
+
+def sd3(base: Path) -> torch.nn.Module:
+    transformer = _of("SD3Transformer2DModel", base)
+    return diffusers.SD3ControlNetModel.from_transformer(transformer, num_layers=1, num_extra_conditioning_channels=0)
+
+
+def flux(base: Path) -> torch.nn.Module:
+    transformer = _of("FluxTransformer2DModel", base)
+    sizes = {name: transformer.config[name] for name in ("attention_head_dim", "num_attention_heads")}
+    return diffusers.FluxControlNetModel.from_transformer(transformer, num_layers=1, num_single_layers=1, **sizes)
+
+
+def qwen_image(base: Path) -> torch.nn.Module:
+    transformer = _of("QwenImageTransformer2DModel", base)
+    sizes = {name: transformer.config[name] for name in ("attention_head_dim", "num_attention_heads")}
+    return diffusers.QwenImageControlNetModel.from_transformer(transformer, num_layers=1, **sizes)
+
+
+def sana(base: Path) -> torch.nn.Module:
+    config = dict(_of("SanaTransformer2DModel", base).config)
+    return diffusers.SanaControlNetModel.from_config({**config, "_class_name": "SanaControlNetModel", "num_layers": 1})
+
+
+def hunyuandit(base: Path) -> torch.nn.Module:
+    config = dict(_of("HunyuanDiT2DModel", base).config)
+    own = {"_class_name": "HunyuanDiT2DControlNetModel", "transformer_num_layers": config["num_layers"]}
+    return diffusers.HunyuanDiT2DControlNetModel.from_config({**config, **own})
+
+
+MAKERS: dict[str, Callable[[Path], torch.nn.Module]] = {
+    "sd3": sd3,
+    "flux-dev": flux,
+    "qwen-image": qwen_image,
+    "sana": sana,
+    "hunyuandit": hunyuandit,
+}
+
+
+def controlnet(family: str, base: Path, folder: Path, seed: int = 3) -> Path:
+    """A ControlNet for a family's tiny model, its last layers not zero, so that it does something."""
+    torch.manual_seed(seed)
+    net = lively(MAKERS[family](base))
+    # Beside the layers that begin as zeros, a seed of its own, so that two of them differ.
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    net.eval().save_pretrained(folder)
+    return folder
