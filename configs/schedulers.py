@@ -50,7 +50,7 @@ OWN = "model"  # the scheduler that the model was saved with, class and config
 
 
 def scheduler_kind(name: str) -> SchedulerKind:
-    """Return the scheduler kind of a short name, as `scheduler_name` returns it."""
+    """Return the kind of a scheduler by its short name, as `scheduler_name` returns it."""
     return SchedulerKind("", stochastic=True) if name == OWN else SCHEDULERS[name]
 
 

@@ -351,14 +351,16 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
         values: The row's values.
         rules: The rules that the request was made with.
     """
-    stated = {name for name in rules.ignored if values.get(name) is not None}
-    stated |= {name for name in rules.ignored if values.get(name) is None and name in rules.defaults.model_fields_set}
-    if "negative_prompt" in stated and not (values.get("negative_prompt") or rules.defaults.negative_prompt):
-        stated.remove("negative_prompt")
-    if "strength" in stated and request.init_image is None:
-        stated.remove("strength")
-    notes = [f"{name}: has no effect, since the model takes none" for name in sorted(stated)]
-    if request.negative_prompt and request.guidance_scale <= rules.unguided:
+    unguided = bool(request.negative_prompt) and request.guidance_scale <= rules.unguided
+    if not (rules.ignored or unguided):
+        return []
+    defaults = rules.defaults
+    given = {name: getattr(defaults, name) for name in rules.ignored if name in defaults.model_fields_set}
+    given |= {name: values[name] for name in rules.ignored if values.get(name) is not None}
+    if request.init_image is None:
+        given.pop("strength", None)
+    notes = [f"{name}: has no effect, since the model takes none" for name, value in sorted(given.items()) if value != ""]
+    if unguided:
         notes.append(f"negative_prompt: has no effect without guidance, which begins above a guidance_scale of {rules.unguided:g}")
     return notes
 

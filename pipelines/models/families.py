@@ -1,4 +1,4 @@
-"""Lists the arguments and habits in which the pipelines of a family differ from those of Stable Diffusion: one entry a family."""
+"""Lists the differences of each family's pipelines from those of Stable Diffusion: one entry a family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,8 @@ class Family:
         strength: Whether img2img and inpainting take a strength.
         patch: Latents of a side of what a token stands for, where the pipelines cut latents and the transformer's config says less.
         longest: The argument of the denoiser, a mask of texts, by whose longest row the denoiser cuts a batch.
-        solvers: Of schedulers for flows, those that the pipelines of every mode can call.
+        solvers: The schedulers for flows that the pipelines of every mode can call. Diffusers' img2img and inpainting have the
+            scheduler scale noise, which two solvers cannot; other pipelines hand on sigmas, which not every scheduler takes.
         controlnet: The class of the family's ControlNets; None where it has none.
         several_controls: Whether its pipelines take several ControlNets at once.
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
@@ -63,24 +64,32 @@ def no_control_modes(request: Any) -> list[None] | None:
     return [None] * len(request.controls) if len(request.controls) > 1 else None
 
 
+ALL_SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
+
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
-    "AuraFlow": Family(),
+    "AuraFlow": Family(solvers=ALL_SOLVERS),
     "Chroma": Family(rows=1, patch=2),
     "CogView3": Family(),
     "CogView4": Family(rows=1, prompts_apart=True),
     "Flux": Family(
         rows=1, embedded=True, negative=False, patch=2, controlnet="FluxControlNetModel", always={"control_mode": no_control_modes}
     ),
-    "Flux2": Family(rows=1, embedded=True, negative=False, strength=False, patch=2, references=True),
-    "Flux2Klein": Family(rows=1, negative=False, strength=False, patch=2, references=True),
+    "Flux2": Family(rows=1, embedded=True, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True),
+    "Flux2Klein": Family(rows=1, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True),
     "FluxKontext": Family(
-        rows=1, embedded=True, negative=False, strength=False, patch=2, always={"_auto_resize": False, "max_area": pixels}
+        rows=1,
+        embedded=True,
+        negative=False,
+        strength=False,
+        patch=2,
+        solvers=("euler", "unipc"),
+        always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
     "LatentConsistencyModel": Family(rows=1, negative=False),
-    "Lumina": Family(prompts_apart=True),
-    "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask"),
+    "Lumina": Family(prompts_apart=True, solvers=ALL_SOLVERS),
+    "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),
     "QwenImage": Family(
         rows=1,
@@ -91,7 +100,11 @@ FAMILIES: dict[str, Family] = {
         several_controls=False,
     ),
     "Sana": Family(
-        always={"use_resolution_binning": False}, controlnet="SanaControlNetModel", several_controls=False, timed_controls=False
+        solvers=ALL_SOLVERS,
+        always={"use_resolution_binning": False},
+        controlnet="SanaControlNetModel",
+        several_controls=False,
+        timed_controls=False,
     ),
     # The timestep between two is known for two alone (arXiv:2503.09641).
     "SanaSprint": Family(
@@ -101,7 +114,7 @@ FAMILIES: dict[str, Family] = {
         always={"use_resolution_binning": False, "intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
     ),
     "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False),
-    "StableDiffusion3": Family(controlnet="SD3ControlNetModel"),
+    "StableDiffusion3": Family(solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
     "ZImage": Family(unguided=0.0, prompts_apart=True),
 }
 OTHER = Family(prompts_apart=True)

@@ -84,7 +84,7 @@ class Joined:
 
     @classmethod
     def of(cls, run: Callable[..., Any], shape: int, **options: Any) -> "Joined":
-        """Return the joined calls of a module's bound method, whose signature names the positional arguments."""
+        """Return a `Joined` for a module's bound method, whose signature names the positional arguments."""
         return cls(run, tuple(inspect.signature(run).parameters), shape, **options)
 
     @property
@@ -189,7 +189,7 @@ SHARED = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "fre
 
 
 def alike(value: Any, rows: int, listed: bool = False, name: str = "") -> Hashable:
-    """Return the facts that calls of a module have to have in common to share a batch: all but the values of tensors."""
+    """Return a key that calls of a module share where their rows may share a batch: all but the values of tensors."""
     if isinstance(value, Mapping):
         return tuple((key, alike(one, rows, listed, key)) for key, one in value.items())
     if isinstance(value, list | tuple) and not (listed and is_of_rows(value, rows)):

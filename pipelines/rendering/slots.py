@@ -39,7 +39,7 @@ class Waiting:
     apart: bool = False
 
     def bucket(self, family: Family) -> Hashable:
-        """Return the values that members of one group have in common."""
+        """Return the key that the members of one group share."""
         request = self.job.request
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
         apart = self.apart or (family.references and request.init_image is not None)

@@ -217,3 +217,40 @@ def test_emptiness_without_end_is_an_error_and_not_a_wait(tmp_path, name, start)
     (tmp_path / name).write_text(start + blank)
     with pytest.raises(ManifestError, match=r"empty lines follow each other|nothing but spaces"):
         list(read_rows([str(tmp_path / name)]))
+
+
+IGNORING = Rules(Defaults(width=64, height=64), ignored=("negative_prompt", "guidance_scale", "strength"))
+
+
+@pytest.mark.parametrize(
+    ("rules", "row", "notes", "made"),
+    [
+        (IGNORING, {"negative_prompt": "blue"}, ["negative_prompt: has no effect, since"], {"negative_prompt": ""}),
+        (IGNORING, {"negative_prompt": ""}, [], {"negative_prompt": ""}),
+        (IGNORING, {"guidance_scale": 7.0}, ["guidance_scale: has no effect, since"], {"guidance_scale": 1.0}),
+        (IGNORING, {"init_image": "a.png", "strength": 0.5}, ["strength: has no effect, since"], {"strength": None}),
+        (IGNORING, {}, [], {"guidance_scale": 1.0}),
+        # Without guidance a negative prompt does nothing, but the row may be read so at another scale.
+        (
+            RULES,
+            {"negative_prompt": "blue", "guidance_scale": 1},
+            ["negative_prompt: has no effect without guidance, which begins"],
+            {},
+        ),
+        (RULES, {"negative_prompt": "blue", "guidance_scale": 1.5}, [], {"negative_prompt": "blue", "guidance_scale": 1.5}),
+        (Rules(RULES.defaults, unguided=0.0), {"negative_prompt": "blue", "guidance_scale": 1}, [], {"negative_prompt": "blue"}),
+    ],
+)
+def test_a_value_without_effect_is_a_note_and_the_request_has_what_is_rendered(tmp_path, rules, row, notes, made):
+    (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": "a", **row}))
+    (checked,) = check_rows([str(tmp_path / "m.jsonl")], rules)
+    assert len(checked.notes) == len(notes)
+    assert all(note.startswith(said) for note, said in zip(checked.notes, notes, strict=True))
+    assert {name: getattr(checked.request, name) for name in made} == made
+
+
+def test_a_default_without_effect_is_noted_for_the_rows_that_it_holds_for(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "negative_prompt": ""}')
+    rules = Rules(Defaults(negative_prompt="blue", guidance_scale=5.0), ignored=("negative_prompt",))
+    first, second = check_rows([str(tmp_path / "m.jsonl")], rules)
+    assert len(first.notes) == 1 and first.notes[0].startswith("negative_prompt: has no effect") and not second.notes

@@ -35,6 +35,7 @@ def made(folder):
         "distilled": lambda place: tiny.stable_diffusion(place, time_cond_proj_dim=8),  # LCM's: guidance is an input
         "nine": tiny.inpainting,
         "sdxl": tiny.sdxl,
+        "playground": tiny.playground,
         "flux": tiny.flux,
     }
     return cache(lambda name: makers[name](folder / name) if name in makers else folder / name)

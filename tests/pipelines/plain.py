@@ -88,8 +88,9 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
     if family == "StableDiffusion":
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     plain = kind.from_pretrained(base, dtype=dtype, **parts)
-    known = SCHEDULERS[request.scheduler]
-    plain.scheduler = getattr(diffusers, known.class_name).from_config(plain.scheduler.config, **known.options)
+    if request.scheduler != "model":
+        known = SCHEDULERS[request.scheduler]
+        plain.scheduler = getattr(diffusers, known.class_name).from_config(plain.scheduler.config, **known.options)
     plain.set_progress_bar_config(disable=True)
     decode = plain.vae.decode
     plain.vae.decode = lambda z, **_: (torch.cat([decode(some, return_dict=False)[0] for some in z.split(decoded or batch)]),)

@@ -46,7 +46,11 @@ class Plain:
     references: bool = False
     said: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
-    schedulers: tuple[str, ...] = ("euler",)
+    schedulers: tuple[str, ...] = ("euler", "model")
+
+    @property
+    def follows_flow(self) -> bool:
+        return "euler" in self.schedulers and "ddim" not in self.schedulers
 
     def fills(self, request: Any, batch: int) -> int:
         """Candidates of a request that fill the engine's batch of the denoiser."""
@@ -151,7 +155,8 @@ def _scheduler(name: str, config: Any) -> Any:
 
 
 _UNBENT = {"use_resolution_binning": False}
-_NOISE = ("ddim", "euler", "dpmpp_2m", "lcm")
+_FLOW = ("euler", "heun", "dpmpp_2m", "unipc", "model")
+_NOISE = ("ddim", "euler", "dpmpp_2m", "lcm", "model")
 
 
 def _modes(family: str) -> dict[str, str]:
@@ -163,17 +168,19 @@ def _text(family: str) -> dict[str, str]:
 
 
 FAMILIES: dict[str, Plain] = {
-    "sd3": Plain(_modes("StableDiffusion3")),
-    "sd3-without-t5": Plain(_modes("StableDiffusion3"), parts={"text_encoder_3": None, "tokenizer_3": None}),
+    "sd3": Plain(_modes("StableDiffusion3"), schedulers=("euler", "heun", "model")),
+    "sd3-without-t5": Plain(
+        _modes("StableDiffusion3"), parts={"text_encoder_3": None, "tokenizer_3": None}, schedulers=("euler", "heun", "model")
+    ),
     "flux-dev": Plain(_modes("Flux"), rows=1, negative=False),
     "flux-schnell": Plain(_modes("Flux"), rows=1, negative=False),
     "pixart-alpha": Plain(_text("PixArtAlpha"), said=_UNBENT, schedulers=_NOISE),
     "pixart-sigma": Plain(_text("PixArtSigma"), said=_UNBENT, schedulers=_NOISE),
-    "sana": Plain(_text("Sana"), said=_UNBENT, schedulers=("dpmpp_2m",)),
+    "sana": Plain(_text("Sana"), said=_UNBENT, schedulers=_FLOW),
     "hunyuandit": Plain(_text("HunyuanDiT"), said=_UNBENT, schedulers=_NOISE),
-    "auraflow": Plain(_text("AuraFlow")),
-    "lumina": Plain(_text("Lumina"), apart=True),
-    "lumina2": Plain(_text("Lumina2"), rows=1, apart=True),
+    "auraflow": Plain(_text("AuraFlow"), schedulers=_FLOW),
+    "lumina": Plain(_text("Lumina"), apart=True, schedulers=_FLOW),
+    "lumina2": Plain(_text("Lumina2"), rows=1, apart=True, schedulers=("euler", "unipc", "model")),
     "chroma": Plain(_text("Chroma") | {"img2img": "ChromaImg2ImgPipeline"}, rows=1),
     "cogview4": Plain(_text("CogView4"), rows=1, apart=True),
     "qwen-image": Plain(_modes("QwenImage"), rows=1, guidance="true_cfg_scale", always_negative=True, apart=True),
@@ -186,11 +193,19 @@ FAMILIES: dict[str, Plain] = {
         negative=False,
         strength=False,
         said={"_auto_resize": False, "max_area": lambda request: request.width * request.height},
+        schedulers=("euler", "unipc", "model"),
     ),
     "flux2-klein": Plain(
-        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline"), rows=1, negative=False, strength=False, references=True
+        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline"),
+        rows=1,
+        negative=False,
+        strength=False,
+        references=True,
+        schedulers=("euler", "unipc", "model"),
     ),
-    "flux2-klein-distilled": Plain({"txt2img": "Flux2KleinPipeline"}, rows=1, negative=False),
+    "flux2-klein-distilled": Plain(
+        {"txt2img": "Flux2KleinPipeline"}, rows=1, negative=False, schedulers=("euler", "unipc", "model")
+    ),
     "sana-sprint": Plain(
         {"txt2img": "SanaSprintPipeline", "img2img": "SanaSprintImg2ImgPipeline"},
         rows=1,

@@ -7,7 +7,9 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
+    EDMDPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    SchedulerMixin,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -92,13 +94,19 @@ def inpainting(folder: Path) -> Path:
     return folder
 
 
-def sdxl(folder: Path) -> Path:
+def sdxl(folder: Path, scheduler: SchedulerMixin | None = None) -> Path:
     """A Stable Diffusion XL of random weights: two text encoders, pooled embeddings, sizes as conditions."""
     first, second = text_encoder(16), text_encoder(16, projected=True, act="gelu")
-    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = scheduler or EulerDiscreteScheduler(**betas, steps_offset=1)
     parts = (vae(), first, second, tokenizer(), tokenizer(), unet(**SDXL_UNET), scheduler)
     StableDiffusionXLPipeline(*parts, add_watermarker=False).save_pretrained(folder)
     return folder
+
+
+def playground(folder: Path) -> Path:
+    """The same with the noise of EDM (arXiv:2206.00364), as Playground 2.5 has it."""
+    return sdxl(folder, EDMDPMSolverMultistepScheduler(sigma_data=0.5, sigma_max=80.0, sigma_min=0.002))
 
 
 def flux(folder: Path) -> Path:

@@ -163,6 +163,14 @@ def test_odd_entries_of_an_index_do_not_crash(saved, scheduler):
     ("name", "scheduler", "config", "fit"),
     [
         ("FluxPipeline", "FlowMatchEulerDiscreteScheduler", {}, ("euler", "model")),
+        ("StableDiffusion3Pipeline", "FlowMatchEulerDiscreteScheduler", {}, ("euler", "heun", "model")),
+        ("StableDiffusion3Pipeline", "FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, ("euler", "model")),
+        (
+            "SanaPipeline",
+            "DPMSolverMultistepScheduler",
+            {"prediction_type": "flow_prediction"},
+            ("euler", "heun", "dpmpp_2m", "unipc", "model"),
+        ),
         ("StableDiffusionXLPipeline", "EDMDPMSolverMultistepScheduler", {}, ("model",)),
         ("SanaSprintPipeline", "SCMScheduler", {}, ("model",)),
         ("PixArtSigmaPipeline", "DPMSolverMultistepScheduler", {"prediction_type": "epsilon"}, (*SCHEDULERS, "model")),

@@ -57,10 +57,13 @@ def test_every_mode_makes_the_bits_of_diffusers_in_bf16(folder, mode):
         ("sdxl", "txt2img", {"guidance_rescale": 0.5, "scheduler": "euler"}),
         ("sdxl", "img2img", {"scheduler": "euler"}),
         ("sdxl", "inpaint", {"guidance_rescale": 0.7, "scheduler": "unipc"}),
+        ("sd", "img2img", {"scheduler": "model"}),
+        ("playground", "txt2img", {"scheduler": "model"}),
+        ("playground", "img2img", {"scheduler": "model"}),
     ],
 )
 def test_every_kind_of_unet_makes_the_bits_of_diffusers(made, folder, model, mode, values):
-    family = "StableDiffusionXL" if model == "sdxl" else "StableDiffusion"
+    family = "StableDiffusionXL" if model in ("sdxl", "playground") else "StableDiffusion"
     check(folder, made(model), family=family, **{"mode": mode, **MODES[mode], **values})
 
 

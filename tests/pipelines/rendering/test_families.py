@@ -8,6 +8,7 @@ import pytest
 
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models import families
+from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
@@ -32,14 +33,9 @@ def engines(folder):
     @cache
     def engine(name):
         base = (MAKERS | EDITORS)[name](folder / name)
-        engine = Engine(model_of(folder, base=str(base), controlnets={}), JOB_SEED, Roots((str(folder),)))
-        made.append(engine)
-        return engine, base
+        return Engine(model_of(folder, base=str(base), controlnets={}), JOB_SEED, Roots((str(folder),))), base
 
-    made = []
-    yield engine
-    for one in made:
-        one.close()
+    return engine
 
 
 def mixed(name):
@@ -122,4 +118,43 @@ def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest(engines
 def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
     classes = {name for plain in FAMILIES.values() for name in plain.pipelines.values()}
     entries = {max((begin for begin in families.FAMILIES if name.startswith(begin)), key=len, default=name) for name in classes}
-    assert entries == families.FAMILIES.keys() - {"Flux2"}  # FLUX.2 dev has the pipelines of klein, and Mistral's encoder
+    # Stable Diffusion has tests of its own; FLUX.2 dev has what klein has, but for the encoder, which is Mistral's.
+    assert entries == families.FAMILIES.keys() - {"StableDiffusion", "Flux2"}
+
+
+FLOWS = [name for name, plain in FAMILIES.items() if plain.follows_flow]
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_schedulers_that_fit_are_those_that_the_mixed_units_have(engines, folder, name):
+    _, base = engines(name)
+    assert read_facts(model_of(folder, base=str(base), controlnets={})).schedulers == FAMILIES[name].schedulers
+
+
+# The pipelines of FLUX.2 can call dpmpp_2m, too, but only where the schedule depends on the size.
+LEFT_OUT = [(name, solver) for name in FLOWS for solver in ("heun", "dpmpp_2m", "unipc") if solver not in FAMILIES[name].schedulers]
+LEFT_OUT = [(name, solver) for name, solver in LEFT_OUT if not (name.startswith("flux2") and solver == "dpmpp_2m")]
+
+
+@pytest.mark.parametrize(("name", "solver"), LEFT_OUT)
+def test_of_solvers_that_are_left_out_plain_diffusers_raises_in_some_mode(engines, folder, name, solver):
+    _, base = engines(name)
+    plain = FAMILIES[name]
+
+    def render_all():
+        for mode in plain.pipelines:
+            render_family(plain, request(mode=mode, scheduler=solver, steps=2, **MODES[mode]), 1, base, folder, 1)
+
+    with pytest.raises((ValueError, AttributeError, TypeError, AssertionError)):
+        render_all()
+
+
+@pytest.mark.parametrize("name", ["sd3", "sana", "auraflow", "lumina", "lumina2", "flux-kontext", "flux2-klein"])
+def test_all_solvers_of_a_flow_arrive_at_one_image(engines, name):
+    engine, _ = engines(name)
+    solvers = FAMILIES[name].schedulers
+    some = [request(f"r{n}", seed=7, steps=32, candidates=1, scheduler=solver) for n, solver in enumerate(solvers)]
+    first, *others = (pixels(outcome)[0].astype(float) for outcome in render(engine, *some))
+    (another,) = pixels(render(engine, request(seed=8, steps=8, candidates=1, scheduler="euler"))[0])
+    for solver, made in zip(solvers[1:], others, strict=True):
+        assert abs(made - first).mean() < 0.1 * abs(another - first).mean(), solver
