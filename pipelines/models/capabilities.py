@@ -115,12 +115,13 @@ def is_flow(scheduler: Mapping[str, Any]) -> bool:
 
 def _schedulers(model: Model, pipeline: str, own: str | None) -> tuple[str, ...]:
     """Return the names of the schedulers that the pipelines of a family can call, and whose noise is that of the model."""
+    solvers = family_of(pipeline).solvers
     config = {} if own is None else _read(model, "scheduler/scheduler_config.json")
     if str(own).startswith("FlowMatch") or is_flow(config):
         # A schedule that depends on the size comes with a number that these do not take.
         rigid = ("heun", "dpmpp_2m") if config.get("use_dynamic_shifting") else ()
-        return (*(name for name in family_of(pipeline).solvers if name not in rigid), OWN)
-    return (OWN,) if str(own).startswith(APART) else (*SCHEDULERS, OWN)
+        return (*(name for name in solvers or ("euler",) if name not in rigid), OWN)
+    return (OWN,) if str(own).startswith(APART) else (*(solvers or SCHEDULERS), OWN)
 
 
 def _rescaled(pipeline: str) -> tuple[str, ...]:

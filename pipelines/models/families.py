@@ -21,8 +21,9 @@ class Family:
         strength: Whether img2img and inpainting take a strength.
         patch: Latents of a side of what a token stands for, where the pipelines cut latents and the transformer's config says less.
         longest: The argument of the denoiser, a mask of texts, by whose longest row the denoiser cuts a batch.
-        solvers: The schedulers for flows that the pipelines of every mode can call. Diffusers' img2img and inpainting have the
-            scheduler scale noise, which two solvers cannot; other pipelines hand on sigmas, which not every scheduler takes.
+        solvers: The schedulers that the pipelines of every mode can call; None: all, or `euler` alone where the model follows a
+            flow. Diffusers' img2img and inpainting have the scheduler scale noise, which two solvers of flows cannot; other
+            pipelines hand on sigmas, which not every scheduler takes.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         always: Further arguments of every call: values, or functions of the request.
     """
@@ -37,7 +38,7 @@ class Family:
     strength: bool = True
     patch: int | None = None
     longest: str | None = None
-    solvers: tuple[str, ...] = ("euler",)
+    solvers: tuple[str, ...] | None = None
     references: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
@@ -72,7 +73,7 @@ FAMILIES: dict[str, Family] = {
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}),
-    "LatentConsistencyModel": Family(rows=1, negative=False),
+    "LatentConsistencyModel": Family(rows=1, negative=False, solvers=("lcm",)),
     "Lumina": Family(prompts_apart=True, solvers=ALL_SOLVERS),
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),

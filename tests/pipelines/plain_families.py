@@ -49,6 +49,11 @@ class Plain:
     schedulers: tuple[str, ...] = ("euler", "model")
 
     @property
+    def fitting(self) -> tuple[str, ...]:
+        """All schedulers that the pipelines can call; of those for noise, the mixed units have some."""
+        return (*SCHEDULERS, "model") if "ddim" in self.schedulers else self.schedulers
+
+    @property
     def follows_flow(self) -> bool:
         return "euler" in self.schedulers and "ddim" not in self.schedulers
 

@@ -125,10 +125,12 @@ def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
 FLOWS = [name for name, plain in FAMILIES.items() if plain.follows_flow]
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_schedulers_that_fit_are_those_that_the_mixed_units_have(engines, folder, name):
     _, base = engines(name)
-    assert read_facts(model_of(folder, base=str(base), controlnets={})).schedulers == FAMILIES[name].schedulers
+    facts = read_facts(model_of(folder, base=str(base), controlnets={}))
+    assert facts.schedulers == FAMILIES[name].fitting
+    assert facts.modes == tuple(FAMILIES[name].pipelines) or name == "flux2-klein-distilled"
 
 
 # The pipelines of FLUX.2 can call dpmpp_2m, too, but only where the schedule depends on the size.
