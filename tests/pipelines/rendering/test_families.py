@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models import families
@@ -67,6 +68,22 @@ def test_a_mixed_unit_makes_the_bits_and_takes_the_rows_of_plain_diffusers(engin
         theirs, rows = render_family(plain, one, plain.fills(one, BATCH), base, folder, BATCH)
         np.testing.assert_array_equal(pixels(outcome), theirs[: one.candidates], err_msg=str(one))
         assert {candidate.evaluations for candidate in outcome.candidates} == {rows}, one
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_bf16_and_at_sizes_that_are_no_squares_images_are_those_of_plain_diffusers(engines, folder, name):
+    _, base = engines(name)
+    plain = FAMILIES[name]
+    mode = next(iter(plain.pipelines))
+    size = {"width": 64, "height": 32} if mode == "txt2img" else {}
+    some = [
+        request(f"r{n}", prompt=prompt, mode=mode, steps=n + 2, scheduler=plain.schedulers[0], candidates=1, **size, **MODES[mode])
+        for n, prompt in enumerate(("a small red circle", "a green circle at the right"))
+    ]
+    engine = Engine(model_of(folder, base=str(base), controlnets={}, dtype="bfloat16"), JOB_SEED, Roots((str(folder),)))
+    for one, outcome in zip(some, render(engine, *some), strict=True):
+        theirs, _ = render_family(plain, one, plain.fills(one, BATCH), base, folder, BATCH, torch.bfloat16)
+        np.testing.assert_array_equal(pixels(outcome), theirs[:1])
 
 
 @contextmanager
