@@ -10,7 +10,7 @@ from typing import Any
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Model
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.families import Family, family_of
+from promptmill.pipelines.models.families import Family, family_of, refusal
 from promptmill.pipelines.models.pipeline_classes import modes_of
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
@@ -57,12 +57,8 @@ def read_facts(model: Model) -> ModelFacts:
     name = index.get("_class_name")
     if not isinstance(name, str):
         raise ModelError(f"{model.base}: its {INDEX} names no pipeline class")
-    if "PAG" in name:
-        # Its attention takes the rows of a batch for parts of one guidance, by their places.
-        said = f"{name} splits its batch by position, so that no two requests could share one"
-        raise ModelError(f"{model.base}: {said}; set _class_name to {name.replace('PAG', '')} in {INDEX}")
-    if "Control" in name and "ControlNet" not in name:
-        raise ModelError(f"{model.base}: {name} needs a control image for every row, which is not supported yet")
+    if (reason := refusal(name)) is not None:
+        raise ModelError(f"{model.base}: {name} {reason}")
     unsupported = f"{model.base}: is of a family ({name}) that is not supported"
     if _class_of(index, "vae") is None:
         raise ModelError(f"{unsupported} yet: it has no vae")

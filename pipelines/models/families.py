@@ -97,3 +97,26 @@ def family_of(pipeline: str) -> Family:
     """Return the family of a pipeline class by the class's name; a family that is not listed is called like Stable Diffusion's."""
     fitting = [begin for begin in FAMILIES if pipeline.startswith(begin)]
     return FAMILIES[max(fitting, key=len)] if fitting else OTHER
+
+
+# By what the names of pipeline classes begin with: why they cannot be served, after "NAMEPipeline …".
+REFUSED = {
+    "CogView4Control": "needs a control image for every row, which is not supported yet",
+    "FluxControlPipeline": "needs a control image for every row, which is not supported yet",
+    "FluxControlImg2Img": "needs a control image for every row, which is not supported yet",
+    "FluxControlInpaint": "needs a control image for every row, which is not supported yet",
+    "HiDreamImage": "renders one number of pixels, whatever size a row asks for",
+    "HunyuanImage": "has a guider that keeps a state between steps, which requests side by side would mix",
+    "QwenImageEdit": "has its language model read the pictures that it edits, which is not supported yet",
+}
+
+
+def refusal(pipeline: str) -> str | None:
+    """Return the reason why a pipeline class cannot be served, None where it can be."""
+    if "PAG" in pipeline:
+        # Its attention takes the rows of a batch for parts of one guidance, by their places.
+        plain = pipeline.replace("PAG", "")
+        return (
+            f"splits its batch by position, so that no two requests could share one; set _class_name to {plain} in model_index.json"
+        )
+    return next((reason for begin, reason in REFUSED.items() if pipeline.startswith(begin)), None)
