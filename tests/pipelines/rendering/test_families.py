@@ -1,6 +1,7 @@
 """Every family without a UNet, by tiny models: equal to plain diffusers, and free of companions, in mixed units."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -177,3 +178,13 @@ def test_all_solvers_of_a_flow_arrive_at_one_image(engines, name):
     (another,) = pixels(render(engine, request(seed=8, steps=8, candidates=1, scheduler="euler"))[0])
     for solver, made in zip(solvers[1:], others, strict=True):
         assert abs(made - first).mean() < 0.1 * abs(another - first).mean(), solver
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_are_kept_by_their_tokens_whatever_encodes_them(engines, name):
+    engine, _ = engines(name)
+    some = mixed(name)[:3]
+    render(engine, *some)
+    encoded = [text.joined.rows for text in engine.path.texts]
+    render(engine, *some, *(replace(one, id=f"{one.id}-again", steps=one.steps + 1) for one in some))
+    assert encoded and [text.joined.rows for text in engine.path.texts] == encoded
