@@ -10,7 +10,7 @@ from typing import Any
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Model
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.families import Family, family_of
+from promptmill.pipelines.models.families import Family, family_of, refusal
 from promptmill.pipelines.models.pipeline_classes import controlled_modes_of, modes_of
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
@@ -61,12 +61,8 @@ def read_facts(model: Model) -> ModelFacts:
     name = index.get("_class_name")
     if not isinstance(name, str):
         raise ModelError(f"{model.base}: its {INDEX} names no pipeline class")
-    if "PAG" in name:
-        # Its attention takes the rows of a batch for parts of one guidance, by their places.
-        said = f"{name} splits its batch by position, so that no two requests could share one"
-        raise ModelError(f"{model.base}: {said}; set _class_name to {name.replace('PAG', '')} in {INDEX}")
-    if "Control" in name and "ControlNet" not in name:
-        raise ModelError(f"{model.base}: {name} needs a control image for every row, which is not supported yet")
+    if (reason := refusal(name)) is not None:
+        raise ModelError(f"{model.base}: {name} {reason}")
     unsupported = f"{model.base}: is of a family ({name}) that is not supported"
     if _class_of(index, "vae") is None:
         raise ModelError(f"{unsupported} yet: it has no vae")
@@ -122,12 +118,13 @@ def is_flow(scheduler: Mapping[str, Any]) -> bool:
 
 def _schedulers(model: Model, pipeline: str, own: str | None) -> tuple[str, ...]:
     """Return the names of the schedulers that the pipelines of a family can call, and whose noise is that of the model."""
+    solvers = family_of(pipeline).solvers
     config = {} if own is None else _read(model, "scheduler/scheduler_config.json")
     if str(own).startswith("FlowMatch") or is_flow(config):
         # A schedule that depends on the size comes with a number that these do not take.
         rigid = ("heun", "dpmpp_2m") if config.get("use_dynamic_shifting") else ()
-        return (*(name for name in family_of(pipeline).solvers if name not in rigid), OWN)
-    return (OWN,) if str(own).startswith(APART) else (*SCHEDULERS, OWN)
+        return (*(name for name in solvers or ("euler",) if name not in rigid), OWN)
+    return (OWN,) if str(own).startswith(APART) else (*(solvers or SCHEDULERS), OWN)
 
 
 def _rescaled(pipeline: str) -> tuple[str, ...]:

@@ -20,9 +20,11 @@ class Family:
         prompts_apart: Whether a call pads its texts to the longest of them, so that texts in one call depend on each other.
         strength: Whether img2img and inpainting take a strength.
         patch: Latents of a side of what a token stands for, where the pipelines cut latents and the transformer's config says less.
+        multiple: Where the denoiser takes a list with a tensor a row: the length to a multiple of which it pads each of them.
         longest: The argument of the denoiser, a mask of texts, by whose longest row the denoiser cuts a batch.
-        solvers: The schedulers for flows that the pipelines of every mode can call. Diffusers' img2img and inpainting have the
-            scheduler scale noise, which two solvers cannot; other pipelines hand on sigmas, which not every scheduler takes.
+        solvers: The schedulers that the pipelines of every mode can call; None: all, or `euler` alone where the model follows a
+            flow. Diffusers' img2img and inpainting have the scheduler scale noise, which two solvers of flows cannot; other
+            pipelines hand on sigmas, which not every scheduler takes.
         controlnet: The class of the family's ControlNets; None where it has none.
         several_controls: Whether its pipelines take several ControlNets at once.
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
@@ -40,8 +42,9 @@ class Family:
     prompts_apart: bool = False
     strength: bool = True
     patch: int | None = None
+    multiple: int = 1
     longest: str | None = None
-    solvers: tuple[str, ...] = ("euler",)
+    solvers: tuple[str, ...] | None = None
     controlnet: str | None = None
     several_controls: bool = True
     timed_controls: bool = True
@@ -87,7 +90,7 @@ FAMILIES: dict[str, Family] = {
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
-    "LatentConsistencyModel": Family(rows=1, negative=False),
+    "LatentConsistencyModel": Family(rows=1, negative=False, solvers=("lcm",)),
     "Lumina": Family(prompts_apart=True, solvers=ALL_SOLVERS),
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),
@@ -115,7 +118,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False),
     "StableDiffusion3": Family(solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
-    "ZImage": Family(unguided=0.0, prompts_apart=True),
+    "ZImage": Family(unguided=0.0, prompts_apart=True, multiple=32),
 }
 OTHER = Family(prompts_apart=True)
 
@@ -124,3 +127,26 @@ def family_of(pipeline: str) -> Family:
     """Return the family of a pipeline class by the class's name; a family that is not listed is called like Stable Diffusion's."""
     fitting = [begin for begin in FAMILIES if pipeline.startswith(begin)]
     return FAMILIES[max(fitting, key=len)] if fitting else OTHER
+
+
+# By what the names of pipeline classes begin with: why they cannot be served, after "NAMEPipeline …".
+REFUSED = {
+    "CogView4Control": "needs a control image for every row, which is not supported yet",
+    "FluxControlPipeline": "needs a control image for every row, which is not supported yet",
+    "FluxControlImg2Img": "needs a control image for every row, which is not supported yet",
+    "FluxControlInpaint": "needs a control image for every row, which is not supported yet",
+    "HiDreamImage": "renders one number of pixels, whatever size a row asks for",
+    "HunyuanImage": "has a guider that keeps a state between steps, which requests side by side would mix",
+    "QwenImageEdit": "has its language model read the pictures that it edits, which is not supported yet",
+}
+
+
+def refusal(pipeline: str) -> str | None:
+    """Return the reason why a pipeline class cannot be served, None where it can be."""
+    if "PAG" in pipeline:
+        # Its attention takes the rows of a batch for parts of one guidance, by their places.
+        plain = pipeline.replace("PAG", "")
+        return (
+            f"splits its batch by position, so that no two requests could share one; set _class_name to {plain} in model_index.json"
+        )
+    return next((reason for begin, reason in REFUSED.items() if pipeline.startswith(begin)), None)

@@ -30,6 +30,7 @@ class Call:
         rows: How many rows the call has.
         alike: What calls have to have in common to share a batch.
         listed: Whether the rows are lists of tensors.
+        whole: Whether all rows go through the module at once: it pads tensors of several lengths to the longest of a batch.
         taken: How many of the rows have been through the module.
         parts: The outputs so far, in the order of the rows.
         others: Callers of equal calls, which are given the same answer.
@@ -40,17 +41,10 @@ class Call:
     rows: int
     alike: Hashable
     listed: bool = False
+    whole: bool = False
     taken: int = 0
     parts: list[Any] = field(default_factory=list)
     others: list[greenlet] = field(default_factory=list)
-
-    @property
-    def whole(self) -> bool:
-        """Return whether all rows go through the module at once: it pads tensors of several lengths to the longest of a batch."""
-        if not self.listed:
-            return False
-        shapes = [{tuple(one.shape) for one in value} for value in self.arguments.values() if is_of_rows(value, self.rows)]
-        return any(len(some) > 1 for some in shapes)
 
     @property
     def callers(self) -> list[greenlet]:
@@ -67,6 +61,7 @@ class Joined:
         shape: Rows a batch, always.
         called: Called with each caller and its number of rows as it calls the module.
         once: Whether calls with equal integers, which are tokens, are answered once, as equal texts are.
+        multiple: Of lists with a tensor a row: the length to a multiple of which the module pads each of them by itself.
         longest: The argument, a mask (rows, length), by whose longest row the module cuts a batch; none where it cuts none.
         calls, rows, seconds: Totals so far: batches, the rows in them, and the time in seconds.
     """
@@ -76,6 +71,7 @@ class Joined:
     shape: int
     called: Callable[[greenlet, int], object] = lambda caller, rows: None
     once: bool = False
+    multiple: int = 1
     longest: str | None = None
     seconds: float = 0.0
     waiting: deque[Call] = field(default_factory=deque)
@@ -100,8 +96,11 @@ class Joined:
         equal = self._equal(arguments) if self.once else None
         if equal is None:
             listed = is_listed(arguments.values())
-            same = (alike(arguments, rows, listed), self._length(arguments))
-            self.waiting.append(Call(caller, arguments, rows, same, listed))
+            same = (alike(arguments, rows, self.multiple if listed else 0), self._length(arguments))
+            whole = listed and any(
+                is_of_rows(value, rows) and len(_lengths(value, self.multiple)) > 1 for value in arguments.values()
+            )
+            self.waiting.append(Call(caller, arguments, rows, same, listed, whole))
         else:
             equal.others.append(caller)
         assert caller.parent is not None, "a joined module is called outside of a greenlet"
@@ -188,24 +187,34 @@ def _is_same(one: Any, other: Any) -> bool:
 SHARED = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "freqs_cis", "visual_rope_pos", "text_rope_pos"})
 
 
-def alike(value: Any, rows: int, listed: bool = False, name: str = "") -> Hashable:
-    """Return a key that calls of a module share where their rows may share a batch: all but the values of tensors."""
+def alike(value: Any, rows: int, multiple: int = 0, name: str = "") -> Hashable:
+    """Return a key that calls of a module share where their rows may share a batch: all but the values of tensors.
+
+    Args:
+        value: An argument, or all of them by name.
+        rows: How many rows the call has.
+        multiple: The length to a multiple of which each row's tensor is padded, where rows are lists; else 0.
+        name: The argument's name.
+    """
     if isinstance(value, Mapping):
-        return tuple((key, alike(one, rows, listed, key)) for key, one in value.items())
-    if isinstance(value, list | tuple) and not (listed and is_of_rows(value, rows)):
-        return tuple(alike(one, rows, listed, name) for one in value)
+        return tuple((key, alike(one, rows, multiple, key)) for key, one in value.items())
+    if isinstance(value, list | tuple) and multiple and is_of_rows(value, rows):
+        return ("rows", _lengths(value, multiple))
+    if isinstance(value, list | tuple):
+        return tuple(alike(one, rows, multiple, name) for one in value)
     if name == "timestep":
         return None  # one for a call or one for each row, in whatever type the scheduler counts
     if isinstance(value, torch.Tensor):
         if name in SHARED:
-            return (
-                value.dtype,
-                tuple(value.shape[-2:]),
-            )  # some pipelines repeat positions for each row, and transformers take the first
+            # Some pipelines repeat positions for each row, and transformers take the first.
+            return (value.dtype, tuple(value.shape[-2:]))
         return (value.dtype, tuple(value.shape[1:] if value.ndim and len(value) == rows else value.shape))
-    if isinstance(value, list | tuple):
-        return ("rows", tuple({(one.dtype, tuple(one.shape)) for one in value}))
     return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+def _lengths(value: Sequence[torch.Tensor], multiple: int) -> frozenset[Hashable]:
+    """Return the kinds and shapes of the rows of a list, as the module pads them."""
+    return frozenset((one.dtype, -(-len(one) // multiple), tuple(one.shape[1:])) for one in value)
 
 
 def _joined(pieces: Sequence[tuple[Mapping[str, Any], int, slice]], shape: int, listed: bool) -> dict[str, Any]:

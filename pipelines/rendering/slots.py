@@ -84,7 +84,8 @@ class Slots:
         self._rows_seen: dict[Hashable, int] = {}
         self._held: list[tuple[Any, str]] = []
         vae, denoiser = model.base.vae, model.denoiser
-        self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, longest=self._family.longest)
+        habits = {"multiple": self._family.multiple, "longest": self._family.longest}
+        self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
         self._hold(denoiser, "forward", self.denoiser.hold)
         self.controlnets: list[Joined] = []
         for net in model.controlnets.values():

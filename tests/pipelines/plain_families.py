@@ -49,6 +49,11 @@ class Plain:
     schedulers: tuple[str, ...] = ("euler", "model")
 
     @property
+    def fitting(self) -> tuple[str, ...]:
+        """All schedulers that the pipelines can call; of those for noise, the mixed units have some."""
+        return (*SCHEDULERS, "model") if "ddim" in self.schedulers else self.schedulers
+
+    @property
     def follows_flow(self) -> bool:
         return "euler" in self.schedulers and "ddim" not in self.schedulers
 
@@ -83,7 +88,9 @@ def in_pieces(call: Callable[..., Any], size: int) -> Callable[..., Any]:
     return wraps(call)(run)
 
 
-def render_family(plain: Plain, request: Any, count: int, base: Any, folder: Any, batch: int) -> tuple[np.ndarray, int]:
+def render_family(
+    plain: Plain, request: Any, count: int, base: Any, folder: Any, batch: int, dtype: torch.dtype = torch.float32
+) -> tuple[np.ndarray, int]:
     """The first `count` candidates of a request by diffusers' own pipeline, loaded for them and called once.
 
     Args:
@@ -98,7 +105,7 @@ def render_family(plain: Plain, request: Any, count: int, base: Any, folder: Any
         Pixels (count, H, W, 3) uint8, and the rows of a candidate that went through the denoiser.
     """
     kind = getattr(diffusers, plain.pipelines[request.mode])
-    pipeline = kind.from_pretrained(base, **plain.parts)
+    pipeline = kind.from_pretrained(base, dtype=dtype, **plain.parts)
     pipeline.set_progress_bar_config(disable=True)
     if request.scheduler != "model":
         pipeline.scheduler = _scheduler(request.scheduler, pipeline.scheduler.config)
@@ -129,7 +136,7 @@ def render_family(plain: Plain, request: Any, count: int, base: Any, folder: Any
         said["image"] = [Image.open(file)] if plain.references else picture(file, count)
     if request.mask_image:
         said["mask_image"] = picture(folder / request.mask_image, count, 1)
-    images = pipeline(**said).images.permute(0, 2, 3, 1)
+    images = pipeline(**said).images.permute(0, 2, 3, 1).float()
     made = (images * 255).round().to(torch.uint8).numpy()
     if request.mask_image:
         keep = np.array(Image.open(folder / request.mask_image)) < 128

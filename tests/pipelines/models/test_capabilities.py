@@ -56,7 +56,9 @@ NET = {"canny": Weights(source="./canny")}
         ("FluxPipeline", None, {}, ("txt2img", "img2img", "inpaint")),
         ("Flux2Pipeline", None, {}, ("txt2img", "img2img")),
         ("PixArtSigmaPipeline", None, {}, ("txt2img",)),
-        ("QwenImageEditPlusPipeline", None, {}, ("img2img",)),
+        ("FluxFillPipeline", None, {}, ("inpaint",)),
+        ("FluxKontextPipeline", None, {}, ("txt2img", "img2img")),
+        ("ChromaPipeline", None, {}, ("txt2img", "img2img")),
     ],
 )
 def test_the_modes_are_those_that_diffusers_has_pipelines_for(saved, name, unet, nets, modes):
@@ -198,6 +200,16 @@ def test_columns_that_a_model_ignores_are_known_from_its_configs(saved, name, pa
     assert read_facts(saved(name, **parts)).ignored == ignored
 
 
-def test_a_model_that_needs_a_control_image_for_every_row_is_refused(saved):
-    with pytest.raises(ModelError, match="FluxControlPipeline needs a control image for every row"):
-        read_facts(saved("FluxControlPipeline"))
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("FluxControlPipeline", "needs a control image for every row"),
+        ("CogView4ControlPipeline", "needs a control image for every row"),
+        ("HiDreamImagePipeline", "renders one number of pixels"),
+        ("HunyuanImagePipeline", "has a guider that keeps a state"),
+        ("QwenImageEditPlusPipeline", "has its language model read the pictures"),
+    ],
+)
+def test_what_cannot_be_served_yet_is_refused_with_its_reason(saved, name, reason):
+    with pytest.raises(ModelError, match=f"{name} {reason}"):
+        read_facts(saved(name))

@@ -1,10 +1,12 @@
 """Every family without a UNet, by tiny models: equal to plain diffusers, and free of companions, in mixed units."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models import families
@@ -69,6 +71,22 @@ def test_a_mixed_unit_makes_the_bits_and_takes_the_rows_of_plain_diffusers(engin
         assert {candidate.evaluations for candidate in outcome.candidates} == {rows}, one
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_bf16_and_at_sizes_that_are_no_squares_images_are_those_of_plain_diffusers(engines, folder, name):
+    _, base = engines(name)
+    plain = FAMILIES[name]
+    mode = next(iter(plain.pipelines))
+    size = {"width": 64, "height": 32} if mode == "txt2img" else {}
+    some = [
+        request(f"r{n}", prompt=prompt, mode=mode, steps=n + 2, scheduler=plain.schedulers[0], candidates=1, **size, **MODES[mode])
+        for n, prompt in enumerate(("a small red circle", "a green circle at the right"))
+    ]
+    engine = Engine(model_of(folder, base=str(base), controlnets={}, dtype="bfloat16"), JOB_SEED, Roots((str(folder),)))
+    for one, outcome in zip(some, render(engine, *some), strict=True):
+        theirs, _ = render_family(plain, one, plain.fills(one, BATCH), base, folder, BATCH, torch.bfloat16)
+        np.testing.assert_array_equal(pixels(outcome), theirs[:1])
+
+
 @contextmanager
 def latents(engine):
     """Yields the latents that are decoded meanwhile, of each image its bytes: pixels hide what is less than a level."""
@@ -125,10 +143,12 @@ def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
 FLOWS = [name for name, plain in FAMILIES.items() if plain.follows_flow]
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_schedulers_that_fit_are_those_that_the_mixed_units_have(engines, folder, name):
     _, base = engines(name)
-    assert read_facts(model_of(folder, base=str(base), controlnets={})).schedulers == FAMILIES[name].schedulers
+    facts = read_facts(model_of(folder, base=str(base), controlnets={}))
+    assert facts.schedulers == FAMILIES[name].fitting
+    assert facts.modes == tuple(FAMILIES[name].pipelines) or name == "flux2-klein-distilled"
 
 
 # The pipelines of FLUX.2 can call dpmpp_2m, too, but only where the schedule depends on the size.
@@ -158,3 +178,13 @@ def test_all_solvers_of_a_flow_arrive_at_one_image(engines, name):
     (another,) = pixels(render(engine, request(seed=8, steps=8, candidates=1, scheduler="euler"))[0])
     for solver, made in zip(solvers[1:], others, strict=True):
         assert abs(made - first).mean() < 0.1 * abs(another - first).mean(), solver
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_are_kept_by_their_tokens_whatever_encodes_them(engines, name):
+    engine, _ = engines(name)
+    some = mixed(name)[:3]
+    render(engine, *some)
+    encoded = [text.joined.rows for text in engine.path.texts]
+    render(engine, *some, *(replace(one, id=f"{one.id}-again", steps=one.steps + 1) for one in some))
+    assert encoded and [text.joined.rows for text in engine.path.texts] == encoded
