@@ -19,6 +19,8 @@ from greenlet import getcurrent, greenlet
 
 from promptmill.pipelines.rendering.rows import count_of, is_listed, is_of_rows, repeated, spread, taken, together
 
+PATIENCE = 8  # full batches of other kinds that a call lets pass, while its own kind fills none
+
 
 @dataclass
 class Call:
@@ -77,6 +79,7 @@ class Joined:
     waiting: deque[Call] = field(default_factory=deque)
     calls: int = 0
     rows: int = 0
+    passed_over: int = 0  # full batches since the oldest call was left waiting for others of its kind
 
     @classmethod
     def of(cls, run: Callable[..., Any], shape: int, **options: Any) -> "Joined":
@@ -86,6 +89,11 @@ class Joined:
     @property
     def waiting_rows(self) -> int:
         return sum(call.rows - call.taken for call in self.waiting)
+
+    @property
+    def most_alike(self) -> int:
+        """Return the largest number of waiting rows that may share a batch."""
+        return max(self._kinds().values(), default=0)
 
     def hold(self, *args: Any, **kwargs: Any) -> Any:
         """Take a call in place of the module: stop the calling greenlet until its rows are answered."""
@@ -107,7 +115,9 @@ class Joined:
         return caller.parent.switch()  # returns the answer with which the caller is resumed
 
     def run_batch(self) -> list[tuple[greenlet, Any]]:
-        """Run one batch of the waiting rows, the oldest and those alike, padded to the shape.
+        """Run one batch of waiting rows that are alike, padded to the shape.
+
+        The rows are those of the oldest call, or of another kind of calls that fill a batch where these do not.
 
         Returns:
             The callers whose calls the batch completes, each with its answer.
@@ -122,10 +132,12 @@ class Joined:
             filled += rows.stop - rows.start
             if filled == self.shape:
                 break
+        oldest = self.waiting[0].alike
         started = time.monotonic()
         listed = pieces[0][0].listed
         result = self.run(**_joined([(call.arguments, call.rows, rows) for call, rows in pieces], self.shape, listed))
         self.calls, self.rows, self.seconds = self.calls + 1, self.rows + filled, self.seconds + time.monotonic() - started
+        self.passed_over = 0 if pieces[0][0].alike == oldest else self.passed_over + 1
         answered, start = list[tuple[greenlet, Any]](), 0
         for call, rows in pieces:
             number = rows.stop - rows.start
@@ -150,8 +162,18 @@ class Joined:
         return callers
 
     def _next(self) -> list[Call]:
-        first = self.waiting[0].alike
-        return [call for call in self.waiting if call.alike == first]
+        kinds = self._kinds()
+        chosen = self.waiting[0].alike
+        if kinds[chosen] < self.shape and self.passed_over < PATIENCE:
+            chosen = next((kind for kind, rows in kinds.items() if rows >= self.shape), chosen)
+        return [call for call in self.waiting if call.alike == chosen]
+
+    def _kinds(self) -> dict[Hashable, int]:
+        """Return the number of waiting rows by what calls have to share, the oldest first."""
+        kinds: dict[Hashable, int] = {}
+        for call in self.waiting:
+            kinds[call.alike] = kinds.get(call.alike, 0) + call.rows - call.taken
+        return kinds
 
     def _length(self, arguments: Mapping[str, Any]) -> int | None:
         mask = arguments.get(self.longest) if self.longest else None

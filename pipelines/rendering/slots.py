@@ -27,6 +27,8 @@ from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.results import Candidate, Failure
 from promptmill.pipelines.work.units import bucket_of, kind_of
 
+MOST_BATCHES = 4  # of rows that are under way at once
+
 Settled = Callable[[Job, Candidate | Failure], None]
 
 
@@ -187,8 +189,11 @@ class Slots:
             if kind != self._kind and self._groups:
                 return
             rows_each = self._rows_of(first.job)
-            room = (self._rows - sum(group.rows for group in self._groups.values())) // rows_each
-            if room < 1:
+            under_way = sum(group.rows for group in self._groups.values())
+            # Of several kinds of calls (texts of several lengths), more are under way than fill one batch, so that one kind does.
+            sharing = under_way - self.denoiser.waiting_rows + self.denoiser.most_alike
+            room = (self._rows - sharing) // rows_each
+            if room < 1 or under_way > MOST_BATCHES * self._rows:
                 return
             if kind != self._kind:
                 self._kind = kind

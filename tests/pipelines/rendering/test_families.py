@@ -188,3 +188,18 @@ def test_texts_are_kept_by_their_tokens_whatever_encodes_them(engines, name):
     encoded = [text.joined.rows for text in engine.path.texts]
     render(engine, *some, *(replace(one, id=f"{one.id}-again", steps=one.steps + 1) for one in some))
     assert encoded and [text.joined.rows for text in engine.path.texts] == encoded
+
+
+@pytest.mark.parametrize("name", ["lumina2", "cogview4", "qwen-image", "flux-kontext", "flux2-klein"])
+def test_calls_of_several_shapes_fill_batches(engines, name):
+    engine, _ = engines(name)
+    prompts = ("a red circle", "a large green circle at the left", "a " * 40)
+    modes = list(FAMILIES[name].pipelines)
+    some = []
+    for n in range(18):
+        mode = modes[n % len(modes)]
+        values = {"mode": mode, "prompt": prompts[n % 3], "steps": 2 + n % 4, "scheduler": "model", "candidates": 1}
+        some.append(request(f"r{n}", **values, **MODES[mode]))
+    engine.path.denoiser.calls = engine.path.denoiser.rows = 0
+    render(engine, *some)
+    assert engine.path.share > 0.75

@@ -1,0 +1,73 @@
+"""Which calls a batch takes: those that are alike, the oldest first, but for kinds that fill a batch."""
+
+import torch
+from greenlet import greenlet
+
+from promptmill.pipelines.rendering.batching import PATIENCE, Joined
+
+
+def joined(shape):
+    """Joins a function, and returns a way to call it and the widths of the batches that ran."""
+    widths = []
+
+    def run(x):
+        widths.append(x.shape[1])
+        return x + 1
+
+    one = Joined.of(run, shape)
+    answers = []
+
+    def ask(rows, width):
+        greenlet(lambda: answers.append(one.hold(x=torch.zeros(rows, width)))).switch()
+
+    return one, ask, widths, answers
+
+
+def drain(one, most=1000):
+    for _ in range(most):
+        if not one.waiting:
+            return
+        for caller, answer in one.run_batch():
+            caller.switch(answer)
+
+
+def test_a_kind_that_fills_a_batch_goes_before_an_older_one_that_does_not():
+    one, ask, widths, answers = joined(4)
+    ask(1, 8)
+    for _ in range(2):
+        ask(2, 16)
+    assert one.most_alike == 4
+    drain(one)
+    assert widths == [16, 8]
+    assert sorted((*answer.shape, float(answer.sum())) for answer in answers) == [(1, 8, 8.0), (2, 16, 32.0), (2, 16, 32.0)]
+
+
+def test_of_kinds_that_fill_no_batch_the_oldest_goes_first():
+    one, ask, widths, _ = joined(4)
+    ask(1, 8)
+    ask(3, 16)
+    ask(2, 8)
+    drain(one)
+    assert widths == [8, 16]
+
+
+def test_no_call_waits_for_more_full_batches_of_others_than_patience_has():
+    one, ask, widths, _ = joined(2)
+    ask(1, 8)
+    for _ in range(3 * PATIENCE):
+        ask(2, 16)
+    drain(one)
+    assert widths.index(8) == PATIENCE
+
+
+def test_calls_whose_batch_raises_are_those_that_were_in_it():
+    one, ask, _, _ = joined(2)
+    ask(1, 8)
+    ask(2, 16)
+    one.run = lambda x: 1 / 0
+    callers = [call.caller for call in one.waiting]
+    try:
+        one.run_batch()
+    except ZeroDivisionError:
+        assert one.give_up_batch() == callers[1:]
+    assert [call.caller for call in one.waiting] == callers[:1]
