@@ -27,6 +27,7 @@ class ModelFacts:
         schedulers: The names of the schedulers that fit; a flow-matching model has only its own, called `euler`.
         rescaled: The modes whose pipelines take a guidance rescale.
         safety_checker: Whether the model brings a safety checker.
+        left_out: The parts that the model was saved without, such as the T5 of an SD3.
     """
 
     pipeline: str
@@ -35,6 +36,7 @@ class ModelFacts:
     schedulers: tuple[str, ...]
     rescaled: tuple[str, ...]
     safety_checker: bool
+    left_out: tuple[str, ...] = ()
 
 
 def read_facts(model: Model) -> ModelFacts:
@@ -70,7 +72,8 @@ def read_facts(model: Model) -> ModelFacts:
     flows = (_class_of(index, "scheduler") or "").startswith("FlowMatch")
     schedulers = ("euler",) if flows else tuple(SCHEDULERS)
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
-    return ModelFacts(name, multiple, modes, schedulers, rescaled, _class_of(index, "safety_checker") is not None)
+    left_out = tuple(part for part, value in index.items() if value == [None, None])
+    return ModelFacts(name, multiple, modes, schedulers, rescaled, _class_of(index, "safety_checker") is not None, left_out)
 
 
 def _rescaled(pipeline: str) -> tuple[str, ...]:

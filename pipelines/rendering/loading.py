@@ -135,6 +135,9 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     # From text to images, but for what cannot: an inpainting model (more channels in than latents have), one that edits images.
     pipeline = of_diffusers(class_for(facts.pipeline, facts.modes[0]))
+    # diffusers saves a pipeline without a part that its class takes, but loads it only where the part is said to be None.
+    wanted, _ = pipeline._get_signature_keys(pipeline)
+    parts |= {name: None for name in facts.left_out if name in wanted and name not in pipeline._optional_components}
     base = _load(
         pipeline.from_pretrained, Weights(source=model.base, revision=model.revision, variant=model.variant), dtype, **parts
     )

@@ -140,3 +140,12 @@ def test_odd_entries_of_an_index_do_not_crash(saved, scheduler):
 def test_flow_matching_has_its_own_scheduler_only(saved):
     index = {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
     assert read_facts(saved("FluxPipeline", index=index)).schedulers == ("euler",)
+
+
+def test_parts_that_a_model_was_saved_without_are_known(saved):
+    index = {
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_3": [None, None],
+        "tokenizer_3": [None, None],
+    }
+    assert read_facts(saved("StableDiffusion3Pipeline", index)).left_out == ("text_encoder_3", "tokenizer_3")
