@@ -306,7 +306,8 @@ def measure(family: Family, scale: float = 1.0) -> Iterator[Figure]:
     for kind, wanted in (("seg", 0.75),) if flows else (("canny", 0.80), ("seg", 0.80)):
         yield from measure_control(family, kind, cases(150), wanted)
     yield from measure_img2img(family, cases(150))
-    yield from measure_inpaint(family, cases(150))
+    if not flows:
+        yield from measure_inpaint(family, cases(150))
     yield from measure_speed(family)
 
 

@@ -18,7 +18,7 @@ from promptmill.embedded.tokenizer import CONTEXT
 from promptmill.embedded.training import DEVICE, Draw, Recipe
 from promptmill.embedded.unet import BATCH, LATENT_SIDE, TOKENIZER, Corpus, prompt_for_training
 
-RECIPE = Recipe(steps=10_000, learning_rate=1.5e-3, warmup=300, decay=0.5, weight_decay=0.01, ema=0.999, seed=7)
+RECIPE = Recipe(steps=4500, learning_rate=1.5e-3, warmup=300, decay=0.5, weight_decay=0.01, ema=0.999, seed=7)
 
 WIDTH = 96
 HEADS = 6

@@ -13,7 +13,7 @@ from promptmill.embedded.flow import TIMESTEPS, CountedAttention, FlowDenoiser, 
 from promptmill.embedded.training import DEVICE, Draw, Recipe
 from promptmill.embedded.unet import BATCH, Corpus, encode
 
-RECIPE = Recipe(steps=2000, learning_rate=1e-3, warmup=100, decay=0.5, ema=0.995, seed=8)
+RECIPE = Recipe(steps=1000, learning_rate=1.5e-3, warmup=50, decay=0.5, ema=0.995, seed=8)
 LAYERS = 2  # each steers half of the transformer's blocks
 KIND = "seg"
 

@@ -65,6 +65,9 @@ def read_facts(model: Model) -> ModelFacts:
     else:
         # Transformers cut latents into patches of two by two.
         multiple = 2 * factor
+        # diffusers' inpainting of SD3 takes a transformer of 16 or 33 channels, and raises for any other.
+        if name.startswith("StableDiffusion3") and _count(_read(model, "transformer/config.json"), "in_channels") not in (16, 33):
+            modes = tuple(mode for mode in modes if mode != "inpaint")
     if model.controlnets:
         if "unet" not in index:
             raise ModelError(f"{model.base}: model.controlnets are for families with a UNet, and {name} has none")

@@ -142,10 +142,11 @@ def test_flow_matching_has_its_own_scheduler_only(saved):
     assert read_facts(saved("FluxPipeline", index=index)).schedulers == ("euler",)
 
 
-def test_parts_that_a_model_was_saved_without_are_known(saved):
-    index = {
-        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
-        "text_encoder_3": [None, None],
-        "tokenizer_3": [None, None],
-    }
-    assert read_facts(saved("StableDiffusion3Pipeline", index)).left_out == ("text_encoder_3", "tokenizer_3")
+@pytest.mark.parametrize(("channels", "modes"), [(16, ("txt2img", "img2img", "inpaint")), (4, ("txt2img", "img2img"))])
+def test_an_sd3_without_its_t5_inpaints_where_diffusers_takes_its_channels(saved, tmp_path, channels, modes):
+    clip = ["transformers", "CLIPTextModelWithProjection"]
+    model = saved("StableDiffusion3Pipeline", {"text_encoder": clip, "text_encoder_3": [None, None], "tokenizer_3": [None, None]})
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps({"in_channels": channels}))
+    facts = read_facts(model)
+    assert facts.left_out == ("text_encoder_3", "tokenizer_3") and facts.modes == modes
