@@ -1,8 +1,9 @@
 """Trains one stage of the family: `python -m promptmill.embedded.train STAGE`.
 
-The stages are autoencoder, clip, unet, controlnet-canny and controlnet-seg. Each stage checkpoints under --runs. A stage that was
-killed at any moment goes on from its checkpoint when the same command is given again. A stage that is done writes its weights under
---weights, in the layout that the libraries load, and brings SHA256SUMS up to date.
+The stages are autoencoder, clip, unet, controlnet-canny and controlnet-seg, then flow and flow-controlnet-seg, the second family.
+Each stage checkpoints under --runs. A stage that was killed at any moment goes on from its checkpoint when the same command is
+given again. A stage that is done writes its weights under --weights, in the layout that the libraries load, and brings SHA256SUMS
+up to date.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from promptmill.embedded import autoencoder, clip, controlnet, unet
+from promptmill.embedded import autoencoder, clip, controlnet, flow, flow_controlnet, unet
 from promptmill.embedded.training import DEVICE, Recipe, train
 from promptmill.embedded.weights import WEIGHTS, sha256, write_sums
 
@@ -75,12 +76,34 @@ def train_controlnet(run: "Run", kind: str) -> None:
     model.half().save_pretrained(run.weights / f"controlnet-{kind}")
 
 
+def train_flow(run: "Run") -> None:
+    """Train the flow transformer and its text encoders on pipeline/vae, and write flow/."""
+    recipe = run.recipe(flow.RECIPE)
+    model = flow.FlowDenoiser().to(DEVICE)
+    corpus = run.corpus()
+    run.train(model, lambda draw: flow.flow_loss(model, corpus, draw), recipe)
+    flow.save(model, run.autoencoder(), run.weights / "flow")
+
+
+def train_flow_controlnet(run: "Run") -> None:
+    """Train the flow family's ControlNet on flow/, and write flow-controlnet-seg/."""
+    recipe = run.recipe(flow_controlnet.RECIPE)
+    denoiser = flow.load(run.weights / "flow").to(DEVICE).requires_grad_(False).eval()
+    model = flow_controlnet.build(denoiser.transformer).to(DEVICE)
+    corpus, vae = run.corpus(), run.autoencoder()
+    maps = flow_controlnet.map_latents(vae, corpus, run.cache("maps"))
+    run.train(model, lambda draw: flow_controlnet.flow_control_loss(model, denoiser, corpus, maps, draw), recipe)
+    model.half().save_pretrained(run.weights / f"flow-controlnet-{flow_controlnet.KIND}")
+
+
 STAGES: dict[str, Callable[["Run"], None]] = {
     "autoencoder": train_autoencoder,
     "clip": train_clip,
     "unet": train_unet,
     "controlnet-canny": lambda run: train_controlnet(run, "canny"),
     "controlnet-seg": lambda run: train_controlnet(run, "seg"),
+    "flow": train_flow,
+    "flow-controlnet-seg": train_flow_controlnet,
 }
 
 
@@ -98,11 +121,16 @@ class Run:
 
     def corpus(self) -> unet.Corpus:
         """Return the pictures that the UNet and the ControlNets train on, encoded by the trained autoencoder."""
-        folder = self.weights / "pipeline" / "vae"
-        vae = AutoencoderKL.from_pretrained(folder).to(DEVICE).eval()
-        digest = sha256(folder / "diffusion_pytorch_model.safetensors")[:8]
-        cache = self.runs / f"latents-{digest}-{unet.RECIPE.seed}-{self.pictures}.safetensors"
-        return unet.Corpus(vae, self.pictures, unet.RECIPE.seed, cache)
+        return unet.Corpus(self.autoencoder(), self.pictures, unet.RECIPE.seed, self.cache("latents"))
+
+    def autoencoder(self) -> AutoencoderKL:
+        """Load the trained autoencoder, in fp32."""
+        return AutoencoderKL.from_pretrained(self.weights / "pipeline" / "vae").to(DEVICE).eval()
+
+    def cache(self, what: str) -> Path:
+        """Return the file that keeps what the autoencoder has encoded of the corpus."""
+        digest = sha256(self.weights / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors")[:8]
+        return self.runs / f"{what}-{digest}-{unet.RECIPE.seed}-{self.pictures}.safetensors"
 
     def train(self, model: torch.nn.Module, loss: Callable, recipe: Recipe, part: str = "") -> None:
         checkpoint = self.runs / f"{self.stage}{part}.safetensors"

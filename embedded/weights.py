@@ -4,6 +4,8 @@ weights/pipeline           StableDiffusionPipeline.from_pretrained
 weights/controlnet-canny   ControlNetModel.from_pretrained
 weights/controlnet-seg     ControlNetModel.from_pretrained
 weights/clip               open_clip, as local-dir:…
+weights/flow               StableDiffusion3Pipeline.from_pretrained, with text_encoder_3=None and tokenizer_3=None
+weights/flow-controlnet-seg  SD3ControlNetModel.from_pretrained
 weights/SHA256SUMS         every file's hash, in the form that sha256sum -c reads
 """
 
@@ -13,7 +15,7 @@ from typing import Any
 
 WEIGHTS = Path(__file__).parent / "weights"
 SUMS = "SHA256SUMS"
-PARTS = ("pipeline", "controlnet-canny", "controlnet-seg", "clip")
+PARTS = ("pipeline", "controlnet-canny", "controlnet-seg", "clip", "flow", "flow-controlnet-seg")
 
 
 class WeightsError(RuntimeError):
@@ -91,6 +93,27 @@ def load_controlnet(kind: str, folder: Path = WEIGHTS) -> Any:
 
     check(folder, f"controlnet-{kind}")
     return ControlNetModel.from_pretrained(folder / f"controlnet-{kind}", use_safetensors=True, local_files_only=True).eval()
+
+
+def load_flow_pipeline(folder: Path = WEIGHTS) -> Any:
+    """Load the flow family's pipeline, a `diffusers.StableDiffusion3Pipeline` in fp32 on the CPU, after `check`."""
+    from diffusers import StableDiffusion3Pipeline
+
+    check(folder, "flow")
+    # diffusers wants to be told that there is no T5, although the pipeline was saved without.
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder / "flow", use_safetensors=True, local_files_only=True, **absent)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_flow_controlnet(kind: str = "seg", folder: Path = WEIGHTS) -> Any:
+    """Load the flow family's ControlNet, a `diffusers.SD3ControlNetModel` in fp32, after `check`; `kind` is "seg"."""
+    from diffusers import SD3ControlNetModel
+
+    check(folder, f"flow-controlnet-{kind}")
+    place = folder / f"flow-controlnet-{kind}"
+    return SD3ControlNetModel.from_pretrained(place, use_safetensors=True, local_files_only=True).eval()
 
 
 def load_clip(folder: Path = WEIGHTS) -> tuple[Any, Any, Any]:

@@ -79,6 +79,9 @@ def read_facts(model: Model) -> ModelFacts:
         multiple = max(8, factor)
     else:
         multiple = factor * (family_of(name).patch or _patch(denoiser))
+        # diffusers' inpainting of SD3 takes a transformer of 16 or 33 channels, and raises for any other.
+        if name.startswith("StableDiffusion3") and _count(denoiser, "in_channels") not in (16, 33):
+            modes = tuple(mode for mode in modes if mode != "inpaint")
     if model.controlnets:
         controlled = [mode for mode in controlled_modes_of(name) if mode in modes]
         if not controlled or family_of(name).controlnet is None:

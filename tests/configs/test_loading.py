@@ -37,7 +37,7 @@ def test_every_preset_is_a_valid_config(name):
 
 def test_presets_cover_the_families_and_pin_what_they_download():
     presets = {name: load(name) for name in preset_names()}
-    assert {"embedded", "sd15", "sdxl", "sd15-controlnet", "sd15-lcm"} <= presets.keys()
+    assert {"embedded", "embedded-flow", "sd15", "sdxl", "sd15-controlnet", "sd15-lcm"} <= presets.keys()
     for config in presets.values():
         for weights in (config.model, *config.model.controlnets.values(), *config.model.loras):
             source = getattr(weights, "source", None) or weights.base
@@ -165,7 +165,11 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("sd51", "did you mean 'sd15'?"), ("missing.yaml", "missing.yaml: no such file"), ("", "presets: embedded, quickstart, sd15")],
+    [
+        ("sd51", "did you mean 'sd15'?"),
+        ("missing.yaml", "missing.yaml: no such file"),
+        ("", "presets: embedded, embedded-flow, quickstart, sd15"),
+    ],
 )
 def test_an_unknown_config_names_what_there_is(name, says):
     with pytest.raises(ConfigError, match=says.replace("?", r"\?")):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from promptmill.embedded import weights
+from promptmill.embedded.flow_sampling import FlowFamily
 from promptmill.embedded.sampling import Family
 from promptmill.embedded.train import STAGES, main
 from promptmill.embedded.training import Draw, Recipe, train
@@ -75,6 +76,9 @@ def test_the_stages_make_a_family_that_the_libraries_load(tmp_path):
     for kind in ("canny", "seg"):
         assert family.control(kind, prompts, seeds, maps, num_inference_steps=2).shape == (1, 64, 64, 3)
     assert np.isfinite(family.score(prompts, family.txt2img(prompts, seeds, num_inference_steps=2))).all()
+    flows = FlowFamily(tmp_path / "weights")
+    assert flows.txt2img(prompts, seeds, num_inference_steps=2).shape == (1, 64, 64, 3)
+    assert flows.control("seg", prompts, seeds, maps, num_inference_steps=2).shape == (1, 64, 64, 3)
 
 
 def small_training(checkpoint: Path, recipe: Recipe, **options) -> nn.Module:

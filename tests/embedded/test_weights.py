@@ -6,6 +6,14 @@ import pytest
 from promptmill.embedded import weights
 from promptmill.embedded.weights import SUMS, WEIGHTS, WeightsError, check
 
+LOADERS = [
+    weights.load_pipeline,
+    weights.load_clip,
+    lambda folder: weights.load_controlnet("canny", folder),
+    weights.load_flow_pipeline,
+    lambda folder: weights.load_flow_controlnet("seg", folder),
+]
+
 
 @pytest.fixture
 def copy(tmp_path):
@@ -16,7 +24,8 @@ def copy(tmp_path):
 
 def test_the_shipped_weights_are_whole_and_small():
     check()
-    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) <= 40_000_000
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) <= 45_000_000
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("flow*/**/*") if path.is_file()) <= 7_500_000
     binaries = {path.suffix for path in WEIGHTS.rglob("*") if path.is_file()} - {".json", ".md", ""}
     assert binaries == {".safetensors"}
 
@@ -57,7 +66,7 @@ def test_missing_and_broken_hashes_are_named(copy):
         check(copy)
 
 
-@pytest.mark.parametrize("load", [weights.load_pipeline, weights.load_clip, lambda f: weights.load_controlnet("canny", f)])
+@pytest.mark.parametrize("load", LOADERS)
 def test_every_loader_checks_first(copy, load):
     for path in copy.rglob("*.json"):
         path.write_text(path.read_text() + " ")

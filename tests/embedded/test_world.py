@@ -154,5 +154,6 @@ def test_the_pattern_knows_which_places_go_together(places):
 
 
 def test_the_file_beside_the_weights_says_what_the_world_says():
-    said = json.loads((WEIGHTS / "pipeline.prompts.json").read_text())
-    assert said == {"form": FORM, "pattern": prompt_pattern()}
+    for family in ("pipeline", "flow"):
+        said = json.loads((WEIGHTS / f"{family}.prompts.json").read_text())
+        assert said == {"form": FORM, "pattern": prompt_pattern()}

@@ -213,3 +213,11 @@ def test_columns_that_a_model_ignores_are_known_from_its_configs(saved, name, pa
 def test_what_cannot_be_served_yet_is_refused_with_its_reason(saved, name, reason):
     with pytest.raises(ModelError, match=f"{name} {reason}"):
         read_facts(saved(name))
+
+
+@pytest.mark.parametrize(("channels", "modes"), [(16, ("txt2img", "img2img", "inpaint")), (4, ("txt2img", "img2img"))])
+def test_an_sd3_without_its_t5_inpaints_where_diffusers_takes_its_channels(saved, channels, modes):
+    left_out = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    model = saved("StableDiffusion3Pipeline", left_out, transformer={"in_channels": channels})
+    facts = read_facts(model)
+    assert facts.left_out == ("text_encoder_3", "tokenizer_3") and facts.modes == modes

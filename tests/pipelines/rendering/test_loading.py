@@ -82,3 +82,8 @@ def test_the_file_of_an_adapter_does_not_depend_on_the_order_of_the_disk(tmp_pat
 def test_a_source_that_is_a_file_is_safetensors(trap):
     with pytest.raises(ModelError, match="others are not read"):
         local_folder(str(trap / "x.bin"))
+
+
+def test_an_sd3_that_was_saved_without_its_t5_loads():
+    base = load_model(Model(base="./embedded/weights/flow")).base
+    assert type(base).__name__ == "StableDiffusion3Pipeline" and base.text_encoder_3 is None and base.tokenizer_3 is None
