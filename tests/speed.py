@@ -94,6 +94,7 @@ SLOW: tuple[str, ...] = (
     "tests/jobs/figures/test_ranked.py",
     "tests/jobs/planning/test_altered_plans.py::test_a_shards_plan_that_was_altered_is_not_rendered_and_with_it_brought_back_the_run_goes_on",
     "tests/jobs/running/test_drafts.py",
+    "tests/jobs/running/test_flow_run.py",
     "tests/jobs/running/test_failure_budget.py::test_a_run_stops_once_more_has_failed_than_it_may_and_goes_on_when_it_may",
     "tests/jobs/running/test_scorers.py::test_a_run_scores_ranks_and_says_why_by_the_command_line",
     "tests/jobs/sharing/test_exporting.py::test_the_winners_are_rendered_further_in_a_second_pass_of_img2img_and_control",
