@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,14 +81,8 @@ def look(config: Config, output: str | None = None) -> Sources:
         defaults=config.defaults,
         controls=tuple(config.model.controlnets),
         loras=tuple(lora.name for lora in config.model.loras),
-        multiple=facts.multiple,
-        modes=facts.modes,
-        schedulers=facts.schedulers,
-        rescaled=facts.rescaled,
-        ignored=facts.ignored,
-        unguided=facts.unguided,
-        several_controls=facts.several_controls,
-        timed_controls=facts.timed_controls,
+        # What a model sets for rows has one name in both.
+        **{one.name: getattr(facts, one.name) for one in fields(Rules) if hasattr(facts, one.name)},
         ranking=config.ranking,
         strict=config.runtime.strict,
     )

@@ -34,11 +34,19 @@ Settled = Callable[[Job, Candidate | Failure], None]
 
 @dataclass
 class Waiting:
-    """Holds a job in the queue, and the function to call with its result; `apart` from other requests once it failed among them."""
+    """Holds a job in the queue, and the function to call with its result.
+
+    Attributes:
+        job: The candidate to render.
+        settled: Called with the job and its candidate or failure.
+        apart: Whether the job goes through a call without other requests, since a call failed that it shared.
+        alone: Whether the job goes through batches without other requests, since a batch failed that it shared.
+    """
 
     job: Job
     settled: Settled
     apart: bool = False
+    alone: bool = False
 
     def bucket(self, family: Family) -> Hashable:
         """Return the key that the members of one group share."""
@@ -68,6 +76,10 @@ class Group:
         return 0 if self.decoding else self.rows_each * len(self.members)
 
 
+class SharedError(Exception):
+    """Reports an error of a batch that held rows of several calls, so that it does not say which of them is at fault."""
+
+
 class Slots:
     """Renders with one loaded model, whose denoising batch the groups share.
 
@@ -82,6 +94,7 @@ class Slots:
         self._groups: dict[greenlet, Group] = {}
         self._copies: deque[tuple[greenlet, Copy]] = deque()
         self._kind: Hashable = None
+        self._is_alone = False  # whether the latest group renders without others
         self._rows = self._family.rows * batch
         self._rows_seen: dict[Hashable, int] = {}
         self._held: list[tuple[Any, str]] = []
@@ -169,8 +182,9 @@ class Slots:
         except Exception as error:  # concerns those whose rows were in the batch
             if is_fatal(error):
                 raise
-            for caller in joined.give_up_batch():
-                self._go_on(caller, partial(caller.throw, error))
+            callers = joined.give_up_batch()
+            for caller in callers:
+                self._go_on(caller, partial(caller.throw, error if len(callers) == 1 else SharedError(error)))
             return
         for caller, answer in answered:
             self._go_on(caller, partial(caller.switch, answer))
@@ -186,7 +200,7 @@ class Slots:
         while self._queue:
             first = self._queue[0]
             kind = kind_of(first.job.request)
-            if kind != self._kind and self._groups:
+            if self._groups and (kind != self._kind or first.alone or self._is_alone):
                 return
             rows_each = self._rows_of(first.job)
             under_way = sum(group.rows for group in self._groups.values())
@@ -200,6 +214,7 @@ class Slots:
                 self._model.adapt(_loras(first.job))
                 for text in self.texts:
                     text.adapted = _loras(first.job)
+            self._is_alone = first.alone
             members = [self._queue.popleft()]
             bucket = first.bucket(self._family)
             while self._queue and len(members) < room and self._queue[0].bucket(self._family) == bucket:
@@ -237,10 +252,11 @@ class Slots:
     def _failed(self, group: Group, error: Exception) -> None:
         if is_fatal(error):
             raise error
-        if len({id(member.job.placed) for member in group.members}) > 1:
+        shared = isinstance(error, SharedError)
+        if shared or len({id(member.job.placed) for member in group.members}) > 1:
             # One of several requests is at fault: each again by itself.
             for member in reversed(group.members):
-                member.apart = True
+                member.apart, member.alone = True, member.alone or shared
                 self._queue.appendleft(member)
             return
         reason = " ".join(str(error).split())[:500]

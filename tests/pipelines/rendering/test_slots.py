@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +107,33 @@ def test_requests_of_two_units_that_raise_together_are_told_apart_though_their_r
     assert first.result(60).outcomes[0].failure is None
     for one in pending:
         assert one.result(60).outcomes[0].failure.code == "render_error"
+
+
+@pytest.mark.parametrize("part", ["denoiser", "text"])
+def test_a_batch_that_raises_fails_the_request_at_fault_and_no_other_whose_rows_were_in_it(engine, monkeypatch, part):
+    some = [request(f"r{i}", prompt=f"a circle {i}", steps=3 + i, seed=i, candidates=2) for i in range(3)]
+    calm = [pixels(outcome) for outcome in render(engine, *some)]
+    joined = engine.path.denoiser if part == "denoiser" else engine.path.texts[0].joined
+    run, shown = joined.run, "encoder_hidden_states" if part == "denoiser" else "input_ids"
+    seen = []
+    monkeypatch.setattr(joined, "run", lambda **given: seen.append(given[shown]) or run(**given))
+    engine.path.texts[0]._kept.clear()
+    render(engine, request("broken", prompt="a square", guidance_scale=1.0, candidates=1))
+    wrong = seen[0][0]
+
+    def raising(**given):
+        if any(torch.equal(row, wrong) for row in given[shown]):
+            raise ValueError("a square is too much")
+        return run(**given)
+
+    monkeypatch.setattr(joined, "run", raising)
+    engine.path.texts[0]._kept.clear()
+    broken = request("broken", prompt="a square", guidance_scale=1.0, candidates=2)
+    *rest, outcome = render(engine, *some, broken)
+    assert (outcome.failure.code, "a square is too much" in outcome.failure.message) == ("render_error", True)
+    for made, wanted in zip(rest, calm, strict=True):
+        np.testing.assert_array_equal(pixels(made), wanted)
+    engine.path.texts[0]._kept.clear()
 
 
 class LateCopy:
