@@ -6,13 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
-import torch
-from PIL import Image
 
-from promptmill.pipelines.work.units import candidate_seed
-from tests.pipelines.plain import JOB_SEED, picture
-from tests.pipelines.plain_families import FAMILIES, _scheduler, in_pieces
+from tests.pipelines.plain import picture
+from tests.pipelines.plain_families import FAMILIES, asked, loaded, pixels_of
 
 
 @dataclass(frozen=True)
@@ -67,13 +63,10 @@ def render_controlled(family: str, request: Any, count: int, base: Path, nets: M
         batch: How many texts are encoded, and images decoded, at a time; pictures are encoded one by one.
     """
     plain, how = FAMILIES[family], CONTROLLED[family]
-    loaded = [getattr(diffusers, how.net).from_pretrained(nets[control.type]) for control in request.controls]
-    kind = getattr(diffusers, how.pipelines[request.mode])
-    pipeline = kind.from_pretrained(base, controlnet=loaded[0] if len(loaded) == 1 else loaded, **plain.parts)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = _scheduler(request.scheduler, pipeline.scheduler.config)
-    pipeline.vae.decode = in_pieces(pipeline.vae.decode, batch)
-    encode = in_pieces(pipeline.vae.encode, 1)
+    some = [getattr(diffusers, how.net).from_pretrained(nets[control.type]) for control in request.controls]
+    parts = {"controlnet": some[0] if len(some) == 1 else some, **plain.parts}
+    pipeline, seen = loaded(how.pipelines[request.mode], base, request, batch, **parts)
+    encode = pipeline.vae.encode
 
     def meant(*args: Any, **kwargs: Any) -> Any:
         # Some of these pipelines sample what they have encoded from torch's global generator: they never make an image again.
@@ -84,39 +77,12 @@ def render_controlled(family: str, request: Any, count: int, base: Path, nets: M
         return made
 
     pipeline.vae.encode = meant
-    for name, part in pipeline.components.items():
-        if name.startswith("text_encoder") and part is not None:
-            part.forward = in_pieces(part.forward, batch)
-    seen: list[int] = []
-    pipeline.transformer.register_forward_pre_hook(
-        lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True
-    )
     maps = [picture(folder / control.image, count) * 2 - 1 for control in request.controls]
-    said = {
-        "prompt": [request.prompt] * count,
-        "num_inference_steps": request.steps,
-        plain.guidance: request.guidance_scale,
-        "generator": [torch.Generator().manual_seed(candidate_seed(JOB_SEED, request, k)) for k in range(count)],
-        "output_type": "pt",
-        "width": request.width,
-        "height": request.height,
-        "control_image": maps[0] if len(maps) == 1 else maps,
-        **{name: value(request) if callable(value) else value for name, value in how.said.items()},
-    }
+    said = asked(plain, request, count, folder) | {"control_image": maps[0] if len(maps) == 1 else maps}
+    said |= {name: value(request) if callable(value) else value for name, value in how.said.items()}
     steering = {"controlnet_conditioning_scale": "scale"}
     steering |= {"control_guidance_start": "start", "control_guidance_end": "end"} if how.timed else {}
     for name, attribute in steering.items():
         values = [getattr(control, attribute) for control in request.controls]
         said[name] = values[0] if len(values) == 1 else values
-    if plain.negative and (request.negative_prompt or plain.always_negative):
-        said["negative_prompt"] = [request.negative_prompt] * count
-    if request.init_image:
-        said |= {"image": picture(folder / request.init_image, count), "strength": request.strength}
-    if request.mask_image:
-        said["mask_image"] = picture(folder / request.mask_image, count, 1)
-    images = pipeline(**said).images.permute(0, 2, 3, 1)
-    made = (images * 255).round().to(torch.uint8).numpy()
-    if request.mask_image:
-        keep = np.array(Image.open(folder / request.mask_image)) < 128
-        made[:, keep] = np.array(Image.open(folder / request.init_image))[keep]
-    return made, sum(seen) // count
+    return pixels_of(pipeline(**said).images, request, folder), sum(seen) // count

@@ -104,8 +104,16 @@ def render_family(
     Returns:
         Pixels (count, H, W, 3) uint8, and the rows of a candidate that went through the denoiser.
     """
-    kind = getattr(diffusers, plain.pipelines[request.mode])
-    pipeline = kind.from_pretrained(base, dtype=dtype, **plain.parts)
+    pipeline, seen = loaded(plain.pipelines[request.mode], base, request, batch, dtype=dtype, **plain.parts)
+    said = asked(plain, request, count, folder) | {
+        name: value(request) if callable(value) else value for name, value in plain.said.items()
+    }
+    return pixels_of(pipeline(**said).images, request, folder), sum(seen) // count
+
+
+def loaded(kind: str, base: Any, request: Any, batch: int, **options: Any) -> tuple[Any, list[int]]:
+    """A pipeline whose parts take as many rows at once as the engine's do, and the rows of its denoiser's calls so far."""
+    pipeline = getattr(diffusers, kind).from_pretrained(base, **options)
     pipeline.set_progress_bar_config(disable=True)
     if request.scheduler != "model":
         pipeline.scheduler = _scheduler(request.scheduler, pipeline.scheduler.config)
@@ -117,6 +125,11 @@ def render_family(
     seen: list[int] = []
     denoiser = pipeline.components.get("unet") or pipeline.transformer
     denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
+    return pipeline, seen
+
+
+def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]:
+    """The arguments of a call that every pipeline of a family takes, and those that the request's images make it take."""
     said = {
         "prompt": [request.prompt] * count,
         "num_inference_steps": request.steps,
@@ -125,7 +138,6 @@ def render_family(
         "output_type": "pt",
         "width": request.width,
         "height": request.height,
-        **{name: value(request) if callable(value) else value for name, value in plain.said.items()},
     }
     if plain.negative and (request.negative_prompt or plain.always_negative):
         said["negative_prompt"] = [request.negative_prompt] * count
@@ -136,12 +148,16 @@ def render_family(
         said["image"] = [Image.open(file)] if plain.references else picture(file, count)
     if request.mask_image:
         said["mask_image"] = picture(folder / request.mask_image, count, 1)
-    images = pipeline(**said).images.permute(0, 2, 3, 1).float()
-    made = (images * 255).round().to(torch.uint8).numpy()
+    return said
+
+
+def pixels_of(images: torch.Tensor, request: Any, folder: Any) -> np.ndarray:
+    """Images (B, 3, H, W) in 0 … 1 as (B, H, W, 3) uint8; what a mask leaves is the picture's own."""
+    made = (images.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).numpy()
     if request.mask_image:
         keep = np.array(Image.open(folder / request.mask_image)) < 128
         made[:, keep] = np.array(Image.open(folder / request.init_image))[keep]
-    return made, sum(seen) // count
+    return made
 
 
 def _scheduler(name: str, config: Any) -> Any:
