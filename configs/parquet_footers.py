@@ -2,11 +2,15 @@
 
 import io
 from contextlib import suppress
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 SIZE = 2**62  # bytes that a file without data says it has
+# How a file is opened that lies in a Python object. Arrow's own threads would read ahead in the object, and a thread that still
+# held the object when Python ends would abort the process. `use_threads=False` belongs to it wherever rows are read.
+IN_THIS_THREAD = MappingProxyType({"pre_buffer": False})
 
 
 class _AskedError(Exception):
@@ -18,7 +22,6 @@ class _NoData(io.RawIOBase):
 
     def __init__(self) -> None:
         self._at = 0
-        self._raised: list[_AskedError] = []
 
     def readable(self) -> bool:
         return True
@@ -34,30 +37,21 @@ class _NoData(io.RawIOBase):
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        error = _AskedError()
-        self._raised.append(error)
-        raise error
-
-    def forget(self) -> None:
-        """Drop the tracebacks of the errors: Arrow keeps the errors, and these the frames of all callers."""
-        for error in self._raised:
-            error.__traceback__ = error.__context__ = None
+        raise _AskedError
 
 
 def check_chunks(metadata: pq.FileMetaData) -> None:
     """Make Arrow look at every column chunk that a footer describes, in a way that raises where a chunk contradicts itself.
 
-    `RowGroupMetaData.column` of pyarrow ends the whole process in this case, since it lets Arrow's C++ exception through.
+    `RowGroupMetaData.column` of pyarrow ends the whole process in this case, since it lets Arrow's C++ exception through. Arrow
+    looks at a chunk before it asks for the chunk's data.
 
     Raises:
         OSError, pyarrow.ArrowException: A chunk contradicts the schema or itself.
     """
-    data = _NoData()
-    with pa.PythonFile(data, mode="r") as nothing:
-        # Arrow works out where each chunk lies before it asks for the data of the first, since it buffers ahead.
-        file = pq.ParquetFile(nothing, metadata=metadata, pre_buffer=True)
-        try:
-            with suppress(_AskedError):
-                next(file.iter_batches(row_groups=range(metadata.num_row_groups)), None)
-        finally:
-            data.forget()
+    with pa.PythonFile(_NoData(), mode="r") as nothing:
+        reader = pq.ParquetFile(nothing, metadata=metadata, **IN_THIS_THREAD).reader
+        for group in range(metadata.num_row_groups):
+            for column in range(metadata.num_columns):
+                with suppress(_AskedError):
+                    reader.read_row_group(group, column_indices=[column], use_threads=False)

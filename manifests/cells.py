@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from promptmill.configs.parquet_footers import check_chunks
+from promptmill.configs.parquet_footers import IN_THIS_THREAD, check_chunks
 from promptmill.manifests.files import open_file, system_of
 from promptmill.manifests.roots import IN_FILE
 
@@ -93,7 +93,7 @@ def _starts(file: str, version: str) -> tuple[int, ...]:
 def _column(file: str, version: str, group: int, root: str) -> pyarrow.ChunkedArray:
     """Return a row group's cells of one column; rows that are read in order read each row group once."""
     with open_file(file) as stream:
-        table = pyarrow.parquet.ParquetFile(stream)
+        table = pyarrow.parquet.ParquetFile(stream, **IN_THIS_THREAD)
         check_chunks(table.metadata)
         facts = table.metadata.row_group(group)
         # By place, as Arrow reads the chunks: a damaged footer's chunk may say of itself that it is another column.
@@ -101,7 +101,7 @@ def _column(file: str, version: str, group: int, root: str) -> pyarrow.ChunkedAr
         claimed = sum(facts.column(place).total_uncompressed_size for place in places if place < facts.num_columns)
         if claimed > MOST_BYTES:
             raise ValueError(f"row group {group} holds {claimed:,} bytes of {root}; write row groups of fewer rows")
-        found = table.read_row_group(group, columns=[root])
+        found = table.read_row_group(group, columns=[root], use_threads=False)
         if root not in found.column_names:
             raise KeyError(f"no column {root}")
         return found[root]

@@ -9,7 +9,7 @@ import pyarrow.parquet
 
 from promptmill.configs.columns import EMBEDDING, Stated
 from promptmill.configs.errors import shown
-from promptmill.configs.parquet_footers import check_chunks
+from promptmill.configs.parquet_footers import IN_THIS_THREAD, check_chunks
 from promptmill.manifests.cells import IMAGE_COLUMNS, PLAIN_IMAGE, address, is_image
 from promptmill.manifests.own_outputs import as_input, is_output
 from promptmill.manifests.roots import MAX_BYTES
@@ -30,7 +30,7 @@ def read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
         ManifestError: The file has a column twice, or claims more than its bytes can hold in earnest.
         pyarrow.ArrowException, OSError, ValueError: The file is damaged.
     """
-    table = pyarrow.parquet.ParquetFile(stream)
+    table = pyarrow.parquet.ParquetFile(stream, **IN_THIS_THREAD)
     form = table.schema_arrow
     doubled = sorted({name for name in form.names if form.names.count(name) > 1})
     if doubled:
@@ -44,7 +44,7 @@ def read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
     wanted = [leaf for leaf in leaves if not (made_here and leaf.split(".")[0] == EMBEDDING)]
     texts = [field.name for field in form if _is_text(field.type)]
     # As dictionaries, a long text that many rows share is in memory once.
-    table = pyarrow.parquet.ParquetFile(stream, metadata=table.metadata, read_dictionary=texts)
+    table = pyarrow.parquet.ParquetFile(stream, metadata=table.metadata, read_dictionary=texts, **IN_THIS_THREAD)
     images = {} if made_here else {field.name: field.type for field in form if field.name in IMAGE_COLUMNS and is_image(field.type)}
     check_chunks(table.metadata)
     number = 0
@@ -61,7 +61,7 @@ def read_parquet(file: str, stream: IO[bytes]) -> Iterator[Values]:
         for leaf in read:
             most = MAX_BYTES if leaf.split(".")[0] in images else MAX_ROW
             rows = min(rows, _check(file, group, facts.num_rows, claims[leaf], leaf, most))
-        for batch in table.iter_batches(rows, row_groups=[group], columns=read):
+        for batch in table.iter_batches(rows, row_groups=[group], columns=read, use_threads=False):
             for values in _rows(batch, images):
                 number += 1
                 if isinstance(values, str):

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from promptmill.configs.errors import shown
-from promptmill.configs.parquet_footers import check_chunks
+from promptmill.configs.parquet_footers import IN_THIS_THREAD, check_chunks
 from promptmill.shards.page_headers import DICTIONARY, Page, pages
 
 MiB = 2**20
@@ -26,7 +26,7 @@ RATIO = 200  # bytes that a page larger than such a cell may hold for each that 
 SPARE_ROWS = 10_000  # rows that a file may have, and one more for each of its bytes
 MOST_COLUMNS = 3000  # leaves; manifests may have a thousand columns of their own
 ENCODINGS = frozenset({0, 2, 3, 4, 8})  # PLAIN, PLAIN_DICTIONARY, RLE, BIT_PACKED, RLE_DICTIONARY: all that Arrow writes unasked
-OPEN = {"thrift_string_size_limit": 16 * MiB, "thrift_container_size_limit": 1_000_000}  # of the footer
+OPEN = {**IN_THIS_THREAD, "thrift_string_size_limit": 16 * MiB, "thrift_container_size_limit": 1_000_000}  # of the footer
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}  # bytes of a decoded value
 LEVELS = 4  # bytes a value, of what tells nulls and lists apart
 PREFIX = 4  # bytes a text, of what tells its length
@@ -35,7 +35,6 @@ PREFIX = 4  # bytes a text, of what tells its length
 def read_parquet(
     content: bytes,
     columns: Sequence[str] | None = None,
-    use_threads: bool = True,
     cells: Mapping[str, int] = MappingProxyType({}),
 ) -> pa.Table:
     """Read a whole Parquet file, or some of its columns, as `pyarrow.parquet.read_table` does, its texts checked to be UTF-8.
@@ -43,7 +42,6 @@ def read_parquet(
     Args:
         content: The bytes of the whole file.
         columns: Names of the columns to read; None for all.
-        use_threads: Whether several columns are decoded at a time.
         cells: By column, the bytes that one of its cells may have where they are not `MOST_CELL`.
 
     Raises:
@@ -51,13 +49,13 @@ def read_parquet(
             of ours may. The message is one line.
     """
     try:
-        return _read(content, columns, use_threads, cells)
+        return _read(content, columns, cells)
     except (pa.ArrowException, OSError, MemoryError, OverflowError, RecursionError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(f"cannot be read as Parquet: {reason}") from None
 
 
-def _read(content: bytes, columns: Sequence[str] | None, use_threads: bool, cells: Mapping[str, int]) -> pa.Table:
+def _read(content: bytes, columns: Sequence[str] | None, cells: Mapping[str, int]) -> pa.Table:
     file = pq.ParquetFile(pa.BufferReader(content), **OPEN)
     try:
         most = MOST_DECODED + TIMES_ITS_SIZE * len(content)
@@ -70,7 +68,7 @@ def _read(content: bytes, columns: Sequence[str] | None, use_threads: bool, cell
         tables = [nothing if names is None else nothing.select(list(dict.fromkeys(names)))]
         with pq.ParquetFile(pa.BufferReader(content), read_dictionary=folded, **OPEN) as again:
             for group in range(file.metadata.num_row_groups):
-                read = again.read_row_group(group, columns=names, use_threads=use_threads)
+                read = again.read_row_group(group, columns=names, use_threads=False)
                 _check_cells(read, group, cells)
                 if folded:
                     taken += sum(_unfolded(chunk) for column in read.columns for chunk in column.chunks)

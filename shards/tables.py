@@ -153,8 +153,7 @@ def read_table(content: bytes, columns: Sequence[str] | None = None) -> pa.Table
         ValueError: The file is truncated, altered beyond reading, of a later format, or lacks one of our columns; a column of ours
             has another type or occurs twice; or the file would become larger in memory than one of this size of ours may.
     """
-    # One thread: callers that hurry read several files at a time.
-    table = read_parquet(content, columns and list(columns), use_threads=columns is None)
+    table = read_parquet(content, columns and list(columns))
     format = Stated.of(table.schema).format
     missing = [name for name in columns or (column.name for column in always(format)) if name not in table.column_names]
     if missing:

@@ -20,6 +20,14 @@ READERS = {
     "a manifest": "from promptmill.manifests.parquet import read_parquet; list(read_parquet(file, open(file, 'rb')))",
     "a cell": "from promptmill.manifests.cells import read_cell; read_cell(file, 'odd/1', 100)",
 }
+THREADS = """
+import os, sys, threading
+file = sys.argv[1]
+import pyarrow.compute, pyarrow.parquet, promptmill.manifests.cells, promptmill.manifests.parquet, promptmill.shards.bounded_parquet
+before = set(os.listdir("/proc/self/task"))
+{}
+print(len(set(os.listdir("/proc/self/task")) - before))
+"""
 CODE = """
 import sys
 file = sys.argv[1]
@@ -42,6 +50,17 @@ def test_a_column_that_contradicts_its_statistics_raises_and_ends_no_process(tmp
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     assert "histogram size mismatch" in done.stdout
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_no_thread_of_arrow_touches_what_is_read_since_python_may_end_before_the_thread_does(tmp_path, reader):
+    # Chunks of several columns and row groups, far enough apart that Arrow would ask for each by itself.
+    table = pa.table({name: [f"{name}{number}" * 100 for number in range(200)] for name in ("id", "prompt", "odd", "more")})
+    table = table.set_column(2, "odd", table["odd"].cast(pa.binary()))
+    pq.write_table(table, tmp_path / "m.parquet", row_group_size=50, use_dictionary=False, compression="none")
+    command = [sys.executable, "-c", THREADS.format(READERS[reader]), str(tmp_path / "m.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
 
 @pytest.mark.parametrize("rows", [0, 1, 1000])
