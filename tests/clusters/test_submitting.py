@@ -20,6 +20,22 @@ FEW = ("--set", "defaults.steps=2", "--set", "defaults.candidates=2", "--set", "
 PROMPTS = [f"a large {color} circle at the {place} on a white background" for color in ("red", "blue") for place in ("left", "top")]
 
 
+# Gives commands in one process, one after another: what takes long is that a process imports Ray.
+EACH = """
+import contextlib, io, json, sys
+from promptmill.jobs.cli import main
+answers = []
+for arguments in json.loads(sys.argv[1]):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            main(arguments)
+        except SystemExit as ended:
+            answers.append((ended.code, said.getvalue()))
+print(json.dumps(answers))
+"""
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     with nodes(tmp_path_factory.mktemp("nodes")) as cluster:
@@ -46,17 +62,23 @@ def here(tmp_path_factory):
 def submit(cluster, *arguments, folder=None, token=None):
     """Submit; returns exit status, stdout and stderr."""
     environment = {"RAY_AUTH_TOKEN": token or cluster.token}
-    asked = ("--set", "runtime.generators=2", "--address", cluster.address, *arguments)
-    run = promptmill("submit", "embedded", *FEW, *asked, folder=folder, **environment)
+    settings = ("--set", "runtime.generators=2", "--address", cluster.address, *arguments)
+    run = promptmill("submit", "embedded", *FEW, *settings, folder=folder, **environment)
     said, errors = run.communicate(timeout=280)
     return run.returncode, said, errors
 
 
-def ask(cluster, *arguments):
-    run = promptmill("job", *arguments, "--address", cluster.address, RAY_AUTH_TOKEN=cluster.token)
-    said, errors = run.communicate(timeout=100)
-    assert not errors or run.returncode, errors
-    return run.returncode, said + errors
+def answers(cluster, *commands, folder=None):
+    """Give commands, each a list of words, one after another; returns of each its exit status and all that it said."""
+    run = started(sys.executable, "-c", EACH, json.dumps(commands), folder=folder, RAY_AUTH_TOKEN=cluster.token)
+    said, errors = run.communicate(timeout=280)
+    assert run.returncode == 0, errors
+    return [(status, said) for status, said in json.loads(said)]
+
+
+def asked(cluster, *commands):
+    """Ask about jobs; returns of each question its exit status and all that it said."""
+    return answers(cluster, *(["job", *words, "--address", cluster.address] for words in commands))
 
 
 def test_a_submitted_run_makes_the_bytes_of_a_local_one_and_its_progress_is_followed(cluster, here, tmp_path):
@@ -66,20 +88,21 @@ def test_a_submitted_run_makes_the_bytes_of_a_local_one_and_its_progress_is_foll
     assert events[-1] == "done" and {"ready", "loaded", "progress", "shard"} <= set(events)
     assert published(tmp_path / "out") == published(here / "calm")
     (id,) = set(re.findall(r"promptmill-embedded-\w+-\w+", errors))
-    assert id in ask(cluster, "list")[1]
-    assert "succeeded, its run exited with 0" in ask(cluster, "status", id)[1]
-    assert json.loads(ask(cluster, "status", id, "--json")[1])["output"] == str(tmp_path / "out")
-    assert '"done"' in ask(cluster, "logs", id)[1]
-    again = promptmill("job", "attach", id, "--address", cluster.address, RAY_AUTH_TOKEN=cluster.token)
-    assert '"done"' in again.communicate(timeout=100)[0] and again.returncode == 0
-    assert ask(cluster, "stop", id) == (2, f"{id}: has ended already\n")
+    questions = (["list"], ["status", id], ["status", id, "--json"], ["logs", id], ["attach", id], ["stop", id])
+    listed, state, record, logs, attached, stopped = asked(cluster, *questions)
+    assert listed[0] == 0 and id in listed[1]
+    assert state[0] == 0 and "succeeded, its run exited with 0" in state[1]
+    assert json.loads(record[1])["output"] == str(tmp_path / "out")
+    assert logs[0] == 0 and '"done"' in logs[1]
+    assert attached[0] == 0 and '"done"' in attached[1]
+    assert stopped == (2, f"{id}: has ended already\n")
 
 
 def test_a_job_that_is_left_goes_on_and_one_that_is_stopped_finishes_what_is_in_flight(cluster, here, tmp_path):
     # So many short units that the run goes on still when a loaded machine has begun the commands below, and yet soon stops.
     many = [{"prompt": prompt, "seed": seed} for seed in range(60) for prompt in PROMPTS]
     (here / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
-    long = ("--set", "defaults.candidates=8", "--set", "shards.size=20", "--detach")
+    long = ("--set", "defaults.candidates=8", "--set", "shards.size=20", "--set", "runtime.generators=1", "--detach")
     where = ("--set", "manifest=many.jsonl", "--out", tmp_path / "out")
     status, said, errors = submit(cluster, *where, *long, folder=here)
     id = said.strip()
@@ -92,12 +115,10 @@ def test_a_job_that_is_left_goes_on_and_one_that_is_stopped_finishes_what_is_in_
     following.send_signal(signal.SIGINT)
     _, errors = following.communicate(timeout=60)
     assert following.returncode == 130 and f"left job {id} running" in errors
-    assert ask(cluster, "status", id)[1].startswith("running")
-    assert ask(cluster, "stop", id)[0] == 0
-    ended = promptmill("job", "attach", id, "--address", cluster.address, RAY_AUTH_TOKEN=cluster.token)
-    said, _ = ended.communicate(timeout=200)
-    assert ended.returncode == 130
-    assert '"stopping"' in said
+    state, stopped, ended = asked(cluster, ["status", id], ["stop", id], ["attach", id])
+    assert state[1].startswith("running")
+    assert stopped[0] == 0
+    assert ended[0] == 130 and '"stopping"' in ended[1]
     assert list((tmp_path / "out" / "parts").iterdir()) or list((tmp_path / "out" / "commits").iterdir()), "nothing is durable"
 
 
@@ -130,42 +151,24 @@ CANNOT = {
     "a secret": (("--out", "{tmp}", "--env", "HF_TOKEN=x"), "--env HF_TOKEN: looks like a secret", 2),
 }
 
-# Submits in one process, again and again: what takes long is that a process imports Ray.
-EACH = """
-import contextlib, io, json, sys
-from promptmill.jobs.cli import main
-answers = {}
-for name, arguments in json.loads(sys.argv[1]).items():
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            main(arguments)
-        except SystemExit as ended:
-            answers[name] = ended.code, said.getvalue()
-print(json.dumps(answers))
-"""
-
 
 @pytest.fixture(scope="module")
 def refused(cluster, here, tmp_path_factory):
     """What is answered to each of `CANNOT`: the exit status and all that is said. And the output that none may have planned."""
     out = tmp_path_factory.mktemp("refused") / "out"
-    asked = {}
-    for name, (given, _, _) in CANNOT.items():
+    commands = []
+    for given, _, _ in CANNOT.values():
         arguments = [argument.format(tmp=out, temporary=cluster.temporary) for argument in given]
         manifest = [] if any("manifest=" in argument for argument in arguments) else ["--set", "manifest=rows.jsonl"]
         settings = ["--set", "runtime.generators=2", "--address", cluster.address]
-        asked[name] = ["submit", "embedded", *FEW, *settings, *manifest, *arguments]
-    run = started(sys.executable, "-c", EACH, json.dumps(asked), folder=here, RAY_AUTH_TOKEN=cluster.token)
-    said, errors = run.communicate(timeout=280)
-    assert run.returncode == 0, errors
-    return json.loads(said), out
+        commands.append(["submit", "embedded", *FEW, *settings, *manifest, *arguments])
+    return dict(zip(CANNOT, answers(cluster, *commands, folder=here), strict=True)), out
 
 
 @pytest.mark.parametrize("what", CANNOT)
 def test_what_a_cluster_cannot_do_is_one_line_before_anything_starts(refused, what):
-    (answers, out), (_, says, status) = refused, CANNOT[what]
-    ended, said = answers[what]
+    (found, out), (_, says, status) = refused, CANNOT[what]
+    ended, said = found[what]
     assert ended == status, said
     lines = [line for line in said.splitlines() if not re.match(r"job promptmill|`promptmill job|20\d\d-|Running entry", line)]
     assert len(lines) == 1 and says in lines[0]
