@@ -11,7 +11,20 @@ from promptmill.configs.drafts import MAX_DRAFTS, Draft, check_cascade, misfits
 from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
 from promptmill.configs.parameters import Defaults, Growing, Seed, Strict, no_boolean
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
-from promptmill.configs.weights import FOLDER_OR_REPOSITORY, Adapter, OpenClip, PartWeights, Revision, Weights, check_pinned
+from promptmill.configs.weights import (
+    FOLDER_OR_REPOSITORY,
+    NO_PICKLE,
+    PICKLES,
+    SAFETENSORS,
+    Adapter,
+    Layout,
+    OpenClip,
+    PartWeights,
+    Revision,
+    Weights,
+    check_pinned,
+    inside_source,
+)
 
 MaxFailed = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$")]
 # What each is stands in `shards.image_files.FORMATS`.
@@ -52,6 +65,15 @@ class Model(Strict):
     base: str = Field(min_length=1, description=FOLDER_OR_REPOSITORY)
     revision: Revision = None
     variant: str | None = Field(None, description="The files' variant, such as fp16.")
+    # Left out where they are not given, so that they change no fingerprint of a plan without them.
+    base_file: str | None = Field(
+        None, exclude_if=_is_empty, description="The one safetensors file of the base that is the model, in its authors' layout."
+    )
+    base_config: Layout | None = Field(
+        None,
+        exclude_if=_is_empty,
+        description="For a base that is a single file: a model in diffusers' format with the same parts, whose configs are taken.",
+    )
     # Left out where it is not given, so that it changes no fingerprint of a plan without it.
     denoiser: PartWeights | None = Field(
         None, exclude_if=_is_empty, description="A UNet or transformer in place of the base's: a fine-tune, a distillation."
@@ -69,11 +91,23 @@ class Model(Strict):
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a generator; another number makes other bits on a CPU.")
     kernels: Kernels = Field(default_factory=Kernels)
 
+    @property
+    def single_file(self) -> PartWeights | None:
+        """Name the one file that holds the whole base; None for a base in diffusers' format."""
+        if self.base_config is None:
+            return None
+        return PartWeights(source=self.base, revision=self.revision, weight_name=self.base_file)
+
+    @property
+    def layout(self) -> Weights:
+        """Name the model whose config files describe the base: the base itself, unless the base is a single file."""
+        return self.base_config or Weights.model_construct(source=self.base, revision=self.revision, variant=self.variant)
+
     def weights(self) -> dict[str, tuple[str, Weights]]:
         """Return every set of weights of the model, by its place in the config: its role in words, and where it comes from."""
-        base = Weights.model_construct(source=self.base, revision=self.revision, variant=self.variant)
         return {
-            "model.base": ("base", base),
+            "model.base": ("base", self.single_file or self.layout),
+            **({"model.base_config": ("layout of the base", self.base_config)} if self.base_config else {}),
             **({"model.denoiser": ("denoiser", self.denoiser)} if self.denoiser else {}),
             **({"model.vae": ("VAE", self.vae)} if self.vae else {}),
             **{f"model.controlnets.{name}": (f"ControlNet {name}", one) for name, one in self.controlnets.items()},
@@ -85,6 +119,34 @@ class Model(Strict):
     def _pinned(self) -> "Model":
         check_pinned(self.base, self.revision)
         return self
+
+    @model_validator(mode="after")
+    def _single_file(self) -> "Model":
+        if self.base.endswith(PICKLES):
+            raise ValueError(NO_PICKLE)
+        single = self.base_file is not None or self.base.endswith(SAFETENSORS)
+        if single and self.base_config is None:
+            lacks = "a single file says nothing of its tokenizers, sizes and scheduler"
+            raise ValueError(
+                f"{self.base_file or self.base}: {lacks}: name a model in diffusers' format with the same parts as base_config"
+            )
+        if self.base_config is not None:
+            if not single:
+                raise ValueError("base_config is for a base that is a single .safetensors file; name the file as base_file")
+            if self.variant:
+                raise ValueError("variant is for a base in diffusers' format; a single file has none")
+            if self.safety_checker:
+                raise ValueError("safety_checker: a single file brings none; set it to false")
+            if self.base_file and self.base.endswith(SAFETENSORS):
+                raise ValueError(f"{self.base} is a file itself, and has no base_file")
+        return self
+
+    @field_validator("base_file")
+    @classmethod
+    def _file_inside(cls, value: str | None) -> str | None:
+        if value is not None and not value.endswith(SAFETENSORS):
+            raise ValueError(NO_PICKLE)
+        return inside_source(value)
 
     @model_validator(mode="after")
     def _compiled(self) -> "Model":

@@ -27,7 +27,8 @@ def _no_pickle(value: str | None) -> str | None:
     return value
 
 
-def _inside(value: str | None, what: str = "file") -> str | None:
+def inside_source(value: str | None, what: str = "file") -> str | None:
+    """Return a path in a source of weights; raise ValueError where the path leads out of the source."""
     if value is not None and (value.startswith("/") or ".." in value.split("/")):
         raise ValueError(f"a {what} inside the source is meant")
     return value
@@ -74,18 +75,25 @@ class PartWeights(Weights):
     @field_validator("subfolder")
     @classmethod
     def _folder_inside(cls, value: str | None) -> str | None:
-        return _inside(value, "folder")
+        return inside_source(value, "folder")
 
     @field_validator("weight_name")
     @classmethod
     def _file_inside(cls, value: str | None) -> str | None:
-        return _inside(value)
+        return inside_source(value)
 
     @model_validator(mode="after")
     def _one_place(self) -> "PartWeights":
         if self.source.endswith(SAFETENSORS) and (self.subfolder or self.weight_name):
             raise ValueError(f"{self.source} is a file, and has neither a subfolder nor a weight_name")
         return self
+
+
+class Layout(Weights):
+    """Declares a model in diffusers' format whose configs, tokenizers and scheduler say what the weights in a single file are for.
+
+    Weights lie in the layout only where the single file lacks a part.
+    """
 
 
 class Adapter(Weights):
@@ -109,7 +117,7 @@ class Adapter(Weights):
     def _safetensors(cls, value: str | None) -> str | None:
         if value is not None and not value.endswith(SAFETENSORS):
             raise ValueError(NO_PICKLE)
-        return _inside(value)
+        return inside_source(value)
 
 
 class OpenClip(Closed):

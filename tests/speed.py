@@ -133,6 +133,7 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/rendering/test_equality.py",
     "tests/pipelines/rendering/test_families.py",
     "tests/pipelines/rendering/test_family_controlnets.py",
+    "tests/pipelines/rendering/test_single_files.py",
     "tests/pipelines/rendering/test_pipelines_of_modes.py::test_an_engine_imports_neither_the_code_of_every_family_nor_what_no_worker_uses",
     "tests/shards/test_bounded_parquet.py",
     "tests/shards/test_faulty_storage.py",

@@ -95,7 +95,7 @@ def read_facts(model: Model) -> ModelFacts:
         modes,
         schedulers,
         rescaled,
-        safety_checker=_class_of(index, "safety_checker") is not None,
+        safety_checker=model.single_file is None and _class_of(index, "safety_checker") is not None,
         ignored=_ignored(family_of(name), index, denoiser),
         unguided=family_of(name).unguided,
         several_controls=family_of(name).several_controls,
@@ -173,15 +173,19 @@ def _count(config: dict[str, Any], key: str) -> int:
 
 
 def _read(model: Model, name: str) -> dict[str, Any]:
-    place = _fetch(model.base, model.revision, name)
+    layout = model.layout
+    place = _fetch(layout.source, layout.revision, name)
     try:
         content = json.loads(place.read_text())
     except FileNotFoundError:
-        raise ModelError(f"{model.base}: has no {name}; is it a model in diffusers' format?") from None
+        raise ModelError(f"{layout.source}: has no {name}; is it a model in diffusers' format?") from None
+    except NotADirectoryError:
+        need = "name a model in diffusers' format with the same parts as model.base_config"
+        raise ModelError(f"{layout.source}: is a single file, which has no {name}; {need}") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{model.base}: {name} cannot be read: {error}") from None
+        raise ModelError(f"{layout.source}: {name} cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{model.base}: {name} holds {type(content).__name__}, not keys and values")
+        raise ModelError(f"{layout.source}: {name} holds {type(content).__name__}, not keys and values")
     return content
 
 

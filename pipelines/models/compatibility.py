@@ -34,7 +34,7 @@ def check_fits(model: Model) -> None:
     if model.denoiser:
         _check_denoiser(model, model.denoiser)
     name, _ = denoiser_of(model) if model.controlnets or model.loras else ("", "")
-    denoiser = (_config(Weights(source=model.base, revision=model.revision), f"{name}/config.json") if name else None) or {}
+    denoiser = (_config(model.layout, f"{name}/config.json") if name else None) or {}
     for kind, weights in model.controlnets.items():
         _check_controlnet(model, denoiser, f"model.controlnets.{kind}", weights)
     wanted = denoiser.get("cross_attention_dim") if name == "unet" else None
@@ -51,7 +51,7 @@ def denoiser_of(model: Model) -> tuple[str, str]:
     Raises:
         ModelError: The base has neither.
     """
-    index = _config(Weights(source=model.base, revision=model.revision), "model_index.json") or {}
+    index = _config(model.layout, "model_index.json") or {}
     for name in DENOISERS:
         match index.get(name):
             case [str(), str(kind)]:
@@ -63,7 +63,7 @@ def _check_controlnet(model: Model, denoiser: Mapping[str, Any], where: str, wei
     net = _config(weights, "config.json")
     if net is None:
         raise ModelError(f"{where}: {weights.source} has no config.json; is it a ControlNet in diffusers' format?")
-    index = _config(Weights(source=model.base, revision=model.revision), "model_index.json") or {}
+    index = _config(model.layout, "model_index.json") or {}
     served = family_of(str(index.get("_class_name"))).controlnet
     if (kind := class_named(weights, CONTROLNET)) != served:
         only = f"only a {served} is" if served else f"{index.get('_class_name')} has none"

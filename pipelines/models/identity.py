@@ -11,7 +11,7 @@ from typing import TypeVar
 from promptmill.configs.own_files import PROJECT
 from promptmill.configs.schema import Model, Ranking
 from promptmill.configs.scorers import OpenClipScorer
-from promptmill.configs.weights import HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, OpenClip, PartWeights, Weights
+from promptmill.configs.weights import HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, Layout, OpenClip, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import commit_of, tag_weights
 from promptmill.pipelines.models.sources import adapter_file, check_fetched, find_local, local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
@@ -107,14 +107,14 @@ def source_identity(weights: Weights) -> str:
         place, inside = local_folder(weights.source), []
     if place is None:
         return "/".join([f"{weights.source}@{weights.revision}", *inside])
-    return _folder_identity(place, weights.source)
+    return _folder_identity(place, weights.source, needs_weights=not isinstance(weights, Layout))
 
 
-def _folder_identity(folder: Path, source: str) -> str:
+def _folder_identity(folder: Path, source: str, needs_weights: bool = True) -> str:
     if folder.is_file():
         return f"sha256:{_sha256(folder)}"
     files = sorted(_files(folder))
-    if not any(path.suffix == SAFETENSORS for path in files):
+    if needs_weights and not any(path.suffix == SAFETENSORS for path in files):
         raise ModelError(f"{source}: holds no {SAFETENSORS}; pickles are not read, since they can run code")
     whole = hashlib.sha256()
     for path in files:

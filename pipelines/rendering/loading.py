@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -163,8 +164,10 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     # From text to images, but for what cannot: an inpainting model (more channels in than latents have), one that edits images.
     pipeline = of_diffusers(class_for(facts.pipeline, facts.modes[0]))
-    base = _load(
-        pipeline.from_pretrained, Weights(source=model.base, revision=model.revision, variant=model.variant), dtype, **parts
+    base = (
+        _single_file(model, pipeline, dtype, parts)
+        if model.single_file
+        else _load(pipeline.from_pretrained, model.layout, dtype, **parts)
     )
     base.set_progress_bar_config(disable=True)
     encoder = getattr(base, "text_encoder", None)
@@ -191,22 +194,76 @@ def _denoiser(model: Model, weights: PartWeights, name: str, kind: str, dtype: t
 
     What a file does not say, the sizes of its layers, is that of the base's own denoiser.
     """
-    place, wanted = part_place(weights), of_diffusers(kind)
-    if place is None and weights.weight_name:
-        place = hub_file(weights.source, "/".join(filter(None, (weights.subfolder, weights.weight_name))), weights.revision)
+    place, wanted = _place(weights), of_diffusers(kind)
     if place is None or place.is_dir():
         folder = {"subfolder": weights.subfolder} if weights.subfolder else {}
         return _load(wanted.from_pretrained, weights, dtype, **folder)
     if not hasattr(wanted, "from_single_file"):
         raise ModelError(f"model.denoiser: diffusers reads no {kind} from a single file; give a folder in diffusers' format")
-    base = local_folder(model.base)
-    config = {"config": str(base or model.base), "config_revision": model.revision, "subfolder": name}
+    base = local_folder(model.layout.source)
+    config = {"config": str(base or model.layout.source), "config_revision": model.layout.revision, "subfolder": name}
     try:
         with lean_imports():
-            return wanted.from_single_file(str(place), local_files_only=base is not None, dtype=dtype, **config)
+            made = wanted.from_single_file(str(place), local_files_only=base is not None, dtype=dtype, **config)
     except Exception as error:  # as `_load`
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"model.denoiser: {weights.source}: cannot be loaded: {reason or type(error).__name__}") from error
+    _settle(made, f"model.denoiser: {weights.source}: it")
+    return made
+
+
+def _single_file(model: Model, pipeline: Any, dtype: torch.dtype, parts: Mapping[str, Any]) -> Any:
+    """Load a pipeline from one file in its authors' layout, with the configs, tokenizers and scheduler of another model.
+
+    Raises:
+        ModelError: diffusers reads no pipeline of this family from one file; or the file is of another layout or lacks a part.
+    """
+    assert model.single_file is not None
+    if not hasattr(pipeline, "from_single_file"):
+        raise ModelError(
+            f"model.base: diffusers reads no {pipeline.__name__} from a single file; give a folder in diffusers' format"
+        )
+    layout = local_folder(model.layout.source)
+    config = {"config": str(layout or model.layout.source), "revision": model.layout.revision}
+    try:
+        with lean_imports():
+            made = pipeline.from_single_file(
+                str(_place(model.single_file)), local_files_only=layout is not None, dtype=dtype, **config, **parts
+            )
+    except Exception as error:  # as `_load`
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"model.base: {model.single_file.weight_name or model.base}: cannot be loaded: {reason}") from error
+    for name, part in made.components.items():
+        if isinstance(part, torch.nn.Module):
+            _settle(part, f"model.base: {model.single_file.weight_name or model.base}: its {name}")
+    return made
+
+
+def _settle(module: Any, what: str) -> None:
+    """Make a module that diffusers has read from a single file what `from_pretrained` would make of a folder.
+
+    Raises:
+        ModelError: The module has a tensor that the file did not give, of which diffusers warns at most.
+    """
+    module.eval()  # diffusers leaves a T5 of a single file with its dropout on
+    if any(parameter.is_meta for parameter in module.parameters()) and hasattr(module, "tie_weights"):
+        module.tie_weights()  # what is one tensor under two names stands in a file once
+    lacking = sorted(name for name, tensor in module.state_dict().items() if tensor.is_meta)
+    if lacking:
+        more = f" and {len(lacking) - 1:,} more" if lacking[1:] else ""
+        raise ModelError(f"{what} lacks {lacking[0]}{more}; is the file of another family, or not whole?")
+    for parameter in module.parameters():
+        # Where tensors begin in the file decides which kernels a CPU takes, and so the last bits: in memory of their own all begin
+        # alike.
+        parameter.data = parameter.data.clone()
+
+
+def _place(weights: PartWeights) -> Path | None:
+    """Return the place of a part on this machine, its one file fetched from the hub; None for a folder on the hub."""
+    place = part_place(weights)
+    if place is None and weights.weight_name:
+        return hub_file(weights.source, "/".join(filter(None, (weights.subfolder, weights.weight_name))), weights.revision)
+    return place
 
 
 def _load(loader: Callable[..., Any], weights: Weights, dtype: torch.dtype | None, **options: Any) -> Any:

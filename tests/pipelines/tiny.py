@@ -94,12 +94,20 @@ def inpainting(folder: Path) -> Path:
     return folder
 
 
-def sdxl(folder: Path, scheduler: SchedulerMixin | None = None) -> Path:
-    """A Stable Diffusion XL of random weights: two text encoders, pooled embeddings, sizes as conditions."""
-    first, second = text_encoder(16), text_encoder(16, projected=True, act="gelu")
+def sdxl(folder: Path, scheduler: SchedulerMixin | None = None, width: int = 16) -> Path:
+    """A Stable Diffusion XL of random weights: two text encoders, the second so wide, pooled embeddings, sizes as conditions."""
+    first, second = text_encoder(16), text_encoder(width, projected=True, act="gelu")
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     scheduler = scheduler or EulerDiscreteScheduler(**betas, steps_offset=1)
-    parts = (vae(), first, second, tokenizer(), tokenizer(), unet(**SDXL_UNET), scheduler)
+    parts = (
+        vae(),
+        first,
+        second,
+        tokenizer(),
+        tokenizer(),
+        unet(**SDXL_UNET | {"cross": 16 + width, "projection_class_embeddings_input_dim": 6 * 8 + width}),
+        scheduler,
+    )
     StableDiffusionXLPipeline(*parts, add_watermarker=False).save_pretrained(folder)
     return folder
 

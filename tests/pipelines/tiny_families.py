@@ -52,8 +52,8 @@ def vae(channels: int, **options: Any) -> AutoencoderKL:
     )
 
 
-def sd3(folder: Path, whole: bool = True) -> Path:
-    """Stable Diffusion 3: two CLIP text encoders, and a T5 that may be left out."""
+def sd3(folder: Path, whole: bool = True, second: int = WIDTH) -> Path:
+    """Stable Diffusion 3: two CLIP text encoders, of which the second is so wide, and a T5 that may be left out."""
     transformer = made(
         "SD3Transformer2DModel",
         sample_size=8,
@@ -62,17 +62,17 @@ def sd3(folder: Path, whole: bool = True) -> Path:
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=2,
-        joint_attention_dim=2 * WIDTH,
+        joint_attention_dim=WIDTH + second,
         caption_projection_dim=16,
-        pooled_projection_dim=2 * WIDTH,
+        pooled_projection_dim=WIDTH + second,
         pos_embed_max_size=16,
         qk_norm="rms_norm",
         dual_attention_layers=(0,),
     )
-    clips = [tiny.text_encoder(WIDTH, projected=True), tiny.text_encoder(WIDTH, projected=True, act="gelu")]
+    clips = [tiny.text_encoder(WIDTH, projected=True), tiny.text_encoder(second, projected=True, act="gelu")]
     texts = {"text_encoder": clips[0], "text_encoder_2": clips[1], "tokenizer": tiny.tokenizer(), "tokenizer_2": tiny.tokenizer()}
     # Texts of T5 are as wide as those of both CLIPs together.
-    texts |= {"text_encoder_3": t5(2 * WIDTH) if whole else None, "tokenizer_3": tiny_texts.words() if whole else None}
+    texts |= {"text_encoder_3": t5(WIDTH + second) if whole else None, "tokenizer_3": tiny_texts.words() if whole else None}
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     diffusers.StableDiffusion3Pipeline(transformer, scheduler, vae(16), **texts).save_pretrained(folder)
     return folder
