@@ -25,7 +25,7 @@ def test_a_node_that_dies_with_all_that_runs_on_it_changes_no_byte(calm):
     held(calm.raylet_kills(1, seed=1))
 
 
-@pytest.mark.parametrize(("role", "every"), [("scorer", 3), ("assembler", 8)])
+@pytest.mark.parametrize(("role", "every"), [("scorer", 3), ("assembler", 13)])
 def test_killed_between_any_two_operations_on_files_the_bytes_are_the_same(calm, role, every):
     held(calm.step_kills(role, every))
 

@@ -20,7 +20,7 @@ from promptmill.embedded.training import Draw
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a small red circle at the left on a green background", ""]
-STEPS = 4
+STEPS = 3
 
 
 @pytest.fixture

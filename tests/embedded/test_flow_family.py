@@ -39,18 +39,18 @@ def test_both_tokenizers_and_the_autoencoder_are_those_of_the_first_family(famil
 
 
 def test_pictures_follow_their_prompts(family):
-    measured = figures(evaluate.measure_txt2img(family, 12, candidates=2))
+    measured = figures(evaluate.measure_txt2img(family, 8, candidates=1))
     assert measured["txt2img, one object, 20 steps"] >= 0.8
     assert measured["txt2img, two objects, 20 steps"] >= 0.65
 
 
 def test_the_controlnet_controls(family):
-    with_map, without = figures(evaluate.measure_control(family, "seg", 16)).values()
+    with_map, without = figures(evaluate.measure_control(family, "seg", 8)).values()
     assert with_map >= 0.6 and without <= 0.35
 
 
 def test_img2img_keeps_the_layout_at_low_strength_and_moves_away_with_more(family):
-    kept, lost, *steps = figures(evaluate.measure_img2img(family, 12)).values()
+    kept, lost, *steps = figures(evaluate.measure_img2img(family, 6)).values()
     assert kept >= 0.8 and lost <= 0.5
     assert all(step > 0 for step in steps)
 

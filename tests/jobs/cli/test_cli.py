@@ -209,7 +209,7 @@ def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_to_the_same_
         "--set",
         "runtime.generators=2",
         "--set",
-        "defaults.steps=10",
+        "defaults.steps=4",
     ]
     run = started(arguments)
     for line in run.stdout:
