@@ -16,8 +16,10 @@ from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
 
 INDEX = "model_index.json"
-# Schedulers of models that were trained with a noise of their own, as EDM (arXiv:2206.00364) and sCM (arXiv:2410.11081) have it.
-APART = ("EDM", "SCM", "CogVideoX")
+# What the classes of schedulers begin with whose models were trained with a noise of their own: EDM's (arXiv:2206.00364), for which
+# there are several, and sCM's (arXiv:2410.11081) and CogVideoX's, for which there is one.
+EDM = "EDM"
+APART = ("SCM", "CogVideoX")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def _schedulers(model: Model, pipeline: str, own: str | None) -> tuple[str, ...]
         # A schedule that depends on the size comes with a number that these do not take.
         rigid = ("heun", "dpmpp_2m") if config.get("use_dynamic_shifting") else ()
         return (*(name for name in solvers or ("euler",) if name not in rigid), OWN)
+    if str(own).startswith(EDM):
+        return (*(name for name in solvers or SCHEDULERS if SCHEDULERS[name].edm), OWN)
     return (OWN,) if str(own).startswith(APART) else (*(solvers or SCHEDULERS), OWN)
 
 

@@ -11,7 +11,7 @@ from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Adapter, Model, Weights
 from promptmill.configs.weights import PartWeights
 from promptmill.manifests.requests import Request
-from promptmill.pipelines.models.capabilities import is_flow, read_facts
+from promptmill.pipelines.models.capabilities import EDM, is_flow, read_facts
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.compatibility import CONTROLNET, VAE, class_named, denoiser_of
 from promptmill.pipelines.models.families import Family, family_of
@@ -84,7 +84,11 @@ class LoadedModel:
             return of_diffusers(config["_class_name"]).from_config(config)
         kind = SCHEDULERS[name]
         if not is_flow(config):
-            return of_diffusers(kind.class_name).from_config(config, **kind.options)
+            apart = str(config.get("_class_name")).startswith(EDM)
+            name_of_class = kind.edm if apart else kind.class_name
+            if name_of_class is None:
+                raise ModelError(f"scheduler {name}: does not fit the noise of EDM")
+            return of_diffusers(name_of_class).from_config(config, **kind.options)
         if kind.flow is None:
             raise ModelError(f"scheduler {name}: does not follow flows")
         # Solvers of noise and of flows call the same number by two names.

@@ -69,6 +69,22 @@ def picture(file, count, channels=3):
     return pixels[:channels].float().div(255).repeat(count, 1, 1, 1)
 
 
+EDM = {
+    "euler": (diffusers.EDMEulerScheduler, {}),
+    "dpmpp_2m": (diffusers.EDMDPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "dpmpp_2m_sde": (diffusers.EDMDPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+}
+
+
+def scheduler_of(name, config):
+    """A scheduler by its short name, of a model that was saved with another one for noise, EDM's included."""
+    known = SCHEDULERS[name]
+    kind, options = getattr(diffusers, known.class_name), known.options
+    if config["_class_name"].startswith("EDM"):
+        kind, options = EDM[name]
+    return kind.from_config(config, **options)
+
+
 def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32, family="StableDiffusion", decoded=None):
     """The first `batch` candidates of a request by diffusers' own pipeline in one call, (B, H, W, 3) uint8.
 
@@ -89,8 +105,7 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     plain = kind.from_pretrained(base, dtype=dtype, **parts)
     if request.scheduler != "model":
-        known = SCHEDULERS[request.scheduler]
-        plain.scheduler = getattr(diffusers, known.class_name).from_config(plain.scheduler.config, **known.options)
+        plain.scheduler = scheduler_of(request.scheduler, plain.scheduler.config)
     plain.set_progress_bar_config(disable=True)
     decode = plain.vae.decode
     plain.vae.decode = lambda z, **_: (torch.cat([decode(some, return_dict=False)[0] for some in z.split(decoded or batch)]),)
