@@ -76,16 +76,18 @@ EDM = {
 }
 
 
-def scheduler_of(name, config):
+def scheduler_of(name, config, **more):
     """A scheduler by its short name, of a model that was saved with another one for noise, EDM's included."""
     known = SCHEDULERS[name]
     kind, options = getattr(diffusers, known.class_name), known.options
     if config["_class_name"].startswith("EDM"):
         kind, options = EDM[name]
-    return kind.from_config(config, **options)
+    return kind.from_config(config, **{**options, **more})
 
 
-def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32, family="StableDiffusion", decoded=None):
+def render_plain(
+    request, batch, base, controlnets, folder, dtype=torch.float32, family="StableDiffusion", decoded=None, options=None, eta=None
+):
     """The first `batch` candidates of a request by diffusers' own pipeline in one call, (B, H, W, 3) uint8.
 
     Args:
@@ -95,6 +97,8 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
         folder: Of the images.
         family: What the names of the pipeline classes begin with.
         decoded: How many images are decoded at a time, where that is not `batch`.
+        options: Options of the scheduler's config.
+        eta: An argument of the pipeline's call.
     """
     ending = {"txt2img": "", "controlnet": "ControlNet", "img2img": "Img2Img", "inpaint": "Inpaint"}
     ending |= {"controlnet_img2img": "ControlNetImg2Img", "controlnet_inpaint": "ControlNetInpaint"}
@@ -105,7 +109,9 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     plain = kind.from_pretrained(base, dtype=dtype, **parts)
     if request.scheduler != "model":
-        plain.scheduler = scheduler_of(request.scheduler, plain.scheduler.config)
+        plain.scheduler = scheduler_of(request.scheduler, plain.scheduler.config, **(options or {}))
+    elif options:
+        plain.scheduler = type(plain.scheduler).from_config(plain.scheduler.config, **options)
     plain.set_progress_bar_config(disable=True)
     decode = plain.vae.decode
     plain.vae.decode = lambda z, **_: (torch.cat([decode(some, return_dict=False)[0] for some in z.split(decoded or batch)]),)
@@ -120,6 +126,8 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
     }
     if request.guidance_rescale:
         said["guidance_rescale"] = request.guidance_rescale
+    if eta is not None:
+        said["eta"] = eta
     if request.mode != "img2img":
         said |= {"width": request.width, "height": request.height}
     if request.strength:
