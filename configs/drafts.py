@@ -33,9 +33,20 @@ def check_cascade(drafts: Sequence[Draft], stochastic: bool) -> None:
             raise ValueError(f"drafts.{number}.steps: {draft.steps} are not more than the {before.steps} of the draft before it")
         if draft.keep >= before.keep:
             raise ValueError(f"drafts.{number}.keep: {draft.keep} of the {before.keep} that the draft before it keeps are all")
+    check_noise(drafts, stochastic)
+
+
+def check_noise(drafts: Sequence[Draft], stochastic: bool, eta: float = 0.0) -> None:
+    """Raise ValueError where a draft's sampler adds noise of its own.
+
+    Args:
+        drafts: The drafts in order.
+        stochastic: Whether such samplers are allowed.
+        eta: The config's eta.
+    """
     for number, draft in enumerate(drafts):
-        if draft.scheduler and scheduler_kind(draft.scheduler).stochastic and not stochastic:
-            raise ValueError(f"drafts.{number}.scheduler: {_stochastic(draft.scheduler)}")
+        if draft.scheduler and scheduler_kind(draft.scheduler).adds_noise(eta) and not stochastic:
+            raise ValueError(f"drafts.{number}.scheduler: {_stochastic(draft.scheduler, eta)}")
 
 
 def in_words(drafts: Sequence[Draft]) -> str:
@@ -57,6 +68,7 @@ def misfits(
     steps: int,
     strength: float | None,
     scheduler: str,
+    eta: float = 0.0,
 ) -> list[str]:
     """List the problems of a request with a cascade, as `column: what is wrong`; none where no draft applies to the request.
 
@@ -65,6 +77,7 @@ def misfits(
         stochastic: Whether samplers that add noise of their own are allowed.
         candidates: Candidates that are rendered at a time.
         keep, steps, strength, scheduler: The request's columns.
+        eta: The config's eta.
     """
     some = [drafts[number] for number in applied(drafts, candidates)]
     if not some:
@@ -77,13 +90,13 @@ def misfits(
         wrong.append(f"steps: {steps} are not more than the {last.steps} of a draft; ranking.drafts need longer finals")
     if strength is not None and strength * first.steps < 1:
         wrong.append(f"strength: {strength:g} of the {first.steps} steps of a draft is less than one step; raise one of them")
-    if scheduler_kind(scheduler).stochastic and not stochastic:
-        wrong.append(f"scheduler: {_stochastic(scheduler)}")
+    if scheduler_kind(scheduler).adds_noise(eta) and not stochastic:
+        wrong.append(f"scheduler: {_stochastic(scheduler, eta)}")
     return wrong
 
 
-def _stochastic(scheduler: str) -> str:
-    plain = ", ".join(name for name, kind in SCHEDULERS.items() if not kind.stochastic)
+def _stochastic(scheduler: str, eta: float) -> str:
+    plain = ", ".join(name for name, kind in SCHEDULERS.items() if not kind.adds_noise(eta))
     adds = "may add" if scheduler == OWN else "adds"
     return (
         f"{scheduler} {adds} noise of its own at every step, so that a draft says little of its final;"

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from promptmill.configs.drafts import MAX_DRAFTS, Draft, check_cascade, misfits
+from promptmill.configs.drafts import MAX_DRAFTS, Draft, check_cascade, check_noise, misfits
 from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
 from promptmill.configs.parameters import Defaults, Growing, Seed, Strict, no_boolean
+from promptmill.configs.scheduler_options import SchedulerOptions
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
 from promptmill.configs.weights import (
     FOLDER_OR_REPOSITORY,
@@ -34,6 +35,10 @@ HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/@:?#*\[\]]+)(:[0-9]{1,5})?")
 
 def _is_empty(value: Any) -> bool:
     return not value
+
+
+def _sets_nothing(value: Any) -> bool:
+    return not value.given
 
 
 class LoraWeights(Adapter):
@@ -82,6 +87,11 @@ class Model(Strict):
     controlnets: dict[str, Weights] = Field(default_factory=dict, description="ControlNets by the type that requests name.")
     loras: tuple[LoraWeights, ...] = ()
     textual_inversions: tuple[TextualInversion, ...] = ()
+    scheduler_options: SchedulerOptions = Field(
+        default_factory=SchedulerOptions,
+        exclude_if=_sets_nothing,
+        description="Options of the schedulers of all rows, in place of those that the model was saved with.",
+    )
     clip_skip: Annotated[int, Field(ge=0, le=24)] = 0
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     safety_checker: bool = Field(
@@ -336,7 +346,7 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _drafts_of_defaults(self) -> "Config":
-        of, drafts = self.defaults, self.ranking.drafts
+        of, drafts, eta = self.defaults, self.ranking.drafts, self.model.scheduler_options.eta or 0.0
         growing = of.candidates if isinstance(of.candidates, Growing) else None
         if growing and self.ranking.least is not None and growing.until_score < self.ranking.least:
             below = f"{growing.until_score:g} is below ranking.min_score {self.ranking.least:g}"
@@ -357,7 +367,9 @@ class Config(Strict):
             steps=of.steps,
             strength=None,
             scheduler=of.scheduler,
+            eta=eta,
         )
+        check_noise(drafts, self.ranking.drafts_stochastic, eta)
         if wrong:
             raise ValueError(f"defaults.{wrong[0]}")
         return self

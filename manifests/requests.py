@@ -134,6 +134,8 @@ class Rules:
         unguided: The largest guidance scale that means no guidance.
         several_controls: Whether the model takes several ControlNets at once.
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
+        unfit: By scheduler, why the config's options of schedulers do not go with it.
+        eta: The noise of a step that the config sets, for the schedulers that take it.
         ranking: The config's ranking; drafts ask something of requests, and so does a minimum score of requests that grow.
         strict: Whether unknown columns are refused rather than carried.
     """
@@ -149,6 +151,8 @@ class Rules:
     unguided: float = 1.0
     several_controls: bool = True
     timed_controls: bool = True
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    eta: float = 0.0
     ranking: Ranking = field(default_factory=Ranking)
     strict: bool = False
 
@@ -378,6 +382,8 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
         wrong.append(f"mode: {request.mode} is not served by the model; it serves {', '.join(rules.modes)}")
     if request.scheduler not in rules.schedulers:
         wrong.append(f"scheduler: {request.scheduler} does not fit the model, which takes {', '.join(rules.schedulers)}")
+    elif request.scheduler in rules.unfit:
+        wrong.append(f"scheduler: {rules.unfit[request.scheduler]}")
     if request.guidance_rescale and request.mode not in rules.rescaled:
         can = f"only in {', '.join(rules.rescaled)}" if rules.rescaled else "in no mode"
         wrong.append(f"guidance_rescale: not in mode {request.mode}; the model takes it {can}")
@@ -392,7 +398,7 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
             wrong.append(f"{name}: {side} is not a multiple of {rules.multiple}, which the model needs")
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
-    wrong += _check_ranking(request, rules.ranking)
+    wrong += _check_ranking(request, rules.ranking, rules.eta)
     for control in request.controls:
         if control.type not in rules.controls:
             known = f"; configured: {', '.join(rules.controls)}" if rules.controls else "; none is configured"
@@ -408,7 +414,7 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
     return wrong
 
 
-def _check_ranking(request: Request, ranking: Ranking) -> list[str]:
+def _check_ranking(request: Request, ranking: Ranking, eta: float) -> list[str]:
     """Return the problems between a request and how the config ranks candidates."""
     wrong = []
     if request.growing and ranking.least is not None and request.growing.until_score < ranking.least:
@@ -422,6 +428,7 @@ def _check_ranking(request: Request, ranking: Ranking) -> list[str]:
         steps=request.steps,
         strength=request.strength,
         scheduler=request.scheduler,
+        eta=eta,
     )
 
 

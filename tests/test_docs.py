@@ -10,6 +10,8 @@ import yaml
 
 from promptmill.configs.columns import COLUMNS
 from promptmill.configs.parameters import Defaults
+from promptmill.configs.scheduler_options import SchedulerOptions
+from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Config, Kernels, Model, Ranking, Runtime, Shards
 from promptmill.jobs.cli import COMMANDS
 from promptmill.jobs.running.metrics import METRICS
@@ -101,6 +103,7 @@ def named(page: str, section: str | None = None) -> set[str]:
     [
         ("The top level", Config),
         ("model", Model),
+        ("model.scheduler_options", SchedulerOptions),
         ("defaults", Defaults),
         ("ranking", Ranking),
         ("shards", Shards),
@@ -131,6 +134,19 @@ def test_the_page_on_commands_has_each_command_and_no_other():
 
 def test_the_page_on_models_has_each_preset():
     assert named("models.md", "Presets") == {path.stem for path in (ROOT / "configs" / "presets").glob("*.yaml")}
+
+
+def test_the_page_on_models_has_each_scheduler_with_what_the_table_says_of_it():
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").split("\n## Schedulers\n")[1].split("\n## ")[0]
+    assert named("models.md", "Schedulers") == set(SCHEDULERS)
+    rows = re.findall(r"^\| (`.+?) \| .+ \| (.*) \| (.+) \|$", text, re.MULTILINE)
+    for cell, noise, evaluations in rows:
+        for name in re.findall(r"`([^`]+)`", cell):
+            kind = SCHEDULERS[name]
+            assert kind.stochastic == (noise == "yes" or (noise == "the second" and name.endswith("_a"))), name
+            assert kind.takes_eta == ("eta" in noise), name
+            said = {"n": 7, "n + 1": 8, "2n - 1": 13}[evaluations]
+            assert kind.evaluations(7) == said, name
 
 
 def test_the_page_on_metrics_has_each_metric_with_its_meaning():

@@ -1,6 +1,6 @@
 """Calibrates drafts: samples a manifest, renders candidates in full and as drafts, and chooses the cheapest good drafts."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from promptmill.jobs.calibration.saying import Found, find_out, noisy
 from promptmill.jobs.calibration.trials import RANK, Notes, identity, observe
 from promptmill.jobs.planning.plan import PlanError
 from promptmill.jobs.planning.sources import look
+from promptmill.manifests.requests import Rules
 from promptmill.pipelines.work.units import Placed
 
 
@@ -59,7 +60,7 @@ def calibrated(
     sources = look(config.model_copy(update={"ranking": ranking}))
     sample = draw(sources, asked.requests)
     own = {shape.scheduler for shape in sample.shapes}
-    others = dict.fromkeys(_sampler(name, sources.rules.schedulers) for name in asked.samplers)
+    others = dict.fromkeys(_sampler(name, sources.rules) for name in asked.samplers)
     # A scheduler that all finals use is tried anyway, as None.
     schedulers = (None, *(name for name in others if own != {name}))
     steps = asked.steps or usual_steps(sample.shapes)
@@ -78,7 +79,7 @@ def calibrated(
         raise PlanError([f"nothing could be rendered: {next(iter(without.values()), 'no request is left')}"])
     score = RANK if ranking.scorers else CLIP
     found = find_out(score, asked.gain, sample.rows, drafts, _judged(sample.requests, notes, compared), without)
-    return found, found.chosen is not None and noisy(drafts.policies[found.chosen], sample.shapes)
+    return found, found.chosen is not None and noisy(drafts.policies[found.chosen], sample.shapes, sources.rules.eta)
 
 
 def _left_out(steps: Sequence[int], tried: Sequence[Policy], shapes: Sequence[Shape]) -> dict[str, str]:
@@ -106,11 +107,13 @@ def _judged(sample: Sequence[Placed], notes: Notes, some: Sequence[Policy]) -> G
     return Gains.of(whole, usable) if whole and usable else None
 
 
-def _sampler(name: str, fitting: Collection[str]) -> str:
+def _sampler(name: str, rules: Rules) -> str:
     try:
         short = scheduler_name(name)
     except ValueError as error:
         raise ConfigError([f"--sampler: {error}"]) from None
-    if short not in fitting:
-        raise ConfigError([f"--sampler: {short} does not fit the model, which takes {', '.join(fitting)}"])
+    if short not in rules.schedulers:
+        raise ConfigError([f"--sampler: {short} does not fit the model, which takes {', '.join(rules.schedulers)}"])
+    if short in rules.unfit:
+        raise ConfigError([f"--sampler: {rules.unfit[short]}"])
     return short

@@ -189,10 +189,12 @@ def _stages(stages: Sequence[Draft]) -> list[dict[str, Any]]:
     return [stage.model_dump(exclude_none=True) for stage in stages]
 
 
-def noisy(policy: Policy, shapes: Sequence[Shape]) -> bool:
-    """Return whether a cascade for requests of these shapes has samplers that add noise of their own."""
+def noisy(policy: Policy, shapes: Sequence[Shape], eta: float = 0.0) -> bool:
+    """Return whether a cascade for requests of these shapes has samplers that add noise of their own, given the config's eta."""
     own = {shape.scheduler for shape in shapes if applied(policy.stages, shape.candidates)}
-    return any(scheduler_kind(name).stochastic for name in own | {stage.scheduler for stage in policy.stages if stage.scheduler})
+    return any(
+        scheduler_kind(name).adds_noise(eta) for name in own | {stage.scheduler for stage in policy.stages if stage.scheduler}
+    )
 
 
 def config_with(found: Found, config: str, settings: Sequence[str], stochastic: bool) -> str:

@@ -75,6 +75,8 @@ def look(config: Config, output: str | None = None) -> Sources:
         if draft.scheduler and draft.scheduler not in facts.schedulers:
             said = f"{draft.scheduler} does not fit the model, which takes {', '.join(facts.schedulers)}"
             raise PlanError([f"ranking.drafts.{number}.scheduler: {said}"])
+        if draft.scheduler and draft.scheduler in facts.unfit:
+            raise PlanError([f"ranking.drafts.{number}.scheduler: {facts.unfit[draft.scheduler]}"])
     if config.defaults.guidance_rescale and not facts.rescaled:
         raise PlanError([f"defaults.guidance_rescale: no pipeline of {config.model.base} takes it; leave it out"])
     rules = Rules(
@@ -83,6 +85,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         loras=tuple(lora.name for lora in config.model.loras),
         # What a model sets for rows has one name in both.
         **{one.name: getattr(facts, one.name) for one in fields(Rules) if hasattr(facts, one.name)},
+        eta=config.model.scheduler_options.eta or 0.0,
         ranking=config.ranking,
         strict=config.runtime.strict,
     )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from promptmill.configs.schema import Model
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.families import Family, family_of, refusal
 from promptmill.pipelines.models.pipeline_classes import controlled_modes_of, modes_of
+from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, unfit
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
 
 INDEX = "model_index.json"
-# Schedulers of models that were trained with a noise of their own, as EDM (arXiv:2206.00364) and sCM (arXiv:2410.11081) have it.
-APART = ("EDM", "SCM", "CogVideoX")
+# What the classes of schedulers begin with whose models were trained with a noise of their own that nothing else follows: sCM's
+# (arXiv:2410.11081) and CogVideoX's.
+APART = ("SCM", "CogVideoX")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class ModelFacts:
         several_controls: Whether its pipelines take several ControlNets at once.
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
         left_out: Parts that the pipeline's class could have and the model does not.
+        unfit: By scheduler, why the config's options of schedulers do not go with it.
     """
 
     pipeline: str
@@ -49,6 +52,7 @@ class ModelFacts:
     several_controls: bool = True
     timed_controls: bool = True
     left_out: tuple[str, ...] = ()
+    unfit: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_facts(model: Model) -> ModelFacts:
@@ -87,7 +91,8 @@ def read_facts(model: Model) -> ModelFacts:
         if not controlled or family_of(name).controlnet is None:
             raise ModelError(f"{model.base}: model.controlnets: there are no ControlNets for {name} that promptmill can load")
         modes += tuple(_controlled(mode) for mode in controlled)
-    schedulers = _schedulers(model, name, _class_of(index, "scheduler"))
+    scheduler = _scheduler_config(model, _class_of(index, "scheduler"))
+    schedulers = _schedulers(name, scheduler)
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
     return ModelFacts(
         name,
@@ -101,6 +106,7 @@ def read_facts(model: Model) -> ModelFacts:
         several_controls=family_of(name).several_controls,
         timed_controls=family_of(name).timed_controls,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
+        unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
 
 
@@ -114,20 +120,20 @@ def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, An
     return tuple(name for name, has in takes.items() if not has)
 
 
-def is_flow(scheduler: Mapping[str, Any]) -> bool:
-    """Return whether a scheduler's config is that of a flow-matching model."""
-    return str(scheduler.get("_class_name")).startswith("FlowMatch") or scheduler.get("prediction_type") == "flow_prediction"
+def _scheduler_config(model: Model, own: str | None) -> dict[str, Any]:
+    return {} if own is None else {**_read(model, "scheduler/scheduler_config.json"), "_class_name": own}
 
 
-def _schedulers(model: Model, pipeline: str, own: str | None) -> tuple[str, ...]:
+def _schedulers(pipeline: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the schedulers that the pipelines of a family can call, and whose noise is that of the model."""
     solvers = family_of(pipeline).solvers
-    config = {} if own is None else _read(model, "scheduler/scheduler_config.json")
-    if str(own).startswith("FlowMatch") or is_flow(config):
+    if is_flow(config):
         # A schedule that depends on the size comes with a number that these do not take.
         rigid = ("heun", "dpmpp_2m") if config.get("use_dynamic_shifting") else ()
         return (*(name for name in solvers or ("euler",) if name not in rigid), OWN)
-    return (OWN,) if str(own).startswith(APART) else (*(solvers or SCHEDULERS), OWN)
+    if is_edm(config):
+        return (*(name for name in solvers or SCHEDULERS if SCHEDULERS[name].edm), OWN)
+    return (OWN,) if str(config.get("_class_name")).startswith(APART) else (*(solvers or SCHEDULERS), OWN)
 
 
 def _rescaled(pipeline: str) -> tuple[str, ...]:

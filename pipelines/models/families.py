@@ -30,6 +30,7 @@ class Family:
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
         encoded_controls: Whether its pipelines encode control images by the VAE, and so take them in -1 … 1.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
+        sized: Whether its pipelines tell the scheduler the size of images, for a schedule that depends on it.
         always: Further arguments of every call: values, or functions of the request.
     """
 
@@ -50,6 +51,7 @@ class Family:
     timed_controls: bool = True
     encoded_controls: bool = True
     references: bool = False
+    sized: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, request: Any) -> dict[str, Any]:
@@ -72,14 +74,22 @@ ALL_SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
     "AuraFlow": Family(solvers=ALL_SOLVERS),
-    "Chroma": Family(rows=1, patch=2),
+    "Chroma": Family(rows=1, patch=2, sized=True),
     "CogView3": Family(),
-    "CogView4": Family(rows=1, prompts_apart=True),
+    "CogView4": Family(rows=1, prompts_apart=True, sized=True),
     "Flux": Family(
-        rows=1, embedded=True, negative=False, patch=2, controlnet="FluxControlNetModel", always={"control_mode": no_control_modes}
+        rows=1,
+        embedded=True,
+        negative=False,
+        patch=2,
+        sized=True,
+        controlnet="FluxControlNetModel",
+        always={"control_mode": no_control_modes},
     ),
-    "Flux2": Family(rows=1, embedded=True, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True),
-    "Flux2Klein": Family(rows=1, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True),
+    "Flux2": Family(
+        sized=True, rows=1, embedded=True, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True
+    ),
+    "Flux2Klein": Family(sized=True, rows=1, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True),
     "FluxKontext": Family(
         rows=1,
         embedded=True,
@@ -87,12 +97,13 @@ FAMILIES: dict[str, Family] = {
         strength=False,
         patch=2,
         solvers=("euler", "unipc"),
+        sized=True,
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
     "LatentConsistencyModel": Family(rows=1, negative=False, solvers=("lcm",)),
     "Lumina": Family(prompts_apart=True, solvers=ALL_SOLVERS),
-    "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", solvers=("euler", "unipc")),
+    "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", sized=True, solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),
     "QwenImage": Family(
         rows=1,
@@ -101,6 +112,7 @@ FAMILIES: dict[str, Family] = {
         prompts_apart=True,
         controlnet="QwenImageControlNetModel",
         several_controls=False,
+        sized=True,
     ),
     "Sana": Family(
         solvers=ALL_SOLVERS,
@@ -118,7 +130,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False),
     "StableDiffusion3": Family(solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
-    "ZImage": Family(unguided=0.0, prompts_apart=True, multiple=32),
+    "ZImage": Family(unguided=0.0, prompts_apart=True, multiple=32, sized=True),
 }
 OTHER = Family(prompts_apart=True)
 

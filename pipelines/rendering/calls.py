@@ -36,6 +36,10 @@ def call(
     taken = inspect.signature(pipeline.__call__).parameters
     control = "control_image" if "control_image" in taken else "image"
     said = _texts(jobs, model) | _arguments(request, jobs, model, control) | model.family.arguments(request)
+    if (eta := model.scheduler_options.eta) is not None:
+        if "eta" not in taken:
+            raise ValueError(f"{type(pipeline).__name__} takes no eta; leave it out of model.scheduler_options")
+        said["eta"] = eta
     # Not every family takes a negative prompt, a strength, a size, …
     given = {name: value for name, value in said.items() if name in taken}
     if (preview := jobs[0].placed.preview) is None:

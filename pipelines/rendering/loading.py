@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
+from promptmill.configs.scheduler_options import SchedulerOptions
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Adapter, Model, Weights
 from promptmill.configs.weights import PartWeights
 from promptmill.manifests.requests import Request
-from promptmill.pipelines.models.capabilities import is_flow, read_facts
+from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.compatibility import CONTROLNET, VAE, class_named, denoiser_of
 from promptmill.pipelines.models.families import Family, family_of
 from promptmill.pipelines.models.pipeline_classes import class_for
+from promptmill.pipelines.models.scheduler_options import FLOW_MATCH, class_of, is_flow
 from promptmill.pipelines.models.sources import adapter_file, local_folder, part_place
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
@@ -36,6 +38,7 @@ class LoadedModel:
         clip_skip: Layers of the text encoder left out at its end.
         device: The device of all weights.
         adapters: Whether LoRAs are loaded.
+        scheduler_options: The config's options of schedulers.
     """
 
     base: Any
@@ -44,6 +47,7 @@ class LoadedModel:
     device: torch.device
     _scheduler_config: dict[str, Any]
     adapters: bool = False
+    scheduler_options: SchedulerOptions = field(default_factory=SchedulerOptions)
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
 
     @property
@@ -81,17 +85,18 @@ class LoadedModel:
         options behind.
         """
         config = self._scheduler_config
-        if name == OWN:
-            return of_diffusers(config["_class_name"]).from_config(config)
-        kind = SCHEDULERS[name]
-        if not is_flow(config):
-            return of_diffusers(kind.class_name).from_config(config, **kind.options)
-        if kind.flow is None:
-            raise ModelError(f"scheduler {name}: does not follow flows")
-        # Solvers of noise and of flows call the same number by two names.
-        shift = config.get("shift", config.get("flow_shift", 1.0))
-        flow = {"shift": shift} if kind.flow.startswith("FlowMatch") else {"flow_shift": shift, **FLOW}
-        return of_diffusers(kind.flow).from_config(config, **kind.options, **flow)
+        class_name = class_of(name, config)
+        if class_name is None:
+            raise ModelError(f"scheduler {name}: does not follow {'flows' if is_flow(config) else 'the noise of EDM'}")
+        said = self.scheduler_options.of_config
+        if is_flow(config):
+            # Solvers of noise and of flows call the same number by two names.
+            solves = class_name.startswith(FLOW_MATCH)
+            shift = said.pop("shift", None if name == OWN else config.get("shift", config.get("flow_shift", 1.0)))
+            said |= {} if shift is None else {"shift" if solves else "flow_shift": shift}
+            said |= {} if solves or name == OWN else FLOW
+        named = {} if name == OWN else SCHEDULERS[name].options
+        return of_diffusers(class_name).from_config(config, **{**named, **said})
 
     def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
         """Switch the given LoRAs on, by name and scale, and all others off."""
@@ -184,7 +189,9 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         for name, w in model.controlnets.items()
     }
     base.to(device)
-    loaded = LoadedModel(base, controlnets, model.clip_skip, device, dict(base.scheduler.config), bool(model.loras))
+    loaded = LoadedModel(
+        base, controlnets, model.clip_skip, device, dict(base.scheduler.config), bool(model.loras), model.scheduler_options
+    )
     put_on(model.kernels, (loaded.denoiser, *controlnets.values()), device)
     return loaded
 

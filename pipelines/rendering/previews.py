@@ -53,18 +53,21 @@ def predicted(scheduler: Any, model_output: torch.Tensor, timestep: Any, sample:
     """Return the image that a step expects in the end (x0), in latents.
 
     The model's output is noise (arXiv:2006.11239, equation 15), velocity (arXiv:2202.00512, section 4) or a flow (arXiv:2403.03206,
-    equation 13).
+    equation 13), or, with the noise of EDM, what its own formula makes an image of (arXiv:2206.00364, equation 7).
 
     Args:
         scheduler: The scheduler that took the step.
         model_output: The model's output, guidance included.
         timestep: The step's timestep.
         sample: The latents that the model was given.
-        made: The scheduler's output as a tuple; its second entry, where there is one, is the prediction.
+        made: The scheduler's output as a tuple; its second entry, where there is one, is the prediction, but for TCD.
     """
-    if len(made) > 1:
+    # The second entry of TCD (arXiv:2402.19159) is a noisy sample.
+    if len(made) > 1 and not type(scheduler).__name__.startswith("TCD"):
         return made[1]
     sample, said = sample.float(), model_output.float()
+    if hasattr(scheduler, "precondition_outputs"):
+        return scheduler.precondition_outputs(sample, said, scheduler.sigmas[scheduler.step_index - 1])
     # A flow-matching scheduler says so by its name alone.
     flow = type(scheduler).__name__.startswith("FlowMatch")
     kind = "flow_prediction" if flow else scheduler.config.prediction_type

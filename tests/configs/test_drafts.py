@@ -39,6 +39,14 @@ def loaded(*settings):
         ((TWO, "defaults.steps=12"), "defaults.steps: 12 are not more than the 12 of a draft"),
         ((TWO, "defaults.keep=3"), "defaults.keep: 3 are more than the 2 that ranking.drafts finish"),
         ((TWO, "defaults.scheduler=euler_a"), "defaults.scheduler: euler_a adds noise of its own at every step"),
+        (
+            (TWO, "defaults.scheduler=ddim", "model.scheduler_options.eta=0.5"),
+            "defaults.scheduler: ddim adds noise of its own at every",
+        ),
+        (
+            ("ranking.drafts=[{steps: 4, keep: 2, scheduler: tcd}]", "model.scheduler_options.eta=0.3"),
+            "drafts.0.scheduler: tcd adds noise of its own",
+        ),
         (("ranking.drafts=[{steps: 4, keep: 2, scheduler: lcm}]",), "drafts.0.scheduler: lcm adds noise of its own"),
         (("defaults.candidates={start: 4, max: 4, until_score: 3}",), "defaults.candidates: start 4 is not below max 4"),
         (("defaults.candidates={start: 4, mux: 8, until_score: 3}",), "defaults.candidates.mux: unknown key; did you mean 'max'?"),
@@ -67,6 +75,11 @@ def test_what_is_no_cascade_or_does_not_grow_is_a_line_of_its_own(settings, says
 def test_samplers_that_add_noise_of_their_own_are_allowed_when_asked_for():
     config = loaded(*EIGHT, "defaults.scheduler=euler_a", TWO, "ranking.drafts_stochastic=true")
     assert [draft.keep for draft in config.ranking.drafts] == [4, 2]
+
+
+def test_a_sampler_that_adds_noise_with_an_eta_alone_adds_none_without():
+    for eta in ((), ("model.scheduler_options.eta=0",)):
+        assert loaded(*EIGHT, "defaults.scheduler=ddim", TWO, *eta).ranking.drafts
 
 
 def test_without_drafts_a_config_decides_what_it_did_before_there_were_any():

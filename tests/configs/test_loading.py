@@ -11,7 +11,7 @@ from promptmill.configs.errors import ConfigError, describe
 from promptmill.configs.keys import forms_of
 from promptmill.configs.loading import json_schema, load, preset_names
 from promptmill.configs.parameters import Control
-from promptmill.configs.schedulers import SCHEDULERS, scheduler_name
+from promptmill.configs.schedulers import REFUSED, SCHEDULERS, scheduler_name
 from promptmill.configs.schema import Config
 from promptmill.configs.yaml_values import dump, parse
 
@@ -79,7 +79,7 @@ BROKEN = {
     "width 65": ("defaults: {width: 65}", "defaults.width: input should be a multiple of 8 (found 65)"),
     "nan": ("defaults: {strength: .nan}", "defaults.strength: input should be a finite number"),
     "strength 0": ("defaults: {strength: 0}", "defaults.strength: input should be greater than 0"),
-    "scheduler": ("defaults: {scheduler: dpmpp_2n}", "'dpmpp_2n' is not an allowed scheduler; did you mean 'dpmpp_2m'?"),
+    "scheduler": ("defaults: {scheduler: dpmp_2m}", "'dpmp_2m' is not an allowed scheduler; did you mean 'dpmpp_2m'?"),
     "mode": ("defaults: {mode: text2image}", "defaults.mode: input should be 'txt2img'"),
     "keep over candidates": ("defaults: {candidates: 2, keep: 3}", "defaults: keep 3 is more than candidates 2"),
     "seed": ("seed: 4294967296", "seed: input should be less than 4294967296"),
@@ -313,6 +313,27 @@ def test_the_json_schema_names_every_key():
     schema = json.loads(json_schema())
     assert set(schema["properties"]) == set(Config.model_fields)
     assert schema["additionalProperties"] is False
+
+
+def test_every_scheduler_of_diffusers_is_in_the_table_or_refused_by_its_name():
+    import diffusers
+
+    there = {name for name in dir(diffusers) if name.endswith("Scheduler")}
+    listed = {name for kind in SCHEDULERS.values() for name in kind.classes}
+    assert there <= listed | REFUSED.keys() and not listed & REFUSED.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("DPMSolverSDEScheduler", "draws its noise from a Brownian tree of torchsde .* the nearest is dpmpp_sde"),
+        ("FlowMatchLCMScheduler", "hand it no generator"),
+        ("SCMScheduler", "is made for one kind of model"),
+    ],
+)
+def test_a_scheduler_that_cannot_join_is_refused_by_its_name_with_the_reason(name, says):
+    with pytest.raises(ConfigError, match=f"defaults.scheduler: '{name}' .*{says}"):
+        load("embedded", ["manifest=x", f"defaults.scheduler={name}"])
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

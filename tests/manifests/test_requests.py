@@ -82,6 +82,8 @@ def test_rows_are_held_to_what_the_model_serves():
     assert make_request(Row("m", 1, {"prompt": "x", "init_image": "a", "mask_image": "b"}), 1, inpainting).mode == "inpaint"
     flowing = Rules(Defaults(), schedulers=("euler",))
     assert problems_of(flowing, scheduler="ddim") == ("scheduler: ddim does not fit the model, which takes euler",)
+    fussy = Rules(Defaults(), unfit={"lcm": "lcm (LCMScheduler) has no option timestep_spacing"})
+    assert problems_of(fussy, scheduler="lcm") == ("scheduler: lcm (LCMScheduler) has no option timestep_spacing",)
     assert make_request(Row("m", 1, {"prompt": "x", "scheduler": "EulerDiscreteScheduler"}), 1, flowing).scheduler == "euler"
 
 

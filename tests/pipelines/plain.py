@@ -69,7 +69,25 @@ def picture(file, count, channels=3):
     return pixels[:channels].float().div(255).repeat(count, 1, 1, 1)
 
 
-def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32, family="StableDiffusion", decoded=None):
+EDM = {
+    "euler": (diffusers.EDMEulerScheduler, {}),
+    "dpmpp_2m": (diffusers.EDMDPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "dpmpp_2m_sde": (diffusers.EDMDPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+}
+
+
+def scheduler_of(name, config, **more):
+    """A scheduler by its short name, of a model that was saved with another one for noise, EDM's included."""
+    known = SCHEDULERS[name]
+    kind, options = getattr(diffusers, known.class_name), known.options
+    if config["_class_name"].startswith("EDM"):
+        kind, options = EDM[name]
+    return kind.from_config(config, **{**options, **more})
+
+
+def render_plain(
+    request, batch, base, controlnets, folder, dtype=torch.float32, family="StableDiffusion", decoded=None, options=None, eta=None
+):
     """The first `batch` candidates of a request by diffusers' own pipeline in one call, (B, H, W, 3) uint8.
 
     Args:
@@ -79,6 +97,8 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
         folder: Of the images.
         family: What the names of the pipeline classes begin with.
         decoded: How many images are decoded at a time, where that is not `batch`.
+        options: Options of the scheduler's config.
+        eta: An argument of the pipeline's call.
     """
     ending = {"txt2img": "", "controlnet": "ControlNet", "img2img": "Img2Img", "inpaint": "Inpaint"}
     ending |= {"controlnet_img2img": "ControlNetImg2Img", "controlnet_inpaint": "ControlNetInpaint"}
@@ -89,8 +109,9 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     plain = kind.from_pretrained(base, dtype=dtype, **parts)
     if request.scheduler != "model":
-        known = SCHEDULERS[request.scheduler]
-        plain.scheduler = getattr(diffusers, known.class_name).from_config(plain.scheduler.config, **known.options)
+        plain.scheduler = scheduler_of(request.scheduler, plain.scheduler.config, **(options or {}))
+    elif options:
+        plain.scheduler = type(plain.scheduler).from_config(plain.scheduler.config, **options)
     plain.set_progress_bar_config(disable=True)
     decode = plain.vae.decode
     plain.vae.decode = lambda z, **_: (torch.cat([decode(some, return_dict=False)[0] for some in z.split(decoded or batch)]),)
@@ -105,6 +126,8 @@ def render_plain(request, batch, base, controlnets, folder, dtype=torch.float32,
     }
     if request.guidance_rescale:
         said["guidance_rescale"] = request.guidance_rescale
+    if eta is not None:
+        said["eta"] = eta
     if request.mode != "img2img":
         said |= {"width": request.width, "height": request.height}
     if request.strength:

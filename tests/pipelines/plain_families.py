@@ -89,7 +89,14 @@ def in_pieces(call: Callable[..., Any], size: int) -> Callable[..., Any]:
 
 
 def render_family(
-    plain: Plain, request: Any, count: int, base: Any, folder: Any, batch: int, dtype: torch.dtype = torch.float32
+    plain: Plain,
+    request: Any,
+    count: int,
+    base: Any,
+    folder: Any,
+    batch: int,
+    dtype: torch.dtype = torch.float32,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, int]:
     """The first `count` candidates of a request by diffusers' own pipeline, loaded for them and called once.
 
@@ -100,23 +107,28 @@ def render_family(
         base: The model's folder.
         folder: That of the images.
         batch: How many texts are encoded, and images decoded, at a time; pictures are encoded one by one.
+        options: Options of the scheduler's config.
 
     Returns:
         Pixels (count, H, W, 3) uint8, and the rows of a candidate that went through the denoiser.
     """
-    pipeline, seen = loaded(plain.pipelines[request.mode], base, request, batch, dtype=dtype, **plain.parts)
+    pipeline, seen = loaded(plain.pipelines[request.mode], base, request, batch, scheduled=options, dtype=dtype, **plain.parts)
     said = asked(plain, request, count, folder) | {
         name: value(request) if callable(value) else value for name, value in plain.said.items()
     }
     return pixels_of(pipeline(**said).images, request, folder), sum(seen) // count
 
 
-def loaded(kind: str, base: Any, request: Any, batch: int, **options: Any) -> tuple[Any, list[int]]:
+def loaded(
+    kind: str, base: Any, request: Any, batch: int, scheduled: Mapping[str, Any] | None = None, **options: Any
+) -> tuple[Any, list[int]]:
     """A pipeline whose parts take as many rows at once as the engine's do, and the rows of its denoiser's calls so far."""
     pipeline = getattr(diffusers, kind).from_pretrained(base, **options)
     pipeline.set_progress_bar_config(disable=True)
     if request.scheduler != "model":
-        pipeline.scheduler = _scheduler(request.scheduler, pipeline.scheduler.config)
+        pipeline.scheduler = _scheduler(request.scheduler, pipeline.scheduler.config, **(scheduled or {}))
+    elif scheduled:
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **scheduled)
     pipeline.vae.decode = in_pieces(pipeline.vae.decode, batch)
     pipeline.vae.encode = in_pieces(pipeline.vae.encode, 1)
     for name, part in pipeline.components.items():
@@ -160,12 +172,12 @@ def pixels_of(images: torch.Tensor, request: Any, folder: Any) -> np.ndarray:
     return made
 
 
-def _scheduler(name: str, config: Any) -> Any:
+def _scheduler(name: str, config: Any, **more: Any) -> Any:
     """A scheduler by its short name, as diffusers documents it for a model that was saved with another."""
     flow = config.get("prediction_type") == "flow_prediction" or "shift" in config
     if not flow:
         known = SCHEDULERS[name]
-        return getattr(diffusers, known.class_name).from_config(config, **known.options)
+        return getattr(diffusers, known.class_name).from_config(config, **{**known.options, **more})
     shift = config.get("shift", config.get("flow_shift"))
     follows = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
     kind, options = {
@@ -174,7 +186,7 @@ def _scheduler(name: str, config: Any) -> Any:
         "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", **follows}),
         "unipc": (diffusers.UniPCMultistepScheduler, follows),
     }[name]
-    return kind.from_config(config, **options)
+    return kind.from_config(config, **{**options, **more})
 
 
 _UNBENT = {"use_resolution_binning": False}

@@ -173,7 +173,7 @@ def test_odd_entries_of_an_index_do_not_crash(saved, scheduler):
             {"prediction_type": "flow_prediction"},
             ("euler", "heun", "dpmpp_2m", "unipc", "model"),
         ),
-        ("StableDiffusionXLPipeline", "EDMDPMSolverMultistepScheduler", {}, ("model",)),
+        ("StableDiffusionXLPipeline", "EDMDPMSolverMultistepScheduler", {}, ("euler", "dpmpp_2m", "dpmpp_2m_sde", "model")),
         ("SanaSprintPipeline", "SCMScheduler", {}, ("model",)),
         ("PixArtSigmaPipeline", "DPMSolverMultistepScheduler", {"prediction_type": "epsilon"}, (*SCHEDULERS, "model")),
     ],

@@ -2,6 +2,7 @@
 
 import inspect
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -38,6 +39,23 @@ def test_every_allowed_scheduler_makes_the_bits_of_diffusers(engine, folder, sch
     np.testing.assert_array_equal(pixels(render(engine, wanted)[0]), theirs)
 
 
+def test_schedulers_together_make_the_bits_that_each_of_them_makes_alone(engine):
+    names = ("dpmpp_sde", "kdpm2_a", "tcd", "dpmpp_2s", "sa_solver", "euler", "unipc_karras", "dpmpp_2m_sde_karras")
+    some = [request(name, candidates=1, scheduler=name, steps=3 + n % 3) for n, name in enumerate(names)]
+    together = [pixels(outcome) for outcome in render(engine, *some)]
+    for one, mixed in zip(some, together, strict=True):
+        np.testing.assert_array_equal(mixed, pixels(render(engine, one)[0]), err_msg=one.id)
+
+
+@pytest.mark.parametrize(
+    "own", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "LCMScheduler", "DPMSolverMultistepScheduler"]
+)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_can_be_made_of_the_config_of_another(engine, monkeypatch, own, name):
+    monkeypatch.setattr(engine.model, "_scheduler_config", dict(getattr(diffusers, own)().config))
+    engine.model.scheduler(name).set_timesteps(4)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_makes_the_bits_of_diffusers_in_bf16(folder, mode):
     nets = {name: folder / name for name in ("canny", "seg")} if "control" in mode else {}
@@ -60,6 +78,9 @@ def test_every_mode_makes_the_bits_of_diffusers_in_bf16(folder, mode):
         ("sd", "img2img", {"scheduler": "model"}),
         ("playground", "txt2img", {"scheduler": "model"}),
         ("playground", "img2img", {"scheduler": "model"}),
+        ("playground", "txt2img", {"scheduler": "euler"}),
+        ("playground", "inpaint", {"scheduler": "dpmpp_2m"}),
+        ("playground", "img2img", {"scheduler": "dpmpp_2m_sde"}),
     ],
 )
 def test_every_kind_of_unet_makes_the_bits_of_diffusers(made, folder, model, mode, values):

@@ -151,6 +151,23 @@ def test_the_schedulers_that_fit_are_those_that_the_mixed_units_have(engines, fo
     assert facts.modes == tuple(FAMILIES[name].pipelines) or name == "flux2-klein-distilled"
 
 
+@pytest.mark.parametrize("name", FLOWS)
+def test_dynamic_shifting_is_for_families_whose_pipelines_tell_schedulers_the_size(engines, folder, name):
+    _, base = engines(name)
+    plain, sized = FAMILIES[name], families.family_of(FAMILIES[name].pipelines[next(iter(FAMILIES[name].pipelines))]).sized
+
+    def render_all():
+        for mode in plain.pipelines:
+            asked = request(mode=mode, scheduler="euler", steps=2, **MODES[mode])
+            render_family(plain, asked, 1, base, folder, 1, options={"use_dynamic_shifting": True})
+
+    if sized:
+        render_all()
+    elif not name.startswith("sd3"):  # whose pipelines with ControlNets do not
+        with pytest.raises(ValueError, match="mu"):
+            render_all()
+
+
 # The pipelines of FLUX.2 can call dpmpp_2m, too, but only where the schedule depends on the size.
 LEFT_OUT = [(name, solver) for name in FLOWS for solver in ("heun", "dpmpp_2m", "unipc") if solver not in FAMILIES[name].schedulers]
 LEFT_OUT = [(name, solver) for name, solver in LEFT_OUT if not (name.startswith("flux2") and solver == "dpmpp_2m")]

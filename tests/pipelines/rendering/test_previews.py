@@ -14,7 +14,7 @@ from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines.plain import MODES, request
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-UNCLIPPED = ("ddim", "ddpm", "lcm")  # that would else clip latents to -1 … 1, as if they were pictures
+UNCLIPPED = ("ddim", "ddpm", "lcm", "tcd")  # that would else clip latents to -1 … 1, as if they were pictures
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -33,6 +33,22 @@ def test_of_a_model_that_knows_the_picture_every_scheduler_predicts_it_at_every_
         said = noise if kind == "epsilon" else alpha * noise - (1 - alpha**2) ** 0.5 * picture
         made = scheduler.step(said, timestep, sample, return_dict=False)
         np.testing.assert_allclose(predicted(scheduler, said, timestep, sample, made), picture, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_of_a_model_with_the_noise_of_edm_too(name, kind):
+    scheduler = getattr(diffusers, name)(prediction_type=kind)
+    scheduler.set_timesteps(6)
+    torch.manual_seed(0)
+    picture, noise = torch.randn(2, 2, 4, 8, 8)
+    for number, timestep in enumerate(scheduler.timesteps[:3]):
+        sigma = scheduler.sigmas[number]
+        sample = picture + sigma * noise
+        skip, out = scheduler.precondition_outputs(1, 0, sigma), scheduler.precondition_outputs(0, 1, sigma)
+        said = (picture - skip * sample) / out
+        made = scheduler.step(said, timestep, sample, return_dict=False)
+        np.testing.assert_allclose(predicted(scheduler, said, timestep, sample, made), picture, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"])
@@ -115,7 +131,7 @@ def test_by_every_sampler_a_preview_is_the_same_again_early_ones_are_pictures_an
     for one, other in zip(made_of(previews[1]), made_of(previews[2]), strict=True):
         np.testing.assert_array_equal(one.pixels, other.pixels)
     assert late == again < early
-    assert late < (14 if name in ("pndm", "lcm") else 4)
+    assert late < (14 if name in ("pndm", "lcm", "kdpm2_a") else 4)
     # The noisy latents themselves, decoded, are 40 levels and more away.
     assert early < 32
 
