@@ -129,15 +129,56 @@ def family_of(pipeline: str) -> Family:
     return FAMILIES[max(fitting, key=len)] if fitting else OTHER
 
 
-# By what the names of pipeline classes begin with: why they cannot be served, after "NAMEPipeline …".
-REFUSED = {
-    "CogView4Control": "needs a control image for every row, which is not supported yet",
-    "FluxControlPipeline": "needs a control image for every row, which is not supported yet",
-    "FluxControlImg2Img": "needs a control image for every row, which is not supported yet",
-    "FluxControlInpaint": "needs a control image for every row, which is not supported yet",
-    "HiDreamImage": "renders one number of pixels, whatever size a row asks for",
-    "HunyuanImage": "has a guider that keeps a state between steps, which requests side by side would mix",
-    "QwenImageEdit": "has its language model read the pictures that it edits, which is not supported yet",
+UNTRIED = "is not served yet: its images have not been compared with those of plain diffusers"
+CONTROL_IMAGE = "needs a control image for every row, which is not supported yet"
+READS_PICTURES = "has its language model read the pictures that it edits, which is not supported yet"
+STAGES = "renders in stages that are pipelines of their own, and a run has one"
+NO_PROMPT = "takes no prompt, and each row of a manifest has one"
+NO_PICTURE = "makes no picture of a prompt"
+ENDED = "is one of diffusers' deprecated pipelines"
+PLACES = "splits its batch by position, so that no two requests could share one"
+
+# By what the names of pipeline classes begin with, of several that fit the longest: why they cannot be served, after "NAMEPipeline …".
+REFUSED: dict[str, str] = {
+    begin: reason
+    for reason, begins in (
+        (CONTROL_IMAGE, "CogView4Control FluxControlPipeline FluxControlImg2Img FluxControlInpaint"),
+        ("renders one number of pixels, whatever size a row asks for", "HiDreamImage"),
+        ("has a guider that keeps a state between steps, which requests side by side would mix", "HunyuanImage"),
+        (READS_PICTURES, "QwenImageEdit QwenImageLayered LongCatImageEdit JoyImageEdit"),
+        (
+            STAGES,
+            "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior KandinskyV22 Wuerstchen"
+            " StableCascade IFPipeline IFImg2Img IFInpainting IFSuperResolution FluxPriorRedux",
+        ),
+        ("denoises pixels, and promptmill's engine wants a VAE", "PRXPixel"),
+        (
+            NO_PROMPT,
+            "ConsistencyModel DDIM DDPM DiT PNDM ScoreSdeVe KarrasVe RePaint LDMPipeline LDMSuperResolution"
+            " StableDiffusionImageVariation PaintByExample",
+        ),
+        (NO_PICTURE, "Marigold ShapE"),
+        ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
+        ("has a tokenizer that runs on sentencepiece, which promptmill does not bring", "Kolors"),
+        ("makes videos", "Helios"),
+        ("inverts a picture by a call of its own before it edits the picture", "LEditsPP"),
+        (
+            ENDED,
+            "AltDiffusion Amused BlipDiffusion CycleDiffusion SemanticStableDiffusion StableDiffusionAttendAndExcite"
+            " StableDiffusionDiffEdit StableDiffusionGLIGEN StableDiffusionInpaintPipelineLegacy StableDiffusionLDM3D"
+            " StableDiffusionModelEditing StableDiffusionPanorama StableDiffusionParadigms StableDiffusionPipelineSafe"
+            " StableDiffusionPix2PixZero StableDiffusionSAG UnCLIP UniDiffuser VersatileDiffusion VQDiffusion",
+        ),
+        ("was saved with a T2I-Adapter, which is not supported yet", "StableDiffusionAdapter StableDiffusionXLAdapter"),
+        (
+            UNTRIED,
+            "Bria ChromaInpaint ChronoEdit Cosmos2TextToImage DreamLite ErnieImage Flux2KleinInpaint Flux2KleinKV Flux2Pipeline"
+            " FluxKontextInpaint GlmImage Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 Krea2 LDMTextToImage LongCatImage NucleusMoE OmniGen OvisImage PRX QwenImage21"
+            " StableDiffusionDepth2Img StableDiffusionInstructPix2Pix StableDiffusionLatentUpscale StableDiffusionUpscale"
+            " StableDiffusionXLInstructPix2Pix StableUnCLIP VisualCloze ZImageOmni",
+        ),
+    )
+    for begin in begins.split()
 }
 
 
@@ -145,8 +186,10 @@ def refusal(pipeline: str) -> str | None:
     """Return the reason why a pipeline class cannot be served, None where it can be."""
     if "PAG" in pipeline:
         # Its attention takes the rows of a batch for parts of one guidance, by their places.
-        plain = pipeline.replace("PAG", "")
-        return (
-            f"splits its batch by position, so that no two requests could share one; set _class_name to {plain} in model_index.json"
-        )
-    return next((reason for begin, reason in REFUSED.items() if pipeline.startswith(begin)), None)
+        return f"{PLACES}; set _class_name to {pipeline.replace('PAG', '')} in model_index.json"
+    if "Modular" in pipeline:
+        return "is made of modular blocks, which are called in another way than pipelines; that is not supported yet"
+    if "ControlNet" in pipeline:
+        return "was saved with its ControlNet; give the base model as model.base, and the ControlNet in model.controlnets"
+    fitting = [begin for begin in REFUSED if pipeline.startswith(begin)]
+    return REFUSED[max(fitting, key=len)] if fitting else None
