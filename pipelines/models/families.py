@@ -14,6 +14,7 @@ class Family:
             through the denoiser one after the other, or where guidance is an input of the model.
         guidance: The argument that takes a row's guidance scale; None where the family has no guidance.
         embedded: Whether guidance is an input of the model, and of no effect where the model has no such input.
+        projected: Whether a UNet with a projection beside that of time (time_cond_proj_dim) takes the guidance scale by it.
         unguided: The largest guidance scale that means no guidance.
         negative: Whether negative prompts have an effect, at a guidance scale above 1.
         empty_negative: Whether guidance needs a negative prompt, be it an empty one.
@@ -30,12 +31,17 @@ class Family:
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
         encoded_controls: Whether its pipelines encode control images by the VAE, and so take them in -1 … 1.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
+        further: Those columns of `requests.FURTHER` that the family takes.
+        enlarges: How many times larger an image's sides are than those of the picture that the image is made of.
+        by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.
+        whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
         always: Further arguments of every call: values, or functions of the request.
     """
 
     rows: int = 2
     guidance: str | None = "guidance_scale"
     embedded: bool = False
+    projected: bool = True
     unguided: float = 1.0
     negative: bool = True
     empty_negative: bool = False
@@ -50,6 +56,10 @@ class Family:
     timed_controls: bool = True
     encoded_controls: bool = True
     references: bool = False
+    further: tuple[str, ...] = ()
+    enlarges: int = 1
+    by_itself: tuple[str, ...] = ()
+    whole_pictures: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, request: Any) -> dict[str, Any]:
@@ -117,6 +127,13 @@ FAMILIES: dict[str, Family] = {
         always={"use_resolution_binning": False, "intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
     ),
     "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False),
+    # The UNet is given the depth of the picture, which a part of the model estimates under `torch.autocast`.
+    "StableDiffusionDepth2Img": Family(by_itself=("depth_estimator",), whole_pictures=True),
+    "StableDiffusionInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
+    # The pipeline computes with the scheduler's sigmas, and its UNet is given the text as a whole beside the time.
+    "StableDiffusionLatentUpscale": Family(projected=False, strength=False, enlarges=2, solvers=("euler",)),
+    "StableDiffusionUpscale": Family(strength=False, enlarges=4, further=("noise_level",)),
+    "StableDiffusionXLInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
     "StableDiffusion3": Family(solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
     "ZImage": Family(unguided=0.0, prompts_apart=True, multiple=32),
 }
@@ -138,7 +155,7 @@ NO_PICTURE = "makes no picture of a prompt"
 ENDED = "is one of diffusers' deprecated pipelines"
 PLACES = "splits its batch by position, so that no two requests could share one"
 
-# By what the names of pipeline classes begin with, of several that fit the longest: why they cannot be served, after "NAMEPipeline …".
+# Why pipeline classes cannot be served, after "NAMEPipeline …", by what their names begin with; the longest that fits counts.
 REFUSED: dict[str, str] = {
     begin: reason
     for reason, begins in (
@@ -173,9 +190,10 @@ REFUSED: dict[str, str] = {
         (
             UNTRIED,
             "Bria ChromaInpaint ChronoEdit Cosmos2TextToImage DreamLite ErnieImage Flux2KleinInpaint Flux2KleinKV Flux2Pipeline"
-            " FluxKontextInpaint GlmImage Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 Krea2 LDMTextToImage LongCatImage NucleusMoE OmniGen OvisImage PRX QwenImage21"
-            " StableDiffusionDepth2Img StableDiffusionInstructPix2Pix StableDiffusionLatentUpscale StableDiffusionUpscale"
-            " StableDiffusionXLInstructPix2Pix StableUnCLIP VisualCloze ZImageOmni",
+            " FluxKontextInpaint GlmImage Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 Krea2 LDMTextToImage LongCatImage NucleusMoE"
+            " OmniGen OvisImage PRX QwenImage21"
+            ""
+            " StableUnCLIP VisualCloze ZImageOmni",
         ),
     )
     for begin in begins.split()

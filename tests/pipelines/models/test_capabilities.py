@@ -214,3 +214,32 @@ def test_an_sd3_without_its_t5_inpaints_where_diffusers_takes_its_channels(saved
     model = saved("StableDiffusion3Pipeline", left_out, transformer={"in_channels": channels})
     facts = read_facts(model)
     assert facts.left_out == ("text_encoder_3", "tokenizer_3") and facts.modes == modes
+
+
+def test_sdxls_refiner_begins_with_a_picture_and_has_no_first_text_encoder(saved):
+    index = {"requires_aesthetics_score": True, "text_encoder": [None, None], "tokenizer": [None, None]}
+    facts = read_facts(saved("StableDiffusionXLImg2ImgPipeline", index, unet={"in_channels": 4}))
+    assert facts.modes == ("img2img", "inpaint") and facts.left_out == ("text_encoder", "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "levels", "multiple", "ignored", "further"),
+    [
+        ("StableDiffusionInstructPix2PixPipeline", 8, 4, 8, ("strength",), ("image_guidance_scale",)),
+        ("StableDiffusionXLInstructPix2PixPipeline", 8, 4, 8, ("strength",), ("image_guidance_scale",)),
+        ("StableDiffusionDepth2ImgPipeline", 5, 4, 8, (), ()),
+        # Of a small picture, whose sides the VAE divides, each side becomes four times, or twice, as long.
+        ("StableDiffusionUpscalePipeline", 7, 3, 16, ("strength",), ("noise_level",)),
+        ("StableDiffusionLatentUpscalePipeline", 8, 4, 16, ("strength",), ()),
+    ],
+)
+def test_models_that_edit_or_enlarge_a_picture_take_rows_with_one(saved, name, channels, levels, multiple, ignored, further):
+    vae = {"block_out_channels": [8] * levels, "latent_channels": 4}
+    facts = read_facts(saved(name, {"max_noise_level": 300}, vae=vae, unet={"in_channels": channels}))
+    assert (facts.modes, facts.multiple, facts.ignored, facts.further) == (("img2img",), multiple, ignored, further)
+    assert facts.most_noise == 300
+
+
+def test_the_latent_upscalers_projection_is_of_the_text_and_not_of_the_guidance_scale(saved):
+    model = saved("StableDiffusionLatentUpscalePipeline", unet={"in_channels": 8, "time_cond_proj_dim": 896})
+    assert read_facts(model).ignored == ("strength",)
