@@ -12,8 +12,8 @@ from enum import StrEnum
 import pyarrow as pa
 
 # Datasets of format 1 do not say their format. Since 2 the plan, the commit records and the Parquet files say theirs, and the
-# Parquet files say which columns a config declared.
-FORMAT = 2
+# Parquet files say which columns a config declared. Since 3 there are the columns of models that edit and enlarge pictures.
+FORMAT = 3
 MOST_ROLES = 2**20  # bytes that the roles of declared columns may take
 FORMAT_KEY, ROLES_KEY = b"promptmill.format", b"promptmill.roles"  # of a Parquet file's schema
 
@@ -98,6 +98,8 @@ COLUMNS = (
     Column(
         "guidance_rescale", _NUMBER, "share of the guided prediction rescaled to the spread of the unguided one; 0 is none", _INPUT
     ),
+    Column("image_guidance_scale", _NUMBER, "of models that edit pictures: how strongly they hold to the picture", _INPUT, since=3),
+    Column("noise_level", _INT, "of upscalers: how much noise is put on the small picture", _INPUT, since=3),
     Column("scheduler", _TEXT, "the sampler", _INPUT),
     Column("strength", _NUMBER, "of img2img and inpainting: the share of the steps that is run", _INPUT),
     Column("seed", pa.int64(), "of this candidate's noise", _INPUT),

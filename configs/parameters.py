@@ -36,6 +36,8 @@ Scheduler = Annotated[str, AfterValidator(scheduler_name)]
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
 Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+ImageGuidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+NoiseLevel = Annotated[int, Field(ge=0, le=1000)]
 Rescale = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Window = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -141,6 +143,8 @@ class Defaults(Strict):
     steps: int = Field(20, ge=1, le=MAX_STEPS)
     guidance_scale: Guidance = 7.5
     guidance_rescale: Rescale = 0.0
+    image_guidance_scale: ImageGuidance = 1.5
+    noise_level: NoiseLevel = 20
     scheduler: Scheduler = "dpmpp_2m"
     strength: Strength = 0.8
     candidates: Candidates = 4

@@ -23,9 +23,11 @@ from promptmill.configs.parameters import (
     Defaults,
     Growing,
     Guidance,
+    ImageGuidance,
     ImagePath,
     Lora,
     Mode,
+    NoiseLevel,
     Rescale,
     Scheduler,
     Seed,
@@ -60,6 +62,8 @@ class Columns(Closed):
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     guidance_scale: Guidance | None = None
     guidance_rescale: Rescale | None = None
+    image_guidance_scale: ImageGuidance | None = None
+    noise_level: NoiseLevel | None = None
     scheduler: Scheduler | None = None
     seed: Seed | None = None
     candidates: Candidates | None = None
@@ -67,6 +71,8 @@ class Columns(Closed):
     loras: tuple[Lora, ...] | None = Field(None, max_length=MAX_LIST)
 
 
+# Columns that only some families of models take; where the model takes none, the request has none.
+FURTHER = ("image_guidance_scale", "noise_level")
 KNOWN_COLUMNS = (*Columns.model_fields, *FLAT_CONTROL)
 _KNOWN = frozenset(KNOWN_COLUMNS)
 
@@ -81,6 +87,8 @@ class Request:
         candidates: Number of candidates; the greatest number where candidates grow.
         carried: The columns that promptmill does not know, to go into the output, their values plain (manifests.carried).
         growing: How the number of candidates grows, or None.
+        image_guidance_scale: How strongly an editing model holds to the picture; None where the model takes none.
+        noise_level: How much noise an upscaler puts on the small picture, in steps of its schedule; None likewise.
     """
 
     id: str
@@ -103,6 +111,8 @@ class Request:
     loras: tuple[Lora, ...]
     carried: Mapping[str, Any]
     growing: Growing | None = None
+    image_guidance_scale: float | None = None
+    noise_level: int | None = None
 
     def images(self) -> Iterator[tuple[str, str]]:
         """Yield the images of the request, each by its column, as `init_image` or `controls.0.image`, and its path."""
@@ -132,6 +142,8 @@ class Rules:
         rescaled: The modes in which the model can rescale guidance.
         ignored: Columns that have no effect on the model's images: negative_prompt, guidance_scale or strength.
         unguided: The largest guidance scale that means no guidance.
+        further: Those columns of `FURTHER` that the model takes.
+        most_noise: The largest noise level that the model takes.
         several_controls: Whether the model takes several ControlNets at once.
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
@@ -149,6 +161,8 @@ class Rules:
     rescaled: Collection[str] = MODES
     ignored: Collection[str] = ()
     unguided: float = 1.0
+    further: Collection[str] = ()
+    most_noise: int = 1000
     several_controls: bool = True
     timed_controls: bool = True
     unfit: Mapping[str, str] = field(default_factory=dict)
@@ -336,6 +350,7 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
         keep=_or(columns.keep, defaults.keep),
         loras=_or(columns.loras, defaults.loras),
         growing=growing,
+        **{name: _or(getattr(columns, name), getattr(defaults, name)) for name in FURTHER if name in rules.further},
     )
 
 
@@ -355,17 +370,17 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
         values: The row's values.
         rules: The rules that the request was made with.
     """
-    unguided = bool(request.negative_prompt) and request.guidance_scale <= rules.unguided
-    if not (rules.ignored or unguided):
-        return []
-    defaults = rules.defaults
-    given = {name: getattr(defaults, name) for name in rules.ignored if name in defaults.model_fields_set}
-    given |= {name: values[name] for name in rules.ignored if values.get(name) is not None}
+    loose = request.image_guidance_scale is not None and request.image_guidance_scale < 1.0
+    unguided = bool(request.negative_prompt) and (request.guidance_scale <= rules.unguided or loose)
+    defaults, without = rules.defaults, [*rules.ignored, *(name for name in FURTHER if name not in rules.further)]
+    given = {name: getattr(defaults, name) for name in without if name in defaults.model_fields_set}
+    given |= {name: values[name] for name in without if values.get(name) is not None}
     if request.init_image is None:
         given.pop("strength", None)
     notes = [f"{name}: has no effect, since the model takes none" for name, value in sorted(given.items()) if value != ""]
     if unguided:
-        notes.append(f"negative_prompt: has no effect without guidance, which begins above a guidance_scale of {rules.unguided:g}")
+        begin = "at an image_guidance_scale of 1" if loose else f"above a guidance_scale of {rules.unguided:g}"
+        notes.append(f"negative_prompt: has no effect without guidance, which begins {begin}")
     return notes
 
 
@@ -387,6 +402,8 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
     if request.guidance_rescale and request.mode not in rules.rescaled:
         can = f"only in {', '.join(rules.rescaled)}" if rules.rescaled else "in no mode"
         wrong.append(f"guidance_rescale: not in mode {request.mode}; the model takes it {can}")
+    if request.noise_level is not None and request.noise_level > rules.most_noise:
+        wrong.append(f"noise_level: {request.noise_level} is above {rules.most_noise}, the most that the model takes")
     if request.mask_image is not None and request.init_image is None:
         wrong.append("mask_image: given without an init_image to repaint")
     if columns.strength is not None and request.init_image is None:

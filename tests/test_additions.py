@@ -46,10 +46,10 @@ def test_a_manifest_column_is_an_entry_of_the_table_and_a_field_of_the_request(c
     said = changed(
         {
             "configs/columns.py": [
-                ("FORMAT = 2\n", "FORMAT = 3\n"),
+                ("FORMAT = 3\n", "FORMAT = 4\n"),
                 (
                     '    Column("mode", _TEXT,',
-                    '    Column("style", _TEXT, "in which it is drawn", _INPUT, since=3),\n    Column("mode", _TEXT,',
+                    '    Column("style", _TEXT, "in which it is drawn", _INPUT, since=4),\n    Column("mode", _TEXT,',
                 ),
             ],
             "manifests/requests.py": [
@@ -58,8 +58,8 @@ def test_a_manifest_column_is_an_entry_of_the_table_and_a_field_of_the_request(c
                     "    mode: Mode | None = None\n    style: str | None = Field(None, max_length=99)\n",
                 ),
                 (
-                    "    growing: Growing | None = None\n\n    def images",
-                    "    growing: Growing | None = None\n    style: str | None = None\n\n    def images",
+                    "    noise_level: int | None = None\n\n    def images",
+                    "    noise_level: int | None = None\n    style: str | None = None\n\n    def images",
                 ),
                 ('        "seed": columns.seed,\n', '        "seed": columns.seed,\n        "style": columns.style,\n'),
             ],
@@ -86,16 +86,16 @@ def test_a_manifest_column_is_an_entry_of_the_table_and_a_field_of_the_request(c
             make_request(Row("m.jsonl", 1, {"prompt": "a", **more}), 1, rules, shapes)
             for more in ({"style": "oil"}, {"style": "ink"}, {})
         )
-        forms = {format: schema({}, None, format=format) for format in (2, 3)}
+        forms = {format: schema({}, None, format=format) for format in (3, 4)}
         rows = {format: request_row(Recipe(config, form), 0, Placed(0, one), Outcome(0, ())) for format, form in forms.items()}
-        values = {name: rows[3].get(name) for name in forms[3].names} | {"key": "000000-00000-0000"}
-        page = card(Made(Totals(1, 1), forms[3], "png", 90, ())).decode()
+        values = {name: rows[4].get(name) for name in forms[4].names} | {"key": "000000-00000-0000"}
+        page = card(Made(Totals(1, 1), forms[4], "png", 90, ())).decode()
         print(json.dumps({
             "requests": [one.style, other.style, plain.style],
             "again": from_json(to_json(one)).style,
             "fingerprint": "style" in to_json(plain),
-            "rows": [rows[2].get("style"), rows[3]["style"]],
-            "forms": ["style" in forms[2].names, "style" in forms[3].names],
+            "rows": [rows[3].get("style"), rows[4]["style"]],
+            "forms": ["style" in forms[3].names, "style" in forms[4].names],
             "second pass": as_input(values, {}).get("style"),
             "card": "| `style` | `string` | in which it is drawn |" in page and "name: style" in page,
         }))

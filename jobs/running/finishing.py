@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 
 from promptmill.configs.drafts import in_words
-from promptmill.configs.parameters import Growing
+from promptmill.configs.parameters import Defaults, Growing
 from promptmill.configs.weights import OpenClip, Weights
 from promptmill.jobs.planning.plan import Plan
 from promptmill.jobs.running.repair_note import REPAIR_NOTE
+from promptmill.manifests.requests import FURTHER
 from promptmill.shards.card import CARD, Made, ModelMade, card
 from promptmill.shards.commits import CommitError, CommitRecord
 from promptmill.shards.generations import drop_earlier
@@ -72,6 +73,9 @@ def made_of(plan: Plan, records: Sequence[CommitRecord]) -> Made:
 def _asked(plan: Plan) -> dict[str, str]:
     """Return the values that held for every row that said nothing else, as the config has them; prompts are in the rows."""
     defaults = plan.config.defaults.model_dump(mode="json", exclude={"prompt", "negative_prompt", "loras"}, exclude_none=True)
+    for name in FURTHER:
+        if defaults[name] == Defaults.model_fields[name].default:
+            del defaults[name]  # few models take these
     if isinstance(growing := plan.config.defaults.candidates, Growing):
         defaults["candidates"] = f"{growing.start} to {growing.max}, until score {growing.until_score:g}"
     least = {"clip_score at least": plan.config.ranking.min_score, "drafts": in_words(plan.config.ranking.drafts) or None}

@@ -39,6 +39,8 @@ class ModelFacts:
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
         left_out: Parts that the pipeline's class could have and the model does not.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
+        further: Those columns of `requests.FURTHER` that the model takes.
+        most_noise: The largest noise level that the model takes.
     """
 
     pipeline: str
@@ -53,6 +55,8 @@ class ModelFacts:
     timed_controls: bool = True
     left_out: tuple[str, ...] = ()
     unfit: Mapping[str, str] = field(default_factory=dict)
+    further: tuple[str, ...] = ()
+    most_noise: int = 350
 
 
 def read_facts(model: Model) -> ModelFacts:
@@ -78,9 +82,11 @@ def read_facts(model: Model) -> ModelFacts:
     denoiser = next((_read(model, f"{part}/config.json") for part in ("unet", "transformer") if part in index), {})
     if "unet" in index:
         channels = _count(denoiser, "in_channels")
-        if channels > _count(vae, "latent_channels"):
-            modes = tuple(mode for mode in modes if mode == "inpaint")
-        multiple = max(8, factor)
+        if channels > _count(vae, "latent_channels") and "inpaint" in modes:
+            modes = ("inpaint",)
+        if index.get("requires_aesthetics_score") is True:
+            modes = tuple(mode for mode in modes if mode != "txt2img")  # SDXL's refiner, which begins with a picture
+        multiple = max(8, factor * family_of(name).enlarges)
     else:
         multiple = factor * (family_of(name).patch or _patch(denoiser))
         # diffusers' inpainting of SD3 takes a transformer of 16 or 33 channels, and raises for any other.
@@ -105,6 +111,8 @@ def read_facts(model: Model) -> ModelFacts:
         unguided=family_of(name).unguided,
         several_controls=family_of(name).several_controls,
         timed_controls=family_of(name).timed_controls,
+        further=family_of(name).further,
+        most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else ModelFacts.most_noise,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
@@ -113,7 +121,7 @@ def read_facts(model: Model) -> ModelFacts:
 def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns that a family ignores, or one of its models that is distilled."""
     # A UNet that is distilled from guidance takes the scale as an input, as some transformers do.
-    as_input = denoiser.get("time_cond_proj_dim") is not None
+    as_input = family.projected and denoiser.get("time_cond_proj_dim") is not None
     distilled = index.get("is_distilled") is True
     guidance = family.guidance is not None and not distilled and (denoiser.get("guidance_embeds") is True or not family.embedded)
     takes = {"negative_prompt": family.negative and not as_input, "guidance_scale": guidance, "strength": family.strength}

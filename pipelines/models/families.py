@@ -14,6 +14,7 @@ class Family:
             through the denoiser one after the other, or where guidance is an input of the model.
         guidance: The argument that takes a row's guidance scale; None where the family has no guidance.
         embedded: Whether guidance is an input of the model, and of no effect where the model has no such input.
+        projected: Whether a UNet with a projection beside that of time (time_cond_proj_dim) takes the guidance scale by it.
         unguided: The largest guidance scale that means no guidance.
         negative: Whether negative prompts have an effect, at a guidance scale above 1.
         empty_negative: Whether guidance needs a negative prompt, be it an empty one.
@@ -31,12 +32,17 @@ class Family:
         encoded_controls: Whether its pipelines encode control images by the VAE, and so take them in -1 … 1.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         sized: Whether its pipelines tell the scheduler the size of images, for a schedule that depends on it.
+        further: Those columns of `requests.FURTHER` that the family takes.
+        enlarges: How many times larger an image's sides are than those of the picture that the image is made of.
+        by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.
+        whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
         always: Further arguments of every call: values, or functions of the request.
     """
 
     rows: int = 2
     guidance: str | None = "guidance_scale"
     embedded: bool = False
+    projected: bool = True
     unguided: float = 1.0
     negative: bool = True
     empty_negative: bool = False
@@ -52,6 +58,10 @@ class Family:
     encoded_controls: bool = True
     references: bool = False
     sized: bool = False
+    further: tuple[str, ...] = ()
+    enlarges: int = 1
+    by_itself: tuple[str, ...] = ()
+    whole_pictures: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, request: Any) -> dict[str, Any]:
@@ -129,6 +139,13 @@ FAMILIES: dict[str, Family] = {
         always={"use_resolution_binning": False, "intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
     ),
     "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False),
+    # The UNet is given the depth of the picture, which a part of the model estimates under `torch.autocast`.
+    "StableDiffusionDepth2Img": Family(by_itself=("depth_estimator",), whole_pictures=True),
+    "StableDiffusionInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
+    # The pipeline computes with the scheduler's sigmas, and its UNet is given the text as a whole beside the time.
+    "StableDiffusionLatentUpscale": Family(projected=False, strength=False, enlarges=2, solvers=("euler",)),
+    "StableDiffusionUpscale": Family(strength=False, enlarges=4, further=("noise_level",)),
+    "StableDiffusionXLInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
     "StableDiffusion3": Family(solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
     "ZImage": Family(unguided=0.0, prompts_apart=True, multiple=32, sized=True),
 }
@@ -141,15 +158,57 @@ def family_of(pipeline: str) -> Family:
     return FAMILIES[max(fitting, key=len)] if fitting else OTHER
 
 
-# By what the names of pipeline classes begin with: why they cannot be served, after "NAMEPipeline …".
-REFUSED = {
-    "CogView4Control": "needs a control image for every row, which is not supported yet",
-    "FluxControlPipeline": "needs a control image for every row, which is not supported yet",
-    "FluxControlImg2Img": "needs a control image for every row, which is not supported yet",
-    "FluxControlInpaint": "needs a control image for every row, which is not supported yet",
-    "HiDreamImage": "renders one number of pixels, whatever size a row asks for",
-    "HunyuanImage": "has a guider that keeps a state between steps, which requests side by side would mix",
-    "QwenImageEdit": "has its language model read the pictures that it edits, which is not supported yet",
+UNTRIED = "is not served yet: its images have not been compared with those of plain diffusers"
+CONTROL_IMAGE = "needs a control image for every row, which is not supported yet"
+READS_PICTURES = "has its language model read the pictures that it edits, which is not supported yet"
+STAGES = "renders in stages that are pipelines of their own, and a run has one"
+NO_PROMPT = "takes no prompt, and each row of a manifest has one"
+NO_PICTURE = "makes no picture of a prompt"
+ENDED = "is one of diffusers' deprecated pipelines"
+PLACES = "splits its batch by position, so that no two requests could share one"
+
+# Why pipeline classes cannot be served, after "NAMEPipeline …", by what their names begin with; the longest that fits counts.
+REFUSED: dict[str, str] = {
+    begin: reason
+    for reason, begins in (
+        (CONTROL_IMAGE, "CogView4Control FluxControlPipeline FluxControlImg2Img FluxControlInpaint"),
+        ("renders one number of pixels, whatever size a row asks for", "HiDreamImage"),
+        ("has a guider that keeps a state between steps, which requests side by side would mix", "HunyuanImage"),
+        (READS_PICTURES, "QwenImageEdit QwenImageLayered LongCatImageEdit JoyImageEdit"),
+        (
+            STAGES,
+            "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior KandinskyV22 Wuerstchen"
+            " StableCascade IFPipeline IFImg2Img IFInpainting IFSuperResolution FluxPriorRedux",
+        ),
+        ("denoises pixels, and promptmill's engine wants a VAE", "PRXPixel"),
+        (
+            NO_PROMPT,
+            "ConsistencyModel DDIM DDPM DiT PNDM ScoreSdeVe KarrasVe RePaint LDMPipeline LDMSuperResolution"
+            " StableDiffusionImageVariation PaintByExample",
+        ),
+        (NO_PICTURE, "Marigold ShapE"),
+        ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
+        ("has a tokenizer that runs on sentencepiece, which promptmill does not bring", "Kolors"),
+        ("makes videos", "Helios"),
+        ("inverts a picture by a call of its own before it edits the picture", "LEditsPP"),
+        (
+            ENDED,
+            "AltDiffusion Amused BlipDiffusion CycleDiffusion SemanticStableDiffusion StableDiffusionAttendAndExcite"
+            " StableDiffusionDiffEdit StableDiffusionGLIGEN StableDiffusionInpaintPipelineLegacy StableDiffusionLDM3D"
+            " StableDiffusionModelEditing StableDiffusionPanorama StableDiffusionParadigms StableDiffusionPipelineSafe"
+            " StableDiffusionPix2PixZero StableDiffusionSAG UnCLIP UniDiffuser VersatileDiffusion VQDiffusion",
+        ),
+        ("was saved with a T2I-Adapter, which is not supported yet", "StableDiffusionAdapter StableDiffusionXLAdapter"),
+        (
+            UNTRIED,
+            "Bria ChromaInpaint ChronoEdit Cosmos2TextToImage DreamLite ErnieImage Flux2KleinInpaint Flux2KleinKV Flux2Pipeline"
+            " FluxKontextInpaint GlmImage Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 Krea2 LDMTextToImage LongCatImage NucleusMoE"
+            " OmniGen OvisImage PRX QwenImage21"
+            ""
+            " StableUnCLIP VisualCloze ZImageOmni",
+        ),
+    )
+    for begin in begins.split()
 }
 
 
@@ -157,8 +216,10 @@ def refusal(pipeline: str) -> str | None:
     """Return the reason why a pipeline class cannot be served, None where it can be."""
     if "PAG" in pipeline:
         # Its attention takes the rows of a batch for parts of one guidance, by their places.
-        plain = pipeline.replace("PAG", "")
-        return (
-            f"splits its batch by position, so that no two requests could share one; set _class_name to {plain} in model_index.json"
-        )
-    return next((reason for begin, reason in REFUSED.items() if pipeline.startswith(begin)), None)
+        return f"{PLACES}; set _class_name to {pipeline.replace('PAG', '')} in model_index.json"
+    if "Modular" in pipeline:
+        return "is made of modular blocks, which are called in another way than pipelines; that is not supported yet"
+    if "ControlNet" in pipeline:
+        return "was saved with its ControlNet; give the base model as model.base, and the ControlNet in model.controlnets"
+    fitting = [begin for begin in REFUSED if pipeline.startswith(begin)]
+    return REFUSED[max(fitting, key=len)] if fitting else None

@@ -21,7 +21,15 @@ TABLES = {
 # Pipelines that the tables of diffusers 0.42 leave out, though they make images of texts.
 MORE = {
     "txt2img": {"sana-sprint": "SanaSprintPipeline"},
-    "img2img": {"chroma": "ChromaImg2ImgPipeline", "sana-sprint": "SanaSprintImg2ImgPipeline"},
+    "img2img": {
+        "chroma": "ChromaImg2ImgPipeline",
+        "depth2img": "StableDiffusionDepth2ImgPipeline",
+        "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
+        "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
+        "latent-upscaler": "StableDiffusionLatentUpscalePipeline",
+        "sana-sprint": "SanaSprintImg2ImgPipeline",
+        "upscaler": "StableDiffusionUpscalePipeline",
+    },
     "inpaint": {"flux-fill": "FluxFillPipeline"},
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from promptmill.manifests.requests import Request
+from promptmill.manifests.requests import FURTHER, Request
 from promptmill.pipelines.rendering.conditioning import composite
 from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
 from promptmill.pipelines.rendering.loading import LoadedModel
@@ -81,13 +81,15 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
     }
     if model.family.guidance:
         said[model.family.guidance] = request.guidance_scale
-    if request.strength is not None:
-        said["strength"] = request.strength
+    # What the family takes of these, the request has.
+    said |= {name: value for name in ("strength", *FURTHER) if (value := getattr(request, name)) is not None}
     inits = [job.conditioning.init for job in jobs if job.conditioning.init is not None]
     masks = [job.conditioning.mask for job in jobs if job.conditioning.mask is not None]
     # As tensors: of PIL images diffusers makes channels-last ones, which would bring that format into the denoiser.
     if inits and model.family.references and not masks:
         said["image"] = [Image.fromarray(inits[0])]  # a list of references, which all samples share
+    elif inits and model.family.whole_pictures:
+        said["image"] = [Image.fromarray(init) for init in inits]
     elif inits:
         said["image"] = _as_tensor(inits, device)
     if masks:

@@ -131,7 +131,7 @@ class Engine:
         self._pending.append(pending)
         jobs = []
         for placed, indices in pending.unit.next_pass():
-            prepared = prepare_request(placed, self._roots)
+            prepared = prepare_request(placed, self._roots, self.model.family.enlarges)
             if isinstance(prepared, Outcome):
                 pending.outcomes[placed.row] = prepared
                 continue

@@ -61,8 +61,9 @@ class LoadedModel:
     def guided(self, request: Request) -> bool:
         """Return whether a request's candidates are rendered with guidance, as diffusers decides it."""
         # A model distilled from guidance takes the scale as an input instead.
-        distilled = getattr(self.denoiser.config, "time_cond_proj_dim", None) is not None
-        return request.guidance_scale > self.family.unguided and not distilled
+        distilled = self.family.projected and getattr(self.denoiser.config, "time_cond_proj_dim", None) is not None
+        held = request.image_guidance_scale is None or request.image_guidance_scale >= 1.0
+        return request.guidance_scale > self.family.unguided and not distilled and held
 
     def pipeline(self, mode: str, controls: Sequence[str], scheduler: str) -> Any:
         """Return the diffusers pipeline for a mode and its kinds of control, sharing the weights, with a fresh scheduler."""

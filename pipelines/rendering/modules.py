@@ -55,7 +55,8 @@ def encoded_apart(encode: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def run(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        made = _together([encode(one, *args, **kwargs) for one in x.split(1)])
+        # Of Pillow's pictures diffusers makes channels-last tensors, and kernels for that format make other bits.
+        made = _together([encode(one.contiguous(), *args, **kwargs) for one in x.split(1)])
         if (spread := getattr(made, "latent_dist", None)) is not None:
             sample = spread.sample
             spread.sample = lambda generator=None: spread.mode() if generator is None else sample(generator)

@@ -46,18 +46,24 @@ class Job:
         return self.placed.request
 
 
-def prepare_request(placed: Placed, roots: Roots) -> Conditioning | Outcome:
-    """Return the images of a request, or its failure: an image that cannot be used or reached, or differs from the planned one."""
+def prepare_request(placed: Placed, roots: Roots, enlarges: int = 1) -> Conditioning | Outcome:
+    """Return the images of a request, or its failure: an image that cannot be used or reached, or differs from the planned one.
+
+    Args:
+        placed: The request.
+        roots: Where images may lie.
+        enlarges: How many times larger than the initial image the sides of the rendered images are.
+    """
     hashes: dict[str, str] = {}
     try:
-        prepared = _prepared(placed, roots, hashes)
+        prepared = _prepared(placed, roots, hashes, enlarges)
     except Exception as error:  # a picture that breaks a library concerns no other request
         reason = shown(" ".join(str(error).split()), 300)
         prepared = Failure("render_error", f"images: {type(error).__name__}: {reason}")
     return Outcome(placed.row, (), prepared, hashes) if isinstance(prepared, Failure) else prepared
 
 
-def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str]) -> Conditioning | Failure:
+def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str], enlarges: int) -> Conditioning | Failure:
     """Return the same as `prepare_request`; the hashes of images that were read are added to `hashes`."""
     request = placed.request
     read: dict[str, Image.Image] = {}
@@ -79,7 +85,10 @@ def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str]) -> Condition
         return Failure("bad_image", f"mask_image: {shown(request.mask_image or '')}: {nothing}")
     controls = (control_map(c.preprocess, prepare(read[f"controls.{i}.image"], *size)) for i, c in enumerate(request.controls))
     return Conditioning(
-        prepare(init, *size) if init else None, prepare_mask(mask, *size, init) if mask else None, tuple(controls), hashes
+        prepare(init, size[0] // enlarges, size[1] // enlarges) if init else None,
+        prepare_mask(mask, *size, init) if mask else None,
+        tuple(controls),
+        hashes,
     )
 
 

@@ -113,7 +113,9 @@ class Slots:
         self._hold(vae, "encode", encoded_apart(vae.encode))
         self.texts: list[TextEncoder] = []
         for name, part in model.base.components.items():
-            if isinstance(part, torch.nn.Module) and part is not vae and part is not denoiser and name != "safety_checker":
+            if name in self._family.by_itself:
+                self._hold(part, "forward", encoded_apart(part.forward))
+            elif isinstance(part, torch.nn.Module) and part is not vae and part is not denoiser and name != "safety_checker":
                 self.texts.append(TextEncoder(part, batch))
                 self._hold(part, "forward", self.texts[-1].hold)
 

@@ -138,7 +138,8 @@ def bucket_of(request: Request) -> Hashable:
     controls = tuple((c.type, c.scale, c.start, c.end) for c in request.controls)
     loras = tuple((lora.name, lora.scale) for lora in request.loras)
     shape = (request.mode, request.width, request.height, request.steps, request.scheduler)
-    return (*shape, request.guidance_scale, request.guidance_rescale, request.strength, controls, loras)
+    scales = (request.guidance_scale, request.guidance_rescale, request.image_guidance_scale, request.noise_level)
+    return (*shape, *scales, request.strength, controls, loras)
 
 
 def kind_of(request: Request) -> Hashable:

@@ -34,13 +34,13 @@ def test_the_names_of_columns_differ_and_none_is_of_a_format_to_come():
     assert all(1 <= column.since <= FORMAT and column.meaning for column in COLUMNS)
 
 
-def test_a_dataset_of_the_first_format_is_to_the_byte_one_of_the_present_but_for_what_says_the_format():
-    old, new = (encode_table(make_table(ROWS, form_of(format))) for format in (1, FORMAT))
+def test_a_dataset_of_the_first_format_is_to_the_byte_one_of_the_second_but_for_what_says_the_format():
+    old, new = (encode_table(make_table(ROWS, form_of(format))) for format in (1, 2))
     footer = len(old) - 8 - int.from_bytes(old[-8:-4], "little")
     assert old != new and new[:footer] == old[:footer]
-    assert encode_table(make_table(ROWS, form_of(FORMAT)).replace_schema_metadata(None)) == old
+    assert encode_table(make_table(ROWS, form_of(2)).replace_schema_metadata(None)) == old
     assert Stated.of(read_table(old).schema) == Stated(1, None)
-    assert Stated.of(read_table(new).schema) == Stated(FORMAT, {column.name: column.role for column in DECLARED})
+    assert Stated.of(read_table(new).schema) == Stated(2, {column.name: column.role for column in DECLARED})
 
 
 @given(st.permutations(form_of(FORMAT).names))
@@ -56,7 +56,7 @@ def test_which_columns_are_scores_is_said_by_a_file_and_not_by_their_places(orde
 
 def test_of_the_first_format_their_places_tell_which_columns_are_scores():
     form = form_of(1)
-    assert roles_in(form) == roles_in(form_of(FORMAT)) == roles(form.names)
+    assert roles_in(form) == roles_in(form_of(2)) == roles(form.names)
     assert ranks_by(form) == "rank_score" and ranks_by(form_of(1, ())) == "clip_score"
 
 

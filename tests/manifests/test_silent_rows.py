@@ -219,6 +219,8 @@ def test_emptiness_without_end_is_an_error_and_not_a_wait(tmp_path, name, start)
         list(read_rows([str(tmp_path / name)]))
 
 
+EDITING = Rules(Defaults(width=64, height=64), further=("image_guidance_scale",), most_noise=350)
+ENLARGING = Rules(Defaults(width=64, height=64), further=("noise_level",), most_noise=350)
 IGNORING = Rules(Defaults(width=64, height=64), ignored=("negative_prompt", "guidance_scale", "strength"))
 
 
@@ -238,6 +240,17 @@ IGNORING = Rules(Defaults(width=64, height=64), ignored=("negative_prompt", "gui
             {},
         ),
         (RULES, {"negative_prompt": "blue", "guidance_scale": 1.5}, [], {"negative_prompt": "blue", "guidance_scale": 1.5}),
+        # Columns of models that edit and enlarge pictures.
+        (RULES, {"image_guidance_scale": 2}, ["image_guidance_scale: has no effect, since"], {"image_guidance_scale": None}),
+        (ENLARGING, {"image_guidance_scale": 2}, ["image_guidance_scale: has no effect, since"], {"noise_level": 20}),
+        (EDITING, {"noise_level": 2}, ["noise_level: has no effect, since"], {"noise_level": None, "image_guidance_scale": 1.5}),
+        (EDITING, {"image_guidance_scale": 2}, [], {"image_guidance_scale": 2.0}),
+        (
+            EDITING,
+            {"negative_prompt": "blue", "image_guidance_scale": 0.9},
+            ["negative_prompt: has no effect without guidance, which begins at an image_guidance_scale of 1"],
+            {"image_guidance_scale": 0.9},
+        ),
         (Rules(RULES.defaults, unguided=0.0), {"negative_prompt": "blue", "guidance_scale": 1}, [], {"negative_prompt": "blue"}),
     ],
 )
@@ -247,6 +260,13 @@ def test_a_value_without_effect_is_a_note_and_the_request_has_what_is_rendered(t
     assert len(checked.notes) == len(notes)
     assert all(note.startswith(said) for note, said in zip(checked.notes, notes, strict=True))
     assert {name: getattr(checked.request, name) for name in made} == made
+
+
+def test_a_noise_level_above_the_models_is_a_bad_row(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"prompt": "a", "noise_level": 350}\n{"prompt": "b", "noise_level": 351}')
+    first, second = check_rows([str(tmp_path / "m.jsonl")], ENLARGING)
+    assert first.request.noise_level == 350
+    assert second.problems[0] == "noise_level: 351 is above 350, the most that the model takes"
 
 
 def test_a_default_without_effect_is_noted_for_the_rows_that_it_holds_for(tmp_path):

@@ -1,5 +1,6 @@
 """What plain diffusers makes of requests in the families without a UNet: each called as diffusers documents its pipelines."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
@@ -13,7 +14,7 @@ from PIL import Image
 
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.pipelines.work.units import candidate_seed
-from tests.pipelines.plain import JOB_SEED, picture
+from tests.pipelines.plain import JOB_SEED, MODES, picture
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,13 @@ class Plain:
         apart: Whether a call pads its texts to the longest of them, so that a row's image would depend on the others' texts.
         strength: Whether there is a strength.
         references: Whether pictures are a list of references for all images of a call.
+        further: Values to mix of a column that other families do not have.
+        small: The initial image, where it has to be smaller than the image that is made of it.
+        pillow: Whether pictures are given as Pillow has them.
         said: Further arguments of every call: values, or functions of the request.
         parts: Parts that are given when a model is loaded.
         schedulers: Short names of schedulers to mix; `model` is the one that the model was saved with.
+        noise: Whether the model predicts noise though few of the schedulers for noise fit.
     """
 
     pipelines: Mapping[str, str]
@@ -44,9 +49,13 @@ class Plain:
     apart: bool = False
     strength: bool = True
     references: bool = False
+    further: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    small: str | None = None
+    pillow: bool = False
     said: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
     schedulers: tuple[str, ...] = ("euler", "model")
+    noise: bool = False
 
     @property
     def fitting(self) -> tuple[str, ...]:
@@ -55,11 +64,17 @@ class Plain:
 
     @property
     def follows_flow(self) -> bool:
-        return "euler" in self.schedulers and "ddim" not in self.schedulers
+        return "euler" in self.schedulers and "ddim" not in self.schedulers and not self.noise
+
+    def values(self, number: int, mode: str) -> dict[str, Any]:
+        """What a mode's request with a number has of the values to mix, and of images."""
+        more = {name: some[number % len(some)] for name, some in self.further.items()}
+        return MODES[mode] | more | ({"init_image": self.small} if self.small else {})
 
     def fills(self, request: Any, batch: int) -> int:
         """Candidates of a request that fill the engine's batch of the denoiser."""
-        rows = self.rows if request.guidance_scale > self.unguided else 1
+        holds = request.image_guidance_scale is None or request.image_guidance_scale >= 1.0
+        rows = self.rows if request.guidance_scale > self.unguided and holds else 1
         return self.rows * batch // rows
 
 
@@ -116,6 +131,9 @@ def render_family(
     said = asked(plain, request, count, folder) | {
         name: value(request) if callable(value) else value for name, value in plain.said.items()
     }
+    taken = inspect.signature(pipeline.__call__).parameters
+    # Where a pipeline takes no size, the picture has it.
+    said = {name: value for name, value in said.items() if name in taken or name not in ("width", "height")}
     return pixels_of(pipeline(**said).images, request, folder), sum(seen) // count
 
 
@@ -130,10 +148,14 @@ def loaded(
     elif scheduled:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **scheduled)
     pipeline.vae.decode = in_pieces(pipeline.vae.decode, batch)
-    pipeline.vae.encode = in_pieces(pipeline.vae.encode, 1)
+    encode = in_pieces(pipeline.vae.encode, 1)
+    # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
+    pipeline.vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
     for name, part in pipeline.components.items():
         if name.startswith("text_encoder") and part is not None:
             part.forward = in_pieces(part.forward, batch)
+        if name == "depth_estimator":
+            part.forward = in_pieces(part.forward, 1)
     seen: list[int] = []
     denoiser = pipeline.components.get("unet") or pipeline.transformer
     denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
@@ -158,6 +180,9 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
     if request.init_image:
         file = folder / request.init_image
         said["image"] = [Image.open(file)] if plain.references else picture(file, count)
+        if plain.pillow:
+            said["image"] = [Image.open(file)] * count
+    said |= {name: getattr(request, name) for name in plain.further}
     if request.mask_image:
         said["mask_image"] = picture(folder / request.mask_image, count, 1)
     return said
@@ -201,6 +226,17 @@ def _modes(family: str) -> dict[str, str]:
 def _text(family: str) -> dict[str, str]:
     return {"txt2img": f"{family}Pipeline"}
 
+
+def _picture(family: str) -> dict[str, str]:
+    return {"img2img": f"{family}Pipeline"}
+
+
+_PIX2PIX: dict[str, Any] = {
+    "rows": 3,
+    "strength": False,
+    "further": {"image_guidance_scale": (1.5, 1.0, 0.5, 4.0, 2.0)},
+    "schedulers": _NOISE,
+}
 
 FAMILIES: dict[str, Plain] = {
     "sd3": Plain(_modes("StableDiffusion3"), schedulers=("euler", "heun", "model")),
@@ -255,4 +291,19 @@ FAMILIES: dict[str, Plain] = {
         schedulers=("lcm", "model"),
     ),
     "cogview3": Plain(_text("CogView3Plus"), schedulers=("model",)),
+    # Guidance has three parts, and none of them at a picture's scale below 1.
+    "pix2pix": Plain(_picture("StableDiffusionInstructPix2Pix"), **_PIX2PIX),
+    "pix2pix-xl": Plain(_picture("StableDiffusionXLInstructPix2Pix"), **_PIX2PIX),
+    "sdxl-refiner": Plain(
+        {"img2img": "StableDiffusionXLImg2ImgPipeline", "inpaint": "StableDiffusionXLInpaintPipeline"}, schedulers=_NOISE
+    ),
+    "depth2img": Plain(_picture("StableDiffusionDepth2Img"), pillow=True, schedulers=_NOISE),
+    "x4-upscaler": Plain(
+        _picture("StableDiffusionUpscale"),
+        strength=False,
+        small="small-16.png",
+        further={"noise_level": (20, 0, 350)},
+        schedulers=_NOISE,
+    ),
+    "latent-upscaler": Plain(_picture("StableDiffusionLatentUpscale"), strength=False, small="small-32.png", noise=True),
 }

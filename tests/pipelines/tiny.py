@@ -81,7 +81,7 @@ SDXL_UNET = {
 
 def stable_diffusion(folder: Path, prediction_type: str = "epsilon", **options: object) -> Path:
     """A Stable Diffusion 1.x of random weights; 2.x with `v_prediction`, and what further options of the UNet make of it."""
-    scheduler = _ddim(prediction_type)
+    scheduler = ddim(prediction_type)
     parts = (vae(), text_encoder(16), tokenizer(), unet(**options), scheduler, None, None)
     StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)
     return folder
@@ -89,7 +89,7 @@ def stable_diffusion(folder: Path, prediction_type: str = "epsilon", **options: 
 
 def inpainting(folder: Path) -> Path:
     """The same with a UNet of nine channels: latents, mask, and the masked picture's latents."""
-    parts = (vae(), text_encoder(16), tokenizer(), unet(in_channels=9), _ddim(), None, None)
+    parts = (vae(), text_encoder(16), tokenizer(), unet(in_channels=9), ddim(), None, None)
     StableDiffusionInpaintPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)
     return folder
 
@@ -170,6 +170,6 @@ def controlnet(folder: Path, seed: int = 3, **options: object) -> Path:
     return folder
 
 
-def _ddim(prediction_type: str = "epsilon") -> DDIMScheduler:
+def ddim(prediction_type: str = "epsilon") -> DDIMScheduler:
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type)

@@ -8,40 +8,18 @@ import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tests.pipelines import tiny, tiny_texts
-from tests.pipelines.tiny_families import WIDTH, gemma2, made, sana_vae, seeded, t5, vae
-
-
-def _flux(channels: int, **options: object) -> diffusers.FluxTransformer2DModel:
-    return made(
-        "FluxTransformer2DModel",
-        in_channels=channels,
-        out_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        axes_dims_rope=[4, 4, 8],
-        guidance_embeds=True,
-        **options,
-    )
-
-
-def _flux_parts(channels: int) -> tuple[object, ...]:
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    return scheduler, vae(4), tiny.text_encoder(WIDTH), tiny.tokenizer(), t5(WIDTH), tiny_texts.words(), _flux(channels)
+from tests.pipelines.tiny_families import WIDTH, flux_parts, made, sana_parts, seeded, t5
 
 
 def fill(folder: Path) -> Path:
     """Flux Fill: inpainting by a transformer that is given the masked picture's latents (16 channels) and the mask (256)."""
-    diffusers.FluxFillPipeline(*_flux_parts(16 + 16 + 256)).save_pretrained(folder)
+    diffusers.FluxFillPipeline(**flux_parts(16 + 16 + 256)).save_pretrained(folder)
     return folder
 
 
 def kontext(folder: Path) -> Path:
     """Flux Kontext: a picture's latents stand behind those of the image, as more tokens."""
-    diffusers.FluxKontextPipeline(*_flux_parts(16)).save_pretrained(folder)
+    diffusers.FluxKontextPipeline(**flux_parts()).save_pretrained(folder)
     return folder
 
 
@@ -85,23 +63,8 @@ def klein(folder: Path, distilled: bool = False) -> Path:
 
 def sprint(folder: Path) -> Path:
     """Sana Sprint: few steps of consistency in time, the guidance scale as an input."""
-    transformer = made(
-        "SanaTransformer2DModel",
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=16,
-        cross_attention_dim=32,
-        caption_channels=WIDTH,
-        sample_size=8,
-        qk_norm="rms_norm_across_heads",
-        guidance_embeds=True,
-    )
-    parts = (tiny_texts.words(), gemma2(), sana_vae(), transformer, diffusers.SCMScheduler())
-    diffusers.SanaSprintPipeline(*parts).save_pretrained(folder)
+    parts = sana_parts(qk_norm="rms_norm_across_heads", guidance_embeds=True)
+    diffusers.SanaSprintPipeline(**parts, scheduler=diffusers.SCMScheduler()).save_pretrained(folder)
     return folder
 
 

@@ -80,9 +80,16 @@ def sd3(folder: Path, whole: bool = True, second: int = WIDTH) -> Path:
 
 def flux(folder: Path, guided: bool = True) -> Path:
     """Flux: dev takes the guidance scale as an input, schnell none. Its schedule depends on the size."""
+    diffusers.FluxPipeline(**flux_parts(guided=guided)).save_pretrained(folder)
+    return folder
+
+
+def flux_parts(channels: int = 16, guided: bool = True) -> dict[str, Any]:
+    """The parts of a Flux by their names, of a transformer that is given so many channels and makes those of latents."""
     transformer = made(
         "FluxTransformer2DModel",
-        in_channels=16,
+        in_channels=channels,
+        out_channels=16,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
@@ -92,10 +99,15 @@ def flux(folder: Path, guided: bool = True) -> Path:
         axes_dims_rope=[4, 4, 8],
         guidance_embeds=guided,
     )
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if guided else 1.0, use_dynamic_shifting=guided)
-    texts = tiny.text_encoder(WIDTH), tiny.tokenizer(), t5(WIDTH), tiny_texts.words()
-    diffusers.FluxPipeline(scheduler, vae(4), *texts, transformer).save_pretrained(folder)
-    return folder
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0 if guided else 1.0, use_dynamic_shifting=guided),
+        "vae": vae(4),
+        "text_encoder": tiny.text_encoder(WIDTH),
+        "tokenizer": tiny.tokenizer(),
+        "text_encoder_2": t5(WIDTH),
+        "tokenizer_2": tiny_texts.words(),
+        "transformer": transformer,
+    }
 
 
 def pixart(folder: Path, sigma: bool = False) -> Path:
@@ -121,28 +133,34 @@ def pixart(folder: Path, sigma: bool = False) -> Path:
 
 def sana(folder: Path) -> Path:
     """Sana: a VAE that makes latents 32 times smaller (here 8 times), Gemma 2, and a long instruction before each prompt."""
+    # As the released models have it: a multistep solver that is told to follow a flow.
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++", flow_shift=3.0, prediction_type="flow_prediction", solver_order=2, use_flow_sigmas=True
+    )
+    diffusers.SanaPipeline(**sana_parts(), scheduler=scheduler).save_pretrained(folder)
+    return folder
+
+
+def sana_parts(**options: Any) -> dict[str, Any]:
+    """The parts of a Sana by their names, but for the scheduler."""
     transformer = made(
         "SanaTransformer2DModel",
         in_channels=4,
         out_channels=4,
         num_layers=2,
         num_attention_heads=2,
-        attention_head_dim=8,
+        attention_head_dim=16,
         num_cross_attention_heads=2,
-        cross_attention_head_dim=8,
-        cross_attention_dim=16,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
         caption_channels=WIDTH,
         sample_size=8,
+        **options,
     )
-    # As the released models have it: a multistep solver that is told to follow a flow.
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        algorithm_type="dpmsolver++", flow_shift=3.0, prediction_type="flow_prediction", solver_order=2, use_flow_sigmas=True
-    )
-    diffusers.SanaPipeline(tiny_texts.words(), gemma2(), sana_vae(), transformer, scheduler).save_pretrained(folder)
-    return folder
+    return {"tokenizer": tiny_texts.words(), "text_encoder": gemma2(), "vae": _sana_vae(), "transformer": transformer}
 
 
-def sana_vae() -> diffusers.AutoencoderDC:
+def _sana_vae() -> diffusers.AutoencoderDC:
     sizes = {"block_out_channels": (4, 8, 8, 8), "layers_per_block": (1, 1, 1, 1), "qkv_multiscales": ((), (), (), ())}
     both = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sizes.items()}
     return seeded(diffusers.AutoencoderDC, latent_channels=4, attention_head_dim=2, scaling_factor=0.41407, **both)

@@ -1,0 +1,131 @@
+"""Tiny models of families with a UNet that begin with a picture, which they edit, enlarge or refine."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import transformers
+
+from tests.pipelines import tiny
+from tests.pipelines.tiny_families import WIDTH, made, seeded
+
+SAFE = {"safety_checker": None, "feature_extractor": None}
+
+
+def _parts() -> dict[str, object]:
+    return {"vae": tiny.vae(), "text_encoder": tiny.text_encoder(WIDTH), "tokenizer": tiny.tokenizer(), "scheduler": tiny.ddim()}
+
+
+def _vae(levels: int) -> diffusers.AutoencoderKL:
+    return seeded(
+        diffusers.AutoencoderKL,
+        block_out_channels=[8, 16, 16, 16][:levels],
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+
+
+def pix2pix(folder: Path) -> Path:
+    """InstructPix2Pix: the UNet is given a picture's latents, and guidance has three parts."""
+    pipeline = diffusers.StableDiffusionInstructPix2PixPipeline
+    pipeline(**_parts(), unet=tiny.unet(in_channels=8), **SAFE, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def _large() -> dict[str, object]:
+    second = tiny.text_encoder(WIDTH, projected=True, act="gelu")
+    return _parts() | {"text_encoder_2": second, "tokenizer_2": tiny.tokenizer()}
+
+
+def pix2pix_xl(folder: Path) -> Path:
+    """The same in the layout of Stable Diffusion XL."""
+    unet = tiny.unet(in_channels=8, **tiny.SDXL_UNET)
+    diffusers.StableDiffusionXLInstructPix2PixPipeline(**_large(), unet=unet, add_watermarker=False).save_pretrained(folder)
+    return folder
+
+
+def refiner(folder: Path) -> Path:
+    """SDXL's refiner: the second text encoder alone, and a score of beauty as a condition."""
+    parts = _large() | {"text_encoder": None, "tokenizer": None}
+    shape = tiny.SDXL_UNET | {"cross": WIDTH, "projection_class_embeddings_input_dim": 5 * 8 + WIDTH}
+    pipeline = diffusers.StableDiffusionXLImg2ImgPipeline(
+        **parts, unet=tiny.unet(**shape), requires_aesthetics_score=True, add_watermarker=False
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def depth(folder: Path) -> Path:
+    """depth2img: the depth of a picture, as a part of the model estimates it, is one more channel of latents."""
+    config = transformers.DPTConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[16, 16, 32, 32],
+        fusion_hidden_size=16,
+        is_hybrid=False,
+    )
+    estimator = seeded(transformers.DPTForDepthEstimation, config)
+    extractor = transformers.DPTImageProcessor(size={"height": 32, "width": 32})
+    pipeline = diffusers.StableDiffusionDepth2ImgPipeline(
+        **_parts(), unet=tiny.unet(in_channels=5), depth_estimator=estimator, feature_extractor=extractor
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def upscaler(folder: Path) -> Path:
+    """The x4 upscaler: the UNet is given the small picture itself, with noise of a level that the UNet is told."""
+    pipeline = diffusers.StableDiffusionUpscalePipeline(
+        **_parts() | {"vae": _vae(levels=3)},
+        unet=tiny.unet(in_channels=7, num_class_embeds=1000),
+        low_res_scheduler=diffusers.DDPMScheduler(),
+        **SAFE,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def latent_upscaler(folder: Path) -> Path:
+    """The latent upscaler: the UNet is given the small picture's latents, twice as large, and predicts the image itself."""
+    unet = made(
+        "UNet2DConditionModel",
+        act_fn="gelu",
+        attention_head_dim=8,
+        norm_num_groups=None,
+        block_out_channels=[32, 32, 64, 64],
+        time_cond_proj_dim=128 + WIDTH,
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+        cross_attention_dim=WIDTH,
+        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D", "KCrossAttnDownBlock2D", "KCrossAttnDownBlock2D"),
+        in_channels=8,
+        mid_block_type=None,
+        only_cross_attention=False,
+        out_channels=5,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_type="fourier",
+        timestep_post_act="gelu",
+        up_block_types=("KCrossAttnUpBlock2D", "KCrossAttnUpBlock2D", "KCrossAttnUpBlock2D", "KUpBlock2D"),
+    )
+    scheduler = diffusers.EulerDiscreteScheduler(prediction_type="sample")
+    parts = _parts() | {"scheduler": scheduler, "vae": _vae(levels=2)}  # the UNet's levels need larger latents than others have
+    diffusers.StableDiffusionLatentUpscalePipeline(**parts, unet=unet).save_pretrained(folder)
+    return folder
+
+
+UNETS: dict[str, Callable[[Path], Path]] = {
+    "pix2pix": pix2pix,
+    "pix2pix-xl": pix2pix_xl,
+    "sdxl-refiner": refiner,
+    "depth2img": depth,
+    "x4-upscaler": upscaler,
+    "latent-upscaler": latent_upscaler,
+}
