@@ -11,7 +11,16 @@ from promptmill.configs.drafts import MAX_DRAFTS, Draft, check_cascade, misfits
 from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
 from promptmill.configs.parameters import Defaults, Growing, Seed, Strict, no_boolean
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
-from promptmill.configs.weights import FOLDER_OR_REPOSITORY, Adapter, OpenClip, PartWeights, Revision, Weights, check_pinned
+from promptmill.configs.weights import (
+    FOLDER_OR_REPOSITORY,
+    Adapter,
+    ControlNetWeights,
+    OpenClip,
+    PartWeights,
+    Revision,
+    Weights,
+    check_pinned,
+)
 
 MaxFailed = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$")]
 # What each is stands in `shards.image_files.FORMATS`.
@@ -57,7 +66,9 @@ class Model(Strict):
         None, exclude_if=_is_empty, description="A UNet or transformer in place of the base's: a fine-tune, a distillation."
     )
     vae: Weights | None = None
-    controlnets: dict[str, Weights] = Field(default_factory=dict, description="ControlNets by the type that requests name.")
+    controlnets: dict[str, ControlNetWeights] = Field(
+        default_factory=dict, description="ControlNets by the type that requests name."
+    )
     loras: tuple[LoraWeights, ...] = ()
     textual_inversions: tuple[TextualInversion, ...] = ()
     clip_skip: Annotated[int, Field(ge=0, le=24)] = 0

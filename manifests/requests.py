@@ -37,6 +37,7 @@ from promptmill.configs.schema import Ranking
 from promptmill.manifests.carried import EXACT, plain
 from promptmill.manifests.json_rows import parse_list
 from promptmill.manifests.rows import Row
+from promptmill.manifests.steering import Steering, problems_of_controls
 
 MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
 OWN_IMAGES = ("init_image", "mask_image")  # columns that hold an image; controls hold one each, too
@@ -132,8 +133,7 @@ class Rules:
         rescaled: The modes in which the model can rescale guidance.
         ignored: Columns that have no effect on the model's images: negative_prompt, guidance_scale or strength.
         unguided: The largest guidance scale that means no guidance.
-        several_controls: Whether the model takes several ControlNets at once.
-        timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
+        steering: What each type of control can do, as far as the model limits it.
         ranking: The config's ranking; drafts ask something of requests, and so does a minimum score of requests that grow.
         strict: Whether unknown columns are refused rather than carried.
     """
@@ -147,8 +147,7 @@ class Rules:
     rescaled: Collection[str] = MODES
     ignored: Collection[str] = ()
     unguided: float = 1.0
-    several_controls: bool = True
-    timed_controls: bool = True
+    steering: Mapping[str, Steering] = field(default_factory=dict)
     ranking: Ranking = field(default_factory=Ranking)
     strict: bool = False
 
@@ -393,14 +392,7 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking)
-    for control in request.controls:
-        if control.type not in rules.controls:
-            known = f"; configured: {', '.join(rules.controls)}" if rules.controls else "; none is configured"
-            wrong.append(f"controls: no ControlNet {quoted(control.type)}{nearest(control.type, rules.controls) or known}")
-    if len(request.controls) > 1 and not rules.several_controls:
-        wrong.append(f"controls: {len(request.controls)} are given, and the model takes one at a time")
-    if not rules.timed_controls and any((control.start, control.end) != (0.0, 1.0) for control in request.controls):
-        wrong.append("controls: start and end have no effect in this model, whose controls steer all steps; leave them out")
+    wrong += problems_of_controls(request.controls, request.mode, rules.controls, rules.steering)
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"

@@ -132,6 +132,7 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/rendering/test_drafts.py::test_two_units_in_flight_keep_the_batch_full_through_all_passes",
     "tests/pipelines/rendering/test_equality.py",
     "tests/pipelines/rendering/test_families.py",
+    "tests/pipelines/rendering/test_control_classes.py",
     "tests/pipelines/rendering/test_family_controlnets.py",
     "tests/pipelines/rendering/test_pipelines_of_modes.py::test_an_engine_imports_neither_the_code_of_every_family_nor_what_no_worker_uses",
     "tests/shards/test_bounded_parquet.py",

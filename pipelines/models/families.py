@@ -29,6 +29,9 @@ class Family:
         several_controls: Whether its pipelines take several ControlNets at once.
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
         encoded_controls: Whether its pipelines encode control images by the VAE, and so take them in -1 … 1.
+        control_modes: The key of a ControlNet's config that counts its modes, where ControlNets of several modes are among the
+            family's; None where there are none.
+        guess: Whether its pipelines with ControlNets have a guess mode.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         always: Further arguments of every call: values, or functions of the request.
     """
@@ -49,6 +52,8 @@ class Family:
     several_controls: bool = True
     timed_controls: bool = True
     encoded_controls: bool = True
+    control_modes: str | None = None
+    guess: bool = False
     references: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
@@ -76,7 +81,13 @@ FAMILIES: dict[str, Family] = {
     "CogView3": Family(),
     "CogView4": Family(rows=1, prompts_apart=True),
     "Flux": Family(
-        rows=1, embedded=True, negative=False, patch=2, controlnet="FluxControlNetModel", always={"control_mode": no_control_modes}
+        rows=1,
+        embedded=True,
+        negative=False,
+        patch=2,
+        controlnet="FluxControlNetModel",
+        control_modes="num_mode",
+        always={"control_mode": no_control_modes},
     ),
     "Flux2": Family(rows=1, embedded=True, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True),
     "Flux2Klein": Family(rows=1, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True),
@@ -116,7 +127,7 @@ FAMILIES: dict[str, Family] = {
         negative=False,
         always={"use_resolution_binning": False, "intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
     ),
-    "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False),
+    "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False, guess=True),
     "StableDiffusion3": Family(solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
     "ZImage": Family(unguided=0.0, prompts_apart=True, multiple=32),
 }

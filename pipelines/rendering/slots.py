@@ -21,7 +21,13 @@ from promptmill.pipelines.rendering.batching import Joined
 from promptmill.pipelines.rendering.calls import call, candidate
 from promptmill.pipelines.rendering.copies import Copy
 from promptmill.pipelines.rendering.loading import LoadedModel
-from promptmill.pipelines.rendering.modules import decoded_in_its_dtype, encoded_apart, scaled_after, without_generator
+from promptmill.pipelines.rendering.modules import (
+    decoded_in_its_dtype,
+    encoded_apart,
+    moded_by_row,
+    scaled_after,
+    without_generator,
+)
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.results import Candidate, Failure
@@ -103,10 +109,12 @@ class Slots:
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
         self._hold(denoiser, "forward", self.denoiser.hold)
         self.controlnets: list[Joined] = []
-        for net in model.controlnets.values():
-            joined = Joined.of(net.forward, self._rows)
+        # In guess mode a ControlNet is called for the guided half alone.
+        guessing = {id(model.controlnets[kind]) for kind, one in model.controls.items() if one.guess}
+        for net in {id(net): net for net in model.controlnets.values()}.values():
+            joined = Joined.of(net.forward, batch if id(net) in guessing else self._rows)
             self.controlnets.append(joined)
-            self._hold(net, "forward", scaled_after(joined.hold))
+            self._hold(net, "forward", scaled_after(moded_by_row(joined.hold), net))
         self.decoder = Joined.of(vae.decode, batch, called=self._decoding)
         self.decoder.run = decoded_in_its_dtype(vae)
         self._hold(vae, "decode", without_generator(self.decoder.hold))
