@@ -13,6 +13,7 @@ from promptmill.configs.parameters import Defaults, Growing, Seed, Strict, no_bo
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
 from promptmill.configs.weights import (
     FOLDER_OR_REPOSITORY,
+    SAFETENSORS,
     Adapter,
     ControlNetWeights,
     OpenClip,
@@ -69,6 +70,16 @@ class Model(Strict):
     controlnets: dict[str, ControlNetWeights] = Field(
         default_factory=dict, description="ControlNets by the type that requests name."
     )
+    references: dict[str, PartWeights] = Field(
+        default_factory=dict,
+        exclude_if=_is_empty,
+        description="Adapters for reference images (IP-Adapters), by the type that requests name.",
+    )
+    image_encoder: PartWeights | None = Field(
+        None,
+        exclude_if=_is_empty,
+        description="What reads reference images, for all adapters; image_encoder beside the first adapter where not given.",
+    )
     loras: tuple[LoraWeights, ...] = ()
     textual_inversions: tuple[TextualInversion, ...] = ()
     clip_skip: Annotated[int, Field(ge=0, le=24)] = 0
@@ -80,6 +91,15 @@ class Model(Strict):
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a generator; another number makes other bits on a CPU.")
     kernels: Kernels = Field(default_factory=Kernels)
 
+    @property
+    def reads_references(self) -> PartWeights | None:
+        """Return where the image encoder of the reference adapters lies; None without adapters."""
+        if self.image_encoder or not self.references:
+            return self.image_encoder
+        first = next(iter(self.references.values()))
+        inside = "/".join(filter(None, (first.subfolder, "image_encoder")))
+        return PartWeights(source=first.source, revision=first.revision, subfolder=inside)
+
     def weights(self) -> dict[str, tuple[str, Weights]]:
         """Return every set of weights of the model, by its place in the config: its role in words, and where it comes from."""
         base = Weights.model_construct(source=self.base, revision=self.revision, variant=self.variant)
@@ -88,6 +108,8 @@ class Model(Strict):
             **({"model.denoiser": ("denoiser", self.denoiser)} if self.denoiser else {}),
             **({"model.vae": ("VAE", self.vae)} if self.vae else {}),
             **{f"model.controlnets.{name}": (f"ControlNet {name}", one) for name, one in self.controlnets.items()},
+            **{f"model.references.{name}": (f"reference adapter {name}", one) for name, one in self.references.items()},
+            **({"model.image_encoder": ("image encoder", encoder)} if (encoder := self.reads_references) else {}),
             **{f"model.loras.{one.name}": (f"LoRA {one.name}", one) for one in self.loras},
             **{f"model.textual_inversions.{one.token}": (f"textual inversion {one.token}", one) for one in self.textual_inversions},
         }
@@ -102,6 +124,19 @@ class Model(Strict):
         # Switching a LoRA, or its scale, makes another graph of every block.
         if self.loras and (self.kernels.compile or self.kernels.fp8):
             raise ValueError("kernels.compile and kernels.fp8 do not go with loras; set them to false, or declare no loras")
+        if self.references and (self.kernels.compile or self.kernels.fp8 or self.kernels.attention != "sdpa"):
+            raise ValueError("references go with kernels.attention sdpa, without compile and fp8; change them, or declare none")
+        return self
+
+    @model_validator(mode="after")
+    def _references(self) -> "Model":
+        for name, one in self.references.items():
+            if not one.source.endswith(SAFETENSORS) and not one.weight_name:
+                raise ValueError(f"references.{name}: needs a weight_name, the adapter's {SAFETENSORS} file in {one.source}")
+            if one.source.endswith(SAFETENSORS) and not self.image_encoder:
+                raise ValueError(f"references.{name}: is a file, which has no image encoder beside it; set image_encoder")
+        if self.image_encoder and not self.references:
+            raise ValueError("image_encoder is for references, and none are declared")
         return self
 
     @field_validator("loras", "textual_inversions")

@@ -26,6 +26,7 @@ from promptmill.configs.parameters import (
     ImagePath,
     Lora,
     Mode,
+    Reference,
     Rescale,
     Scheduler,
     Seed,
@@ -37,12 +38,13 @@ from promptmill.configs.schema import Ranking
 from promptmill.manifests.carried import EXACT, plain
 from promptmill.manifests.json_rows import parse_list
 from promptmill.manifests.rows import Row
-from promptmill.manifests.steering import Steering, problems_of_controls
+from promptmill.manifests.steering import Steering, problems_of_controls, problems_of_references
 
 MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
 OWN_IMAGES = ("init_image", "mask_image")  # columns that hold an image; controls hold one each, too
 FLAT_CONTROL = ("control_type", "control_image", "control_preprocess", "control_scale")
-_FOLDED = frozenset({*FLAT_CONTROL, "controls", "loras"})
+LISTS = ("controls", "references", "loras")  # columns that hold lists
+_FOLDED = frozenset({*FLAT_CONTROL, *LISTS})
 
 
 class Columns(Closed):
@@ -55,6 +57,7 @@ class Columns(Closed):
     init_image: ImagePath | None = None
     mask_image: ImagePath | None = None
     controls: tuple[Control, ...] | None = Field(None, max_length=MAX_LIST)
+    references: tuple[Reference, ...] | None = Field(None, max_length=MAX_LIST)
     strength: Strength | None = None
     width: Side | None = None
     height: Side | None = None
@@ -104,6 +107,7 @@ class Request:
     loras: tuple[Lora, ...]
     carried: Mapping[str, Any]
     growing: Growing | None = None
+    references: tuple[Reference, ...] = ()
 
     def images(self) -> Iterator[tuple[str, str]]:
         """Yield the images of the request, each by its column, as `init_image` or `controls.0.image`, and its path."""
@@ -112,6 +116,8 @@ class Request:
                 yield column, path
         for number, control in enumerate(self.controls):
             yield f"controls.{number}.image", control.image
+        for number, reference in enumerate(self.references):
+            yield f"references.{number}.image", reference.image
 
     @property
     def at_a_time(self) -> int:
@@ -136,6 +142,8 @@ class Rules:
         steering: What each type of control can do, as far as the model limits it.
         ranking: The config's ranking; drafts ask something of requests, and so does a minimum score of requests that grow.
         strict: Whether unknown columns are refused rather than carried.
+        references: The types that the config has adapters for.
+        image_prompts: Whether the model can have such adapters.
     """
 
     defaults: Defaults
@@ -150,6 +158,8 @@ class Rules:
     steering: Mapping[str, Steering] = field(default_factory=dict)
     ranking: Ranking = field(default_factory=Ranking)
     strict: bool = False
+    references: Collection[str] = ()
+    image_prompts: bool = True
 
 
 class RowError(ValueError):
@@ -233,7 +243,7 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
 
 def _shape(columns: Columns) -> bytes | None:
     """Return a key for rows whose requests differ in no more than their own columns, or None where there is no such key."""
-    if columns.controls or columns.loras:
+    if columns.controls or columns.references or columns.loras:
         return None
     given = (columns.prompt is None, columns.init_image is None, columns.mask_image is None)
     try:
@@ -262,7 +272,7 @@ def _unfold(values: dict[str, Any]) -> dict[str, Any]:
         raise RowError([f"controls: given beside {', '.join(f'control_{name}' for name in flat)}; use one or the other"])
     if flat:
         values["controls"] = [flat]
-    for name in ("controls", "loras"):
+    for name in LISTS:
         listed = values.get(name)
         if isinstance(listed, str):
             try:
@@ -331,6 +341,7 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
         keep=_or(columns.keep, defaults.keep),
         loras=_or(columns.loras, defaults.loras),
         growing=growing,
+        references=columns.references or (),
     )
 
 
@@ -393,6 +404,7 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking)
     wrong += problems_of_controls(request.controls, request.mode, rules.controls, rules.steering)
+    wrong += problems_of_references(request.references, rules.references, rules.image_prompts)
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
@@ -425,8 +437,9 @@ _LATER = {one.name: one.default for one in fields(Request) if one.default is not
 def to_json(request: Request) -> dict[str, Any]:
     """Return a request as plain values for JSON; `from_json` gives the request back."""
     values = {name: value for name, value in vars(request).items() if name not in _LATER or value != _LATER[name]}
-    growing = {"growing": dict(request.growing)} if request.growing else {}
-    return {**values, "controls": list(map(dict, request.controls)), "loras": list(map(dict, request.loras)), **growing}
+    later: dict[str, Any] = {"growing": dict(request.growing)} if request.growing else {}
+    later |= {"references": list(map(dict, request.references))} if request.references else {}
+    return {**values, "controls": list(map(dict, request.controls)), "loras": list(map(dict, request.loras)), **later}
 
 
 def from_json(values: Mapping[str, Any]) -> Request:
@@ -434,4 +447,5 @@ def from_json(values: Mapping[str, Any]) -> Request:
     controls = tuple(Control(**control) for control in values["controls"])
     loras = tuple(Lora(**lora) for lora in values["loras"])
     growing = Growing(**values["growing"]) if "growing" in values else None
-    return Request(**{**values, "controls": controls, "loras": loras, "growing": growing})
+    references = tuple(Reference(**reference) for reference in values.get("references", ()))
+    return Request(**{**values, "controls": controls, "loras": loras, "growing": growing, "references": references})

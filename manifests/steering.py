@@ -1,15 +1,15 @@
-"""Checks the controls of rows against what the config's ControlNets can do."""
+"""Checks the controls and references of rows against what the config's ControlNets and adapters can do."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from promptmill.configs.errors import nearest, quoted
-from promptmill.configs.parameters import Control, Mode
+from promptmill.configs.parameters import Control, Mode, Reference
 
 
 @dataclass(frozen=True)
 class Steering:
-    """Says what a type of control can do.
+    """Holds the limits of one type of control.
 
     Attributes:
         kind: What the type's model is. Controls of several kinds cannot steer one image.
@@ -53,4 +53,24 @@ def problems_of_controls(
     late = [control.type for control in controls if (control.start, control.end) != (0.0, 1.0)]
     if any(name in known_types and not known_types[name].timed for name in late):
         wrong.append("controls: start and end have no effect in this model, whose controls steer all steps; leave them out")
+    return wrong
+
+
+def problems_of_references(references: Sequence[Reference], configured: Collection[str], image_prompts: bool) -> list[str]:
+    """Return the problems of a row's references.
+
+    Args:
+        references: The row's.
+        configured: The types that the config has adapters for.
+        image_prompts: Whether the model can have adapters at all.
+    """
+    if references and not image_prompts:
+        return ["references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL"]
+    wrong, types = [], [reference.type for reference in references]
+    for name in dict.fromkeys(types):
+        if name not in configured:
+            known = f"; configured: {', '.join(configured)}" if configured else "; none is configured in model.references"
+            wrong.append(f"references: no adapter {quoted(name)}{nearest(name, configured) or known}")
+        elif types.count(name) > 1:
+            wrong.append(f"references: {quoted(name)} is given {types.count(name)} images; an adapter takes one")
     return wrong

@@ -134,6 +134,8 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/rendering/test_families.py",
     "tests/pipelines/rendering/test_control_classes.py",
     "tests/pipelines/rendering/test_family_controlnets.py",
+    "tests/pipelines/rendering/test_references.py",
+    "tests/jobs/running/test_reference_run.py",
     "tests/pipelines/rendering/test_pipelines_of_modes.py::test_an_engine_imports_neither_the_code_of_every_family_nor_what_no_worker_uses",
     "tests/shards/test_bounded_parquet.py",
     "tests/shards/test_faulty_storage.py",

@@ -37,6 +37,7 @@ class ModelFacts:
         ignored: Columns of rows that have no effect on the model's images.
         unguided: The largest guidance scale that means no guidance.
         steering: What each type of control that the config names can do.
+        image_prompts: Whether the model can have adapters for reference images.
         left_out: Parts that the pipeline's class could have and the model does not.
     """
 
@@ -49,6 +50,7 @@ class ModelFacts:
     ignored: tuple[str, ...] = ()
     unguided: float = 1.0
     steering: Mapping[str, Steering] = field(default_factory=dict)
+    image_prompts: bool = True
     left_out: tuple[str, ...] = ()
 
 
@@ -85,6 +87,9 @@ def read_facts(model: Model) -> ModelFacts:
             modes = tuple(mode for mode in modes if mode != "inpaint")
     steering = _steering(model, name, modes) if model.controlnets else {}
     modes += tuple(mode for mode in map(controlled_mode, modes) if any(mode in can.modes for can in steering.values()))
+    image_prompts = family_of(name).image_prompts and "unet" in index
+    if model.references and not image_prompts:
+        raise ModelError(f"{model.base}: model.references: {name} takes none; IP-Adapters are for Stable Diffusion and SDXL")
     schedulers = _schedulers(model, name, _class_of(index, "scheduler"))
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
     return ModelFacts(
@@ -97,12 +102,13 @@ def read_facts(model: Model) -> ModelFacts:
         ignored=_ignored(family_of(name), index, denoiser),
         unguided=family_of(name).unguided,
         steering=steering,
+        image_prompts=image_prompts,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
     )
 
 
 def _steering(model: Model, pipeline: str, modes: Sequence[str]) -> dict[str, Steering]:
-    """Return what each type of control can do; a type whose class is not served is left out, since `check_fits` refuses it."""
+    """Return the limits of each type of control; a type whose class is not served is left out, since `check_fits` refuses it."""
     classes = control_classes(pipeline)
     found = {}
     for kind, weights in model.controlnets.items():

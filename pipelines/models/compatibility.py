@@ -12,6 +12,7 @@ from promptmill.configs.weights import ControlNetWeights, PartWeights
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.controls import ControlClass, control_classes
 from promptmill.pipelines.models.families import family_of
+from promptmill.pipelines.models.reference_adapters import check_references
 from promptmill.pipelines.models.sources import local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
 
@@ -34,10 +35,12 @@ def check_fits(model: Model) -> None:
         raise ModelError(f"model.vae: {model.vae.source} is a {kind}, which is no VAE")
     if model.denoiser:
         _check_denoiser(model, model.denoiser)
-    name, _ = denoiser_of(model) if model.controlnets or model.loras else ("", "")
+    name, _ = denoiser_of(model) if model.controlnets or model.loras or model.references else ("", "")
     denoiser = (_config(Weights(source=model.base, revision=model.revision), f"{name}/config.json") if name else None) or {}
     for kind, weights in model.controlnets.items():
         _check_controlnet(model, denoiser, f"model.controlnets.{kind}", weights)
+    if (encoder := model.reads_references) is not None:
+        check_references(model, denoiser, _config(encoder, "/".join(filter(None, (encoder.subfolder, "config.json")))))
     wanted = denoiser.get("cross_attention_dim") if name == "unet" else None
     for lora in model.loras:
         width = _lora_width(lora, lora.weight_name)

@@ -32,6 +32,7 @@ class Family:
         control_modes: The key of a ControlNet's config that counts its modes, where ControlNets of several modes are among the
             family's; None where there are none.
         guess: Whether its pipelines with ControlNets have a guess mode.
+        image_prompts: Whether its pipelines take reference images through adapters (IP-Adapters).
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         always: Further arguments of every call: values, or functions of the request.
     """
@@ -54,6 +55,7 @@ class Family:
     encoded_controls: bool = True
     control_modes: str | None = None
     guess: bool = False
+    image_prompts: bool = False
     references: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
@@ -127,7 +129,7 @@ FAMILIES: dict[str, Family] = {
         negative=False,
         always={"use_resolution_binning": False, "intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
     ),
-    "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False, guess=True),
+    "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False, guess=True, image_prompts=True),
     "StableDiffusion3": Family(solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
     "ZImage": Family(unguided=0.0, prompts_apart=True, multiple=32),
 }

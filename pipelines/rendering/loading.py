@@ -17,9 +17,11 @@ from promptmill.pipelines.models.compatibility import CONTROLNET, VAE, class_nam
 from promptmill.pipelines.models.controls import ControlClass, control_classes
 from promptmill.pipelines.models.families import Family, family_of
 from promptmill.pipelines.models.pipeline_classes import class_for, plain_mode
+from promptmill.pipelines.models.reference_adapters import adapter_place
 from promptmill.pipelines.models.sources import adapter_file, local_folder, part_place
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
+from promptmill.pipelines.rendering.references import ReferenceAdapters
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.lean_imports import lean_imports
 
@@ -37,6 +39,7 @@ class LoadedModel:
         clip_skip: Layers of the text encoder left out at its end.
         device: The device of all weights.
         adapters: Whether LoRAs are loaded.
+        references: The adapters for reference images, or None.
     """
 
     base: Any
@@ -46,6 +49,7 @@ class LoadedModel:
     device: torch.device
     _scheduler_config: dict[str, Any]
     adapters: bool = False
+    references: ReferenceAdapters | None = None
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
 
     @property
@@ -75,7 +79,7 @@ class LoadedModel:
         return made
 
     def control_class(self, kind: str) -> ControlClass:
-        """Return what is known of the class of a type's control model."""
+        """Return the class of a type's control model, as the table of classes has it."""
         return control_classes(type(self.base).__name__)[type(self.controlnets[kind]).__name__]
 
     def _with_controls(self, mode: str, kinds: Sequence[str]) -> Any:
@@ -185,6 +189,8 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         _load(base.load_textual_inversion, inversion, None, token=inversion.token)
     for lora in model.loras:
         _load(base.load_lora_weights, lora, None, adapter_name=lora.name)
+    if model.references:
+        _load_adapters(base, model, dtype)
     nets: dict[ControlNetWeights, Any] = {}
     for one in model.controlnets.values():
         if (weights := one.model_copy(update={"mode": None})) not in nets:
@@ -193,8 +199,31 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     base.to(device)
     scheduler = dict(base.scheduler.config)
     loaded = LoadedModel(base, controlnets, model.controlnets, model.clip_skip, device, scheduler, bool(model.loras))
+    if model.references:
+        loaded.references = ReferenceAdapters(base, tuple(model.references))
     put_on(model.kernels, (loaded.denoiser, *nets.values()), device)
     return loaded
+
+
+def _load_adapters(base: Any, model: Model, dtype: torch.dtype) -> None:
+    """Load the image encoder, and all adapters into the UNet."""
+    encoder = model.reads_references
+    assert encoder is not None
+    folder = {"subfolder": encoder.subfolder} if encoder.subfolder else {}
+    base.register_modules(image_encoder=_load(transformers.CLIPVisionModelWithProjection.from_pretrained, encoder, dtype, **folder))
+    places = [adapter_place(weights) for weights in model.references.values()]
+    try:
+        with lean_imports():
+            base.load_ip_adapter(
+                [str(place) for place in places],
+                subfolder=[""] * len(places),
+                weight_name=[place.name for place in places],
+                image_encoder_folder=None,
+                local_files_only=True,
+            )
+    except Exception as error:  # as `_load`
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"model.references: {', '.join(model.references)}: cannot be loaded: {reason}") from error
 
 
 def _denoiser(model: Model, weights: PartWeights, name: str, kind: str, dtype: torch.dtype) -> Any:

@@ -70,12 +70,14 @@ class Group:
         rows_each: Rows of the denoiser's batch that a candidate takes at a time.
         evaluations: Rows of a candidate that have gone through the denoiser, or wait to.
         decoding: Whether the call has left the denoiser.
+        references: What the UNet is told of the members' reference images, once it has been called.
     """
 
     members: list[Waiting]
     rows_each: int
     evaluations: int = 0
     decoding: bool = False
+    references: dict[str, Any] | None = None
 
     @property
     def rows(self) -> int:
@@ -107,7 +109,9 @@ class Slots:
         vae, denoiser = model.base.vae, model.denoiser
         habits = {"multiple": self._family.multiple, "longest": self._family.longest}
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
-        self._hold(denoiser, "forward", self.denoiser.hold)
+        if model.references:
+            self.denoiser.run = model.references.scaled(self.denoiser.run)
+        self._hold(denoiser, "forward", self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold)
         self.controlnets: list[Joined] = []
         # In guess mode a ControlNet is called for the guided half alone.
         guessing = {id(model.controlnets[kind]) for kind, one in model.controls.items() if one.guess}
@@ -121,7 +125,8 @@ class Slots:
         self._hold(vae, "encode", encoded_apart(vae.encode))
         self.texts: list[TextEncoder] = []
         for name, part in model.base.components.items():
-            if isinstance(part, torch.nn.Module) and part is not vae and part is not denoiser and name != "safety_checker":
+            alone = name == "safety_checker" or (name == "image_encoder" and model.references is not None)
+            if isinstance(part, torch.nn.Module) and part is not vae and part is not denoiser and not alone:
                 self.texts.append(TextEncoder(part, batch))
                 self._hold(part, "forward", self.texts[-1].hold)
 
@@ -286,6 +291,19 @@ class Slots:
             self._copies.append((caller, copy))
             assert caller.parent is not None
             caller.parent.switch()
+
+    def _with_references(self, hold: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the UNet's call with the embeddings and the scales of each row's reference images."""
+        references = self._model.references
+        assert references is not None
+
+        def told(sample: torch.Tensor, *args: Any, added_cond_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+            group = self._groups[getcurrent()]
+            if group.references is None:
+                group.references = references.conditions([member.job for member in group.members], len(sample))
+            return hold(sample, *args, added_cond_kwargs={**(added_cond_kwargs or {}), **group.references}, **kwargs)
+
+        return told
 
     def _denoising(self, caller: greenlet, rows: int) -> None:
         group = self._groups[caller]
