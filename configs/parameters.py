@@ -30,7 +30,7 @@ MAX_STEPS = 1000
 MAX_CANDIDATES = 10_000
 MAX_PATH = 4096  # characters
 MAX_NAME = 200  # characters, of a ControlNet's type or a LoRA
-MAX_LIST = 16  # controls or LoRAs of one request
+MAX_LIST = 16  # controls, references or LoRAs of one request
 
 Scheduler = Annotated[str, AfterValidator(scheduler_name)]
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
@@ -104,6 +104,20 @@ class Control(Strict):
         if self.start >= self.end:
             raise ValueError(f"start {self.start:g} is not before end {self.end:g}")
         return self
+
+
+class Reference(Strict):
+    """Declares one reference image of a request, whose content or style an adapter brings into the images beside the prompt.
+
+    Attributes:
+        type: The name of one of the config's adapters.
+        image: A path relative to the manifest's folder.
+        scale: Multiplies the adapter's share of the cross-attention; 0 is none.
+    """
+
+    type: Name
+    image: ImagePath
+    scale: Scale = 1.0
 
 
 class Growing(Strict):

@@ -18,6 +18,7 @@ from promptmill.configs.weights import (
     PICKLES,
     SAFETENSORS,
     Adapter,
+    ControlNetWeights,
     Layout,
     OpenClip,
     PartWeights,
@@ -84,7 +85,19 @@ class Model(Strict):
         None, exclude_if=_is_empty, description="A UNet or transformer in place of the base's: a fine-tune, a distillation."
     )
     vae: Weights | None = None
-    controlnets: dict[str, Weights] = Field(default_factory=dict, description="ControlNets by the type that requests name.")
+    controlnets: dict[str, ControlNetWeights] = Field(
+        default_factory=dict, description="ControlNets by the type that requests name."
+    )
+    references: dict[str, PartWeights] = Field(
+        default_factory=dict,
+        exclude_if=_is_empty,
+        description="Adapters for reference images (IP-Adapters), by the type that requests name.",
+    )
+    image_encoder: PartWeights | None = Field(
+        None,
+        exclude_if=_is_empty,
+        description="What reads reference images, for all adapters; image_encoder beside the first adapter where not given.",
+    )
     loras: tuple[LoraWeights, ...] = ()
     textual_inversions: tuple[TextualInversion, ...] = ()
     scheduler_options: SchedulerOptions = Field(
@@ -113,6 +126,15 @@ class Model(Strict):
         """Name the model whose config files describe the base: the base itself, unless the base is a single file."""
         return self.base_config or Weights.model_construct(source=self.base, revision=self.revision, variant=self.variant)
 
+    @property
+    def reads_references(self) -> PartWeights | None:
+        """Return where the image encoder of the reference adapters lies; None without adapters."""
+        if self.image_encoder or not self.references:
+            return self.image_encoder
+        first = next(iter(self.references.values()))
+        inside = "/".join(filter(None, (first.subfolder, "image_encoder")))
+        return PartWeights(source=first.source, revision=first.revision, subfolder=inside)
+
     def weights(self) -> dict[str, tuple[str, Weights]]:
         """Return every set of weights of the model, by its place in the config: its role in words, and where it comes from."""
         return {
@@ -121,6 +143,8 @@ class Model(Strict):
             **({"model.denoiser": ("denoiser", self.denoiser)} if self.denoiser else {}),
             **({"model.vae": ("VAE", self.vae)} if self.vae else {}),
             **{f"model.controlnets.{name}": (f"ControlNet {name}", one) for name, one in self.controlnets.items()},
+            **{f"model.references.{name}": (f"reference adapter {name}", one) for name, one in self.references.items()},
+            **({"model.image_encoder": ("image encoder", encoder)} if (encoder := self.reads_references) else {}),
             **{f"model.loras.{one.name}": (f"LoRA {one.name}", one) for one in self.loras},
             **{f"model.textual_inversions.{one.token}": (f"textual inversion {one.token}", one) for one in self.textual_inversions},
         }
@@ -163,6 +187,19 @@ class Model(Strict):
         # Switching a LoRA, or its scale, makes another graph of every block.
         if self.loras and (self.kernels.compile or self.kernels.fp8):
             raise ValueError("kernels.compile and kernels.fp8 do not go with loras; set them to false, or declare no loras")
+        if self.references and (self.kernels.compile or self.kernels.fp8 or self.kernels.attention != "sdpa"):
+            raise ValueError("references go with kernels.attention sdpa, without compile and fp8; change them, or declare none")
+        return self
+
+    @model_validator(mode="after")
+    def _references(self) -> "Model":
+        for name, one in self.references.items():
+            if not one.source.endswith(SAFETENSORS) and not one.weight_name:
+                raise ValueError(f"references.{name}: needs a weight_name, the adapter's {SAFETENSORS} file in {one.source}")
+            if one.source.endswith(SAFETENSORS) and not self.image_encoder:
+                raise ValueError(f"references.{name}: is a file, which has no image encoder beside it; set image_encoder")
+        if self.image_encoder and not self.references:
+            raise ValueError("image_encoder is for references, and none are declared")
         return self
 
     @field_validator("loras", "textual_inversions")

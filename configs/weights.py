@@ -1,10 +1,10 @@
 """Defines how a config names weights: folders and hub repositories at pinned commits, safetensors only."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from promptmill.configs.parameters import Closed
+from promptmill.configs.parameters import Closed, Strict
 
 Revision = Annotated[str | None, Field(pattern=r"^[0-9a-f]{40}$", description="The full commit hash; needed for a hub repository.")]
 FOLDER_OR_REPOSITORY = "A local folder, or a hub repository as owner/name."
@@ -19,6 +19,10 @@ NO_PICKLE = f"only {SAFETENSORS} files are read; pickles can run code"
 
 def _is_none(value: object) -> bool:
     return value is None
+
+
+def _is_not(value: object) -> bool:
+    return not value
 
 
 def _no_pickle(value: str | None) -> str | None:
@@ -94,6 +98,22 @@ class Layout(Weights):
 
     Weights lie in the layout only where the single file lacks a part.
     """
+
+
+class ControlNetWeights(Weights, Strict):
+    """Declares a model that steers by the control images of one type."""
+
+    mode: int | None = Field(
+        None, ge=0, le=99, exclude_if=_is_none, description="The number of the type's mode in a ControlNet that has several modes."
+    )
+    guess: bool = Field(
+        False, exclude_if=_is_not, description="Guess mode: the control steers the guided half alone, the less the finer its level."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return dict(value) if type(value) is Weights else value
 
 
 class Adapter(Weights):

@@ -18,7 +18,7 @@ from promptmill.manifests.rows import Row
 from promptmill.manifests.sources import read_rows
 
 REMEMBERED_IMAGES = 16_384  # paths; rows that share an image, a control map for one, have it decoded once
-IMAGE_COLUMNS = frozenset({*OWN_IMAGES, "controls", *FLAT_CONTROL})
+IMAGE_COLUMNS = frozenset({*OWN_IMAGES, "controls", "references", *FLAT_CONTROL})
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ class RowChecks:
         except RowError as error:
             return Checked(number, row, None, error.problems, file=file)
         notes = (*_words(request.prompt), *ignored(request, row.values, self._rules))
-        if request.mode == "txt2img" or self._roots is None or (look_at := self._looking()) is None:
+        without = request.mode == "txt2img" and not request.references
+        if without or self._roots is None or (look_at := self._looking()) is None:
             return Checked(number, row, request, file=file, notes=notes)
         # A file that holds images may be a link, and named by its own rows alone.
         first = file if row.file.lower().endswith((".tar", ".parquet")) else self._firsts[self._roots.folders[file]]

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from promptmill.configs.columns import Role, roles
+from promptmill.manifests.samples import LISTS_OF_IMAGES
 
 TAKEN_OVER = (Role.INPUT, Role.CARRIED)  # by a second pass; nothing else can hold for it
 
@@ -22,7 +23,14 @@ def as_input(values: Mapping[str, Any], declared: Mapping[str, Role] | None = No
     """Return a row of promptmill's own output as a request: the key becomes the id, the candidate's seed becomes the row's."""
     dropped = added(list(values), declared)
     kept = {name: value for name, value in values.items() if name not in dropped}
-    controls = [
-        {name: value for name, value in control.items() if name != "sha256"} for control in kept.pop("controls", None) or []
-    ]
-    return {"id": values["key"], **kept, **({"controls": controls} if controls else {})}
+    # A hash is not for a row to say.
+    listed = {name: [_without_hash(one) for one in kept.pop(name, None) or []] for name in LISTS_OF_IMAGES if _is_list(kept, name)}
+    return {"id": values["key"], **kept, **{name: ones for name, ones in listed.items() if ones}}
+
+
+def _is_list(values: Mapping[str, Any], name: str) -> bool:
+    return isinstance(values.get(name), list | None)
+
+
+def _without_hash(one: Any) -> Any:
+    return {name: value for name, value in one.items() if name != "sha256"} if isinstance(one, Mapping) else one

@@ -14,7 +14,7 @@ from promptmill.manifests.cells import IMAGE_COLUMNS, PLAIN_IMAGE, address, is_i
 from promptmill.manifests.own_outputs import as_input, is_output
 from promptmill.manifests.roots import MAX_BYTES
 from promptmill.manifests.rows import MAX_ROW, ManifestError, Values
-from promptmill.manifests.samples import with_image
+from promptmill.manifests.samples import LISTS_OF_IMAGES, with_image
 
 MOST_ROWS = 1024  # read at a time
 IMAGE_ROWS = 16  # read at a time where images lie in the rows themselves
@@ -85,7 +85,7 @@ def _is_bytes_of_image(leaf: str, leaves: Sequence[str], images: dict[str, pyarr
     """Return whether a leaf holds image bytes that have a path beside them; such bytes are read when rendering."""
     root, _, inner = leaf.partition(".")
     beside = leaf.removesuffix(".bytes") + ".path" in leaves
-    return beside and leaf.endswith(".bytes") and (root in images or (root == "controls" and inner.endswith(".image.bytes")))
+    return beside and leaf.endswith(".bytes") and (root in images or (root in LISTS_OF_IMAGES and inner.endswith(".image.bytes")))
 
 
 def _has_all(chunk: Any) -> bool:
@@ -190,14 +190,15 @@ def _with_images(values: dict[str, Any], file: str, number: int) -> dict[str, An
         value = values.get(name)
         if name != PLAIN_IMAGE and isinstance(value, dict | bytes):
             values[name] = _named(value, file, name, number)
-    controls = values.get("controls")
-    if isinstance(controls, list) and any(isinstance(c, dict) and isinstance(c.get("image"), dict | bytes) for c in controls):
-        values["controls"] = [
-            {**c, "image": _named(c["image"], file, f"controls.{i}.image", number)}
-            if isinstance(c, dict) and isinstance(c.get("image"), dict | bytes)
-            else c
-            for i, c in enumerate(controls)
-        ]
+    for name in LISTS_OF_IMAGES:
+        listed = values.get(name)
+        if isinstance(listed, list) and any(isinstance(c, dict) and isinstance(c.get("image"), dict | bytes) for c in listed):
+            values[name] = [
+                {**c, "image": _named(c["image"], file, f"{name}.{i}.image", number)}
+                if isinstance(c, dict) and isinstance(c.get("image"), dict | bytes)
+                else c
+                for i, c in enumerate(listed)
+            ]
     return values
 
 

@@ -28,6 +28,7 @@ from promptmill.configs.parameters import (
     Lora,
     Mode,
     NoiseLevel,
+    Reference,
     Rescale,
     Scheduler,
     Seed,
@@ -39,11 +40,13 @@ from promptmill.configs.schema import Ranking
 from promptmill.manifests.carried import EXACT, plain
 from promptmill.manifests.json_rows import parse_list
 from promptmill.manifests.rows import Row
+from promptmill.manifests.steering import Steering, problems_of_controls, problems_of_references
 
 MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
 OWN_IMAGES = ("init_image", "mask_image")  # columns that hold an image; controls hold one each, too
 FLAT_CONTROL = ("control_type", "control_image", "control_preprocess", "control_scale")
-_FOLDED = frozenset({*FLAT_CONTROL, "controls", "loras"})
+LISTS = ("controls", "references", "loras")  # columns that hold lists
+_FOLDED = frozenset({*FLAT_CONTROL, *LISTS})
 
 
 class Columns(Closed):
@@ -56,6 +59,7 @@ class Columns(Closed):
     init_image: ImagePath | None = None
     mask_image: ImagePath | None = None
     controls: tuple[Control, ...] | None = Field(None, max_length=MAX_LIST)
+    references: tuple[Reference, ...] | None = Field(None, max_length=MAX_LIST)
     strength: Strength | None = None
     width: Side | None = None
     height: Side | None = None
@@ -113,6 +117,7 @@ class Request:
     growing: Growing | None = None
     image_guidance_scale: float | None = None
     noise_level: int | None = None
+    references: tuple[Reference, ...] = ()
 
     def images(self) -> Iterator[tuple[str, str]]:
         """Yield the images of the request, each by its column, as `init_image` or `controls.0.image`, and its path."""
@@ -121,6 +126,8 @@ class Request:
                 yield column, path
         for number, control in enumerate(self.controls):
             yield f"controls.{number}.image", control.image
+        for number, reference in enumerate(self.references):
+            yield f"references.{number}.image", reference.image
 
     @property
     def at_a_time(self) -> int:
@@ -148,8 +155,11 @@ class Rules:
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         eta: The noise of a step that the config sets, for the schedulers that take it.
+        steering: What each type of control can do, as far as the model limits it.
         ranking: The config's ranking; drafts ask something of requests, and so does a minimum score of requests that grow.
         strict: Whether unknown columns are refused rather than carried.
+        references: The types that the config has adapters for.
+        image_prompts: Whether the model can have such adapters.
     """
 
     defaults: Defaults
@@ -167,8 +177,11 @@ class Rules:
     timed_controls: bool = True
     unfit: Mapping[str, str] = field(default_factory=dict)
     eta: float = 0.0
+    steering: Mapping[str, Steering] = field(default_factory=dict)
     ranking: Ranking = field(default_factory=Ranking)
     strict: bool = False
+    references: Collection[str] = ()
+    image_prompts: bool = True
 
 
 class RowError(ValueError):
@@ -252,7 +265,7 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
 
 def _shape(columns: Columns) -> bytes | None:
     """Return a key for rows whose requests differ in no more than their own columns, or None where there is no such key."""
-    if columns.controls or columns.loras:
+    if columns.controls or columns.references or columns.loras:
         return None
     given = (columns.prompt is None, columns.init_image is None, columns.mask_image is None)
     try:
@@ -281,7 +294,7 @@ def _unfold(values: dict[str, Any]) -> dict[str, Any]:
         raise RowError([f"controls: given beside {', '.join(f'control_{name}' for name in flat)}; use one or the other"])
     if flat:
         values["controls"] = [flat]
-    for name in ("controls", "loras"):
+    for name in LISTS:
         listed = values.get(name)
         if isinstance(listed, str):
             try:
@@ -351,6 +364,7 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
         loras=_or(columns.loras, defaults.loras),
         growing=growing,
         **{name: _or(getattr(columns, name), getattr(defaults, name)) for name in FURTHER if name in rules.further},
+        references=columns.references or (),
     )
 
 
@@ -416,14 +430,8 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking, rules.eta)
-    for control in request.controls:
-        if control.type not in rules.controls:
-            known = f"; configured: {', '.join(rules.controls)}" if rules.controls else "; none is configured"
-            wrong.append(f"controls: no ControlNet {quoted(control.type)}{nearest(control.type, rules.controls) or known}")
-    if len(request.controls) > 1 and not rules.several_controls:
-        wrong.append(f"controls: {len(request.controls)} are given, and the model takes one at a time")
-    if not rules.timed_controls and any((control.start, control.end) != (0.0, 1.0) for control in request.controls):
-        wrong.append("controls: start and end have no effect in this model, whose controls steer all steps; leave them out")
+    wrong += problems_of_controls(request.controls, request.mode, rules.controls, rules.steering)
+    wrong += problems_of_references(request.references, rules.references, rules.image_prompts)
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
@@ -457,8 +465,9 @@ _LATER = {one.name: one.default for one in fields(Request) if one.default is not
 def to_json(request: Request) -> dict[str, Any]:
     """Return a request as plain values for JSON; `from_json` gives the request back."""
     values = {name: value for name, value in vars(request).items() if name not in _LATER or value != _LATER[name]}
-    growing = {"growing": dict(request.growing)} if request.growing else {}
-    return {**values, "controls": list(map(dict, request.controls)), "loras": list(map(dict, request.loras)), **growing}
+    later: dict[str, Any] = {"growing": dict(request.growing)} if request.growing else {}
+    later |= {"references": list(map(dict, request.references))} if request.references else {}
+    return {**values, "controls": list(map(dict, request.controls)), "loras": list(map(dict, request.loras)), **later}
 
 
 def from_json(values: Mapping[str, Any]) -> Request:
@@ -466,4 +475,5 @@ def from_json(values: Mapping[str, Any]) -> Request:
     controls = tuple(Control(**control) for control in values["controls"])
     loras = tuple(Lora(**lora) for lora in values["loras"])
     growing = Growing(**values["growing"]) if "growing" in values else None
-    return Request(**{**values, "controls": controls, "loras": loras, "growing": growing})
+    references = tuple(Reference(**reference) for reference in values.get("references", ()))
+    return Request(**{**values, "controls": controls, "loras": loras, "growing": growing, "references": references})

@@ -169,7 +169,9 @@ def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> No
     whole, named = 0, set[str]()
     base = manifest.absolute().parent
     roots = roots_of([str(manifest)], (), Roots(()).max_pixels)
-    rules = Rules(config.defaults, tuple(config.model.controlnets), tuple(lora.name for lora in config.model.loras), multiple=1)
+    model = config.model
+    loras, references = tuple(lora.name for lora in model.loras), tuple(model.references)
+    rules = Rules(config.defaults, tuple(model.controlnets), loras, multiple=1, references=references)
     for number, row in enumerate(read_rows([str(manifest)]), 1):
         try:
             request = make_request(row, number, rules)

@@ -11,7 +11,7 @@ from promptmill.jobs.planning.differences import differences
 from promptmill.jobs.planning.plan import Plan, PlanError, Rerender, ShardPlan, drop_plan, earlier_plans, read_plan, write_plan
 from promptmill.jobs.planning.row_changes import RowChanges, as_ranges
 from promptmill.jobs.planning.shard_plans import read_shard
-from promptmill.pipelines.work.metadata_rows import ranking_columns
+from promptmill.pipelines.work.metadata_rows import declared_columns
 from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.index import INDEX, SUCCESS
 from promptmill.shards.storage import delete, join, names
@@ -182,7 +182,7 @@ class Aside:
                 ("shards.size", plan.config.shards.size, made.config.shards.size),
                 ("carried columns", dict(plan.carried), dict(made.carried)),
                 ("embeddings", plan.embedding, made.embedding),
-                ("the ranking's columns", _names(plan), _names(made)),
+                ("the columns that the config declares", _names(plan), _names(made)),
                 ("drafts", bool(plan.config.ranking.drafts), bool(made.config.ranking.drafts)),
                 ("growing candidates", plan.growing, made.growing),
             ):
@@ -191,7 +191,7 @@ class Aside:
 
 
 def _names(plan: Plan) -> list[str]:
-    return [column.name for column in ranking_columns(plan.config.ranking)]
+    return [column.name for column in declared_columns(plan.config)]
 
 
 def look_aside(output: str, there: Plan | None, inputs: Mapping[str, Any]) -> Aside:

@@ -32,7 +32,7 @@ from promptmill.manifests.checking import Checked, RowChecks, find_doubled
 from promptmill.manifests.rows import Row
 from promptmill.manifests.sources import ManifestError, is_own_output, read_rows
 from promptmill.pipelines.models.licences import licences
-from promptmill.pipelines.work.metadata_rows import ranking_columns
+from promptmill.pipelines.work.metadata_rows import declared_columns
 from promptmill.shards.storage import delete, join, names
 from promptmill.shards.tables import RESERVED
 
@@ -150,7 +150,7 @@ class _Making:
         self.config = sources.config
         self.recording = self.config.runtime.on_bad_row == "record"
         self.left_out: list[str] = []
-        reserved = RESERVED | {column.name for column in ranking_columns(self.config.ranking)}
+        reserved = RESERVED | {column.name for column in declared_columns(self.config)}
         self.recipe = ShardRules(sources.files, sources.rules, self.config.model.batch, self.config.ranking.drafts, reserved)
         self.checks = RowChecks(sources.files, sources.rules, sources.roots, self.images_checked())
         self.tally, self.counts, self.buckets = Tally(reserved), Counts(), set[int]()

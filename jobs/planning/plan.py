@@ -27,7 +27,7 @@ from promptmill.jobs.planning.sealed_json import SEAL, sealed
 from promptmill.manifests.carried import arrow_types
 from promptmill.manifests.images import Roots
 from promptmill.manifests.requests import Request, from_json, to_json
-from promptmill.pipelines.work.metadata_rows import ranking_columns
+from promptmill.pipelines.work.metadata_rows import declared_columns
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Placed, Unit
 from promptmill.shards.commits import HASH
@@ -200,7 +200,7 @@ class Plan:
     def form(self) -> pa.Schema:
         """Return the schema of the metadata."""
         ranking, carried = self.config.ranking, arrow_types(self.carried)
-        declared = ranking_columns(ranking)
+        declared = declared_columns(self.config)
         return schema(carried, self.embedding, bool(ranking.drafts), self.growing, declared, self.dataset_format)
 
     def recipe(self, output: str) -> Recipe:

@@ -18,9 +18,10 @@ from promptmill.shards.places_to_write import place_in
 from promptmill.shards.storage import SCRATCH, local_path
 from promptmill.shards.tables import ranks_by
 
-CONDITIONING = ("init_image", "mask_image", "controls", "strength")
+CONDITIONING = ("init_image", "mask_image", "controls", "references", "strength")
 # Written without the SHA-256 that the output has of each image: that is not for a row to say.
 CONTROL = pa.struct([field for field in columns.CONTROL if field.name != "sha256"])
+REFERENCE = pa.struct([field for field in columns.REFERENCE if field.name != "sha256"])
 OWN = {"source_id": pa.string(), "source_score": pa.float64()}
 
 
@@ -115,6 +116,8 @@ def _form(table: pa.Schema, wanted: Pass) -> pa.Schema:
     own = {"id": pa.string(), "init_image": pa.string(), "controls": pa.list_(CONTROL), **OWN}
     dropped = added(table.names, Stated.of(table).declared) | (set() if wanted.seeds else {"seed"})
     kept = {field.name: field.type for field in table if field.name not in dropped}
+    if kept.get(columns.REFERENCES) == pa.list_(columns.REFERENCE):
+        own[columns.REFERENCES] = pa.list_(REFERENCE)
     named = {"id": own["id"], **kept, **own}
     unknown = sorted(set(wanted.drop) - set(named))
     if unknown:

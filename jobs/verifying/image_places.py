@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from promptmill.configs.columns import Role, roles_in
 from promptmill.manifests.images import Fault, Roots, with_declared
 from promptmill.manifests.requests import OWN_IMAGES
 from promptmill.manifests.roots import MAX_BYTES
@@ -69,15 +70,17 @@ def remedy(fault: Fault) -> str:
 def seen_images(output: str, said: Iterable[CommitRecord]) -> dict[str, dict[str, str | None] | None]:
     """Return, by the key of each request, the SHA-256 of its images by column; None for a request that failed of its images."""
     for record in said:
-        columns = ["key", "error", *(f"{column}_sha256" for column in OWN_IMAGES), "controls"]
+        columns = ["key", "error", *(f"{column}_sha256" for column in OWN_IMAGES)]
         try:
-            table = ShardReader(output, record).table().select(columns)
+            whole = ShardReader(output, record).table()
+            listed = ["controls", *(["references"] if roles_in(whole.schema).get("references") is Role.INPUT else [])]
+            table = whole.select(columns + listed)
         except CommitError:
             continue
         seen: dict[str, dict[str, str | None] | None] = {}
         for row in table.to_pylist():
-            controls = {f"controls.{i}.image": control["sha256"] for i, control in enumerate(row["controls"] or ())}
-            images = {column: row[f"{column}_sha256"] for column in OWN_IMAGES} | controls
+            images = {column: row[f"{column}_sha256"] for column in OWN_IMAGES}
+            images |= {f"{name}.{i}.image": one["sha256"] for name in listed for i, one in enumerate(row[name] or ())}
             seen[request_of(row["key"])] = None if row["error"] in OF_IMAGES else images
         return seen
     return {}

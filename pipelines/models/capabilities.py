@@ -1,7 +1,7 @@
 """Reads the capabilities of a diffusion model from its config files alone: no weights, no torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -9,9 +9,12 @@ from typing import Any
 
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Model
+from promptmill.manifests.steering import Steering
 from promptmill.pipelines.models.clip_sources import hub_file
+from promptmill.pipelines.models.compatibility import class_of_control
+from promptmill.pipelines.models.controls import control_classes
 from promptmill.pipelines.models.families import Family, family_of, refusal
-from promptmill.pipelines.models.pipeline_classes import controlled_modes_of, modes_of
+from promptmill.pipelines.models.pipeline_classes import controlled_mode, modes_of
 from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, unfit
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
@@ -35,8 +38,8 @@ class ModelFacts:
         safety_checker: Whether the model brings a safety checker.
         ignored: Columns of rows that have no effect on the model's images.
         unguided: The largest guidance scale that means no guidance.
-        several_controls: Whether its pipelines take several ControlNets at once.
-        timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
+        steering: What each type of control that the config names can do.
+        image_prompts: Whether the model can have adapters for reference images.
         left_out: Parts that the pipeline's class could have and the model does not.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         further: Those columns of `requests.FURTHER` that the model takes.
@@ -51,8 +54,8 @@ class ModelFacts:
     safety_checker: bool
     ignored: tuple[str, ...] = ()
     unguided: float = 1.0
-    several_controls: bool = True
-    timed_controls: bool = True
+    steering: Mapping[str, Steering] = field(default_factory=dict)
+    image_prompts: bool = True
     left_out: tuple[str, ...] = ()
     unfit: Mapping[str, str] = field(default_factory=dict)
     further: tuple[str, ...] = ()
@@ -92,11 +95,11 @@ def read_facts(model: Model) -> ModelFacts:
         # diffusers' inpainting of SD3 takes a transformer of 16 or 33 channels, and raises for any other.
         if name.startswith("StableDiffusion3") and _count(denoiser, "in_channels") not in (16, 33):
             modes = tuple(mode for mode in modes if mode != "inpaint")
-    if model.controlnets:
-        controlled = [mode for mode in controlled_modes_of(name) if mode in modes]
-        if not controlled or family_of(name).controlnet is None:
-            raise ModelError(f"{model.base}: model.controlnets: there are no ControlNets for {name} that promptmill can load")
-        modes += tuple(_controlled(mode) for mode in controlled)
+    steering = _steering(model, name, modes) if model.controlnets else {}
+    modes += tuple(mode for mode in map(controlled_mode, modes) if any(mode in can.modes for can in steering.values()))
+    image_prompts = family_of(name).image_prompts and "unet" in index
+    if model.references and not image_prompts:
+        raise ModelError(f"{model.base}: model.references: {name} takes none; IP-Adapters are for Stable Diffusion and SDXL")
     scheduler = _scheduler_config(model, _class_of(index, "scheduler"))
     schedulers = _schedulers(name, scheduler)
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
@@ -109,13 +112,28 @@ def read_facts(model: Model) -> ModelFacts:
         safety_checker=model.single_file is None and _class_of(index, "safety_checker") is not None,
         ignored=_ignored(family_of(name), index, denoiser),
         unguided=family_of(name).unguided,
-        several_controls=family_of(name).several_controls,
-        timed_controls=family_of(name).timed_controls,
+        steering=steering,
+        image_prompts=image_prompts,
         further=family_of(name).further,
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else ModelFacts.most_noise,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
+
+
+def _steering(model: Model, pipeline: str, modes: Sequence[str]) -> dict[str, Steering]:
+    """Return the limits of each type of control; a type whose class is not served is left out, since `check_fits` refuses it."""
+    classes = control_classes(pipeline)
+    found = {}
+    for kind, weights in model.controlnets.items():
+        served = classes.get(class_of_control(weights, pipeline))
+        if served is not None:
+            able = tuple(controlled_mode(mode) for mode in modes if mode in served.pipelines)
+            said = f"{served.name} in guess mode" if weights.guess else served.name
+            found[kind] = Steering(said, able, served.several, served.timed)
+    if not classes or (found and not any(can.modes for can in found.values())):
+        raise ModelError(f"{model.base}: model.controlnets: there are no ControlNets for {pipeline} that promptmill can load")
+    return found
 
 
 def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> tuple[str, ...]:
@@ -149,10 +167,6 @@ def _rescaled(pipeline: str) -> tuple[str, ...]:
     if pipeline.startswith("StableDiffusionXL"):
         return ("txt2img", "img2img", "inpaint", "controlnet_inpaint")
     return ("txt2img",) if pipeline.startswith("StableDiffusion") else ()
-
-
-def _controlled(mode: str) -> str:
-    return "controlnet" if mode == "txt2img" else f"controlnet_{mode}"
 
 
 def _class_of(index: dict[str, Any], part: str) -> str | None:

@@ -8,9 +8,11 @@ from typing import Any
 from safetensors import safe_open
 
 from promptmill.configs.schema import Model, Weights
-from promptmill.configs.weights import PartWeights
+from promptmill.configs.weights import ControlNetWeights, PartWeights
 from promptmill.pipelines.models.clip_sources import hub_file
+from promptmill.pipelines.models.controls import ControlClass, control_classes
 from promptmill.pipelines.models.families import family_of
+from promptmill.pipelines.models.reference_adapters import check_references
 from promptmill.pipelines.models.sources import local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
 
@@ -33,10 +35,12 @@ def check_fits(model: Model) -> None:
         raise ModelError(f"model.vae: {model.vae.source} is a {kind}, which is no VAE")
     if model.denoiser:
         _check_denoiser(model, model.denoiser)
-    name, _ = denoiser_of(model) if model.controlnets or model.loras else ("", "")
+    name, _ = denoiser_of(model) if model.controlnets or model.loras or model.references else ("", "")
     denoiser = (_config(model.layout, f"{name}/config.json") if name else None) or {}
     for kind, weights in model.controlnets.items():
         _check_controlnet(model, denoiser, f"model.controlnets.{kind}", weights)
+    if (encoder := model.reads_references) is not None:
+        check_references(model, denoiser, _config(encoder, "/".join(filter(None, (encoder.subfolder, "config.json")))))
     wanted = denoiser.get("cross_attention_dim") if name == "unet" else None
     for lora in model.loras:
         width = _lora_width(lora, lora.weight_name)
@@ -59,18 +63,34 @@ def denoiser_of(model: Model) -> tuple[str, str]:
     raise ModelError(f"{model.base}: has neither a {' nor a '.join(DENOISERS)} that model.denoiser could replace")
 
 
-def _check_controlnet(model: Model, denoiser: Mapping[str, Any], where: str, weights: Weights) -> None:
+def _check_controlnet(model: Model, denoiser: Mapping[str, Any], where: str, weights: ControlNetWeights) -> None:
     net = _config(weights, "config.json")
     if net is None:
         raise ModelError(f"{where}: {weights.source} has no config.json; is it a ControlNet in diffusers' format?")
     index = _config(model.layout, "model_index.json") or {}
-    served = family_of(str(index.get("_class_name"))).controlnet
-    if (kind := class_named(weights, CONTROLNET)) != served:
-        only = f"only a {served} is" if served else f"{index.get('_class_name')} has none"
+    pipeline = str(index.get("_class_name"))
+    classes = control_classes(pipeline)
+    if (served := classes.get(kind := class_named(weights, CONTROLNET))) is None:
+        only = f"only a {' or a '.join(classes)} is" if classes else f"{pipeline} has none"
         raise ModelError(f"{where}: {weights.source} is a {kind}, which is not served; {only}")
+    _check_mode(where, weights, served, net)
     for key in WIDTHS:
         if (its := net.get(key)) is not None and (base := denoiser.get(key)) is not None and its != base:
             raise ModelError(f"{where}: {weights.source} is for another base model: its {key} is {its}, the base's is {base}")
+
+
+def _check_mode(where: str, weights: ControlNetWeights, served: ControlClass, net: Mapping[str, Any]) -> None:
+    number = net.get(served.numbers) if served.numbers else None
+    if number is None and served.together:
+        number = 6  # what diffusers takes where the config says nothing
+    if isinstance(number, int) and number > 0:
+        if weights.mode is None or weights.mode >= number:
+            said = "names no mode" if weights.mode is None else f"names mode {weights.mode}"
+            raise ModelError(f"{where}: {said}, and {weights.source} has modes from 0 to {number - 1}: set {where}.mode to one")
+    elif weights.mode is not None:
+        raise ModelError(f"{where}.mode: {weights.source} is a {served.name} without modes; leave it out")
+    if weights.guess and not served.guess:
+        raise ModelError(f"{where}.guess: there is no guess mode for a {served.name}; leave it out")
 
 
 def _check_denoiser(model: Model, given: PartWeights) -> None:
@@ -91,6 +111,15 @@ def class_named(weights: Weights, usual: str) -> str:
     """Return the diffusers class that a part's own config names; the usual one where it names none."""
     name = (_config(weights, "config.json") or {}).get("_class_name")
     return name if isinstance(name, str) else usual
+
+
+def class_of_control(weights: Weights, pipeline: str) -> str:
+    """Return the class of a control model beside a pipeline class; the family's own where there is no config to read."""
+    usual = family_of(pipeline).controlnet or CONTROLNET
+    try:
+        return class_named(weights, usual)
+    except ModelError:
+        return usual  # loading says what is missing
 
 
 def _config(weights: Weights, name: str) -> dict[str, Any] | None:

@@ -30,6 +30,10 @@ class Family:
         several_controls: Whether its pipelines take several ControlNets at once.
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
         encoded_controls: Whether its pipelines encode control images by the VAE, and so take them in -1 … 1.
+        control_modes: The key of a ControlNet's config that counts its modes, where ControlNets of several modes are among the
+            family's; None where there are none.
+        guess: Whether its pipelines with ControlNets have a guess mode.
+        image_prompts: Whether its pipelines take reference images through adapters (IP-Adapters).
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         sized: Whether its pipelines tell the scheduler the size of images, for a schedule that depends on it.
         further: Those columns of `requests.FURTHER` that the family takes.
@@ -56,6 +60,9 @@ class Family:
     several_controls: bool = True
     timed_controls: bool = True
     encoded_controls: bool = True
+    control_modes: str | None = None
+    guess: bool = False
+    image_prompts: bool = False
     references: bool = False
     sized: bool = False
     further: tuple[str, ...] = ()
@@ -94,6 +101,7 @@ FAMILIES: dict[str, Family] = {
         patch=2,
         sized=True,
         controlnet="FluxControlNetModel",
+        control_modes="num_mode",
         always={"control_mode": no_control_modes},
     ),
     "Flux2": Family(
@@ -138,7 +146,7 @@ FAMILIES: dict[str, Family] = {
         negative=False,
         always={"use_resolution_binning": False, "intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
     ),
-    "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False),
+    "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False, guess=True, image_prompts=True),
     # The UNet is given the depth of the picture, which a part of the model estimates under `torch.autocast`.
     "StableDiffusionDepth2Img": Family(by_itself=("depth_estimator",), whole_pictures=True),
     "StableDiffusionInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from promptmill.configs.parameters import Mode
 from promptmill.pipelines.work.errors import ModelError
 
 # The tables of diffusers' auto_pipeline module, each from a family to a class, by the mode that they serve.
@@ -45,7 +46,7 @@ UNLIKE = frozenset({"StableDiffusion3ControlNetInpaintingPipeline"})
 
 def modes_of(pipeline: str) -> tuple[str, ...]:
     """Return the modes without control that a pipeline class's family has pipelines for; none where it makes no images."""
-    family = _family_of(pipeline)
+    family = family_name(pipeline)
     return tuple(mode for mode, classes in tables().items() if family in (classes | MORE[mode]))
 
 
@@ -54,7 +55,7 @@ def class_for(pipeline: str, mode: str) -> str:
 
     Args:
         pipeline: The class that the weights were saved or loaded as.
-        mode: One of the modes that the model serves.
+        mode: One of the modes that the model serves; with controls, by the family's own ControlNets.
 
     Raises:
         ModelError: diffusers has no such class.
@@ -68,32 +69,33 @@ def plain_mode(mode: str) -> str:
     return {"controlnet": "txt2img"}.get(mode, mode.removeprefix("controlnet_"))
 
 
-def controlled_modes_of(pipeline: str) -> tuple[str, ...]:
-    """Return the modes, without the control in their names, in which a pipeline class's family has pipelines with ControlNets."""
-    family = _family_of(pipeline) or ""
-    return tuple(mode for mode in TABLES if _with_controlnet(family, mode))
-
-
 def _controlled(pipeline: str, mode: str) -> str:
-    name = _with_controlnet(_family_of(pipeline) or "", mode)
+    name = with_controlnet(family_name(pipeline) or "", mode)
     if name is None:
         raise ModelError(f"diffusers has no pipeline with ControlNets for {mode} beside {pipeline}")
     return name
 
 
-def _with_controlnet(family: str, mode: str) -> str | None:
+def controlled_mode(mode: str) -> Mode:
+    """Return a mode with a control, of a mode without one."""
+    found: dict[str, Mode] = {"txt2img": "controlnet", "img2img": "controlnet_img2img", "inpaint": "controlnet_inpaint"}
+    return found[mode]
+
+
+def with_controlnet(family: str, mode: str) -> str | None:
+    """Return the pipeline class with the ControlNets of a family, as diffusers names families, for a mode without its control."""
     name = CONTROLLED[mode].get(family) or tables()[mode].get(f"{family}-controlnet")
     return None if name in UNLIKE else name
 
 
 def _in_family_of(pipeline: str, mode: str) -> str:
-    name = (tables()[mode] | MORE[mode]).get(_family_of(pipeline) or "")
+    name = (tables()[mode] | MORE[mode]).get(family_name(pipeline) or "")
     if name is None:
         raise ModelError(f"diffusers has no pipeline for {mode} beside {pipeline}")
     return name
 
 
-def _family_of(pipeline: str) -> str | None:
+def family_name(pipeline: str) -> str | None:
     """Return diffusers' name for the family of a pipeline class, None where no table has the class."""
     found = (
         family for table in (tables(), MORE) for classes in table.values() for family, name in classes.items() if name == pipeline

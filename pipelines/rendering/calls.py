@@ -35,7 +35,7 @@ def call(
     request = jobs[0].request  # jobs of one bucket share the arguments that a call takes once
     taken = inspect.signature(pipeline.__call__).parameters
     control = "control_image" if "control_image" in taken else "image"
-    said = _texts(jobs, model) | _arguments(request, jobs, model, control) | model.family.arguments(request)
+    said = model.family.arguments(request) | _texts(jobs, model) | _arguments(request, jobs, model, control)
     if (eta := model.scheduler_options.eta) is not None:
         if "eta" not in taken:
             raise ValueError(f"{type(pipeline).__name__} takes no eta; leave it out of model.scheduler_options")
@@ -100,7 +100,7 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
         if model.family.encoded_controls:
             # What is encoded by the VAE is wanted as the VAE wants it; diffusers does so with PIL images alone.
             maps = [2.0 * one - 1.0 for one in maps]
-        said |= {control: _one_or_all(maps), **_steering(request)}
+        said |= {control: _one_or_all(maps), **_steering(request, model)}
     return said
 
 
@@ -113,9 +113,15 @@ def _one_or_all(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _steering(request: Request) -> dict[str, Any]:
+def _steering(request: Request, model: LoadedModel) -> dict[str, Any]:
     controls = request.controls
-    return {
+    declared = [model.controls[control.type] for control in controls]
+    said: dict[str, Any] = {}
+    if any(one.mode is not None for one in declared):
+        said["control_mode"] = _one_or_all([one.mode for one in declared])
+    if declared[0].guess:
+        said["guess_mode"] = True
+    return said | {
         "controlnet_conditioning_scale": _one_or_all([c.scale for c in controls]),
         "control_guidance_start": _one_or_all([c.start for c in controls]),
         "control_guidance_end": _one_or_all([c.end for c in controls]),

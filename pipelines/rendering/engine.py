@@ -129,9 +129,9 @@ class Engine:
 
     def _take_in(self, pending: Pending) -> None:
         self._pending.append(pending)
-        jobs = []
+        jobs, references = [], self.model.references
         for placed, indices in pending.unit.next_pass():
-            prepared = prepare_request(placed, self._roots, self.model.family.enlarges)
+            prepared = prepare_request(placed, self._roots, self.model.family.enlarges, references.pixels if references else None)
             if isinstance(prepared, Outcome):
                 pending.outcomes[placed.row] = prepared
                 continue

@@ -11,17 +11,20 @@ import torch
 from promptmill.configs.scheduler_options import SchedulerOptions
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Adapter, Model, Weights
-from promptmill.configs.weights import PartWeights
+from promptmill.configs.weights import ControlNetWeights, PartWeights
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.compatibility import CONTROLNET, VAE, class_named, denoiser_of
+from promptmill.pipelines.models.controls import ControlClass, control_classes
 from promptmill.pipelines.models.families import Family, family_of
-from promptmill.pipelines.models.pipeline_classes import class_for
+from promptmill.pipelines.models.pipeline_classes import class_for, plain_mode
+from promptmill.pipelines.models.reference_adapters import adapter_place
 from promptmill.pipelines.models.scheduler_options import FLOW_MATCH, class_of, is_flow
 from promptmill.pipelines.models.sources import adapter_file, local_folder, part_place
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
+from promptmill.pipelines.rendering.references import ReferenceAdapters
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.lean_imports import lean_imports
 
@@ -34,20 +37,24 @@ class LoadedModel:
 
     Attributes:
         base: The pipeline as loaded.
-        controlnets: ControlNets by the type that requests name.
+        controlnets: ControlNets by the type that requests name; types of the same weights share one.
+        controls: How the config declares each of these types.
         clip_skip: Layers of the text encoder left out at its end.
         device: The device of all weights.
         adapters: Whether LoRAs are loaded.
         scheduler_options: The config's options of schedulers.
+        references: The adapters for reference images, or None.
     """
 
     base: Any
     controlnets: dict[str, Any]
+    controls: Mapping[str, ControlNetWeights]
     clip_skip: int
     device: torch.device
     _scheduler_config: dict[str, Any]
     adapters: bool = False
     scheduler_options: SchedulerOptions = field(default_factory=SchedulerOptions)
+    references: ReferenceAdapters | None = None
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
 
     @property
@@ -70,16 +77,22 @@ class LoadedModel:
         kinds = tuple(controls)
         key = (mode, kinds)
         if key not in self._pipelines:
-            parts = {}
-            if kinds:
-                nets = [self.controlnets[kind] for kind in kinds]
-                parts["controlnet"] = nets[0] if len(nets) == 1 else nets
-            made = made_of(self.base, mode, parts)
+            made = self._with_controls(mode, kinds) if kinds else made_of(self.base, class_for(type(self.base).__name__, mode), {})
             made.set_progress_bar_config(disable=True)
             self._pipelines[key] = made
         made = self._pipelines[key]
         made.scheduler = self.scheduler(scheduler)
         return made
+
+    def control_class(self, kind: str) -> ControlClass:
+        """Return the class of a type's control model, as the table of classes has it."""
+        return control_classes(type(self.base).__name__)[type(self.controlnets[kind]).__name__]
+
+    def _with_controls(self, mode: str, kinds: Sequence[str]) -> Any:
+        how, nets = self.control_class(kinds[0]), [self.controlnets[kind] for kind in kinds]
+        # One ControlNet of several modes sees all its control images at once; several are added up.
+        one = len(nets) == 1 or (how.together and all(net is nets[0] for net in nets))
+        return made_of(self.base, how.pipelines[plain_mode(mode)], {how.part: nets[0] if one else nets})
 
     def scheduler(self, name: str) -> Any:
         """Return a scheduler by its short name, from the model's original config: another scheduler's config would leave its
@@ -110,28 +123,28 @@ class LoadedModel:
             self.base.disable_lora()
 
 
-def made_of(base: Any, mode: str, parts: Mapping[str, Any]) -> Any:
-    """Make the pipeline for a mode of the components of another, as `from_pipe` of diffusers' Auto classes does.
+def made_of(base: Any, name: str, parts: Mapping[str, Any]) -> Any:
+    """Make a pipeline of a class of the components of another, as `from_pipe` of diffusers' Auto classes does.
 
     Importing those classes imports the code of every family, which takes longer than everything else that a generator imports. A
     ControlNet class's own `from_pipe` will not do: it casts shared bf16 weights to fp32.
 
     Args:
         base: The pipeline as loaded.
-        mode: The mode that the new pipeline is for.
+        name: The class of the new pipeline.
         parts: Components beside those of `base`, by name.
     """
-    kind = of_diffusers(class_for(type(base).__name__, mode))
+    kind = of_diffusers(name)
     wanted, optional = kind._get_signature_keys(kind)
     config = dict(base.config)
-    name = config.pop("_name_or_path", None)
+    place = config.pop("_name_or_path", None)
     given = {key: part for key, part in base.components.items() if key in wanted} | dict(parts)
     given |= {key: value for key, value in config.items() if key in optional}
     # diffusers keeps options that the class of `base` did not take under private names.
     given |= {key[1:]: config.pop(key) for key in [*config] if key.startswith("_") and key[1:] in optional}
     with lean_imports():
         made = kind(**given)
-    made.register_to_config(_name_or_path=name)
+    made.register_to_config(_name_or_path=place)
     made.register_to_config(**{f"_{key.removeprefix('_')}": value for key, value in config.items() if key not in given})
     return made
 
@@ -185,16 +198,43 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         _load(base.load_textual_inversion, inversion, None, token=inversion.token)
     for lora in model.loras:
         _load(base.load_lora_weights, lora, None, adapter_name=lora.name)
-    controlnets = {
-        name: _load(of_diffusers(class_named(w, CONTROLNET)).from_pretrained, w, dtype).to(device)
-        for name, w in model.controlnets.items()
-    }
+    if model.references:
+        _load_adapters(base, model, dtype)
+    nets: dict[ControlNetWeights, Any] = {}
+    for one in model.controlnets.values():
+        if (weights := one.model_copy(update={"mode": None})) not in nets:
+            nets[weights] = _load(of_diffusers(class_named(one, CONTROLNET)).from_pretrained, one, dtype).to(device)
+    controlnets = {name: nets[one.model_copy(update={"mode": None})] for name, one in model.controlnets.items()}
     base.to(device)
+    scheduler = dict(base.scheduler.config)
     loaded = LoadedModel(
-        base, controlnets, model.clip_skip, device, dict(base.scheduler.config), bool(model.loras), model.scheduler_options
+        base, controlnets, model.controlnets, model.clip_skip, device, scheduler, bool(model.loras), model.scheduler_options
     )
-    put_on(model.kernels, (loaded.denoiser, *controlnets.values()), device)
+    if model.references:
+        loaded.references = ReferenceAdapters(base, tuple(model.references))
+    put_on(model.kernels, (loaded.denoiser, *nets.values()), device)
     return loaded
+
+
+def _load_adapters(base: Any, model: Model, dtype: torch.dtype) -> None:
+    """Load the image encoder, and all adapters into the UNet."""
+    encoder = model.reads_references
+    assert encoder is not None
+    folder = {"subfolder": encoder.subfolder} if encoder.subfolder else {}
+    base.register_modules(image_encoder=_load(transformers.CLIPVisionModelWithProjection.from_pretrained, encoder, dtype, **folder))
+    places = [adapter_place(weights) for weights in model.references.values()]
+    try:
+        with lean_imports():
+            base.load_ip_adapter(
+                [str(place) for place in places],
+                subfolder=[""] * len(places),
+                weight_name=[place.name for place in places],
+                image_encoder_folder=None,
+                local_files_only=True,
+            )
+    except Exception as error:  # as `_load`
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"model.references: {', '.join(model.references)}: cannot be loaded: {reason}") from error
 
 
 def _denoiser(model: Model, weights: PartWeights, name: str, kind: str, dtype: torch.dtype) -> Any:

@@ -8,16 +8,46 @@ import torch
 from promptmill.pipelines.rendering.rows import together
 
 
-def scaled_after(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a ControlNet call whose scale, one for each call, is applied to the answer: the same product, after the batch."""
+def scaled_after(call: Callable[..., Any], net: Any) -> Callable[..., Any]:
+    """Return a ControlNet call whose scale, one for each call, is applied to the answer: the same product, after the batch.
+
+    A net that sees several control images at once has a scale for each inside of it: calls share a batch where these are equal.
+
+    Args:
+        call: The call.
+        net: The ControlNet, as its config has it.
+    """
 
     def scaled(answer: Any, scale: float) -> Any:
         if isinstance(answer, torch.Tensor):
             return answer * scale
         return answer if answer is None else type(answer)(scaled(one, scale) for one in answer)
 
-    def hold(*args: Any, conditioning_scale: float = 1.0, **kwargs: Any) -> Any:
-        return scaled(call(*args, conditioning_scale=1.0, **kwargs), conditioning_scale)
+    def guessed(answer: Any, scale: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
+        down, middle = answer
+        # As ControlNetModel's forward has it: from 0.1 for the finest level to 1.
+        scales = torch.logspace(-1, 0, len(down) + 1, device=middle.device) * scale
+        return [one * by for one, by in zip(down, scales, strict=False)], middle * scales[-1]
+
+    def hold(*args: Any, conditioning_scale: Any = 1.0, guess_mode: bool = False, **kwargs: Any) -> Any:
+        several = isinstance(conditioning_scale, list) and len(conditioning_scale) > 1
+        scale = conditioning_scale[0] if isinstance(conditioning_scale, list) and not several else conditioning_scale
+        guess = {"guess_mode": False} if guess_mode else {}
+        answer = call(*args, conditioning_scale=scale if several else 1.0, **kwargs, **guess)
+        if guess_mode and not getattr(net.config, "global_pool_conditions", False):
+            return guessed(answer, 1.0 if several else scale)
+        return answer if several else scaled(answer, scale)
+
+    return hold
+
+
+def moded_by_row(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a call of Flux's ControlNets that has its mode for each row: two of diffusers' pipelines give one for the call."""
+
+    def hold(*args: Any, controlnet_mode: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if controlnet_mode is None:
+            return call(*args, **kwargs)
+        return call(*args, controlnet_mode=controlnet_mode.expand(len(kwargs["hidden_states"]), 1), **kwargs)
 
     return hold
 

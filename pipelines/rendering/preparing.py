@@ -1,7 +1,8 @@
 """Prepares requests for the model: reads their images, checks them against the plan, resizes them; makes jobs of candidates."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,8 @@ from promptmill.pipelines.rendering.conditioning import control_map, prepare
 from promptmill.pipelines.work.results import Code, Failure, Outcome
 from promptmill.pipelines.work.units import Placed, candidate_seed
 
+Encoded = Callable[[Image.Image], Any]
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -23,12 +26,14 @@ class Conditioning:
         init: (H, W, 3) uint8, or None.
         mask: (H, W) bool, True = repaint, or None.
         controls: (H, W, 3) uint8 each, one for each control.
+        references: What the image encoder takes of each reference image, (1, 3, S, S).
         sha256: SHA-256 of the files, by column.
     """
 
     init: np.ndarray | None = None
     mask: np.ndarray | None = None
     controls: tuple[np.ndarray, ...] = ()
+    references: tuple[Any, ...] = ()
     sha256: dict[str, str] = field(default_factory=dict)
 
 
@@ -46,24 +51,27 @@ class Job:
         return self.placed.request
 
 
-def prepare_request(placed: Placed, roots: Roots, enlarges: int = 1) -> Conditioning | Outcome:
+def prepare_request(placed: Placed, roots: Roots, enlarges: int = 1, encoded: Encoded | None = None) -> Conditioning | Outcome:
     """Return the images of a request, or its failure: an image that cannot be used or reached, or differs from the planned one.
 
     Args:
         placed: The request.
         roots: Where images may lie.
         enlarges: How many times larger than the initial image the sides of the rendered images are.
+        encoded: Makes of a reference image what the image encoder takes; None where there is no encoder.
     """
     hashes: dict[str, str] = {}
     try:
-        prepared = _prepared(placed, roots, hashes, enlarges)
+        prepared = _prepared(placed, roots, hashes, enlarges, encoded)
     except Exception as error:  # a picture that breaks a library concerns no other request
         reason = shown(" ".join(str(error).split()), 300)
         prepared = Failure("render_error", f"images: {type(error).__name__}: {reason}")
     return Outcome(placed.row, (), prepared, hashes) if isinstance(prepared, Failure) else prepared
 
 
-def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str], enlarges: int) -> Conditioning | Failure:
+def _prepared(
+    placed: Placed, roots: Roots, hashes: dict[str, str], enlarges: int, encoded: Encoded | None
+) -> Conditioning | Failure:
     """Return the same as `prepare_request`; the hashes of images that were read are added to `hashes`."""
     request = placed.request
     read: dict[str, Image.Image] = {}
@@ -84,12 +92,10 @@ def _prepared(placed: Placed, roots: Roots, hashes: dict[str, str], enlarges: in
     if mask and (nothing := effect_of(mask, *size, init).problem):
         return Failure("bad_image", f"mask_image: {shown(request.mask_image or '')}: {nothing}")
     controls = (control_map(c.preprocess, prepare(read[f"controls.{i}.image"], *size)) for i, c in enumerate(request.controls))
-    return Conditioning(
-        prepare(init, size[0] // enlarges, size[1] // enlarges) if init else None,
-        prepare_mask(mask, *size, init) if mask else None,
-        tuple(controls),
-        hashes,
-    )
+    # At the encoder's size, since a reference is a whole picture, of any size, and waits as long as its request.
+    references = [encoded(read[f"references.{i}.image"]) for i in range(len(request.references))] if encoded else []
+    first = prepare(init, size[0] // enlarges, size[1] // enlarges) if init else None
+    return Conditioning(first, prepare_mask(mask, *size, init) if mask else None, tuple(controls), tuple(references), hashes)
 
 
 def jobs_of(placed: Placed, conditioning: Conditioning, job_seed: int, indices: Iterable[int] | None = None) -> list[Job]:

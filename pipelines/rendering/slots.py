@@ -21,7 +21,13 @@ from promptmill.pipelines.rendering.batching import Joined
 from promptmill.pipelines.rendering.calls import call, candidate
 from promptmill.pipelines.rendering.copies import Copy
 from promptmill.pipelines.rendering.loading import LoadedModel
-from promptmill.pipelines.rendering.modules import decoded_in_its_dtype, encoded_apart, scaled_after, without_generator
+from promptmill.pipelines.rendering.modules import (
+    decoded_in_its_dtype,
+    encoded_apart,
+    moded_by_row,
+    scaled_after,
+    without_generator,
+)
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.results import Candidate, Failure
@@ -64,12 +70,14 @@ class Group:
         rows_each: Rows of the denoiser's batch that a candidate takes at a time.
         evaluations: Rows of a candidate that have gone through the denoiser, or wait to.
         decoding: Whether the call has left the denoiser.
+        references: What the UNet is told of the members' reference images, once it has been called.
     """
 
     members: list[Waiting]
     rows_each: int
     evaluations: int = 0
     decoding: bool = False
+    references: dict[str, Any] | None = None
 
     @property
     def rows(self) -> int:
@@ -101,21 +109,26 @@ class Slots:
         vae, denoiser = model.base.vae, model.denoiser
         habits = {"multiple": self._family.multiple, "longest": self._family.longest}
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
-        self._hold(denoiser, "forward", self.denoiser.hold)
+        if model.references:
+            self.denoiser.run = model.references.scaled(self.denoiser.run)
+        self._hold(denoiser, "forward", self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold)
         self.controlnets: list[Joined] = []
-        for net in model.controlnets.values():
-            joined = Joined.of(net.forward, self._rows)
+        # In guess mode a ControlNet is called for the guided half alone.
+        guessing = {id(model.controlnets[kind]) for kind, one in model.controls.items() if one.guess}
+        for net in {id(net): net for net in model.controlnets.values()}.values():
+            joined = Joined.of(net.forward, batch if id(net) in guessing else self._rows)
             self.controlnets.append(joined)
-            self._hold(net, "forward", scaled_after(joined.hold))
+            self._hold(net, "forward", scaled_after(moded_by_row(joined.hold), net))
         self.decoder = Joined.of(vae.decode, batch, called=self._decoding)
         self.decoder.run = decoded_in_its_dtype(vae)
         self._hold(vae, "decode", without_generator(self.decoder.hold))
         self._hold(vae, "encode", encoded_apart(vae.encode))
         self.texts: list[TextEncoder] = []
         for name, part in model.base.components.items():
+            alone = name == "safety_checker" or (name == "image_encoder" and model.references is not None)
             if name in self._family.by_itself:
                 self._hold(part, "forward", encoded_apart(part.forward))
-            elif isinstance(part, torch.nn.Module) and part is not vae and part is not denoiser and name != "safety_checker":
+            elif isinstance(part, torch.nn.Module) and part is not vae and part is not denoiser and not alone:
                 self.texts.append(TextEncoder(part, batch))
                 self._hold(part, "forward", self.texts[-1].hold)
 
@@ -280,6 +293,19 @@ class Slots:
             self._copies.append((caller, copy))
             assert caller.parent is not None
             caller.parent.switch()
+
+    def _with_references(self, hold: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the UNet's call with the embeddings and the scales of each row's reference images."""
+        references = self._model.references
+        assert references is not None
+
+        def told(sample: torch.Tensor, *args: Any, added_cond_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+            group = self._groups[getcurrent()]
+            if group.references is None:
+                group.references = references.conditions([member.job for member in group.members], len(sample))
+            return hold(sample, *args, added_cond_kwargs={**(added_cond_kwargs or {}), **group.references}, **kwargs)
+
+        return told
 
     def _denoising(self, caller: greenlet, rows: int) -> None:
         group = self._groups[caller]

@@ -9,6 +9,7 @@ from promptmill.configs.columns import (
     DRAFT_SCORES,
     NEAR_DUPLICATE_OF,
     RANK_SCORE,
+    REFERENCES,
     REJECTED_FOR,
     SPARED,
     Column,
@@ -16,7 +17,7 @@ from promptmill.configs.columns import (
     by_name,
     score_column,
 )
-from promptmill.configs.schema import Kernels, Ranking
+from promptmill.configs.schema import Config, Kernels, Ranking
 from promptmill.manifests.carried import cast
 from promptmill.manifests.requests import OWN_IMAGES, Request
 from promptmill.pipelines.work.ranking import Choice
@@ -33,11 +34,15 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
     controls = [
         {**control.model_dump(), "sha256": outcome.images.get(f"controls.{i}.image")} for i, control in enumerate(request.controls)
     ]
+    references = [
+        {**one.model_dump(), "sha256": outcome.images.get(f"{REFERENCES}.{i}.image")} for i, one in enumerate(request.references)
+    ]
     return {
         "id": request.id,
         **{name: getattr(request, name) for name in _REQUEST_COLUMNS if name in recipe.form.names},
         **{f"{column}_sha256": outcome.images.get(column) for column in OWN_IMAGES},
         "controls": controls,
+        **({REFERENCES: references} if model.references else {}),
         "loras": [lora.model_dump() for lora in request.loras],
         "prompt_truncated": outcome.prompt_truncated,
         "model": model.base,
@@ -55,7 +60,7 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
 _REQUEST_COLUMNS = tuple(
     column.name
     for column in COLUMNS
-    if column.role in (Role.INPUT, Role.RESOLVED) and column.name not in ("seed", "controls", "loras")
+    if column.role in (Role.INPUT, Role.RESOLVED) and column.name not in ("seed", "controls", REFERENCES, "loras")
 )
 
 
@@ -114,6 +119,11 @@ def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: in
         "unet_evaluations": candidate.evaluations,
         **({DRAFT_SCORES: list(candidate.draft_scores)} if recipe.config.ranking.drafts else {}),
     }
+
+
+def declared_columns(config: Config) -> tuple[Column, ...]:
+    """Return the columns that a config declares beside those that every dataset has, in their order."""
+    return (*ranking_columns(config.ranking), *([by_name()[REFERENCES]] if config.model.references else []))
 
 
 def ranking_columns(ranking: Ranking) -> tuple[Column, ...]:

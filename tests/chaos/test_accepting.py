@@ -102,7 +102,7 @@ def stop_at_the_first_part(out, pid):
         (24, {}, ["shards.size=6"], "is committed with 12 rows"),
         (30, {"topic": "x"}, [], "carried columns"),
         (30, {}, ["shards.embeddings=none"], "embeddings"),
-        (30, {}, ["ranking.diversity={hash: 6}"], "the ranking's columns"),
+        (30, {}, ["ranking.diversity={hash: 6}"], "the columns that the config declares"),
         (10, {}, [], "shard 000000 is committed with 12 rows, the manifest now gives it 10"),
         (12, {}, [], "shard 000001 is committed, and the manifest now makes 1 shards"),
     ],

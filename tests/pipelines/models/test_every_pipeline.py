@@ -8,8 +8,9 @@ from diffusers.pipelines import auto_pipeline
 
 from promptmill.configs.schema import Model
 from promptmill.pipelines.models.capabilities import read_facts
-from promptmill.pipelines.models.families import ENDED, REFUSED, family_of, refusal
-from promptmill.pipelines.models.pipeline_classes import class_for, controlled_modes_of, modes_of, tables
+from promptmill.pipelines.models.controls import control_classes
+from promptmill.pipelines.models.families import ENDED, REFUSED, refusal
+from promptmill.pipelines.models.pipeline_classes import class_for, modes_of, tables
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines.plain_controlnets import CONTROLLED
 from tests.pipelines.plain_families import FAMILIES
@@ -27,6 +28,8 @@ MODES = ("", "Img2Img", "Inpaint")
 # `benchmarks.equality` compares all of these with plain diffusers, and `test_equality` a sample.
 UNETS = {f"StableDiffusion{xl}{mode}Pipeline" for xl in ("", "XL") for mode in MODES}
 UNETS_WITH_CONTROLS = {f"StableDiffusion{xl}ControlNet{mode}Pipeline" for xl in ("", "XL") for mode in MODES}
+# `test_control_classes` compares these.
+UNETS_WITH_CONTROLS |= {f"StableDiffusionXLControlNetUnion{mode}Pipeline" for mode in MODES}
 TESTED = UNETS | {name for plain in FAMILIES.values() for name in plain.pipelines.values()}
 TESTED_WITH_CONTROLS = UNETS_WITH_CONTROLS | {name for how in CONTROLLED.values() for name in how.pipelines.values()}
 
@@ -75,8 +78,8 @@ def test_a_model_saved_as_a_class_is_served_and_tested_or_refused_with_the_reaso
         assert refusal(name) is None
         # What a mode is rendered with, and the class that the model names, are both compared with plain diffusers.
         assert answer and {class_for(name, mode) for mode in answer} <= TESTED and name in TESTED
-        if family_of(name).controlnet:
-            assert {class_for(name, f"controlnet_{mode}") for mode in controlled_modes_of(name)} <= TESTED_WITH_CONTROLS
+        for controls in control_classes(name).values():
+            assert {kind for mode, kind in controls.pipelines.items() if mode in answer} <= TESTED_WITH_CONTROLS
         return
     assert "\n" not in answer and (f"{name} " in answer or f"({name})" in answer)
     if refusal(name) is None:

@@ -89,9 +89,10 @@ def test_companions_never_matter_to_images_with_controls(models, family):
 @pytest.mark.parametrize("family", CONTROLLED)
 def test_the_modes_with_controls_are_those_that_diffusers_has_pipelines_for(models, family):
     _, given, *_ = models(family)
-    facts = read_facts(given)
+    facts, how = read_facts(given), CONTROLLED[family]
     assert {mode for mode in facts.modes if mode.startswith("controlnet")} == set(CONTROLLED[family].pipelines)
-    assert (facts.several_controls, facts.timed_controls) == (CONTROLLED[family].several, CONTROLLED[family].timed)
+    for can in facts.steering.values():
+        assert (can.kind, can.several, can.timed) == (how.net, how.several, how.timed)
 
 
 def test_a_controlnet_of_another_family_is_one_line_before_anything_is_loaded(models, folder):

@@ -1,0 +1,76 @@
+"""Checks the controls and references of rows against what the config's ControlNets and adapters can do."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from promptmill.configs.errors import nearest, quoted
+from promptmill.configs.parameters import Control, Mode, Reference
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Holds the limits of one type of control.
+
+    Attributes:
+        kind: What the type's model is. Controls of several kinds cannot steer one image.
+        modes: The modes, with the control in their names, that the model's pipelines have.
+        several: Whether the pipelines take several controls at once.
+        timed: Whether a control can begin later and end sooner than the steps do.
+    """
+
+    kind: str
+    modes: tuple[Mode, ...]
+    several: bool = True
+    timed: bool = True
+
+
+def problems_of_controls(
+    controls: Sequence[Control], mode: Mode, configured: Collection[str], steering: Mapping[str, Steering]
+) -> list[str]:
+    """Return the problems of a row's controls.
+
+    Args:
+        controls: The row's.
+        mode: The row's mode.
+        configured: The types that the config has ControlNets for.
+        steering: What each of these types can do; a type that is not there can do everything.
+    """
+    wrong = []
+    for control in controls:
+        if control.type not in configured:
+            known = f"; configured: {', '.join(configured)}" if configured else "; none is configured"
+            wrong.append(f"controls: no ControlNet {quoted(control.type)}{nearest(control.type, configured) or known}")
+    known_types = {control.type: steering[control.type] for control in controls if control.type in steering}
+    kinds = {can.kind: name for name, can in known_types.items()}
+    if len(kinds) > 1:
+        said = " and ".join(f"{name} ({kind})" for kind, name in kinds.items())
+        wrong.append(f"controls: {said} cannot steer one image; give them to rows of their own")
+    for name, can in known_types.items():
+        if mode not in can.modes and len(kinds) == 1:
+            wrong.append(f"controls: {quoted(name)} does not steer {mode}; as a {can.kind} it steers {', '.join(can.modes)}")
+    if len(controls) > 1 and not all(can.several for can in known_types.values()):
+        wrong.append(f"controls: {len(controls)} are given, and the model takes one at a time")
+    late = [control.type for control in controls if (control.start, control.end) != (0.0, 1.0)]
+    if any(name in known_types and not known_types[name].timed for name in late):
+        wrong.append("controls: start and end have no effect in this model, whose controls steer all steps; leave them out")
+    return wrong
+
+
+def problems_of_references(references: Sequence[Reference], configured: Collection[str], image_prompts: bool) -> list[str]:
+    """Return the problems of a row's references.
+
+    Args:
+        references: The row's.
+        configured: The types that the config has adapters for.
+        image_prompts: Whether the model can have adapters at all.
+    """
+    if references and not image_prompts:
+        return ["references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL"]
+    wrong, types = [], [reference.type for reference in references]
+    for name in dict.fromkeys(types):
+        if name not in configured:
+            known = f"; configured: {', '.join(configured)}" if configured else "; none is configured in model.references"
+            wrong.append(f"references: no adapter {quoted(name)}{nearest(name, configured) or known}")
+        elif types.count(name) > 1:
+            wrong.append(f"references: {quoted(name)} is given {types.count(name)} images; an adapter takes one")
+    return wrong

@@ -1,0 +1,64 @@
+"""Lists the classes of control models that each family's pipelines take, and how the pipelines of a class take them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from promptmill.pipelines.models.families import family_of
+from promptmill.pipelines.models.pipeline_classes import TABLES, family_name, with_controlnet
+
+
+@dataclass(frozen=True)
+class ControlClass:
+    """Describes the control models of one class beside a family.
+
+    Attributes:
+        name: The class, as the model's own config names it.
+        pipelines: Diffusers' pipelines that take such models, by the mode without its control.
+        part: The argument of the pipelines that takes the models.
+        several: Whether the pipelines take several models at once.
+        timed: Whether a model can begin later and end sooner than the steps do.
+        numbers: The key of the model's config that counts its modes; None where such models have no modes.
+        together: Whether a model that has several modes is called once with all of them.
+        guess: Whether the pipelines have a guess mode.
+    """
+
+    name: str
+    pipelines: Mapping[str, str]
+    part: str = "controlnet"
+    several: bool = True
+    timed: bool = True
+    numbers: str | None = None
+    together: bool = False
+    guess: bool = False
+
+
+_XL = "StableDiffusionXLControlNetUnion"
+_UNION = ControlClass(
+    "ControlNetUnionModel",
+    {"txt2img": f"{_XL}Pipeline", "img2img": f"{_XL}Img2ImgPipeline", "inpaint": f"{_XL}InpaintPipeline"},
+    numbers="num_control_type",
+    together=True,  # diffusers 0.42 has a guess mode, too, which raises
+)
+
+# By diffusers' name for a family: classes beside the one that `FAMILIES` names.
+OTHERS: dict[str, tuple[ControlClass, ...]] = {"stable-diffusion-xl": (_UNION,)}
+
+
+def control_classes(pipeline: str) -> dict[str, ControlClass]:
+    """Return the classes of control models that can steer beside a pipeline class, by name; none where there are none."""
+    return {one.name: one for one in _classes(pipeline)}
+
+
+def _classes(pipeline: str) -> Iterator[ControlClass]:
+    family, name = family_of(pipeline), family_name(pipeline) or ""
+    own = {mode: found for mode in TABLES if (found := with_controlnet(name, mode))}
+    if family.controlnet and own:
+        yield ControlClass(
+            family.controlnet,
+            own,
+            several=family.several_controls,
+            timed=family.timed_controls,
+            numbers=family.control_modes,
+            guess=family.guess,
+        )
+    yield from OTHERS.get(name, ())

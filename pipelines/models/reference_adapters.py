@@ -1,0 +1,85 @@
+"""Checks reference adapters (IP-Adapters) from config files and weight headers: nothing is loaded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from promptmill.configs.schema import Model
+from promptmill.configs.weights import PartWeights
+from promptmill.pipelines.models.clip_sources import hub_file
+from promptmill.pipelines.models.sources import part_place
+from promptmill.pipelines.work.errors import ModelError
+
+ENCODER = "CLIPVisionModelWithProjection"
+FACES = "reads face embeddings (as FaceID, PuLID and InstantID do), which promptmill does not make; IP-Adapters that read images do"
+
+
+def adapter_place(weights: PartWeights) -> Path:
+    """Return the file of an adapter on this machine, fetched from the hub where it lies there.
+
+    Raises:
+        ModelError: There is no such file.
+    """
+    place = part_place(weights)
+    inside = "/".join(filter(None, (weights.subfolder, weights.weight_name)))
+    return place if place is not None else hub_file(weights.source, inside, weights.revision)
+
+
+def check_references(model: Model, denoiser: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> None:
+    """Compare the adapters of a config with the UNet of the base model and with the image encoder.
+
+    Args:
+        model: The config's model.
+        denoiser: The UNet's config.
+        encoder: The image encoder's config; None where there is none.
+
+    Raises:
+        ModelError: An adapter is for another base or another image encoder, reads no images, or is none.
+    """
+    source = model.reads_references
+    if source is None:
+        return
+    where = f"model.image_encoder: {source.source}{'/' + source.subfolder if source.subfolder else ''}"
+    if encoder is None:
+        raise ModelError(f"{where}: has no config.json; set model.image_encoder to the adapters' {ENCODER}")
+    names = [*(encoder.get("architectures") or []), encoder.get("model_type")]
+    if ENCODER not in names and "clip_vision_model" not in names:
+        raise ModelError(f"{where}: is a {names[0] or 'model of no class'}, and adapters read images through a {ENCODER}")
+    for name, weights in model.references.items():
+        _check_adapter(f"model.references.{name}", weights, denoiser, encoder)
+
+
+def _check_adapter(where: str, weights: PartWeights, denoiser: Mapping[str, Any], encoder: Mapping[str, Any]) -> None:
+    shapes = _shapes(adapter_place(weights))
+    said = f"{where}: {weights.weight_name or weights.source}"
+    keys = [shape for name, shape in shapes.items() if name.startswith("ip_adapter.") and name.endswith("to_k_ip.weight")]
+    if not keys or not any(name.startswith("image_proj.") for name in shapes):
+        raise ModelError(f"{said} is no IP-Adapter: it has no tensors named image_proj.… and ip_adapter.…")
+    if (wanted := denoiser.get("cross_attention_dim")) != keys[0][1]:
+        raise ModelError(f"{said} is for another base model: its cross_attention_dim is {keys[0][1]}, the base's is {wanted}")
+    if _reads_faces(shapes):
+        raise ModelError(f"{said} {FACES}")
+    for tensor, key in (("proj", "projection_dim"), ("proj_in", "hidden_size"), ("proj.0", "hidden_size")):
+        shape = shapes.get(f"image_proj.{tensor}.weight")
+        if shape is not None and shape[1] != (have := encoder.get(key)):
+            raise ModelError(f"{said} reads {shape[1]} values of an image, and the image encoder gives {have}; is it another's?")
+
+
+def _reads_faces(shapes: Mapping[str, list[int]]) -> bool:
+    """Return whether an adapter's tensors are those of one for faces: LoRAs, a resampler on embeddings, or 512 values a face."""
+    lora = any(name.startswith("ip_adapter.") and "lora" in name for name in shapes)
+    resampled = any(name.startswith("image_proj.perceiver_resampler.") for name in shapes)
+    # Adapters of whole faces, which read images, have a norm as their third layer (image_proj.proj.3).
+    small = "image_proj.proj.0.weight" in shapes and "image_proj.proj.3.weight" not in shapes
+    instant = shapes.get("image_proj.proj_in.weight", [0, 0])[1] == 512
+    return lora or resampled or small or instant
+
+
+def _shapes(place: Path) -> dict[str, list[int]]:
+    try:
+        with safe_open(place, framework="numpy") as file:
+            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except Exception as error:  # a Rust error
+        raise ModelError(f"{place}: cannot be read as safetensors: {' '.join(str(error).split())[:200]}") from None

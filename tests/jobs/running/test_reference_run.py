@@ -1,0 +1,135 @@
+"""Reference images through the whole job, by the embedded family with two tiny adapters of random weights."""
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from promptmill.configs.loading import load
+from promptmill.configs.own_files import ROOT
+from promptmill.jobs.cli import main
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.planning.sources import look
+from promptmill.jobs.verifying.regenerate import regenerate
+from tests.jobs.running.test_run import HERE, problems, rendered, rows
+from tests.pipelines import tiny_adapters
+
+BASE = ROOT / "embedded" / "weights" / "pipeline"
+IMAGES = ROOT / "configs" / "presets" / "quickstart" / "images"
+STYLE, INIT = "seg-01-segments.png", "img2img-01-init.png"
+WAYS = [
+    {},
+    {"references": [{"type": "style", "image": STYLE}]},
+    {"references": [{"type": "style", "image": INIT, "scale": 0.4}], "steps": 3, "guidance_scale": 1.0},
+    {"references": [{"type": "content", "image": STYLE}, {"type": "style", "image": INIT}], "init_image": INIT},
+    {"references": [{"type": "content", "image": INIT}], "controls": [{"type": "seg", "image": STYLE}]},
+]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    tiny_adapters.image_encoder(folder / "image_encoder")
+    tiny_adapters.ip_adapter(BASE, folder / "plain.safetensors")
+    tiny_adapters.ip_adapter(BASE, folder / "plus.safetensors", seed=4, plus=True)
+    for name in (STYLE, INIT):
+        shutil.copy(IMAGES / name, folder / name)
+    lines = [{"id": str(number), "prompt": "a small red circle", **way} for number, way in enumerate(WAYS)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    adapters = {"style": "plain.safetensors", "content": "plus.safetensors"}
+    references = {name: {"source": str(folder), "weight_name": file} for name, file in adapters.items()}
+    return folder, [
+        f"manifest={folder / 'rows.jsonl'}",
+        f"model.references={json.dumps(references)}",
+        "model.batch=3",
+        "shards.size=3",
+        "defaults.steps=2",
+        "defaults.candidates=2",
+        HERE,
+    ]
+
+
+@pytest.fixture(scope="module")
+def out(settings, tmp_path_factory):
+    place = tmp_path_factory.mktemp("run") / "out"
+    words = [word for setting in settings[1] for word in ("--set", setting)]
+    done = CliRunner().invoke(main, ["run", "embedded", "--out", str(place), *words])
+    assert done.exit_code == 0, done.output
+    return place
+
+
+def test_every_row_is_kept_and_says_which_references_made_it(out):
+    assert problems(out) == []
+    found = rows(
+        out, "id, [r.type || ':' || r.image || ':' || r.scale FOR r IN \"references\"] FROM RUNS WHERE selected ORDER BY id"
+    )
+    assert [kinds for _, kinds in found] == [
+        [],
+        [f"style:{STYLE}:1.0"],
+        [f"style:{INIT}:0.4"],
+        [f"content:{STYLE}:1.0", f"style:{INIT}:1.0"],
+        [f"content:{INIT}:1.0"],
+    ]
+    assert rows(out, 'count(*) FROM (SELECT unnest("references") AS r FROM RUNS) WHERE len(r.sha256) <> 64') == [(0,)]
+
+
+def test_every_image_is_made_again_alone_to_its_bits(out):
+    for (key,) in rows(out, "key FROM RUNS ORDER BY key"):
+        assert regenerate(str(out), key).same, key
+
+
+def test_adapters_and_their_images_are_part_of_the_fingerprint(settings, out, tmp_path):
+    folder, given = settings
+    plan = read_plan(str(out))
+    models = plan.inputs["models"]
+    assert {"model.references.style", "model.references.content", "model.image_encoder"} <= models.keys()
+    assert all(identity.startswith("sha256:") for name, identity in models.items() if "references" in name)
+    assert "references" not in load("embedded", ["manifest=x"]).render_config()["model"]
+    # Another picture of the same name makes another plan.
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    moved = [setting.replace(str(folder / "rows.jsonl"), str(other / "rows.jsonl")) for setting in given]
+    assert make_plan(look(load("embedded", moved)), str(tmp_path / "same")).fingerprint == plan.fingerprint
+    shutil.copy(other / INIT, other / STYLE)
+    assert make_plan(look(load("embedded", moved)), str(tmp_path / "changed")).fingerprint != plan.fingerprint
+
+
+def test_an_output_with_references_is_the_manifest_of_a_second_pass(settings, out, tmp_path):
+    folder, given = settings
+    second = [setting for setting in given if not setting.startswith("manifest=")]
+    second += [f"manifest={out}/metadata/*.parquet", f"runtime.image_roots=[{folder}]", "defaults.candidates=1"]
+    totals, _ = rendered(load("embedded", second), tmp_path / "second")
+    assert (totals.requests, totals.failed) == (len(WAYS), 0)
+    again = rows(tmp_path / "second", 'pixel_sha256 FROM RUNS WHERE selected AND len("references") > 0')
+    assert sorted(again) == sorted(rows(out, 'pixel_sha256 FROM RUNS WHERE selected AND len("references") > 0'))
+
+
+def test_a_dataset_without_adapters_has_no_such_column(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"id": "0", "prompt": "a small red circle"}\n')
+    few = (f"manifest={tmp_path / 'rows.jsonl'}", "model.batch=2", "defaults.steps=2", "defaults.candidates=1", HERE)
+    plan = make_plan(look(load("embedded", few)), str(tmp_path / "plain"))
+    assert "references" not in plan.form.names
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("model.references={style: {source: ./embedded/weights/pipeline}}", "references.style: needs a weight_name"),
+        ("model.kernels.attention=plain", "references go with kernels.attention sdpa"),
+        ("model.references={}", "image_encoder is for references"),
+    ],
+)
+def test_a_config_that_does_not_go_together_is_one_line(settings, change, says):
+    from promptmill.configs.errors import ConfigError
+
+    more = ["model.image_encoder={source: ./x}"] if "image_encoder" in says else []
+    with pytest.raises(ConfigError, match=says):
+        load("embedded", [*settings[1], *more, change])
+
+
+def test_references_for_a_family_without_adapters_are_one_line_before_anything_renders(settings):
+    given = [setting for setting in settings[1] if "controlnets" not in setting]
+    with pytest.raises(PlanError, match=r"model\.references: StableDiffusion3Pipeline takes none; IP-Adapters are for Stable"):
+        look(load("embedded-flow", given))

@@ -1,0 +1,110 @@
+"""References of rows: read from every format, refused in one line, and images of the same sources as those of controls."""
+
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from promptmill.configs.parameters import Defaults, Reference
+from promptmill.manifests.checking import check_rows
+from promptmill.manifests.images import load, roots_of
+from promptmill.manifests.own_outputs import as_input
+from promptmill.manifests.requests import RowError, Rules, from_json, make_request, to_json
+from promptmill.manifests.rows import Row
+
+RULES = Rules(Defaults(width=64, height=64), references=("style", "face"))
+STYLE = {"type": "style", "image": "a.png", "scale": 0.5}
+
+
+def png(value=0):
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (value, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def problems_of(references, rules=RULES):
+    with pytest.raises(RowError) as caught:
+        make_request(Row("m", 1, {"prompt": "x", "references": references}), 1, rules)
+    return caught.value.problems
+
+
+def test_a_row_has_references_as_a_list_or_as_json_and_survives_json():
+    for given in ([STYLE], json.dumps([STYLE])):
+        request = make_request(Row("m", 1, {"prompt": "x", "references": given}), 1, RULES)
+        assert request.references == (Reference(**STYLE),) and request.mode == "txt2img"
+        assert from_json(json.loads(json.dumps(to_json(request)))) == request
+        assert dict(request.images()) == {"references.0.image": "a.png"}
+    without = make_request(Row("m", 1, {"prompt": "x"}), 1, RULES)
+    assert without.references == () and "references" not in to_json(without)
+
+
+@pytest.mark.parametrize(
+    ("references", "says"),
+    [
+        ([{**STYLE, "type": "stile"}], "references: no adapter 'stile'; did you mean 'style'?"),
+        ([{**STYLE, "type": "pose"}], "references: no adapter 'pose'; configured: style, face"),
+        ([STYLE, STYLE], "references: 'style' is given 2 images; an adapter takes one"),
+        ([{"type": "style"}], "references.0.image: missing"),
+        ([{**STYLE, "scale": -1}], "references.0.scale: "),
+        ([{**STYLE, "start": 0.5}], "references.0.start: "),
+        ("a.png", "references: not a JSON list"),
+    ],
+)
+def test_a_wrong_reference_is_one_line(references, says):
+    (problem,) = problems_of(references)
+    assert problem.startswith(says), problem
+
+
+def test_references_that_nothing_takes_are_one_line():
+    (problem,) = problems_of([STYLE], Rules(Defaults()))
+    assert problem == "references: no adapter 'style'; none is configured in model.references"
+    (problem,) = problems_of([STYLE], Rules(Defaults(), image_prompts=False))
+    assert problem == "references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL"
+
+
+def test_a_reference_that_is_not_there_is_one_line_of_the_plan(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [{"prompt": "x", "references": [STYLE]}, {"prompt": "y", "references": [{**STYLE, "image": "gone.png"}]}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [str(tmp_path / "m.jsonl")]
+    fine, bad = check_rows(files, RULES, roots_of(files, (), 10**6))
+    assert set(fine.images) == {"references.0.image"} and not fine.problems
+    (problem,) = bad.problems
+    assert problem.startswith("references.0.image: gone.png") and bad.request is None
+
+
+def test_references_lie_in_cells_of_parquet(tmp_path):
+    kind = pa.list_(pa.struct([("type", pa.string()), ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]))
+    packed = [[{"type": "style", "image": {"bytes": png(7), "path": "s.png"}}], None]
+    file = str(tmp_path / "m.parquet")
+    pq.write_table(pa.table({"prompt": ["a", "b"], "references": pa.array(packed, kind)}), file)
+    roots = roots_of([file], (), 10**6)
+    first, second = check_rows([file], RULES, roots)
+    assert (first.request.references[0].image, second.request.references) == ("m.parquet::references.0.image/1", ())
+    assert first.images and load(first.request.references[0].image, roots).image.getpixel((0, 0)) == (7, 0, 0)
+
+
+def test_a_reference_without_an_image_takes_that_of_a_tars_sample(tmp_path):
+    described = json.dumps({"prompt": "p", "references": [{"type": "face", "scale": 0.3}]}).encode()
+    with tarfile.open(tmp_path / "m.tar", "w") as tar:
+        for name, content in (("a.png", png()), ("a.json", described)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    files = [str(tmp_path / "m.tar")]
+    (checked,) = check_rows(files, RULES, roots_of(files, (), 10**6))
+    assert not checked.problems and checked.request.init_image is None
+    assert checked.request.references == (Reference(type="face", image="m.tar::a.png", scale=0.3),)
+
+
+def test_a_second_pass_takes_references_over_without_their_hashes():
+    row = {"key": "k", "candidate_index": 0, "selected": True, "pixel_sha256": "0", "prompt": "p", "clip_score": 1.0}
+    row |= {"references": [{**STYLE, "sha256": "0" * 64}], "sha256": "1"}
+    assert as_input(row)["references"] == [STYLE]
+    # An older output may carry a column of the manifest's own by this name, behind all of promptmill's.
+    old = {name: value for name, value in row.items() if name != "references"} | {"references": "Smith 2020"}
+    assert as_input(old)["references"] == "Smith 2020"

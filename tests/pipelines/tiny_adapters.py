@@ -1,0 +1,79 @@
+"""Tiny models of random weights that steer Stable Diffusion beside its own ControlNets."""
+
+from pathlib import Path
+
+import torch
+from diffusers import ControlNetUnionModel, FluxControlNetModel, FluxTransformer2DModel, UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from tests.pipelines.tiny_families import lively
+
+NORM = (("weight", "ones"), ("bias", "zeros"))  # of a norm that does nothing more
+
+
+def union(base: Path, folder: Path, seed: int = 3) -> Path:
+    """A ControlNet of six modes that fits an SDXL, its last layers not zero, so that it does something."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    shared = ("in_channels", "down_block_types", "block_out_channels", "layers_per_block", "norm_num_groups")
+    shared += ("cross_attention_dim", "transformer_layers_per_block", "attention_head_dim", "use_linear_projection")
+    shared += ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
+    width = {"num_trans_channel": 8, "num_trans_head": 2, "num_proj_channel": 8}
+    sizes = {name: unet.config[name] for name in shared}
+    net = ControlNetUnionModel(**sizes, **width, conditioning_embedding_out_channels=(4, 8, 8, 16))
+    lively(net).eval().save_pretrained(folder)
+    return folder
+
+
+def flux_union(base: Path, folder: Path) -> Path:
+    """A ControlNet of four modes that fits a Flux."""
+    torch.manual_seed(3)
+    config = dict(FluxTransformer2DModel.from_pretrained(base, subfolder="transformer").config)
+    own = {"_class_name": "FluxControlNetModel", "num_layers": 1, "num_single_layers": 1, "num_mode": 4}
+    lively(FluxControlNetModel.from_config({**config, **own})).eval().save_pretrained(folder)
+    return folder
+
+
+def image_encoder(folder: Path) -> Path:
+    """A CLIP that reads pictures of 32 pixels a side: 12 values a picture, 16 for each of its 17 tokens."""
+    torch.manual_seed(8)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = CLIPVisionConfig(**sizes, projection_dim=12, image_size=32, patch_size=8)
+    CLIPVisionModelWithProjection(config).eval().save_pretrained(folder)
+    return folder
+
+
+def ip_adapter(base: Path, file: Path, seed: int = 3, plus: bool = False) -> Path:
+    """An IP-Adapter that fits the UNet of a tiny model and the tiny image encoder, in the layout of its authors."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    width = unet.config.cross_attention_dim
+    tensors = _resampler(16, width) if plus else _projection(12, width)
+    cross = (name for name in unet.attn_processors if "attn2" in name)
+    for place, name in enumerate(cross):
+        rows = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        tensors |= {f"ip_adapter.{2 * place + 1}.to_{one}_ip.weight": torch.randn(rows, width) for one in "kv"}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file)
+    return file
+
+
+def _projection(read: int, width: int) -> dict[str, torch.Tensor]:
+    norm = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+    linear = {"proj.weight": torch.randn(4 * width, read), "proj.bias": torch.randn(4 * width)}
+    return {f"image_proj.{name}": one for name, one in (linear | norm).items()}
+
+
+def _resampler(read: int, width: int, inner: int = 24, head: int = 64) -> dict[str, torch.Tensor]:
+    """The projection of a plus adapter: four layers of attention from 16 learned tokens to those of the picture."""
+    made = {"latents": torch.randn(1, 16, inner), "proj_in.weight": torch.randn(inner, read), "proj_in.bias": torch.randn(inner)}
+    made |= {"proj_out.weight": torch.randn(width, inner), "proj_out.bias": torch.randn(width)}
+    made |= {"norm_out.weight": torch.ones(width), "norm_out.bias": torch.zeros(width)}
+    for layer in range(4):
+        own = {f"0.norm{one}.{part}": getattr(torch, of)(inner) for one in (1, 2) for part, of in NORM}
+        own |= {"0.to_q.weight": torch.randn(head, inner), "0.to_kv.weight": torch.randn(2 * head, inner)}
+        own |= {"0.to_out.weight": torch.randn(inner, head) / 8, **{f"1.0.{part}": getattr(torch, of)(inner) for part, of in NORM}}
+        own |= {"1.1.weight": torch.randn(4 * inner, inner) / 5, "1.3.weight": torch.randn(inner, 4 * inner) / 10}
+        made |= {f"layers.{layer}.{name}": one for name, one in own.items()}
+    return {f"image_proj.{name}": one for name, one in made.items()}
