@@ -12,9 +12,10 @@ from promptmill.configs.schema import Model
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.families import Family, family_of, refusal
 from promptmill.pipelines.models.pipeline_classes import controlled_modes_of, modes_of
-from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, unfit
+from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, kind_of_class, unfit
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.evaluations import UNKNOWN, Counting
 
 INDEX = "model_index.json"
 # What the classes of schedulers begin with whose models were trained with a noise of their own that nothing else follows: sCM's
@@ -39,6 +40,7 @@ class ModelFacts:
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
         left_out: Parts that the pipeline's class could have and the model does not.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
+        counting: What decides how often the denoiser is evaluated.
     """
 
     pipeline: str
@@ -53,6 +55,7 @@ class ModelFacts:
     timed_controls: bool = True
     left_out: tuple[str, ...] = ()
     unfit: Mapping[str, str] = field(default_factory=dict)
+    counting: Counting = field(default_factory=Counting)
 
 
 def read_facts(model: Model) -> ModelFacts:
@@ -93,6 +96,7 @@ def read_facts(model: Model) -> ModelFacts:
         modes += tuple(_controlled(mode) for mode in controlled)
     scheduler = _scheduler_config(model, _class_of(index, "scheduler"))
     schedulers = _schedulers(name, scheduler)
+    ignored = _ignored(family_of(name), index, denoiser)
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
     return ModelFacts(
         name,
@@ -101,22 +105,37 @@ def read_facts(model: Model) -> ModelFacts:
         schedulers,
         rescaled,
         safety_checker=_class_of(index, "safety_checker") is not None,
-        ignored=_ignored(family_of(name), index, denoiser),
+        ignored=ignored,
         unguided=family_of(name).unguided,
         several_controls=family_of(name).several_controls,
         timed_controls=family_of(name).timed_controls,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
+        counting=_counting(family_of(name), "guidance_scale" in ignored, denoiser, scheduler),
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
 
 
+def _counting(family: Family, unguided: bool, denoiser: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Counting:
+    """Return the values by which a model's evaluations are counted; `unguided` says that the model ignores the guidance scale."""
+    once = unguided or family.embedded or _takes_guidance(denoiser)
+    own = kind_of_class(scheduler.get("_class_name")) or UNKNOWN
+    return Counting(1 if once else 2, family.unguided, family.steps_left, own)
+
+
+def _takes_guidance(unet: Mapping[str, Any]) -> bool:
+    """Return whether a UNet is distilled from guidance, and so takes the scale as an input, as some transformers do."""
+    return unet.get("time_cond_proj_dim") is not None
+
+
 def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns that a family ignores, or one of its models that is distilled."""
-    # A UNet that is distilled from guidance takes the scale as an input, as some transformers do.
-    as_input = denoiser.get("time_cond_proj_dim") is not None
     distilled = index.get("is_distilled") is True
     guidance = family.guidance is not None and not distilled and (denoiser.get("guidance_embeds") is True or not family.embedded)
-    takes = {"negative_prompt": family.negative and not as_input, "guidance_scale": guidance, "strength": family.strength}
+    takes = {
+        "negative_prompt": family.negative and not _takes_guidance(denoiser),
+        "guidance_scale": guidance,
+        "strength": family.strength,
+    }
     return tuple(name for name, has in takes.items() if not has)
 
 

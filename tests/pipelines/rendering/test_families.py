@@ -12,6 +12,7 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.models import families
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.work.evaluations import evaluations
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_families import FAMILIES, render_family
@@ -65,8 +66,11 @@ def test_a_mixed_unit_makes_the_bits_and_takes_the_rows_of_plain_diffusers(engin
     engine, base = engines(name)
     plain, some = FAMILIES[name], mixed(name)
     assert engine.path.denoiser.shape == plain.rows * BATCH
+    counting = read_facts(model_of(folder, base=str(base), controlnets={})).counting
     for one, outcome in zip(some, render(engine, *some), strict=True):
         theirs, rows = render_family(plain, one, plain.fills(one, BATCH), base, folder, BATCH)
+        # A plan leaves out a strength that has no effect.
+        assert evaluations(one if plain.strength else replace(one, strength=None), counting) == rows, one
         np.testing.assert_array_equal(pixels(outcome), theirs[: one.candidates], err_msg=str(one))
         assert {candidate.evaluations for candidate in outcome.candidates} == {rows}, one
 
