@@ -144,6 +144,16 @@ def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
     assert entries == families.FAMILIES.keys() - {"StableDiffusion", "Flux2"}
 
 
+@pytest.mark.parametrize("name", ["pixart-sigma", "hunyuandit"])
+def test_schedulers_of_noise_make_the_bits_of_diffusers_in_transformers_too(engines, folder, name):
+    engine, base = engines(name)
+    solvers = ("dpmpp_sde", "kdpm2_a", "tcd", "dpmpp_2s_karras", "sa_solver", "unipc_karras")
+    some = [request(solver, scheduler=solver, steps=4, candidates=1) for solver in solvers]
+    for one, outcome in zip(some, render(engine, *some), strict=True):
+        theirs, _ = render_family(FAMILIES[name], one, FAMILIES[name].fills(one, BATCH), base, folder, BATCH)
+        np.testing.assert_array_equal(pixels(outcome), theirs[:1], err_msg=one.scheduler)
+
+
 FLOWS = [name for name, plain in FAMILIES.items() if plain.follows_flow]
 
 
