@@ -50,6 +50,7 @@ class SchedulerKind:
 
 
 _KARRAS = {"use_karras_sigmas": True}
+_TO_ZERO = {"lower_order_final": True}  # what diffusers makes of a schedule that ends at zero, with a warning for each
 _ODE, _SDE = {"algorithm_type": "dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++"}
 _MULTISTEP, _SINGLESTEP, _EDM_MULTISTEP = (
     f"{name}Scheduler" for name in ("DPMSolverMultistep", "DPMSolverSinglestep", "EDMDPMSolverMultistep")
@@ -72,10 +73,10 @@ SCHEDULERS: dict[str, SchedulerKind] = {
     "dpmpp_2m_sde": SchedulerKind(_MULTISTEP, _SDE, stochastic=True, edm=_EDM_MULTISTEP),
     "dpmpp_2m_sde_karras": SchedulerKind(_MULTISTEP, _SDE | _KARRAS, stochastic=True),
     # Singlestep solvers of diffusers spread the stages of a step of second order over two steps, and so evaluate once a step.
-    "dpmpp_2s": SchedulerKind(_SINGLESTEP, _ODE),
-    "dpmpp_2s_karras": SchedulerKind(_SINGLESTEP, _ODE | _KARRAS),
-    "dpmpp_sde": SchedulerKind(_SINGLESTEP, _SDE, stochastic=True),
-    "dpmpp_sde_karras": SchedulerKind(_SINGLESTEP, _SDE | _KARRAS, stochastic=True),
+    "dpmpp_2s": SchedulerKind(_SINGLESTEP, _TO_ZERO | _ODE),
+    "dpmpp_2s_karras": SchedulerKind(_SINGLESTEP, _TO_ZERO | _ODE | _KARRAS),
+    "dpmpp_sde": SchedulerKind(_SINGLESTEP, _TO_ZERO | _SDE, stochastic=True),
+    "dpmpp_sde_karras": SchedulerKind(_SINGLESTEP, _TO_ZERO | _SDE | _KARRAS, stochastic=True),
     "unipc": SchedulerKind("UniPCMultistepScheduler", flow="UniPCMultistepScheduler"),
     "unipc_karras": SchedulerKind("UniPCMultistepScheduler", _KARRAS),
     "deis": SchedulerKind("DEISMultistepScheduler"),

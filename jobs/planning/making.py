@@ -151,7 +151,9 @@ class _Making:
         self.recording = self.config.runtime.on_bad_row == "record"
         self.left_out: list[str] = []
         reserved = RESERVED | {column.name for column in declared_columns(self.config)}
-        self.recipe = ShardRules(sources.files, sources.rules, self.config.model.batch, self.config.ranking.drafts, reserved)
+        self.recipe = ShardRules(
+            sources.files, sources.rules, self.config.model.batch, self.config.ranking.drafts, reserved, sources.counting
+        )
         self.checks = RowChecks(sources.files, sources.rules, sources.roots, self.images_checked())
         self.tally, self.counts, self.buckets = Tally(reserved), Counts(), set[int]()
         self.hashes: list[str] = []

@@ -51,7 +51,7 @@ class Counts:
         bad: Rows that make no request.
         candidates, keep: Images to render, and at most to keep.
         units, buckets: Units as cut, and the number of their kinds that cannot share a batch.
-        evaluations: Evaluations of the denoiser, guidance counted twice: about the cost of rendering.
+        evaluations: Evaluations of the denoiser, as the metadata count them: about the cost of rendering.
         pixels: Pixels of all candidates.
         modes: Requests by mode.
         undrafted: The number of evaluations without drafts.

@@ -18,6 +18,7 @@ from promptmill.manifests.checking import Checked, RowChecks
 from promptmill.manifests.repeated_ids import Ids
 from promptmill.manifests.requests import Rules
 from promptmill.manifests.rows import Row
+from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, Counting
 from promptmill.pipelines.work.units import Placed, cut, kind_of, price, slices_of
 
 MAX_PROBLEMS = 50  # lines
@@ -36,6 +37,7 @@ class ShardRules:
         batch: Candidates a denoising batch.
         drafts: The cascade that candidates go through.
         reserved: Names that no carried column may have.
+        counting: What the model decides of the number of evaluations of the denoiser.
     """
 
     files: tuple[str, ...]
@@ -43,6 +45,7 @@ class ShardRules:
     batch: int
     drafts: tuple[Draft, ...]
     reserved: frozenset[str]
+    counting: Counting = STABLE_DIFFUSION
 
 
 @dataclass(frozen=True)
@@ -212,9 +215,9 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
         request = placed.request
         sums["candidates"] += request.candidates
         sums["keep"] += request.keep
-        sums["evaluations"] += price(request, recipe.drafts)
+        sums["evaluations"] += price(request, recipe.drafts, recipe.counting)
         sums["pixels"] += request.width * request.height * request.candidates
-        sums["undrafted"] += price(request, ())
+        sums["undrafted"] += price(request, (), recipe.counting)
         sums["growing"] += request.growing is not None
         modes[request.mode] += 1
     requests, bad = len(shard.requests), len(shard.bad)

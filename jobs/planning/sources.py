@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.models.identity import library_versions, model_identity, pinned
 from promptmill.pipelines.models.scorer_sources import check_scorers
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.evaluations import Counting
 from promptmill.pipelines.work.units import Placed
 
 
@@ -30,6 +31,7 @@ class Sources:
     Attributes:
         embedding: The width of CLIP embeddings, or None where none are kept.
         inputs: The inputs of the fingerprint, without the requests.
+        counting: What the model decides of the number of evaluations of the denoiser.
     """
 
     config: Config
@@ -38,6 +40,7 @@ class Sources:
     roots: Roots
     embedding: int | None
     inputs: Mapping[str, Any]
+    counting: Counting = field(default_factory=Counting)
 
 
 def look(config: Config, output: str | None = None) -> Sources:
@@ -92,7 +95,9 @@ def look(config: Config, output: str | None = None) -> Sources:
     )
     runtime = config.runtime
     roots = replace(roots_of(files, runtime.image_roots, runtime.max_image_pixels), hosts=tuple(runtime.url_hosts))
-    return Sources(config, tuple(files), rules, roots, None if config.shards.embeddings == "none" else width, inputs)
+    return Sources(
+        config, tuple(files), rules, roots, None if config.shards.embeddings == "none" else width, inputs, facts.counting
+    )
 
 
 def _manifest_place(pattern: str) -> str:

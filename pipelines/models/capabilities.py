@@ -15,9 +15,10 @@ from promptmill.pipelines.models.compatibility import class_of_control
 from promptmill.pipelines.models.controls import control_classes
 from promptmill.pipelines.models.families import Family, family_of, refusal
 from promptmill.pipelines.models.pipeline_classes import controlled_mode, modes_of
-from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, unfit
+from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, kind_of_class, unfit
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.evaluations import UNKNOWN, Counting
 
 INDEX = "model_index.json"
 # What the classes of schedulers begin with whose models were trained with a noise of their own that nothing else follows: sCM's
@@ -44,6 +45,7 @@ class ModelFacts:
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         further: Those columns of `requests.FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
+        counting: What decides how often the denoiser is evaluated.
     """
 
     pipeline: str
@@ -60,6 +62,7 @@ class ModelFacts:
     unfit: Mapping[str, str] = field(default_factory=dict)
     further: tuple[str, ...] = ()
     most_noise: int = 350
+    counting: Counting = field(default_factory=Counting)
 
 
 def read_facts(model: Model) -> ModelFacts:
@@ -102,6 +105,7 @@ def read_facts(model: Model) -> ModelFacts:
         raise ModelError(f"{model.base}: model.references: {name} takes none; IP-Adapters are for Stable Diffusion and SDXL")
     scheduler = _scheduler_config(model, _class_of(index, "scheduler"))
     schedulers = _schedulers(name, scheduler)
+    ignored = _ignored(family_of(name), index, denoiser)
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
     return ModelFacts(
         name,
@@ -110,13 +114,14 @@ def read_facts(model: Model) -> ModelFacts:
         schedulers,
         rescaled,
         safety_checker=model.single_file is None and _class_of(index, "safety_checker") is not None,
-        ignored=_ignored(family_of(name), index, denoiser),
+        ignored=ignored,
         unguided=family_of(name).unguided,
         steering=steering,
         image_prompts=image_prompts,
         further=family_of(name).further,
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else ModelFacts.most_noise,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
+        counting=_counting(family_of(name), "guidance_scale" in ignored, denoiser, scheduler),
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
 
@@ -136,13 +141,28 @@ def _steering(model: Model, pipeline: str, modes: Sequence[str]) -> dict[str, St
     return found
 
 
+def _counting(family: Family, unguided: bool, denoiser: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Counting:
+    """Return the values by which a model's evaluations are counted; `unguided` says that the model ignores the guidance scale."""
+    once = unguided or family.embedded or _takes_guidance(family, denoiser)
+    own = kind_of_class(scheduler.get("_class_name")) or UNKNOWN
+    # Two evaluations, or three by text and picture; where the two go through the denoiser one after the other, `rows` is 1.
+    return Counting(1 if once else max(2, family.rows), family.unguided, family.steps_left, own)
+
+
+def _takes_guidance(family: Family, unet: Mapping[str, Any]) -> bool:
+    """Return whether a UNet is distilled from guidance, and so takes the scale as an input, as some transformers do."""
+    return family.projected and unet.get("time_cond_proj_dim") is not None
+
+
 def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns that a family ignores, or one of its models that is distilled."""
-    # A UNet that is distilled from guidance takes the scale as an input, as some transformers do.
-    as_input = family.projected and denoiser.get("time_cond_proj_dim") is not None
     distilled = index.get("is_distilled") is True
     guidance = family.guidance is not None and not distilled and (denoiser.get("guidance_embeds") is True or not family.embedded)
-    takes = {"negative_prompt": family.negative and not as_input, "guidance_scale": guidance, "strength": family.strength}
+    takes = {
+        "negative_prompt": family.negative and not _takes_guidance(family, denoiser),
+        "guidance_scale": guidance,
+        "strength": family.strength,
+    }
     return tuple(name for name, has in takes.items() if not has)
 
 

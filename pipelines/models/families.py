@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from promptmill.pipelines.work.evaluations import StepsLeft
+
 
 @dataclass(frozen=True)
 class Family:
@@ -20,6 +22,7 @@ class Family:
         empty_negative: Whether guidance needs a negative prompt, be it an empty one.
         prompts_apart: Whether a call pads its texts to the longest of them, so that texts in one call depend on each other.
         strength: Whether img2img and inpainting take a strength.
+        steps_left: How many steps a strength leaves: its share rounded down or up, or all of them, in a schedule that is shorter.
         patch: Latents of a side of what a token stands for, where the pipelines cut latents and the transformer's config says less.
         multiple: Where the denoiser takes a list with a tensor a row: the length to a multiple of which it pads each of them.
         longest: The argument of the denoiser, a mask of texts, by whose longest row the denoiser cuts a batch.
@@ -52,6 +55,7 @@ class Family:
     empty_negative: bool = False
     prompts_apart: bool = False
     strength: bool = True
+    steps_left: StepsLeft = "down"
     patch: int | None = None
     multiple: int = 1
     longest: str | None = None
@@ -91,10 +95,11 @@ ALL_SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
     "AuraFlow": Family(solvers=ALL_SOLVERS),
-    "Chroma": Family(rows=1, patch=2, sized=True),
+    "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),
     "CogView3": Family(),
     "CogView4": Family(rows=1, prompts_apart=True, sized=True),
     "Flux": Family(
+        steps_left="up",
         rows=1,
         embedded=True,
         negative=False,
@@ -119,12 +124,13 @@ FAMILIES: dict[str, Family] = {
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
-    "LatentConsistencyModel": Family(rows=1, negative=False, solvers=("lcm",)),
+    "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
     "Lumina": Family(prompts_apart=True, solvers=ALL_SOLVERS),
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", sized=True, solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),
     "QwenImage": Family(
         rows=1,
+        steps_left="up",
         guidance="true_cfg_scale",
         empty_negative=True,
         prompts_apart=True,
@@ -142,6 +148,7 @@ FAMILIES: dict[str, Family] = {
     # The timestep between two is known for two alone (arXiv:2503.09641).
     "SanaSprint": Family(
         rows=1,
+        steps_left="up",
         embedded=True,
         negative=False,
         always={"use_resolution_binning": False, "intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
@@ -154,8 +161,8 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionLatentUpscale": Family(projected=False, strength=False, enlarges=2, solvers=("euler",)),
     "StableDiffusionUpscale": Family(strength=False, enlarges=4, further=("noise_level",)),
     "StableDiffusionXLInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
-    "StableDiffusion3": Family(solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
-    "ZImage": Family(unguided=0.0, prompts_apart=True, multiple=32, sized=True),
+    "StableDiffusion3": Family(steps_left="up", solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
+    "ZImage": Family(steps_left="up", unguided=0.0, prompts_apart=True, multiple=32, sized=True),
 }
 OTHER = Family(prompts_apart=True)
 

@@ -1,12 +1,14 @@
 """Cuts units: whole requests of one shard that can share GPU batches, cut by a plan, rendered and made durable as one piece."""
 
 import hashlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from promptmill.configs.drafts import Draft, applied
 from promptmill.configs.errors import shown
 from promptmill.manifests.requests import Request
+from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, Counting, evaluations
 from promptmill.pipelines.work.passes import Course, as_draft
 from promptmill.shards.keys import parse
 
@@ -149,8 +151,11 @@ def kind_of(request: Request) -> Hashable:
     return (request.width, request.height, controls, loras)
 
 
-def evaluations(request: Request) -> int:
-    """Return about how often the denoiser is evaluated for one candidate; guidance evaluates twice a step."""
+def work(request: Request) -> int:
+    """Return about how often the denoiser is evaluated for one candidate, the same in every family, as units are cut by it.
+
+    Parts that a run of an earlier promptmill has left are found by the cut.
+    """
     steps = int(request.steps * request.strength) if request.strength is not None else request.steps
     return max(1, steps) * (2 if request.guidance_scale > 1 else 1)
 
@@ -162,8 +167,8 @@ def at_once(request: Request, batch: int) -> int:
         request: The request.
         batch: Candidates a denoising batch. The work is whole batches; only pixels, which take memory, cut a batch short.
     """
-    work = batch * max(1, SLICE_UNITS * UNIT_EVALUATIONS // evaluations(request))
-    return max(1, min(max(work, SLICE_KEEPS * request.keep), UNIT_PIXELS // (request.width * request.height)))
+    most = batch * max(1, SLICE_UNITS * UNIT_EVALUATIONS // work(request))
+    return max(1, min(max(most, SLICE_KEEPS * request.keep), UNIT_PIXELS // (request.width * request.height)))
 
 
 def slices_of(request: Request, batch: int, drafts: Sequence[Draft]) -> int:
@@ -178,11 +183,21 @@ def is_long(request: Request, batch: int, drafts: Sequence[Draft]) -> bool:
     return decodes(request, drafts) > at_once(request, batch)
 
 
-def price(request: Request, drafts: Sequence[Draft]) -> int:
-    """Return about how often the denoiser is evaluated for a request's candidates, drafts included; the most where they grow."""
+def price(request: Request, drafts: Sequence[Draft], counting: Counting = STABLE_DIFFUSION) -> int:
+    """Return how often the denoiser is evaluated for a request's candidates, drafts included; the most where they grow.
+
+    Args:
+        request: The request.
+        drafts: The cascade.
+        counting: What the model decides of the number.
+    """
+    return _summed(request, drafts, partial(evaluations, counting=counting))
+
+
+def _summed(request: Request, drafts: Sequence[Draft], of_one: Callable[[Request], int]) -> int:
     if not drafts:
-        return request.candidates * evaluations(request)
-    return sum(living * evaluations(each) for living, each in _passes(request, drafts))
+        return request.candidates * of_one(request)
+    return sum(living * of_one(each) for living, each in _passes(request, drafts))
 
 
 def decodes(request: Request, drafts: Sequence[Draft]) -> int:
@@ -221,17 +236,17 @@ def cut(shard: int, requests: Iterable[Placed], batch: int, drafts: Sequence[Dra
 
 def _filled(kind: list[Placed], wanted: int, drafts: Sequence[Draft]) -> Iterator[tuple[Placed, ...]]:
     some: list[Placed] = []
-    work, pixels = 0.0, 0
+    done, pixels = 0.0, 0
     for placed in kind:
         request = placed.request
         # Divide the unit's size by its passes, so that each pass is as large as the one pass of a plain unit.
-        more = price(request, drafts) / (1 + len(applied(drafts, request.at_a_time)))
+        more = _summed(request, drafts, work) / (1 + len(applied(drafts, request.at_a_time)))
         size = request.candidates * request.width * request.height
-        if some and (work + more > wanted or pixels + size > UNIT_PIXELS):
+        if some and (done + more > wanted or pixels + size > UNIT_PIXELS):
             yield tuple(some)
-            some, work, pixels = [], 0.0, 0
+            some, done, pixels = [], 0.0, 0
         some.append(placed)
-        work, pixels = work + more, pixels + size
+        done, pixels = done + more, pixels + size
     yield tuple(some)
 
 

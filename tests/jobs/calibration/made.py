@@ -5,7 +5,7 @@ import numpy as np
 from promptmill.configs.drafts import Draft
 from promptmill.jobs.calibration.policies import FINAL, Sight, Trial, sight_of
 from promptmill.jobs.calibration.sample import Shape
-from promptmill.pipelines.work.units import evaluations
+from promptmill.pipelines.work.evaluations import evaluations
 from tests.pipelines.plain import request
 
 STEPS = (4, 6, 10)

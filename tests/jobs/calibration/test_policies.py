@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from promptmill.configs.drafts import Draft, check_cascade
 from promptmill.jobs.calibration.policies import FINAL, Policy, outcome, policies, sight_of, sights_of, usual_steps
+from promptmill.pipelines.work.evaluations import evaluations
 from promptmill.pipelines.work.passes import as_draft, begin
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered
-from promptmill.pipelines.work.units import evaluations, price
+from promptmill.pipelines.work.units import price
 from tests.jobs.calibration.made import REQUEST, SHAPE, STEPS, trial
 from tests.pipelines.work.test_passes import BROKEN, PIXEL
 

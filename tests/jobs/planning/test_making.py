@@ -22,6 +22,7 @@ from promptmill.jobs.planning.shard_writing import ShardWriter
 from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.finishing import models
 from promptmill.jobs.showing.summary import plan_lines
+from promptmill.pipelines.work.evaluations import Counting
 from tests.manifests.test_bad_input import FILES
 
 
@@ -46,6 +47,13 @@ def write(path, rows):
 
 def planned(config, output):
     return make_plan(look(config), str(output))
+
+
+def test_the_price_is_that_of_the_scheduler_and_the_model(manifest, tmp_path):
+    found = look(config_of(manifest, "defaults.scheduler=heun"))
+    assert make_plan(found, str(tmp_path / "heun")).counts.evaluations == 40 * (2 * 20 - 1) * 2
+    once = dataclasses.replace(found, counting=Counting(guided=1))
+    assert make_plan(once, str(tmp_path / "once")).counts.evaluations == 40 * (2 * 20 - 1)
 
 
 def test_a_plan_holds_every_row_in_order_in_shards_of_the_size(manifest, tmp_path):

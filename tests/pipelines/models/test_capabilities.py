@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from diffusers.pipelines import auto_pipeline
@@ -13,6 +14,7 @@ from promptmill.configs.schema import Model, Weights
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.pipeline_classes import modes_of, tables
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.evaluations import evaluations
 
 VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4}
 KL = ["diffusers", "AutoencoderKL"]
@@ -194,6 +196,34 @@ def test_schedulers_are_those_of_the_noise_that_the_model_was_trained_with(saved
 )
 def test_columns_that_a_model_ignores_are_known_from_its_configs(saved, name, parts, ignored):
     assert read_facts(saved(name, **parts)).ignored == ignored
+
+
+HEUN, EULER = ({"_class_name": f"FlowMatch{name}DiscreteScheduler"} for name in ("Heun", "Euler"))
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "scheduler", "scale", "counted"),
+    [
+        ("StableDiffusionPipeline", {"unet": {"time_cond_proj_dim": None}}, "ddim", 7.0, 2 * 10),
+        ("StableDiffusionPipeline", {"unet": {"time_cond_proj_dim": None}}, "ddim", 1.0, 10),
+        ("StableDiffusionPipeline", {"unet": {"time_cond_proj_dim": 256}}, "lcm", 7.0, 10),
+        ("FluxPipeline", {"transformer": {"guidance_embeds": True}}, "euler", 3.5, 10),
+        ("Flux2KleinPipeline", {"index": {"is_distilled": False}}, "euler", 4.0, 2 * 10),
+        ("Flux2KleinPipeline", {"index": {"is_distilled": True}}, "euler", 4.0, 10),
+        ("QwenImagePipeline", {}, "euler", 4.0, 2 * 10),
+        ("ZImagePipeline", {}, "euler", 0.5, 2 * 10),
+        ("ZImagePipeline", {}, "euler", 0.0, 10),
+        ("StableDiffusion3Pipeline", {"scheduler": HEUN}, "model", 4.0, 2 * 19),
+        ("StableDiffusion3Pipeline", {"scheduler": EULER}, "heun", 4.0, 2 * 19),
+        ("StableDiffusion3Pipeline", {"scheduler": EULER}, "model", 4.0, 2 * 10),
+    ],
+)
+def test_an_evaluation_is_counted_as_each_family_and_scheduler_have_it(saved, name, parts, scheduler, scale, counted):
+    own = parts.get("scheduler", {"_class_name": "DDIMScheduler"})
+    index = {**parts.get("index", {}), "scheduler": ["diffusers", own["_class_name"]]}
+    counting = read_facts(saved(name, **{**parts, "index": index, "scheduler": own})).counting
+    asked = SimpleNamespace(steps=10, scheduler=scheduler, guidance_scale=scale, strength=None)
+    assert evaluations(asked, counting) == counted
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from promptmill.configs.scheduler_options import SchedulerOptions
 from promptmill.pipelines.models.families import Family
 from promptmill.pipelines.rendering.calls import call
 from promptmill.pipelines.rendering.preparing import Conditioning, Job
@@ -33,13 +34,23 @@ class WithAll(Takes):
         )
 
 
-def model(family):
+def model(family, **options):
     return SimpleNamespace(
-        clip_skip=0, device=torch.device("cpu"), family=family, guided=lambda request: request.guidance_scale > family.unguided
+        clip_skip=0,
+        device=torch.device("cpu"),
+        family=family,
+        guided=lambda request: request.guidance_scale > family.unguided,
+        scheduler_options=SchedulerOptions(**options),
     )
 
 
 USUAL = Family()
+
+
+def test_an_eta_that_a_pipeline_does_not_take_is_an_error_and_not_left_out():
+    job = Job(Placed(0, plain.request()), Conditioning(), 0, 0)
+    with pytest.raises(ValueError, match="WithAll takes no eta"):
+        call(WithAll(), model(USUAL, eta=0.5), [job])
 
 
 def said(pipeline, family=USUAL, **values):

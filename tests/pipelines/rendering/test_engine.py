@@ -15,6 +15,7 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.text import Tokenizers
 from promptmill.pipelines.work.errors import FatalError, ModelError
+from promptmill.pipelines.work.evaluations import evaluations
 from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import tiny
 from tests.pipelines.engines import BATCH, model_of, pixels, render
@@ -116,8 +117,17 @@ def test_the_price_is_what_the_denoiser_was_evaluated(engine, values, evaluation
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_allowed_scheduler_renders_candidates_that_stand_alone(engine, name):
     some = [request(f"r{i}", scheduler=name, steps=4, candidates=1, prompt=p) for i, p in enumerate(("red", "blue"))]
-    together = [pixels(outcome) for outcome in render(engine, *some)]
+    outcomes = render(engine, *some)
+    together = [pixels(outcome) for outcome in outcomes]
     np.testing.assert_array_equal(together[1], pixels(render(engine, some[1])[0]))
+    assert {c.evaluations for outcome in outcomes for c in outcome.candidates} == {evaluations(some[0])}
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "kdpm2", "kdpm2_a", "pndm", "dpmpp_2s", "dpmpp_sde", "lcm", "tcd"])
+def test_of_a_strength_the_steps_are_counted_that_are_run(engine, name):
+    values = {"mode": "img2img", "init_image": "a.png", "strength": 0.7, "steps": 9, "guidance_scale": 1.0}
+    (outcome,) = render(engine, request(scheduler=name, candidates=1, **values))
+    assert outcome.candidates[0].evaluations == evaluations(request(scheduler=name, **values)) < SCHEDULERS[name].evaluations(9)
 
 
 def test_a_scheduler_does_not_inherit_what_an_earlier_one_was_told(engine):

@@ -12,6 +12,7 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.models import families
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.work.evaluations import evaluations
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_families import FAMILIES, render_family
@@ -66,8 +67,11 @@ def test_a_mixed_unit_makes_the_bits_and_takes_the_rows_of_plain_diffusers(engin
     engine, base = engines(name)
     plain, some = FAMILIES[name], mixed(name)
     assert engine.path.denoiser.shape == plain.rows * BATCH
+    counting = read_facts(model_of(folder, base=str(base), controlnets={})).counting
     for one, outcome in zip(some, render(engine, *some), strict=True):
         theirs, rows = render_family(plain, one, plain.fills(one, BATCH), base, folder, BATCH)
+        # A plan leaves out a strength that has no effect.
+        assert evaluations(one if plain.strength else replace(one, strength=None), counting) == rows, one
         np.testing.assert_array_equal(pixels(outcome), theirs[: one.candidates], err_msg=str(one))
         assert {candidate.evaluations for candidate in outcome.candidates} == {rows}, one
 
@@ -148,6 +152,16 @@ def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
     entries = {max((begin for begin in families.FAMILIES if name.startswith(begin)), key=len, default=name) for name in classes}
     # FLUX.2 dev has what klein has, but for the encoder, which is Mistral's; its class is refused until it has a tiny model.
     assert entries == families.FAMILIES.keys() - {"Flux2"}
+
+
+@pytest.mark.parametrize("name", ["pixart-sigma", "hunyuandit"])
+def test_schedulers_of_noise_make_the_bits_of_diffusers_in_transformers_too(engines, folder, name):
+    engine, base = engines(name)
+    solvers = ("dpmpp_sde", "kdpm2_a", "tcd", "dpmpp_2s_karras", "sa_solver", "unipc_karras")
+    some = [request(solver, scheduler=solver, steps=4, candidates=1) for solver in solvers]
+    for one, outcome in zip(some, render(engine, *some), strict=True):
+        theirs, _ = render_family(FAMILIES[name], one, FAMILIES[name].fills(one, BATCH), base, folder, BATCH)
+        np.testing.assert_array_equal(pixels(outcome), theirs[:1], err_msg=one.scheduler)
 
 
 FLOWS = [name for name, plain in FAMILIES.items() if plain.follows_flow]

@@ -9,10 +9,11 @@ from promptmill.configs.drafts import Draft
 from promptmill.configs.parameters import Growing
 from promptmill.configs.scorers import Diversity
 from promptmill.manifests.requests import from_json, to_json
+from promptmill.pipelines.work.evaluations import evaluations
 from promptmill.pipelines.work.passes import Course, as_draft, begin, best
 from promptmill.pipelines.work.ranking import Look
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered, Scored
-from promptmill.pipelines.work.units import Placed, Unit, evaluations, price
+from promptmill.pipelines.work.units import Placed, Unit, price
 from tests.pipelines.plain import request
 from tests.pipelines.work.courses import recipe_of, take
 

@@ -7,10 +7,10 @@ from promptmill.pipelines.work.units import (
     Placed,
     candidate_seed,
     cut,
-    evaluations,
     kind_of,
     parse_key,
     sample_key,
+    work,
 )
 
 
@@ -40,8 +40,8 @@ def test_every_request_is_in_exactly_one_unit_of_its_kind(rows, batch):
     for unit in units:
         assert len({kind_of(p.request) for p in unit.requests}) == 1
         assert [p.row for p in unit.requests] == sorted(p.row for p in unit.requests)
-        work = sum(p.request.candidates * evaluations(p.request) for p in unit.requests)
-        assert work <= UNIT_EVALUATIONS * batch or len(unit.requests) == 1
+        whole = sum(p.request.candidates * work(p.request) for p in unit.requests)
+        assert whole <= UNIT_EVALUATIONS * batch or len(unit.requests) == 1
 
 
 @given(st.integers(0, 2**32 - 1), st.text(), st.integers(0, 9999))

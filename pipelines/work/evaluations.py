@@ -1,0 +1,53 @@
+"""Counts how often the denoiser is evaluated for a request: a step and an evaluation mean the same in every family."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from promptmill.configs.schedulers import OWN, SchedulerKind, scheduler_kind
+from promptmill.manifests.requests import Request
+
+StepsLeft = Literal["down", "up", "all"]
+
+UNKNOWN = SchedulerKind("")  # a scheduler that the table has not, taken to evaluate once a step
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Holds the values of a model by which its evaluations are counted; the defaults are those of Stable Diffusion.
+
+    Attributes:
+        guided: Evaluations of a step with guidance: 1 where guidance is an input of the denoiser, 3 by text and picture.
+        unguided: The largest guidance scale without guidance.
+        steps_left: How many steps a strength leaves: its share rounded down or up, or all of them, in a schedule that is shorter.
+        own: The scheduler that the model was saved with.
+    """
+
+    guided: int = 2
+    unguided: float = 1.0
+    steps_left: StepsLeft = "down"
+    own: SchedulerKind = UNKNOWN
+
+
+STABLE_DIFFUSION = Counting()
+
+
+def evaluations(request: Request, counting: Counting = STABLE_DIFFUSION) -> int:
+    """Return how often the denoiser is evaluated for one candidate, as the metadata say it afterwards.
+
+    Args:
+        request: The request.
+        counting: The values of its model.
+    """
+    kind = counting.own if request.scheduler == OWN else scheduler_kind(request.scheduler)
+    # Guidance by text and picture is off where either is.
+    holds = request.image_guidance_scale is None or request.image_guidance_scale >= 1
+    a_step = counting.guided if request.guidance_scale > counting.unguided and holds else 1
+    return kind.evaluations(_steps(request, counting)) * a_step
+
+
+def _steps(request: Request, counting: Counting) -> int:
+    """Return the steps that a request's strength leaves of its schedule, as diffusers' pipelines compute them."""
+    if request.strength is None or counting.steps_left == "all":
+        return request.steps
+    share = min(request.steps * request.strength, request.steps)
+    return request.steps - int(request.steps - share) if counting.steps_left == "up" else max(1, int(share))
