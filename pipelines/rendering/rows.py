@@ -4,6 +4,7 @@ A value is a tensor whose first dimension is the rows, a list with a tensor for 
 and transformers that hold such values. What is none of these belongs to the call as a whole.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -33,8 +34,17 @@ def spread(pieces: Sequence[torch.Tensor], shape: int) -> torch.Tensor:
     """Return tensors one after the other, (shape, …); the last row is repeated where rows are missing."""
     missing = shape - sum(len(piece) for piece in pieces)
     padding = [pieces[-1][-1:].expand(missing, *pieces[-1].shape[1:])] if missing else []
-    # One memory format for all: kernels, and with them bits, differ between formats.
-    return torch.cat([piece.contiguous() for piece in [*pieces, *padding]])
+    return torch.cat([_contiguous(piece) for piece in [*pieces, *padding]])
+
+
+def _contiguous(value: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in one memory format, whatever its own: kernels, and with them bits, differ between formats.
+
+    Torch takes the strides of sides of 1 for those of either format, and asks them what format to go on in.
+    """
+    whole = value.contiguous()
+    strides = [math.prod(whole.shape[side + 1 :]) for side in range(whole.ndim)]
+    return whole.as_strided(whole.shape, strides)
 
 
 def repeated(items: list[Any], shape: int) -> list[Any]:
