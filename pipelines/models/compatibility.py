@@ -20,6 +20,7 @@ VAE, CONTROLNET = "AutoencoderKL", "ControlNetModel"
 DENOISERS = ("transformer", "unet")
 # Of text embeddings and layers, as configs of UNets and transformers name them: a ControlNet has those of its base.
 WIDTHS = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "pooled_projection_dim", "caption_channels")
+MASKED = ("extra_conditioning_channels", "extra_condition_channels")  # of ControlNets that see a mask beside their image
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -74,6 +75,8 @@ def _check_controlnet(model: Model, denoiser: Mapping[str, Any], where: str, wei
         only = f"only a {' or a '.join(classes)} is" if classes else f"{pipeline} has none"
         raise ModelError(f"{where}: {weights.source} is a {kind}, which is not served; {only}")
     _check_mode(where, weights, served, net)
+    if any(net.get(key) for key in MASKED):
+        raise ModelError(f"{where}: {weights.source} repaints by a mask of its own, an inpainting {kind}, which is not served")
     if served.part == "adapter":
         _check_features(where, weights, denoiser, net)
     for key in WIDTHS:

@@ -142,6 +142,8 @@ def family_of(pipeline: str) -> Family:
     return FAMILIES[max(fitting, key=len)] if fitting else OTHER
 
 
+_CONTROLLED = "was saved with what steers it; set _class_name to {} in model_index.json, and name the control in model.controlnets"
+
 # By what the names of pipeline classes begin with: why they cannot be served, after "NAMEPipeline …".
 REFUSED = {
     "CogView4Control": "needs a control image for every row, which is not supported yet",
@@ -150,6 +152,12 @@ REFUSED = {
     "FluxControlInpaint": "needs a control image for every row, which is not supported yet",
     "HiDreamImage": "renders one number of pixels, whatever size a row asks for",
     "HunyuanImage": "has a guider that keeps a state between steps, which requests side by side would mix",
+    "StableDiffusion3ControlNet": _CONTROLLED.format("StableDiffusion3Pipeline"),
+    "StableDiffusionAdapter": _CONTROLLED.format("StableDiffusionPipeline"),
+    "StableDiffusionControlNet": _CONTROLLED.format("StableDiffusionPipeline"),
+    "StableDiffusionGLIGEN": "places objects by boxes (GLIGEN), and no column gives boxes",
+    "StableDiffusionXLAdapter": _CONTROLLED.format("StableDiffusionXLPipeline"),
+    "StableDiffusionXLControlNet": _CONTROLLED.format("StableDiffusionXLPipeline"),
     "QwenImageEdit": "has its language model read the pictures that it edits, which is not supported yet",
 }
 
