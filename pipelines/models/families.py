@@ -131,7 +131,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False, guess=True, image_prompts=True),
     "StableDiffusion3": Family(solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
-    "ZImage": Family(unguided=0.0, prompts_apart=True, multiple=32),
+    "ZImage": Family(
+        unguided=0.0,
+        prompts_apart=True,
+        multiple=32,
+        controlnet="ZImageControlNetModel",
+        several_controls=False,
+        timed_controls=False,
+    ),
 }
 OTHER = Family(prompts_apart=True)
 

@@ -1,7 +1,7 @@
 """Cuts and joins what modules take and return, row by row, whatever is nested around the tensors.
 
-A value is a tensor whose first dimension is the rows, a list with a tensor for each row, or tuples, lists and outputs of diffusers
-and transformers that hold such values. What is none of these belongs to the call as a whole.
+A value is a tensor whose first dimension is the rows, a list with a tensor for each row, or tuples, lists, dicts and outputs of
+diffusers and transformers that hold such values. What is none of these belongs to the call as a whole.
 """
 
 import math
@@ -75,6 +75,8 @@ def taken(value: Any, some: slice, rows: int, listed: bool = False) -> Any:
         return type(value)(**{name: taken(one, some, rows, listed) for name, one in value.items()})
     if listed and is_of_rows(value, rows):
         return value[some]
+    if type(value) is dict:
+        return {name: taken(one, some, rows, listed) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(taken(one, some, rows, listed) for one in value)
     return value if isinstance(value, str | int | float | bool) else None
@@ -89,6 +91,8 @@ def together(parts: Sequence[Any], listed: bool = False) -> Any:
         return torch.cat(list(parts)) if first.ndim else first
     if _is_output(first):
         return type(first)(**{name: together([part[name] for part in parts], listed) for name in first})
+    if type(first) is dict:
+        return {name: together([part[name] for part in parts], listed) for name in first}
     if listed and isinstance(first, list):
         return [one for part in parts for one in part]
     if isinstance(first, list | tuple):

@@ -23,9 +23,10 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.errors import ModelError
-from tests.pipelines import tiny_adapters
+from tests.pipelines import tiny_adapters, tiny_controlnets
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import CANNY, JOB_SEED, MODES, SEG, request
+from tests.pipelines.plain_controlnets import render_controlled
 from tests.pipelines.plain_families import FAMILIES
 from tests.pipelines.plain_steered import SD, SDXL, XL, maps_of, one_or_all, render_steered, steering
 from tests.pipelines.tiny_families import MAKERS, lively
@@ -229,6 +230,23 @@ def in_batches(adapter):
     forward = adapter.forward
     adapter.forward = lambda x: [torch.cat(level) for level in zip(*(forward(some) for some in x.split(BATCH)), strict=True)]
     return adapter
+
+
+@pytest.mark.parametrize("refiner", ["control_layers", "control_noise_refiner"])
+def test_images_steered_by_a_z_image_net_that_scales_inside_are_those_of_plain_diffusers(made_once, folder, refiner):
+    base, place = MAKERS["z-image"](folder / f"z-{refiner}"), folder / f"z-{refiner}-net"
+    torch.manual_seed(3)
+    options = {"add_control_noise_refiner": refiner, "control_refiner_layers_places": [0]}
+    lively(tiny_controlnets.z_image(base, **options)).eval().save_pretrained(place)
+    engine, _ = made_once(base, canny=ControlNetWeights(source=str(place)))
+    some = [
+        replace(one, controls=tuple(c.model_copy(update={"start": 0.0}) for c in one.controls))
+        for one in mixed(["controlnet"], several=False)
+    ]
+    for one, ours in zip(some, free_of_companions(engine, some), strict=True):
+        count = FAMILIES["z-image"].fills(one, BATCH)
+        theirs, _ = render_controlled("z-image", one, count, base, {"canny": place}, folder, BATCH)
+        np.testing.assert_array_equal(ours, theirs[: one.candidates], err_msg=str(one))
 
 
 def test_a_t2i_adapter_for_another_base_is_one_line(folder):
