@@ -430,7 +430,7 @@ def _check(request: Request, columns: Columns, rules: Rules) -> list[str]:
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking, rules.eta)
-    wrong += problems_of_controls(request.controls, request.mode, rules.controls, rules.steering)
+    wrong += problems_of_controls(request.controls, request.mode, (request.width, request.height), rules.controls, rules.steering)
     wrong += problems_of_references(request.references, rules.references, rules.image_prompts)
     for lora in request.loras:
         if lora.name not in rules.loras:

@@ -16,22 +16,25 @@ class Steering:
         modes: The modes, with the control in their names, that the model's pipelines have.
         several: Whether the pipelines take several controls at once.
         timed: Whether a control can begin later and end sooner than the steps do.
+        multiple: Width and height of a row are multiples of this many pixels.
     """
 
     kind: str
     modes: tuple[Mode, ...]
     several: bool = True
     timed: bool = True
+    multiple: int = 1
 
 
 def problems_of_controls(
-    controls: Sequence[Control], mode: Mode, configured: Collection[str], steering: Mapping[str, Steering]
+    controls: Sequence[Control], mode: Mode, size: tuple[int, int], configured: Collection[str], steering: Mapping[str, Steering]
 ) -> list[str]:
     """Return the problems of a row's controls.
 
     Args:
         controls: The row's.
         mode: The row's mode.
+        size: Width and height of the row's images, in pixels.
         configured: The types that the config has ControlNets for.
         steering: What each of these types can do; a type that is not there can do everything.
     """
@@ -48,6 +51,8 @@ def problems_of_controls(
     for name, can in known_types.items():
         if mode not in can.modes and len(kinds) == 1:
             wrong.append(f"controls: {quoted(name)} does not steer {mode}; as a {can.kind} it steers {', '.join(can.modes)}")
+        if any(side % can.multiple for side in size):
+            wrong.append(f"controls: {quoted(name)} needs a width and a height that are multiples of {can.multiple}")
     if len(controls) > 1 and not all(can.several for can in known_types.values()):
         wrong.append(f"controls: {len(controls)} are given, and the model takes one at a time")
     late = [control.type for control in controls if (control.start, control.end) != (0.0, 1.0)]

@@ -58,8 +58,8 @@ def test_a_manifest_column_is_an_entry_of_the_table_and_a_field_of_the_request(c
                     "    mode: Mode | None = None\n    style: str | None = Field(None, max_length=99)\n",
                 ),
                 (
-                    "    noise_level: int | None = None\n\n    def images",
-                    "    noise_level: int | None = None\n    style: str | None = None\n\n    def images",
+                    "    references: tuple[Reference, ...] = ()\n\n    def images",
+                    "    references: tuple[Reference, ...] = ()\n    style: str | None = None\n\n    def images",
                 ),
                 ('        "seed": columns.seed,\n', '        "seed": columns.seed,\n        "style": columns.style,\n'),
             ],

@@ -11,7 +11,7 @@ from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Model
 from promptmill.manifests.steering import Steering
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.compatibility import class_of_control
+from promptmill.pipelines.models.compatibility import class_of_control, multiple_of
 from promptmill.pipelines.models.controls import control_classes
 from promptmill.pipelines.models.families import Family, family_of, refusal
 from promptmill.pipelines.models.pipeline_classes import controlled_mode, modes_of
@@ -135,7 +135,9 @@ def _steering(model: Model, pipeline: str, modes: Sequence[str]) -> dict[str, St
         if served is not None:
             able = tuple(controlled_mode(mode) for mode in modes if mode in served.pipelines)
             said = f"{served.name} in guess mode" if weights.guess else served.name
-            found[kind] = Steering(said, able, served.several, served.timed)
+            found[kind] = Steering(
+                said, able, served.several, served.timed, multiple_of(weights) if served.part == "adapter" else 1
+            )
     if not classes or (found and not any(can.modes for can in found.values())):
         raise ModelError(f"{model.base}: model.controlnets: there are no ControlNets for {pipeline} that promptmill can load")
     return found

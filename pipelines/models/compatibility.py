@@ -19,7 +19,8 @@ from promptmill.pipelines.work.errors import ModelError
 VAE, CONTROLNET = "AutoencoderKL", "ControlNetModel"
 DENOISERS = ("transformer", "unet")
 # Of text embeddings and layers, as configs of UNets and transformers name them: a ControlNet has those of its base.
-WIDTHS = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "pooled_projection_dim", "caption_channels")
+WIDTHS = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "pooled_projection_dim", "caption_channels", "dim")
+MASKED = ("extra_conditioning_channels", "extra_condition_channels")  # of ControlNets that see a mask beside their image
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -74,9 +75,20 @@ def _check_controlnet(model: Model, denoiser: Mapping[str, Any], where: str, wei
         only = f"only a {' or a '.join(classes)} is" if classes else f"{pipeline} has none"
         raise ModelError(f"{where}: {weights.source} is a {kind}, which is not served; {only}")
     _check_mode(where, weights, served, net)
+    if any(net.get(key) for key in MASKED):
+        raise ModelError(f"{where}: {weights.source} repaints by a mask of its own, an inpainting {kind}, which is not served")
+    if served.part == "adapter":
+        _check_features(where, weights, denoiser, net)
     for key in WIDTHS:
         if (its := net.get(key)) is not None and (base := denoiser.get(key)) is not None and its != base:
             raise ModelError(f"{where}: {weights.source} is for another base model: its {key} is {its}, the base's is {base}")
+
+
+def _check_features(where: str, weights: Weights, denoiser: Mapping[str, Any], net: Mapping[str, Any]) -> None:
+    """Compare the features that a T2I-Adapter adds to with those of the UNet's levels."""
+    its, base = net.get("channels") or [], denoiser.get("block_out_channels") or []
+    if any(one != other for one, other in zip(its, base, strict=False)):
+        raise ModelError(f"{where}: {weights.source} is for another base model: its channels are {its}, the base's {base}")
 
 
 def _check_mode(where: str, weights: ControlNetWeights, served: ControlClass, net: Mapping[str, Any]) -> None:
@@ -120,6 +132,15 @@ def class_of_control(weights: Weights, pipeline: str) -> str:
         return class_named(weights, usual)
     except ModelError:
         return usual  # loading says what is missing
+
+
+def multiple_of(weights: Weights) -> int:
+    """Return the pixels of a side of the squares that a T2I-Adapter folds into channels, by its config."""
+    try:
+        side = (_config(weights, "config.json") or {}).get("downscale_factor")
+    except ModelError:
+        side = None
+    return side if isinstance(side, int) and side > 0 else 8
 
 
 def _config(weights: Weights, name: str) -> dict[str, Any] | None:

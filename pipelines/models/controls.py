@@ -15,6 +15,7 @@ class ControlClass:
         name: The class, as the model's own config names it.
         pipelines: Diffusers' pipelines that take such models, by the mode without its control.
         part: The argument of the pipelines that takes the models.
+        scale: The argument that takes the scales of the controls.
         several: Whether the pipelines take several models at once.
         timed: Whether a model can begin later and end sooner than the steps do.
         numbers: The key of the model's config that counts its modes; None where such models have no modes.
@@ -25,6 +26,7 @@ class ControlClass:
     name: str
     pipelines: Mapping[str, str]
     part: str = "controlnet"
+    scale: str = "controlnet_conditioning_scale"
     several: bool = True
     timed: bool = True
     numbers: str | None = None
@@ -40,8 +42,17 @@ _UNION = ControlClass(
     together=True,  # diffusers 0.42 has a guess mode, too, which raises
 )
 
+
+def _t2i(pipeline: str) -> ControlClass:
+    """Return the class of T2I-Adapters (arXiv:2302.08453), which read a control image once and add to the UNet's own features."""
+    return ControlClass("T2IAdapter", {"txt2img": pipeline}, part="adapter", scale="adapter_conditioning_scale", timed=False)
+
+
 # By diffusers' name for a family: classes beside the one that `FAMILIES` names.
-OTHERS: dict[str, tuple[ControlClass, ...]] = {"stable-diffusion-xl": (_UNION,)}
+OTHERS: dict[str, tuple[ControlClass, ...]] = {
+    "stable-diffusion": (_t2i("StableDiffusionAdapterPipeline"),),
+    "stable-diffusion-xl": (_UNION, _t2i("StableDiffusionXLAdapterPipeline")),
+}
 
 
 def control_classes(pipeline: str) -> dict[str, ControlClass]:

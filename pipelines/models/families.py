@@ -162,7 +162,16 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionUpscale": Family(strength=False, enlarges=4, further=("noise_level",)),
     "StableDiffusionXLInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
     "StableDiffusion3": Family(steps_left="up", solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
-    "ZImage": Family(steps_left="up", unguided=0.0, prompts_apart=True, multiple=32, sized=True),
+    "ZImage": Family(
+        steps_left="up",
+        unguided=0.0,
+        prompts_apart=True,
+        multiple=32,
+        sized=True,
+        controlnet="ZImageControlNetModel",
+        several_controls=False,
+        timed_controls=False,
+    ),
 }
 OTHER = Family(prompts_apart=True)
 
@@ -173,6 +182,7 @@ def family_of(pipeline: str) -> Family:
     return FAMILIES[max(fitting, key=len)] if fitting else OTHER
 
 
+_CONTROLLED = "was saved with what steers it; set _class_name to {} in model_index.json, and name the control in model.controlnets"
 UNTRIED = "is not served yet: its images have not been compared with those of plain diffusers"
 CONTROL_IMAGE = "needs a control image for every row, which is not supported yet"
 READS_PICTURES = "has its language model read the pictures that it edits, which is not supported yet"
@@ -213,7 +223,10 @@ REFUSED: dict[str, str] = {
             " StableDiffusionModelEditing StableDiffusionPanorama StableDiffusionParadigms StableDiffusionPipelineSafe"
             " StableDiffusionPix2PixZero StableDiffusionSAG UnCLIP UniDiffuser VersatileDiffusion VQDiffusion",
         ),
-        ("was saved with a T2I-Adapter, which is not supported yet", "StableDiffusionAdapter StableDiffusionXLAdapter"),
+        ("places objects by boxes (GLIGEN), and no column gives boxes", "StableDiffusionGLIGEN"),
+        (_CONTROLLED.format("StableDiffusionPipeline"), "StableDiffusionAdapter StableDiffusionControlNet"),
+        (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter StableDiffusionXLControlNet"),
+        (_CONTROLLED.format("StableDiffusion3Pipeline"), "StableDiffusion3ControlNet"),
         (
             UNTRIED,
             "Bria ChromaInpaint ChronoEdit Cosmos2TextToImage DreamLite ErnieImage Flux2KleinInpaint Flux2KleinKV Flux2Pipeline"

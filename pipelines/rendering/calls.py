@@ -48,6 +48,8 @@ def call(
         with ending_after(preview, pipeline, request.strength) as after_step:
             result = pipeline(**given, callback_on_step_end=after_step)
     flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
+    if isinstance(result.images, np.ndarray):  # one of diffusers' pipelines makes nothing else
+        result.images = torch.from_numpy(result.images).permute(0, 3, 1, 2)
     if (made := tuple(result.images.shape[-2:])) != (request.height, request.width):
         raise ValueError(f"the pipeline made {made[1]} x {made[0]} pixels of {request.width} x {request.height}")
     # (B, 3, H, W) in 0 … 1, in the model's dtype: diffusers denormalises in it, so we do not before.
@@ -96,16 +98,27 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
         said["mask_image"] = to_device(torch.from_numpy(np.stack(masks)).unsqueeze(1).float(), device)
     if request.controls:
         # One tensor for each ControlNet: the only form in which samples differ in their maps.
-        maps = [_as_tensor([job.conditioning.controls[i] for job in jobs], device) for i in range(len(request.controls))]
-        if model.family.encoded_controls:
+        channels = [getattr(model.controlnets[one.type].config, "in_channels", 3) for one in request.controls]
+        adapted = model.control_class(request.controls[0].type).part == "adapter"
+        images = [[job.conditioning.controls[i] for job in jobs] for i in range(len(request.controls))]
+        maps = [
+            _as_tensor([_grey(one) for one in some] if adapted and channel == 1 else some, device)
+            for some, channel in zip(images, channels, strict=True)
+        ]
+        if model.family.encoded_controls and not adapted:
             # What is encoded by the VAE is wanted as the VAE wants it; diffusers does so with PIL images alone.
             maps = [2.0 * one - 1.0 for one in maps]
         said |= {control: _one_or_all(maps), **_steering(request, model)}
     return said
 
 
+def _grey(picture: np.ndarray) -> np.ndarray:
+    """Return the luminance of a (H, W, 3) uint8 picture as (H, W, 1)."""
+    return np.array(Image.fromarray(picture).convert("L"))[..., None]
+
+
 def _as_tensor(maps: list[np.ndarray], device: torch.device) -> torch.Tensor:
-    """Return (H, W, 3) uint8 pictures as one tensor (B, 3, H, W) in 0 … 1."""
+    """Return (H, W, C) uint8 pictures as one tensor (B, C, H, W) in 0 … 1."""
     return to_device(torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).contiguous().float() / 255, device)
 
 
@@ -122,7 +135,7 @@ def _steering(request: Request, model: LoadedModel) -> dict[str, Any]:
     if declared[0].guess:
         said["guess_mode"] = True
     return said | {
-        "controlnet_conditioning_scale": _one_or_all([c.scale for c in controls]),
+        model.control_class(controls[0].type).scale: _one_or_all([c.scale for c in controls]),
         "control_guidance_start": _one_or_all([c.start for c in controls]),
         "control_guidance_end": _one_or_all([c.end for c in controls]),
     }

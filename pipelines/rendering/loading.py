@@ -92,7 +92,9 @@ class LoadedModel:
         how, nets = self.control_class(kinds[0]), [self.controlnets[kind] for kind in kinds]
         # One ControlNet of several modes sees all its control images at once; several are added up.
         one = len(nets) == 1 or (how.together and all(net is nets[0] for net in nets))
-        return made_of(self.base, how.pipelines[plain_mode(mode)], {how.part: nets[0] if one else nets})
+        # The pipelines join ControlNets themselves; adapters come joined.
+        part = nets[0] if one else of_diffusers("MultiAdapter")(nets) if how.part == "adapter" else nets
+        return made_of(self.base, how.pipelines[plain_mode(mode)], {how.part: part})
 
     def scheduler(self, name: str) -> Any:
         """Return a scheduler by its short name, from the model's original config: another scheduler's config would leave its
@@ -212,7 +214,8 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     )
     if model.references:
         loaded.references = ReferenceAdapters(base, tuple(model.references))
-    put_on(model.kernels, (loaded.denoiser, *nets.values()), device)
+    steering = [net for kind, net in controlnets.items() if loaded.control_class(kind).part == "controlnet"]
+    put_on(model.kernels, (loaded.denoiser, *{id(net): net for net in steering}.values()), device)
     return loaded
 
 

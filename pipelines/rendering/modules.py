@@ -11,16 +11,22 @@ from promptmill.pipelines.rendering.rows import together
 def scaled_after(call: Callable[..., Any], net: Any) -> Callable[..., Any]:
     """Return a ControlNet call whose scale, one for each call, is applied to the answer: the same product, after the batch.
 
-    A net that sees several control images at once has a scale for each inside of it: calls share a batch where these are equal.
+    A net that sees several control images at once has a scale for each inside of it, and so have some nets with one: calls share a
+    batch where these are equal.
 
     Args:
         call: The call.
         net: The ControlNet, as its config has it.
     """
 
+    # Z-Image's ControlNets of version 2 refine the noise by what they have scaled.
+    inside = getattr(net.config, "add_control_noise_refiner", None) is not None
+
     def scaled(answer: Any, scale: float) -> Any:
         if isinstance(answer, torch.Tensor):
             return answer * scale
+        if isinstance(answer, dict):
+            return {name: scaled(one, scale) for name, one in answer.items()}
         return answer if answer is None else type(answer)(scaled(one, scale) for one in answer)
 
     def guessed(answer: Any, scale: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -30,7 +36,7 @@ def scaled_after(call: Callable[..., Any], net: Any) -> Callable[..., Any]:
         return [one * by for one, by in zip(down, scales, strict=False)], middle * scales[-1]
 
     def hold(*args: Any, conditioning_scale: Any = 1.0, guess_mode: bool = False, **kwargs: Any) -> Any:
-        several = isinstance(conditioning_scale, list) and len(conditioning_scale) > 1
+        several = inside or (isinstance(conditioning_scale, list) and len(conditioning_scale) > 1)
         scale = conditioning_scale[0] if isinstance(conditioning_scale, list) and not several else conditioning_scale
         guess = {"guess_mode": False} if guess_mode else {}
         answer = call(*args, conditioning_scale=scale if several else 1.0, **kwargs, **guess)

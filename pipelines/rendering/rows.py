@@ -1,9 +1,10 @@
 """Cuts and joins what modules take and return, row by row, whatever is nested around the tensors.
 
-A value is a tensor whose first dimension is the rows, a list with a tensor for each row, or tuples, lists and outputs of diffusers
-and transformers that hold such values. What is none of these belongs to the call as a whole.
+A value is a tensor whose first dimension is the rows, a list with a tensor for each row, or tuples, lists, dicts and outputs of
+diffusers and transformers that hold such values. What is none of these belongs to the call as a whole.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -33,8 +34,17 @@ def spread(pieces: Sequence[torch.Tensor], shape: int) -> torch.Tensor:
     """Return tensors one after the other, (shape, …); the last row is repeated where rows are missing."""
     missing = shape - sum(len(piece) for piece in pieces)
     padding = [pieces[-1][-1:].expand(missing, *pieces[-1].shape[1:])] if missing else []
-    # One memory format for all: kernels, and with them bits, differ between formats.
-    return torch.cat([piece.contiguous() for piece in [*pieces, *padding]])
+    return torch.cat([_contiguous(piece) for piece in [*pieces, *padding]])
+
+
+def _contiguous(value: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in one memory format, whatever its own: kernels, and with them bits, differ between formats.
+
+    Torch takes the strides of sides of 1 for those of either format, and asks them what format to go on in.
+    """
+    whole = value.contiguous()
+    strides = [math.prod(whole.shape[side + 1 :]) for side in range(whole.ndim)]
+    return whole.as_strided(whole.shape, strides)
 
 
 def repeated(items: list[Any], shape: int) -> list[Any]:
@@ -65,6 +75,8 @@ def taken(value: Any, some: slice, rows: int, listed: bool = False) -> Any:
         return type(value)(**{name: taken(one, some, rows, listed) for name, one in value.items()})
     if listed and is_of_rows(value, rows):
         return value[some]
+    if type(value) is dict:
+        return {name: taken(one, some, rows, listed) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(taken(one, some, rows, listed) for one in value)
     return value if isinstance(value, str | int | float | bool) else None
@@ -79,6 +91,8 @@ def together(parts: Sequence[Any], listed: bool = False) -> Any:
         return torch.cat(list(parts)) if first.ndim else first
     if _is_output(first):
         return type(first)(**{name: together([part[name] for part in parts], listed) for name in first})
+    if type(first) is dict:
+        return {name: together([part[name] for part in parts], listed) for name in first}
     if listed and isinstance(first, list):
         return [one for part in parts for one in part]
     if isinstance(first, list | tuple):

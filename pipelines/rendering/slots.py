@@ -115,10 +115,13 @@ class Slots:
         self.controlnets: list[Joined] = []
         # In guess mode a ControlNet is called for the guided half alone.
         guessing = {id(model.controlnets[kind]) for kind, one in model.controls.items() if one.guess}
+        # A T2I-Adapter reads each control image once.
+        once = {id(net) for kind, net in model.controlnets.items() if model.control_class(kind).part == "adapter"}
         for net in {id(net): net for net in model.controlnets.values()}.values():
-            joined = Joined.of(net.forward, batch if id(net) in guessing else self._rows)
+            rows = batch if id(net) in guessing | once else self._rows
+            joined = Joined.of(net.forward, rows, multiple=self._family.multiple)
             self.controlnets.append(joined)
-            self._hold(net, "forward", scaled_after(moded_by_row(joined.hold), net))
+            self._hold(net, "forward", joined.hold if id(net) in once else scaled_after(moded_by_row(joined.hold), net))
         self.decoder = Joined.of(vae.decode, batch, called=self._decoding)
         self.decoder.run = decoded_in_its_dtype(vae)
         self._hold(vae, "decode", without_generator(self.decoder.hold))

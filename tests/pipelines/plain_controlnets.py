@@ -44,6 +44,7 @@ CONTROLLED = {
     ),
     "qwen-image": Controlled("QwenImageControlNetModel", {"controlnet": "QwenImageControlNetPipeline"}, several=False),
     "sana": Controlled("SanaControlNetModel", {"controlnet": "SanaControlNetPipeline"}, several=False, timed=False, said=_UNBENT),
+    "z-image": Controlled("ZImageControlNetModel", {"controlnet": "ZImageControlNetPipeline"}, several=False, timed=False),
     "hunyuandit": Controlled(
         "HunyuanDiT2DControlNetModel", {"controlnet": "HunyuanDiTControlNetPipeline"}, timed=False, said=_UNBENT
     ),

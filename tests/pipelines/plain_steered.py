@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tests.pipelines.plain import picture
@@ -30,7 +31,10 @@ def render_steered(
     """
     pipeline, _ = loaded(name, base, request, said.get("batch", count), **parts, **plain.parts)
     further = {key: value for key, value in said.items() if key != "batch"}
-    return pixels_of(pipeline(**asked(plain, request, count, folder), **further).images, request, folder)
+    images = pipeline(**asked(plain, request, count, folder), **further).images
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return pixels_of(images, request, folder)
 
 
 def maps_of(request: Any, count: int, folder: Path) -> list[torch.Tensor]:

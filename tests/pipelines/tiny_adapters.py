@@ -3,7 +3,14 @@
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetUnionModel, FluxControlNetModel, FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import (
+    ControlNetUnionModel,
+    FluxControlNetModel,
+    FluxTransformer2DModel,
+    StableDiffusionPipeline,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -77,3 +84,24 @@ def _resampler(read: int, width: int, inner: int = 24, head: int = 64) -> dict[s
         own |= {"1.1.weight": torch.randn(4 * inner, inner) / 5, "1.3.weight": torch.randn(inner, 4 * inner) / 10}
         made |= {f"layers.{layer}.{name}": one for name, one in own.items()}
     return {f"image_proj.{name}": one for name, one in made.items()}
+
+
+def adaptable(base: Path, folder: Path) -> Path:
+    """A tiny Stable Diffusion whose UNet's last level does not scale down, as that of 1.5, so that T2I-Adapters fit."""
+    pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, requires_safety_checker=False)
+    torch.manual_seed(2)
+    types = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    pipeline.unet = UNet2DConditionModel.from_config({**pipeline.unet.config, **types}).eval()
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def t2i_adapter(folder: Path, seed: int = 3, kind: str = "full_adapter", channels: int = 3) -> Path:
+    """A T2I-Adapter that fits the UNets with levels of 8 and 16 channels."""
+    torch.manual_seed(seed)
+    side = 16 if kind == "full_adapter_xl" else 8
+    T2IAdapter(channels, [8, 16], num_res_blocks=1, downscale_factor=side, adapter_type=kind).eval().save_pretrained(folder)
+    return folder

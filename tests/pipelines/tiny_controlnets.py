@@ -42,12 +42,19 @@ def hunyuandit(base: Path) -> torch.nn.Module:
     return diffusers.HunyuanDiT2DControlNetModel.from_config({**config, **own})
 
 
+def z_image(base: Path, **options: Any) -> torch.nn.Module:
+    config = _of("ZImageTransformer2DModel", base).config
+    sizes = {name: config[name] for name in ("dim", "n_refiner_layers", "n_heads", "n_kv_heads")}
+    return diffusers.ZImageControlNetModel(control_layers_places=[0], control_in_dim=config["in_channels"], **sizes, **options)
+
+
 MAKERS: dict[str, Callable[[Path], torch.nn.Module]] = {
     "sd3": sd3,
     "flux-dev": flux,
     "qwen-image": qwen_image,
     "sana": sana,
     "hunyuandit": hunyuandit,
+    "z-image": z_image,
 }
 
 

@@ -11,6 +11,7 @@ from diffusers.pipelines import auto_pipeline
 
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Model, Weights
+from promptmill.configs.weights import PartWeights
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.pipeline_classes import modes_of, tables
 from promptmill.pipelines.work.errors import ModelError
@@ -112,6 +113,33 @@ def test_what_makes_no_images_is_refused(saved, name):
 def test_controlnets_are_for_families_that_diffusers_has_them_for(saved):
     with pytest.raises(ModelError, match=r"model\.controlnets: there are no ControlNets for AuraFlowPipeline"):
         read_facts(saved("AuraFlowPipeline", controlnets=NET))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("StableDiffusionGLIGENPipeline", "places objects by boxes (GLIGEN), and no column gives boxes"),
+        (
+            "StableDiffusionXLAdapterPipeline",
+            "set _class_name to StableDiffusionXLPipeline in model_index.json, and name the control",
+        ),
+        ("StableDiffusionControlNetImg2ImgPipeline", "set _class_name to StableDiffusionPipeline in model_index.json"),
+        ("StableDiffusion3ControlNetPipeline", "set _class_name to StableDiffusion3Pipeline in model_index.json"),
+    ],
+)
+def test_a_pipeline_that_is_steered_by_itself_is_refused_by_its_name_with_what_to_do(saved, name, says):
+    with pytest.raises(ModelError) as caught:
+        read_facts(saved(name, unet={"in_channels": 4}))
+    assert says in str(caught.value)
+
+
+def test_references_are_for_families_that_promptmill_has_adapters_for(saved):
+    references = {"style": PartWeights(source="./a", weight_name="b.safetensors")}
+    with pytest.raises(
+        ModelError, match=r"model\.references: FluxPipeline takes none; IP-Adapters are for Stable Diffusion and SDXL"
+    ):
+        read_facts(saved("FluxPipeline", references=references))
+    assert read_facts(saved("StableDiffusionXLPipeline", unet={"in_channels": 4}, references=references)).image_prompts
 
 
 DC = {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]}

@@ -51,9 +51,11 @@ def test_a_model_without_a_unet_is_not_looked_at(folder, made):
     check_fits(model_of(folder, base=str(made("flux")), controlnets={}))
 
 
-def saved_config(place, kind):
+def saved_config(place, kind, **more):
     place.mkdir()
-    (place / "config.json").write_text(json.dumps({"_class_name": kind, "cross_attention_dim": 16, "block_out_channels": [8, 16]}))
+    (place / "config.json").write_text(
+        json.dumps({"_class_name": kind, "cross_attention_dim": 16, "block_out_channels": [8, 16], **more})
+    )
     return Weights(source=str(place))
 
 
@@ -61,6 +63,11 @@ def test_a_part_of_a_class_that_is_not_served_is_one_line_before_anything_is_loa
     union = saved_config(tmp_path / "union", "ControlNetUnionModel")
     with pytest.raises(ModelError, match=r"controlnets\.canny: .*union is a ControlNetUnionModel, which is not served"):
         check_fits(model_of(folder, controlnets={"canny": union}))
+    masked = saved_config(tmp_path / "masked", "ControlNetModel", extra_conditioning_channels=1)
+    with pytest.raises(
+        ModelError, match=r"canny: .*masked repaints by a mask of its own, an inpainting ControlNetModel, which is not"
+    ):
+        check_fits(model_of(folder, controlnets={"canny": masked}))
     with pytest.raises(ModelError, match=r"model\.vae: .*unet is a UNet2DConditionModel, which is no VAE"):
         check_fits(model_of(folder, vae=saved_config(tmp_path / "unet", "UNet2DConditionModel")))
 

@@ -4,6 +4,7 @@ import torch
 from greenlet import greenlet
 
 from promptmill.pipelines.rendering.batching import PATIENCE, Joined
+from promptmill.pipelines.rendering.rows import spread
 
 
 def joined(shape):
@@ -71,3 +72,11 @@ def test_calls_whose_batch_raises_are_those_that_were_in_it():
     except ZeroDivisionError:
         assert one.give_up_batch() == callers[1:]
     assert [call.caller for call in one.waiting] == callers[:1]
+
+
+def test_rows_are_joined_in_one_memory_format_also_where_torch_takes_theirs_for_either():
+    # A picture of one channel, as numpy has it: torch would go on as if its channels lay innermost.
+    grey = torch.zeros(2, 64, 64, 1).permute(0, 3, 1, 2)
+    assert grey.is_contiguous() and grey.is_contiguous(memory_format=torch.channels_last)
+    alone, together = spread([grey], 2), spread([grey[:1], grey[1:]], 2)
+    assert alone.stride() == together.stride() == (4096, 4096, 64, 1)

@@ -1,9 +1,21 @@
 """Control models of other classes than their family's ControlNet: equal to plain diffusers, and free of companions."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, ControlNetUnionModel, FluxControlNetModel, FluxMultiControlNetModel, UNet2DConditionModel
+from diffusers import (
+    ControlNetModel,
+    ControlNetUnionModel,
+    FluxControlNetModel,
+    FluxMultiControlNetModel,
+    MultiAdapter,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
+from PIL import Image
 
 from promptmill.configs.weights import ControlNetWeights
 from promptmill.manifests.images import Roots
@@ -11,9 +23,10 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.errors import ModelError
-from tests.pipelines import tiny_adapters
+from tests.pipelines import tiny_adapters, tiny_controlnets
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import CANNY, JOB_SEED, MODES, SEG, request
+from tests.pipelines.plain_controlnets import render_controlled
 from tests.pipelines.plain_families import FAMILIES
 from tests.pipelines.plain_steered import SD, SDXL, XL, maps_of, one_or_all, render_steered, steering
 from tests.pipelines.tiny_families import MAKERS, lively
@@ -170,6 +183,80 @@ def test_guess_mode_is_for_families_that_have_it(made_once, folder):
         check_fits(
             model_of(folder, base=str(base), controlnets={"canny": ControlNetWeights(source=str(place), mode=1, guess=True)})
         )
+
+
+ADAPTED = {
+    "sd": ("StableDiffusionAdapterPipeline", "full_adapter", SD),
+    "sdxl": ("StableDiffusionXLAdapterPipeline", "full_adapter_xl", SDXL),
+}
+
+
+@pytest.mark.parametrize("model", ADAPTED)
+def test_images_steered_by_t2i_adapters_are_those_of_plain_diffusers_in_mixed_units(made_once, made, folder, model):
+    name, kind, plain = ADAPTED[model]
+    base = tiny_adapters.adaptable(made("sd"), folder / "adaptable") if model == "sd" else made("sdxl")
+    # The one for edges has one channel, as those for sketches and edges have.
+    places = {"canny": tiny_adapters.t2i_adapter(folder / f"{model}-edges", kind=kind, channels=1)}
+    places["seg"] = tiny_adapters.t2i_adapter(folder / f"{model}-segments", seed=4, kind=kind)
+    engine, given = made_once(base, **{name: ControlNetWeights(source=str(place)) for name, place in places.items()})
+    can = read_facts(given).steering["seg"]
+    assert (can.kind, can.modes, can.timed, can.multiple) == ("T2IAdapter", ("controlnet",), False, 16 if model == "sdxl" else 8)
+    some = [
+        replace(one, controls=tuple(c.model_copy(update={"start": 0.0, "end": 1.0}) for c in one.controls))
+        for one in [*mixed(["controlnet"]), replace(mixed(["controlnet"])[1], id="seg", controls=(SEG,))]
+    ]
+    for one, ours in zip(some, free_of_companions(engine, some), strict=True):
+        count = plain.fills(one, BATCH)
+        maps = [
+            grey(folder / c.image, count) if c.type == "canny" else each
+            for c, each in zip(one.controls, maps_of(one, count, folder), strict=True)
+        ]
+        adapters = [in_batches(T2IAdapter.from_pretrained(places[c.type])) for c in one.controls]
+        parts = {"adapter": adapters[0] if len(adapters) == 1 else MultiAdapter(adapters)}
+        said = steering(one, "adapter_conditioning_scale", timed=False) | {"image": one_or_all(maps), "batch": BATCH}
+        theirs = render_steered(plain, name, one, count, base, parts, said, folder)
+        np.testing.assert_array_equal(ours, theirs[: one.candidates], err_msg=str(one))
+        (without,) = render(engine, replace(one, controls=tuple(c.model_copy(update={"scale": 0.0}) for c in one.controls)))
+        assert not np.array_equal(pixels(without), ours), "the adapter does nothing"
+
+
+def grey(file, count):
+    """A picture's luminance, (count, 1, H, W) in 0 … 1."""
+    return torch.from_numpy(np.array(Image.open(file).convert("L"))).float().div(255).repeat(count, 1, 1, 1)
+
+
+def in_batches(adapter):
+    """An adapter that reads as many pictures at once as the engine's does."""
+    forward = adapter.forward
+    adapter.forward = lambda x: [torch.cat(level) for level in zip(*(forward(some) for some in x.split(BATCH)), strict=True)]
+    return adapter
+
+
+@pytest.mark.parametrize("refiner", ["control_layers", "control_noise_refiner"])
+def test_images_steered_by_a_z_image_net_that_scales_inside_are_those_of_plain_diffusers(made_once, folder, refiner):
+    base, place = MAKERS["z-image"](folder / f"z-{refiner}"), folder / f"z-{refiner}-net"
+    torch.manual_seed(3)
+    options = {"add_control_noise_refiner": refiner, "control_refiner_layers_places": [0]}
+    lively(tiny_controlnets.z_image(base, **options)).eval().save_pretrained(place)
+    engine, _ = made_once(base, canny=ControlNetWeights(source=str(place)))
+    some = [
+        replace(one, controls=tuple(c.model_copy(update={"start": 0.0}) for c in one.controls))
+        for one in mixed(["controlnet"], several=False)
+    ]
+    for one, ours in zip(some, free_of_companions(engine, some), strict=True):
+        count = FAMILIES["z-image"].fills(one, BATCH)
+        theirs, _ = render_controlled("z-image", one, count, base, {"canny": place}, folder, BATCH)
+        np.testing.assert_array_equal(ours, theirs[: one.candidates], err_msg=str(one))
+
+
+def test_a_t2i_adapter_for_another_base_is_one_line(folder):
+    place = tiny_adapters.t2i_adapter(folder / "fits")
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, "channels": [8, 32]}))
+    with pytest.raises(
+        ModelError, match=r"canny: .*fits is for another base model: its channels are \[8, 32\], the base's \[8, 16\]"
+    ):
+        check_fits(model_of(folder, controlnets={"canny": ControlNetWeights(source=str(place))}))
 
 
 def test_the_facts_say_what_each_type_can_do(union):
