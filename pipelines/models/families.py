@@ -103,6 +103,7 @@ FAMILIES: dict[str, Family] = {
     "LatentConsistencyModel": Family(rows=1, negative=False, solvers=("lcm",)),
     "Lumina": Family(prompts_apart=True, solvers=ALL_SOLVERS),
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", solvers=("euler", "unipc")),
+    "OvisImage": Family(rows=1, patch=2, solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),
     "QwenImage": Family(
         rows=1,
@@ -168,6 +169,7 @@ REFUSED: dict[str, str] = {
             "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior KandinskyV22 Wuerstchen"
             " StableCascade IFPipeline IFImg2Img IFInpainting IFSuperResolution FluxPriorRedux",
         ),
+        ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
         ("denoises pixels, and promptmill's engine wants a VAE", "PRXPixel"),
         (
             NO_PROMPT,
@@ -189,9 +191,9 @@ REFUSED: dict[str, str] = {
         ("was saved with a T2I-Adapter, which is not supported yet", "StableDiffusionAdapter StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "Bria ChromaInpaint ChronoEdit Cosmos2TextToImage DreamLite ErnieImage Flux2KleinInpaint Flux2KleinKV Flux2Pipeline"
+            "Bria ChronoEdit Cosmos2TextToImage DreamLite ErnieImage Flux2KleinInpaint Flux2KleinKV"
             " FluxKontextInpaint GlmImage Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 Krea2 LDMTextToImage LongCatImage NucleusMoE"
-            " OmniGen OvisImage PRX QwenImage21"
+            " OmniGen PRX QwenImage21"
             ""
             " StableUnCLIP VisualCloze ZImageOmni",
         ),

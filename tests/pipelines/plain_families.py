@@ -244,6 +244,7 @@ FAMILIES: dict[str, Plain] = {
     "cogview4": Plain(_text("CogView4"), rows=1, apart=True),
     "qwen-image": Plain(_modes("QwenImage"), rows=1, guidance="true_cfg_scale", always_negative=True, apart=True),
     "z-image": Plain(_modes("ZImage"), unguided=0.0, apart=True),
+    "ovis-image": Plain(_text("OvisImage"), rows=1, schedulers=("euler", "unipc", "model")),
     "flux-fill": Plain({"inpaint": "FluxFillPipeline"}, rows=1, negative=False),
     # Without these, the size is one of those that the model was trained at.
     "flux-kontext": Plain(
@@ -252,6 +253,14 @@ FAMILIES: dict[str, Plain] = {
         negative=False,
         strength=False,
         said={"_auto_resize": False, "max_area": lambda request: request.width * request.height},
+        schedulers=("euler", "unipc", "model"),
+    ),
+    "flux2-dev": Plain(
+        dict.fromkeys(("txt2img", "img2img"), "Flux2Pipeline"),
+        rows=1,
+        negative=False,
+        strength=False,
+        references=True,
         schedulers=("euler", "unipc", "model"),
     ),
     "flux2-klein": Plain(
@@ -279,6 +288,7 @@ FAMILIES: dict[str, Plain] = {
         schedulers=("lcm", "model"),
     ),
     "cogview3": Plain(_text("CogView3Plus"), schedulers=("model",)),
+    "taiyi": Plain(_modes("StableDiffusion"), schedulers=_NOISE),
     # Guidance has three parts, and none of them at a picture's scale below 1.
     "pix2pix": Plain(_picture("StableDiffusionInstructPix2Pix"), **_PIX2PIX),
     "pix2pix-xl": Plain(_picture("StableDiffusionXLInstructPix2Pix"), **_PIX2PIX),

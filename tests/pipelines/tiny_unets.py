@@ -6,7 +6,7 @@ from pathlib import Path
 import diffusers
 import transformers
 
-from tests.pipelines import tiny
+from tests.pipelines import tiny, tiny_texts
 from tests.pipelines.tiny_families import WIDTH, made, seeded
 
 SAFE = {"safety_checker": None, "feature_extractor": None}
@@ -14,6 +14,16 @@ SAFE = {"safety_checker": None, "feature_extractor": None}
 
 def _parts() -> dict[str, object]:
     return {"vae": tiny.vae(), "text_encoder": tiny.text_encoder(WIDTH), "tokenizer": tiny.tokenizer(), "scheduler": tiny.ddim()}
+
+
+def taiyi(folder: Path) -> Path:
+    """Taiyi: Stable Diffusion 1.x whose texts a BERT of another language encodes."""
+    config = transformers.BertConfig(
+        vocab_size=32, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    parts = _parts() | {"text_encoder": seeded(transformers.BertModel, config), "tokenizer": tiny_texts.words(most=77)}
+    diffusers.StableDiffusionPipeline(**parts, unet=tiny.unet(), **SAFE, requires_safety_checker=False).save_pretrained(folder)
+    return folder
 
 
 def _vae(levels: int) -> diffusers.AutoencoderKL:
@@ -122,6 +132,7 @@ def latent_upscaler(folder: Path) -> Path:
 
 
 UNETS: dict[str, Callable[[Path], Path]] = {
+    "taiyi": taiyi,
     "pix2pix": pix2pix,
     "pix2pix-xl": pix2pix_xl,
     "sdxl-refiner": refiner,

@@ -59,6 +59,7 @@ NET = {"canny": Weights(source="./canny")}
         ("FluxFillPipeline", None, {}, ("inpaint",)),
         ("FluxKontextPipeline", None, {}, ("txt2img", "img2img")),
         ("ChromaPipeline", None, {}, ("txt2img", "img2img")),
+        ("Flux2Pipeline", None, {}, ("txt2img", "img2img")),
     ],
 )
 def test_the_modes_are_those_that_diffusers_has_pipelines_for(saved, name, unet, nets, modes):
