@@ -107,7 +107,7 @@ def read_facts(model: Model) -> ModelFacts:
         several_controls=family_of(name).several_controls,
         timed_controls=family_of(name).timed_controls,
         further=family_of(name).further,
-        most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else ModelFacts.most_noise,
+        most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
     )
 

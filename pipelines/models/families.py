@@ -32,6 +32,7 @@ class Family:
         encoded_controls: Whether its pipelines encode control images by the VAE, and so take them in -1 … 1.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         further: Those columns of `requests.FURTHER` that the family takes.
+        most_noise: The largest noise level, where the model's index says none.
         enlarges: How many times larger an image's sides are than those of the picture that the image is made of.
         by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
@@ -57,6 +58,7 @@ class Family:
     encoded_controls: bool = True
     references: bool = False
     further: tuple[str, ...] = ()
+    most_noise: int = 350
     enlarges: int = 1
     by_itself: tuple[str, ...] = ()
     whole_pictures: bool = False
@@ -136,6 +138,9 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionUpscale": Family(strength=False, enlarges=4, further=("noise_level",)),
     "StableDiffusionXLInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
     "StableDiffusion3": Family(solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
+    "StableUnCLIPImg2Img": Family(
+        strength=False, further=("noise_level",), most_noise=999, by_itself=("image_encoder",), whole_pictures=True
+    ),
     "ZImage": Family(unguided=0.0, prompts_apart=True, multiple=32),
 }
 OTHER = Family(prompts_apart=True)
@@ -170,6 +175,7 @@ REFUSED: dict[str, str] = {
             " StableCascade IFPipeline IFImg2Img IFInpainting IFSuperResolution FluxPriorRedux",
         ),
         ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
+        ("has a second scheduler, which calls side by side would share", "StableUnCLIPPipeline"),
         ("denoises pixels, and promptmill's engine wants a VAE", "PRXPixel"),
         (
             NO_PROMPT,
@@ -195,7 +201,7 @@ REFUSED: dict[str, str] = {
             " FluxKontextInpaint GlmImage Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 Krea2 LDMTextToImage LongCatImage NucleusMoE"
             " OmniGen PRX QwenImage21"
             ""
-            " StableUnCLIP VisualCloze ZImageOmni",
+            " VisualCloze ZImageOmni",
         ),
     )
     for begin in begins.split()

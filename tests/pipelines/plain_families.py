@@ -142,7 +142,7 @@ def loaded(kind: str, base: Any, request: Any, batch: int, **options: Any) -> tu
     for name, part in pipeline.components.items():
         if name.startswith("text_encoder") and part is not None:
             part.forward = in_pieces(part.forward, batch)
-        if name == "depth_estimator":
+        if name in ("depth_estimator", "image_encoder"):
             part.forward = in_pieces(part.forward, 1)
     seen: list[int] = []
     denoiser = pipeline.components.get("unet") or pipeline.transformer
@@ -289,6 +289,9 @@ FAMILIES: dict[str, Plain] = {
     ),
     "cogview3": Plain(_text("CogView3Plus"), schedulers=("model",)),
     "taiyi": Plain(_modes("StableDiffusion"), schedulers=_NOISE),
+    "stable-unclip": Plain(
+        _picture("StableUnCLIPImg2Img"), strength=False, pillow=True, further={"noise_level": (20, 0, 999)}, schedulers=_NOISE
+    ),
     # Guidance has three parts, and none of them at a picture's scale below 1.
     "pix2pix": Plain(_picture("StableDiffusionInstructPix2Pix"), **_PIX2PIX),
     "pix2pix-xl": Plain(_picture("StableDiffusionXLInstructPix2Pix"), **_PIX2PIX),
