@@ -150,9 +150,11 @@ def kind_of(request: Request) -> Hashable:
 
 
 def evaluations(request: Request) -> int:
-    """Return about how often the denoiser is evaluated for one candidate; guidance evaluates twice a step."""
+    """Return about how often the denoiser is evaluated for one candidate: twice a step with guidance, by text and picture thrice."""
     steps = int(request.steps * request.strength) if request.strength is not None else request.steps
-    return max(1, steps) * (2 if request.guidance_scale > 1 else 1)
+    guided, held = request.guidance_scale > 1, request.image_guidance_scale
+    each = 2 if held is None else 3 if held >= 1 else 1
+    return max(1, steps) * (each if guided else 1)
 
 
 def at_once(request: Request, batch: int) -> int:
