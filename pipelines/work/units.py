@@ -150,7 +150,7 @@ def kind_of(request: Request) -> Hashable:
 
 
 def evaluations(request: Request) -> int:
-    """Return about how often the denoiser is evaluated for one candidate: twice a step with guidance, by text and picture thrice."""
+    """Return about how often the denoiser is evaluated for one candidate: twice a step with guidance, by a picture too thrice."""
     steps = int(request.steps * request.strength) if request.strength is not None else request.steps
     guided, held = request.guidance_scale > 1, request.image_guidance_scale
     each = 2 if held is None else 3 if held >= 1 else 1
