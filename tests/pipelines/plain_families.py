@@ -140,10 +140,8 @@ def loaded(kind: str, base: Any, request: Any, batch: int, **options: Any) -> tu
     # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
     pipeline.vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
     for name, part in pipeline.components.items():
-        if name.startswith("text_encoder") and part is not None:
-            part.forward = in_pieces(part.forward, batch)
-        if name in ("depth_estimator", "image_encoder"):
-            part.forward = in_pieces(part.forward, 1)
+        if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")):
+            part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1)
     seen: list[int] = []
     denoiser = pipeline.components.get("unet") or pipeline.transformer
     denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
