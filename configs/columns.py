@@ -101,7 +101,13 @@ COLUMNS = (
         "guidance_rescale", _NUMBER, "share of the guided prediction rescaled to the spread of the unguided one; 0 is none", _INPUT
     ),
     Column("image_guidance_scale", _NUMBER, "of models that edit pictures: how strongly they hold to the picture", _INPUT, since=3),
-    Column("noise_level", _INT, "of upscalers: how much noise is put on the small picture", _INPUT, since=3),
+    Column(
+        "noise_level",
+        _INT,
+        "how much noise an upscaler puts on its picture, or Stable unCLIP on the picture's embedding",
+        _INPUT,
+        since=3,
+    ),
     Column("scheduler", _TEXT, "the sampler", _INPUT),
     Column("strength", _NUMBER, "of img2img and inpainting: the share of the steps that is run", _INPUT),
     Column("seed", pa.int64(), "of this candidate's noise", _INPUT),

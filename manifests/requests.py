@@ -92,7 +92,7 @@ class Request:
         carried: The columns that promptmill does not know, to go into the output, their values plain (manifests.carried).
         growing: How the number of candidates grows, or None.
         image_guidance_scale: How strongly an editing model holds to the picture; None where the model takes none.
-        noise_level: How much noise an upscaler puts on the small picture, in steps of its schedule; None likewise.
+        noise_level: How much noise is put on the picture, in steps of a schedule; None likewise.
     """
 
     id: str

@@ -119,7 +119,7 @@ def read_facts(model: Model) -> ModelFacts:
         steering=steering,
         image_prompts=image_prompts,
         further=family_of(name).further,
-        most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else ModelFacts.most_noise,
+        most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
         counting=_counting(family_of(name), "guidance_scale" in ignored, denoiser, scheduler),
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),

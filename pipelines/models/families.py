@@ -40,6 +40,7 @@ class Family:
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         sized: Whether its pipelines tell the scheduler the size of images, for a schedule that depends on it.
         further: Those columns of `requests.FURTHER` that the family takes.
+        most_noise: The largest noise level, where the model's index says none.
         enlarges: How many times larger an image's sides are than those of the picture that the image is made of.
         by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
@@ -70,6 +71,7 @@ class Family:
     references: bool = False
     sized: bool = False
     further: tuple[str, ...] = ()
+    most_noise: int = 350
     enlarges: int = 1
     by_itself: tuple[str, ...] = ()
     whole_pictures: bool = False
@@ -127,6 +129,7 @@ FAMILIES: dict[str, Family] = {
     "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
     "Lumina": Family(prompts_apart=True, solvers=ALL_SOLVERS),
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", sized=True, solvers=("euler", "unipc")),
+    "OvisImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),
     "QwenImage": Family(
         rows=1,
@@ -162,6 +165,9 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionUpscale": Family(strength=False, enlarges=4, further=("noise_level",)),
     "StableDiffusionXLInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
     "StableDiffusion3": Family(steps_left="up", solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
+    "StableUnCLIPImg2Img": Family(
+        strength=False, further=("noise_level",), most_noise=999, by_itself=("image_encoder",), whole_pictures=True
+    ),
     "ZImage": Family(
         steps_left="up",
         unguided=0.0,
@@ -205,6 +211,8 @@ REFUSED: dict[str, str] = {
             "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior KandinskyV22 Wuerstchen"
             " StableCascade IFPipeline IFImg2Img IFInpainting IFSuperResolution FluxPriorRedux",
         ),
+        ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
+        ("has a second scheduler, which calls side by side would share", "StableUnCLIPPipeline"),
         ("denoises pixels, and promptmill's engine wants a VAE", "PRXPixel"),
         (
             NO_PROMPT,
@@ -229,11 +237,11 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusion3Pipeline"), "StableDiffusion3ControlNet"),
         (
             UNTRIED,
-            "Bria ChromaInpaint ChronoEdit Cosmos2TextToImage DreamLite ErnieImage Flux2KleinInpaint Flux2KleinKV Flux2Pipeline"
+            "Bria ChronoEdit Cosmos2TextToImage DreamLite ErnieImage Flux2KleinInpaint Flux2KleinKV"
             " FluxKontextInpaint GlmImage Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 Krea2 LDMTextToImage LongCatImage NucleusMoE"
-            " OmniGen OvisImage PRX QwenImage21"
+            " OmniGen PRX QwenImage21"
             ""
-            " StableUnCLIP VisualCloze ZImageOmni",
+            " VisualCloze ZImageOmni",
         ),
     )
     for begin in begins.split()

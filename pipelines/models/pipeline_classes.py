@@ -29,6 +29,7 @@ MORE = {
         "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
         "latent-upscaler": "StableDiffusionLatentUpscalePipeline",
         "sana-sprint": "SanaSprintImg2ImgPipeline",
+        "stable-unclip": "StableUnCLIPImg2ImgPipeline",
         "upscaler": "StableDiffusionUpscalePipeline",
     },
     "inpaint": {"flux-fill": "FluxFillPipeline"},

@@ -119,6 +119,7 @@ def _limits(base: Any) -> Iterator[tuple[Any, int]]:
     usual = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else None
     for name, part in base.components.items():
         if name.startswith("tokenizer") and callable(part):
+            part = getattr(part, "tokenizer", part)  # of a processor, which reads pictures, too
             # The parameter is for the encoders of long texts; CLIP's have a length of their own.
             long = not type(part).__name__.startswith("CLIP") and isinstance(usual, int)
             yield part, min(part.model_max_length, usual) if long else part.model_max_length

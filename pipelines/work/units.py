@@ -157,7 +157,9 @@ def work(request: Request) -> int:
     Parts that a run of an earlier promptmill has left are found by the cut.
     """
     steps = int(request.steps * request.strength) if request.strength is not None else request.steps
-    return max(1, steps) * (2 if request.guidance_scale > 1 else 1)
+    guided, held = request.guidance_scale > 1, request.image_guidance_scale
+    each = 2 if held is None else 3 if held >= 1 else 1
+    return max(1, steps) * (each if guided else 1)
 
 
 def at_once(request: Request, batch: int) -> int:

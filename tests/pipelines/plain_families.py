@@ -152,10 +152,8 @@ def loaded(
     # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
     pipeline.vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
     for name, part in pipeline.components.items():
-        if name.startswith("text_encoder") and part is not None:
-            part.forward = in_pieces(part.forward, batch)
-        if name == "depth_estimator":
-            part.forward = in_pieces(part.forward, 1)
+        if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")):
+            part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1)
     seen: list[int] = []
     denoiser = pipeline.components.get("unet") or pipeline.transformer
     denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
@@ -256,6 +254,7 @@ FAMILIES: dict[str, Plain] = {
     "cogview4": Plain(_text("CogView4"), rows=1, apart=True),
     "qwen-image": Plain(_modes("QwenImage"), rows=1, guidance="true_cfg_scale", always_negative=True, apart=True),
     "z-image": Plain(_modes("ZImage"), unguided=0.0, apart=True),
+    "ovis-image": Plain(_text("OvisImage"), rows=1, schedulers=("euler", "unipc", "model")),
     "flux-fill": Plain({"inpaint": "FluxFillPipeline"}, rows=1, negative=False),
     # Without these, the size is one of those that the model was trained at.
     "flux-kontext": Plain(
@@ -264,6 +263,14 @@ FAMILIES: dict[str, Plain] = {
         negative=False,
         strength=False,
         said={"_auto_resize": False, "max_area": lambda request: request.width * request.height},
+        schedulers=("euler", "unipc", "model"),
+    ),
+    "flux2-dev": Plain(
+        dict.fromkeys(("txt2img", "img2img"), "Flux2Pipeline"),
+        rows=1,
+        negative=False,
+        strength=False,
+        references=True,
         schedulers=("euler", "unipc", "model"),
     ),
     "flux2-klein": Plain(
@@ -291,6 +298,10 @@ FAMILIES: dict[str, Plain] = {
         schedulers=("lcm", "model"),
     ),
     "cogview3": Plain(_text("CogView3Plus"), schedulers=("model",)),
+    "taiyi": Plain(_modes("StableDiffusion"), schedulers=_NOISE),
+    "stable-unclip": Plain(
+        _picture("StableUnCLIPImg2Img"), strength=False, pillow=True, further={"noise_level": (20, 0, 999)}, schedulers=_NOISE
+    ),
     # Guidance has three parts, and none of them at a picture's scale below 1.
     "pix2pix": Plain(_picture("StableDiffusionInstructPix2Pix"), **_PIX2PIX),
     "pix2pix-xl": Plain(_picture("StableDiffusionXLInstructPix2Pix"), **_PIX2PIX),

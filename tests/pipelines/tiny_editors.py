@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import transformers
@@ -23,8 +24,7 @@ def kontext(folder: Path) -> Path:
     return folder
 
 
-def klein(folder: Path, distilled: bool = False) -> Path:
-    """FLUX.2 klein: latents normalised by a VAE's own statistics, the outputs of three layers of Qwen 3, and references."""
+def _flux2_parts(guided: bool) -> dict[str, Any]:
     transformer = made(
         "Flux2Transformer2DModel",
         in_channels=16,
@@ -35,7 +35,7 @@ def klein(folder: Path, distilled: bool = False) -> Path:
         joint_attention_dim=3 * WIDTH,
         axes_dims_rope=[4, 4, 4, 4],
         timestep_guidance_channels=32,
-        guidance_embeds=False,
+        guidance_embeds=guided,
     )
     autoencoder = seeded(
         diffusers.AutoencoderKLFlux2,
@@ -46,6 +46,11 @@ def klein(folder: Path, distilled: bool = False) -> Path:
         latent_channels=4,
         norm_num_groups=2,
     )
+    return {"scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "vae": autoencoder, "transformer": transformer}
+
+
+def klein(folder: Path, distilled: bool = False) -> Path:
+    """FLUX.2 klein: latents normalised by a VAE's own statistics, the outputs of three layers of Qwen 3, and references."""
     config = transformers.Qwen3Config(
         hidden_size=WIDTH,
         intermediate_size=16,
@@ -56,8 +61,42 @@ def klein(folder: Path, distilled: bool = False) -> Path:
         vocab_size=32,
     )
     encoder = seeded(transformers.Qwen3ForCausalLM, config)
-    parts = (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), autoencoder, encoder, tiny_texts.words(chat=True))
-    diffusers.Flux2KleinPipeline(*parts, transformer, is_distilled=distilled).save_pretrained(folder)
+    parts = _flux2_parts(guided=False) | {"text_encoder": encoder, "tokenizer": tiny_texts.words(chat=True)}
+    diffusers.Flux2KleinPipeline(**parts, is_distilled=distilled).save_pretrained(folder)
+    return folder
+
+
+def flux2(folder: Path) -> Path:
+    """FLUX.2 dev: the same with Mistral 3, a processor in place of a tokenizer, and the guidance scale as an input."""
+    config = transformers.Mistral3Config(
+        text_config={
+            "model_type": "mistral",
+            "hidden_size": WIDTH,
+            "intermediate_size": 16,
+            "num_hidden_layers": 31,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "vocab_size": 32,
+        },
+        vision_config={
+            "model_type": "pixtral",
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "head_dim": 8,
+            "image_size": 32,
+            "patch_size": 16,
+        },
+        image_token_index=3,
+    )
+    encoder = seeded(transformers.Mistral3ForConditionalGeneration, config)
+    words = tiny_texts.words(chat=True)
+    marks = {"image_token": "<image>", "image_break_token": "</s>", "image_end_token": "</s>"}
+    processor = transformers.PixtralProcessor(transformers.PixtralImageProcessor(), words, chat_template=tiny_texts.PARTED, **marks)
+    parts = _flux2_parts(guided=True) | {"text_encoder": encoder, "tokenizer": processor}
+    diffusers.Flux2Pipeline(**parts).save_pretrained(folder)
     return folder
 
 
@@ -100,6 +139,7 @@ def cogview3(folder: Path) -> Path:
 EDITORS: dict[str, Callable[[Path], Path]] = {
     "flux-fill": fill,
     "flux-kontext": kontext,
+    "flux2-dev": flux2,
     "flux2-klein": klein,
     "flux2-klein-distilled": lambda folder: klein(folder, distilled=True),
     "sana-sprint": sprint,

@@ -361,6 +361,25 @@ def qwen_image(folder: Path) -> Path:
     return folder
 
 
+def ovis(folder: Path) -> Path:
+    """Ovis-Image: Flux's way with the texts of Qwen 3 alone, after an instruction of 28 tokens that is cut off."""
+    transformer = made(
+        "OvisImageTransformer2DModel",
+        in_channels=16,
+        out_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=[4, 4, 8],
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    parts = (scheduler, vae(4), _qwen3(), tiny_texts.words(chat=True), transformer)
+    diffusers.OvisImagePipeline(*parts).save_pretrained(folder)
+    return folder
+
+
 def z_image(folder: Path) -> Path:
     """Z-Image: lists of tensors in place of batches, and a chat template around each prompt."""
     transformer = made(
@@ -375,6 +394,12 @@ def z_image(folder: Path) -> Path:
         axes_dims=[8, 4, 4],
         axes_lens=[256, 32, 32],
     )
+    parts = (FlowMatchEulerDiscreteScheduler(shift=3.0), vae(4), _qwen3(), tiny_texts.words(chat=True), transformer)
+    diffusers.ZImagePipeline(*parts).save_pretrained(folder)
+    return folder
+
+
+def _qwen3() -> transformers.Qwen3Model:
     config = transformers.Qwen3Config(
         hidden_size=WIDTH,
         intermediate_size=16,
@@ -384,10 +409,7 @@ def z_image(folder: Path) -> Path:
         head_dim=8,
         vocab_size=32,
     )
-    encoder = seeded(transformers.Qwen3Model, config)
-    parts = (FlowMatchEulerDiscreteScheduler(shift=3.0), vae(4), encoder, tiny_texts.words(chat=True), transformer)
-    diffusers.ZImagePipeline(*parts).save_pretrained(folder)
-    return folder
+    return seeded(transformers.Qwen3Model, config)
 
 
 def t5(width: int) -> transformers.T5EncoderModel:
@@ -428,5 +450,6 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "chroma": chroma,
     "cogview4": cogview4,
     "qwen-image": qwen_image,
+    "ovis-image": ovis,
     "z-image": z_image,
 }

@@ -9,6 +9,9 @@ WORDS = ["a", "small", "large", "red", "blue", "green", "circle", "square", "at"
 # What language models are asked: said by whom, then the answer begins.
 CHAT = "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} </s> {% endfor %}assistant"
 
+# The same where what is said has parts.
+PARTED = CHAT.replace("message['content']", "message['content'][0]['text']")
+
 
 def words(most: int = 512, side: str = "right", chat: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer of words that ends each text with a token of its own, as those of T5 do.

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import diffusers
 import transformers
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
-from tests.pipelines import tiny
+from tests.pipelines import tiny, tiny_texts
 from tests.pipelines.tiny_families import WIDTH, made, seeded
 
 SAFE = {"safety_checker": None, "feature_extractor": None}
@@ -14,6 +15,39 @@ SAFE = {"safety_checker": None, "feature_extractor": None}
 
 def _parts() -> dict[str, object]:
     return {"vae": tiny.vae(), "text_encoder": tiny.text_encoder(WIDTH), "tokenizer": tiny.tokenizer(), "scheduler": tiny.ddim()}
+
+
+def taiyi(folder: Path) -> Path:
+    """Taiyi: Stable Diffusion 1.x whose texts a BERT of another language encodes."""
+    config = transformers.BertConfig(
+        vocab_size=32, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    parts = _parts() | {"text_encoder": seeded(transformers.BertModel, config), "tokenizer": tiny_texts.words(most=77)}
+    diffusers.StableDiffusionPipeline(**parts, unet=tiny.unet(), **SAFE, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def unclip(folder: Path) -> Path:
+    """Stable unCLIP: variations of a picture, which the UNet is given as the embedding of an image encoder, with noise."""
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        projection_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+    )
+    pipeline = diffusers.StableUnCLIPImg2ImgPipeline(
+        **_parts(),
+        unet=tiny.unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * 32),
+        feature_extractor=transformers.CLIPImageProcessor(size=32, crop_size=32),
+        image_encoder=seeded(transformers.CLIPVisionModelWithProjection, config),
+        image_normalizer=StableUnCLIPImageNormalizer(embedding_dim=32),
+        image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+    )
+    pipeline.save_pretrained(folder)
+    return folder
 
 
 def _vae(levels: int) -> diffusers.AutoencoderKL:
@@ -122,6 +156,8 @@ def latent_upscaler(folder: Path) -> Path:
 
 
 UNETS: dict[str, Callable[[Path], Path]] = {
+    "taiyi": taiyi,
+    "stable-unclip": unclip,
     "pix2pix": pix2pix,
     "pix2pix-xl": pix2pix_xl,
     "sdxl-refiner": refiner,

@@ -62,6 +62,7 @@ NET = {"canny": Weights(source="./canny")}
         ("FluxFillPipeline", None, {}, ("inpaint",)),
         ("FluxKontextPipeline", None, {}, ("txt2img", "img2img")),
         ("ChromaPipeline", None, {}, ("txt2img", "img2img")),
+        ("Flux2Pipeline", None, {}, ("txt2img", "img2img")),
     ],
 )
 def test_the_modes_are_those_that_diffusers_has_pipelines_for(saved, name, unet, nets, modes):
@@ -155,6 +156,8 @@ DC = {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]}
         ("FluxFillPipeline", VAE, None, {"patch_size": 1}, 16),
         ("FluxKontextPipeline", VAE, None, {"patch_size": 1}, 16),
         ("Flux2KleinPipeline", VAE, None, {"patch_size": 1}, 16),
+        ("Flux2Pipeline", VAE, None, {"patch_size": 1}, 16),
+        ("OvisImagePipeline", VAE, None, {"patch_size": 1}, 16),
         ("ChromaPipeline", VAE, None, {"patch_size": 1}, 16),
         ("StableDiffusion3Pipeline", VAE, None, {"patch_size": 2}, 16),
         ("StableDiffusion3Pipeline", VAE, None, {"patch_size": 4}, 32),
@@ -215,6 +218,7 @@ def test_schedulers_are_those_of_the_noise_that_the_model_was_trained_with(saved
         ("FluxKontextPipeline", {"transformer": {"guidance_embeds": False}}, ("negative_prompt", "guidance_scale", "strength")),
         ("SanaSprintPipeline", {"transformer": {"guidance_embeds": False}}, ("negative_prompt", "guidance_scale")),
         ("LatentConsistencyModelPipeline", {"unet": {"time_cond_proj_dim": None}}, ("negative_prompt",)),
+        ("Flux2Pipeline", {"transformer": {"guidance_embeds": False}}, ("negative_prompt", "guidance_scale", "strength")),
         ("Flux2KleinPipeline", {"index": {"is_distilled": False}}, ("negative_prompt", "strength")),
         ("Flux2KleinPipeline", {"index": {"is_distilled": True}}, ("negative_prompt", "guidance_scale", "strength")),
         ("StableDiffusionPipeline", {"unet": {"time_cond_proj_dim": 256}}, ("negative_prompt",)),
@@ -302,6 +306,12 @@ def test_models_that_edit_or_enlarge_a_picture_take_rows_with_one(saved, name, c
     facts = read_facts(saved(name, {"max_noise_level": 300}, vae=vae, unet={"in_channels": channels}))
     assert (facts.modes, facts.multiple, facts.ignored, facts.further) == (("img2img",), multiple, ignored, further)
     assert facts.most_noise == 300
+
+
+@pytest.mark.parametrize(("name", "most"), [("StableDiffusionUpscalePipeline", 350), ("StableUnCLIPImg2ImgPipeline", 999)])
+def test_where_a_model_does_not_say_how_much_noise_it_takes_the_pipeline_does(saved, name, most):
+    facts = read_facts(saved(name, unet={"in_channels": 4}))
+    assert (facts.further, facts.most_noise) == (("noise_level",), most)
 
 
 def test_the_latent_upscalers_projection_is_of_the_text_and_not_of_the_guidance_scale(saved):

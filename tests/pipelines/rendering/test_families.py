@@ -15,7 +15,7 @@ from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.evaluations import evaluations
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
-from tests.pipelines.plain_families import FAMILIES, render_family
+from tests.pipelines.plain_families import FAMILIES, Plain, render_family
 from tests.pipelines.tiny_editors import EDITORS
 from tests.pipelines.tiny_families import MAKERS
 from tests.pipelines.tiny_unets import UNETS
@@ -150,8 +150,14 @@ def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest(engines
 def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
     classes = {name for plain in FAMILIES.values() for name in plain.pipelines.values()}
     entries = {max((begin for begin in families.FAMILIES if name.startswith(begin)), key=len, default=name) for name in classes}
-    # FLUX.2 dev has what klein has, but for the encoder, which is Mistral's; its class is refused until it has a tiny model.
-    assert entries == families.FAMILIES.keys() - {"Flux2"}
+    assert entries == families.FAMILIES.keys()
+
+
+def test_chromas_inpainting_is_refused_since_plain_diffusers_raises(engines, folder):
+    _, base = engines("chroma")
+    inpainting = Plain({"inpaint": "ChromaInpaintPipeline"}, rows=1)
+    with pytest.raises(AttributeError, match="guidance_embeds"):
+        render_family(inpainting, request(mode="inpaint", scheduler="model", **MODES["inpaint"]), 1, base, folder, 1)
 
 
 @pytest.mark.parametrize("name", ["pixart-sigma", "hunyuandit"])
@@ -192,9 +198,9 @@ def test_dynamic_shifting_is_for_families_whose_pipelines_tell_schedulers_the_si
             render_all()
 
 
-# The pipelines of FLUX.2 can call dpmpp_2m, too, but only where the schedule depends on the size.
+# The pipelines of FLUX.2 and of Ovis can call dpmpp_2m, too, but only where the schedule depends on the size.
 LEFT_OUT = [(name, solver) for name in FLOWS for solver in ("heun", "dpmpp_2m", "unipc") if solver not in FAMILIES[name].schedulers]
-LEFT_OUT = [(name, solver) for name, solver in LEFT_OUT if not (name.startswith("flux2") and solver == "dpmpp_2m")]
+LEFT_OUT = [(name, solver) for name, solver in LEFT_OUT if not (name.startswith(("flux2", "ovis")) and solver == "dpmpp_2m")]
 
 
 @pytest.mark.parametrize(("name", "solver"), LEFT_OUT)

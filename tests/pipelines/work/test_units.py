@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,3 +68,8 @@ def test_a_key_says_shard_row_and_candidate_and_sorts_like_them(shard, row, cand
     key = sample_key(shard, row, candidate)
     assert parse_key(key) == (shard, row, candidate)
     assert sample_key(shard, row, None) < key
+
+
+@pytest.mark.parametrize(("scale", "held", "each"), [(3.0, None, 2), (1.0, None, 1), (3.0, 1.0, 3), (3.0, 0.9, 1), (1.0, 2.0, 1)])
+def test_a_step_is_priced_by_the_parts_of_its_guidance(scale, held, each):
+    assert evaluations(replace(request("x", steps=5), guidance_scale=scale, image_guidance_scale=held)) == 5 * each
