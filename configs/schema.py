@@ -14,6 +14,7 @@ from promptmill.configs.scheduler_options import SchedulerOptions
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
 from promptmill.configs.weights import (
     FOLDER_OR_REPOSITORY,
+    GGUF,
     NO_PICKLE,
     PICKLES,
     SAFETENSORS,
@@ -113,6 +114,14 @@ class Model(Strict):
     batch: int = Field(8, ge=1, le=1024, description="Candidates a denoising batch; part of what decides the bytes.")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a generator; another number makes other bits on a CPU.")
     kernels: Kernels = Field(default_factory=Kernels)
+    quantize: dict[str, Literal["int8", "fp8", "nf4"]] = Field(
+        default_factory=dict,
+        exclude_if=_is_empty,
+        description="Parts whose weights are stored with fewer bits, such as transformer: int8; text_encoder_2: nf4.",
+    )
+    vae_tiling: bool = Field(
+        False, exclude_if=_is_empty, description="Large images are encoded and decoded in tiles, which takes less memory."
+    )
 
     @property
     def single_file(self) -> PartWeights | None:
@@ -181,6 +190,22 @@ class Model(Strict):
         if value is not None and not value.endswith(SAFETENSORS):
             raise ValueError(NO_PICKLE)
         return inside_source(value)
+
+    @model_validator(mode="after")
+    def _quantized(self) -> "Model":
+        others = [weights for where, (_, weights) in self.weights().items() if where != "model.denoiser"]
+        if any(str(name).endswith(GGUF) for one in others for name in (one.source, getattr(one, "weight_name", None))):
+            raise ValueError(f"only model.denoiser may be a {GGUF} file")
+        if wrong := [name for name in self.quantize if not name.startswith(("unet", "transformer", "text_encoder"))]:
+            raise ValueError(f"quantize: {wrong[0]} is neither a UNet nor a transformer nor a text encoder; leave it out")
+        if self.quantize and (self.kernels.fp8 or self.kernels.compile):
+            raise ValueError("kernels.compile and kernels.fp8 do not go with quantize; set them to false, or quantize nothing")
+        if self.quantize and self.base_config is not None:
+            raise ValueError("quantize is for a base in diffusers' format; of a single file the denoiser can be one by itself")
+        file = (self.denoiser.weight_name or self.denoiser.source) if self.denoiser else ""
+        if file.endswith(GGUF) and {"unet", "transformer"} & {*self.quantize}:
+            raise ValueError(f"quantize: the denoiser is a {GGUF} file, whose weights have fewer bits already; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _compiled(self) -> "Model":

@@ -13,6 +13,7 @@ FOLDER_OR_REPOSITORY = "A local folder, or a hub repository as owner/name."
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
 
 SAFETENSORS = ".safetensors"
+GGUF = ".gguf"  # weights of fewer bits, without code as well
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 NO_PICKLE = f"only {SAFETENSORS} files are read; pickles can run code"
 

@@ -18,6 +18,7 @@ from promptmill.pipelines.work.errors import ModelError
 
 VAE, CONTROLNET = "AutoencoderKL", "ControlNetModel"
 DENOISERS = ("transformer", "unet")
+QUANTIZED = (*DENOISERS, "text_encoder")  # what names of parts begin with that can be quantised
 # Of text embeddings and layers, as configs of UNets and transformers name them: a ControlNet has those of its base.
 WIDTHS = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "pooled_projection_dim", "caption_channels", "dim")
 MASKED = ("extra_conditioning_channels", "extra_condition_channels")  # of ControlNets that see a mask beside their image
@@ -36,6 +37,10 @@ def check_fits(model: Model) -> None:
         raise ModelError(f"model.vae: {model.vae.source} is a {kind}, which is no VAE")
     if model.denoiser:
         _check_denoiser(model, model.denoiser)
+    index = _config(model.layout, "model_index.json") or {} if model.quantize else {}
+    if lacking := [name for name in model.quantize if not any(index.get(name) or ())]:
+        parts = ", ".join(sorted(name for name, kind in index.items() if name.startswith(QUANTIZED) and any(kind or ())))
+        raise ModelError(f"model.quantize: {model.base} has no {lacking[0]}; what can be quantised there: {parts}")
     name, _ = denoiser_of(model) if model.controlnets or model.loras or model.references else ("", "")
     denoiser = (_config(model.layout, f"{name}/config.json") if name else None) or {}
     for kind, weights in model.controlnets.items():

@@ -11,7 +11,7 @@ from typing import TypeVar
 from promptmill.configs.own_files import PROJECT
 from promptmill.configs.schema import Model, Ranking
 from promptmill.configs.scorers import OpenClipScorer
-from promptmill.configs.weights import HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, Layout, OpenClip, PartWeights, Weights
+from promptmill.configs.weights import GGUF, HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, Layout, OpenClip, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import commit_of, tag_weights
 from promptmill.pipelines.models.sources import adapter_file, check_fetched, find_local, local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
@@ -42,14 +42,23 @@ def library_versions(model: Model) -> dict[str, str]:
     Raises:
         ModelError: The model needs a library that is not installed.
     """
-    return {"promptmill": own_version(), **{name: version(name) for name in LIBRARIES}, **_torchao(model)}
+    return {"promptmill": own_version(), **{name: version(name) for name in LIBRARIES}, **_quantisers(model)}
 
 
-def _torchao(model: Model) -> dict[str, str]:
-    try:
-        return {"torchao": version("torchao")} if model.kernels.fp8 else {}
-    except PackageNotFoundError:
-        raise ModelError("model.kernels.fp8 needs torchao: pip install 'promptmill[fp8]'") from None
+def _quantisers(model: Model) -> dict[str, str]:
+    """Return the versions of the libraries that a model's smaller weights need."""
+    wanted = {"torchao": ("model.kernels.fp8", "fp8")} if model.kernels.fp8 else {}
+    for name, kind in model.quantize.items():
+        wanted["bitsandbytes" if kind == "nf4" else "torchao"] = (f"model.quantize.{name}", "quantize")
+    if model.denoiser and (model.denoiser.weight_name or model.denoiser.source).endswith(GGUF):
+        wanted["gguf"] = ("model.denoiser", "quantize")
+    found = {}
+    for library, (where, extra) in wanted.items():
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            raise ModelError(f"{where} needs {library}: pip install 'promptmill[{extra}]'") from None
+    return found
 
 
 def own_version() -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from promptmill.configs.errors import nearest
 from promptmill.configs.own_files import ROOT
-from promptmill.configs.weights import SAFETENSORS, Adapter, PartWeights, is_folder
+from promptmill.configs.weights import GGUF, SAFETENSORS, Adapter, PartWeights, is_folder
 from promptmill.manifests.pointers import HEAD, pointer
 from promptmill.pipelines.work.errors import ModelError
 
@@ -19,7 +19,7 @@ def local_folder(source: str) -> Path | None:
         return None
     place = find_local(source)
     if place.is_file():
-        _check_safetensors(place.name, source)
+        _check_weights(place.name, source)
         check_fetched(place)
     return place
 
@@ -30,6 +30,12 @@ def check_fetched(file: Path) -> None:
         found = pointer(stream.read(HEAD))
     if found:
         raise ModelError(f"{file}: {found}")
+
+
+def _check_weights(name: str, source: str) -> None:
+    # Where a file of GGUF may stand, the config's schema says.
+    if not name.endswith(GGUF):
+        _check_safetensors(name, source)
 
 
 def _check_safetensors(name: str, source: str) -> None:
@@ -71,7 +77,7 @@ def part_place(weights: PartWeights) -> Path | None:
     if not (place / inside).exists():
         raise ModelError(f"{weights.source}: has no {inside}")
     if weights.weight_name:
-        _check_safetensors(weights.weight_name, weights.source)
+        _check_weights(weights.weight_name, weights.source)
         check_fetched(place / inside)
     return place / inside
 

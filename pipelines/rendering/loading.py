@@ -24,6 +24,7 @@ from promptmill.pipelines.models.scheduler_options import FLOW_MATCH, class_of, 
 from promptmill.pipelines.models.sources import adapter_file, local_folder, part_place
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
+from promptmill.pipelines.rendering.quantised import gguf, quantisation, quantisation_of_part
 from promptmill.pipelines.rendering.references import ReferenceAdapters
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.lean_imports import lean_imports
@@ -180,7 +181,8 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         parts["vae"] = _load(of_diffusers(kind).from_pretrained, model.vae, dtype)
     if model.denoiser:
         name, kind = denoiser_of(model)
-        parts[name] = _denoiser(model, model.denoiser, name, kind, dtype)
+        smaller = quantisation_of_part(model.quantize.get(name), name, dtype, device)
+        parts[name] = _denoiser(model, model.denoiser, name, kind, dtype, smaller)
     if facts.safety_checker and not model.safety_checker:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     # From text to images, but for what cannot: an inpainting model (more channels in than latents have), one that edits images.
@@ -188,8 +190,18 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     base = (
         _single_file(model, pipeline, dtype, parts)
         if model.single_file
-        else _load(pipeline.from_pretrained, model.layout, dtype, **parts)
+        else _load(
+            pipeline.from_pretrained,
+            model.layout,
+            dtype,
+            **parts,
+            **quantisation({part: kind for part, kind in model.quantize.items() if part not in parts}, dtype, device),
+        )
     )
+    if model.vae_tiling:
+        if not hasattr(base.vae, "enable_tiling"):
+            raise ModelError(f"model.vae_tiling: {type(base.vae).__name__} has no tiles; set it to false")
+        base.vae.enable_tiling()
     base.set_progress_bar_config(disable=True)
     encoder = getattr(base, "text_encoder", None)
     if model.clip_skip and encoder is not None and not hasattr(encoder, "text_model"):
@@ -240,7 +252,7 @@ def _load_adapters(base: Any, model: Model, dtype: torch.dtype) -> None:
         raise ModelError(f"model.references: {', '.join(model.references)}: cannot be loaded: {reason}") from error
 
 
-def _denoiser(model: Model, weights: PartWeights, name: str, kind: str, dtype: torch.dtype) -> Any:
+def _denoiser(model: Model, weights: PartWeights, name: str, kind: str, dtype: torch.dtype, smaller: Mapping[str, Any]) -> Any:
     """Load a denoiser that takes the place of the base's: from a folder in diffusers' format, or from one file of weights.
 
     What a file does not say, the sizes of its layers, is that of the base's own denoiser.
@@ -248,14 +260,16 @@ def _denoiser(model: Model, weights: PartWeights, name: str, kind: str, dtype: t
     place, wanted = _place(weights), of_diffusers(kind)
     if place is None or place.is_dir():
         folder = {"subfolder": weights.subfolder} if weights.subfolder else {}
-        return _load(wanted.from_pretrained, weights, dtype, **folder)
+        return _load(wanted.from_pretrained, weights, dtype, **folder, **smaller)
     if not hasattr(wanted, "from_single_file"):
         raise ModelError(f"model.denoiser: diffusers reads no {kind} from a single file; give a folder in diffusers' format")
     base = local_folder(model.layout.source)
     config = {"config": str(base or model.layout.source), "config_revision": model.layout.revision, "subfolder": name}
     try:
         with lean_imports():
-            made = wanted.from_single_file(str(place), local_files_only=base is not None, dtype=dtype, **config)
+            made = wanted.from_single_file(
+                str(place), local_files_only=base is not None, dtype=dtype, **config, **smaller, **gguf(place, dtype)
+            )
     except Exception as error:  # as `_load`
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"model.denoiser: {weights.source}: cannot be loaded: {reason or type(error).__name__}") from error
@@ -303,7 +317,7 @@ def _settle(module: Any, what: str) -> None:
     if lacking:
         more = f" and {len(lacking) - 1:,} more" if lacking[1:] else ""
         raise ModelError(f"{what} lacks {lacking[0]}{more}; is the file of another family, or not whole?")
-    for parameter in module.parameters():
+    for parameter in [one for one in module.parameters() if type(one) is torch.nn.Parameter]:
         # Where tensors begin in the file decides which kernels a CPU takes, and so the last bits: in memory of their own all begin
         # alike.
         parameter.data = parameter.data.clone()

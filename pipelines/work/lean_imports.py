@@ -22,6 +22,7 @@ from typing import Any
 COMPILER = "torch._dynamo"
 # By module, what others import by name, and do not use before they need it: functions, and classes for `isinstance`.
 LEFT_OUT: dict[str, tuple[str, ...]] = {
+    "bitsandbytes": (),
     "boto3": (),
     "scipy.integrate": (),
     "scipy.optimize": ("linear_sum_assignment",),
@@ -31,6 +32,13 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "torch._dynamo": ("allow_in_graph", "assume_constant_result", "disable"),
     "torch._dynamo._trace_wrapped_higher_order_op": ("TransformGetItemToIndex",),
     "torch._dynamo.utils": ("is_compile_supported",),
+    "torchao": (),
+    "torchao.dtypes": ("NF4Tensor",),
+    "torchao.dtypes.uintx.uintx_layout": ("UintxAQTTensorImpl", "UintxTensor"),
+    "torchao.prototype.safetensors.safetensors_support": ("flatten_tensor_state_dict", "unflatten_tensor_state_dict"),
+    "torchao.prototype.safetensors.safetensors_utils": ("is_metadata_torchao",),
+    "torchao.quantization": ("FqnToConfig", "quantize_"),
+    "torchao.utils": ("TorchAOBaseTensor",),
     "torchvision.datasets": (),
 }
 # Packages whose own module imports all that lies in them, for whoever takes anything from there by name.

@@ -25,7 +25,7 @@ load_scorers(config.ranking, "cpu", 1)
 
 
 def test_loading_the_models_imports_nothing_of_what_is_left_out_and_each_is_the_module_itself_as_soon_as_it_is_used():
-    modules = "torch._dynamo torch._inductor scipy.integrate scipy.optimize scipy.stats torchvision.datasets timm boto3"
+    modules = "torch._dynamo torch._inductor scipy.integrate scipy.optimize scipy.stats torchvision.datasets timm boto3 torchao"
     modules += " diffusers.pipelines.auto_pipeline diffusers.models.transformers.transformer_flux"
     program = f"""{LOADED}
 print("imported:", *(name for name in {modules.split()!r} if name in sys.modules))
