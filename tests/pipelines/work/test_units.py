@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptmill.manifests.requests import Request
+from promptmill.pipelines.work.evaluations import Counting, evaluations
 from promptmill.pipelines.work.units import (
     UNIT_EVALUATIONS,
     Placed,
@@ -72,4 +73,5 @@ def test_a_key_says_shard_row_and_candidate_and_sorts_like_them(shard, row, cand
 
 @pytest.mark.parametrize(("scale", "held", "each"), [(3.0, None, 2), (1.0, None, 1), (3.0, 1.0, 3), (3.0, 0.9, 1), (1.0, 2.0, 1)])
 def test_a_step_is_priced_by_the_parts_of_its_guidance(scale, held, each):
-    assert evaluations(replace(request("x", steps=5), guidance_scale=scale, image_guidance_scale=held)) == 5 * each
+    asked = replace(request("x", steps=5), guidance_scale=scale, image_guidance_scale=held)
+    assert evaluations(asked, Counting(guided=2 if held is None else 3)) == work(asked) == 5 * each
