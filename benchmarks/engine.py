@@ -20,8 +20,8 @@ import click
 import torch
 
 from promptmill.configs.loading import load
+from promptmill.configs.model import Model
 from promptmill.configs.parameters import Control
-from promptmill.configs.schema import Model
 from promptmill.manifests.images import Roots
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.calls import call, candidate

@@ -17,8 +17,9 @@ import click
 import numpy as np
 import torch
 
+from promptmill.configs.model import Model
 from promptmill.configs.schedulers import SCHEDULERS
-from promptmill.configs.schema import Model, Weights
+from promptmill.configs.weights import Weights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.units import Placed, Unit

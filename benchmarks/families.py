@@ -19,7 +19,7 @@ import click
 import torch
 
 from benchmarks.engine import Contender, PlainCalls, sorted_groups
-from promptmill.configs.schema import Model
+from promptmill.configs.model import Model
 from promptmill.manifests.images import Roots
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts

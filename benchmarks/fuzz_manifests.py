@@ -30,7 +30,7 @@ from benchmarks.drawn_manifests import CARRIED, CASES, KNOWN, Case, damaged
 from promptmill.configs.parameters import Defaults
 from promptmill.manifests.carried import Types, cast
 from promptmill.manifests.checking import Checked, check_rows
-from promptmill.manifests.requests import Rules
+from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import ManifestError, find_files
 
 RULES = Rules(Defaults(width=64, height=64))

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import random_weights
 from benchmarks.engine import Contender, request
-from promptmill.configs.schema import Kernels, Model
+from promptmill.configs.model import Kernels, Model
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.loading import LoadedModel, device_here, load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of

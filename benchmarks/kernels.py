@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from benchmarks.engine import Contender, as_jobs, model_of, request
-from promptmill.configs.schema import Kernels, Model
+from promptmill.configs.model import Kernels, Model
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.work.errors import ModelError
 

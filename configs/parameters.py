@@ -52,6 +52,11 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
 
 
+def is_empty(value: Any) -> bool:
+    """Return whether a value says nothing; such a value is left out of a plan's fingerprint."""
+    return not value
+
+
 def no_boolean(value: Any) -> Any:
     """Return a value unchanged.
 

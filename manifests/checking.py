@@ -13,8 +13,9 @@ from promptmill.configs.errors import quoted, shown
 from promptmill.manifests.images import ImageError, NotThereError, Roots, UnreachableError, load, mismatch
 from promptmill.manifests.masks import Effect, effect_of
 from promptmill.manifests.repeated_ids import Ids, doubled
-from promptmill.manifests.requests import FLAT_CONTROL, OWN_IMAGES, Request, RowError, Rules, Shapes, ignored, make_request
+from promptmill.manifests.requests import FLAT_CONTROL, OWN_IMAGES, Request, RowError, Shapes, make_request
 from promptmill.manifests.rows import Row
+from promptmill.manifests.rules import Rules, ignored
 from promptmill.manifests.sources import read_rows
 
 REMEMBERED_IMAGES = 16_384  # paths; rows that share an image, a control map for one, have it decoded once

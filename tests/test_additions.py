@@ -69,7 +69,8 @@ def test_a_manifest_column_is_an_entry_of_the_table_and_a_field_of_the_request(c
         from promptmill.configs.loading import load
         from promptmill.configs.parameters import Defaults
         from promptmill.manifests.own_outputs import as_input
-        from promptmill.manifests.requests import Rules, from_json, make_request, to_json
+        from promptmill.manifests.requests import from_json, make_request, to_json
+        from promptmill.manifests.rules import Rules
         from promptmill.manifests.rows import Row
         from promptmill.pipelines.work.metadata_rows import request_row
         from promptmill.pipelines.work.recipe import Recipe
@@ -136,7 +137,8 @@ def test_an_outcome_is_a_field_of_the_counts_and_the_status_that_rows_have(chang
         from promptmill.jobs.running.metrics import Metrics
         from promptmill.jobs.showing.progress import Tally
         from promptmill.jobs.showing.summary import run_lines
-        from promptmill.manifests.requests import Rules, make_request
+        from promptmill.manifests.requests import make_request
+        from promptmill.manifests.rules import Rules
         from promptmill.manifests.rows import Row
         from promptmill.pipelines.work.metadata_rows import candidate_row, shared_row
         from promptmill.pipelines.work.recipe import Recipe

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from promptmill.configs.columns import COLUMNS
+from promptmill.configs.model import Kernels, Model
 from promptmill.configs.parameters import Defaults
 from promptmill.configs.scheduler_options import SchedulerOptions
 from promptmill.configs.schedulers import SCHEDULERS
-from promptmill.configs.schema import Config, Kernels, Model, Ranking, Runtime, Shards
+from promptmill.configs.schema import Config, Ranking, Runtime, Shards
 from promptmill.jobs.cli import COMMANDS
 from promptmill.jobs.running.metrics import METRICS
 from promptmill.manifests.requests import KNOWN_COLUMNS

@@ -15,7 +15,7 @@ from promptmill.jobs.calibration.saying import Found, find_out, noisy
 from promptmill.jobs.calibration.trials import RANK, Notes, identity, observe
 from promptmill.jobs.planning.plan import PlanError
 from promptmill.jobs.planning.sources import look
-from promptmill.manifests.requests import Rules
+from promptmill.manifests.rules import Rules
 from promptmill.pipelines.work.units import Placed
 
 

@@ -24,7 +24,8 @@ from promptmill.configs.yaml_values import dump
 from promptmill.jobs.planning.plan import PlanError
 from promptmill.manifests.finding import partition_folders
 from promptmill.manifests.images import ImageError, Roots, is_image, locate, roots_of
-from promptmill.manifests.requests import RowError, Rules, make_request
+from promptmill.manifests.requests import RowError, make_request
+from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import ManifestError, find_files, read_rows
 from promptmill.manifests.tars import IN_TAR
 from promptmill.shards.storage import is_local, local_path

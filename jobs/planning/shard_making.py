@@ -16,8 +16,8 @@ from promptmill.jobs.planning.shard_plans import packed
 from promptmill.manifests.carried import Types
 from promptmill.manifests.checking import Checked, RowChecks
 from promptmill.manifests.repeated_ids import Ids
-from promptmill.manifests.requests import Rules
 from promptmill.manifests.rows import Row
+from promptmill.manifests.rules import Rules
 from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, Counting
 from promptmill.pipelines.work.units import Placed, cut, kind_of, price, slices_of
 

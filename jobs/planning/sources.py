@@ -12,7 +12,7 @@ from promptmill.jobs.planning.plan import PlanError, read_plan
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.files import open_file
 from promptmill.manifests.images import Roots, roots_of
-from promptmill.manifests.requests import Rules
+from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import ManifestError, find_files
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import embedding_width

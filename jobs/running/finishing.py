@@ -8,7 +8,7 @@ from promptmill.configs.parameters import Defaults, Growing
 from promptmill.configs.weights import OpenClip, Weights
 from promptmill.jobs.planning.plan import Plan
 from promptmill.jobs.running.repair_note import REPAIR_NOTE
-from promptmill.manifests.requests import FURTHER
+from promptmill.manifests.rules import FURTHER
 from promptmill.shards.card import CARD, Made, ModelMade, card
 from promptmill.shards.commits import CommitError, CommitRecord
 from promptmill.shards.generations import drop_earlier

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from promptmill.configs.model import Model
 from promptmill.configs.schedulers import OWN, SCHEDULERS
-from promptmill.configs.schema import Model
 from promptmill.manifests.steering import Steering
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.compatibility import class_of_control, multiple_of
@@ -43,7 +43,7 @@ class ModelFacts:
         image_prompts: Whether the model can have adapters for reference images.
         left_out: Parts that the pipeline's class could have and the model does not.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
-        further: Those columns of `requests.FURTHER` that the model takes.
+        further: Those columns of `rules.FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
         counting: What decides how often the denoiser is evaluated.
     """

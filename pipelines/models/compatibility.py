@@ -7,8 +7,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from promptmill.configs.schema import Model, Weights
-from promptmill.configs.weights import ControlNetWeights, PartWeights
+from promptmill.configs.model import Model
+from promptmill.configs.weights import ControlNetWeights, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.controls import ControlClass, control_classes
 from promptmill.pipelines.models.families import family_of

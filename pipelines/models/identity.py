@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
+from promptmill.configs.model import Model
 from promptmill.configs.own_files import PROJECT
-from promptmill.configs.schema import Model, Ranking
+from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import OpenClipScorer
 from promptmill.configs.weights import GGUF, HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, Layout, OpenClip, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import commit_of, tag_weights

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from promptmill.configs.schema import Model, Ranking
+from promptmill.configs.model import Model
+from promptmill.configs.schema import Ranking
 from promptmill.configs.weights import HF_HUB, LOCAL_DIR, Adapter, OpenClip, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import hub_file, tag_weights
 from promptmill.pipelines.models.sources import adapter_file, find_local, local_folder, part_place

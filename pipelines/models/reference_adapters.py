@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from promptmill.configs.schema import Model
+from promptmill.configs.model import Model
 from promptmill.configs.weights import PartWeights
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.sources import part_place

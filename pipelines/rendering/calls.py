@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from promptmill.manifests.requests import FURTHER, Request
+from promptmill.manifests.requests import Request
+from promptmill.manifests.rules import FURTHER
 from promptmill.pipelines.rendering.conditioning import composite
 from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
 from promptmill.pipelines.rendering.loading import LoadedModel

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from promptmill.configs.schema import Model
+from promptmill.configs.model import Model
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from promptmill.configs.schema import Kernels
+from promptmill.configs.model import Kernels
 from promptmill.pipelines.rendering.libraries import diffusers
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.lean_imports import for_compiling

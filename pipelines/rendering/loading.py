@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from promptmill.configs.model import Model
 from promptmill.configs.scheduler_options import SchedulerOptions
 from promptmill.configs.schedulers import OWN, SCHEDULERS
-from promptmill.configs.schema import Adapter, Model, Weights
-from promptmill.configs.weights import ControlNetWeights, PartWeights
+from promptmill.configs.weights import Adapter, ControlNetWeights, PartWeights, Weights
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import hub_file

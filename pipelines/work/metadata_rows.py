@@ -17,7 +17,8 @@ from promptmill.configs.columns import (
     by_name,
     score_column,
 )
-from promptmill.configs.schema import Config, Kernels, Ranking
+from promptmill.configs.model import Kernels
+from promptmill.configs.schema import Config, Ranking
 from promptmill.manifests.carried import cast
 from promptmill.manifests.requests import OWN_IMAGES, Request
 from promptmill.pipelines.work.ranking import Choice

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from promptmill.configs.schema import LoraWeights, Ranking, TextualInversion
+from promptmill.configs.model import LoraWeights, TextualInversion
+from promptmill.configs.schema import Ranking
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

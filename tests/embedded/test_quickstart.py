@@ -11,7 +11,7 @@ from promptmill.embedded.quickstart import FOLDER, REQUESTS, examples, write
 from promptmill.embedded.world import PLACES, SIZES, is_held_out, parse
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.images import roots_of
-from promptmill.manifests.requests import Rules
+from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import find_files
 from promptmill.pipelines.work.units import Placed, bucket_of, cut
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from promptmill.configs.parameters import Defaults
 from promptmill.manifests.carried import MAX_COLUMNS, Types, arrow_types, cast, plain
 from promptmill.manifests.checking import check_rows
-from promptmill.manifests.requests import Rules
 from promptmill.manifests.rows import ManifestError
+from promptmill.manifests.rules import Rules
 from promptmill.shards.tables import encode_table, make_table, schema
 
 SCALARS = (

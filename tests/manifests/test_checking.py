@@ -10,7 +10,7 @@ from promptmill.configs.parameters import Defaults
 from promptmill.manifests.checking import check_rows, find_doubled
 from promptmill.manifests.images import ImageError, Roots, load, locate, roots_of
 from promptmill.manifests.repeated_ids import Ids, doubled
-from promptmill.manifests.requests import Rules
+from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import find_files
 
 RULES = Rules(Defaults(width=64, height=64), controls=("canny", "seg"), loras=("style",))

@@ -15,7 +15,7 @@ from promptmill.configs.parameters import Defaults
 from promptmill.manifests import finding, roots
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.images import ImageError, load, roots_of
-from promptmill.manifests.requests import Rules
+from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import ManifestError, find_files, read_rows
 
 RULES = Rules(Defaults(width=64, height=64))

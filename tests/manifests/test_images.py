@@ -16,7 +16,7 @@ from promptmill.configs.parameters import Control, Defaults
 from promptmill.manifests import checking, images, urls
 from promptmill.manifests.checking import check_images, check_rows, look
 from promptmill.manifests.images import ImageError, Roots, UnreachableError, load, roots_of
-from promptmill.manifests.requests import Rules
+from promptmill.manifests.rules import Rules
 
 RULES = Rules(Defaults(), controls=("canny",))
 pillow_heif.register_heif_opener()

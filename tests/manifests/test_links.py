@@ -10,7 +10,7 @@ from PIL import Image
 from promptmill.configs.parameters import Defaults
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.images import ImageError, load, roots_of
-from promptmill.manifests.requests import Rules
+from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import find_files
 
 RULES = Rules(Defaults(width=64, height=64))

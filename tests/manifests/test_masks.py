@@ -12,7 +12,7 @@ from promptmill.configs.parameters import Defaults
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.images import Roots, roots_of
 from promptmill.manifests.masks import prepare_mask, read_mask
-from promptmill.manifests.requests import Rules
+from promptmill.manifests.rules import Rules
 from promptmill.pipelines.rendering.preparing import Conditioning, prepare_request
 from promptmill.pipelines.work.units import Placed
 from tests.pipelines.work.test_units import request

@@ -13,8 +13,9 @@ from promptmill.configs.parameters import Defaults, Reference
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.images import load, roots_of
 from promptmill.manifests.own_outputs import as_input
-from promptmill.manifests.requests import RowError, Rules, from_json, make_request, to_json
+from promptmill.manifests.requests import RowError, from_json, make_request, to_json
 from promptmill.manifests.rows import Row
+from promptmill.manifests.rules import Rules
 
 RULES = Rules(Defaults(width=64, height=64), references=("style", "face"))
 STYLE = {"type": "style", "image": "a.png", "scale": 0.5}

@@ -10,8 +10,9 @@ from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Ranking
 from promptmill.manifests import requests
 from promptmill.manifests.carried import Types, cast
-from promptmill.manifests.requests import Request, RowError, Rules, from_json, make_request, to_json
+from promptmill.manifests.requests import Request, RowError, from_json, make_request, to_json
 from promptmill.manifests.rows import Row
+from promptmill.manifests.rules import Rules
 from tests.manifests.test_carried import VALUES
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)

@@ -12,8 +12,8 @@ from promptmill.configs.parameters import Defaults
 from promptmill.manifests.carried import Types, cast
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.images import ImageError, Roots, load
-from promptmill.manifests.requests import Rules
 from promptmill.manifests.rows import MAX_BLANK, MAX_ROW
+from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import ManifestError, read_rows
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError

@@ -13,7 +13,8 @@ from promptmill.configs.columns import COLUMNS
 from promptmill.configs.parameters import Defaults
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.own_outputs import added
-from promptmill.manifests.requests import KNOWN_COLUMNS, Rules
+from promptmill.manifests.requests import KNOWN_COLUMNS
+from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import ManifestError, find_files, read_rows
 from promptmill.shards.tables import encode_table, make_table, schema
 

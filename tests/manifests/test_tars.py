@@ -8,7 +8,7 @@ import pytest
 
 from promptmill.configs.parameters import Defaults
 from promptmill.manifests.checking import check_rows
-from promptmill.manifests.requests import Rules
+from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import ManifestError, find_files, read_rows
 
 RULES = Rules(Defaults(width=64, height=64), controls=("canny", "seg"))

@@ -4,8 +4,9 @@ from functools import cache
 
 import pytest
 
+from promptmill.configs.model import Model
 from promptmill.configs.own_files import ROOT
-from promptmill.configs.schema import Model, Weights
+from promptmill.configs.weights import Weights
 from promptmill.manifests.images import Roots
 from tests.pipelines.engines import model_of
 from tests.pipelines.plain import JOB_SEED, paint

@@ -1,6 +1,7 @@
 """Requests rendered by engines of tiny models, which the fixtures of `conftest` hold."""
 
-from promptmill.configs.schema import Model, Weights
+from promptmill.configs.model import Model
+from promptmill.configs.weights import Weights
 from promptmill.pipelines.work.units import Placed, Unit
 
 BATCH = 3

@@ -3,7 +3,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from promptmill.configs.schema import Model
+from promptmill.configs.model import Model
 from promptmill.jobs.cli import main
 from promptmill.pipelines.models.known_prompts import known_prompts
 from promptmill.pipelines.work.errors import ModelError

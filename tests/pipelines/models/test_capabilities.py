@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from diffusers.pipelines import auto_pipeline
 
+from promptmill.configs.model import Model
 from promptmill.configs.schedulers import SCHEDULERS
-from promptmill.configs.schema import Model, Weights
-from promptmill.configs.weights import PartWeights
+from promptmill.configs.weights import PartWeights, Weights
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.pipeline_classes import modes_of, tables
 from promptmill.pipelines.work.errors import ModelError
@@ -87,7 +87,7 @@ def test_reading_them_needs_no_torch(saved):
     model = saved("FluxPipeline")
     code = (
         "import sys\n"
-        "from promptmill.configs.schema import Model\n"
+        "from promptmill.configs.model import Model\n"
         "from promptmill.pipelines.models.capabilities import read_facts\n"
         f"read_facts(Model(base={model.base!r}))\n"
         "assert not {'torch', 'diffusers'} & sys.modules.keys()"

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from promptmill.configs.loading import load
-from promptmill.configs.schema import LoraWeights, Weights
-from promptmill.configs.weights import PartWeights
+from promptmill.configs.model import LoraWeights
+from promptmill.configs.weights import PartWeights, Weights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.models.identity import model_identity

@@ -6,7 +6,7 @@ import diffusers
 import pytest
 from diffusers.pipelines import auto_pipeline
 
-from promptmill.configs.schema import Model
+from promptmill.configs.model import Model
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.controls import control_classes
 from promptmill.pipelines.models.families import ENDED, REFUSED, refusal

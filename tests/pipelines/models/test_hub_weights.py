@@ -8,7 +8,7 @@ from tests.pipelines import tiny
 
 LOAD = """
 import sys
-from promptmill.configs.schema import Model
+from promptmill.configs.model import Model
 from promptmill.pipelines.rendering.loading import load_model
 load_model(Model(base="me/tiny", revision=sys.argv[1]))
 """

@@ -3,8 +3,9 @@ import shutil
 import huggingface_hub
 import pytest
 
+from promptmill.configs.model import LoraWeights, Model, TextualInversion
 from promptmill.configs.own_files import ROOT
-from promptmill.configs.schema import LoraWeights, Model, Ranking, TextualInversion
+from promptmill.configs.schema import Ranking
 from promptmill.pipelines.models import identity
 from promptmill.pipelines.models.identity import library_versions, model_identity, pinned, source_identity
 from promptmill.pipelines.work.errors import ModelError

@@ -1,6 +1,7 @@
 import pytest
 
-from promptmill.configs.schema import Model, Ranking
+from promptmill.configs.model import Model
+from promptmill.configs.schema import Ranking
 from promptmill.pipelines.models import licences as module
 from promptmill.pipelines.models.licences import licences
 from promptmill.pipelines.work.errors import ModelError

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from promptmill.configs.model import LoraWeights, TextualInversion
 from promptmill.configs.parameters import Lora
 from promptmill.configs.schedulers import SCHEDULERS
-from promptmill.configs.schema import LoraWeights, TextualInversion, Weights
+from promptmill.configs.weights import Weights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from promptmill.configs.model import Model
 from promptmill.configs.own_files import ROOT
 from promptmill.configs.schedulers import SCHEDULERS
-from promptmill.configs.schema import Model, Weights
+from promptmill.configs.weights import Weights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from promptmill.configs.schema import Weights
+from promptmill.configs.weights import Weights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.compatibility import check_fits

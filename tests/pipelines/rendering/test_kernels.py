@@ -7,7 +7,7 @@ from diffusers import ControlNetModel
 from diffusers.models.attention_processor import AttnProcessor
 from pydantic import ValidationError
 
-from promptmill.configs.schema import Kernels, LoraWeights, Model
+from promptmill.configs.model import Kernels, LoraWeights, Model
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.kernels import put_on

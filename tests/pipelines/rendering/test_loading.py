@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 
-from promptmill.configs.schema import LoraWeights, Model, TextualInversion, Weights
+from promptmill.configs.model import LoraWeights, Model, TextualInversion
+from promptmill.configs.weights import Weights
 from promptmill.pipelines.models.sources import adapter_file, local_folder
 from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.work.errors import ModelError

@@ -6,7 +6,8 @@ import sys
 import pytest
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 
-from promptmill.configs.schema import Model, Weights
+from promptmill.configs.model import Model
+from promptmill.configs.weights import Weights
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.pipeline_classes import class_for, tables
 from promptmill.pipelines.rendering.loading import load_model, made_of

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from promptmill.configs.loading import load
-from promptmill.configs.schema import Layout, Model
-from promptmill.configs.weights import PartWeights
+from promptmill.configs.model import Model
+from promptmill.configs.weights import Layout, PartWeights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.compatibility import check_fits

@@ -1,0 +1,146 @@
+"""Holds the rules for rows beyond the types of their columns: what the model and the config allow, and what has no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from promptmill.configs.drafts import misfits
+from promptmill.configs.errors import nearest, quoted
+from promptmill.configs.parameters import MODES, Defaults
+from promptmill.configs.schedulers import OWN, SCHEDULERS
+from promptmill.configs.schema import Ranking
+from promptmill.manifests.steering import Steering, problems_of_controls, problems_of_references
+
+if TYPE_CHECKING:
+    from promptmill.manifests.requests import Columns, Request
+
+# Columns that only some families of models take; where the model takes none, the request has none.
+FURTHER = ("image_guidance_scale", "noise_level")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Holds the rules for rows beyond the types of their columns.
+
+    Attributes:
+        defaults: The config's defaults.
+        controls: The types that the config has ControlNets for.
+        loras: The names of the LoRAs that the config declares.
+        multiple: Width and height are multiples of this many pixels, as the model needs.
+        modes: The modes that the model serves.
+        schedulers: The names of the schedulers that fit the model.
+        rescaled: The modes in which the model can rescale guidance.
+        ignored: Columns that have no effect on the model's images: negative_prompt, guidance_scale or strength.
+        unguided: The largest guidance scale that means no guidance.
+        further: Those columns of `FURTHER` that the model takes.
+        most_noise: The largest noise level that the model takes.
+        unfit: By scheduler, why the config's options of schedulers do not go with it.
+        eta: The noise of a step that the config sets, for the schedulers that take it.
+        steering: What each type of control can do, as far as the model limits it.
+        ranking: The config's ranking; drafts ask something of requests, and so does a minimum score of requests that grow.
+        strict: Whether unknown columns are refused rather than carried.
+        references: The types that the config has adapters for.
+        image_prompts: Whether the model can have such adapters.
+    """
+
+    defaults: Defaults
+    controls: Collection[str] = ()
+    loras: Collection[str] = ()
+    multiple: int = 8
+    modes: Collection[str] = MODES
+    schedulers: Collection[str] = (*SCHEDULERS, OWN)
+    rescaled: Collection[str] = MODES
+    ignored: Collection[str] = ()
+    unguided: float = 1.0
+    further: Collection[str] = ()
+    most_noise: int = 1000
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    eta: float = 0.0
+    steering: Mapping[str, Steering] = field(default_factory=dict)
+    ranking: Ranking = field(default_factory=Ranking)
+    strict: bool = False
+    references: Collection[str] = ()
+    image_prompts: bool = True
+
+
+def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[str]:
+    """Return a note for each value that a row, or the config in place of the row, gives and that has no effect on its images.
+
+    Args:
+        request: The row's request.
+        values: The row's values.
+        rules: The rules that the request was made with.
+    """
+    loose = request.image_guidance_scale is not None and request.image_guidance_scale < 1.0
+    unguided = bool(request.negative_prompt) and (request.guidance_scale <= rules.unguided or loose)
+    defaults, without = rules.defaults, [*rules.ignored, *(name for name in FURTHER if name not in rules.further)]
+    given = {name: getattr(defaults, name) for name in without if name in defaults.model_fields_set}
+    given |= {name: values[name] for name in without if values.get(name) is not None}
+    if request.init_image is None:
+        given.pop("strength", None)
+    notes = [f"{name}: has no effect, since the model takes none" for name, value in sorted(given.items()) if value != ""]
+    if unguided:
+        begin = "at an image_guidance_scale of 1" if loose else f"above a guidance_scale of {rules.unguided:g}"
+        notes.append(f"negative_prompt: has no effect without guidance, which begins {begin}")
+    return notes
+
+
+def problems_between(request: Request, columns: Columns, rules: Rules) -> list[str]:
+    """Return the problems between the columns of a request whose columns are right one by one."""
+    wrong = []
+    if columns.prompt is None and rules.defaults.prompt is None:
+        wrong.append("prompt: missing, and the config's defaults have none")
+    stated = columns.mode or rules.defaults.mode
+    if stated and stated != request.mode:
+        wrong.append(f"mode: stated as {stated}, but the images given make it {request.mode}")
+    # Where no ControlNet is configured, the controls say so.
+    elif request.mode not in rules.modes and not (request.controls and not rules.controls):
+        wrong.append(f"mode: {request.mode} is not served by the model; it serves {', '.join(rules.modes)}")
+    if request.scheduler not in rules.schedulers:
+        wrong.append(f"scheduler: {request.scheduler} does not fit the model, which takes {', '.join(rules.schedulers)}")
+    elif request.scheduler in rules.unfit:
+        wrong.append(f"scheduler: {rules.unfit[request.scheduler]}")
+    if request.guidance_rescale and request.mode not in rules.rescaled:
+        can = f"only in {', '.join(rules.rescaled)}" if rules.rescaled else "in no mode"
+        wrong.append(f"guidance_rescale: not in mode {request.mode}; the model takes it {can}")
+    if request.noise_level is not None and request.noise_level > rules.most_noise:
+        wrong.append(f"noise_level: {request.noise_level} is above {rules.most_noise}, the most that the model takes")
+    if request.mask_image is not None and request.init_image is None:
+        wrong.append("mask_image: given without an init_image to repaint")
+    if columns.strength is not None and request.init_image is None:
+        wrong.append("strength: given without an init_image to start from")
+    if request.strength is not None and request.strength * request.steps < 1:
+        wrong.append(f"strength: {request.strength:g} of {request.steps} steps is less than one step; raise one of them")
+    for name, side in (("width", request.width), ("height", request.height)):
+        if side % rules.multiple:
+            wrong.append(f"{name}: {side} is not a multiple of {rules.multiple}, which the model needs")
+    if request.keep > request.candidates:
+        wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
+    wrong += _check_ranking(request, rules.ranking, rules.eta)
+    wrong += problems_of_controls(request.controls, request.mode, (request.width, request.height), rules.controls, rules.steering)
+    wrong += problems_of_references(request.references, rules.references, rules.image_prompts)
+    for lora in request.loras:
+        if lora.name not in rules.loras:
+            known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
+            wrong.append(f"loras: no LoRA {quoted(lora.name)}{nearest(lora.name, rules.loras) or known}")
+    return wrong
+
+
+def _check_ranking(request: Request, ranking: Ranking, eta: float) -> list[str]:
+    """Return the problems between a request and how the config ranks candidates."""
+    wrong = []
+    if request.growing and ranking.least is not None and request.growing.until_score < ranking.least:
+        below = f"{request.growing.until_score:g} is below ranking.min_score {ranking.least:g}"
+        wrong.append(f"candidates: until_score {below}, which a kept image reaches")
+    return wrong + misfits(
+        ranking.drafts,
+        ranking.drafts_stochastic,
+        candidates=request.at_a_time,
+        keep=request.keep,
+        steps=request.steps,
+        strength=request.strength,
+        scheduler=request.scheduler,
+        eta=eta,
+    )
