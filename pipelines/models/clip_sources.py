@@ -228,8 +228,17 @@ def hub_folder(repository: str, revision: str | None, patterns: Sequence[str]) -
 
 
 def _from_hub(fetch: Callable[[], str], what: str) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
     try:
         return fetch()
+    except GatedRepoError as error:
+        said = f": {error.server_message}" if error.server_message else ""
+        access = "ask for access on its page on the hub, and give a token that has it (HF_TOKEN, or `hf auth login`)"
+        raise ModelError(f"{what} cannot be fetched: the repository is gated; {access}{said}") from error
+    except RepositoryNotFoundError as error:
+        private = "a private one needs a token (HF_TOKEN, or `hf auth login`)"
+        raise ModelError(f"{what} cannot be fetched: the hub has no such repository, or it is private; {private}") from error
     except Exception as error:  # the client's errors share no base, and each means that the model cannot be had
         raise ModelError(f"{what} cannot be fetched from the hub: {one_line(error)}") from error
 

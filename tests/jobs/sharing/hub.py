@@ -29,7 +29,8 @@ class Hub:
         uploads: The SHA-256 of each object, in the order in which they were sent whole.
         commits: The paths of each commit.
         fetched: The path of each file that was sent, in their order.
-        failing: By the beginning of a path: status and words that a request is answered with, and how often, -1 for ever.
+        failing: By the beginning of a path: status and words that a request is answered with, how often, -1 for ever, and maybe
+            the hub's code for the error.
         losing: How many of the next commits are made, but answered with 504.
         hold_at: The number of the upload, from 0, that is read in part once those before it are done, and then never answered.
     """
@@ -112,7 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
                 failure[2] -= 1
                 self._body()
                 words = failure[1].format(authorization=self.headers.get("Authorization"))
-                return self._answer(failure[0], {"error": words}, {"X-Error-Message": words})
+                code = {"X-Error-Code": failure[3]} if failure[3:] else {}
+                return self._answer(failure[0], {"error": words}, {"X-Error-Message": words, **code})
         if path.startswith("/objects/"):
             return self._put_object(path.rpartition("/")[2])
         body = self._body()

@@ -14,6 +14,35 @@ load_model(Model(base="me/tiny", revision=sys.argv[1]))
 """
 
 
+REFUSALS = """
+import sys
+from promptmill.configs.model import Model
+from promptmill.pipelines.models.capabilities import read_facts
+from promptmill.pipelines.work.errors import ModelError
+for name in ("me/gated", "me/nothing"):
+    try:
+        read_facts(Model(base=name, revision="0" * 40))
+    except ModelError as error:
+        print(error)
+"""
+
+
+def test_what_the_hub_says_of_a_gated_and_of_an_unknown_repository_is_said_in_one_line_with_what_would_do(tmp_path):
+    hub, restricted = Hub(), "Access to model me/gated is restricted and you are not in the authorized list."
+    hub.failing = {
+        "/me/gated": [403, restricted, -1, "GatedRepo"],
+        "/me/nothing": [401, "Repository not found", -1, "RepoNotFound"],
+    }
+    with serving(hub) as endpoint:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN}
+        command = [sys.executable, "-c", REFUSALS]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100)
+    gated, unknown = done.stdout.splitlines()
+    assert gated.startswith("me/gated: model_index.json cannot be fetched: the repository is gated; ask for access on its page")
+    assert "HF_TOKEN" in gated and gated.endswith(restricted)
+    assert unknown.startswith("me/nothing: model_index.json cannot be fetched: the hub has no such repository, or it is private")
+
+
 def test_weights_are_fetched_once_a_node_however_many_generators_load_them(tmp_path):
     folder = tiny.stable_diffusion(tmp_path / "tiny")
     hub = Hub()
