@@ -103,6 +103,11 @@ class Model(Strict):
         exclude_if=is_empty,
         description="Parts whose weights are stored with fewer bits, such as transformer: int8; text_encoder_2: nf4.",
     )
+    offload: bool = Field(
+        False,
+        exclude_if=is_empty,
+        description="Blocks of the denoiser and of text encoders lie in main memory, and on the card while they compute.",
+    )
     vae_tiling: bool = Field(
         False, exclude_if=is_empty, description="Large images are encoded and decoded in tiles, which takes less memory."
     )
@@ -189,6 +194,19 @@ class Model(Strict):
         file = (self.denoiser.weight_name or self.denoiser.source) if self.denoiser else ""
         if file.endswith(GGUF) and {"unet", "transformer"} & {*self.quantize}:
             raise ValueError(f"quantize: the denoiser is a {GGUF} file, whose weights have fewer bits already; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _offloaded(self) -> "Model":
+        others = {
+            "kernels.channels_last": self.kernels.channels_last,
+            "kernels.compile": self.kernels.compile,
+            "kernels.fp8": self.kernels.fp8,
+            "references": bool(self.references),
+            "quantize to nf4": "nf4" in self.quantize.values(),
+        }
+        if self.offload and (wrong := [name for name, used in others.items() if used]):
+            raise ValueError(f"{wrong[0]} does not go with offload; leave one of them out")
         return self
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from promptmill.pipelines.work.errors import ModelError
 
 VAE, CONTROLNET = "AutoencoderKL", "ControlNetModel"
 DENOISERS = ("transformer", "unet")
-QUANTIZED = (*DENOISERS, "text_encoder")  # what names of parts begin with that can be quantised
+QUANTIZED = (*DENOISERS, "text_encoder")  # what names of parts begin with that can be quantised, or offloaded
 # Of text embeddings and layers, as configs of UNets and transformers name them: a ControlNet has those of its base.
 WIDTHS = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "pooled_projection_dim", "caption_channels", "dim")
 MASKED = ("extra_conditioning_channels", "extra_condition_channels")  # of ControlNets that see a mask beside their image

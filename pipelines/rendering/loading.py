@@ -15,7 +15,7 @@ from promptmill.configs.weights import Adapter, ControlNetWeights, PartWeights, 
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.compatibility import CONTROLNET, VAE, class_named, denoiser_of
+from promptmill.pipelines.models.compatibility import CONTROLNET, QUANTIZED, VAE, class_named, denoiser_of
 from promptmill.pipelines.models.controls import ControlClass, control_classes
 from promptmill.pipelines.models.families import Family, family_of
 from promptmill.pipelines.models.pipeline_classes import class_for, plain_mode
@@ -219,7 +219,10 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         if (weights := one.model_copy(update={"mode": None})) not in nets:
             nets[weights] = _load(of_diffusers(class_named(one, CONTROLNET)).from_pretrained, one, dtype).to(device)
     controlnets = {name: nets[one.model_copy(update={"mode": None})] for name, one in model.controlnets.items()}
-    base.to(device)
+    if model.offload:
+        _offload(base, device)
+    else:
+        base.to(device)
     scheduler = dict(base.scheduler.config)
     loaded = LoadedModel(
         base, controlnets, model.controlnets, model.clip_skip, device, scheduler, bool(model.loras), model.scheduler_options
@@ -229,6 +232,21 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     steering = [net for kind, net in controlnets.items() if loaded.control_class(kind).part == "controlnet"]
     put_on(model.kernels, (loaded.denoiser, *{id(net): net for net in steering}.values()), device)
     return loaded
+
+
+def _offload(base: Any, device: torch.device) -> None:
+    """Let the blocks of the denoiser and of text encoders be on the device while they compute, by hooks of diffusers'.
+
+    The hooks are part of what the engine then holds, so a batch of joined rows moves each block once.
+    """
+    modules = {name for name, part in base.components.items() if isinstance(part, torch.nn.Module)}
+    stay = sorted(name for name in modules if not name.startswith(QUANTIZED))
+    streamed = device.type == "cuda"  # the next block is on its way while one computes
+    base.enable_group_offload(
+        device, offload_type="block_level", num_blocks_per_group=1, use_stream=streamed, non_blocking=streamed, exclude_modules=stay
+    )
+    for name in stay:
+        getattr(base, name).to(device)
 
 
 def _load_adapters(base: Any, model: Model, dtype: torch.dtype) -> None:

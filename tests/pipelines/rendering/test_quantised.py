@@ -1,4 +1,4 @@
-"""Models of fewer bits a weight: quantised as they are loaded, and denoisers in GGUF files; and large images in tiles."""
+"""Models larger than a card: quantised as they are loaded, denoisers in GGUF files, blocks in main memory, images in tiles."""
 
 from dataclasses import replace
 
@@ -124,6 +124,19 @@ def test_a_denoiser_that_is_given_apart_is_quantised_too(folder, bases):
     assert "Int8Tensor" in {type(one).__name__ for one in load_model(model).denoiser.parameters()}
 
 
+@pytest.mark.parametrize("quantize", [{}, {"transformer": "int8"}])
+@pytest.mark.parametrize("family", PARTS)
+def test_with_blocks_that_are_offloaded_images_are_the_same(folder, bases, family, quantize):
+    kinds = {name: kind for name, kind in quantize.items() if name in PARTS[family]}
+    engine = engine_of(folder, bases[family], offload=True, quantize=kinds)
+    # By diffusers' own hooks: on a CPU blocks move from it to it.
+    for part in (name for name in PARTS[family] if not name.startswith("text_encoder")):
+        assert engine.model.base.components[part]._diffusers_hook.get_hook("group_offloading") is not None
+    whole = engine_of(folder, bases[family], quantize=kinds)
+    for one, other in zip(render(engine, *SOME), render(whole, *SOME), strict=True):
+        np.testing.assert_array_equal(pixels(one), pixels(other))
+
+
 def test_a_large_image_is_decoded_in_tiles_as_diffusers_does(folder):
     one = request(width=128, height=128, steps=2)
     tiled, whole = (pixels(render(engine_of(folder, folder / "sd", vae_tiling=tiling), one)[0]) for tiling in (True, False))
@@ -138,7 +151,7 @@ def test_a_large_image_is_decoded_in_tiles_as_diffusers_does(folder):
 def test_what_is_quantised_is_in_the_fingerprint_and_the_libraries_are_named_only_where_they_are_used(folder, in_gguf):
     ranking = load("embedded").ranking
     plain = model_of(folder)
-    assert not {"quantize", "vae_tiling"} & plain.model_dump().keys()
+    assert not {"quantize", "offload", "vae_tiling"} & plain.model_dump().keys()
     assert not {"torchao", "gguf", "bitsandbytes"} & library_versions(plain).keys()
     assert "torchao" in library_versions(model_of(folder, quantize={"unet": "int8"}))
     denoiser = PartWeights(source=str(in_gguf))
@@ -153,6 +166,8 @@ def test_what_is_quantised_is_in_the_fingerprint_and_the_libraries_are_named_onl
         ({"quantize": {"unet": "int3"}}, "int8"),
         ({"quantize": {"unet": "int8"}, "kernels": {"compile": True}}, "do not go with quantize"),
         ({"quantize": {"unet": "int8"}, "denoiser": {"source": "./a.gguf"}}, "the denoiser is a .gguf file"),
+        ({"offload": True, "kernels": {"channels_last": True}}, "kernels.channels_last does not go with offload"),
+        ({"offload": True, "quantize": {"unet": "nf4"}}, "quantize to nf4 does not go with offload"),
         ({"vae": {"source": "./a.gguf"}}, "only model.denoiser may be a .gguf file"),
         ({"base": "./a.gguf"}, "only model.denoiser may be a .gguf file"),
     ],
