@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.chaos.site import Site, plan, problems, published
+from tests.chaos.site import HERE, Site, plan, problems, published
 
 
 def alone(calm, folder):
@@ -20,6 +20,11 @@ def alone(calm, folder):
 def joined(calm, folder):
     """The same on the cluster that all share."""
     return Site.of(calm.template, folder / "site", calm.cluster.address, "--seconds", "0.3")
+
+
+def here(calm, folder):
+    """The same without Ray, where it is the driver that notices."""
+    return Site.of(calm.template, folder / "site", HERE, "--seconds", "0.3")
 
 
 def wait_for_a_part(site):
@@ -65,7 +70,7 @@ def test_a_run_whose_own_ray_is_killed_ends_soon_with_one_line_and_goes_on_to_th
 
 
 def test_an_output_that_is_moved_away_ends_the_run_and_goes_on_at_its_new_place(calm, tmp_path):
-    site, moved = alone(calm, tmp_path), tmp_path / "elsewhere"
+    site, moved = joined(calm, tmp_path), tmp_path / "elsewhere"
 
     def attack(driver):
         wait_for_a_part(site)
@@ -84,7 +89,7 @@ def test_an_output_that_is_moved_away_ends_the_run_and_goes_on_at_its_new_place(
 
 
 def test_an_output_that_is_deleted_is_not_made_again(calm, tmp_path):
-    site = joined(calm, tmp_path)
+    site = here(calm, tmp_path)
 
     def attack(driver):
         wait_for_a_part(site)
@@ -100,7 +105,7 @@ def test_an_output_that_is_deleted_is_not_made_again(calm, tmp_path):
 
 
 def test_a_tar_that_is_deleted_in_mid_run_is_named_at_the_end(calm, tmp_path):
-    site, deleted = joined(calm, tmp_path), []
+    site, deleted = here(calm, tmp_path), []
 
     def attack(driver):
         until = time.monotonic() + 60
@@ -120,7 +125,7 @@ def test_a_tar_that_is_deleted_in_mid_run_is_named_at_the_end(calm, tmp_path):
 
 def test_shards_whose_parts_are_all_there_are_published_without_loading_a_model(calm, tmp_path):
     template = plan(tmp_path, units=4, shard_size=12)
-    site = Site.of(template, tmp_path / "site", calm.cluster.address, "--seconds", "0.2")
+    site = Site.of(template, tmp_path / "site", HERE, "--seconds", "0.2")
     commits = Path(site.out) / "commits"
     # A file where a folder has to be: the parts are written, and their shard cannot be committed.
     stopped = site.run(attack=lambda driver: commits.write_text(""))

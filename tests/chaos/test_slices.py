@@ -51,6 +51,11 @@ class Cut:
         options = ("--generators", "2", "--seconds", "0.4", *options)
         return Site.of(self.template, self.folder / f"cut-{self.number}", self.address, *options)
 
+    def here(self):
+        """A site of which the driver alone is harmed, or what it has written: its workers are in it."""
+        self.number += 1
+        return Site.of(self.template, self.folder / f"cut-{self.number}", HERE, "--seconds", "0.2")
+
 
 @pytest.fixture(scope="module")
 def cut(calm, tmp_path_factory):
@@ -129,7 +134,7 @@ def test_killed_while_slices_are_joined_the_bytes_are_the_same_and_nothing_is_re
 
 
 def test_a_broken_slice_is_named_and_rendered_again_alone(cut):
-    site = cut.site()
+    site = cut.here()
 
     def attack(driver):
         wait_for(4, site)
@@ -216,6 +221,11 @@ class Long:
         options = ("--generators", "2", "--seconds", "0.4", *options)
         return Site.of(self.template, self.folder / f"long-{self.number}", self.address, *options)
 
+    def here(self):
+        """As `Cut.here`."""
+        self.number += 1
+        return Site.of(self.template, self.folder / f"long-{self.number}", HERE, "--seconds", "0.2")
+
 
 @pytest.fixture(scope="module", params=["drafted", "growing"])
 def long(request, calm, tmp_path_factory):
@@ -270,7 +280,7 @@ def test_killed_while_a_pass_is_written_it_is_rendered_again_alone_and_the_bytes
 
 
 def test_a_pass_that_is_broken_is_rendered_again_with_those_behind_it(long):
-    site = long.site()
+    site = long.here()
 
     def attack(driver):
         wait_for(5, site)
@@ -286,7 +296,7 @@ def test_a_pass_that_is_broken_is_rendered_again_with_those_behind_it(long):
 
 
 def test_a_pass_that_is_broken_in_mid_run_is_named_in_a_line_and_the_next_run_renders_it_again(long):
-    site = long.site()
+    site = long.here()
     place = Path(site.out) / "parts" / "000000-00000-00000-pass-0001.parquet"
 
     def attack(driver):
