@@ -126,7 +126,7 @@ def started(folder, *words):
 
 
 def test_ctrl_c_finishes_what_is_in_flight_and_a_second_one_stops_at_once_with_one_line(tmp_path):
-    process = started(tmp_path)
+    process = started(tmp_path, "--set", "defaults.steps=80")
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
