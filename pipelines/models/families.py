@@ -232,9 +232,8 @@ REFUSED: dict[str, str] = {
             " StableDiffusionPix2PixZero StableDiffusionSAG UnCLIP UniDiffuser VersatileDiffusion VQDiffusion",
         ),
         ("places objects by boxes (GLIGEN), and no column gives boxes", "StableDiffusionGLIGEN"),
-        (_CONTROLLED.format("StableDiffusionPipeline"), "StableDiffusionAdapter StableDiffusionControlNet"),
-        (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter StableDiffusionXLControlNet"),
-        (_CONTROLLED.format("StableDiffusion3Pipeline"), "StableDiffusion3ControlNet"),
+        (_CONTROLLED.format("StableDiffusionPipeline"), "StableDiffusionAdapter"),
+        (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
             "Bria ChronoEdit Cosmos2TextToImage DreamLite ErnieImage Flux2KleinInpaint Flux2KleinKV"

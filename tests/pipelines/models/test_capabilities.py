@@ -124,8 +124,8 @@ def test_controlnets_are_for_families_that_diffusers_has_them_for(saved):
             "StableDiffusionXLAdapterPipeline",
             "set _class_name to StableDiffusionXLPipeline in model_index.json, and name the control",
         ),
-        ("StableDiffusionControlNetImg2ImgPipeline", "set _class_name to StableDiffusionPipeline in model_index.json"),
-        ("StableDiffusion3ControlNetPipeline", "set _class_name to StableDiffusion3Pipeline in model_index.json"),
+        ("StableDiffusionControlNetImg2ImgPipeline", "was saved with its ControlNet; give the base model as model.base"),
+        ("StableDiffusion3ControlNetPipeline", "was saved with its ControlNet; give the base model as model.base"),
     ],
 )
 def test_a_pipeline_that_is_steered_by_itself_is_refused_by_its_name_with_what_to_do(saved, name, says):
@@ -254,7 +254,7 @@ def test_an_evaluation_is_counted_as_each_family_and_scheduler_have_it(saved, na
     own = parts.get("scheduler", {"_class_name": "DDIMScheduler"})
     index = {**parts.get("index", {}), "scheduler": ["diffusers", own["_class_name"]]}
     counting = read_facts(saved(name, **{**parts, "index": index, "scheduler": own})).counting
-    asked = SimpleNamespace(steps=10, scheduler=scheduler, guidance_scale=scale, strength=None)
+    asked = SimpleNamespace(steps=10, scheduler=scheduler, guidance_scale=scale, image_guidance_scale=None, strength=None)
     assert evaluations(asked, counting) == counted
 
 

@@ -30,6 +30,7 @@ UNETS = {f"StableDiffusion{xl}{mode}Pipeline" for xl in ("", "XL") for mode in M
 UNETS_WITH_CONTROLS = {f"StableDiffusion{xl}ControlNet{mode}Pipeline" for xl in ("", "XL") for mode in MODES}
 # `test_control_classes` compares these.
 UNETS_WITH_CONTROLS |= {f"StableDiffusionXLControlNetUnion{mode}Pipeline" for mode in MODES}
+UNETS_WITH_CONTROLS |= {"StableDiffusionAdapterPipeline", "StableDiffusionXLAdapterPipeline"}
 TESTED = UNETS | {name for plain in FAMILIES.values() for name in plain.pipelines.values()}
 TESTED_WITH_CONTROLS = UNETS_WITH_CONTROLS | {name for how in CONTROLLED.values() for name in how.pipelines.values()}
 
