@@ -1,6 +1,6 @@
 """Lists the licences of the weights that people usually render with, as their model cards name them.
 
-The names are those of SPDX where SPDX has one. They were written down on 2026-11-29 without the hub, which could not be reached:
+The names are those of SPDX where SPDX has one. All were written down on 2026-11-29 without the hub, which could not be reached:
 from copies of cards and from public code that states the licence beside the repository, or, for those of `UNREAD`, from memory. A
 card can change, and a part of a model can have terms of its own. Check the card yourself before you publish a dataset.
 """

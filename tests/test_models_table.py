@@ -29,8 +29,14 @@ def test_a_table_that_was_edited_or_lost_its_comments_is_found(name):
         written(page.replace(f"<!-- end of table of {name} -->", ""))
 
 
+def test_the_tests_that_the_tables_name_are_there():
+    named = {name for make in TABLES.values() for name in re.findall(r"`(test_\w+)`", make())}
+    assert named == {"test_families", "test_equality", "test_control_classes", "test_family_controlnets"}
+    assert all((ROOT / "tests" / "pipelines" / "rendering" / f"{name}.py").is_file() for name in named)
+
+
 def test_every_family_and_preset_has_its_place():
-    assert [row.plain for row in ROWS if row.plain in FAMILIES] and {row.plain for row in ROWS} == {*FAMILIES, *UNETS}
+    assert sorted(row.plain for row in ROWS) == sorted([*FAMILIES, *UNETS])
     shown = [name for row in ROWS for name in row.presets]
     assert sorted([*shown, "embedded", "quickstart"]) == preset_names()
     classes = {name for row in ROWS for name in plain_of(row).pipelines.values()}
