@@ -44,6 +44,7 @@ LONGEST_FIRST: tuple[str, ...] = (
     "tests/actors/local_ray/test_import_path.py",
     "tests/actors/local_ray/test_surroundings.py",
     "tests/jobs/running/test_drafts.py",
+    "tests/jobs/running/test_every_family.py",
     "tests/test_one_name.py",
 )
 
@@ -95,7 +96,9 @@ SLOW: tuple[str, ...] = (
     "tests/jobs/cli/test_cli.py::test_run_renders_from_nothing_says_where_to_look_and_verify_agrees",
     "tests/jobs/figures/test_ranked.py",
     "tests/jobs/planning/test_altered_plans.py::test_a_shards_plan_that_was_altered_is_not_rendered_and_with_it_brought_back_the_run_goes_on",
+    "tests/jobs/planning/test_presets.py::test_no_default_is_refused_by_the_family_or_has_no_effect_on_it",
     "tests/jobs/running/test_drafts.py",
+    "tests/jobs/running/test_every_family.py",
     "tests/jobs/running/test_flow_run.py",
     "tests/jobs/running/test_failure_budget.py::test_a_run_stops_once_more_has_failed_than_it_may_and_goes_on_when_it_may",
     "tests/jobs/running/test_scorers.py::test_a_run_scores_ranks_and_says_why_by_the_command_line",

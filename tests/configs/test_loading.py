@@ -39,9 +39,8 @@ def test_presets_cover_the_families_and_pin_what_they_download():
     presets = {name: load(name) for name in preset_names()}
     assert {"embedded", "embedded-flow", "sd15", "sdxl", "sd15-controlnet", "sd15-lcm"} <= presets.keys()
     for config in presets.values():
-        for weights in (config.model, *config.model.controlnets.values(), *config.model.loras):
-            source = getattr(weights, "source", None) or weights.base
-            assert source.startswith("./") or len(weights.revision) == 40
+        for _, weights in config.model.weights().values():
+            assert weights.source.startswith("./") or len(weights.revision) == 40
         assert config.ranking.model.startswith("local-dir:./") or len(config.ranking.revision) == 40
         assert all(lora.weight_name for lora in config.model.loras)
 
@@ -166,9 +165,9 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("sd51", "did you mean 'sd15'?"),
+        ("sd1.5", "did you mean 'sd15'?"),
         ("missing.yaml", "missing.yaml: no such file"),
-        ("", "presets: embedded, embedded-flow, quickstart, sd15"),
+        ("", "presets: auraflow, chroma, .*, embedded, embedded-flow, .*, quickstart, "),
     ],
 )
 def test_an_unknown_config_names_what_there_is(name, says):

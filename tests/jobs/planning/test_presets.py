@@ -1,0 +1,122 @@
+"""Every preset plans a row by the tiny model of its family in place of its own: nothing is refused, and nothing has no effect."""
+
+import json
+import re
+from functools import cache
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+from benchmarks.model_licences import LICENCES
+from promptmill.configs.loading import load, preset_names
+from promptmill.configs.own_files import PRESETS, ROOT
+from promptmill.jobs.cli import main
+from promptmill.jobs.planning.shard_plans import read_shard
+from promptmill.pipelines.models.capabilities import read_facts
+from tests.pipelines import tiny
+from tests.pipelines.every_tiny import TINY
+
+OWN = {"embedded", "embedded-flow", "quickstart"}  # whose weights lie in the repository, and are run by other tests
+SD2 = {"sd2": lambda folder: tiny.stable_diffusion(folder, "v_prediction", use_linear_projection=True)}
+# The family of each preset by its tiny model, and the pixels that sides are multiples of in the real one.
+FAMILY = {
+    "auraflow": ("auraflow", 16),
+    "chroma": ("chroma", 16),
+    "cogview4": ("cogview4", 16),
+    "flux-dev": ("flux-dev", 16),
+    "flux-fill": ("flux-fill", 16),
+    "flux-kontext": ("flux-kontext", 16),
+    "flux-schnell": ("flux-schnell", 16),
+    "flux2-klein": ("flux2-klein-distilled", 16),
+    "hunyuandit": ("hunyuandit", 16),
+    "instruct-pix2pix": ("pix2pix", 8),
+    "lcm": ("lcm", 8),
+    "lumina2": ("lumina2", 16),
+    "pixart-sigma": ("pixart-sigma", 16),
+    "playground25": ("playground", 8),
+    "qwen-image": ("qwen-image", 16),
+    "sana": ("sana", 32),
+    "sana-sprint": ("sana-sprint", 32),
+    "sd15": ("sd", 8),
+    "sd15-controlnet": ("sd", 8),
+    "sd15-lcm": ("sd", 8),
+    "sd21": ("sd2", 8),
+    "sd35-large": ("sd3", 16),
+    "sd35-medium": ("sd3", 16),
+    "sdxl": ("sdxl", 8),
+    "sdxl-lightning": ("sdxl", 8),
+    "sdxl-refiner": ("sdxl-refiner", 8),
+    "sdxl-turbo": ("sdxl", 8),
+    "x4-upscaler": ("x4-upscaler", 16),
+    "z-image": ("z-image", 16),
+    "z-image-turbo": ("z-image", 16),
+}
+SAID = {"steps", "guidance_scale", "scheduler", "image_guidance_scale", "noise_level", "strength"}
+PICTURES = {"img2img": ("init_image",), "inpaint": ("init_image", "mask_image")}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Returns the folder of a family's tiny model, which is made when it is first asked for."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return cache(lambda name: (TINY | SD2)[name](folder / name))
+
+
+def test_every_preset_is_of_a_family_that_has_a_tiny_model():
+    assert FAMILY.keys() | OWN == {*preset_names()} and {name for name, _ in FAMILY.values()} <= TINY.keys() | SD2.keys()
+
+
+@pytest.mark.parametrize("preset", FAMILY)
+def test_sides_are_multiples_of_what_the_real_model_needs(preset):
+    defaults, multiple = load(preset).defaults, FAMILY[preset][1]
+    assert defaults.width % multiple == defaults.height % multiple == 0
+
+
+@pytest.mark.parametrize("preset", FAMILY)
+def test_a_preset_says_its_licence_as_the_table_of_licences_has_it(preset):
+    said = re.findall(r"^# Licence of the weights: (\S+)\.$", (PRESETS / f"{preset}.yaml").read_text(), re.MULTILINE)
+    model = load(preset).model
+    assert said == [LICENCES[model.base]]
+    assert model.denoiser is None or LICENCES[model.denoiser.source] == said[0]
+
+
+def in_place_of(preset, place, folder):
+    """The config of a preset with a local base in place of its own, at its own defaults, for rows in a folder."""
+    content = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
+    own = ("revision", "variant", "denoiser", "controlnets", "loras")
+    model = {name: value for name, value in content["model"].items() if name not in own} | {"base": str(place)}
+    defaults = {name: value for name, value in content["defaults"].items() if name != "loras"}
+    ranking = {"model": f"local-dir:{ROOT}/embedded/weights/clip"}
+    changed = {"manifest": str(folder / "rows.jsonl"), "output": str(folder / "out"), "model": model, "defaults": defaults}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**content, **changed, "ranking": ranking}))
+    return str(folder / "config.yaml")
+
+
+@pytest.mark.parametrize("preset", FAMILY)
+def test_no_default_is_refused_by_the_family_or_has_no_effect_on_it(preset, base, tmp_path):
+    config = in_place_of(preset, base(FAMILY[preset][0]), tmp_path)
+    facts, defaults = read_facts(load(config).model), load(preset).defaults
+    mode = defaults.mode or facts.modes[0]
+    row = {"prompt": "a red circle", **{name: f"{name}.png" for name in PICTURES.get(mode, ())}}
+    for name in ("init_image.png", "mask_image.png"):
+        Image.new("RGB", (defaults.width, defaults.height), "white").save(tmp_path / name)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    done = CliRunner().invoke(main, ["plan", config, "--no-measure"])
+    assert done.exit_code == 0, done.output
+    assert "has no effect" not in done.output
+    (placed,) = read_shard(str(tmp_path / "out"), 0).requests
+    for name in defaults.model_fields_set & SAID:
+        assert getattr(placed.request, name) == getattr(defaults, name), name
+    # What a row does not say is what its authors recommend, wherever the family takes it.
+    takes = {"guidance_scale", *facts.further, *(["strength"] if mode == "img2img" else [])} - {*facts.ignored}
+    assert takes | {"steps", "scheduler", "width", "height"} <= defaults.model_fields_set
+
+
+def test_a_swapped_denoiser_is_one_file_at_a_commit_and_fits_the_base(base):
+    swapped = {name: load(name).model for name in FAMILY if load(name).model.denoiser}
+    assert {*swapped} == {"sdxl-lightning"}
+    for name, model in swapped.items():
+        assert model.denoiser.weight_name.endswith(".safetensors") and len(model.denoiser.revision) == 40
+        assert model.base == load(name.partition("-")[0]).model.base and model.base_config is None

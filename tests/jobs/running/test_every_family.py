@@ -1,0 +1,97 @@
+"""Every family through the whole job: planned, rendered, scored, published, verified, and made again, by tiny models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from promptmill.configs.loading import load
+from promptmill.configs.own_files import ROOT
+from promptmill.jobs.cli import main
+from promptmill.jobs.planning.shard_plans import read_shard
+from promptmill.jobs.verifying.regenerate import regenerate
+from promptmill.pipelines.models.capabilities import read_facts
+from promptmill.pipelines.scoring import scorers
+from promptmill.pipelines.work.evaluations import evaluations
+from tests.jobs.running.test_run import problems, rows
+from tests.pipelines.every_tiny import TINY
+from tests.pipelines.plain import paint
+from tests.pipelines.plain_families import FAMILIES, UNETS
+
+EVERY = UNETS | FAMILIES
+PROMPTS = ("a small red circle", "a large blue square at the left of a green circle")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    paint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_clip():
+    """All runs score with one CLIP model, which is loaded once."""
+    load, loaded = scorers.load_clip, []
+
+    def once(*args):
+        loaded[:] = loaded or [load(*args)]
+        return loaded[0]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(scorers, "load_clip", once)
+        yield
+
+
+def asked(name):
+    """Two rows of a family: in its first mode and its last one, with another prompt, scheduler and guidance scale."""
+    plain = EVERY[name]
+    modes = list(plain.pipelines)
+    for number, mode in enumerate((modes[0], modes[-1])):
+        images = {key: value for key, value in plain.values(number, mode).items() if key != "strength"}
+        scale = {"guidance_scale": (4.0, plain.unguided)[number]} if plain.guided else {}
+        yield {
+            "id": f"{name}-{number}",
+            "prompt": PROMPTS[number],
+            "mode": mode,
+            "scheduler": plain.schedulers[-number],
+            **scale,
+            **images,
+        }
+
+
+def config_of(base, manifest):
+    return {
+        "manifest": str(manifest),
+        "model": {"base": str(base), "batch": 2},
+        "defaults": {"width": 64, "height": 64, "steps": 2, "candidates": 2},
+        "ranking": {"model": f"local-dir:{ROOT}/embedded/weights/clip", "batch": 4},
+        "runtime": {"workers": "here"},
+    }
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_family_goes_through_the_whole_job(name, pictures, tmp_path):
+    manifest, out = pictures / f"{name}.jsonl", tmp_path / "out"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in asked(name)))
+    config = str(tmp_path / "config.yaml")
+    Path(config).write_text(yaml.safe_dump(config_of(TINY[name](tmp_path / "model"), manifest)))
+    done = CliRunner().invoke(main, ["run", config, "--out", str(out)])
+    assert done.exit_code == 0 and "has no effect" not in done.output, done.output
+    assert rows(out, "id, count(*), count(*) FILTER (status = 'kept') FROM RUNS GROUP BY id ORDER BY id") == [
+        (f"{name}-0", 2, 1),
+        (f"{name}-1", 2, 1),
+    ]
+    assert problems(out) == []
+    assert rows(out, "count(*) FROM RUNS WHERE len(pixel_sha256) = 64 AND clip_score IS NOT NULL") == [(4,)]
+    counting = read_facts(load(config).model).counting
+    planned = [placed.request for placed in read_shard(str(out), 0).requests]
+    assert rows(out, "DISTINCT id, unet_evaluations FROM RUNS ORDER BY id") == [(r.id, evaluations(r, counting)) for r in planned]
+    ((key,),) = rows(out, "key FROM RUNS WHERE selected ORDER BY key LIMIT 1")
+    assert regenerate(str(out), key).same
+
+
+def test_every_family_of_the_table_goes_through():
+    assert EVERY.keys() == TINY.keys()
