@@ -208,7 +208,7 @@ class Model(Strict):
     @model_validator(mode="after")
     def _refined(self) -> "Model":
         if self.refiner:
-            for name in ("controlnets", "references", "loras", "quantize"):
+            for name in ("controlnets", "references", "quantize"):
                 if getattr(self, name):
                     raise ValueError(f"a refiner does not go with {name} yet; leave one of the two out")
         return self

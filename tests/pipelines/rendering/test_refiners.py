@@ -7,8 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
+from transformers import CLIPTextModelWithProjection
 
 from promptmill.configs.loading import load
+from promptmill.configs.model import LoraWeights
+from promptmill.configs.parameters import Lora
 from promptmill.configs.weights import PartWeights, RefinerWeights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
@@ -72,18 +77,20 @@ def engine(folder, made, refiner):
     return Engine(refined(folder, made("sdxl"), refiner), JOB_SEED, Roots((str(folder),)))
 
 
-def render_refined(one, base, refiner, folder, dtype=torch.float32, predicts="epsilon"):
+def render_refined(one, base, refiner, folder, dtype=torch.float32, lora=None, **more):
     """Candidates that fill a batch by the two pipelines as diffusers documents them, the rows of each, and of a candidate."""
     count = SDXL.fills(one, BATCH)
     first, rows = loaded("StableDiffusionXLPipeline", base, one, BATCH, dtype=dtype)
     shared = {"vae": first.vae, "text_encoder_2": first.text_encoder_2}
-    second, more = loaded("StableDiffusionXLImg2ImgPipeline", refiner, one, BATCH, dtype=dtype, **shared)
-    assert second.scheduler.config.prediction_type == predicts
-    said = asked(SDXL, one, count, folder) | {"guidance_rescale": one.guidance_rescale}
+    second, later = loaded("StableDiffusionXLImg2ImgPipeline", refiner, one, BATCH, dtype=dtype, **shared)
+    if one.loras:
+        first.load_lora_weights(lora, adapter_name="style")
+        first.set_adapters(["style"], [one.loras[0].scale])
+    said = asked(SDXL, one, count, folder) | {"guidance_rescale": one.guidance_rescale} | more
     latents = first(**said | {"output_type": "latent"}, denoising_end=SWITCH).images
     said = {name: value for name, value in said.items() if name not in ("width", "height")}
     images = second(**said, image=latents, denoising_start=SWITCH).images
-    return pixels_of(images, one, folder), sum(rows) // count, sum(more) // count
+    return pixels_of(images, one, folder), sum(rows) // count, sum(later) // count
 
 
 def test_a_mixed_unit_makes_the_bits_and_takes_the_rows_of_the_two_pipelines(engine, folder, made, refiner):
@@ -176,6 +183,38 @@ def test_previews_before_the_switch_are_the_bases_and_later_ones_come_to_the_ima
     assert 0 < abs(previewed(engine, wanted.steps - 1) - final).mean() < abs(previewed(engine, 2) - final).mean()
 
 
+def saved_lora(base, place):
+    """A LoRA of the UNet and of the second text encoder, which the refiner shares."""
+    parts = {"unet": UNet2DConditionModel, "text_encoder_2": CLIPTextModelWithProjection}
+    layers = {}
+    for name, kind in parts.items():
+        part = kind.from_pretrained(base, subfolder=name)
+        torch.manual_seed(9)
+        part.add_adapter(LoraConfig(r=2, target_modules=["to_k", "to_v", "q_proj", "v_proj"], init_lora_weights=False))
+        layers[f"{name}_lora_layers"] = get_peft_model_state_dict(part)
+    StableDiffusionXLPipeline.save_lora_weights(place, **layers)
+    return place
+
+
+def test_loras_adapt_the_base_and_the_text_encoder_that_both_share(folder, made, refiner, tmp_path):
+    place = saved_lora(made("sdxl"), tmp_path / "style")
+    model = refined(folder, made("sdxl"), refiner, loras=(LoraWeights(name="style", source=str(place)),), clip_skip=1)
+    check_fits(model)
+    adapted = Engine(model, JOB_SEED, Roots((str(folder),)))
+    scales = (None, 1.0, 0.4)
+    some = [
+        replace(MIXED[n], id=f"{n} {scale}", loras=(Lora(name="style", scale=scale),) if scale else ())
+        for n in (1, 3)
+        for scale in scales
+    ]
+    images = []
+    for one, outcome in zip(some, render(adapted, *some), strict=True):
+        theirs, *_ = render_refined(one, made("sdxl"), refiner, folder, lora=str(place), clip_skip=1)
+        np.testing.assert_array_equal(pixels(outcome), theirs[: one.candidates], err_msg=one.id)
+        images += [picture.tobytes() for picture in theirs]
+    assert len({*images}) == len(images)
+
+
 def test_what_the_refiner_predicts_is_its_own_and_the_schedule_is_the_bases(folder, made, refiner):
     base = shutil.copytree(made("sdxl"), folder / "velocity")
     edit(base / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
@@ -247,7 +286,6 @@ def test_a_folder_that_is_no_model_and_a_distilled_denoiser_are_one_line_too(fol
     ("name", "value"),
     [
         ("controlnets", {"canny": {"source": "./canny"}}),
-        ("loras", [{"name": "style", "source": "./style"}]),
         ("quantize", {"text_encoder_2": "int8"}),
         ("references", {"style": {"source": "./style", "weight_name": "style.safetensors"}}),
     ],
