@@ -16,6 +16,7 @@ from promptmill.configs.weights import (
     ControlNetWeights,
     Layout,
     PartWeights,
+    RefinerWeights,
     Revision,
     Weights,
     check_pinned,
@@ -70,6 +71,9 @@ class Model(Strict):
         None, exclude_if=is_empty, description="A UNet or transformer in place of the base's: a fine-tune, a distillation."
     )
     vae: Weights | None = None
+    refiner: RefinerWeights | None = Field(
+        None, exclude_if=is_empty, description="SDXL's refiner, which takes over from the base at a share of the steps."
+    )
     controlnets: dict[str, ControlNetWeights] = Field(
         default_factory=dict, description="ControlNets by the type that requests name."
     )
@@ -140,6 +144,7 @@ class Model(Strict):
             **({"model.base_config": ("layout of the base", self.base_config)} if self.base_config else {}),
             **({"model.denoiser": ("denoiser", self.denoiser)} if self.denoiser else {}),
             **({"model.vae": ("VAE", self.vae)} if self.vae else {}),
+            **({"model.refiner": ("refiner", self.refiner)} if self.refiner else {}),
             **{f"model.controlnets.{name}": (f"ControlNet {name}", one) for name, one in self.controlnets.items()},
             **{f"model.references.{name}": (f"reference adapter {name}", one) for name, one in self.references.items()},
             **({"model.image_encoder": ("image encoder", encoder)} if (encoder := self.reads_references) else {}),
@@ -202,6 +207,7 @@ class Model(Strict):
             "kernels.channels_last": self.kernels.channels_last,
             "kernels.compile": self.kernels.compile,
             "kernels.fp8": self.kernels.fp8,
+            "refiner": self.refiner is not None,
             "references": bool(self.references),
             "quantize to nf4": "nf4" in self.quantize.values(),
         }
@@ -216,6 +222,14 @@ class Model(Strict):
             raise ValueError("kernels.compile and kernels.fp8 do not go with loras; set them to false, or declare no loras")
         if self.references and (self.kernels.compile or self.kernels.fp8 or self.kernels.attention != "sdpa"):
             raise ValueError("references go with kernels.attention sdpa, without compile and fp8; change them, or declare none")
+        return self
+
+    @model_validator(mode="after")
+    def _refined(self) -> "Model":
+        if self.refiner:
+            for name in ("controlnets", "references", "quantize"):
+                if getattr(self, name):
+                    raise ValueError(f"a refiner does not go with {name} yet; leave one of the two out")
         return self
 
     @model_validator(mode="after")

@@ -117,6 +117,12 @@ class ControlNetWeights(Weights, Strict):
         return dict(value) if type(value) is Weights else value
 
 
+class RefinerWeights(Weights):
+    """Declares a model in diffusers' format that takes the last steps of each image, and the step at which it begins."""
+
+    switch: float = Field(0.8, gt=0, lt=1, description="The share of the trained timesteps, from noise on, that is the base's.")
+
+
 class Adapter(Weights):
     """Declares weights that are one file and are put on top of a model."""
 

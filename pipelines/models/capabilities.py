@@ -15,6 +15,7 @@ from promptmill.pipelines.models.compatibility import class_of_control, multiple
 from promptmill.pipelines.models.controls import control_classes
 from promptmill.pipelines.models.families import Family, family_of, refusal
 from promptmill.pipelines.models.pipeline_classes import controlled_mode, modes_of
+from promptmill.pipelines.models.refiners import MODES, schedulers_between
 from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, kind_of_class, unfit
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
@@ -105,6 +106,9 @@ def read_facts(model: Model) -> ModelFacts:
         raise ModelError(f"{model.base}: model.references: {name} takes none; IP-Adapters are for Stable Diffusion and SDXL")
     scheduler = _scheduler_config(model, _class_of(index, "scheduler"))
     schedulers = _schedulers(name, scheduler)
+    if model.refiner:
+        modes = tuple(mode for mode in modes if mode in MODES)
+        schedulers = schedulers_between(schedulers, _class_of(index, "scheduler"))
     ignored = _ignored(family_of(name), index, denoiser)
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
     return ModelFacts(

@@ -13,6 +13,7 @@ from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.controls import ControlClass, control_classes
 from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.reference_adapters import check_references
+from promptmill.pipelines.models.refiners import check_refiner
 from promptmill.pipelines.models.sources import local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
 
@@ -37,6 +38,8 @@ def check_fits(model: Model) -> None:
         raise ModelError(f"model.vae: {model.vae.source} is a {kind}, which is no VAE")
     if model.denoiser:
         _check_denoiser(model, model.denoiser)
+    if model.refiner:
+        check_refiner(model, model.refiner, _config)
     index = _config(model.layout, "model_index.json") or {} if model.quantize else {}
     if lacking := [name for name in model.quantize if not any(index.get(name) or ())]:
         parts = ", ".join(sorted(name for name, kind in index.items() if name.startswith(QUANTIZED) and any(kind or ())))

@@ -1,7 +1,7 @@
 """Calls a diffusers pipeline once: makes its arguments from the jobs of a bucket, and candidates from its result."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
 from promptmill.pipelines.rendering.loading import LoadedModel
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.previews import ending_after
+from promptmill.pipelines.rendering.refining import Refiner
 from promptmill.pipelines.work.results import Candidate, Failure
 
 
@@ -43,11 +44,11 @@ def call(
         said["eta"] = eta
     # Not every family takes a negative prompt, a strength, a size, …
     given = {name: value for name, value in said.items() if name in taken}
-    if (preview := jobs[0].placed.preview) is None:
-        result = pipeline(**given)
+    preview = jobs[0].placed.preview
+    if model.refiner is None:
+        result = _previewed(pipeline, given, preview, request.strength)
     else:
-        with ending_after(preview, pipeline, request.strength) as after_step:
-            result = pipeline(**given, callback_on_step_end=after_step)
+        result = _refined(pipeline, model.refiner, given, preview)
     flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
     if isinstance(result.images, np.ndarray):  # one of diffusers' pipelines makes nothing else
         result.images = torch.from_numpy(result.images).permute(0, 3, 1, 2)
@@ -59,6 +60,31 @@ def call(
     wait(copy)
     pixels, finite = copy.tensors
     return list(zip(pixels.numpy(), finite.tolist(), map(bool, flagged), strict=True))
+
+
+def _previewed(pipeline: Any, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:
+    """Return the images of a pipeline call, or the images that the pipeline expects after so many steps of it."""
+    if preview is None:
+        return pipeline(**given)
+    with ending_after(preview, pipeline, strength) as after_step:
+        return pipeline(**given, callback_on_step_end=after_step)
+
+
+def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview: int | None) -> Any:
+    """Return the images of a pipeline call whose last steps a refiner takes, or the images expected after so many steps.
+
+    Raises:
+        ValueError: One of the two has no step.
+    """
+    before = refiner.steps_before(pipeline.scheduler, given["num_inference_steps"])
+    if preview is not None and preview <= before:
+        return _previewed(pipeline, given, preview, None)
+    following = refiner.following(pipeline.scheduler)
+    latents = pipeline(**{**given, "output_type": "latent", "denoising_end": refiner.switch}).images
+    # The generators go on where the base has left them.
+    taken = inspect.signature(following.__call__).parameters
+    rest = {name: value for name, value in given.items() if name in taken} | {"image": latents, "denoising_start": refiner.switch}
+    return _previewed(following, rest, None if preview is None else preview - before, None)
 
 
 def _texts(jobs: Sequence[Job], model: LoadedModel) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from promptmill.configs.model import Model
 from promptmill.configs.scheduler_options import SchedulerOptions
 from promptmill.configs.schedulers import OWN, SCHEDULERS
-from promptmill.configs.weights import Adapter, ControlNetWeights, PartWeights, Weights
+from promptmill.configs.weights import Adapter, ControlNetWeights, PartWeights, RefinerWeights, Weights
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import hub_file
@@ -26,6 +26,7 @@ from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
 from promptmill.pipelines.rendering.quantised import gguf, quantisation, quantisation_of_part
 from promptmill.pipelines.rendering.references import ReferenceAdapters
+from promptmill.pipelines.rendering.refining import Refiner
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.lean_imports import lean_imports
 
@@ -45,6 +46,7 @@ class LoadedModel:
         adapters: Whether LoRAs are loaded.
         scheduler_options: The config's options of schedulers.
         references: The adapters for reference images, or None.
+        refiner: The model that takes the last steps of each image, or None.
     """
 
     base: Any
@@ -56,6 +58,7 @@ class LoadedModel:
     adapters: bool = False
     scheduler_options: SchedulerOptions = field(default_factory=SchedulerOptions)
     references: ReferenceAdapters | None = None
+    refiner: Refiner | None = None
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
 
     @property
@@ -229,8 +232,11 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     )
     if model.references:
         loaded.references = ReferenceAdapters(base, tuple(model.references))
+    if model.refiner:
+        loaded.refiner = _refiner(base, model.refiner, dtype, device)
+    denoisers = (loaded.denoiser, *((loaded.refiner.denoiser,) if loaded.refiner else ()))
     steering = [net for kind, net in controlnets.items() if loaded.control_class(kind).part == "controlnet"]
-    put_on(model.kernels, (loaded.denoiser, *{id(net): net for net in steering}.values()), device)
+    put_on(model.kernels, (*denoisers, *{id(net): net for net in steering}.values()), device)
     return loaded
 
 
@@ -247,6 +253,17 @@ def _offload(base: Any, device: torch.device) -> None:
     )
     for name in stay:
         getattr(base, name).to(device)
+
+
+def _refiner(base: Any, weights: RefinerWeights, dtype: torch.dtype, device: torch.device) -> Refiner:
+    """Load a refiner, whose VAE and text encoder are the base's, as diffusers documents it."""
+    shared = {"vae": base.vae, "text_encoder_2": base.text_encoder_2}
+    # Said as None, what a refiner leaves out is not taken for missing.
+    left_out = dict.fromkeys(("text_encoder", "tokenizer", "image_encoder", "feature_extractor"))
+    pipeline = _load(of_diffusers("StableDiffusionXLImg2ImgPipeline").from_pretrained, weights, dtype, **shared, **left_out)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.unet.to(device)
+    return Refiner(pipeline, weights.switch)
 
 
 def _load_adapters(base: Any, model: Model, dtype: torch.dtype) -> None:

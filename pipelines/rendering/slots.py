@@ -69,13 +69,15 @@ class Group:
     Attributes:
         rows_each: Rows of the denoiser's batch that a candidate takes at a time.
         evaluations: Rows of a candidate that have gone through the denoiser, or wait to.
-        decoding: Whether the call has left the denoiser.
+        refining: Whether the call has left the base's denoiser for the refiner's.
+        decoding: Whether the call has left the denoisers.
         references: What the UNet is told of the members' reference images, once it has been called.
     """
 
     members: list[Waiting]
     rows_each: int
     evaluations: int = 0
+    refining: bool = False
     decoding: bool = False
     references: dict[str, Any] | None = None
 
@@ -112,6 +114,11 @@ class Slots:
         if model.references:
             self.denoiser.run = model.references.scaled(self.denoiser.run)
         self._hold(denoiser, "forward", self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold)
+        self.refiners: list[Joined] = []
+        if model.refiner:
+            unet = model.refiner.denoiser
+            self.refiners.append(Joined.of(unet.forward, self._rows, called=partial(self._denoising, refining=True), **habits))
+            self._hold(unet, "forward", self.refiners[0].hold)
         self.controlnets: list[Joined] = []
         # In guess mode a ControlNet is called for the guided half alone.
         guessing = {id(model.controlnets[kind]) for kind, one in model.controls.items() if one.guess}
@@ -170,17 +177,23 @@ class Slots:
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds spent inside of the models so far."""
-        text, control = (sum(joined.seconds for joined in some) for some in (self._encoders, self.controlnets))
-        return {"text": text, "denoise": self.denoiser.seconds, "control": control, "decode": self.decoder.seconds}
+        parts = (self._encoders, self._denoisers, self.controlnets)
+        text, denoise, control = (sum(joined.seconds for joined in some) for some in parts)
+        return {"text": text, "denoise": denoise, "control": control, "decode": self.decoder.seconds}
 
     @property
     def _encoders(self) -> list[Joined]:
         return [text.joined for text in self.texts]
 
     @property
+    def _denoisers(self) -> list[Joined]:
+        return [self.denoiser, *self.refiners]
+
+    @property
     def share(self) -> float:
-        """Return the share of the denoiser's rows so far that held a wanted candidate."""
-        return self.denoiser.rows / max(1, self.denoiser.calls * self._rows)
+        """Return the share of the denoisers' rows so far that held a wanted candidate."""
+        rows, calls = (sum(getattr(joined, name) for joined in self._denoisers) for name in ("rows", "calls"))
+        return rows / max(1, calls * self._rows)
 
     def step(self) -> None:
         """Start queued groups, run one padded batch of one module, and resume the pipelines that the batch completed.
@@ -208,10 +221,11 @@ class Slots:
             self._go_on(caller, partial(caller.switch, answer))
 
     def _next(self) -> Joined | None:
-        if self.decoder.waiting_rows >= self.decoder.shape:
-            return self.decoder
+        # What waits for the base's groups to come is run once it fills a batch, or once nothing else is left.
+        if (full := next((one for one in (self.decoder, *self.refiners) if one.waiting_rows >= one.shape), None)) is not None:
+            return full
         # Texts and ControlNets first: their answers go into the denoiser's batch.
-        order = (*self._encoders, *self.controlnets, self.denoiser, self.decoder)
+        order = (*self._encoders, *self.controlnets, *self._denoisers, self.decoder)
         return next((joined for joined in order if joined.waiting), None)
 
     def _admit(self) -> None:
@@ -223,7 +237,8 @@ class Slots:
             rows_each = self._rows_of(first.job)
             under_way = sum(group.rows for group in self._groups.values())
             # Of several kinds of calls (texts of several lengths), more are under way than fill one batch, so that one kind does.
-            sharing = under_way - self.denoiser.waiting_rows + self.denoiser.most_alike
+            refining = sum(group.rows for group in self._groups.values() if group.refining)
+            sharing = under_way - refining - self.denoiser.waiting_rows + self.denoiser.most_alike
             room = (self._rows - sharing) // rows_each
             if room < 1 or under_way > MOST_BATCHES * self._rows:
                 return
@@ -310,8 +325,9 @@ class Slots:
 
         return told
 
-    def _denoising(self, caller: greenlet, rows: int) -> None:
+    def _denoising(self, caller: greenlet, rows: int, refining: bool = False) -> None:
         group = self._groups[caller]
+        group.refining = refining
         group.rows_each = max(1, rows // len(group.members))
         group.evaluations += group.rows_each
         job = group.members[0].job

@@ -39,6 +39,7 @@ def model(family, **options):
         clip_skip=0,
         device=torch.device("cpu"),
         family=family,
+        refiner=None,
         guided=lambda request: request.guidance_scale > family.unguided,
         scheduler_options=SchedulerOptions(**options),
     )

@@ -1,0 +1,56 @@
+"""Shares the steps of an image between two denoisers: the base removes most of the noise, a refiner the rest."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """Holds a pipeline that takes the last steps of each image, as one of two experts (arXiv:2211.01324; SDXL: arXiv:2307.01952).
+
+    Attributes:
+        pipeline: The pipeline, whose VAE and text encoder are those of the base.
+        switch: The share of the trained timesteps, from noise on, that is the base's.
+    """
+
+    pipeline: Any
+    switch: float
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        return self.pipeline.unet
+
+    def following(self, scheduler: Any) -> Any:
+        """Return the pipeline with a scheduler of its own, for the rest of the schedule of the base's scheduler.
+
+        What the refiner predicts (noise or velocity) is its own. All else is as in the base, so that the refiner goes on where the
+        base stops.
+        """
+        # A pipeline keeps its scheduler and some of its arguments on itself.
+        own = copy.copy(self.pipeline)
+        predicts = self.pipeline.scheduler.config.prediction_type
+        own.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=predicts)
+        return own
+
+    def steps_before(self, scheduler: Any, steps: int) -> int:
+        """Return how many steps of a schedule are the base's, by the timesteps, as diffusers' pipelines count them.
+
+        Args:
+            scheduler: A scheduler of the schedule, which stays as it is.
+            steps: Steps of the schedule as a whole.
+
+        Raises:
+            ValueError: One of the two models would have no step.
+        """
+        schedule = type(scheduler).from_config(scheduler.config)
+        schedule.set_timesteps(steps)
+        trained = schedule.config.num_train_timesteps
+        before = int((schedule.timesteps >= round(trained - self.switch * trained)).sum())
+        if not 0 < before < len(schedule.timesteps):
+            side = "after" if before else "before"
+            said = f"of {steps} steps none is {side} model.refiner.switch {self.switch:g}"
+            raise ValueError(f"{said}; take more steps, or another switch")
+        return before
