@@ -97,9 +97,12 @@ ALL_SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
     "AuraFlow": Family(solvers=ALL_SOLVERS),
+    "BriaPipeline": Family(patch=2, sized=True),
     "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),
     "CogView3": Family(),
     "CogView4": Family(rows=1, prompts_apart=True, sized=True),
+    # Its rewriting of prompts would draw from torch's global generator.
+    "ErnieImage": Family(prompts_apart=True, patch=2, always={"use_pe": False}),
     "Flux": Family(
         steps_left="up",
         rows=1,
@@ -126,7 +129,10 @@ FAMILIES: dict[str, Family] = {
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
+    "Krea2": Family(rows=1, unguided=0.0, sized=True, solvers=("euler", "unipc"), patch=2),
     "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
+    # Its rewriting of prompts would have the language model generate texts.
+    "LongCatImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc"), always={"enable_prompt_rewrite": False}),
     "Lumina": Family(prompts_apart=True, solvers=ALL_SOLVERS),
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", sized=True, solvers=("euler", "unipc")),
     "OvisImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc")),
@@ -236,8 +242,8 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "Bria ChronoEdit Cosmos2TextToImage DreamLite ErnieImage Flux2KleinInpaint Flux2KleinKV"
-            " FluxKontextInpaint GlmImage Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 Krea2 LDMTextToImage LongCatImage NucleusMoE"
+            "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinInpaint Flux2KleinKV"
+            " FluxKontextInpaint GlmImage Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 LDMTextToImage NucleusMoE"
             " OmniGen PRX QwenImage21"
             ""
             " VisualCloze ZImageOmni",

@@ -21,7 +21,12 @@ TABLES = {
 
 # Pipelines that the tables of diffusers 0.42 leave out, though they make images of texts.
 MORE = {
-    "txt2img": {"sana-sprint": "SanaSprintPipeline"},
+    "txt2img": {
+        "bria": "BriaPipeline",
+        "ernie-image": "ErnieImagePipeline",
+        "longcat-image": "LongCatImagePipeline",
+        "sana-sprint": "SanaSprintPipeline",
+    },
     "img2img": {
         "chroma": "ChromaImg2ImgPipeline",
         "depth2img": "StableDiffusionDepth2ImgPipeline",

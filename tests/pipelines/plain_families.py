@@ -87,10 +87,14 @@ class Plain:
 
 
 def in_pieces(call: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """A module's call as several, of `size` rows each."""
+    """A module's call as several, of `size` rows each; the last row is repeated where some are missing."""
 
     def cut(value: Any, some: slice, rows: int) -> Any:
-        return value[some] if isinstance(value, torch.Tensor) and len(value) == rows else value
+        if isinstance(value, torch.Tensor) and value.ndim == 3 and value.dtype == torch.long and len(value) == 3:
+            return cut(value.transpose(0, 1), some, rows).transpose(0, 1)  # positions in three dimensions
+        if not isinstance(value, torch.Tensor) or len(value) != rows:
+            return value
+        return torch.cat([value[some], *[value[-1:]] * max(0, some.stop - rows)])
 
     def together(parts: list[Any]) -> Any:
         if isinstance(parts[0], torch.Tensor):
@@ -101,11 +105,20 @@ def in_pieces(call: Callable[..., Any], size: int) -> Callable[..., Any]:
             return type(parts[0])(**{name: together([part[name] for part in parts]) for name in parts[0]})
         return tuple(map(together, zip(*parts, strict=True))) if isinstance(parts[0], tuple) else None
 
+    def only(value: Any, rows: int) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value[:rows]
+        if isinstance(value, DiagonalGaussianDistribution):
+            return DiagonalGaussianDistribution(value.parameters[:rows])
+        if isinstance(value, dict):
+            return type(value)(**{name: only(part, rows) for name, part in value.items()})
+        return tuple(only(part, rows) for part in value) if isinstance(value, tuple) else None
+
     def run(*args: Any, **kwargs: Any) -> Any:
         rows = len(next(value for value in [*args, *kwargs.values()] if isinstance(value, torch.Tensor)))
         pieces = [slice(start, start + size) for start in range(0, rows, size)]
         parts = [({n: cut(v, some, rows) for n, v in kwargs.items()}, [cut(v, some, rows) for v in args]) for some in pieces]
-        return together([call(*listed, **named) for named, listed in parts])
+        return only(together([call(*listed, **named) for named, listed in parts]), rows)
 
     # Pipelines look at what a part can be told.
     return wraps(call)(run)
@@ -263,6 +276,10 @@ FAMILIES: dict[str, Plain] = {
     "qwen-image": Plain(_modes("QwenImage"), rows=1, guidance="true_cfg_scale", always_negative=True, apart=True),
     "z-image": Plain(_modes("ZImage"), unguided=0.0, apart=True),
     "ovis-image": Plain(_text("OvisImage"), rows=1, schedulers=("euler", "unipc", "model")),
+    "krea2": Plain(_text("Krea2"), rows=1, unguided=0.0, schedulers=("euler", "unipc", "model")),
+    "longcat": Plain(_text("LongCatImage"), rows=1, said={"enable_prompt_rewrite": False}, schedulers=("euler", "unipc", "model")),
+    "ernie": Plain(_text("ErnieImage"), apart=True, said={"use_pe": False}),
+    "bria": Plain(_text("Bria")),
     "flux-fill": Plain({"inpaint": "FluxFillPipeline"}, rows=1, negative=False),
     # Without these, the size is one of those that the model was trained at.
     "flux-kontext": Plain(

@@ -37,7 +37,11 @@ def _flux2_parts(guided: bool) -> dict[str, Any]:
         timestep_guidance_channels=32,
         guidance_embeds=guided,
     )
-    autoencoder = seeded(
+    return {"scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "vae": flux2_vae(), "transformer": transformer}
+
+
+def flux2_vae() -> diffusers.AutoencoderKLFlux2:
+    return seeded(
         diffusers.AutoencoderKLFlux2,
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
@@ -46,7 +50,6 @@ def _flux2_parts(guided: bool) -> dict[str, Any]:
         latent_channels=4,
         norm_num_groups=2,
     )
-    return {"scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "vae": autoencoder, "transformer": transformer}
 
 
 def klein(folder: Path, distilled: bool = False) -> Path:
@@ -68,12 +71,22 @@ def klein(folder: Path, distilled: bool = False) -> Path:
 
 def flux2(folder: Path) -> Path:
     """FLUX.2 dev: the same with Mistral 3, a processor in place of a tokenizer, and the guidance scale as an input."""
-    config = transformers.Mistral3Config(
+    encoder = seeded(transformers.Mistral3ForConditionalGeneration, mistral3(layers=31))
+    words = tiny_texts.words(chat=True)
+    marks = {"image_token": "<image>", "image_break_token": "</s>", "image_end_token": "</s>"}
+    processor = transformers.PixtralProcessor(transformers.PixtralImageProcessor(), words, chat_template=tiny_texts.PARTED, **marks)
+    parts = _flux2_parts(guided=True) | {"text_encoder": encoder, "tokenizer": processor}
+    diffusers.Flux2Pipeline(**parts).save_pretrained(folder)
+    return folder
+
+
+def mistral3(layers: int) -> transformers.Mistral3Config:
+    return transformers.Mistral3Config(
         text_config={
             "model_type": "mistral",
             "hidden_size": WIDTH,
             "intermediate_size": 16,
-            "num_hidden_layers": 31,
+            "num_hidden_layers": layers,
             "num_attention_heads": 2,
             "num_key_value_heads": 2,
             "head_dim": 8,
@@ -91,13 +104,6 @@ def flux2(folder: Path) -> Path:
         },
         image_token_index=3,
     )
-    encoder = seeded(transformers.Mistral3ForConditionalGeneration, config)
-    words = tiny_texts.words(chat=True)
-    marks = {"image_token": "<image>", "image_break_token": "</s>", "image_end_token": "</s>"}
-    processor = transformers.PixtralProcessor(transformers.PixtralImageProcessor(), words, chat_template=tiny_texts.PARTED, **marks)
-    parts = _flux2_parts(guided=True) | {"text_encoder": encoder, "tokenizer": processor}
-    diffusers.Flux2Pipeline(**parts).save_pretrained(folder)
-    return folder
 
 
 def sprint(folder: Path) -> Path:

@@ -320,16 +320,15 @@ def qwen_image(folder: Path) -> Path:
         joint_attention_dim=WIDTH,
         axes_dims_rope=(8, 4, 4),
     )
-    autoencoder = seeded(
-        diffusers.AutoencoderKLQwenImage,
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 2, 2, 2],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.1, 0.9, 1.0, 1.2],
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        base_shift=0.5, max_shift=0.9, use_dynamic_shifting=True, shift_terminal=0.02, time_shift_type="exponential"
     )
+    parts = (scheduler, qwen_vae(), qwen25(), tiny_texts.words(), transformer)
+    diffusers.QwenImagePipeline(*parts).save_pretrained(folder)
+    return folder
+
+
+def qwen25() -> transformers.Qwen2_5_VLForConditionalGeneration:
     config = transformers.Qwen2_5_VLConfig(
         text_config={
             "hidden_size": WIDTH,
@@ -339,6 +338,7 @@ def qwen_image(folder: Path) -> Path:
             "num_key_value_heads": 2,
             "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
             "rope_theta": 1000000.0,
+            "vocab_size": 32,
         },
         vision_config={
             "depth": 1,
@@ -352,13 +352,20 @@ def qwen_image(folder: Path) -> Path:
         vision_start_token_id=3,
         vision_token_id=3,
     )
-    encoder = seeded(transformers.Qwen2_5_VLForConditionalGeneration, config)
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        base_shift=0.5, max_shift=0.9, use_dynamic_shifting=True, shift_terminal=0.02, time_shift_type="exponential"
+    return seeded(transformers.Qwen2_5_VLForConditionalGeneration, config)
+
+
+def qwen_vae() -> diffusers.AutoencoderKLQwenImage:
+    return seeded(
+        diffusers.AutoencoderKLQwenImage,
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.1, 0.9, 1.0, 1.2],
     )
-    parts = (scheduler, autoencoder, encoder, tiny_texts.words(), transformer)
-    diffusers.QwenImagePipeline(*parts).save_pretrained(folder)
-    return folder
 
 
 def ovis(folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """Tiny tokenizers, made without a download: whole words, of which few are known."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
 SPECIAL = ["<pad>", "</s>", "<unk>", "<image>"]
 WORDS = ["a", "small", "large", "red", "blue", "green", "circle", "square", "at", "the", "left", "right", "and", "of"]
@@ -36,3 +36,8 @@ def words(most: int = 512, side: str = "right", chat: bool = False) -> PreTraine
     if chat:
         made.chat_template = CHAT
     return made
+
+
+def processor(words: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
+    """Qwen 2 VL's processor of texts and pictures, over such a tokenizer."""
+    return Qwen2VLProcessor(Qwen2VLImageProcessor(), words, Qwen2VLVideoProcessor(), chat_template=PARTED)

@@ -19,6 +19,7 @@ from tests.pipelines.plain_families import FAMILIES, Plain, render_family
 from tests.pipelines.plain_families import UNETS as FAMILIES_OF_UNETS
 from tests.pipelines.tiny_editors import EDITORS
 from tests.pipelines.tiny_families import MAKERS
+from tests.pipelines.tiny_readers import READERS
 from tests.pipelines.tiny_unets import UNETS
 
 # Steps, guidance scale, prompt and negative prompt of the requests in each mode. Two may go through one call, with texts of lengths
@@ -37,7 +38,7 @@ def engines(folder):
 
     @cache
     def engine(name):
-        base = (MAKERS | EDITORS | UNETS)[name](folder / name)
+        base = (MAKERS | EDITORS | READERS | UNETS)[name](folder / name)
         return Engine(model_of(folder, base=str(base), controlnets={}), JOB_SEED, Roots((str(folder),))), base
 
     return engine

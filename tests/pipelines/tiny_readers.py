@@ -1,0 +1,122 @@
+"""Tiny models of later families whose texts a language model reads, as `tiny_families` has the others."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import transformers
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from tests.pipelines import tiny_texts
+from tests.pipelines.tiny_editors import flux2_vae, mistral3
+from tests.pipelines.tiny_families import WIDTH, made, qwen25, qwen_vae, seeded, t5, vae
+
+
+def krea2(folder: Path) -> Path:
+    """Krea 2: the outputs of several layers of Qwen 3 VL at fixed lengths, and guidance that is counted from 0 on."""
+    transformer = made(
+        "Krea2Transformer2DModel",
+        in_channels=16,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        timestep_embed_dim=32,
+        text_hidden_dim=2 * WIDTH,
+        num_text_layers=2,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=1,
+        text_intermediate_size=32,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(8, 4, 4),
+        rope_theta=1000.0,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=6400, use_dynamic_shifting=True
+    )
+    parts = (scheduler, qwen_vae(), seeded(transformers.Qwen3VLModel, _qwen3_vl()), tiny_texts.words(), transformer)
+    diffusers.Krea2Pipeline(*parts, text_encoder_select_layers=(0, 2)).save_pretrained(folder)
+    return folder
+
+
+def _qwen3_vl(layers: int = 2) -> transformers.Qwen3VLConfig:
+    text = {
+        "hidden_size": 2 * WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_scaling": {"mrope_section": [2, 2, 4], "rope_type": "default", "type": "default"},
+        "rope_theta": 1000000.0,
+        "vocab_size": 32,
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 2 * WIDTH}
+    return transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
+
+
+def longcat(folder: Path) -> Path:
+    """LongCat-Image: Flux's way with the texts of Qwen 2.5 VL, of which what stands in quotes is read by characters."""
+    transformer = made(
+        "LongCatImageTransformer2DModel",
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=[4, 4, 8],
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    words = tiny_texts.words()
+    parts = (scheduler, vae(16), qwen25(), words, tiny_texts.processor(words), transformer)
+    diffusers.LongCatImagePipeline(*parts).save_pretrained(folder)
+    return folder
+
+
+def ernie(folder: Path) -> Path:
+    """ERNIE-Image: FLUX.2's VAE, Mistral 3, and texts of their own lengths beside these lengths."""
+    transformer = made(
+        "ErnieImageTransformer2DModel",
+        hidden_size=32,
+        num_attention_heads=2,
+        num_layers=1,
+        ffn_hidden_size=32,
+        in_channels=16,
+        out_channels=16,
+        text_in_dim=WIDTH,
+        rope_axes_dim=(8, 4, 4),
+    )
+    encoder = seeded(transformers.Mistral3Model, mistral3(layers=2))
+    parts = (transformer, flux2_vae(), encoder, tiny_texts.words(), FlowMatchEulerDiscreteScheduler(shift=4.0))
+    diffusers.ErnieImagePipeline(*parts).save_pretrained(folder)
+    return folder
+
+
+def bria(folder: Path) -> Path:
+    """Bria 3.2: Flux's way with T5 alone, zeros in place of an empty negative prompt, and true guidance."""
+    transformer = made(
+        "BriaTransformer2DModel",
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=None,
+        axes_dims_rope=[4, 4, 8],
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    diffusers.BriaPipeline(transformer, scheduler, vae(4), t5(WIDTH), tiny_texts.words()).save_pretrained(folder)
+    return folder
+
+
+READERS: dict[str, Callable[[Path], Path]] = {
+    "krea2": krea2,
+    "longcat": longcat,
+    "ernie": ernie,
+    "bria": bria,
+}
