@@ -117,7 +117,7 @@ class ControlNetWeights(Weights, Strict):
         return dict(value) if type(value) is Weights else value
 
 
-class RefinerWeights(Weights):
+class RefinerWeights(Weights, Strict):
     """Declares a model in diffusers' format that takes the last steps of each image, and the step at which it begins."""
 
     switch: float = Field(0.8, gt=0, lt=1, description="The share of the trained timesteps, from noise on, that is the base's.")
