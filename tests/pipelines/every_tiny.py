@@ -7,6 +7,7 @@ from typing import Any
 from tests.pipelines import tiny
 from tests.pipelines.tiny_editors import EDITORS
 from tests.pipelines.tiny_families import MAKERS
+from tests.pipelines.tiny_readers import READERS
 from tests.pipelines.tiny_unets import UNETS
 
 TINY: dict[str, Callable[[Path], Any]] = {
@@ -17,4 +18,5 @@ TINY: dict[str, Callable[[Path], Any]] = {
     **UNETS,
     **MAKERS,
     **EDITORS,
+    **READERS,
 }
