@@ -60,7 +60,7 @@ ROWS: tuple[Row, ...] = (
         "Stable Diffusion XL; Turbo, Lightning",
         "sdxl",
         (_XL, "stabilityai/sdxl-turbo", "ByteDance/SDXL-Lightning"),
-        ("sdxl", "sdxl-turbo", "sdxl-lightning"),
+        ("sdxl", "sdxl-with-refiner", "sdxl-turbo", "sdxl-lightning"),
     ),
     Row("Stable Diffusion distilled from guidance", "distilled", ("SimianLuo/LCM_Dreamshaper_v7",)),
     Row("Taiyi", "taiyi", ("IDEA-CCNL/Taiyi-Stable-Diffusion-1B-Chinese-v0.1",)),

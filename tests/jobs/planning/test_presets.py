@@ -49,6 +49,7 @@ FAMILY = {
     "sdxl-lightning": ("sdxl", 8),
     "sdxl-refiner": ("sdxl-refiner", 8),
     "sdxl-turbo": ("sdxl", 8),
+    "sdxl-with-refiner": ("sdxl", 8),
     "x4-upscaler": ("x4-upscaler", 16),
     "z-image": ("z-image", 16),
     "z-image-turbo": ("z-image", 16),
@@ -79,14 +80,17 @@ def test_a_preset_says_its_licence_as_the_table_of_licences_has_it(preset):
     said = re.findall(r"^# Licence of the weights: (\S+)\.$", (PRESETS / f"{preset}.yaml").read_text(), re.MULTILINE)
     model = load(preset).model
     assert said == [LICENCES[model.base]]
-    assert model.denoiser is None or LICENCES[model.denoiser.source] == said[0]
+    assert all(LICENCES[one.source] == said[0] for one in (model.denoiser, model.refiner) if one)
 
 
-def in_place_of(preset, place, folder):
-    """The config of a preset with a local base in place of its own, at its own defaults, for rows in a folder."""
+def in_place_of(preset, base, folder):
+    """The config of a preset with tiny models in place of its base and refiner, at its own defaults, for rows in a folder."""
     content = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
-    own = ("revision", "variant", "denoiser", "controlnets", "loras")
-    model = {name: value for name, value in content["model"].items() if name not in own} | {"base": str(place)}
+    own = ("revision", "variant", "denoiser", "refiner", "controlnets", "loras")
+    model = {name: value for name, value in content["model"].items() if name not in own}
+    model["base"] = str(base(FAMILY[preset][0]))
+    if refiner := content["model"].get("refiner"):
+        model["refiner"] = {"source": str(base("sdxl-refiner")), "switch": refiner["switch"]}
     defaults = {name: value for name, value in content["defaults"].items() if name != "loras"}
     ranking = {"model": f"local-dir:{ROOT}/embedded/weights/clip"}
     changed = {"manifest": str(folder / "rows.jsonl"), "output": str(folder / "out"), "model": model, "defaults": defaults}
@@ -96,7 +100,7 @@ def in_place_of(preset, place, folder):
 
 @pytest.mark.parametrize("preset", FAMILY)
 def test_no_default_is_refused_by_the_family_or_has_no_effect_on_it(preset, base, tmp_path):
-    config = in_place_of(preset, base(FAMILY[preset][0]), tmp_path)
+    config = in_place_of(preset, base, tmp_path)
     facts, defaults = read_facts(load(config).model), load(preset).defaults
     mode = defaults.mode or facts.modes[0]
     row = {"prompt": "a red circle", **{name: f"{name}.png" for name in PICTURES.get(mode, ())}}
