@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from promptmill.pipelines.work.evaluations import StepsLeft
@@ -43,6 +44,8 @@ class Family:
         most_noise: The largest noise level, where the model's index says none.
         enlarges: How many times larger an image's sides are than those of the picture that the image is made of.
         by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.
+        length_first: Whether the text encoder answers (length, rows, width) in place of (rows, length, width).
+        package: A package beside those that promptmill installs, which the family's tokenizer needs; None where there is none.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
         always: Further arguments of every call: values, or functions of the request.
     """
@@ -74,12 +77,19 @@ class Family:
     most_noise: int = 350
     enlarges: int = 1
     by_itself: tuple[str, ...] = ()
+    length_first: bool = False
+    package: str | None = None
     whole_pictures: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, request: Any) -> dict[str, Any]:
         """Return the further arguments of a call for a request."""
         return {name: value(request) if callable(value) else value for name, value in self.always.items()}
+
+
+def lacking(family: Family) -> str | None:
+    """Return the package that a family needs and that is not installed here, None where all are."""
+    return family.package if family.package and find_spec(family.package) is None else None
 
 
 def pixels(request: Any) -> int:
@@ -129,6 +139,7 @@ FAMILIES: dict[str, Family] = {
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
+    "Kolors": Family(length_first=True, package="sentencepiece"),
     "Krea2": Family(rows=1, unguided=0.0, sized=True, solvers=("euler", "unipc"), patch=2),
     "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
     # Its rewriting of prompts would have the language model generate texts.
@@ -227,7 +238,6 @@ REFUSED: dict[str, str] = {
         ),
         (NO_PICTURE, "Marigold ShapE"),
         ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
-        ("has a tokenizer that runs on sentencepiece, which promptmill does not bring", "Kolors"),
         ("makes videos", "Helios"),
         ("inverts a picture by a call of its own before it edits the picture", "LEditsPP"),
         (

@@ -78,8 +78,14 @@ class Plain:
         return self.rows * batch // rows
 
 
-def in_pieces(call: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """A module's call as several, of `size` rows each; the last row is repeated where some are missing."""
+def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..., Any]:
+    """A module's call as several, of `size` rows each; the last row is repeated where some are missing.
+
+    Args:
+        call: The call.
+        size: Rows of each of the several.
+        side: The side of tensors in the answer that has the rows.
+    """
 
     def cut(value: Any, some: slice, rows: int) -> Any:
         if isinstance(value, torch.Tensor) and value.ndim == 3 and value.dtype == torch.long and len(value) == 3:
@@ -90,7 +96,7 @@ def in_pieces(call: Callable[..., Any], size: int) -> Callable[..., Any]:
 
     def together(parts: list[Any]) -> Any:
         if isinstance(parts[0], torch.Tensor):
-            return torch.cat(parts)
+            return torch.cat(parts, side)
         if isinstance(parts[0], DiagonalGaussianDistribution):
             return DiagonalGaussianDistribution(torch.cat([part.parameters for part in parts]))
         if isinstance(parts[0], dict):
@@ -99,7 +105,7 @@ def in_pieces(call: Callable[..., Any], size: int) -> Callable[..., Any]:
 
     def only(value: Any, rows: int) -> Any:
         if isinstance(value, torch.Tensor):
-            return value[:rows]
+            return value[:, :rows] if side else value[:rows]
         if isinstance(value, DiagonalGaussianDistribution):
             return DiagonalGaussianDistribution(value.parameters[:rows])
         if isinstance(value, dict):
@@ -166,7 +172,8 @@ def loaded(
     pipeline.vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
     for name, part in pipeline.components.items():
         if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")):
-            part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1)
+            side = 1 if kind.startswith("Kolors") else 0
+            part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1, side)
     seen: list[int] = []
     denoiser = pipeline.components.get("unet") or pipeline.transformer
     denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
@@ -272,6 +279,7 @@ FAMILIES: dict[str, Plain] = {
     "longcat": Plain(_text("LongCatImage"), rows=1, said={"enable_prompt_rewrite": False}, schedulers=("euler", "unipc", "model")),
     "ernie": Plain(_text("ErnieImage"), apart=True, said={"use_pe": False}),
     "bria": Plain(_text("Bria")),
+    "kolors": Plain({"txt2img": "KolorsPipeline", "img2img": "KolorsImg2ImgPipeline"}, schedulers=_NOISE),
     "flux-fill": Plain({"inpaint": "FluxFillPipeline"}, rows=1, negative=False),
     # Without these, the size is one of those that the model was trained at.
     "flux-kontext": Plain(
