@@ -46,6 +46,7 @@ class Family:
         by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.
         length_first: Whether the text encoder answers (length, rows, width) in place of (rows, length, width).
         package: A package beside those that promptmill installs, which the family's tokenizer needs; None where there is none.
+        picture: The argument that takes the picture of a row; `control_image` takes it in -1 … 1.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
         always: Further arguments of every call: values, or functions of the request.
     """
@@ -79,6 +80,7 @@ class Family:
     by_itself: tuple[str, ...] = ()
     length_first: bool = False
     package: str | None = None
+    picture: str = "image"
     whole_pictures: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
@@ -128,6 +130,16 @@ FAMILIES: dict[str, Family] = {
         sized=True, rows=1, embedded=True, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True
     ),
     "Flux2Klein": Family(sized=True, rows=1, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True),
+    "FluxControlPipeline": Family(
+        rows=1,
+        embedded=True,
+        negative=False,
+        strength=False,
+        patch=2,
+        solvers=("euler", "unipc"),
+        sized=True,
+        picture="control_image",
+    ),
     "FluxKontext": Family(
         rows=1,
         embedded=True,
@@ -219,8 +231,10 @@ PLACES = "splits its batch by position, so that no two requests could share one"
 REFUSED: dict[str, str] = {
     begin: reason
     for reason, begins in (
-        (CONTROL_IMAGE, "CogView4Control FluxControlPipeline FluxControlImg2Img FluxControlInpaint"),
+        (CONTROL_IMAGE, "CogView4Control FluxControlImg2Img FluxControlInpaint"),
         ("renders one number of pixels, whatever size a row asks for", "HiDreamImage"),
+        ("renders seven sizes alone, whatever size a row asks for", "Kandinsky5T2I"),
+        ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
         ("has a guider that keeps a state between steps, which requests side by side would mix", "HunyuanImage"),
         (READS_PICTURES, "QwenImageEdit QwenImageLayered LongCatImageEdit JoyImageEdit"),
         (
@@ -254,7 +268,7 @@ REFUSED: dict[str, str] = {
         (
             UNTRIED,
             "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinInpaint Flux2KleinKV"
-            " FluxKontextInpaint GlmImage Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 LDMTextToImage NucleusMoE"
+            " FluxKontextInpaint Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 LDMTextToImage NucleusMoE"
             " OmniGen PRX QwenImage21"
             ""
             " VisualCloze ZImageOmni",

@@ -33,6 +33,7 @@ class Plain:
         references: Whether pictures are a list of references for all images of a call.
         further: Values to mix of a column that other families do not have.
         small: The initial image, where it has to be smaller than the image that is made of it.
+        takes: The argument that takes a picture.
         pillow: Whether pictures are given as Pillow has them.
         said: Further arguments of every call: values, or functions of the request.
         parts: Parts that are given when a model is loaded.
@@ -51,6 +52,7 @@ class Plain:
     references: bool = False
     further: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     small: str | None = None
+    takes: str = "image"
     pillow: bool = False
     said: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
@@ -197,9 +199,9 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
         said["strength"] = request.strength
     if request.init_image:
         file = folder / request.init_image
-        said["image"] = [Image.open(file)] if plain.references else picture(file, count)
+        said[plain.takes] = [Image.open(file)] if plain.references else picture(file, count)
         if plain.pillow:
-            said["image"] = [Image.open(file)] * count
+            said[plain.takes] = [Image.open(file)] * count
     said |= {name: getattr(request, name) for name in plain.further}
     if request.mask_image:
         said["mask_image"] = picture(folder / request.mask_image, count, 1)
@@ -281,6 +283,15 @@ FAMILIES: dict[str, Plain] = {
     "bria": Plain(_text("Bria")),
     "kolors": Plain({"txt2img": "KolorsPipeline", "img2img": "KolorsImg2ImgPipeline"}, schedulers=_NOISE),
     "flux-fill": Plain({"inpaint": "FluxFillPipeline"}, rows=1, negative=False),
+    "flux-control": Plain(
+        {"img2img": "FluxControlPipeline"},
+        rows=1,
+        negative=False,
+        strength=False,
+        takes="control_image",
+        pillow=True,
+        schedulers=("euler", "unipc", "model"),
+    ),
     # Without these, the size is one of those that the model was trained at.
     "flux-kontext": Plain(
         dict.fromkeys(("txt2img", "img2img"), "FluxKontextPipeline"),
