@@ -121,7 +121,8 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
     elif inits and model.family.whole_pictures:
         said["image"] = [Image.fromarray(init) for init in inits]
     elif inits:
-        said["image"] = _as_tensor(inits, device)
+        picture = _as_tensor(inits, device)
+        said[model.family.picture] = 2.0 * picture - 1.0 if model.family.picture == "control_image" else picture
     if masks:
         said["mask_image"] = to_device(torch.from_numpy(np.stack(masks)).unsqueeze(1).float(), device)
     if request.controls:
