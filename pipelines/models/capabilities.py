@@ -13,7 +13,7 @@ from promptmill.manifests.steering import Steering
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.compatibility import class_of_control, multiple_of
 from promptmill.pipelines.models.controls import control_classes
-from promptmill.pipelines.models.families import Family, family_of, refusal
+from promptmill.pipelines.models.families import Family, family_of, lacking, refusal
 from promptmill.pipelines.models.pipeline_classes import controlled_mode, modes_of
 from promptmill.pipelines.models.refiners import MODES, schedulers_between
 from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, kind_of_class, unfit
@@ -78,6 +78,8 @@ def read_facts(model: Model) -> ModelFacts:
         raise ModelError(f"{model.base}: its {INDEX} names no pipeline class")
     if (reason := refusal(name)) is not None:
         raise ModelError(f"{model.base}: {name} {reason}")
+    if (package := lacking(family_of(name))) is not None:
+        raise ModelError(f"{model.base}: {name} needs {package}: pip install 'promptmill[{package}]'")
     unsupported = f"{model.base}: is of a family ({name}) that is not supported"
     if _class_of(index, "vae") is None:
         raise ModelError(f"{unsupported} yet: it has no vae")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from promptmill.pipelines.work.evaluations import StepsLeft
@@ -43,6 +44,9 @@ class Family:
         most_noise: The largest noise level, where the model's index says none.
         enlarges: How many times larger an image's sides are than those of the picture that the image is made of.
         by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.
+        length_first: Whether the text encoder answers (length, rows, width) in place of (rows, length, width).
+        package: A package beside those that promptmill installs, which the family's tokenizer needs; None where there is none.
+        picture: The argument that takes the picture of a row; `control_image` takes it in -1 … 1.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
         always: Further arguments of every call: values, or functions of the request.
     """
@@ -74,12 +78,20 @@ class Family:
     most_noise: int = 350
     enlarges: int = 1
     by_itself: tuple[str, ...] = ()
+    length_first: bool = False
+    package: str | None = None
+    picture: str = "image"
     whole_pictures: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, request: Any) -> dict[str, Any]:
         """Return the further arguments of a call for a request."""
         return {name: value(request) if callable(value) else value for name, value in self.always.items()}
+
+
+def lacking(family: Family) -> str | None:
+    """Return the package that a family needs and that is not installed here, None where all are."""
+    return family.package if family.package and find_spec(family.package) is None else None
 
 
 def pixels(request: Any) -> int:
@@ -118,6 +130,16 @@ FAMILIES: dict[str, Family] = {
         sized=True, rows=1, embedded=True, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True
     ),
     "Flux2Klein": Family(sized=True, rows=1, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True),
+    "FluxControlPipeline": Family(
+        rows=1,
+        embedded=True,
+        negative=False,
+        strength=False,
+        patch=2,
+        solvers=("euler", "unipc"),
+        sized=True,
+        picture="control_image",
+    ),
     "FluxKontext": Family(
         rows=1,
         embedded=True,
@@ -129,6 +151,7 @@ FAMILIES: dict[str, Family] = {
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
+    "Kolors": Family(length_first=True, package="sentencepiece"),
     "Krea2": Family(rows=1, unguided=0.0, sized=True, solvers=("euler", "unipc"), patch=2),
     "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
     # Its rewriting of prompts would have the language model generate texts.
@@ -208,8 +231,10 @@ PLACES = "splits its batch by position, so that no two requests could share one"
 REFUSED: dict[str, str] = {
     begin: reason
     for reason, begins in (
-        (CONTROL_IMAGE, "CogView4Control FluxControlPipeline FluxControlImg2Img FluxControlInpaint"),
+        (CONTROL_IMAGE, "CogView4Control FluxControlImg2Img FluxControlInpaint"),
         ("renders one number of pixels, whatever size a row asks for", "HiDreamImage"),
+        ("renders seven sizes alone, whatever size a row asks for", "Kandinsky5T2I"),
+        ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
         ("has a guider that keeps a state between steps, which requests side by side would mix", "HunyuanImage"),
         (READS_PICTURES, "QwenImageEdit QwenImageLayered LongCatImageEdit JoyImageEdit"),
         (
@@ -227,7 +252,6 @@ REFUSED: dict[str, str] = {
         ),
         (NO_PICTURE, "Marigold ShapE"),
         ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
-        ("has a tokenizer that runs on sentencepiece, which promptmill does not bring", "Kolors"),
         ("makes videos", "Helios"),
         ("inverts a picture by a call of its own before it edits the picture", "LEditsPP"),
         (
@@ -243,7 +267,7 @@ REFUSED: dict[str, str] = {
         (
             UNTRIED,
             "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinInpaint Flux2KleinKV"
-            " FluxKontextInpaint GlmImage Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 LDMTextToImage NucleusMoE"
+            " FluxKontextInpaint Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 LDMTextToImage NucleusMoE"
             " OmniGen PRX QwenImage21"
             ""
             " VisualCloze ZImageOmni",

@@ -40,7 +40,10 @@ MORE = {
     "inpaint": {"flux-fill": "FluxFillPipeline"},
 }
 
-# Likewise, of pipelines with ControlNets.
+# Families whose pipelines want a control image: a row's picture is that image, and what diffusers' tables have besides wants two.
+INSTEAD = {"flux-control": {"img2img": "FluxControlPipeline"}}
+
+# Pipelines with ControlNets that the tables leave out.
 CONTROLLED: dict[str, dict[str, str]] = {
     "txt2img": {"hunyuan": "HunyuanDiTControlNetPipeline", "sana": "SanaControlNetPipeline"},
     "img2img": {},
@@ -53,6 +56,8 @@ UNLIKE = frozenset({"StableDiffusion3ControlNetInpaintingPipeline"})
 def modes_of(pipeline: str) -> tuple[str, ...]:
     """Return the modes without control that a pipeline class's family has pipelines for; none where it makes no images."""
     family = family_name(pipeline)
+    if family in INSTEAD:
+        return tuple(INSTEAD[family])
     return tuple(mode for mode, classes in tables().items() if family in (classes | MORE[mode]))
 
 
@@ -95,7 +100,8 @@ def with_controlnet(family: str, mode: str) -> str | None:
 
 
 def _in_family_of(pipeline: str, mode: str) -> str:
-    name = (tables()[mode] | MORE[mode]).get(family_name(pipeline) or "")
+    family = family_name(pipeline) or ""
+    name = INSTEAD[family].get(mode) if family in INSTEAD else (tables()[mode] | MORE[mode]).get(family)
     if name is None:
         raise ModelError(f"diffusers has no pipeline for {mode} beside {pipeline}")
     return name

@@ -14,7 +14,7 @@ Config = Mapping[str, Any]
 Read = Callable[[Weights, str], Config | None]
 
 FAMILY = "stable-diffusion-xl"  # as diffusers calls it
-MODES = ("txt2img",)  # that a base with a refiner serves
+MODES = ("txt2img", "img2img")  # that a base with a refiner serves
 INDEX, UNET, SCHEDULER, TEXT = (
     "model_index.json",
     "unet/config.json",
@@ -49,7 +49,7 @@ def check_refiner(model: Model, refiner: RefinerWeights, read: Read) -> None:
         read: Reads a config file of a set of weights; returns None where there is no such file.
 
     Raises:
-        ModelError: The base is no SDXL that begins with noise, or the refiner is none, or is made for another base.
+        ModelError: The base is no SDXL that begins with text, or the refiner is none, or is made for another base.
     """
     base = {name: read(model.layout, name) or {} for name in (INDEX, UNET, SCHEDULER, TEXT)}
     its = {name: read(refiner, name) or {} for name in (INDEX, UNET, SCHEDULER)}

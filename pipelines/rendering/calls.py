@@ -48,7 +48,7 @@ def call(
     if model.refiner is None:
         result = _previewed(pipeline, given, preview, request.strength)
     else:
-        result = _refined(pipeline, model.refiner, given, preview)
+        result = _refined(pipeline, model.refiner, given, preview, request.strength)
     flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
     if isinstance(result.images, np.ndarray):  # one of diffusers' pipelines makes nothing else
         result.images = torch.from_numpy(result.images).permute(0, 3, 1, 2)
@@ -70,21 +70,22 @@ def _previewed(pipeline: Any, given: Mapping[str, Any], preview: int | None, str
         return pipeline(**given, callback_on_step_end=after_step)
 
 
-def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview: int | None) -> Any:
+def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:
     """Return the images of a pipeline call whose last steps a refiner takes, or the images expected after so many steps.
 
     Raises:
         ValueError: One of the two has no step.
     """
-    before = refiner.steps_before(pipeline.scheduler, given["num_inference_steps"])
-    if preview is not None and preview <= before:
-        return _previewed(pipeline, given, preview, None)
+    before = refiner.steps_before(pipeline.scheduler, given["num_inference_steps"], strength)
+    turns = None if preview is None else max(1, int(preview * (strength or 1.0)))
+    if turns is not None and turns <= before:
+        return _previewed(pipeline, given, preview, strength)
     following = refiner.following(pipeline.scheduler)
     latents = pipeline(**{**given, "output_type": "latent", "denoising_end": refiner.switch}).images
     # The generators go on where the base has left them.
     taken = inspect.signature(following.__call__).parameters
     rest = {name: value for name, value in given.items() if name in taken} | {"image": latents, "denoising_start": refiner.switch}
-    return _previewed(following, rest, None if preview is None else preview - before, None)
+    return _previewed(following, rest, None if turns is None else turns - before, None)
 
 
 def _texts(jobs: Sequence[Job], model: LoadedModel) -> dict[str, Any]:
@@ -120,7 +121,8 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
     elif inits and model.family.whole_pictures:
         said["image"] = [Image.fromarray(init) for init in inits]
     elif inits:
-        said["image"] = _as_tensor(inits, device)
+        picture = _as_tensor(inits, device)
+        said[model.family.picture] = 2.0 * picture - 1.0 if model.family.picture == "control_image" else picture
     if masks:
         said["mask_image"] = to_device(torch.from_numpy(np.stack(masks)).unsqueeze(1).float(), device)
     if request.controls:

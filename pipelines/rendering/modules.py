@@ -101,6 +101,21 @@ def encoded_apart(encode: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def rows_first(module: Any) -> Callable[..., Any]:
+    """Return the call of a text encoder that answers (length, rows, width), as Kolors' does, with the rows first.
+
+    The encoder masks a batch only where one of its rows is padded, by another kernel; here it always does.
+    """
+    forward = module.forward
+
+    def run(**given: Any) -> Any:
+        mask = module.get_masks(given["input_ids"], None, padding_mask=given["attention_mask"])
+        answer = forward(**given, full_attention_mask=mask, use_cache=False)
+        return type(answer)(hidden_states=tuple(layer.transpose(0, 1) for layer in answer.hidden_states))
+
+    return run
+
+
 def _together(parts: list[Any]) -> Any:
     first = parts[0]
     if len(parts) == 1:

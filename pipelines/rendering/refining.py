@@ -35,12 +35,13 @@ class Refiner:
         own.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=predicts)
         return own
 
-    def steps_before(self, scheduler: Any, steps: int) -> int:
-        """Return how many steps of a schedule are the base's, by the timesteps, as diffusers' pipelines count them.
+    def steps_before(self, scheduler: Any, steps: int, strength: float | None = None) -> int:
+        """Return how many steps of a schedule the base takes, by the timesteps, as diffusers' pipelines count them.
 
         Args:
             scheduler: A scheduler of the schedule, which stays as it is.
             steps: Steps of the schedule as a whole.
+            strength: The share of them that is left where images begin with a picture.
 
         Raises:
             ValueError: One of the two models would have no step.
@@ -48,9 +49,10 @@ class Refiner:
         schedule = type(scheduler).from_config(scheduler.config)
         schedule.set_timesteps(steps)
         trained = schedule.config.num_train_timesteps
-        before = int((schedule.timesteps >= round(trained - self.switch * trained)).sum())
-        if not 0 < before < len(schedule.timesteps):
-            side = "after" if before else "before"
-            said = f"of {steps} steps none is {side} model.refiner.switch {self.switch:g}"
-            raise ValueError(f"{said}; take more steps, or another switch")
+        left = schedule.timesteps[steps - min(int(steps * (strength or 1.0)), steps) :]
+        before = int((left >= round(trained - self.switch * trained)).sum())
+        if not 0 < before < len(left):
+            side, higher = ("after", "") if before else ("before", " a higher strength," if strength else "")
+            said = f"of {len(left)} steps none is {side} model.refiner.switch {self.switch:g}"
+            raise ValueError(f"{said}; take more steps,{higher} or another switch")
         return before

@@ -139,7 +139,7 @@ class Slots:
             if name in self._family.by_itself:
                 self._hold(part, "forward", encoded_apart(part.forward))
             elif isinstance(part, torch.nn.Module) and part is not vae and part is not denoiser and not alone:
-                self.texts.append(TextEncoder(part, batch))
+                self.texts.append(TextEncoder(part, batch, self._family.length_first))
                 self._hold(part, "forward", self.texts[-1].hold)
 
     def _hold(self, module: Any, name: str, instead: Callable[..., Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, SupportsIndex
 import torch
 
 from promptmill.pipelines.rendering.batching import Joined, alike
+from promptmill.pipelines.rendering.modules import rows_first
 from promptmill.pipelines.rendering.rows import count_of, taken, together
 
 KEPT = 256 * 2**20  # bytes of embeddings on the device: about 400 texts of SDXL in fp32, 64 of Flux in bf16
@@ -24,11 +25,13 @@ class TextEncoder:
     Args:
         module: A text encoder, whose `forward` this object's `hold` is to replace.
         batch: Texts that go through the encoder at once, always.
+        length_first: Whether the encoder answers (length, rows, width).
     """
 
-    def __init__(self, module: torch.nn.Module, batch: int):
+    def __init__(self, module: torch.nn.Module, batch: int, length_first: bool = False):
         self.joined = Joined.of(module.forward, batch, once=True)
-        self.joined.run = _of_language(module.forward)
+        self.joined.run = rows_first(module) if length_first else _of_language(module.forward)
+        self._length_first = length_first
         self.adapted: Hashable = ()
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._bytes = 0
@@ -81,7 +84,7 @@ class TextEncoder:
 
     def _watched(self, answer: Any) -> Any:
         layers = _layers(answer)
-        return answer if layers is None else type(answer)(**{**answer, HIDDEN: _Layers(layers, self._used)})
+        return answer if layers is None else type(answer)(**{**answer, HIDDEN: _Layers(layers, self._used, self._length_first)})
 
 
 def _turned(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -105,19 +108,21 @@ def _of_language(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Layers(tuple):
-    """Holds the outputs of an encoder's layers, and notes which of them are looked at."""
+    """Holds the outputs of an encoder's layers, notes which of them are looked at, and shows these as the encoder has them."""
 
     _used: set[int]
+    _length_first: bool
 
-    def __new__(cls, layers: Sequence[Any], used: set[int]) -> "_Layers":
+    def __new__(cls, layers: Sequence[Any], used: set[int], length_first: bool = False) -> "_Layers":
         made = super().__new__(cls, layers)
-        made._used = used
+        made._used, made._length_first = used, length_first
         return made
 
     def __getitem__(self, at: SupportsIndex | slice) -> Any:
         some = range(len(self))[at]
         self._used.update(some if isinstance(some, range) else [some])
-        return super().__getitem__(at)
+        layer: Any = super().__getitem__(at)
+        return layer.transpose(0, 1) if self._length_first else layer
 
     def __iter__(self) -> Iterator[Any]:
         self._used.update(range(len(self)))
@@ -140,7 +145,8 @@ def _limits(base: Any) -> Iterator[tuple[Any, int]]:
     usual = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else None
     for name, part in base.components.items():
         if name.startswith("tokenizer") and callable(part):
-            part = getattr(part, "tokenizer", part)  # of a processor, which reads pictures, too
+            if not hasattr(part, "model_max_length"):
+                part = part.tokenizer  # of a processor, which reads pictures, too
             # The parameter is for the encoders of long texts; CLIP's have a length of their own.
             long = not type(part).__name__.startswith("CLIP") and isinstance(usual, int)
             yield part, min(part.model_max_length, usual) if long else part.model_max_length

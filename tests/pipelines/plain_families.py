@@ -34,6 +34,7 @@ class Plain:
         references: Whether pictures are a list of references for all images of a call.
         further: Values to mix of a column that other families do not have.
         small: The initial image, where it has to be smaller than the image that is made of it.
+        takes: The argument that takes a picture.
         pillow: Whether pictures are given as Pillow has them.
         said: Further arguments of every call: values, or functions of the request.
         parts: Parts that are given when a model is loaded.
@@ -53,6 +54,7 @@ class Plain:
     references: bool = False
     further: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     small: str | None = None
+    takes: str = "image"
     pillow: bool = False
     said: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
@@ -86,8 +88,14 @@ class Plain:
         return self.rows * batch // rows
 
 
-def in_pieces(call: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """A module's call as several, of `size` rows each; the last row is repeated where some are missing."""
+def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..., Any]:
+    """A module's call as several, of `size` rows each; the last row is repeated where some are missing.
+
+    Args:
+        call: The call.
+        size: Rows of each of the several.
+        side: The side of tensors in the answer that has the rows.
+    """
 
     def cut(value: Any, some: slice, rows: int) -> Any:
         if isinstance(value, torch.Tensor) and value.ndim == 3 and value.dtype == torch.long and len(value) == 3:
@@ -98,7 +106,7 @@ def in_pieces(call: Callable[..., Any], size: int) -> Callable[..., Any]:
 
     def together(parts: list[Any]) -> Any:
         if isinstance(parts[0], torch.Tensor):
-            return torch.cat(parts)
+            return torch.cat(parts, side)
         if isinstance(parts[0], DiagonalGaussianDistribution):
             return DiagonalGaussianDistribution(torch.cat([part.parameters for part in parts]))
         if isinstance(parts[0], dict):
@@ -107,7 +115,7 @@ def in_pieces(call: Callable[..., Any], size: int) -> Callable[..., Any]:
 
     def only(value: Any, rows: int) -> Any:
         if isinstance(value, torch.Tensor):
-            return value[:rows]
+            return value[:, :rows] if side else value[:rows]
         if isinstance(value, DiagonalGaussianDistribution):
             return DiagonalGaussianDistribution(value.parameters[:rows])
         if isinstance(value, dict):
@@ -174,7 +182,8 @@ def loaded(
     pipeline.vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
     for name, part in pipeline.components.items():
         if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")):
-            part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1)
+            side = 1 if kind.startswith("Kolors") else 0
+            part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1, side)
     seen: list[int] = []
     denoiser = pipeline.components.get("unet") or pipeline.transformer
     denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
@@ -198,9 +207,9 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
         said["strength"] = request.strength
     if request.init_image:
         file = folder / request.init_image
-        said["image"] = [Image.open(file)] if plain.references else picture(file, count)
+        said[plain.takes] = [Image.open(file)] if plain.references else picture(file, count)
         if plain.pillow:
-            said["image"] = [Image.open(file)] * count
+            said[plain.takes] = [Image.open(file)] * count
     said |= {name: getattr(request, name) for name in plain.further}
     if request.mask_image:
         said["mask_image"] = picture(folder / request.mask_image, count, 1)
@@ -280,7 +289,17 @@ FAMILIES: dict[str, Plain] = {
     "longcat": Plain(_text("LongCatImage"), rows=1, said={"enable_prompt_rewrite": False}, schedulers=("euler", "unipc", "model")),
     "ernie": Plain(_text("ErnieImage"), apart=True, said={"use_pe": False}),
     "bria": Plain(_text("Bria")),
+    "kolors": Plain({"txt2img": "KolorsPipeline", "img2img": "KolorsImg2ImgPipeline"}, schedulers=_NOISE),
     "flux-fill": Plain({"inpaint": "FluxFillPipeline"}, rows=1, negative=False),
+    "flux-control": Plain(
+        {"img2img": "FluxControlPipeline"},
+        rows=1,
+        negative=False,
+        strength=False,
+        takes="control_image",
+        pillow=True,
+        schedulers=("euler", "unipc", "model"),
+    ),
     # Without these, the size is one of those that the model was trained at.
     "flux-kontext": Plain(
         dict.fromkeys(("txt2img", "img2img"), "FluxKontextPipeline"),

@@ -18,6 +18,12 @@ def fill(folder: Path) -> Path:
     return folder
 
 
+def control(folder: Path) -> Path:
+    """Flux Control: a transformer that is given the latents of a control image, of depth or edges, beside those of the image."""
+    diffusers.FluxControlPipeline(**flux_parts(16 + 16)).save_pretrained(folder)
+    return folder
+
+
 def kontext(folder: Path) -> Path:
     """Flux Kontext: a picture's latents stand behind those of the image, as more tokens."""
     diffusers.FluxKontextPipeline(**flux_parts()).save_pretrained(folder)
@@ -144,6 +150,7 @@ def cogview3(folder: Path) -> Path:
 
 EDITORS: dict[str, Callable[[Path], Path]] = {
     "flux-fill": fill,
+    "flux-control": control,
     "flux-kontext": kontext,
     "flux2-dev": flux2,
     "flux2-klein": klein,

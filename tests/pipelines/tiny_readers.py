@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
+import pytest
+import torch
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from tests.pipelines import tiny_texts
+from tests.pipelines import tiny, tiny_texts
 from tests.pipelines.tiny_editors import flux2_vae, mistral3
 from tests.pipelines.tiny_families import WIDTH, made, qwen25, qwen_vae, seeded, t5, vae
 
@@ -114,7 +116,42 @@ def bria(folder: Path) -> Path:
     return folder
 
 
+def kolors(folder: Path) -> Path:
+    """Kolors: Stable Diffusion XL's UNet with the texts of ChatGLM 3, at a length of 256."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="Kolors' tokenizer runs on it")
+    from diffusers.pipelines.kolors import ChatGLMModel, ChatGLMTokenizer
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
+
+    told = {"vocab_size": 48, "hard_vocab_limit": False, "minloglevel": 2}
+    folder.mkdir(parents=True)
+    text = iter([" ".join(tiny_texts.WORDS)] * 20)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=text, model_prefix=str(folder / "tokenizer"), **told)
+    tokenizer = ChatGLMTokenizer(str(folder / "tokenizer.model"))
+    config = ChatGLMConfig(
+        num_layers=2,
+        padded_vocab_size=64,
+        hidden_size=WIDTH,
+        ffn_hidden_size=16,
+        kv_channels=8,
+        num_attention_heads=2,
+        seq_length=256,
+        add_qkv_bias=True,
+        multi_query_attention=True,
+        original_rope=True,
+        use_cache=True,
+    )
+    encoder = seeded(ChatGLMModel, config)
+    for name, parameter in encoder.named_parameters():  # which come without values
+        torch.nn.init.ones_(parameter) if "norm" in name else torch.nn.init.normal_(parameter, std=0.3)
+    unet = tiny.unet(**tiny.SDXL_UNET | {"cross": WIDTH, "projection_class_embeddings_input_dim": 6 * 8 + WIDTH})
+    scheduler = diffusers.EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.014, beta_schedule="scaled_linear", steps_offset=1)
+    parts = (tiny.vae(), encoder, tokenizer, unet, scheduler)
+    diffusers.KolorsPipeline(*parts).save_pretrained(folder)
+    return folder
+
+
 READERS: dict[str, Callable[[Path], Path]] = {
+    "kolors": kolors,
     "krea2": krea2,
     "longcat": longcat,
     "ernie": ernie,

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from promptmill.configs.errors import ConfigError
 from promptmill.configs.loading import load
+from promptmill.configs.own_files import ROOT
 from promptmill.jobs.cli import main
 from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError, read_plan
@@ -17,11 +18,13 @@ from tests.jobs.running.test_run import HERE, problems, rendered, rows
 from tests.pipelines import tiny, tiny_unets
 
 PROMPT = "a small red circle at the left on a black background"
+PICTURE = ROOT / "configs" / "presets" / "quickstart" / "images" / "img2img-01-init.png"
 WAYS = [
     {},
     {"steps": 6, "guidance_scale": 1.0},
     {"steps": 5, "scheduler": "euler_a", "negative_prompt": "blue"},
     {"steps": 8, "scheduler": "model", "seed": 3},
+    {"steps": 10, "init_image": "init.png", "strength": 0.8},
 ]
 
 
@@ -31,6 +34,7 @@ def settings(tmp_path_factory):
     tiny.sdxl(folder / "base")
     tiny_unets.refiner(folder / "refiner")
     (folder / "refiner" / "README.md").write_text("---\nlicense: openrail++\n---\n")
+    shutil.copy(PICTURE, folder / "init.png")
     lines = [{"id": str(number), "prompt": PROMPT, **way} for number, way in enumerate(WAYS)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder, [
@@ -60,7 +64,7 @@ def out(settings, tmp_path_factory):
 def test_every_row_is_kept_and_the_evaluations_of_both_denoisers_are_counted_as_planned(out):
     assert problems(out) == []
     found = rows(out, "id, unet_evaluations FROM RUNS WHERE selected ORDER BY id")
-    assert found == [("0", 8), ("1", 6), ("2", 10), ("3", 16)]
+    assert found == [("0", 8), ("1", 6), ("2", 10), ("3", 16), ("4", 16)]
     ((spent,),) = rows(out, "sum(unet_evaluations) FROM RUNS")
     assert read_plan(str(out)).counts.evaluations == spent
 
@@ -90,17 +94,16 @@ def test_drafts_are_refined_too(settings, tmp_path):
         assert regenerate(str(tmp_path / "out"), key).same, key
 
 
-def test_a_picture_or_a_scheduler_that_cannot_be_divided_is_a_bad_row(settings, tmp_path):
+def test_a_mask_or_a_scheduler_whose_steps_cannot_be_divided_is_a_bad_row(settings, tmp_path):
     folder, given = settings
     shutil.copytree(folder, tmp_path / "bad")
-    images = [{"init_image": "a.png"}, {"init_image": "a.png", "mask_image": "a.png"}, {"scheduler": "heun"}]
+    images = [{"init_image": "a.png", "mask_image": "a.png"}, {"scheduler": "heun"}]
     lines = [{"id": str(number), "prompt": PROMPT, **way} for number, way in enumerate(images)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(PlanError) as caught:
         make_plan(look(load("embedded", [f"manifest={tmp_path / 'rows.jsonl'}", *given[1:]])), str(tmp_path / "out"))
     said = "\n".join(caught.value.problems)
-    assert "mode: img2img is not served by the model; it serves txt2img" in said
-    assert "mode: inpaint is not served by the model; it serves txt2img" in said
+    assert "mode: inpaint is not served by the model; it serves txt2img, img2img" in said
     assert "scheduler: heun does not fit the model" in said
 
 

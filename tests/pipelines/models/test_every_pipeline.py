@@ -7,6 +7,7 @@ import pytest
 from diffusers.pipelines import auto_pipeline
 
 from promptmill.configs.model import Model
+from promptmill.pipelines.models import families
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.controls import control_classes
 from promptmill.pipelines.models.families import ENDED, REFUSED, refusal
@@ -55,8 +56,9 @@ def test_all_pipelines_are_walked():
 
 
 @pytest.fixture
-def said(tmp_path):
-    """What promptmill says of a model that was saved as a class: its modes, or why it is refused."""
+def said(tmp_path, monkeypatch):
+    """What promptmill says of a model that was saved as a class: its modes, or why it is refused, with all packages here."""
+    monkeypatch.setattr(families, "find_spec", lambda name: True)
 
     def ask(name):
         parts = {"vae": ["diffusers", "AutoencoderKL"], "unet": ["diffusers", "UNet2DConditionModel"]}
@@ -88,6 +90,12 @@ def test_a_model_saved_as_a_class_is_served_and_tested_or_refused_with_the_reaso
         assert "diffusers has no pipeline that makes images with it" in answer
     else:
         assert name not in TESTED and refusal(name) in answer
+
+
+def test_a_family_whose_package_is_not_installed_is_refused_with_the_command_that_installs_it(said, monkeypatch):
+    monkeypatch.setattr(families, "find_spec", lambda name: None)
+    assert said("KolorsPipeline").endswith(": KolorsPipeline needs sentencepiece: pip install 'promptmill[sentencepiece]'")
+    assert isinstance(said("StableDiffusionPipeline"), tuple)
 
 
 def test_each_refusal_is_of_a_class_that_diffusers_has():

@@ -9,7 +9,7 @@ from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, Aut
 from promptmill.configs.model import Model
 from promptmill.configs.weights import Weights
 from promptmill.pipelines.models.capabilities import read_facts
-from promptmill.pipelines.models.pipeline_classes import class_for, tables
+from promptmill.pipelines.models.pipeline_classes import INSTEAD, class_for, tables
 from promptmill.pipelines.rendering.loading import load_model, made_of
 from promptmill.pipelines.work.errors import ModelError
 
@@ -43,8 +43,12 @@ def test_each_mode_has_the_class_the_components_and_the_config_that_the_auto_cla
 
 def test_every_family_has_a_class_for_each_of_its_modes_and_none_for_others():
     for mode, classes in tables().items():
-        for name in classes.values():
-            assert class_for(name, mode)
+        for family, name in classes.items():
+            if family not in INSTEAD:
+                assert class_for(name, mode)
+    assert class_for("FluxControlPipeline", "img2img") == "FluxControlPipeline"
+    with pytest.raises(ModelError, match="diffusers has no pipeline for txt2img beside FluxControlPipeline"):
+        class_for("FluxControlPipeline", "txt2img")
     with pytest.raises(ModelError, match="diffusers has no pipeline for inpaint beside AuraFlowPipeline"):
         class_for("AuraFlowPipeline", "inpaint")
 

@@ -25,11 +25,11 @@ from promptmill.pipelines.work.evaluations import evaluations
 from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import tiny, tiny_unets
 from tests.pipelines.engines import BATCH, model_of, pixels, render
-from tests.pipelines.plain import JOB_SEED, request
+from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_families import Plain, asked, loaded, pixels_of
 from tests.pipelines.rendering.test_families import latents
 
-SDXL = Plain({"txt2img": "StableDiffusionXLPipeline"})
+SDXL = Plain({"txt2img": "StableDiffusionXLPipeline", "img2img": "StableDiffusionXLImg2ImgPipeline"})
 SWITCH = 0.7
 
 # Steps, guidance scale and rescale, prompt, negative prompt and scheduler; some noise is drawn at every step.
@@ -54,6 +54,7 @@ MIXED = [
     )
     for number, (steps, scale, rescale, prompt, negative, scheduler) in enumerate(ASKED)
 ]
+MIXED += [replace(MIXED[n], id=f"img2img {n}", mode="img2img", **MODES["img2img"]) for n in (1, 3, 5)]
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +81,17 @@ def engine(folder, made, refiner):
 def render_refined(one, base, refiner, folder, dtype=torch.float32, lora=None, **more):
     """Candidates that fill a batch by the two pipelines as diffusers documents them, the rows of each, and of a candidate."""
     count = SDXL.fills(one, BATCH)
-    first, rows = loaded("StableDiffusionXLPipeline", base, one, BATCH, dtype=dtype)
+    first, rows = loaded(SDXL.pipelines[one.mode], base, one, BATCH, dtype=dtype)
     shared = {"vae": first.vae, "text_encoder_2": first.text_encoder_2}
     second, later = loaded("StableDiffusionXLImg2ImgPipeline", refiner, one, BATCH, dtype=dtype, **shared)
     if one.loras:
         first.load_lora_weights(lora, adapter_name="style")
         first.set_adapters(["style"], [one.loras[0].scale])
     said = asked(SDXL, one, count, folder) | {"guidance_rescale": one.guidance_rescale} | more
-    latents = first(**said | {"output_type": "latent"}, denoising_end=SWITCH).images
-    said = {name: value for name, value in said.items() if name not in ("width", "height")}
+    sized = {} if one.init_image else {"width": one.width, "height": one.height}
+    whole = {name: value for name, value in said.items() if name not in ("width", "height")} | sized
+    latents = first(**whole | {"output_type": "latent"}, denoising_end=SWITCH).images
+    said = {name: value for name, value in said.items() if name not in ("width", "height", "strength", "image")}
     images = second(**said, image=latents, denoising_start=SWITCH).images
     return pixels_of(images, one, folder), sum(rows) // count, sum(later) // count
 
@@ -154,33 +157,46 @@ def test_both_denoisers_have_full_batches(engine):
 
 
 def test_a_schedule_that_leaves_one_of_the_two_no_step_fails_its_request_alone(engine):
-    (fine, alone), wrong = MIXED[:2], (replace(MIXED[0], id="one", steps=1), replace(MIXED[0], id="few", steps=3, scheduler="lcm"))
+    (fine, alone), wrong = (
+        MIXED[:2],
+        (
+            replace(MIXED[0], id="one", steps=1),
+            replace(MIXED[0], id="few", steps=3, scheduler="lcm"),
+            replace(MIXED[-1], id="weak", strength=0.3),
+        ),
+    )
     outcomes = render(engine, fine, *wrong, alone)
     assert [outcome.failure and outcome.failure.message for outcome in outcomes] == [
         None,
         "ValueError: of 1 steps none is before model.refiner.switch 0.7; take more steps, or another switch",
         "ValueError: of 3 steps none is after model.refiner.switch 0.7; take more steps, or another switch",
+        "ValueError: of 2 steps none is before model.refiner.switch 0.7; take more steps, a higher strength, or another switch",
         None,
     ]
 
 
-def test_previews_before_the_switch_are_the_bases_and_later_ones_come_to_the_image(engine, folder, made):
-    wanted = replace(MIXED[1], scheduler="euler", steps=9, candidates=1)
+@pytest.mark.parametrize("mode", ["txt2img", "img2img"])
+def test_previews_before_the_switch_are_the_bases_and_later_ones_come_to_the_image(engine, folder, made, mode):
+    wanted = replace(MIXED[1], mode=mode, **MODES[mode], scheduler="euler", steps=12, candidates=1)
     alone = Engine(model_of(folder, base=str(made("sdxl")), controlnets={}), JOB_SEED, Roots((str(folder),)))
+
+    def taken(steps):
+        return int(steps * (wanted.strength or 1))
 
     def previewed(engine, steps):
         (outcome,) = engine.render(Unit(0, 0, (Placed(0, wanted, preview=steps),))).outcomes
-        assert [made.evaluations for made in outcome.candidates] == [2 * (steps or wanted.steps)]
+        assert [made.evaluations for made in outcome.candidates] == [2 * taken(steps or wanted.steps)]
         return pixels(outcome)[0].astype(int)
 
-    before = engine.model.refiner.steps_before(engine.model.scheduler("euler"), wanted.steps)
-    assert 2 < before < wanted.steps - 1
-    for steps in (2, before):
+    before = engine.model.refiner.steps_before(engine.model.scheduler("euler"), wanted.steps, wanted.strength)
+    last = max(steps for steps in range(wanted.steps) if taken(steps) == before)
+    assert 3 < last < wanted.steps - 2
+    for steps in (3, last):
         np.testing.assert_array_equal(previewed(engine, steps), previewed(alone, steps))
     final = previewed(engine, None)
     # The last step of Euler's takes the prediction itself.
     assert abs(previewed(engine, wanted.steps) - final).max() <= 1
-    assert 0 < abs(previewed(engine, wanted.steps - 1) - final).mean() < abs(previewed(engine, 2) - final).mean()
+    assert 0 < abs(previewed(engine, last + 2) - final).mean() < abs(previewed(engine, 3) - final).mean()
 
 
 def saved_lora(base, place):
@@ -235,7 +251,7 @@ def test_a_base_with_a_refiner_begins_with_text_and_takes_the_schedulers_whose_s
     model = refined(folder, made("sdxl"), refiner)
     check_fits(model)
     facts = read_facts(model)
-    assert facts.modes == facts.rescaled == ("txt2img",)
+    assert facts.modes == facts.rescaled == ("txt2img", "img2img")
     without = read_facts(model_of(folder, base=str(made("sdxl")), controlnets={})).schedulers
     assert {*without} - {*facts.schedulers} == {"heun", "kdpm2", "kdpm2_a", "pndm"}
     base = shutil.copytree(made("sdxl"), folder / "heun")

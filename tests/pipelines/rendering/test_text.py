@@ -4,6 +4,7 @@ from greenlet import greenlet
 from transformers.modeling_outputs import BaseModelOutput
 
 from promptmill.pipelines.rendering import text
+from promptmill.pipelines.rendering.modules import rows_first
 from promptmill.pipelines.rendering.text import TextEncoder
 
 WIDTH, LAYERS = 16, 5
@@ -112,3 +113,18 @@ def test_layers_that_nobody_has_looked_at_before_are_encoded_again(shared):
     with pytest.raises(TypeError):
         shared.encoded([2], output_hidden_states=True).hidden_states[0][0, 0, 0]
     assert shared.encoded([2], output_hidden_states=True).hidden_states[0][0, 0, 0] == 2
+
+
+def test_an_encoder_with_its_rows_second_is_always_given_a_mask_and_its_answer_is_turned():
+    # On a GPU, whether there is a mask decides the kernel; plainly there is one only where one of a batch's texts is padded.
+    class Encoder:
+        def get_masks(self, tokens, past, padding_mask):
+            return "made of all rows"
+
+        def forward(self, input_ids, attention_mask, full_attention_mask, use_cache):
+            assert full_attention_mask == "made of all rows" and not use_cache
+            return BaseModelOutput(hidden_states=(input_ids.T.unsqueeze(-1),))
+
+    tokens = torch.arange(6).reshape(2, 3)
+    (layer,) = rows_first(Encoder())(input_ids=tokens, attention_mask=torch.ones(2, 3)).hidden_states
+    assert torch.equal(layer, tokens.unsqueeze(-1))
