@@ -263,7 +263,7 @@ def test_an_evaluation_is_counted_as_each_family_and_scheduler_have_it(saved, na
     [
         ("FluxControlImg2ImgPipeline", "needs a control image for every row"),
         ("CogView4ControlPipeline", "needs a control image for every row"),
-        ("GlmImagePipeline", "draw the picture's tokens from torch's global generator"),
+        ("GlmImagePipeline", "has a language model draw the picture's tokens from torch's global generator"),
         ("Kandinsky5T2IPipeline", "renders seven sizes alone"),
         ("HiDreamImagePipeline", "renders one number of pixels"),
         ("HunyuanImagePipeline", "has a guider that keeps a state"),

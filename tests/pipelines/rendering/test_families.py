@@ -13,6 +13,7 @@ from promptmill.pipelines.models import families
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.evaluations import evaluations
+from tests.pipelines import plain_families
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_families import FAMILIES, Plain, render_family
@@ -159,6 +160,15 @@ def test_chromas_inpainting_is_refused_since_plain_diffusers_raises(engines, fol
     inpainting = Plain({"inpaint": "ChromaInpaintPipeline"}, rows=1)
     with pytest.raises(AttributeError, match="guidance_embeds"):
         render_family(inpainting, request(mode="inpaint", scheduler="model", **MODES["inpaint"]), 1, base, folder, 1)
+
+
+def test_plain_prx_makes_one_image_a_call_with_guidance(engines, folder, monkeypatch):
+    _, base = engines("prx")
+    monkeypatch.setattr(plain_families, "with_a_timestep_each", lambda forward: forward)
+    some = request(steps=2, scheduler="model", guidance_scale=4.0)
+    assert len(render_family(FAMILIES["prx"], some, 1, base, folder, BATCH)[0]) == 1
+    with pytest.raises(RuntimeError, match="must match the size"):
+        render_family(FAMILIES["prx"], some, 3, base, folder, BATCH)
 
 
 @pytest.mark.parametrize("name", ["pixart-sigma", "hunyuandit"])
