@@ -80,7 +80,7 @@ def longcat(folder: Path) -> Path:
 
 
 def ernie(folder: Path) -> Path:
-    """ERNIE-Image: FLUX.2's VAE, Mistral 3, and texts of their own lengths beside these lengths."""
+    """ERNIE-Image: FLUX.2's VAE, Mistral 3, texts of their own lengths beside these lengths, and a model that rewrites prompts."""
     transformer = made(
         "ErnieImageTransformer2DModel",
         hidden_size=32,
@@ -94,7 +94,12 @@ def ernie(folder: Path) -> Path:
     )
     encoder = seeded(transformers.Mistral3Model, mistral3(layers=2))
     parts = (transformer, flux2_vae(), encoder, tiny_texts.words(), FlowMatchEulerDiscreteScheduler(shift=4.0))
-    diffusers.ErnieImagePipeline(*parts).save_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    rewriter = seeded(
+        transformers.Ministral3ForCausalLM, transformers.Ministral3Config(**small, num_key_value_heads=2, vocab_size=32)
+    )
+    rewriting = {"pe": rewriter, "pe_tokenizer": tiny_texts.words(most=8, chat=True)}
+    diffusers.ErnieImagePipeline(*parts, **rewriting).save_pretrained(folder)
     return folder
 
 

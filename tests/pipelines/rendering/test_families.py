@@ -162,6 +162,12 @@ def test_chromas_inpainting_is_refused_since_plain_diffusers_raises(engines, fol
         render_family(inpainting, request(mode="inpaint", scheduler="model", **MODES["inpaint"]), 1, base, folder, 1)
 
 
+@pytest.mark.parametrize("name", ["krea2", "longcat", "ernie", "bria", "prx", "flux-control"])
+def test_sides_are_multiples_of_what_the_vae_and_a_token_of_two_latents_make_of_them(engines, folder, name):
+    _, base = engines(name)
+    assert read_facts(model_of(folder, base=str(base), controlnets={})).multiple == 8 * 2
+
+
 def test_plain_prx_makes_one_image_a_call_with_guidance(engines, folder, monkeypatch):
     _, base = engines("prx")
     monkeypatch.setattr(plain_families, "with_a_timestep_each", lambda forward: forward)
