@@ -160,6 +160,7 @@ FAMILIES: dict[str, Family] = {
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", sized=True, solvers=("euler", "unipc")),
     "OvisImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),
+    "PRX": Family(solvers=ALL_SOLVERS, always={"use_resolution_binning": False}),
     "QwenImage": Family(
         rows=1,
         steps_left="up",
@@ -268,7 +269,7 @@ REFUSED: dict[str, str] = {
             UNTRIED,
             "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinInpaint Flux2KleinKV"
             " FluxKontextInpaint Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 LDMTextToImage NucleusMoE"
-            " OmniGen PRX QwenImage21"
+            " OmniGen QwenImage21"
             ""
             " VisualCloze ZImageOmni",
         ),

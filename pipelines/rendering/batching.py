@@ -253,10 +253,19 @@ def _cat(values: Sequence[tuple[Any, int, slice]], shape: int, name: str, listed
         return repeated([one for value, _, rows in values for one in value[rows]], shape)
     if isinstance(first, list | tuple):
         return type(first)(_cat([(value[i], n, rows) for value, n, rows in values], shape, name, listed) for i in range(len(first)))
-    if isinstance(first, torch.Tensor) and first.ndim and len(first) == count and name not in SHARED:
-        return spread([value[rows] for value, _, rows in values], shape)
-    if name == "timestep":
+    if name == "timestep" and not all(_has_rows(value, n) for value, n, _ in values):
         # Schedulers differ in the type of their timesteps; the model makes floats of them anyway.
-        given = [torch.as_tensor(value).reshape(1).float().expand(rows.stop - rows.start) for value, _, rows in values]
-        return spread(given, shape)
+        return spread([_timesteps(value, n)[rows] for value, n, rows in values], shape)
+    if _has_rows(first, count) and name not in SHARED:
+        return spread([value[rows] for value, _, rows in values], shape)
     return first
+
+
+def _has_rows(value: Any, rows: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == rows
+
+
+def _timesteps(value: Any, rows: int) -> torch.Tensor:
+    """Return the timestep of each row of a call, (rows,), of as many or of fewer, which are then all the same."""
+    given = torch.as_tensor(value).reshape(-1).float()
+    return given if len(given) == rows else given[:1].expand(rows)

@@ -132,6 +132,15 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
     return wraps(call)(run)
 
 
+def with_a_timestep_each(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A transformer's call with as many timesteps as rows: PRX's pipeline gives two with guidance, and one without."""
+
+    def run(hidden_states: torch.Tensor, timestep: torch.Tensor, **given: Any) -> Any:
+        return forward(hidden_states=hidden_states, timestep=timestep[:1].expand(len(hidden_states)), **given)
+
+    return run
+
+
 def render_family(
     plain: Plain,
     request: Any,
@@ -186,6 +195,8 @@ def loaded(
             part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1, side)
     seen: list[int] = []
     denoiser = pipeline.components.get("unet") or pipeline.transformer
+    if kind == "PRXPipeline":
+        denoiser.forward = with_a_timestep_each(denoiser.forward)
     denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
     return pipeline, seen
 
@@ -289,6 +300,7 @@ FAMILIES: dict[str, Plain] = {
     "longcat": Plain(_text("LongCatImage"), rows=1, said={"enable_prompt_rewrite": False}, schedulers=("euler", "unipc", "model")),
     "ernie": Plain(_text("ErnieImage"), apart=True, said={"use_pe": False}),
     "bria": Plain(_text("Bria")),
+    "prx": Plain(_text("PRX"), said=_UNBENT, schedulers=_FLOW),
     "kolors": Plain({"txt2img": "KolorsPipeline", "img2img": "KolorsImg2ImgPipeline"}, schedulers=_NOISE),
     "flux-fill": Plain({"inpaint": "FluxFillPipeline"}, rows=1, negative=False),
     "flux-control": Plain(

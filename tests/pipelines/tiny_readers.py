@@ -80,7 +80,7 @@ def longcat(folder: Path) -> Path:
 
 
 def ernie(folder: Path) -> Path:
-    """ERNIE-Image: FLUX.2's VAE, Mistral 3, and texts of their own lengths beside these lengths."""
+    """ERNIE-Image: FLUX.2's VAE, Mistral 3, texts of their own lengths beside these lengths, and a model that rewrites prompts."""
     transformer = made(
         "ErnieImageTransformer2DModel",
         hidden_size=32,
@@ -94,7 +94,12 @@ def ernie(folder: Path) -> Path:
     )
     encoder = seeded(transformers.Mistral3Model, mistral3(layers=2))
     parts = (transformer, flux2_vae(), encoder, tiny_texts.words(), FlowMatchEulerDiscreteScheduler(shift=4.0))
-    diffusers.ErnieImagePipeline(*parts).save_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    rewriter = seeded(
+        transformers.Ministral3ForCausalLM, transformers.Ministral3Config(**small, num_key_value_heads=2, vocab_size=32)
+    )
+    rewriting = {"pe": rewriter, "pe_tokenizer": tiny_texts.words(most=8, chat=True)}
+    diffusers.ErnieImagePipeline(*parts, **rewriting).save_pretrained(folder)
     return folder
 
 
@@ -150,10 +155,47 @@ def kolors(folder: Path) -> Path:
     return folder
 
 
+def prx(folder: Path) -> Path:
+    """PRX: the encoder of T5 Gemma, whose texts are cleaned, and a transformer in which texts are keys and values alone."""
+    from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+    config = T5GemmaModuleConfig(
+        vocab_size=32,
+        hidden_size=WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        layer_types=["full_attention"],
+        dropout_rate=0.0,
+    )
+    transformer = made(
+        "PRXTransformer2DModel",
+        patch_size=2,
+        in_channels=4,
+        context_in_dim=WIDTH,
+        hidden_size=32,
+        mlp_ratio=2.0,
+        num_heads=2,
+        depth=1,
+        axes_dim=[8, 8],
+    )
+    encoder = seeded(T5GemmaEncoder, config)
+    parts = (transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), encoder, tiny_texts.words(most=64), vae(4))
+    diffusers.PRXPipeline(*parts).save_pretrained(folder)
+    # As the released models have it, and as diffusers reads it: the config of an encoder beside a decoder.
+    transformers.T5GemmaConfig(encoder=config.to_dict(), is_encoder_decoder=False).save_pretrained(folder / "text_encoder")
+    return folder
+
+
 READERS: dict[str, Callable[[Path], Path]] = {
     "kolors": kolors,
     "krea2": krea2,
     "longcat": longcat,
     "ernie": ernie,
     "bria": bria,
+    "prx": prx,
 }

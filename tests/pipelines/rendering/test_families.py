@@ -13,6 +13,7 @@ from promptmill.pipelines.models import families
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.evaluations import evaluations
+from tests.pipelines import plain_families
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_families import FAMILIES, Plain, render_family
@@ -160,6 +161,21 @@ def test_chromas_inpainting_is_refused_since_plain_diffusers_raises(engines, fol
     inpainting = Plain({"inpaint": "ChromaInpaintPipeline"}, rows=1)
     with pytest.raises(AttributeError, match="guidance_embeds"):
         render_family(inpainting, request(mode="inpaint", scheduler="model", **MODES["inpaint"]), 1, base, folder, 1)
+
+
+@pytest.mark.parametrize("name", ["krea2", "longcat", "ernie", "bria", "prx", "flux-control"])
+def test_sides_are_multiples_of_what_the_vae_and_a_token_of_two_latents_make_of_them(engines, folder, name):
+    _, base = engines(name)
+    assert read_facts(model_of(folder, base=str(base), controlnets={})).multiple == 8 * 2
+
+
+def test_plain_prx_makes_one_image_a_call_with_guidance(engines, folder, monkeypatch):
+    _, base = engines("prx")
+    monkeypatch.setattr(plain_families, "with_a_timestep_each", lambda forward: forward)
+    some = request(steps=2, scheduler="model", guidance_scale=4.0)
+    assert len(render_family(FAMILIES["prx"], some, 1, base, folder, BATCH)[0]) == 1
+    with pytest.raises(RuntimeError, match="must match the size"):
+        render_family(FAMILIES["prx"], some, 3, base, folder, BATCH)
 
 
 @pytest.mark.parametrize("name", ["pixart-sigma", "hunyuandit"])
