@@ -100,7 +100,7 @@ ROWS: tuple[Row, ...] = (
     Row("Krea 2", "krea2", ("krea/Krea-2-Raw",)),
     Row("LongCat-Image", "longcat", ("meituan-longcat/LongCat-Image",)),
     Row("Ovis-Image", "ovis-image", ("AIDC-AI/Ovis-Image-7B",)),
-    Row("PRX", "prx", ("Photoroom/prx-1024-t2i-beta",)),
+    Row("PRX, at guidance scales from 1 on", "prx", ("Photoroom/prx-512-t2i-sft",)),
     Row("Qwen-Image", "qwen-image", ("Qwen/Qwen-Image",), ("qwen-image",)),
     Row("Z-Image", "z-image", ("Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"), ("z-image", "z-image-turbo")),
 )
