@@ -19,6 +19,7 @@ from promptmill.configs.weights import (
     RefinerWeights,
     Revision,
     Weights,
+    check_local_file,
     check_pinned,
     inside_source,
 )
@@ -161,6 +162,8 @@ class Model(Strict):
     def _single_file(self) -> "Model":
         if self.base.endswith(PICKLES):
             raise ValueError(NO_PICKLE)
+        if self.base.endswith(SAFETENSORS):
+            check_local_file(self.base)
         single = self.base_file is not None or self.base.endswith(SAFETENSORS)
         if single and self.base_config is None:
             lacks = "a single file says nothing of its tokenizers, sizes and scheduler"
@@ -199,6 +202,12 @@ class Model(Strict):
         file = (self.denoiser.weight_name or self.denoiser.source) if self.denoiser else ""
         if file.endswith(GGUF) and {"unet", "transformer"} & {*self.quantize}:
             raise ValueError(f"quantize: the denoiser is a {GGUF} file, whose weights have fewer bits already; leave it out")
+        if file.endswith(GGUF) and (self.kernels.fp8 or self.kernels.compile):
+            raise ValueError(f"kernels.compile and kernels.fp8 do not go with a denoiser that is a {GGUF} file; set them to false")
+        if self.references and ("unet" in self.quantize or file.endswith(GGUF)):
+            raise ValueError("references do not go with a UNet of fewer bits; leave one of them out")
+        if self.image_encoder and (self.image_encoder.weight_name or self.image_encoder.source.endswith(SAFETENSORS)):
+            raise ValueError("image_encoder: name the folder of the encoder, by source and subfolder, and no file")
         return self
 
     @model_validator(mode="after")

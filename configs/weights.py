@@ -51,6 +51,12 @@ def check_pinned(source: str, revision: str | None) -> None:
         raise ValueError(f"{source} is a hub repository and {need}; a local folder is written ./{source}")
 
 
+def check_local_file(source: str) -> None:
+    """Raise ValueError where a file is named as a hub repository would be, owner/name."""
+    if not is_folder(source):
+        raise ValueError(f"{source} is the name of a hub repository; a file of this machine is written ./{source}")
+
+
 class Weights(Closed):
     """Declares where a set of weights comes from."""
 
@@ -72,9 +78,9 @@ class PartWeights(Weights):
         None, exclude_if=_is_none, description="The one file in the source; a source that is a file itself needs no name."
     )
 
-    @field_validator("source", "weight_name")
+    @field_validator("source")
     @classmethod
-    def _safetensors(cls, value: str | None) -> str | None:
+    def _safetensors(cls, value: str) -> str | None:
         return _no_pickle(value)
 
     @field_validator("subfolder")
@@ -85,19 +91,24 @@ class PartWeights(Weights):
     @field_validator("weight_name")
     @classmethod
     def _file_inside(cls, value: str | None) -> str | None:
+        # Not what is known to be a pickle is refused, but all that is not known to be none: diffusers unpickles any other ending.
+        if value is not None and not value.endswith((SAFETENSORS, GGUF)):
+            raise ValueError(NO_PICKLE)
         return inside_source(value)
 
     @model_validator(mode="after")
     def _one_place(self) -> "PartWeights":
-        if self.source.endswith(SAFETENSORS) and (self.subfolder or self.weight_name):
-            raise ValueError(f"{self.source} is a file, and has neither a subfolder nor a weight_name")
+        if self.source.endswith((SAFETENSORS, GGUF)):
+            check_local_file(self.source)
+            if self.subfolder or self.weight_name:
+                raise ValueError(f"{self.source} is a file, and has neither a subfolder nor a weight_name")
         return self
 
 
 class Layout(Weights):
     """Declares a model in diffusers' format whose configs, tokenizers and scheduler say what the weights in a single file are for.
 
-    Weights lie in the layout only where the single file lacks a part.
+    Weights of the layout itself are never read.
     """
 
 

@@ -172,8 +172,6 @@ def _default(name: str, config: Config) -> Any:
         return dict(growing) if growing else None
     if name == "prompt":
         return defaults.prompt or ""
-    if name == "references":
-        return []
     if name == "loras":
         return [dict(lora) for lora in defaults.loras]
     return getattr(defaults, name, NO_DEFAULT)

@@ -41,8 +41,8 @@ def check_fits(model: Model) -> None:
     if model.refiner:
         check_refiner(model, model.refiner, _config)
     index = _config(model.layout, "model_index.json") or {} if model.quantize else {}
-    if lacking := [name for name in model.quantize if not any(index.get(name) or ())]:
-        parts = ", ".join(sorted(name for name, kind in index.items() if name.startswith(QUANTIZED) and any(kind or ())))
+    if lacking := [name for name in model.quantize if not _is_part(index.get(name))]:
+        parts = ", ".join(sorted(name for name, kind in index.items() if name.startswith(QUANTIZED) and _is_part(kind)))
         raise ModelError(f"model.quantize: {model.base} has no {lacking[0]}; what can be quantised there: {parts}")
     name, _ = denoiser_of(model) if model.controlnets or model.loras or model.references else ("", "")
     denoiser = (_config(model.layout, f"{name}/config.json") if name else None) or {}
@@ -56,6 +56,11 @@ def check_fits(model: Model) -> None:
         if isinstance(wanted, int) and width is not None and width != wanted:
             said = f"it adapts text embeddings of {width} values, the base's have {wanted}"
             raise ModelError(f"model.loras.{lora.name}: {lora.source} is for another family of models: {said}")
+
+
+def _is_part(entry: Any) -> bool:
+    """Return whether an entry of a model's index names a part: [library, class], both null where the part is left out."""
+    return isinstance(entry, list) and any(entry)
 
 
 def denoiser_of(model: Model) -> tuple[str, str]:

@@ -270,7 +270,6 @@ REFUSED: dict[str, str] = {
             "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinInpaint Flux2KleinKV"
             " FluxKontextInpaint Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 LDMTextToImage NucleusMoE"
             " OmniGen QwenImage21"
-            ""
             " VisualCloze ZImageOmni",
         ),
     )

@@ -34,7 +34,7 @@ LIBRARIES = (
     "pillow",
     "pyarrow",
 )
-WEIGHT_ENDINGS = (SAFETENSORS, ".json", ".txt", ".model")
+WEIGHT_ENDINGS = (SAFETENSORS, ".json", ".txt", ".model", ".jinja")
 
 
 def library_versions(model: Model) -> dict[str, str]:

@@ -80,6 +80,8 @@ def _reads_faces(shapes: Mapping[str, list[int]]) -> bool:
 def _shapes(place: Path) -> dict[str, list[int]]:
     try:
         with safe_open(place, framework="numpy") as file:
-            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            # Of a vector the second side is 1, as of a column.
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            return {name: [*shape, 1, 1][: max(2, len(shape))] for name, shape in shapes.items()}
     except Exception as error:  # a Rust error
         raise ModelError(f"{place}: cannot be read as safetensors: {' '.join(str(error).split())[:200]}") from None

@@ -26,6 +26,8 @@ def local_folder(source: str) -> Path | None:
 
 def check_fetched(file: Path) -> None:
     """Raise ModelError where a file of weights is a pointer to a content that was not fetched."""
+    if not file.is_file():
+        raise ModelError(f"{file}: is a folder, and a file of weights is meant")
     with file.open("rb") as stream:
         found = pointer(stream.read(HEAD))
     if found:

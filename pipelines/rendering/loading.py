@@ -1,6 +1,7 @@
 """Loads a diffusion model once, by diffusers' own loaders, so that one set of weights in memory serves every mode."""
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.weights import Adapter, ControlNetWeights, PartWeights, RefinerWeights, Weights
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts
-from promptmill.pipelines.models.clip_sources import hub_file
+from promptmill.pipelines.models.clip_sources import hub_file, hub_folder
 from promptmill.pipelines.models.compatibility import CONTROLNET, QUANTIZED, VAE, class_named, denoiser_of
 from promptmill.pipelines.models.controls import ControlClass, control_classes
 from promptmill.pipelines.models.families import Family, family_of
@@ -30,6 +31,7 @@ from promptmill.pipelines.rendering.refining import Refiner
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.lean_imports import lean_imports
 
+CONFIG_ENDINGS = (".json", ".txt", ".model", ".jinja")  # of the files that say how a model is made, weights apart
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}  # what tells a solver of noise to follow a flow
 
 
@@ -323,13 +325,15 @@ def _single_file(model: Model, pipeline: Any, dtype: torch.dtype, parts: Mapping
         raise ModelError(
             f"model.base: diffusers reads no {pipeline.__name__} from a single file; give a folder in diffusers' format"
         )
-    layout = local_folder(model.layout.source)
-    config = {"config": str(layout or model.layout.source), "revision": model.layout.revision}
+    place = str(_place(model.single_file))
     try:
-        with lean_imports():
-            made = pipeline.from_single_file(
-                str(_place(model.single_file)), local_files_only=layout is not None, dtype=dtype, **config, **parts
-            )
+        # Of the layout diffusers sees the configs alone: of a part that the file lacks it would load whatever weights lie there,
+        # pickles too.
+        with lean_imports(), tempfile.TemporaryDirectory() as configs:
+            _link_configs(model.layout, Path(configs))
+            made = pipeline.from_single_file(place, config=configs, local_files_only=True, dtype=dtype, **parts)
+    except ModelError:
+        raise
     except Exception as error:  # as `_load`
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"model.base: {model.single_file.weight_name or model.base}: cannot be loaded: {reason}") from error
@@ -337,6 +341,16 @@ def _single_file(model: Model, pipeline: Any, dtype: torch.dtype, parts: Mapping
         if isinstance(part, torch.nn.Module):
             _settle(part, f"model.base: {model.single_file.weight_name or model.base}: its {name}")
     return made
+
+
+def _link_configs(layout: Weights, folder: Path) -> None:
+    """Put links to the configs and tokenizers of a model into a folder, and to none of its weights."""
+    there = local_folder(layout.source) or hub_folder(layout.source, layout.revision, [f"*{ending}" for ending in CONFIG_ENDINGS])
+    for file in there.rglob("*"):
+        if file.is_file() and file.name.endswith(CONFIG_ENDINGS) and not file.name.endswith(".index.json"):
+            place = folder / file.relative_to(there)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(file.resolve())
 
 
 def _settle(module: Any, what: str) -> None:

@@ -16,6 +16,8 @@ from promptmill.pipelines.work.results import Code, Failure, Outcome
 from promptmill.pipelines.work.units import Placed, candidate_seed
 
 Encoded = Callable[[Image.Image], Any]
+# A reference's longer side by its shorter one: the shorter is scaled to what the encoder takes, and with it the longer.
+MOST_STRETCHED = 100
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,10 @@ def _prepared(
         return Failure("bad_image", f"mask_image: {shown(request.mask_image or '')}: {nothing}")
     controls = (control_map(c.preprocess, prepare(read[f"controls.{i}.image"], *size)) for i, c in enumerate(request.controls))
     # At the encoder's size, since a reference is a whole picture, of any size, and waits as long as its request.
+    for column, image in read.items():
+        if column.startswith("references.") and max(image.size) > MOST_STRETCHED * min(image.size):
+            said = f"{image.width}×{image.height} pixels: one side is more than {MOST_STRETCHED} times the other"
+            return Failure("bad_image", f"{column}: {said}, and the encoder takes the middle of a picture alone")
     references = [encoded(read[f"references.{i}.image"]) for i in range(len(request.references))] if encoded else []
     first = prepare(init, size[0] // enlarges, size[1] // enlarges) if init else None
     return Conditioning(first, prepare_mask(mask, *size, init) if mask else None, tuple(controls), tuple(references), hashes)

@@ -107,7 +107,7 @@ class Slots:
         self._is_alone = False  # whether the latest group renders without others
         self._rows = self._family.rows * batch
         self._rows_seen: dict[Hashable, int] = {}
-        self._held: list[tuple[Any, str]] = []
+        self._held: list[tuple[Any, str, Any]] = []
         vae, denoiser = model.base.vae, model.denoiser
         habits = {"multiple": self._family.multiple, "longest": self._family.longest}
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
@@ -143,13 +143,15 @@ class Slots:
                 self._hold(part, "forward", self.texts[-1].hold)
 
     def _hold(self, module: Any, name: str, instead: Callable[..., Any]) -> None:
-        self._held.append((module, name))
+        self._held.append((module, name, module.__dict__.get(name)))
         setattr(module, name, instead)
 
     def close(self) -> None:
         """Give the model its own calls back."""
-        for module, name in self._held:
+        for module, name, own in reversed(self._held):
             delattr(module, name)  # uncovers the class's own
+            if own is not None:
+                setattr(module, name, own)  # a hook of diffusers', as of blocks that are offloaded
 
     def add(self, jobs: list[Job], settled: Settled, ahead: bool = False) -> None:
         """Queue jobs; `settled` is called once for each. Jobs that share most stand together, the longest first.

@@ -1,5 +1,6 @@
 """Finds the batch size for a model on this hardware: the largest that fits, and the smallest that is about as fast as any."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ import torch
 
 from promptmill.configs.model import Model
 from promptmill.manifests.images import Roots
-from promptmill.pipelines.rendering.loading import load_model
+from promptmill.pipelines.rendering.loading import LoadedModel, load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
 from promptmill.pipelines.rendering.slots import Slots, is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure
@@ -44,15 +45,16 @@ def tune(model: Model, placed: Placed, job_seed: int, roots: Roots, batches: Seq
         ValueError: The request's images cannot be used, it cannot be rendered, or not even the smallest batch fits.
     """
     loaded = load_model(model)
-    prepared = prepare_request(placed, roots, loaded.family.enlarges)
+    references = loaded.references.pixels if loaded.references else None
+    prepared = prepare_request(placed, roots, loaded.family.enlarges, references)
     if not isinstance(prepared, Conditioning):
         raise ValueError(f"{placed.request.id}: {prepared.failure.message if prepared.failure else 'cannot be used'}")
     trials: list[Trial] = []
     with torch.no_grad():
         for batch in batches:
-            path = Slots(loaded, batch)
+            path, steps = Slots(loaded, batch), _steps(loaded)
             try:
-                trials.append(_try(path, placed, prepared, job_seed, batch))
+                trials.append(_try(path, placed, prepared, job_seed, batch, steps))
             except Exception as error:
                 if not is_fatal(error):
                     raise
@@ -79,8 +81,14 @@ def choose(trials: Sequence[Trial]) -> Tuned:
     return Tuned(tuple(trials), min(batch for batch, rate in fit if rate >= PAYS * best))
 
 
-def _try(path: Slots, placed: Placed, prepared: Conditioning, job_seed: int, batch: int) -> Trial:
-    request = replace(placed.request, steps=STEPS, strength=1.0 if placed.request.strength else None, candidates=batch)
+def _steps(model: LoadedModel) -> int:
+    """Return the steps of the timed images: where a refiner takes the last of them, so many that each of the two has some."""
+    share = min(model.refiner.switch, 1 - model.refiner.switch) if model.refiner else 1.0
+    return math.ceil(STEPS / share)
+
+
+def _try(path: Slots, placed: Placed, prepared: Conditioning, job_seed: int, batch: int, steps: int) -> Trial:
+    request = replace(placed.request, steps=steps, strength=1.0 if placed.request.strength else None, candidates=batch)
     seconds = 0.0
     for number in range(1 + BATCHES):
         if torch.cuda.is_available():

@@ -6,6 +6,7 @@ import pytest
 from promptmill.configs.model import LoraWeights, Model, TextualInversion
 from promptmill.configs.own_files import ROOT
 from promptmill.configs.schema import Ranking
+from promptmill.configs.weights import Weights
 from promptmill.pipelines.models import identity
 from promptmill.pipelines.models.identity import library_versions, model_identity, pinned, source_identity
 from promptmill.pipelines.work.errors import ModelError
@@ -152,3 +153,13 @@ def test_weights_behind_a_link_count_and_what_cannot_be_loaded_does_not(tmp_path
     config = tmp_path / "elsewhere" / "config.json"
     config.write_text(config.read_text() + " ")
     assert whole() != first
+
+
+def test_what_makes_a_text_of_a_prompt_is_part_of_what_a_folder_is(tmp_path):
+    # A chat template of a language model decides what the model reads; a folder without one is what it was before.
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    without = source_identity(Weights(source=str(tmp_path)))
+    (tmp_path / "chat_template.jinja").write_text("{{ prompt }}")
+    first = source_identity(Weights(source=str(tmp_path)))
+    (tmp_path / "chat_template.jinja").write_text("Draw {{ prompt }}")
+    assert len({without, first, source_identity(Weights(source=str(tmp_path)))}) == 3

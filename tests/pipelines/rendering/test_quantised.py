@@ -135,6 +135,10 @@ def test_with_blocks_that_are_offloaded_images_are_the_same(folder, bases, famil
     whole = engine_of(folder, bases[family], quantize=kinds)
     for one, other in zip(render(engine, *SOME), render(whole, *SOME), strict=True):
         np.testing.assert_array_equal(pixels(one), pixels(other))
+    # What the engine holds it gives back: the hooks, too, by which a block comes to the card.
+    denoiser = engine.model.denoiser
+    engine.close()
+    assert "forward" in vars(denoiser), "the hook of the whole module"
 
 
 def test_a_large_image_is_decoded_in_tiles_as_diffusers_does(folder):
@@ -167,6 +171,18 @@ def test_what_is_quantised_is_in_the_fingerprint_and_the_libraries_are_named_onl
         ({"quantize": {"unet": "int8"}, "kernels": {"compile": True}}, "do not go with quantize"),
         ({"quantize": {"unet": "int8"}, "denoiser": {"source": "./a.gguf"}}, "the denoiser is a .gguf file"),
         ({"offload": True, "kernels": {"channels_last": True}}, "kernels.channels_last does not go with offload"),
+        ({"denoiser": {"source": "./a.gguf"}, "kernels": {"compile": True}}, "do not go with a denoiser that is a .gguf file"),
+        (
+            {"quantize": {"unet": "int8"}, "references": {"style": {"source": "./a", "weight_name": "b.safetensors"}}},
+            "references do not go with a UNet of fewer bits",
+        ),
+        (
+            {
+                "references": {"style": {"source": "./a", "weight_name": "b.safetensors"}},
+                "image_encoder": {"source": "./e", "weight_name": "model.safetensors"},
+            },
+            "image_encoder: name the folder of the encoder, by source and subfolder, and no file",
+        ),
         ({"offload": True, "quantize": {"unet": "nf4"}}, "quantize to nf4 does not go with offload"),
         ({"vae": {"source": "./a.gguf"}}, "only model.denoiser may be a .gguf file"),
         ({"base": "./a.gguf"}, "only model.denoiser may be a .gguf file"),

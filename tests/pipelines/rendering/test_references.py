@@ -14,7 +14,9 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.references import RowScales
+from promptmill.pipelines.rendering.tuning import tune
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.units import Placed
 from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
@@ -156,6 +158,22 @@ def test_a_picture_is_read_by_the_image_encoder_once(models):
     assert len(calls) == 1
 
 
+def test_a_picture_so_long_that_it_would_fill_the_memory_fails_its_row_before_it_is_scaled(models, folder):
+    # The image processor scales the shorter side up to what the encoder takes, and crops the longer one afterwards.
+    Image.new("1", (1, 20_000)).save(folder / "long.png")
+    engine, *_ = models("sd")
+    (outcome,) = render(engine, request(references=(STYLE.model_copy(update={"image": "long.png"}),)))
+    assert outcome.failure.code == "bad_image"
+    assert outcome.failure.message.startswith("references.0.image: 1×20000 pixels: one side is more than 100 times the other")
+
+
+def test_a_batch_is_tuned_with_a_row_that_has_references(models, folder):
+    _, given, _ = models("sd")
+    placed = Placed(0, request(references=(STYLE,)))
+    found = tune(given, placed, JOB_SEED, Roots((str(folder),)), (1,))
+    assert found.batch == 1 and found.trials[0].images_s > 0
+
+
 def broken(place, name, **tensors):
     from safetensors.torch import load_file, save_file
 
@@ -171,6 +189,8 @@ def broken(place, name, **tensors):
         ({"ip_adapter.1.to_k_ip.weight": torch.zeros(16, 9)}, "cross_attention_dim is 9, the base's is 16"),
         ({"ip_adapter.0.to_k_lora.down.weight": torch.zeros(1, 1)}, r"reads face embeddings \(as FaceID, PuLID and InstantID do\)"),
         ({"image_proj.proj_in.weight": torch.zeros(8, 512)}, "reads face embeddings"),
+        ({"ip_adapter.1.to_k_ip.weight": torch.zeros(16)}, "cross_attention_dim is 1, the base's is 16"),
+        ({"image_proj.proj.weight": torch.zeros(64)}, "reads 1 values of an image"),
         ({f"ip_adapter.{place}.to_k_ip.weight": None for place in range(1, 20)}, "is no IP-Adapter: it has no tensors named"),
     ],
 )

@@ -94,7 +94,21 @@ def test_a_file_that_lacks_a_tensor_or_a_part_is_one_line_and_renders_nothing(ma
         assert "\n" not in str(caught.value), name
 
 
-def test_a_part_that_the_file_lacks_is_taken_from_the_layout_where_its_weights_lie_there(made, tmp_path):
+def test_a_part_that_the_file_lacks_is_never_taken_from_the_layout_whatever_weights_lie_there(made, tmp_path):
+    folder, file, _ = made
+    layout = shutil.copytree(folder, tmp_path / "layout")
+    encoder = "conditioner.embedders.0." if (layout / "text_encoder_2").is_dir() else "cond_stage_model."
+    encoder = "text_encoders.clip_l." if (layout / "transformer").is_dir() else encoder
+    left = {key: one for key, one in load_file(file).items() if not key.startswith(encoder)}
+    save_file(left, tmp_path / "no-text.safetensors")
+    # The names by which diffusers takes a folder for one with weights, and transformers for a pickle.
+    torch.save({}, layout / "text_encoder" / "diffusion_pytorch_model.bin")
+    torch.save(load_file(layout / "text_encoder" / "model.safetensors"), layout / "text_encoder" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"no-text\.safetensors: (its \w+ lacks|cannot be loaded)"):
+        load_model(single(tmp_path / "no-text.safetensors", layout))
+
+
+def test_a_part_that_the_file_lacks_may_be_given_by_itself(made, tmp_path):
     folder, file, _ = made
     left = {key: one for key, one in load_file(file).items() if not key.startswith("first_stage_model.")}
     save_file(left, tmp_path / "no-vae.safetensors")
@@ -137,6 +151,13 @@ def test_a_single_file_and_its_layout_are_told_by_their_contents(made, tmp_path)
             "base_config is for a base that is a single .safetensors file",
         ),
         ({"base": "./m.ckpt", "base_config": {"source": "./layout"}}, "only .safetensors files are read; pickles can run code"),
+        (
+            {"base": "o/m.safetensors", "revision": "0" * 40, "base_config": {"source": "./l"}},
+            "is the name of a hub repository; a file",
+        ),
+        ({"base": "./m", "denoiser": {"source": "./d", "weight_name": "x.sft"}}, "pickles can run code"),
+        ({"base": "./m", "denoiser": {"source": "./d", "weight_name": "x.CKPT"}}, "pickles can run code"),
+        ({"base": "./m", "denoiser": {"source": "o/x.gguf", "revision": "0" * 40}}, "a file of this machine is written ./o/x.gguf"),
         ({"base": "./m", "base_file": "m.ckpt", "base_config": {"source": "./layout"}}, "pickles can run code"),
         ({"base": "./m", "base_file": "../m.safetensors", "base_config": {"source": "./layout"}}, "inside the source is meant"),
         (
