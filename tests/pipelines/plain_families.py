@@ -99,9 +99,10 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
 
     def cut(value: Any, some: slice, rows: int) -> Any:
         if isinstance(value, torch.Tensor) and value.ndim == 3 and value.dtype == torch.long and len(value) == 3:
-            return cut(value.transpose(0, 1), some, rows).transpose(0, 1)  # positions in three dimensions
-        if not isinstance(value, torch.Tensor) or len(value) != rows:
-            return value
+            return filled(value.transpose(0, 1), some, rows).transpose(0, 1)  # positions in three dimensions
+        return filled(value, some, rows) if isinstance(value, torch.Tensor) and len(value) == rows else value
+
+    def filled(value: torch.Tensor, some: slice, rows: int) -> torch.Tensor:
         return torch.cat([value[some], *[value[-1:]] * max(0, some.stop - rows)])
 
     def together(parts: list[Any]) -> Any:
