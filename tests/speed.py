@@ -148,7 +148,11 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/rendering/test_pipelines_of_modes.py::test_an_engine_imports_neither_the_code_of_every_family_nor_what_no_worker_uses",
     "tests/shards/test_bounded_parquet.py",
     "tests/shards/test_faulty_storage.py",
-    "tests/shards/test_lease.py",
+    "tests/shards/test_lease.py::test_a_broken_lease_file_that_is_written_again_is_somebodys",
+    "tests/shards/test_lease.py::test_a_holder_in_another_process_is_refused_to_others_until_it_releases",
+    "tests/shards/test_lease.py::test_a_holder_that_was_stopped_finds_its_lease_lost_and_leaves_the_new_one",
+    "tests/shards/test_lease.py::test_of_eight_processes_that_take_at_once_exactly_one_wins",
+    "tests/shards/test_lease.py::test_of_many_that_take_and_release_in_turn_never_two_hold",
 )
 
 
