@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from promptmill.embedded.controlnet import control_maps, rearranged
 from promptmill.embedded.flow_sampling import FlowFamily
 from promptmill.embedded.oracle import Reading, is_right, read
 from promptmill.embedded.pictures import CENTERS, SIDE, Pictures, draw
-from promptmill.embedded.sampling import GUIDANCE, STEPS, Family
+from promptmill.embedded.sampling import GUIDANCE, STEPS, EmbeddedFamily, Family
 from promptmill.embedded.weights import WEIGHTS
 from promptmill.embedded.world import COLORS, SHAPES, SIZES, Scene, Thing, describe, edits, is_held_out, sample_scene, without
 
@@ -35,8 +35,29 @@ STRENGTHS = (0.3, 0.5, 0.7, 0.9)
 MASK_REACH = 0.23  # half-side of an inpainting mask, in sides: covers the largest object with its jitter
 MASK_IOU = 0.75
 
-# By the name that the command takes: a family's class, and the file of its table.
-FAMILIES: dict[str, tuple[type[Family], str]] = {"unet": (Family, "RESULTS.md"), "flow": (FlowFamily, "RESULTS-flow.md")}
+
+@dataclass(frozen=True)
+class Measured:
+    """Describes the measurement of a family.
+
+    Attributes:
+        kind: The family.
+        table: The file of the table, in the folder of the weights.
+        controls: The kinds of ControlNets, each with the share that has to be as the map says.
+        shared: Whether the oracle, the autoencoder and CLIP, which are the same for all families, are measured here.
+    """
+
+    kind: type[EmbeddedFamily]
+    table: str
+    controls: Mapping[str, float]
+    shared: bool = False
+
+
+# By the name that the command takes.
+FAMILIES = {
+    "unet": Measured(Family, "RESULTS.md", {"canny": 0.80, "seg": 0.80}, shared=True),
+    "flow": Measured(FlowFamily, "RESULTS-flow.md", {"seg": 0.75}),
+}
 
 
 @dataclass(frozen=True)
@@ -106,13 +127,13 @@ def measure_oracle(count: int) -> Iterator[Figure]:
     yield share("oracle on drawn pictures", right_under(scenes, draw(scenes, rng).pixels), at_least=0.995)
 
 
-def measure_autoencoder(family: Family, count: int) -> Iterator[Figure]:
+def measure_autoencoder(family: EmbeddedFamily, count: int) -> Iterator[Figure]:
     """Yield the share of the autoencoder's reconstructions that the oracle finds right."""
     scenes, rng = scenes_for(2, count)
     yield share("autoencoder's reconstructions", right_under(scenes, family.reconstruct(draw(scenes, rng).pixels)), at_least=0.98)
 
 
-def measure_txt2img(family: Family, count: int, steps: int = STEPS, candidates: int = CANDIDATES) -> Iterator[Figure]:
+def measure_txt2img(family: EmbeddedFamily, count: int, steps: int = STEPS, candidates: int = CANDIDATES) -> Iterator[Figure]:
     """Yield the figures of one candidate and of the best of several by CLIP score; bounds hold for the full number of steps
     only.
     """
@@ -129,7 +150,7 @@ def measure_txt2img(family: Family, count: int, steps: int = STEPS, candidates: 
         yield share(f"txt2img, {objects}, any of {candidates} (what a perfect judge could pick)", np.asarray(right.any(axis=1)))
 
 
-def measure_clip(family: Family, count: int, prompts: int = 200) -> Iterator[Figure]:
+def measure_clip(family: EmbeddedFamily, count: int, prompts: int = 200) -> Iterator[Figure]:
     """Yield how often CLIP ranks the true prompt above all its one-attribute edits and random prompts, `prompts` in all."""
     scenes, rng = scenes_for(5, count)
     pictures = family.embed_pictures(draw(scenes, rng).pixels)
@@ -142,7 +163,7 @@ def measure_clip(family: Family, count: int, prompts: int = 200) -> Iterator[Fig
     yield share(f"CLIP: the true prompt first among {prompts}", first, at_least=0.90)
 
 
-def measure_control(family: Family, kind: str, count: int, wanted: float = 0.80) -> Iterator[Figure]:
+def measure_control(family: EmbeddedFamily, kind: str, count: int, wanted: float = 0.80) -> Iterator[Figure]:
     """Yield how often pictures follow the control map, at scale 1 and at scale 0.
 
     Half the prompts name neither place nor size, half name others than the map's.
@@ -184,7 +205,7 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
     return int(np.count_nonzero(one & other)) / max(1, union)
 
 
-def measure_img2img(family: Family, count: int) -> Iterator[Figure]:
+def measure_img2img(family: EmbeddedFamily, count: int) -> Iterator[Figure]:
     """Yield how often img2img keeps the layout of the source, and how far pictures move from the source as strength grows.
 
     The prompt names neither place nor size, so only the source can give them: each object has to cover the pixels that it covered.
@@ -268,7 +289,7 @@ def thing_is_right(thing: Thing, mask: np.ndarray, reading: Reading) -> bool:
     return [(s.shape, s.color, s.size, s.place) for s in inside] == [(thing.shape, thing.color, thing.size, thing.place)]
 
 
-def measure_speed(family: Family, repeats: int = 3) -> Iterator[Figure]:
+def measure_speed(family: EmbeddedFamily, repeats: int = 3) -> Iterator[Figure]:
     """Yield the mean time of 16 txt2img pictures, in seconds, after one warm-up run."""
     prompts = [describe(s) for s in scenes_for(9, 16)[0]]
     seconds = []
@@ -286,27 +307,23 @@ def right_under(scenes: Sequence[Scene], pixels: np.ndarray) -> list[bool]:
     return [is_right(scene, picture) for scene, picture in zip(scenes, pixels, strict=True)]
 
 
-def measure(family: Family, scale: float = 1.0) -> Iterator[Figure]:
-    """Yield every figure of the table as soon as the figure is known; `scale` multiplies the number of cases.
-
-    The oracle, the autoencoder and CLIP are the same for both families, and are measured with the first.
-    """
+def measure(measured: Measured, family: EmbeddedFamily, scale: float = 1.0) -> Iterator[Figure]:
+    """Yield every figure of a family's table as soon as the figure is known; `scale` multiplies the number of cases."""
 
     def cases(count: int) -> int:
         return max(8, round(count * scale))
 
-    flows = isinstance(family, FlowFamily)
-    if not flows:
+    if measured.shared:
         yield from measure_oracle(cases(2000))
         yield from measure_autoencoder(family, cases(1000))
         yield from measure_clip(family, cases(400))
     yield from measure_txt2img(family, cases(150))
     # Twenty steps leave ranking little to do; so few leave it much.
     yield from measure_txt2img(family, cases(150), FEW_STEPS)
-    for kind, wanted in (("seg", 0.75),) if flows else (("canny", 0.80), ("seg", 0.80)):
+    for kind, wanted in measured.controls.items():
         yield from measure_control(family, kind, cases(150), wanted)
     yield from measure_img2img(family, cases(150))
-    if not flows:
+    if isinstance(family, Family):  # of the families the one that can inpaint
         yield from measure_inpaint(family, cases(150))
     yield from measure_speed(family)
 
@@ -325,8 +342,8 @@ def main(weights: Path, scale: float, family: str, out: Path | None) -> None:
     lines = [HEADER]
     click.echo(HEADER)
     held = True
-    kind, table = FAMILIES[family]
-    for figure in measure(kind(weights), scale):
+    measured = FAMILIES[family]
+    for figure in measure(measured, measured.kind(weights), scale):
         held &= figure.holds
         lines.append(figure.row())
         click.echo(lines[-1])
@@ -335,7 +352,7 @@ def main(weights: Path, scale: float, family: str, out: Path | None) -> None:
     command = f"python -m promptmill.embedded.evaluate --family {family} --scale {scale:g}"
     lines.append(f"\n`{command}`: {STEPS} steps, guidance {GUIDANCE:g}, {machine}; {minutes}.")
     click.echo(lines[-1])
-    (out or weights / table).write_text("# Measured\n\n" + "\n".join(lines) + "\n")
+    (out or weights / measured.table).write_text("# Measured\n\n" + "\n".join(lines) + "\n")
     raise SystemExit(0 if held else 1)
 
 

@@ -13,12 +13,12 @@ from diffusers import (
 )
 
 from promptmill.embedded import weights
-from promptmill.embedded.sampling import Family
+from promptmill.embedded.sampling import EmbeddedFamily
 
 
 @dataclass(frozen=True)
-class FlowFamily(Family):
-    """Loads the flow family once and renders with its weights as `Family` does; the CLIP that scores is the same."""
+class FlowFamily(EmbeddedFamily):
+    """Loads the family in Stable Diffusion 3's layout, without inpainting: diffusers' own takes latents of 16 channels, not of 4."""
 
     @cached_property
     def text(self) -> StableDiffusion3Pipeline:
@@ -26,12 +26,6 @@ class FlowFamily(Family):
 
     def img2img(self, prompts: Sequence[str], seeds: Sequence[int], source: np.ndarray, **options: Any) -> np.ndarray:
         return self._run(self._sharing(StableDiffusion3Img2ImgPipeline), prompts, seeds, {"image": source}, options)
-
-    def inpaint(
-        self, prompts: Sequence[str], seeds: Sequence[int], source: np.ndarray, mask: np.ndarray, **options: Any
-    ) -> np.ndarray:
-        """Raise: diffusers' inpainting of SD3 takes latents of 16 channels, and this family's have 4."""
-        raise NotImplementedError("StableDiffusion3InpaintPipeline takes latents of 16 channels, not of 4")
 
     def control(self, kind: str, prompts: Sequence[str], seeds: Sequence[int], maps: np.ndarray, **options: Any) -> np.ndarray:
         """Render under segmentation maps, (B, 64, 64, 3) uint8; `kind` is "seg"."""

@@ -1,5 +1,6 @@
-"""Makes pictures with the shipped family in every mode, by diffusers' own pipelines over one set of weights."""
+"""Makes pictures with the shipped families, with the UNet in every mode, by diffusers' own pipelines over one set of weights."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,14 +26,26 @@ BATCH = 48
 
 
 @dataclass(frozen=True)
-class Family:
-    """Loads the family once and renders with its weights: pictures (B, 64, 64, 3) uint8, each by its seed alone."""
+class EmbeddedFamily(ABC):
+    """Loads a family once and renders with its weights: pictures (B, 64, 64, 3) uint8, each by its seed alone.
+
+    This class has what every family can do, whatever its denoiser is; the autoencoder and the CLIP that scores are the same.
+    """
 
     folder: Path = field(default=weights.WEIGHTS)
 
-    @cached_property
-    def text(self) -> StableDiffusionPipeline:
-        return weights.load_pipeline(self.folder)
+    @property
+    @abstractmethod
+    def text(self) -> Any:
+        """Return diffusers' pipeline from text to pictures."""
+
+    @abstractmethod
+    def img2img(self, prompts: Sequence[str], seeds: Sequence[int], source: np.ndarray, **options: Any) -> np.ndarray:
+        """Render from pictures, (B, 64, 64, 3) uint8."""
+
+    @abstractmethod
+    def control(self, kind: str, prompts: Sequence[str], seeds: Sequence[int], maps: np.ndarray, **options: Any) -> np.ndarray:
+        """Render under control maps of a kind, (B, 64, 64, 3) uint8."""
 
     @cached_property
     def clip(self) -> tuple[Any, Any, Any]:
@@ -40,27 +53,6 @@ class Family:
 
     def txt2img(self, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> np.ndarray:
         return self._run(self.text, prompts, seeds, {}, options)
-
-    def img2img(self, prompts: Sequence[str], seeds: Sequence[int], source: np.ndarray, **options: Any) -> np.ndarray:
-        return self._run(self._sharing(StableDiffusionImg2ImgPipeline), prompts, seeds, {"image": source}, options)
-
-    def inpaint(
-        self, prompts: Sequence[str], seeds: Sequence[int], source: np.ndarray, mask: np.ndarray, **options: Any
-    ) -> np.ndarray:
-        """Repaint pictures where `mask`, (B, 64, 64) uint8, is 255. Nothing is composited afterwards."""
-        images = {"image": source, "mask_image": mask}
-        return self._run(self._sharing(StableDiffusionInpaintPipeline), prompts, seeds, images, {"strength": 1.0, **options})
-
-    def control(self, kind: str, prompts: Sequence[str], seeds: Sequence[int], maps: np.ndarray, **options: Any) -> np.ndarray:
-        """Render under control maps, (B, 64, 64, 3) uint8; `kind` is "canny" or "seg"."""
-        controlnet = weights.load_controlnet(kind, self.folder)
-        pipeline = self._sharing(StableDiffusionControlNetPipeline, controlnet=controlnet)
-        return self._run(pipeline, prompts, seeds, {"image": maps}, options)
-
-    def _sharing(self, kind: Any, **parts: Any) -> Any:
-        pipeline = kind(**self.text.components, **parts, requires_safety_checker=False)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def _run(self, pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], images: dict, options: dict) -> np.ndarray:
         made = []
@@ -112,3 +104,33 @@ class Family:
         )
         row = {prompt: number for number, prompt in enumerate(distinct)}
         return vectors[[row[prompt] for prompt in prompts]]
+
+
+@dataclass(frozen=True)
+class Family(EmbeddedFamily):
+    """Loads the family in Stable Diffusion's layout, whose denoiser is a UNet."""
+
+    @cached_property
+    def text(self) -> StableDiffusionPipeline:
+        return weights.load_pipeline(self.folder)
+
+    def img2img(self, prompts: Sequence[str], seeds: Sequence[int], source: np.ndarray, **options: Any) -> np.ndarray:
+        return self._run(self._sharing(StableDiffusionImg2ImgPipeline), prompts, seeds, {"image": source}, options)
+
+    def inpaint(
+        self, prompts: Sequence[str], seeds: Sequence[int], source: np.ndarray, mask: np.ndarray, **options: Any
+    ) -> np.ndarray:
+        """Repaint pictures where `mask`, (B, 64, 64) uint8, is 255. Nothing is composited afterwards."""
+        images = {"image": source, "mask_image": mask}
+        return self._run(self._sharing(StableDiffusionInpaintPipeline), prompts, seeds, images, {"strength": 1.0, **options})
+
+    def control(self, kind: str, prompts: Sequence[str], seeds: Sequence[int], maps: np.ndarray, **options: Any) -> np.ndarray:
+        """Render under control maps, (B, 64, 64, 3) uint8; `kind` is "canny" or "seg"."""
+        controlnet = weights.load_controlnet(kind, self.folder)
+        pipeline = self._sharing(StableDiffusionControlNetPipeline, controlnet=controlnet)
+        return self._run(pipeline, prompts, seeds, {"image": maps}, options)
+
+    def _sharing(self, kind: Any, **parts: Any) -> Any:
+        pipeline = kind(**self.text.components, **parts, requires_safety_checker=False)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
