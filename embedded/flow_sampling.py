@@ -18,7 +18,7 @@ from promptmill.embedded.sampling import EmbeddedFamily
 
 @dataclass(frozen=True)
 class FlowFamily(EmbeddedFamily):
-    """Loads the family in Stable Diffusion 3's layout, without inpainting: diffusers' own takes latents of 16 channels, not of 4."""
+    """Loads the family in Stable Diffusion 3's layout, without inpainting: diffusers' own takes latents of 16 channels."""
 
     @cached_property
     def text(self) -> StableDiffusion3Pipeline:
