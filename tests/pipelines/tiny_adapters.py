@@ -14,7 +14,7 @@ from diffusers import (
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from tests.pipelines.tiny_families import lively
+from tests.pipelines.tiny_parts import lively
 
 NORM = (("weight", "ones"), ("bias", "zeros"))  # of a norm that does nothing more
 

@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import torch
 
-from tests.pipelines.tiny_families import lively
+from tests.pipelines.tiny_parts import lively
 
 
 def _of(name: str, base: Path) -> Any:

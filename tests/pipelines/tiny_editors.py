@@ -9,7 +9,8 @@ import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tests.pipelines import tiny, tiny_texts
-from tests.pipelines.tiny_families import WIDTH, flux_parts, made, sana_parts, seeded, t5
+from tests.pipelines.tiny_families import flux_parts, sana_parts
+from tests.pipelines.tiny_parts import WIDTH, made, seeded, t5
 
 
 def fill(folder: Path) -> Path:

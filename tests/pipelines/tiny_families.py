@@ -9,47 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 import transformers
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tests.pipelines import tiny, tiny_texts
-
-WIDTH = 16  # of text embeddings
-
-
-def seeded(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    torch.manual_seed(7)
-    return make(*args, **options).eval()
-
-
-def lively(module: torch.nn.Module) -> torch.nn.Module:
-    """A module whose parameters that begin as zeros do something; such layers would hide whatever went wrong before them."""
-    torch.manual_seed(8)
-    for parameter in module.parameters():
-        if not parameter.abs().max():
-            torch.nn.init.normal_(parameter, std=0.1)
-    return module
-
-
-def made(name: str, **options: Any) -> torch.nn.Module:
-    return lively(seeded(getattr(diffusers, name), **options))
-
-
-def vae(channels: int, **options: Any) -> AutoencoderKL:
-    """8 times smaller latents, with the shift that flow-matching families have."""
-    options = {"use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.06, **options}
-    return seeded(
-        AutoencoderKL,
-        block_out_channels=[4, 4, 8, 8],
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        latent_channels=channels,
-        norm_num_groups=2,
-        scaling_factor=1.5,
-        sample_size=64,
-        **options,
-    )
+from tests.pipelines.tiny_parts import FLUX_LIKE, WIDTH, gemma, gemma2, made, qwen3, qwen25, qwen_vae, seeded, t5, vae
 
 
 def sd3(folder: Path, whole: bool = True, second: int = WIDTH) -> Path:
@@ -90,13 +54,8 @@ def flux_parts(channels: int = 16, guided: bool = True) -> dict[str, Any]:
         "FluxTransformer2DModel",
         in_channels=channels,
         out_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
+        **FLUX_LIKE,
         pooled_projection_dim=WIDTH,
-        axes_dims_rope=[4, 4, 8],
         guidance_embeds=guided,
     )
     return {
@@ -229,7 +188,7 @@ def lumina(folder: Path) -> Path:
         multiple_of=16,
         cross_attention_dim=WIDTH,
     )
-    parts = (transformer, FlowMatchEulerDiscreteScheduler(shift=2.0), tiny.vae(), _gemma(), tiny_texts.words(side="left"))
+    parts = (transformer, FlowMatchEulerDiscreteScheduler(shift=2.0), tiny.vae(), gemma(), tiny_texts.words(side="left"))
     diffusers.LuminaPipeline(*parts).save_pretrained(folder)
     return folder
 
@@ -260,12 +219,7 @@ def chroma(folder: Path) -> Path:
     transformer = made(
         "ChromaTransformer2DModel",
         in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        axes_dims_rope=[4, 4, 8],
+        **FLUX_LIKE,
         approximator_num_channels=64,
         approximator_hidden_dim=32,
         approximator_layers=1,
@@ -328,61 +282,16 @@ def qwen_image(folder: Path) -> Path:
     return folder
 
 
-def qwen25() -> transformers.Qwen2_5_VLForConditionalGeneration:
-    config = transformers.Qwen2_5_VLConfig(
-        text_config={
-            "hidden_size": WIDTH,
-            "intermediate_size": 16,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
-            "rope_theta": 1000000.0,
-            "vocab_size": 32,
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_heads": 2,
-            "out_hidden_size": 16,
-        },
-        vocab_size=32,
-        vision_end_token_id=3,
-        vision_start_token_id=3,
-        vision_token_id=3,
-    )
-    return seeded(transformers.Qwen2_5_VLForConditionalGeneration, config)
-
-
-def qwen_vae() -> diffusers.AutoencoderKLQwenImage:
-    return seeded(
-        diffusers.AutoencoderKLQwenImage,
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 2, 2, 2],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.1, 0.9, 1.0, 1.2],
-    )
-
-
 def ovis(folder: Path) -> Path:
     """Ovis-Image: Flux's way with the texts of Qwen 3 alone, after an instruction of 28 tokens that is cut off."""
     transformer = made(
         "OvisImageTransformer2DModel",
         in_channels=16,
         out_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        axes_dims_rope=[4, 4, 8],
+        **FLUX_LIKE,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    parts = (scheduler, vae(4), _qwen3(), tiny_texts.words(chat=True), transformer)
+    parts = (scheduler, vae(4), qwen3(), tiny_texts.words(chat=True), transformer)
     diffusers.OvisImagePipeline(*parts).save_pretrained(folder)
     return folder
 
@@ -401,46 +310,10 @@ def z_image(folder: Path) -> Path:
         axes_dims=[8, 4, 4],
         axes_lens=[256, 32, 32],
     )
-    parts = (FlowMatchEulerDiscreteScheduler(shift=3.0), vae(4), _qwen3(), tiny_texts.words(chat=True), transformer)
+    parts = (FlowMatchEulerDiscreteScheduler(shift=3.0), vae(4), qwen3(), tiny_texts.words(chat=True), transformer)
     diffusers.ZImagePipeline(*parts).save_pretrained(folder)
     return folder
 
-
-def _qwen3() -> transformers.Qwen3Model:
-    config = transformers.Qwen3Config(
-        hidden_size=WIDTH,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-        vocab_size=32,
-    )
-    return seeded(transformers.Qwen3Model, config)
-
-
-def t5(width: int) -> transformers.T5EncoderModel:
-    config = transformers.T5Config(vocab_size=32, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    return seeded(transformers.T5EncoderModel, config)
-
-
-def _gemma() -> transformers.GemmaModel:
-    return seeded(transformers.GemmaModel, transformers.GemmaConfig(**_GEMMA))
-
-
-def gemma2() -> transformers.Gemma2Model:
-    return seeded(transformers.Gemma2Model, transformers.Gemma2Config(**_GEMMA))
-
-
-_GEMMA = {
-    "head_dim": 8,
-    "hidden_size": WIDTH,
-    "intermediate_size": 16,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "vocab_size": 32,
-}
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "sd3": sd3,

@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tests.pipelines import tiny, tiny_texts
 from tests.pipelines.tiny_editors import flux2_vae, mistral3
-from tests.pipelines.tiny_families import WIDTH, made, qwen25, qwen_vae, seeded, t5, vae
+from tests.pipelines.tiny_parts import FLUX_LIKE, WIDTH, made, qwen25, qwen_vae, seeded, t5, vae
 
 
 def krea2(folder: Path) -> Path:
@@ -63,13 +63,8 @@ def longcat(folder: Path) -> Path:
     transformer = made(
         "LongCatImageTransformer2DModel",
         in_channels=64,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
+        **FLUX_LIKE,
         pooled_projection_dim=WIDTH,
-        axes_dims_rope=[4, 4, 8],
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     words = tiny_texts.words()
@@ -107,13 +102,8 @@ def bria(folder: Path) -> Path:
     transformer = made(
         "BriaTransformer2DModel",
         in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
+        **FLUX_LIKE,
         pooled_projection_dim=None,
-        axes_dims_rope=[4, 4, 8],
     )
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     diffusers.BriaPipeline(transformer, scheduler, vae(4), t5(WIDTH), tiny_texts.words()).save_pretrained(folder)

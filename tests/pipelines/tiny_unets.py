@@ -8,7 +8,7 @@ import transformers
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
 from tests.pipelines import tiny, tiny_texts
-from tests.pipelines.tiny_families import WIDTH, made, seeded
+from tests.pipelines.tiny_parts import WIDTH, made, seeded
 
 SAFE = {"safety_checker": None, "feature_extractor": None}
 

@@ -4,17 +4,15 @@ import json
 import shutil
 
 import pytest
-from click.testing import CliRunner
 
 from promptmill.configs.errors import ConfigError
 from promptmill.configs.loading import load
 from promptmill.configs.own_files import ROOT
-from promptmill.jobs.cli import main
 from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError, read_plan
 from promptmill.jobs.planning.sources import look
 from promptmill.jobs.verifying.regenerate import regenerate
-from tests.jobs.running.test_run import HERE, problems, rendered, rows
+from tests.jobs.running.test_run import HERE, problems, rendered, rows, run_by_command
 from tests.pipelines import tiny, tiny_unets
 
 PROMPT = "a small red circle at the left on a black background"
@@ -54,11 +52,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def out(settings, tmp_path_factory):
-    place = tmp_path_factory.mktemp("run") / "out"
-    words = [word for setting in settings[1] for word in ("--set", setting)]
-    done = CliRunner().invoke(main, ["run", "embedded", "--out", str(place), *words])
-    assert done.exit_code == 0, done.output
-    return place
+    return run_by_command(settings[1], tmp_path_factory.mktemp("run") / "out")
 
 
 def test_every_row_is_kept_and_the_evaluations_of_both_denoisers_are_counted_as_planned(out):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from click.testing import CliRunner
 
 from promptmill.actors.flow.actor_slots import StartError
 from promptmill.configs.loading import load
+from promptmill.jobs.cli import main
 from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError
 from promptmill.jobs.planning.sources import look
@@ -67,6 +69,14 @@ def published(out):
     """Every published byte."""
     files = (path for folder in PUBLISHED for path in (Path(out) / folder).rglob("*"))
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+
+def run_by_command(settings, out):
+    """Renders the preset `embedded` with these settings by `promptmill run`; returns the output."""
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = CliRunner().invoke(main, ["run", "embedded", "--out", str(out), *words])
+    assert done.exit_code == 0, done.output
+    return out
 
 
 def problems(out):

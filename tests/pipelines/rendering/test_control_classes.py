@@ -29,7 +29,8 @@ from tests.pipelines.plain import CANNY, JOB_SEED, MODES, SEG, request
 from tests.pipelines.plain_controlnets import render_controlled
 from tests.pipelines.plain_families import FAMILIES
 from tests.pipelines.plain_steered import SD, SDXL, XL, maps_of, one_or_all, render_steered, steering
-from tests.pipelines.tiny_families import MAKERS, lively
+from tests.pipelines.tiny_families import MAKERS
+from tests.pipelines.tiny_parts import lively
 
 NUMBERS = {"canny": 3, "seg": 5}
 
