@@ -21,6 +21,7 @@ from promptmill.pipelines.models.identity import library_versions, model_identit
 from promptmill.pipelines.rendering import quantised
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.loading import load_model
+from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines import original_layout, tiny_families
 from tests.pipelines.engines import BATCH, model_of, pixels, render
@@ -135,10 +136,14 @@ def test_with_blocks_that_are_offloaded_images_are_the_same(folder, bases, famil
     whole = engine_of(folder, bases[family], quantize=kinds)
     for one, other in zip(render(engine, *SOME), render(whole, *SOME), strict=True):
         np.testing.assert_array_equal(pixels(one), pixels(other))
-    # What the engine holds it gives back: the hooks, too, by which a block comes to the card.
-    denoiser = engine.model.denoiser
-    engine.close()
-    assert "forward" in vars(denoiser), "the hook of the whole module"
+
+
+def test_who_holds_a_models_calls_gives_them_back_with_the_hooks_by_which_blocks_come_to_the_card(folder, bases):
+    loaded = load_model(model_of(folder, base=str(bases["sd"]), controlnets={}, offload=True))
+    before = {part: vars(part).get("forward") for part in (loaded.denoiser, loaded.base.text_encoder, loaded.base.vae)}
+    assert before[loaded.denoiser] is not None, "a hook of diffusers'"
+    Slots(loaded, 1).close()
+    assert {part: vars(part).get("forward") for part in before} == before
 
 
 def test_a_large_image_is_decoded_in_tiles_as_diffusers_does(folder):
