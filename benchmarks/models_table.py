@@ -102,6 +102,13 @@ ROWS: tuple[Row, ...] = (
     Row("Ovis-Image", "ovis-image", ("AIDC-AI/Ovis-Image-7B",)),
     Row("PRX, at guidance scales from 1 on", "prx", ("Photoroom/prx-512-t2i-sft",)),
     Row("Qwen-Image", "qwen-image", ("Qwen/Qwen-Image",), ("qwen-image",)),
+    Row("Qwen-Image-Edit", "qwen-image-edit", ("Qwen/Qwen-Image-Edit",), ("qwen-image-edit",)),
+    Row(
+        "Qwen-Image-Edit Plus (2509, 2511; one picture)",
+        "qwen-image-edit-plus",
+        ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511"),
+        ("qwen-image-edit-2511",),
+    ),
     Row("Z-Image", "z-image", ("Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"), ("z-image", "z-image-turbo")),
 )
 

@@ -48,6 +48,7 @@ class Family:
         package: A package beside those that promptmill installs, which the family's tokenizer needs; None where there is none.
         picture: The argument that takes the picture of a row; `control_image` takes it in -1 … 1.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
+        single: Whether a call makes one image, of one picture as Pillow has it.
         always: Further arguments of every call: values, or functions of the request.
     """
 
@@ -82,6 +83,7 @@ class Family:
     package: str | None = None
     picture: str = "image"
     whole_pictures: bool = False
+    single: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, request: Any) -> dict[str, Any]:
@@ -171,6 +173,16 @@ FAMILIES: dict[str, Family] = {
         several_controls=False,
         sized=True,
     ),
+    # The language model reads the picture that is edited, scaled to the pixels that it was trained with.
+    "QwenImageEdit": Family(
+        rows=1,
+        guidance="true_cfg_scale",
+        empty_negative=True,
+        strength=False,
+        solvers=("euler", "unipc"),
+        sized=True,
+        single=True,
+    ),
     "Sana": Family(
         solvers=ALL_SOLVERS,
         always={"use_resolution_binning": False},
@@ -237,7 +249,7 @@ REFUSED: dict[str, str] = {
         ("renders seven sizes alone, whatever size a row asks for", "Kandinsky5T2I"),
         ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
         ("has a guider that keeps a state between steps, which requests side by side would mix", "HunyuanImage"),
-        (READS_PICTURES, "QwenImageEdit QwenImageLayered LongCatImageEdit JoyImageEdit"),
+        (READS_PICTURES, "QwenImageEditInpaint QwenImageLayered LongCatImageEdit JoyImageEdit"),
         (
             STAGES,
             "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior KandinskyV22 Wuerstchen"

@@ -40,8 +40,9 @@ MORE = {
     "inpaint": {"flux-fill": "FluxFillPipeline"},
 }
 
-# Families whose pipelines want a control image: a row's picture is that image, and what diffusers' tables have besides wants two.
-INSTEAD = {"flux-control": {"img2img": "FluxControlPipeline"}}
+# Families of whose pipelines in diffusers' tables some are not served. Those of Flux Control want a control image: a row's picture
+# is that image, and what the tables have besides wants two. Qwen-Image-Edit's inpainting renders a million pixels alone.
+INSTEAD = {"flux-control": {"img2img": "FluxControlPipeline"}, "qwenimage-edit": {"img2img": "QwenImageEditPipeline"}}
 
 # Pipelines with ControlNets that the tables leave out.
 CONTROLLED: dict[str, dict[str, str]] = {

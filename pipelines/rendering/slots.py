@@ -57,6 +57,8 @@ class Waiting:
     def bucket(self, family: Family) -> Hashable:
         """Return the key that the members of one group share."""
         request = self.job.request
+        if family.single:
+            return id(self)
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
         apart = self.apart or (family.references and request.init_image is not None)
         return (bucket_of(request), self.job.placed.preview, texts, id(self.job.placed) if apart else None)
@@ -164,7 +166,13 @@ class Slots:
         """
         waiting = [Waiting(job, settled) for job in jobs]
         family = self._family
-        waiting.sort(key=lambda one: (str(kind_of(one.job.request)), -one.job.request.steps, str(one.bucket(family))))
+        waiting.sort(
+            key=lambda one: (
+                str(kind_of(one.job.request)),
+                -one.job.request.steps,
+                "" if family.single else str(one.bucket(family)),
+            )
+        )
         queue = list(self._queue)
         place = len(queue)
         if ahead:

@@ -36,6 +36,7 @@ class Plain:
         small: The initial image, where it has to be smaller than the image that is made of it.
         takes: The argument that takes a picture.
         pillow: Whether pictures are given as Pillow has them.
+        single: Whether a call makes one image of one picture.
         said: Further arguments of every call: values, or functions of the request.
         parts: Parts that are given when a model is loaded.
         schedulers: Short names of schedulers to mix; `model` is the one that the model was saved with.
@@ -56,6 +57,7 @@ class Plain:
     small: str | None = None
     takes: str = "image"
     pillow: bool = False
+    single: bool = False
     said: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
     schedulers: tuple[str, ...] = ("euler", "model")
@@ -152,12 +154,12 @@ def render_family(
     dtype: torch.dtype = torch.float32,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, int]:
-    """The first `count` candidates of a request by diffusers' own pipeline, loaded for them and called once.
+    """The first `count` candidates of a request by diffusers' own pipeline, loaded for them and called once, or once for each.
 
     Args:
         plain: How the family's pipelines are called.
         request: What is wanted, without controls and LoRAs.
-        count: Candidates in the one call.
+        count: Candidates, in one call where the pipeline can.
         base: The model's folder.
         folder: That of the images.
         batch: How many texts are encoded, and images decoded, at a time; pictures are encoded one by one.
@@ -173,7 +175,27 @@ def render_family(
     taken = inspect.signature(pipeline.__call__).parameters
     # Where a pipeline takes no size, the picture has it.
     said = {name: value for name, value in said.items() if name in taken or name not in ("width", "height")}
-    return pixels_of(pipeline(**said).images, request, folder), sum(seen) // count
+    if not plain.single:
+        return pixels_of(pipeline(**said).images, request, folder), sum(seen) // count
+    # Each at the batch shape of the engine, as the candidates of one call would be.
+    pipeline.text_encoder.forward = reading(pipeline.text_encoder.forward, batch)
+    denoiser = pipeline.transformer
+    denoiser.forward = in_pieces(denoiser.forward, plain.rows * batch)
+    cut = ("prompt", "negative_prompt", "generator")
+    apart = [said | {name: said[name][k : k + 1] for name in cut if name in said} for k in range(count)]
+    made = torch.cat([pipeline(**one).images for one in apart])
+    return pixels_of(made, request, folder), sum(seen) // count
+
+
+def reading(forward: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """A language model's call on one text and its picture, as the first row of so many equal ones."""
+
+    def run(**given: Any) -> Any:
+        known = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+        answer = forward(**{**given, **{name: torch.cat([value] * size) for name, value in known.items()}})
+        return type(answer)(hidden_states=tuple(layer[:1] for layer in answer.hidden_states))
+
+    return wraps(forward)(run)
 
 
 def loaded(
@@ -191,7 +213,7 @@ def loaded(
     # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
     pipeline.vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
     for name, part in pipeline.components.items():
-        if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")):
+        if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")) and "Edit" not in kind:
             side = 1 if kind.startswith("Kolors") else 0
             part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1, side)
     seen: list[int] = []
@@ -222,6 +244,8 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
         said[plain.takes] = [Image.open(file)] if plain.references else picture(file, count)
         if plain.pillow:
             said[plain.takes] = [Image.open(file)] * count
+        if plain.single:
+            said[plain.takes] = Image.open(file)
     said |= {name: getattr(request, name) for name in plain.further}
     if request.mask_image:
         said["mask_image"] = picture(folder / request.mask_image, count, 1)
@@ -276,6 +300,15 @@ _PIX2PIX: dict[str, Any] = {
     "strength": False,
     "further": {"image_guidance_scale": (1.5, 1.0, 0.5, 4.0, 2.0)},
     "schedulers": _NOISE,
+}
+
+_QWEN_EDIT: dict[str, Any] = {
+    "rows": 1,
+    "guidance": "true_cfg_scale",
+    "always_negative": True,
+    "strength": False,
+    "single": True,
+    "schedulers": ("euler", "unipc", "model"),
 }
 
 FAMILIES: dict[str, Plain] = {
@@ -347,6 +380,8 @@ FAMILIES: dict[str, Plain] = {
         references=True,
         schedulers=("euler", "unipc", "model"),
     ),
+    "qwen-image-edit": Plain(_picture("QwenImageEdit"), **_QWEN_EDIT),
+    "qwen-image-edit-plus": Plain(_picture("QwenImageEditPlus"), **_QWEN_EDIT),
     "sana-sprint": Plain(
         {"txt2img": "SanaSprintPipeline", "img2img": "SanaSprintImg2ImgPipeline"},
         rows=1,

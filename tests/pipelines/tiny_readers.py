@@ -1,15 +1,18 @@
 """Tiny models of later families whose texts a language model reads, as `tiny_families` has the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
+import pytest
 import torch
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tests.pipelines import tiny, tiny_texts
 from tests.pipelines.tiny_editors import flux2_vae, mistral3
+from tests.pipelines.tiny_families import qwen_image_parts
 from tests.pipelines.tiny_parts import FLUX_LIKE, WIDTH, made, qwen25, qwen_vae, seeded, t5, vae
 
 
@@ -180,6 +183,15 @@ def prx(folder: Path) -> Path:
     return folder
 
 
+def qwen_edit(folder: Path, plus: bool = False) -> Path:
+    """Qwen-Image-Edit: a language model that reads the picture; Plus (2511) tells the picture's tokens from the image's by time."""
+    words, picture = tiny_texts.seeing()
+    scheduler, transformer = qwen_image_parts(zero_cond_t=plus)
+    kind = diffusers.QwenImageEditPlusPipeline if plus else diffusers.QwenImageEditPipeline
+    kind(scheduler, qwen_vae(), qwen25(picture), words, tiny_texts.processor(words), transformer).save_pretrained(folder)
+    return folder
+
+
 READERS: dict[str, Callable[[Path], Path]] = {
     "kolors": kolors,
     "krea2": krea2,
@@ -187,4 +199,18 @@ READERS: dict[str, Callable[[Path], Path]] = {
     "ernie": ernie,
     "bria": bria,
     "prx": prx,
+    "qwen-image-edit": qwen_edit,
+    "qwen-image-edit-plus": lambda folder: qwen_edit(folder, plus=True),
 }
+
+
+@contextmanager
+def small_pictures() -> Iterator[None]:
+    """Lets pipelines that scale each picture to a million pixels scale it to 64 x 64 instead, so that tests stay fast."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
+            theirs = module.calculate_dimensions
+            patched.setattr(module, "calculate_dimensions", lambda area, ratio, theirs=theirs: theirs(64 * 64, ratio))
+        yield

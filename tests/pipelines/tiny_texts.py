@@ -38,6 +38,13 @@ def words(most: int = 512, side: str = "right", chat: bool = False) -> PreTraine
     return made
 
 
+def seeing() -> tuple[PreTrainedTokenizerFast, int]:
+    """A tokenizer of words with a token that stands for a piece of a picture, and that token's number."""
+    made = words()
+    made.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|video_pad|>"]})
+    return made, made.convert_tokens_to_ids("<|image_pad|>")
+
+
 def processor(words: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
     """Qwen 2 VL's processor of texts and pictures, over such a tokenizer."""
     return Qwen2VLProcessor(Qwen2VLImageProcessor(), words, Qwen2VLVideoProcessor(), chat_template=PARTED)

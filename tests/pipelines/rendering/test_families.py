@@ -7,10 +7,12 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models import families
 from promptmill.pipelines.models.capabilities import read_facts
+from promptmill.pipelines.rendering.conditioning import prepare
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.evaluations import evaluations
 from tests.pipelines import plain_families
@@ -20,7 +22,7 @@ from tests.pipelines.plain_families import FAMILIES, Plain, render_family
 from tests.pipelines.plain_families import UNETS as FAMILIES_OF_UNETS
 from tests.pipelines.tiny_editors import EDITORS
 from tests.pipelines.tiny_families import MAKERS
-from tests.pipelines.tiny_readers import READERS
+from tests.pipelines.tiny_readers import READERS, small_pictures
 from tests.pipelines.tiny_unets import UNETS
 
 # Steps, guidance scale, prompt and negative prompt of the requests in each mode. Two may go through one call, with texts of lengths
@@ -31,6 +33,12 @@ ASKED = [
     (3, 4.0, "a circle", ""),
     (5, 7.0, "a large blue square at the left of a small green circle", "blue and red"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures_that_are_read_are_small():
+    with small_pictures():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +143,7 @@ def test_companions_never_matter(engines, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest(engines, name, monkeypatch):
+def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest_or_it_makes_one_image(engines, name, monkeypatch):
     engine, _ = engines(name)
     calls = []
     render_group = engine.path._render
@@ -147,7 +155,25 @@ def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest(engines
         for n, prompt in enumerate(("a red square", "a"))
     ]
     assert all(outcome.failure is None for outcome in render(engine, *some))
-    assert calls == ([1, 1] if FAMILIES[name].apart else [2])
+    assert calls == ([1, 1] if FAMILIES[name].apart or FAMILIES[name].single else [2])
+
+
+@pytest.mark.parametrize("name", ["qwen-image-edit"])
+def test_language_models_that_read_pictures_read_each_rows_own(engines, folder, name):
+    engine, base = engines(name)
+    sizes = [{"width": 64, "height": 32}, {"width": 32, "height": 64}]
+    some = [
+        request(f"{file}-{n}", mode="img2img", init_image=file, steps=2, scheduler="euler", seed=1, candidates=1, **size)
+        for file in ("a.png", "b.png")
+        for n, size in enumerate(sizes)
+    ]
+    made = [pixels(outcome)[0] for outcome in render(engine, *some)]
+    assert (made[0] != made[2]).any()
+    for one, mine in zip(some, made, strict=True):
+        cut = folder / f"{one.width}-{one.init_image}"  # as a row's picture is brought to the row's size
+        Image.fromarray(prepare(Image.open(folder / one.init_image), one.width, one.height)).save(cut)
+        theirs, _ = render_family(FAMILIES[name], replace(one, init_image=cut.name), 1, base, folder, BATCH)
+        np.testing.assert_array_equal(mine, theirs[0], err_msg=one.id)
 
 
 def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
