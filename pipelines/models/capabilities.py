@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,10 @@ def read_facts(model: Model) -> ModelFacts:
     if model.refiner:
         modes = tuple(mode for mode in modes if mode in MODES)
         schedulers = schedulers_between(schedulers, _class_of(index, "scheduler"))
-    ignored = _ignored(family_of(name), index, denoiser)
+    family = family_of(name)
+    if family.guiders and not any(_class_of(index, part) for part in family.guiders):
+        family = replace(family, embedded=True, negative=False)
+    ignored = _ignored(family, index, denoiser)
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
     return ModelFacts(
         name,
@@ -127,7 +130,7 @@ def read_facts(model: Model) -> ModelFacts:
         further=family_of(name).further,
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
-        counting=_counting(family_of(name), "guidance_scale" in ignored, denoiser, scheduler),
+        counting=_counting(family, "guidance_scale" in ignored, denoiser, scheduler),
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
 

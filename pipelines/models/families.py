@@ -49,6 +49,8 @@ class Family:
         picture: The argument that takes the picture of a row; `control_image` takes it in -1 … 1.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
         single: Whether a call makes one image, of one picture as Pillow has it.
+        guiders: Parts that guide, where they are there, and keep a state between steps: each call has copies of them with the row's
+            scale. Without them guidance is an input of the model.
         always: Further arguments of every call: values, or functions of the request.
     """
 
@@ -84,6 +86,7 @@ class Family:
     picture: str = "image"
     whole_pictures: bool = False
     single: bool = False
+    guiders: tuple[str, ...] = ()
     always: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, request: Any) -> dict[str, Any]:
@@ -153,6 +156,14 @@ FAMILIES: dict[str, Family] = {
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
+    # Of texts in quotes one call has all or none: they are read by letters, and another guider steers what has them.
+    "HunyuanImage": Family(
+        rows=1,
+        guidance="distilled_guidance_scale",
+        prompts_apart=True,
+        solvers=("euler", "unipc"),
+        guiders=("guider", "ocr_guider"),
+    ),
     "Kolors": Family(length_first=True, package="sentencepiece"),
     "Krea2": Family(rows=1, unguided=0.0, sized=True, solvers=("euler", "unipc"), patch=2),
     "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
@@ -248,7 +259,7 @@ REFUSED: dict[str, str] = {
         ("renders one number of pixels, whatever size a row asks for", "HiDreamImage"),
         ("renders seven sizes alone, whatever size a row asks for", "Kandinsky5T2I"),
         ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
-        ("has a guider that keeps a state between steps, which requests side by side would mix", "HunyuanImage"),
+        ("takes the latents of another pipeline in place of a picture", "HunyuanImageRefiner"),
         (READS_PICTURES, "QwenImageEditInpaint QwenImageLayered LongCatImageEdit JoyImageEdit"),
         (
             STAGES,

@@ -62,7 +62,7 @@ class Joined:
         names: Names of the module's positional arguments.
         shape: Rows a batch, always.
         called: Called with each caller and its number of rows as it calls the module.
-        once: Whether calls with equal integers, which are tokens, are answered once, as equal texts are.
+        once: Whether calls that begin with integers, which are tokens, are answered once where all they say is equal.
         multiple: Of lists with a tensor a row: the length to a multiple of which the module pads each of them by itself.
         longest: The argument, a mask (rows, length), by whose longest row the module cuts a batch; none where it cuts none.
         calls, rows, seconds: Totals so far: batches, the rows in them, and the time in seconds.
@@ -188,9 +188,9 @@ class Joined:
 
 
 def _tokens(arguments: Mapping[str, Any]) -> list[tuple[str, Any]] | None:
-    """Return the arguments of a call whose tensors are all of integers, but for pictures that texts name, None where one is not."""
-    tensors = [value for name, value in arguments.items() if isinstance(value, torch.Tensor) and name != "pixel_values"]
-    return None if not tensors or any(tensor.is_floating_point() for tensor in tensors) else [*arguments.items()]
+    """Return the arguments of a call on texts, whose first tensor has tokens; None of a call on pictures or on embeddings."""
+    first = next((value for value in arguments.values() if isinstance(value, torch.Tensor)), None)
+    return None if first is None or first.is_floating_point() else [*arguments.items()]
 
 
 def _same(one: Sequence[tuple[str, Any]], other: Sequence[tuple[str, Any]] | None) -> bool:

@@ -288,6 +288,9 @@ class Slots:
         # A pipeline keeps its scheduler and some of its arguments on itself.
         pipeline = copy.copy(shared)
         pipeline.scheduler = self._model.scheduler(request.scheduler)
+        for name in self._family.guiders:
+            if (guider := getattr(pipeline, name)) is not None:
+                setattr(pipeline, name, guider.new(guidance_scale=request.guidance_scale))
         made = call(pipeline, self._model, jobs, self._wait)
         for place, member in enumerate(group.members):
             member.settled(member.job, candidate(member.job, *made[place], group.evaluations))

@@ -45,8 +45,7 @@ class TextEncoder:
         """Take a call in place of the encoder: stop the calling greenlet until texts that are not kept are encoded."""
         arguments = _by_rows(_turned(dict(zip(self.joined.names, args, strict=False)) | kwargs))
         rows = count_of(arguments.values())
-        seen = {name: value for name, value in arguments.items() if name != PATCHES or GRIDS not in arguments}
-        if any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in seen.values()):
+        if next(value for value in arguments.values() if isinstance(value, torch.Tensor)).is_floating_point():
             return self.joined.hold(**arguments)  # pictures or embeddings, which are no tokens
         keys = self._keys(arguments, rows)
         have = {key: self._kept[key] for key in keys if key in self._kept and self._is_whole(self._kept[key])}

@@ -37,6 +37,7 @@ class Plain:
         takes: The argument that takes a picture.
         pillow: Whether pictures are given as Pillow has them.
         single: Whether a call makes one image of one picture.
+        guiders: Parts that are given the guidance scale.
         said: Further arguments of every call: values, or functions of the request.
         parts: Parts that are given when a model is loaded.
         schedulers: Short names of schedulers to mix; `model` is the one that the model was saved with.
@@ -58,6 +59,7 @@ class Plain:
     takes: str = "image"
     pillow: bool = False
     single: bool = False
+    guiders: tuple[str, ...] = ()
     said: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
     schedulers: tuple[str, ...] = ("euler", "model")
@@ -169,12 +171,15 @@ def render_family(
         Pixels (count, H, W, 3) uint8, and the rows of a candidate that went through the denoiser.
     """
     pipeline, seen = loaded(plain.pipelines[request.mode], base, request, batch, scheduled=options, dtype=dtype, **plain.parts)
+    for name in plain.guiders:
+        setattr(pipeline, name, getattr(pipeline, name).new(guidance_scale=request.guidance_scale))
     said = asked(plain, request, count, folder) | {
         name: value(request) if callable(value) else value for name, value in plain.said.items()
     }
     taken = inspect.signature(pipeline.__call__).parameters
     # Where a pipeline takes no size, the picture has it.
-    said = {name: value for name, value in said.items() if name in taken or name not in ("width", "height")}
+    left_out = ("width", "height", *(("guidance_scale",) if plain.guiders else ()))
+    said = {name: value for name, value in said.items() if name in taken or name not in left_out}
     if not plain.single:
         return pixels_of(pipeline(**said).images, request, folder), sum(seen) // count
     # Each at the batch shape of the engine, as the candidates of one call would be.
@@ -334,6 +339,17 @@ FAMILIES: dict[str, Plain] = {
     "longcat": Plain(_text("LongCatImage"), rows=1, said={"enable_prompt_rewrite": False}, schedulers=("euler", "unipc", "model")),
     "ernie": Plain(_text("ErnieImage"), apart=True, said={"use_pe": False}),
     "bria": Plain(_text("Bria")),
+    "hunyuan-image": Plain(
+        _text("HunyuanImage"), rows=1, apart=True, guiders=("guider", "ocr_guider"), schedulers=("euler", "unipc", "model")
+    ),
+    "hunyuan-image-distilled": Plain(
+        _text("HunyuanImage"),
+        guidance="distilled_guidance_scale",
+        rows=1,
+        negative=False,
+        apart=True,
+        schedulers=("euler", "unipc", "model"),
+    ),
     "prx": Plain(_text("PRX"), said=_UNBENT, schedulers=_FLOW),
     "kolors": Plain({"txt2img": "KolorsPipeline", "img2img": "KolorsImg2ImgPipeline"}, schedulers=_NOISE),
     "flux-fill": Plain({"inpaint": "FluxFillPipeline"}, rows=1, negative=False),

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -192,6 +194,44 @@ def qwen_edit(folder: Path, plus: bool = False) -> Path:
     return folder
 
 
+def hunyuan_image(folder: Path, distilled: bool = False) -> Path:
+    """HunyuanImage 2.1: a guider that remembers, quoted texts by letters; distilled: two times (MeanFlow) and a scale as inputs."""
+    transformer = made(
+        "HunyuanImageTransformer2DModel",
+        in_channels=16,
+        out_channels=16,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        text_embed_dim=WIDTH,
+        text_embed_2_dim=32,
+        rope_axes_dim=(8, 8),
+        guidance_embeds=distilled,
+        use_meanflow=distilled,
+    )
+    latents = seeded(
+        diffusers.AutoencoderKLHunyuanImage,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=16,
+        block_out_channels=(32, 32, 32, 32),
+        layers_per_block=1,
+        spatial_compression_ratio=8,
+        sample_size=64,
+        scaling_factor=0.75,
+    )
+    letters = transformers.T5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    quotes = (seeded(transformers.T5EncoderModel, letters), transformers.ByT5Tokenizer())
+    parts = (FlowMatchEulerDiscreteScheduler(shift=5.0), latents, qwen25(), tiny_texts.words(), *quotes, transformer)
+    # Adaptive from the second step on, so that few steps have both ways of guidance.
+    told = {"adaptive_projected_guidance_start_step": 1, "adaptive_projected_guidance_rescale": 1.0}
+    guiders = (None, None) if distilled else [diffusers.AdaptiveProjectedMixGuidance(eta=eta, **told) for eta in (0.0, 0.5)]
+    diffusers.HunyuanImagePipeline(*parts, *guiders).save_pretrained(folder)
+    return folder
+
+
 READERS: dict[str, Callable[[Path], Path]] = {
     "kolors": kolors,
     "krea2": krea2,
@@ -199,18 +239,29 @@ READERS: dict[str, Callable[[Path], Path]] = {
     "ernie": ernie,
     "bria": bria,
     "prx": prx,
+    "hunyuan-image": hunyuan_image,
+    "hunyuan-image-distilled": lambda folder: hunyuan_image(folder, distilled=True),
     "qwen-image-edit": qwen_edit,
     "qwen-image-edit-plus": lambda folder: qwen_edit(folder, plus=True),
 }
 
 
 @contextmanager
-def small_pictures() -> Iterator[None]:
-    """Lets pipelines that scale each picture to a million pixels scale it to 64 x 64 instead, so that tests stay fast."""
+def small_inputs() -> Iterator[None]:
+    """Lets pipelines that scale pictures to a million pixels scale them to 64 x 64, and one pad texts to few tokens: both are slow."""
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+
+    def shorter(init: Callable[..., None]) -> Callable[..., None]:
+        @wraps(init)
+        def run(self: Any, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **kwargs)
+            self.tokenizer_max_length = 64
+
+        return run
 
     with pytest.MonkeyPatch.context() as patched:
         for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
             theirs = module.calculate_dimensions
             patched.setattr(module, "calculate_dimensions", lambda area, ratio, theirs=theirs: theirs(64 * 64, ratio))
+        patched.setattr(diffusers.HunyuanImagePipeline, "__init__", shorter(diffusers.HunyuanImagePipeline.__init__))
         yield

@@ -22,7 +22,7 @@ from tests.pipelines.plain_families import FAMILIES, Plain, render_family
 from tests.pipelines.plain_families import UNETS as FAMILIES_OF_UNETS
 from tests.pipelines.tiny_editors import EDITORS
 from tests.pipelines.tiny_families import MAKERS
-from tests.pipelines.tiny_readers import READERS, small_pictures
+from tests.pipelines.tiny_readers import READERS, small_inputs
 from tests.pipelines.tiny_unets import UNETS
 
 # Steps, guidance scale, prompt and negative prompt of the requests in each mode. Two may go through one call, with texts of lengths
@@ -36,8 +36,8 @@ ASKED = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def pictures_that_are_read_are_small():
-    with small_pictures():
+def inputs_are_small():
+    with small_inputs():
         yield
 
 
@@ -173,6 +173,17 @@ def test_language_models_that_read_pictures_read_each_rows_own(engines, folder, 
         cut = folder / f"{one.width}-{one.init_image}"  # as a row's picture is brought to the row's size
         Image.fromarray(prepare(Image.open(folder / one.init_image), one.width, one.height)).save(cut)
         theirs, _ = render_family(FAMILIES[name], replace(one, init_image=cut.name), 1, base, folder, BATCH)
+        np.testing.assert_array_equal(mine, theirs[0], err_msg=one.id)
+
+
+def test_texts_in_quotes_are_read_by_letters_and_have_a_guider_of_their_own(engines, folder):
+    engine, base = engines("hunyuan-image")
+    prompts = ("a red circle", 'a red "circle"', 'a red "square"')
+    some = [request(prompt, prompt=prompt, steps=4, seed=1, scheduler="model", candidates=1) for prompt in prompts]
+    made = [pixels(outcome)[0] for outcome in render(engine, *some)]
+    assert (made[1] != made[0]).any() and (made[1] != made[2]).any()
+    for one, mine in zip(some, made, strict=True):
+        theirs, _ = render_family(FAMILIES["hunyuan-image"], one, BATCH, base, folder, BATCH)
         np.testing.assert_array_equal(mine, theirs[0], err_msg=one.id)
 
 
