@@ -21,6 +21,7 @@ LICENCES: dict[str, str] = {
     "ByteDance/SDXL-Lightning": _RAIL_PLUS,
     "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": "NSCL-v2-custom",
     "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers": "Apache-2.0",
+    "HiDream-ai/HiDream-I1-Full": "MIT",
     "IDEA-CCNL/Taiyi-Stable-Diffusion-1B-Chinese-v0.1": _RAIL,
     "Kwai-Kolors/Kolors-diffusers": "Kolors-Community",
     "Photoroom/prx-512-t2i-sft": "Apache-2.0",

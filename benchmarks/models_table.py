@@ -88,6 +88,7 @@ ROWS: tuple[Row, ...] = (
     Row("Sana", "sana", ("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",), ("sana",)),
     Row("Sana Sprint", "sana-sprint", ("Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers",), ("sana-sprint",)),
     Row("HunyuanDiT", "hunyuandit", ("Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers-Distilled",), ("hunyuandit",)),
+    Row("HiDream-I1, with Llama 3.1 put beside it", "hidream", ("HiDream-ai/HiDream-I1-Full",)),
     Row("HunyuanImage 2.1", "hunyuan-image", ("hunyuanvideo-community/HunyuanImage-2.1-Diffusers",)),
     Row("HunyuanImage 2.1, distilled", "hunyuan-image-distilled", ("hunyuanvideo-community/HunyuanImage-2.1-Distilled-Diffusers",)),
     Row("AuraFlow", "auraflow", ("fal/AuraFlow-v0.3",), ("auraflow",)),

@@ -29,6 +29,7 @@ class Rules:
         controls: The types that the config has ControlNets for.
         loras: The names of the LoRAs that the config declares.
         multiple: Width and height are multiples of this many pixels, as the model needs.
+        most_pixels: The pixels that an image can have; None where any number.
         modes: The modes that the model serves.
         schedulers: The names of the schedulers that fit the model.
         rescaled: The modes in which the model can rescale guidance.
@@ -49,6 +50,7 @@ class Rules:
     controls: Collection[str] = ()
     loras: Collection[str] = ()
     multiple: int = 8
+    most_pixels: int | None = None
     modes: Collection[str] = MODES
     schedulers: Collection[str] = (*SCHEDULERS, OWN)
     rescaled: Collection[str] = MODES
@@ -116,6 +118,8 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     for name, side in (("width", request.width), ("height", request.height)):
         if side % rules.multiple:
             wrong.append(f"{name}: {side} is not a multiple of {rules.multiple}, which the model needs")
+    if rules.most_pixels and (pixels := request.width * request.height) > rules.most_pixels:
+        wrong.append(f"width × height: {pixels:,} pixels are more than the {rules.most_pixels:,} that the model has places for")
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking, rules.eta)

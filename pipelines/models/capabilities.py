@@ -46,6 +46,7 @@ class ModelFacts:
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         further: Those columns of `rules.FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
+        most_pixels: The pixels that an image can have; None where any number.
         counting: What decides how often the denoiser is evaluated.
     """
 
@@ -63,6 +64,7 @@ class ModelFacts:
     unfit: Mapping[str, str] = field(default_factory=dict)
     further: tuple[str, ...] = ()
     most_noise: int = 350
+    most_pixels: int | None = None
     counting: Counting = field(default_factory=Counting)
 
 
@@ -83,6 +85,9 @@ def read_facts(model: Model) -> ModelFacts:
     unsupported = f"{model.base}: is of a family ({name}) that is not supported"
     if _class_of(index, "vae") is None:
         raise ModelError(f"{unsupported} yet: it has no vae")
+    for part, other in family_of(name).beside.items():
+        if _class_of(index, part) is None:
+            raise ModelError(f"{model.base}: has no {part}; add that of {other} to a copy in a folder, and to its {INDEX}")
     modes = modes_of(name)
     if not modes:
         raise ModelError(f"{unsupported}: diffusers has no pipeline that makes images with it")
@@ -129,6 +134,7 @@ def read_facts(model: Model) -> ModelFacts:
         image_prompts=image_prompts,
         further=family_of(name).further,
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,
+        most_pixels=_most_pixels(family, denoiser, factor),
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
         counting=_counting(family, "guidance_scale" in ignored, denoiser, scheduler),
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
@@ -163,6 +169,14 @@ def _counting(family: Family, unguided: bool, denoiser: Mapping[str, Any], sched
 def _takes_guidance(family: Family, unet: Mapping[str, Any]) -> bool:
     """Return whether a UNet is distilled from guidance, and so takes the scale as an input, as some transformers do."""
     return family.projected and unet.get("time_cond_proj_dim") is not None
+
+
+def _most_pixels(family: Family, denoiser: Mapping[str, Any], factor: int) -> int | None:
+    """Return the pixels of the largest image that a denoiser has places for, by its config."""
+    match denoiser.get(family.most_pixels or ""):
+        case [int(height), int(width)]:
+            return height * width * factor**2
+    return None
 
 
 def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Lists the differences of each family's pipelines from those of Stable Diffusion: one entry a family."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -51,6 +52,13 @@ class Family:
         single: Whether a call makes one image, of one picture as Pillow has it.
         guiders: Parts that guide, where they are there, and keep a state between steps: each call has copies of them with the row's
             scale. Without them guidance is an input of the model.
+        second: Arguments of the denoiser whose second dimension is the rows.
+        experts: The class of the denoiser's layers that sort the tokens of all rows by experts; each row goes through by itself.
+        seeds_steps: Whether the scheduler is given the candidates' generators for its noise: the pipelines give it none, so that it
+            would draw from torch's global one.
+        beside: Parts that repositories leave out, and the model that goes there.
+        most_pixels: The key of the denoiser's config with the largest size, in latents; None where sizes are unbounded.
+        attributes: What a call sets on its pipeline first: functions of the request and of how many pixels a latent has on a side.
         always: Further arguments of every call: values, or functions of the request.
     """
 
@@ -87,6 +95,12 @@ class Family:
     whole_pictures: bool = False
     single: bool = False
     guiders: tuple[str, ...] = ()
+    second: tuple[str, ...] = ()
+    experts: str | None = None
+    seeds_steps: bool = False
+    beside: Mapping[str, str] = field(default_factory=dict)
+    most_pixels: str | None = None
+    attributes: Mapping[str, Callable[[Any, int], Any]] = field(default_factory=dict)
     always: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, request: Any) -> dict[str, Any]:
@@ -102,6 +116,11 @@ def lacking(family: Family) -> str | None:
 def pixels(request: Any) -> int:
     """Return the pixels of a request's images."""
     return request.width * request.height
+
+
+def own_side(request: Any, scale: int) -> float:
+    """Return the side of a square, in latents, with as many pixels as a request's images, and a little more: nothing is cut."""
+    return math.sqrt(pixels(request)) / scale * (1 + 1e-9)
 
 
 def no_control_modes(request: Any) -> list[None] | None:
@@ -156,6 +175,17 @@ FAMILIES: dict[str, Family] = {
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
+    # The pipeline scales each size to a square's pixels, whose side is an attribute of the pipeline.
+    "HiDreamImage": Family(
+        sized=True,
+        solvers=("euler", "unipc"),
+        second=("encoder_hidden_states_llama3",),
+        experts="MOEFeedForwardSwiGLU",
+        seeds_steps=True,
+        beside=dict.fromkeys(("text_encoder_4", "tokenizer_4"), "Llama 3.1 8B Instruct"),
+        most_pixels="max_resolution",
+        attributes={"default_sample_size": own_side},
+    ),
     # Of texts in quotes one call has all or none: they are read by letters, and another guider steers what has them.
     "HunyuanImage": Family(
         rows=1,
@@ -256,7 +286,6 @@ REFUSED: dict[str, str] = {
     begin: reason
     for reason, begins in (
         (CONTROL_IMAGE, "CogView4Control FluxControlImg2Img FluxControlInpaint"),
-        ("renders one number of pixels, whatever size a row asks for", "HiDreamImage"),
         ("renders seven sizes alone, whatever size a row asks for", "Kandinsky5T2I"),
         ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
         ("takes the latents of another pipeline in place of a picture", "HunyuanImageRefiner"),

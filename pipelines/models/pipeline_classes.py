@@ -24,6 +24,7 @@ MORE = {
     "txt2img": {
         "bria": "BriaPipeline",
         "ernie-image": "ErnieImagePipeline",
+        "hidream-image": "HiDreamImagePipeline",
         "hunyuan-image": "HunyuanImagePipeline",
         "longcat-image": "LongCatImagePipeline",
         "sana-sprint": "SanaSprintPipeline",

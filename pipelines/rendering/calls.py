@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ def call(
         said["eta"] = eta
     # Not every family takes a negative prompt, a strength, a size, …
     given = {name: value for name, value in said.items() if name in taken}
+    if model.family.seeds_steps and "generator" in inspect.signature(step := pipeline.scheduler.step).parameters:
+        pipeline.scheduler.step = partial(step, generator=given["generator"])
     preview = jobs[0].placed.preview
     if model.refiner is None:
         result = _previewed(pipeline, given, preview, request.strength)

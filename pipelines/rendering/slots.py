@@ -25,7 +25,9 @@ from promptmill.pipelines.rendering.modules import (
     decoded_in_its_dtype,
     encoded_apart,
     moded_by_row,
+    row_by_row,
     scaled_after,
+    turned,
     without_generator,
 )
 from promptmill.pipelines.rendering.preparing import Job
@@ -115,7 +117,14 @@ class Slots:
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
         if model.references:
             self.denoiser.run = model.references.scaled(self.denoiser.run)
-        self._hold(denoiser, "forward", self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold)
+        hold = self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold
+        if self._family.second:
+            self.denoiser.run = turned(self.denoiser.run, self._family.second)
+            hold = turned(hold, self._family.second)
+        self._hold(denoiser, "forward", hold)
+        for layer in denoiser.modules() if self._family.experts else ():
+            if type(layer).__name__ == self._family.experts:
+                self._hold(layer, "forward", row_by_row(layer.forward))
         self.refiners: list[Joined] = []
         if model.refiner:
             unet = model.refiner.denoiser
@@ -291,6 +300,8 @@ class Slots:
         for name in self._family.guiders:
             if (guider := getattr(pipeline, name)) is not None:
                 setattr(pipeline, name, guider.new(guidance_scale=request.guidance_scale))
+        for name, value in self._family.attributes.items():
+            setattr(pipeline, name, value(request, pipeline.vae_scale_factor))
         made = call(pipeline, self._model, jobs, self._wait)
         for place, member in enumerate(group.members):
             member.settled(member.job, candidate(member.job, *made[place], group.evaluations))

@@ -274,3 +274,13 @@ def test_a_default_without_effect_is_noted_for_the_rows_that_it_holds_for(tmp_pa
     rules = Rules(Defaults(negative_prompt="blue", guidance_scale=5.0), ignored=("negative_prompt",))
     first, second = check_rows([str(tmp_path / "m.jsonl")], rules)
     assert len(first.notes) == 1 and first.notes[0].startswith("negative_prompt: has no effect") and not second.notes
+
+
+@pytest.mark.parametrize(("size", "fits"), [((1024, 1024), True), ((2048, 512), True), ((1024, 1032), False), ((2056, 512), False)])
+def test_an_image_with_more_pixels_than_the_model_has_places_for_is_a_bad_row(tmp_path, size, fits):
+    rules = Rules(Defaults(width=64, height=64), most_pixels=1024 * 1024)
+    row = {"prompt": "a", "width": size[0], "height": size[1]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    (checked,) = check_rows([str(tmp_path / "m.jsonl")], rules)
+    assert bool(checked.problems) is not fits
+    assert fits or "pixels are more than the 1,048,576 that the model has places for" in checked.problems[0]

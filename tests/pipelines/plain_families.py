@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import diffusers
@@ -38,6 +38,8 @@ class Plain:
         pillow: Whether pictures are given as Pillow has them.
         single: Whether a call makes one image of one picture.
         guiders: Parts that are given the guidance scale.
+        sets: Attributes of the pipeline, functions of the request.
+        experts: The class of layers that sort the tokens of all rows by experts.
         said: Further arguments of every call: values, or functions of the request.
         parts: Parts that are given when a model is loaded.
         schedulers: Short names of schedulers to mix; `model` is the one that the model was saved with.
@@ -60,6 +62,8 @@ class Plain:
     pillow: bool = False
     single: bool = False
     guiders: tuple[str, ...] = ()
+    sets: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    experts: str | None = None
     said: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
     schedulers: tuple[str, ...] = ("euler", "model")
@@ -171,11 +175,19 @@ def render_family(
         Pixels (count, H, W, 3) uint8, and the rows of a candidate that went through the denoiser.
     """
     pipeline, seen = loaded(plain.pipelines[request.mode], base, request, batch, scheduled=options, dtype=dtype, **plain.parts)
+    for name, value in plain.sets.items():
+        setattr(pipeline, name, value(request))
+    for layer in pipeline.transformer.modules() if plain.experts else ():
+        if type(layer).__name__ == plain.experts:
+            layer.forward = in_pieces(layer.forward, 1)
     for name in plain.guiders:
         setattr(pipeline, name, getattr(pipeline, name).new(guidance_scale=request.guidance_scale))
     said = asked(plain, request, count, folder) | {
         name: value(request) if callable(value) else value for name, value in plain.said.items()
     }
+    if plain.experts and "generator" in inspect.signature(step := pipeline.scheduler.step).parameters:
+        # Otherwise the scheduler would draw from torch's global generator.
+        pipeline.scheduler.step = partial(step, generator=said["generator"])
     taken = inspect.signature(pipeline.__call__).parameters
     # Where a pipeline takes no size, the picture has it.
     left_out = ("width", "height", *(("guidance_scale",) if plain.guiders else ()))
@@ -348,6 +360,12 @@ FAMILIES: dict[str, Plain] = {
         rows=1,
         negative=False,
         apart=True,
+        schedulers=("euler", "unipc", "model"),
+    ),
+    "hidream": Plain(
+        _text("HiDreamImage"),
+        sets={"default_sample_size": lambda request: (request.width * request.height) ** 0.5 / 8 * (1 + 1e-9)},
+        experts="MOEFeedForwardSwiGLU",
         schedulers=("euler", "unipc", "model"),
     ),
     "prx": Plain(_text("PRX"), said=_UNBENT, schedulers=_FLOW),

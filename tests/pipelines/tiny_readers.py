@@ -194,6 +194,42 @@ def qwen_edit(folder: Path, plus: bool = False) -> Path:
     return folder
 
 
+def hidream(folder: Path) -> Path:
+    """HiDream-I1: four text encoders, all layers of Llama 3, experts, and a scheduler that adds noise as that of Dev and Fast."""
+    transformer = made(
+        "HiDreamImageTransformer2DModel",
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        caption_channels=[WIDTH, WIDTH],
+        text_emb_dim=2 * WIDTH,
+        num_routed_experts=4,
+        num_activated_experts=2,
+        axes_dims_rope=(8, 4, 4),
+        max_resolution=(8, 8),
+        llama_layers=[0, 1],
+    )
+    small = {"hidden_size": WIDTH, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    llama = transformers.LlamaConfig(**small, num_hidden_layers=2, vocab_size=32)
+    texts = {
+        "text_encoder": tiny.text_encoder(WIDTH, projected=True, longest=128),
+        "tokenizer": tiny.tokenizer(),
+        "text_encoder_2": tiny.text_encoder(WIDTH, projected=True, act="gelu", longest=128),
+        "tokenizer_2": tiny.tokenizer(),
+        "text_encoder_3": t5(WIDTH),
+        "tokenizer_3": tiny_texts.words(),
+        "text_encoder_4": seeded(transformers.LlamaForCausalLM, llama),
+        "tokenizer_4": tiny_texts.words(),
+    }
+    scheduler = diffusers.FlowMatchLCMScheduler(shift=6.0)
+    diffusers.HiDreamImagePipeline(scheduler=scheduler, vae=vae(16), transformer=transformer, **texts).save_pretrained(folder)
+    return folder
+
+
 def hunyuan_image(folder: Path, distilled: bool = False) -> Path:
     """HunyuanImage 2.1: a guider that remembers, quoted texts by letters; distilled: two times (MeanFlow) and a scale as inputs."""
     transformer = made(
@@ -239,6 +275,7 @@ READERS: dict[str, Callable[[Path], Path]] = {
     "ernie": ernie,
     "bria": bria,
     "prx": prx,
+    "hidream": hidream,
     "hunyuan-image": hunyuan_image,
     "hunyuan-image-distilled": lambda folder: hunyuan_image(folder, distilled=True),
     "qwen-image-edit": qwen_edit,
@@ -248,7 +285,7 @@ READERS: dict[str, Callable[[Path], Path]] = {
 
 @contextmanager
 def small_inputs() -> Iterator[None]:
-    """Lets pipelines that scale pictures to a million pixels scale them to 64 x 64, and one pad texts to few tokens: both are slow."""
+    """Lets pipelines that scale pictures to a million pixels scale them to 64 x 64, and one pad texts to few tokens, for speed."""
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 
     def shorter(init: Callable[..., None]) -> Callable[..., None]:

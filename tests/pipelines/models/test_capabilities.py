@@ -265,9 +265,8 @@ def test_an_evaluation_is_counted_as_each_family_and_scheduler_have_it(saved, na
         ("CogView4ControlPipeline", "needs a control image for every row"),
         ("GlmImagePipeline", "has a language model draw the picture's tokens from torch's global generator"),
         ("Kandinsky5T2IPipeline", "renders seven sizes alone"),
-        ("HiDreamImagePipeline", "renders one number of pixels"),
-        ("HunyuanImagePipeline", "has a guider that keeps a state"),
-        ("QwenImageEditPlusPipeline", "has its language model read the pictures"),
+        ("HunyuanImageRefinerPipeline", "takes the latents of another pipeline"),
+        ("QwenImageLayeredPipeline", "has its language model read the pictures"),
         ("StableCascadeDecoderPipeline", "renders in stages"),
         ("StableDiffusionControlNetPipeline", "was saved with its ControlNet; give the base model as model.base"),
         ("Flux3ModularPipeline", "is made of modular blocks"),
@@ -319,3 +318,19 @@ def test_where_a_model_does_not_say_how_much_noise_it_takes_the_pipeline_does(sa
 def test_the_latent_upscalers_projection_is_of_the_text_and_not_of_the_guidance_scale(saved):
     model = saved("StableDiffusionLatentUpscalePipeline", unet={"in_channels": 8, "time_cond_proj_dim": 896})
     assert read_facts(model).ignored == ("strength",)
+
+
+HIDREAM = {part: ["transformers", "Any"] for part in ("text_encoder_4", "tokenizer_4")}
+
+
+@pytest.mark.parametrize("left_out", HIDREAM)
+def test_a_part_that_repositories_leave_out_is_named_with_the_model_that_goes_there(saved, left_out):
+    model = saved("HiDreamImagePipeline", HIDREAM | {left_out: [None, None]}, transformer={})
+    with pytest.raises(ModelError, match=rf"has no {left_out}; add that of Llama 3\.1 8B Instruct"):
+        read_facts(model)
+
+
+def test_the_largest_image_is_that_which_the_denoiser_has_places_for(saved):
+    facts = read_facts(saved("HiDreamImagePipeline", HIDREAM, transformer={"patch_size": 2, "max_resolution": [128, 128]}))
+    assert (facts.most_pixels, facts.multiple) == (1024**2, 16)
+    assert read_facts(saved("FluxPipeline", transformer={"max_resolution": [128, 128]})).most_pixels is None

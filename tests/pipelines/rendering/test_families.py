@@ -187,6 +187,14 @@ def test_texts_in_quotes_are_read_by_letters_and_have_a_guider_of_their_own(engi
         np.testing.assert_array_equal(mine, theirs[0], err_msg=one.id)
 
 
+def test_plain_hidream_renders_one_number_of_pixels_unless_its_attribute_says_another(engines, folder):
+    _, base = engines("hidream")
+    plain, asked = FAMILIES["hidream"], request(width=64, height=32, steps=1, scheduler="euler")
+    assert render_family(plain, asked, 1, base, folder, 1)[0].shape == (1, 32, 64, 3)
+    bent = replace(plain, sets={"default_sample_size": lambda request: 8})
+    assert render_family(bent, asked, 1, base, folder, 1)[0].shape == (1, 32, 80, 3)
+
+
 def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
     classes = {name for plain in FAMILIES.values() for name in plain.pipelines.values()}
     entries = {max((begin for begin in families.FAMILIES if name.startswith(begin)), key=len, default=name) for name in classes}
