@@ -49,6 +49,8 @@ LICENCES: dict[str, str] = {
     "fal/AuraFlow-v0.3": "Apache-2.0",
     "hunyuanvideo-community/HunyuanImage-2.1-Diffusers": "Tencent-Hunyuan-Community",
     "hunyuanvideo-community/HunyuanImage-2.1-Distilled-Diffusers": "Tencent-Hunyuan-Community",
+    "kandinskylab/Kandinsky-5.0-I2I-Lite-sft-Diffusers": "MIT",
+    "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers": "MIT",
     "krea/Krea-2-Raw": "unknown",
     "lodestones/Chroma1-HD": "Apache-2.0",
     "meituan-longcat/LongCat-Image": "Apache-2.0",

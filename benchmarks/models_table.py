@@ -99,6 +99,8 @@ ROWS: tuple[Row, ...] = (
     Row("CogView4", "cogview4", ("zai-org/CogView4-6B",), ("cogview4",)),
     Row("Bria 3.2", "bria", ("briaai/BRIA-3.2",)),
     Row("ERNIE-Image", "ernie", ("baidu/ERNIE-Image",)),
+    Row("Kandinsky 5 (text to image)", "kandinsky5", ("kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",)),
+    Row("Kandinsky 5 (editing)", "kandinsky5-edit", ("kandinskylab/Kandinsky-5.0-I2I-Lite-sft-Diffusers",)),
     Row("Kolors, with `pip install 'promptmill[sentencepiece]'`", "kolors", ("Kwai-Kolors/Kolors-diffusers",)),
     Row("Krea 2", "krea2", ("krea/Krea-2-Raw",)),
     Row("LongCat-Image", "longcat", ("meituan-longcat/LongCat-Image",)),

@@ -29,6 +29,7 @@ class Rules:
         controls: The types that the config has ControlNets for.
         loras: The names of the LoRAs that the config declares.
         multiple: Width and height are multiples of this many pixels, as the model needs.
+        sizes: The only sizes (width, height) of images; empty where any.
         most_pixels: The pixels that an image can have; None where any number.
         modes: The modes that the model serves.
         schedulers: The names of the schedulers that fit the model.
@@ -50,6 +51,7 @@ class Rules:
     controls: Collection[str] = ()
     loras: Collection[str] = ()
     multiple: int = 8
+    sizes: Collection[tuple[int, int]] = ()
     most_pixels: int | None = None
     modes: Collection[str] = MODES
     schedulers: Collection[str] = (*SCHEDULERS, OWN)
@@ -118,6 +120,9 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     for name, side in (("width", request.width), ("height", request.height)):
         if side % rules.multiple:
             wrong.append(f"{name}: {side} is not a multiple of {rules.multiple}, which the model needs")
+    if rules.sizes and (request.width, request.height) not in rules.sizes:
+        all_of_them = ", ".join(f"{width}×{height}" for width, height in rules.sizes)
+        wrong.append(f"width × height: {request.width}×{request.height} is not rendered by the model, which renders {all_of_them}")
     if rules.most_pixels and (pixels := request.width * request.height) > rules.most_pixels:
         wrong.append(f"width × height: {pixels:,} pixels are more than the {rules.most_pixels:,} that the model has places for")
     if request.keep > request.candidates:

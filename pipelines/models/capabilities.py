@@ -46,6 +46,7 @@ class ModelFacts:
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         further: Those columns of `rules.FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
+        sizes: The only sizes (width, height) of images; empty where any.
         most_pixels: The pixels that an image can have; None where any number.
         counting: What decides how often the denoiser is evaluated.
     """
@@ -64,6 +65,7 @@ class ModelFacts:
     unfit: Mapping[str, str] = field(default_factory=dict)
     further: tuple[str, ...] = ()
     most_noise: int = 350
+    sizes: tuple[tuple[int, int], ...] = ()
     most_pixels: int | None = None
     counting: Counting = field(default_factory=Counting)
 
@@ -134,6 +136,7 @@ def read_facts(model: Model) -> ModelFacts:
         image_prompts=image_prompts,
         further=family_of(name).further,
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,
+        sizes=family.sizes,
         most_pixels=_most_pixels(family, denoiser, factor),
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
         counting=_counting(family, "guidance_scale" in ignored, denoiser, scheduler),

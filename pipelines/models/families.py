@@ -57,6 +57,7 @@ class Family:
         seeds_steps: Whether the scheduler is given the candidates' generators for its noise: the pipelines give it none, so that it
             would draw from torch's global one.
         beside: Parts that repositories leave out, and the model that goes there.
+        sizes: The sizes (width, height) that its pipelines render, to one of which they would bend any other; empty where any.
         most_pixels: The key of the denoiser's config with the largest size, in latents; None where sizes are unbounded.
         attributes: What a call sets on its pipeline first: functions of the request and of how many pixels a latent has on a side.
         always: Further arguments of every call: values, or functions of the request.
@@ -99,6 +100,7 @@ class Family:
     experts: str | None = None
     seeds_steps: bool = False
     beside: Mapping[str, str] = field(default_factory=dict)
+    sizes: tuple[tuple[int, int], ...] = ()
     most_pixels: str | None = None
     attributes: Mapping[str, Callable[[Any, int], Any]] = field(default_factory=dict)
     always: Mapping[str, Any] = field(default_factory=dict)
@@ -128,6 +130,7 @@ def no_control_modes(request: Any) -> list[None] | None:
     return [None] * len(request.controls) if len(request.controls) > 1 else None
 
 
+KANDINSKY5 = ((1024, 1024), (640, 1408), (1408, 640), (768, 1280), (1280, 768), (896, 1152), (1152, 896))
 ALL_SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
 
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
@@ -194,6 +197,9 @@ FAMILIES: dict[str, Family] = {
         solvers=("euler", "unipc"),
         guiders=("guider", "ocr_guider"),
     ),
+    # The second reads the picture that it edits.
+    "Kandinsky5T2I": Family(rows=1, prompts_apart=True, patch=2, solvers=ALL_SOLVERS, sizes=KANDINSKY5),
+    "Kandinsky5I2I": Family(rows=1, strength=False, patch=2, solvers=ALL_SOLVERS, sizes=KANDINSKY5, single=True),
     "Kolors": Family(length_first=True, package="sentencepiece"),
     "Krea2": Family(rows=1, unguided=0.0, sized=True, solvers=("euler", "unipc"), patch=2),
     "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
@@ -286,7 +292,6 @@ REFUSED: dict[str, str] = {
     begin: reason
     for reason, begins in (
         (CONTROL_IMAGE, "CogView4Control FluxControlImg2Img FluxControlInpaint"),
-        ("renders seven sizes alone, whatever size a row asks for", "Kandinsky5T2I"),
         ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
         ("takes the latents of another pipeline in place of a picture", "HunyuanImageRefiner"),
         (READS_PICTURES, "QwenImageEditInpaint QwenImageLayered LongCatImageEdit JoyImageEdit"),
@@ -305,7 +310,7 @@ REFUSED: dict[str, str] = {
         ),
         (NO_PICTURE, "Marigold ShapE"),
         ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
-        ("makes videos", "Helios"),
+        ("makes videos", "Helios Kandinsky5 Kandinsky6"),
         ("inverts a picture by a call of its own before it edits the picture", "LEditsPP"),
         (
             ENDED,
@@ -320,7 +325,7 @@ REFUSED: dict[str, str] = {
         (
             UNTRIED,
             "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinInpaint Flux2KleinKV"
-            " FluxKontextInpaint Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 LDMTextToImage NucleusMoE"
+            " FluxKontextInpaint Ideogram4 Kandinsky3 LDMTextToImage NucleusMoE"
             " OmniGen QwenImage21"
             " VisualCloze ZImageOmni",
         ),
@@ -339,4 +344,6 @@ def refusal(pipeline: str) -> str | None:
     if "ControlNet" in pipeline:
         return "was saved with its ControlNet; give the base model as model.base, and the ControlNet in model.controlnets"
     fitting = [begin for begin in REFUSED if pipeline.startswith(begin)]
+    if any(pipeline.startswith(begin) and len(begin) > len(max(fitting, key=len, default="")) for begin in FAMILIES):
+        return None  # of a family that makes videos, too
     return REFUSED[max(fitting, key=len)] if fitting else None

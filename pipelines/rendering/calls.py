@@ -52,6 +52,8 @@ def call(
         result = _previewed(pipeline, given, preview, request.strength)
     else:
         result = _refined(pipeline, model.refiner, given, preview, request.strength)
+    if not hasattr(result, "images"):  # two of diffusers' pipelines say it so
+        result.images = result.image
     flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
     if isinstance(result.images, np.ndarray):  # one of diffusers' pipelines makes nothing else
         result.images = torch.from_numpy(result.images).permute(0, 3, 1, 2)

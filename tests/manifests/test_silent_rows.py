@@ -284,3 +284,13 @@ def test_an_image_with_more_pixels_than_the_model_has_places_for_is_a_bad_row(tm
     (checked,) = check_rows([str(tmp_path / "m.jsonl")], rules)
     assert bool(checked.problems) is not fits
     assert fits or "pixels are more than the 1,048,576 that the model has places for" in checked.problems[0]
+
+
+@pytest.mark.parametrize(("size", "fits"), [((64, 32), True), ((32, 64), False), ((64, 64), False)])
+def test_a_size_that_the_model_would_bend_is_a_bad_row_with_those_that_it_renders(tmp_path, size, fits):
+    rules = Rules(Defaults(width=64, height=64), sizes=((64, 32), (128, 32)))
+    row = {"prompt": "a", "width": size[0], "height": size[1]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    (checked,) = check_rows([str(tmp_path / "m.jsonl")], rules)
+    said = f"width × height: {size[0]}×{size[1]} is not rendered by the model, which renders 64×32, 128×32"
+    assert list(checked.problems) == ([] if fits else [said])

@@ -193,15 +193,23 @@ def render_family(
     left_out = ("width", "height", *(("guidance_scale",) if plain.guiders else ()))
     said = {name: value for name, value in said.items() if name in taken or name not in left_out}
     if not plain.single:
-        return pixels_of(pipeline(**said).images, request, folder), sum(seen) // count
+        return pixels_of(images_of(pipeline(**said)), request, folder), sum(seen) // count
     # Each at the batch shape of the engine, as the candidates of one call would be.
     pipeline.text_encoder.forward = reading(pipeline.text_encoder.forward, batch)
+    for name, part in pipeline.components.items():
+        if name.startswith("text_encoder_"):
+            part.forward = in_pieces(part.forward, batch)
     denoiser = pipeline.transformer
     denoiser.forward = in_pieces(denoiser.forward, plain.rows * batch)
     cut = ("prompt", "negative_prompt", "generator")
     apart = [said | {name: said[name][k : k + 1] for name in cut if name in said} for k in range(count)]
-    made = torch.cat([pipeline(**one).images for one in apart])
+    made = torch.cat([images_of(pipeline(**one)) for one in apart])
     return pixels_of(made, request, folder), sum(seen) // count
+
+
+def images_of(result: Any) -> torch.Tensor:
+    """The images of a call's result, which two pipelines call otherwise."""
+    return result.images if hasattr(result, "images") else result.image
 
 
 def reading(forward: Callable[..., Any], size: int) -> Callable[..., Any]:
@@ -215,6 +223,10 @@ def reading(forward: Callable[..., Any], size: int) -> Callable[..., Any]:
     return wraps(forward)(run)
 
 
+def reads_pictures(kind: str) -> bool:
+    return any(kind == name for plain in FAMILIES.values() if plain.single for name in plain.pipelines.values())
+
+
 def loaded(
     kind: str, base: Any, request: Any, batch: int, scheduled: Mapping[str, Any] | None = None, **options: Any
 ) -> tuple[Any, list[int]]:
@@ -225,12 +237,14 @@ def loaded(
         pipeline.scheduler = _scheduler(request.scheduler, pipeline.scheduler.config, **(scheduled or {}))
     elif scheduled:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **scheduled)
-    pipeline.vae.decode = in_pieces(pipeline.vae.decode, batch)
+    decode = in_pieces(pipeline.vae.decode, batch)
+    # As with pictures below: Kandinsky 5's latents have their channels last.
+    pipeline.vae.decode = wraps(decode)(lambda z, *args, **kwargs: decode(z.contiguous(), *args, **kwargs))
     encode = in_pieces(pipeline.vae.encode, 1)
     # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
     pipeline.vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
     for name, part in pipeline.components.items():
-        if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")) and "Edit" not in kind:
+        if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")) and not reads_pictures(kind):
             side = 1 if kind.startswith("Kolors") else 0
             part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1, side)
     seen: list[int] = []
@@ -369,6 +383,8 @@ FAMILIES: dict[str, Plain] = {
         schedulers=("euler", "unipc", "model"),
     ),
     "prx": Plain(_text("PRX"), said=_UNBENT, schedulers=_FLOW),
+    "kandinsky5": Plain(_text("Kandinsky5T2I"), rows=1, apart=True, schedulers=_FLOW),
+    "kandinsky5-edit": Plain(_picture("Kandinsky5I2I"), rows=1, strength=False, single=True, schedulers=_FLOW),
     "kolors": Plain({"txt2img": "KolorsPipeline", "img2img": "KolorsImg2ImgPipeline"}, schedulers=_NOISE),
     "flux-fill": Plain({"inpaint": "FluxFillPipeline"}, rows=1, negative=False),
     "flux-control": Plain(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from promptmill.pipelines.models.families import FAMILIES
 from tests.pipelines import tiny, tiny_texts
 from tests.pipelines.tiny_editors import flux2_vae, mistral3
 from tests.pipelines.tiny_families import qwen_image_parts
@@ -230,6 +232,29 @@ def hidream(folder: Path) -> Path:
     return folder
 
 
+def kandinsky5(folder: Path, edits: bool = False) -> Path:
+    """Kandinsky 5: the channels of latents last, one frame of a video, Qwen 2.5 VL, which reads the picture that is edited."""
+    words, picture = tiny_texts.seeing()
+    transformer = made(
+        "Kandinsky5Transformer3DModel",
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=WIDTH,
+        in_text_dim2=WIDTH,
+        time_dim=64,
+        model_dim=64,
+        ff_dim=64,
+        num_text_blocks=1,
+        num_visual_blocks=1,
+        axes_dims=(4, 6, 6),
+        visual_cond=edits,
+    )
+    kind = diffusers.Kandinsky5I2IPipeline if edits else diffusers.Kandinsky5T2IPipeline
+    reader = (qwen25(picture), tiny_texts.processor(words), tiny.text_encoder(WIDTH, longest=77), tiny.tokenizer())
+    kind(transformer, vae(4), *reader, FlowMatchEulerDiscreteScheduler(shift=3.0)).save_pretrained(folder)
+    return folder
+
+
 def hunyuan_image(folder: Path, distilled: bool = False) -> Path:
     """HunyuanImage 2.1: a guider that remembers, quoted texts by letters; distilled: two times (MeanFlow) and a scale as inputs."""
     transformer = made(
@@ -276,6 +301,8 @@ READERS: dict[str, Callable[[Path], Path]] = {
     "bria": bria,
     "prx": prx,
     "hidream": hidream,
+    "kandinsky5": kandinsky5,
+    "kandinsky5-edit": lambda folder: kandinsky5(folder, edits=True),
     "hunyuan-image": hunyuan_image,
     "hunyuan-image-distilled": lambda folder: hunyuan_image(folder, distilled=True),
     "qwen-image-edit": qwen_edit,
@@ -283,22 +310,31 @@ READERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+SIZES = ((64, 64), (64, 32))  # in place of those of Kandinsky 5
+
+
 @contextmanager
 def small_inputs() -> Iterator[None]:
     """Lets pipelines that scale pictures to a million pixels scale them to 64 x 64, and one pad texts to few tokens, for speed."""
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 
-    def shorter(init: Callable[..., None]) -> Callable[..., None]:
+    def changed(kind: type, **values: Any) -> None:
+        init = kind.__init__
+
         @wraps(init)
         def run(self: Any, *args: Any, **kwargs: Any) -> None:
             init(self, *args, **kwargs)
-            self.tokenizer_max_length = 64
+            for name, value in values.items():
+                setattr(self, name, value)
 
-        return run
+        patched.setattr(kind, "__init__", run)
 
     with pytest.MonkeyPatch.context() as patched:
         for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
             theirs = module.calculate_dimensions
             patched.setattr(module, "calculate_dimensions", lambda area, ratio, theirs=theirs: theirs(64 * 64, ratio))
-        patched.setattr(diffusers.HunyuanImagePipeline, "__init__", shorter(diffusers.HunyuanImagePipeline.__init__))
+        changed(diffusers.HunyuanImagePipeline, tokenizer_max_length=64)
+        for name in ("Kandinsky5T2I", "Kandinsky5I2I"):
+            changed(getattr(diffusers, f"{name}Pipeline"), resolutions=list(SIZES))
+            patched.setitem(FAMILIES, name, replace(FAMILIES[name], sizes=SIZES))
         yield

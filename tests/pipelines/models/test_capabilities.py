@@ -264,7 +264,7 @@ def test_an_evaluation_is_counted_as_each_family_and_scheduler_have_it(saved, na
         ("FluxControlImg2ImgPipeline", "needs a control image for every row"),
         ("CogView4ControlPipeline", "needs a control image for every row"),
         ("GlmImagePipeline", "has a language model draw the picture's tokens from torch's global generator"),
-        ("Kandinsky5T2IPipeline", "renders seven sizes alone"),
+        ("Kandinsky5T2VPipeline", "makes videos"),
         ("HunyuanImageRefinerPipeline", "takes the latents of another pipeline"),
         ("QwenImageLayeredPipeline", "has its language model read the pictures"),
         ("StableCascadeDecoderPipeline", "renders in stages"),
@@ -334,3 +334,8 @@ def test_the_largest_image_is_that_which_the_denoiser_has_places_for(saved):
     facts = read_facts(saved("HiDreamImagePipeline", HIDREAM, transformer={"patch_size": 2, "max_resolution": [128, 128]}))
     assert (facts.most_pixels, facts.multiple) == (1024**2, 16)
     assert read_facts(saved("FluxPipeline", transformer={"max_resolution": [128, 128]})).most_pixels is None
+
+
+def test_kandinsky_5_renders_its_own_sizes(saved):
+    facts = read_facts(saved("Kandinsky5T2IPipeline", transformer={"patch_size": [1, 2, 2]}))
+    assert len(facts.sizes) == 7 and (768, 1280) in facts.sizes and facts.multiple == 16
