@@ -104,6 +104,7 @@ ROWS: tuple[Row, ...] = (
     Row("Kolors, with `pip install 'promptmill[sentencepiece]'`", "kolors", ("Kwai-Kolors/Kolors-diffusers",)),
     Row("Krea 2", "krea2", ("krea/Krea-2-Raw",)),
     Row("LongCat-Image", "longcat", ("meituan-longcat/LongCat-Image",)),
+    Row("LongCat-Image-Edit", "longcat-edit", ("meituan-longcat/LongCat-Image-Edit",)),
     Row("Ovis-Image", "ovis-image", ("AIDC-AI/Ovis-Image-7B",)),
     Row("PRX, at guidance scales from 1 on", "prx", ("Photoroom/prx-512-t2i-sft",)),
     Row("Qwen-Image", "qwen-image", ("Qwen/Qwen-Image",), ("qwen-image",)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ class Rules:
         loras: The names of the LoRAs that the config declares.
         multiple: Width and height are multiples of this many pixels, as the model needs.
         sizes: The only sizes (width, height) of images; empty where any.
+        bends: The size (width, height) that the model renders in place of another one; None where it renders every size.
         most_pixels: The pixels that an image can have; None where any number.
         modes: The modes that the model serves.
         schedulers: The names of the schedulers that fit the model.
@@ -52,6 +53,7 @@ class Rules:
     loras: Collection[str] = ()
     multiple: int = 8
     sizes: Collection[tuple[int, int]] = ()
+    bends: Callable[[int, int], tuple[int, int]] | None = None
     most_pixels: int | None = None
     modes: Collection[str] = MODES
     schedulers: Collection[str] = (*SCHEDULERS, OWN)
@@ -123,6 +125,9 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     if rules.sizes and (request.width, request.height) not in rules.sizes:
         all_of_them = ", ".join(f"{width}×{height}" for width, height in rules.sizes)
         wrong.append(f"width × height: {request.width}×{request.height} is not rendered by the model, which renders {all_of_them}")
+    if rules.bends and (bent := rules.bends(request.width, request.height)) != (request.width, request.height):
+        size, other = f"{request.width}×{request.height}", f"{bent[0]}×{bent[1]}"
+        wrong.append(f"width × height: {size} is not rendered by the model, which makes {other} of it: set that size")
     if rules.most_pixels and (pixels := request.width * request.height) > rules.most_pixels:
         wrong.append(f"width × height: {pixels:,} pixels are more than the {rules.most_pixels:,} that the model has places for")
     if request.keep > request.candidates:

@@ -1,7 +1,7 @@
 """Reads the capabilities of a diffusion model from its config files alone: no weights, no torch."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -47,6 +47,7 @@ class ModelFacts:
         further: Those columns of `rules.FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
         sizes: The only sizes (width, height) of images; empty where any.
+        bends: The size (width, height) that the model renders in place of another one; None where it renders every size.
         most_pixels: The pixels that an image can have; None where any number.
         counting: What decides how often the denoiser is evaluated.
     """
@@ -66,6 +67,7 @@ class ModelFacts:
     further: tuple[str, ...] = ()
     most_noise: int = 350
     sizes: tuple[tuple[int, int], ...] = ()
+    bends: Callable[[int, int], tuple[int, int]] | None = None
     most_pixels: int | None = None
     counting: Counting = field(default_factory=Counting)
 
@@ -137,6 +139,7 @@ def read_facts(model: Model) -> ModelFacts:
         further=family_of(name).further,
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,
         sizes=family.sizes,
+        bends=family.bends,
         most_pixels=_most_pixels(family, denoiser, factor),
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
         counting=_counting(family, "guidance_scale" in ignored, denoiser, scheduler),

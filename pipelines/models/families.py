@@ -58,6 +58,8 @@ class Family:
             would draw from torch's global one.
         beside: Parts that repositories leave out, and the model that goes there.
         sizes: The sizes (width, height) that its pipelines render, to one of which they would bend any other; empty where any.
+        bends: The size (width, height) that its pipelines render in place of another one, as a function of that; None where they
+            render every size.
         most_pixels: The key of the denoiser's config with the largest size, in latents; None where sizes are unbounded.
         attributes: What a call sets on its pipeline first: functions of the request and of how many pixels a latent has on a side.
         always: Further arguments of every call: values, or functions of the request.
@@ -101,6 +103,7 @@ class Family:
     seeds_steps: bool = False
     beside: Mapping[str, str] = field(default_factory=dict)
     sizes: tuple[tuple[int, int], ...] = ()
+    bends: Callable[[int, int], tuple[int, int]] | None = None
     most_pixels: str | None = None
     attributes: Mapping[str, Callable[[Any, int], Any]] = field(default_factory=dict)
     always: Mapping[str, Any] = field(default_factory=dict)
@@ -118,6 +121,13 @@ def lacking(family: Family) -> str | None:
 def pixels(request: Any) -> int:
     """Return the pixels of a request's images."""
     return request.width * request.height
+
+
+def about_a_million_pixels(width: int, height: int) -> tuple[int, int]:
+    """Return the size with sides of multiples of 16 that has the aspect of another and 1024 x 1024 pixels, or a little more."""
+    ratio = width / height
+    wide = math.sqrt(1024 * 1024 * ratio)
+    return math.ceil(wide / 16) * 16, math.ceil(wide / ratio / 16) * 16
 
 
 def own_side(request: Any, scale: int) -> float:
@@ -205,6 +215,9 @@ FAMILIES: dict[str, Family] = {
     "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
     # Its rewriting of prompts would have the language model generate texts.
     "LongCatImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc"), always={"enable_prompt_rewrite": False}),
+    "LongCatImageEdit": Family(
+        rows=1, strength=False, patch=2, sized=True, solvers=("euler", "unipc"), single=True, bends=about_a_million_pixels
+    ),
     "Lumina": Family(prompts_apart=True, solvers=ALL_SOLVERS),
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", sized=True, solvers=("euler", "unipc")),
     "OvisImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc")),
@@ -294,7 +307,7 @@ REFUSED: dict[str, str] = {
         (CONTROL_IMAGE, "CogView4Control FluxControlImg2Img FluxControlInpaint"),
         ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
         ("takes the latents of another pipeline in place of a picture", "HunyuanImageRefiner"),
-        (READS_PICTURES, "QwenImageEditInpaint QwenImageLayered LongCatImageEdit JoyImageEdit"),
+        (READS_PICTURES, "QwenImageEditInpaint QwenImageLayered JoyImageEdit"),
         (
             STAGES,
             "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior KandinskyV22 Wuerstchen"

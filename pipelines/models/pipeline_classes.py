@@ -37,6 +37,7 @@ MORE = {
         "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
         "kandinsky5-edit": "Kandinsky5I2IPipeline",
         "latent-upscaler": "StableDiffusionLatentUpscalePipeline",
+        "longcat-image-edit": "LongCatImageEditPipeline",
         "sana-sprint": "SanaSprintImg2ImgPipeline",
         "stable-unclip": "StableUnCLIPImg2ImgPipeline",
         "upscaler": "StableDiffusionUpscalePipeline",

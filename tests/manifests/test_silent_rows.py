@@ -294,3 +294,13 @@ def test_a_size_that_the_model_would_bend_is_a_bad_row_with_those_that_it_render
     (checked,) = check_rows([str(tmp_path / "m.jsonl")], rules)
     said = f"width × height: {size[0]}×{size[1]} is not rendered by the model, which renders 64×32, 128×32"
     assert list(checked.problems) == ([] if fits else [said])
+
+
+@pytest.mark.parametrize(("size", "fits"), [((64, 32), True), ((32, 64), False)])
+def test_a_size_that_the_model_would_make_another_of_is_a_bad_row_with_that_other_size(tmp_path, size, fits):
+    rules = Rules(Defaults(width=64, height=64), bends=lambda width, height: (64, 32))
+    row = {"prompt": "a", "width": size[0], "height": size[1]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    (checked,) = check_rows([str(tmp_path / "m.jsonl")], rules)
+    said = "width × height: 32×64 is not rendered by the model, which makes 64×32 of it: set that size"
+    assert list(checked.problems) == ([] if fits else [said])

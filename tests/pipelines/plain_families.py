@@ -363,6 +363,9 @@ FAMILIES: dict[str, Plain] = {
     "ovis-image": Plain(_text("OvisImage"), rows=1, schedulers=("euler", "unipc", "model")),
     "krea2": Plain(_text("Krea2"), rows=1, unguided=0.0, schedulers=("euler", "unipc", "model")),
     "longcat": Plain(_text("LongCatImage"), rows=1, said={"enable_prompt_rewrite": False}, schedulers=("euler", "unipc", "model")),
+    "longcat-edit": Plain(
+        _picture("LongCatImageEdit"), rows=1, strength=False, single=True, schedulers=("euler", "unipc", "model")
+    ),
     "ernie": Plain(_text("ErnieImage"), apart=True, said={"use_pe": False}),
     "bria": Plain(_text("Bria")),
     "hunyuan-image": Plain(

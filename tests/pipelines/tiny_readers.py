@@ -65,7 +65,7 @@ def _qwen3_vl(layers: int = 2) -> transformers.Qwen3VLConfig:
     return transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
 
 
-def longcat(folder: Path) -> Path:
+def longcat(folder: Path, edits: bool = False) -> Path:
     """LongCat-Image: Flux's way with the texts of Qwen 2.5 VL, of which what stands in quotes is read by characters."""
     transformer = made(
         "LongCatImageTransformer2DModel",
@@ -74,9 +74,10 @@ def longcat(folder: Path) -> Path:
         pooled_projection_dim=WIDTH,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    words = tiny_texts.words()
-    parts = (scheduler, vae(16), qwen25(), words, tiny_texts.processor(words), transformer)
-    diffusers.LongCatImagePipeline(*parts).save_pretrained(folder)
+    words, picture = tiny_texts.seeing()
+    parts = (scheduler, vae(16), qwen25(picture), words, tiny_texts.processor(words), transformer)
+    kind = diffusers.LongCatImageEditPipeline if edits else diffusers.LongCatImagePipeline
+    kind(*parts).save_pretrained(folder)
     return folder
 
 
@@ -297,6 +298,7 @@ READERS: dict[str, Callable[[Path], Path]] = {
     "kolors": kolors,
     "krea2": krea2,
     "longcat": longcat,
+    "longcat-edit": lambda folder: longcat(folder, edits=True),
     "ernie": ernie,
     "bria": bria,
     "prx": prx,
@@ -316,6 +318,7 @@ SIZES = ((64, 64), (64, 32))  # in place of those of Kandinsky 5
 @contextmanager
 def small_inputs() -> Iterator[None]:
     """Lets pipelines that scale pictures to a million pixels scale them to 64 x 64, and one pad texts to few tokens, for speed."""
+    from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 
     def changed(kind: type, **values: Any) -> None:
@@ -330,10 +333,12 @@ def small_inputs() -> Iterator[None]:
         patched.setattr(kind, "__init__", run)
 
     with pytest.MonkeyPatch.context() as patched:
-        for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
+        for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus, pipeline_longcat_image_edit):
             theirs = module.calculate_dimensions
             patched.setattr(module, "calculate_dimensions", lambda area, ratio, theirs=theirs: theirs(64 * 64, ratio))
         changed(diffusers.HunyuanImagePipeline, tokenizer_max_length=64)
+        changed(diffusers.LongCatImageEditPipeline, tokenizer_max_length=64)
+        patched.setitem(FAMILIES, "LongCatImageEdit", replace(FAMILIES["LongCatImageEdit"], bends=None))
         for name in ("Kandinsky5T2I", "Kandinsky5I2I"):
             changed(getattr(diffusers, f"{name}Pipeline"), resolutions=list(SIZES))
             patched.setitem(FAMILIES, name, replace(FAMILIES[name], sizes=SIZES))

@@ -41,7 +41,7 @@ def words(most: int = 512, side: str = "right", chat: bool = False) -> PreTraine
 def seeing() -> tuple[PreTrainedTokenizerFast, int]:
     """A tokenizer of words with a token that stands for a piece of a picture, and that token's number."""
     made = words()
-    made.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|video_pad|>"]})
+    made.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>"]})
     return made, made.convert_tokens_to_ids("<|image_pad|>")
 
 

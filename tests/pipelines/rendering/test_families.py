@@ -35,8 +35,16 @@ ASKED = [
 ]
 
 
+@pytest.fixture(scope="module")
+def whole_sizes():
+    """The size that diffusers makes of an aspect, before tests make it smaller."""
+    from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
+
+    return pipeline_longcat_image_edit.calculate_dimensions
+
+
 @pytest.fixture(scope="module", autouse=True)
-def inputs_are_small():
+def inputs_are_small(whole_sizes):
     with small_inputs():
         yield
 
@@ -193,6 +201,12 @@ def test_plain_hidream_renders_one_number_of_pixels_unless_its_attribute_says_an
     assert render_family(plain, asked, 1, base, folder, 1)[0].shape == (1, 32, 64, 3)
     bent = replace(plain, sets={"default_sample_size": lambda request: 8})
     assert render_family(bent, asked, 1, base, folder, 1)[0].shape == (1, 32, 80, 3)
+
+
+def test_the_size_that_longcats_editing_makes_of_another_is_that_of_its_pipeline(whole_sizes):
+    sizes = [(1024, 1024), (1376, 768), (64, 64), (512, 768), (2048, 16), (720, 1280), (1008, 1040)]
+    for size in sizes:
+        assert families.about_a_million_pixels(*size) == whole_sizes(1024 * 1024, size[0] / size[1])
 
 
 def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
