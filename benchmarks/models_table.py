@@ -149,7 +149,8 @@ def _family(row: Row) -> Iterator[str]:
     yield "all" if {*SCHEDULERS} <= {*plain.fitting} else _code(plain.fitting)
     takes = f"takes {_code(plain.further)}" if plain.further else ""
     yield "; ".join(filter(None, (_code(plain.ignored), takes)))
-    yield "yes" if family_of(pipeline_of(row)).image_prompts else ""
+    family = family_of(pipeline_of(row))
+    yield "IP-Adapters" if family.image_prompts else "Redux" if family.prior else ""
     yield ", ".join(dict.fromkeys(_licence(source) for source in row.weights))
     yield _code(row.presets)
 

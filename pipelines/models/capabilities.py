@@ -112,9 +112,10 @@ def read_facts(model: Model) -> ModelFacts:
             modes = tuple(mode for mode in modes if mode != "inpaint")
     steering = _steering(model, name, modes) if model.controlnets else {}
     modes += tuple(mode for mode in map(controlled_mode, modes) if any(mode in can.modes for can in steering.values()))
-    image_prompts = family_of(name).image_prompts and "unet" in index
+    image_prompts = family_of(name).prior is not None or (family_of(name).image_prompts and "unet" in index)
     if model.references and not image_prompts:
-        raise ModelError(f"{model.base}: model.references: {name} takes none; IP-Adapters are for Stable Diffusion and SDXL")
+        others = "IP-Adapters are for Stable Diffusion and SDXL, Redux is for Flux"
+        raise ModelError(f"{model.base}: model.references: {name} takes none; {others}")
     scheduler = _scheduler_config(model, _class_of(index, "scheduler"))
     schedulers = _schedulers(name, scheduler)
     if model.refiner:

@@ -39,6 +39,7 @@ class Family:
             family's; None where there are none.
         guess: Whether its pipelines with ControlNets have a guess mode.
         image_prompts: Whether its pipelines take reference images through adapters (IP-Adapters).
+        prior: The pipeline that makes embeddings of reference images and prompts, which the family's pipelines take; None: none.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         sized: Whether its pipelines tell the scheduler the size of images, for a schedule that depends on it.
         further: Those columns of `rules.FURTHER` that the family takes.
@@ -86,6 +87,7 @@ class Family:
     control_modes: str | None = None
     guess: bool = False
     image_prompts: bool = False
+    prior: str | None = None
     references: bool = False
     sized: bool = False
     further: tuple[str, ...] = ()
@@ -161,6 +163,7 @@ FAMILIES: dict[str, Family] = {
         sized=True,
         controlnet="FluxControlNetModel",
         control_modes="num_mode",
+        prior="FluxPriorReduxPipeline",
         always={"control_mode": no_control_modes},
     ),
     "Flux2": Family(
@@ -311,7 +314,7 @@ REFUSED: dict[str, str] = {
         (
             STAGES,
             "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior KandinskyV22 Wuerstchen"
-            " StableCascade IFPipeline IFImg2Img IFInpainting IFSuperResolution FluxPriorRedux",
+            " StableCascade IFPipeline IFImg2Img IFInpainting IFSuperResolution",
         ),
         ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
         ("has a second scheduler, which calls side by side would share", "StableUnCLIPPipeline"),
@@ -323,6 +326,7 @@ REFUSED: dict[str, str] = {
         ),
         (NO_PICTURE, "Marigold ShapE"),
         ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
+        ("makes embeddings of pictures for Flux; give it as model.references beside a Flux", "FluxPriorRedux"),
         ("makes videos", "Helios Kandinsky5 Kandinsky6"),
         ("inverts a picture by a call of its own before it edits the picture", "LEditsPP"),
         (

@@ -38,7 +38,7 @@ def call(
     request = jobs[0].request  # jobs of one bucket share the arguments that a call takes once
     taken = inspect.signature(pipeline.__call__).parameters
     control = "control_image" if "control_image" in taken else "image"
-    said = model.family.arguments(request) | _texts(jobs, model) | _arguments(request, jobs, model, control)
+    said = model.family.arguments(request) | _texts(pipeline, jobs, model) | _arguments(request, jobs, model, control)
     if (eta := model.scheduler_options.eta) is not None:
         if "eta" not in taken:
             raise ValueError(f"{type(pipeline).__name__} takes no eta; leave it out of model.scheduler_options")
@@ -93,9 +93,11 @@ def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview:
     return _previewed(following, rest, None if turns is None else turns - before, None)
 
 
-def _texts(jobs: Sequence[Job], model: LoadedModel) -> dict[str, Any]:
+def _texts(pipeline: Any, jobs: Sequence[Job], model: LoadedModel) -> dict[str, Any]:
     """Return the text arguments of a pipeline call."""
     request, family = jobs[0].request, model.family
+    if model.redux and request.references:
+        return model.redux.embeddings(pipeline, jobs)
     said: dict[str, Any] = {"prompt": [job.request.prompt for job in jobs]}
     # None is not the same as nothing: SDXL then takes zeros for the embeddings.
     if model.guided(request) and (request.negative_prompt or family.empty_negative):

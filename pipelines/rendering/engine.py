@@ -129,7 +129,7 @@ class Engine:
 
     def _take_in(self, pending: Pending) -> None:
         self._pending.append(pending)
-        jobs, references = [], self.model.references
+        jobs, references = [], self.model.references or self.model.redux
         for placed, indices in pending.unit.next_pass():
             prepared = prepare_request(placed, self._roots, self.model.family.enlarges, references.pixels if references else None)
             if isinstance(prepared, Outcome):

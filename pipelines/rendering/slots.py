@@ -63,7 +63,8 @@ class Waiting:
             return id(self)
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
         apart = self.apart or (family.references and request.init_image is not None)
-        return (bucket_of(request), self.job.placed.preview, texts, id(self.job.placed) if apart else None)
+        embedded = family.prior is not None and bool(request.references)
+        return (bucket_of(request), embedded, self.job.placed.preview, texts, id(self.job.placed) if apart else None)
 
 
 @dataclass

@@ -137,9 +137,9 @@ def test_a_pipeline_that_is_steered_by_itself_is_refused_by_its_name_with_what_t
 def test_references_are_for_families_that_promptmill_has_adapters_for(saved):
     references = {"style": PartWeights(source="./a", weight_name="b.safetensors")}
     with pytest.raises(
-        ModelError, match=r"model\.references: FluxPipeline takes none; IP-Adapters are for Stable Diffusion and SDXL"
+        ModelError, match=r"model\.references: AuraFlowPipeline takes none; IP-Adapters are for Stable Diffusion and SDXL"
     ):
-        read_facts(saved("FluxPipeline", references=references))
+        read_facts(saved("AuraFlowPipeline", references=references))
     assert read_facts(saved("StableDiffusionXLPipeline", unet={"in_channels": 4}, references=references)).image_prompts
 
 
