@@ -9,6 +9,7 @@ from typing import Any
 
 from promptmill.configs.model import Model
 from promptmill.configs.schedulers import OWN, SCHEDULERS
+from promptmill.manifests.rules import Repainting
 from promptmill.manifests.steering import Steering
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.compatibility import class_of_control, multiple_of
@@ -43,6 +44,7 @@ class ModelFacts:
         steering: What each type of control that the config names can do.
         image_prompts: Whether the model can have adapters for reference images.
         left_out: Parts that the pipeline's class could have and the model does not.
+        repainting: The limits of rows with a mask.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         further: Those columns of `rules.FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
@@ -63,6 +65,7 @@ class ModelFacts:
     steering: Mapping[str, Steering] = field(default_factory=dict)
     image_prompts: bool = True
     left_out: tuple[str, ...] = ()
+    repainting: Repainting = field(default_factory=Repainting)
     unfit: Mapping[str, str] = field(default_factory=dict)
     further: tuple[str, ...] = ()
     most_noise: int = 350
@@ -144,6 +147,7 @@ def read_facts(model: Model) -> ModelFacts:
         most_pixels=_most_pixels(family, denoiser, factor),
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
         counting=_counting(family, "guidance_scale" in ignored, denoiser, scheduler),
+        repainting=family.repainting,
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
+from promptmill.manifests.rules import Repainting
 from promptmill.pipelines.work.evaluations import StepsLeft
 
 
@@ -58,6 +59,7 @@ class Family:
         seeds_steps: Whether the scheduler is given the candidates' generators for its noise: the pipelines give it none, so that it
             would draw from torch's global one.
         beside: Parts that repositories leave out, and the model that goes there.
+        repainting: The limits of rows with a mask, where they are other ones.
         sizes: The sizes (width, height) that its pipelines render, to one of which they would bend any other; empty where any.
         bends: The size (width, height) that its pipelines render in place of another one, as a function of that; None where they
             render every size.
@@ -104,6 +106,7 @@ class Family:
     experts: str | None = None
     seeds_steps: bool = False
     beside: Mapping[str, str] = field(default_factory=dict)
+    repainting: Repainting = field(default_factory=Repainting)
     sizes: tuple[tuple[int, int], ...] = ()
     bends: Callable[[int, int], tuple[int, int]] | None = None
     most_pixels: str | None = None
@@ -125,6 +128,13 @@ def pixels(request: Any) -> int:
     return request.width * request.height
 
 
+def a_million_pixels(width: int, height: int) -> tuple[int, int]:
+    """Return the size with sides of multiples of 32 that has the aspect of another and 1024 x 1024 pixels, or nearly so many."""
+    ratio = width / height
+    wide = math.sqrt(1024 * 1024 * ratio)
+    return round(wide / 32) * 32, round(wide / ratio / 32) * 32
+
+
 def about_a_million_pixels(width: int, height: int) -> tuple[int, int]:
     """Return the size with sides of multiples of 16 that has the aspect of another and 1024 x 1024 pixels, or a little more."""
     ratio = width / height
@@ -142,6 +152,7 @@ def no_control_modes(request: Any) -> list[None] | None:
     return [None] * len(request.controls) if len(request.controls) > 1 else None
 
 
+BY_SCALED_NOISE = ("euler", "model")  # diffusers' inpainting has the scheduler scale noise, which other solvers of flows cannot
 KANDINSKY5 = ((1024, 1024), (640, 1408), (1408, 640), (768, 1280), (1280, 768), (896, 1152), (1152, 896))
 ALL_SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
 
@@ -169,7 +180,18 @@ FAMILIES: dict[str, Family] = {
     "Flux2": Family(
         sized=True, rows=1, embedded=True, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True
     ),
-    "Flux2Klein": Family(sized=True, rows=1, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True),
+    # Inpainting makes a larger picture smaller.
+    "Flux2Klein": Family(
+        sized=True,
+        rows=1,
+        negative=False,
+        strength=False,
+        steps_left="up",
+        patch=2,
+        solvers=("euler", "unipc"),
+        references=True,
+        repainting=Repainting(BY_SCALED_NOISE, strength=True, most_pixels=1024 * 1024),
+    ),
     "FluxControlPipeline": Family(
         rows=1,
         embedded=True,
@@ -188,6 +210,8 @@ FAMILIES: dict[str, Family] = {
         patch=2,
         solvers=("euler", "unipc"),
         sized=True,
+        steps_left="up",
+        repainting=Repainting(BY_SCALED_NOISE, strength=True),
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
@@ -245,6 +269,8 @@ FAMILIES: dict[str, Family] = {
         solvers=("euler", "unipc"),
         sized=True,
         single=True,
+        steps_left="up",
+        repainting=Repainting(BY_SCALED_NOISE, strength=True, bends=a_million_pixels),
     ),
     "Sana": Family(
         solvers=ALL_SOLVERS,
@@ -310,7 +336,7 @@ REFUSED: dict[str, str] = {
         (CONTROL_IMAGE, "CogView4Control FluxControlImg2Img FluxControlInpaint"),
         ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
         ("takes the latents of another pipeline in place of a picture", "HunyuanImageRefiner"),
-        (READS_PICTURES, "QwenImageEditInpaint QwenImageLayered JoyImageEdit"),
+        (READS_PICTURES, "QwenImageLayered JoyImageEdit"),
         (
             STAGES,
             "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior KandinskyV22 Wuerstchen"
@@ -341,8 +367,8 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinInpaint Flux2KleinKV"
-            " FluxKontextInpaint Ideogram4 Kandinsky3 LDMTextToImage NucleusMoE"
+            "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinKV"
+            " Ideogram4 Kandinsky3 LDMTextToImage NucleusMoE"
             " OmniGen QwenImage21"
             " VisualCloze ZImageOmni",
         ),

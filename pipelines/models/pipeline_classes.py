@@ -42,12 +42,15 @@ MORE = {
         "stable-unclip": "StableUnCLIPImg2ImgPipeline",
         "upscaler": "StableDiffusionUpscalePipeline",
     },
-    "inpaint": {"flux-fill": "FluxFillPipeline"},
+    "inpaint": {
+        "flux-fill": "FluxFillPipeline",
+        "flux-kontext": "FluxKontextInpaintPipeline",
+        "flux2-klein": "Flux2KleinInpaintPipeline",
+    },
 }
 
-# Families of whose pipelines in diffusers' tables some are not served. Those of Flux Control want a control image: a row's picture
-# is that image, and what the tables have besides wants two. Qwen-Image-Edit's inpainting renders a million pixels alone.
-INSTEAD = {"flux-control": {"img2img": "FluxControlPipeline"}, "qwenimage-edit": {"img2img": "QwenImageEditPipeline"}}
+# Families whose pipelines want a control image: a row's picture is that image, and what diffusers' tables have besides wants two.
+INSTEAD = {"flux-control": {"img2img": "FluxControlPipeline"}}
 
 # Pipelines with ControlNets that the tables leave out.
 CONTROLLED: dict[str, dict[str, str]] = {

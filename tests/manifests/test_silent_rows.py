@@ -13,7 +13,7 @@ from promptmill.manifests.carried import Types, cast
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.images import ImageError, Roots, load
 from promptmill.manifests.rows import MAX_BLANK, MAX_ROW
-from promptmill.manifests.rules import Rules
+from promptmill.manifests.rules import Repainting, Rules
 from promptmill.manifests.sources import ManifestError, read_rows
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
@@ -304,3 +304,30 @@ def test_a_size_that_the_model_would_make_another_of_is_a_bad_row_with_that_othe
     (checked,) = check_rows([str(tmp_path / "m.jsonl")], rules)
     said = "width × height: 32×64 is not rendered by the model, which makes 64×32 of it: set that size"
     assert list(checked.problems) == ([] if fits else [said])
+
+
+REPAINTING = Rules(
+    Defaults(width=64, height=64),
+    schedulers=("euler", "unipc"),
+    ignored=("strength",),
+    repainting=Repainting(("euler",), strength=True, most_pixels=64 * 64, bends=lambda width, height: (64, height)),
+)
+MASK = {"init_image": "a.png", "mask_image": "m.png"}
+
+
+@pytest.mark.parametrize(
+    ("row", "strength", "problems"),
+    [
+        (MASK | {"scheduler": "euler", "strength": 0.5}, 0.5, []),
+        ({"init_image": "a.png", "scheduler": "unipc", "width": 128}, None, []),
+        (MASK | {"scheduler": "unipc"}, None, ["scheduler: unipc does not go with a mask_image in this model, which takes euler"]),
+        (MASK | {"scheduler": "euler", "height": 128}, None, ["width × height: 8,192 pixels are more than the 4,096"]),
+        (MASK | {"scheduler": "euler", "width": 32}, None, ["width × height: 32×64 is not rendered by the model"]),
+    ],
+)
+def test_rows_with_a_mask_can_have_limits_of_their_own(tmp_path, row, strength, problems):
+    (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": "a", **row}) + "\n")
+    (checked,) = check_rows([str(tmp_path / "m.jsonl")], REPAINTING)
+    assert len(checked.problems) == len(problems) and not checked.notes
+    assert all(found.startswith(said) for found, said in zip(checked.problems, problems, strict=True))
+    assert problems or checked.request.strength == strength

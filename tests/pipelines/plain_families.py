@@ -30,6 +30,7 @@ class Plain:
         always_negative: Whether guidance comes with a negative prompt alone, be it an empty one.
         apart: Whether a call pads its texts to the longest of them, so that a row's image would depend on the others' texts.
         strength: Whether there is a strength.
+        repainting: The schedulers of rows with a mask, which alone have a strength; None where rows with a mask are like others.
         guided: Whether a guidance scale has an effect.
         references: Whether pictures are a list of references for all images of a call.
         further: Values to mix of a column that other families do not have.
@@ -54,6 +55,7 @@ class Plain:
     always_negative: bool = False
     apart: bool = False
     strength: bool = True
+    repainting: tuple[str, ...] | None = None
     guided: bool = True
     references: bool = False
     further: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -83,6 +85,14 @@ class Plain:
     @property
     def follows_flow(self) -> bool:
         return "euler" in self.schedulers and "ddim" not in self.schedulers and not self.noise
+
+    def has_strength(self, mode: str) -> bool:
+        """Whether rows of a mode have a strength."""
+        return mode == "inpaint" if self.repainting and not self.strength else self.strength
+
+    def solvers(self, mode: str) -> tuple[str, ...]:
+        """The schedulers to mix in a mode."""
+        return self.repainting if self.repainting and mode == "inpaint" else self.schedulers
 
     def values(self, number: int, mode: str) -> dict[str, Any]:
         """What a mode's request with a number has of the values to mix, and of images."""
@@ -268,18 +278,20 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
     }
     if plain.negative and (request.negative_prompt or plain.always_negative):
         said["negative_prompt"] = [request.negative_prompt] * count
-    if request.strength and plain.strength:
+    if request.strength and plain.has_strength(request.mode):
         said["strength"] = request.strength
     if request.init_image:
+        references = plain.references and not request.mask_image
         file = folder / request.init_image
-        said[plain.takes] = [Image.open(file)] if plain.references else picture(file, count)
+        said[plain.takes] = [Image.open(file)] if references else picture(file, count)
         if plain.pillow:
             said[plain.takes] = [Image.open(file)] * count
         if plain.single:
             said[plain.takes] = Image.open(file)
     said |= {name: getattr(request, name) for name in plain.further}
     if request.mask_image:
-        said["mask_image"] = picture(folder / request.mask_image, count, 1)
+        file = folder / request.mask_image
+        said["mask_image"] = Image.open(file) if plain.single else picture(file, count, 1)
     return said
 
 
@@ -401,7 +413,8 @@ FAMILIES: dict[str, Plain] = {
     ),
     # Without these, the size is one of those that the model was trained at.
     "flux-kontext": Plain(
-        dict.fromkeys(("txt2img", "img2img"), "FluxKontextPipeline"),
+        dict.fromkeys(("txt2img", "img2img"), "FluxKontextPipeline") | {"inpaint": "FluxKontextInpaintPipeline"},
+        repainting=("euler", "model"),
         rows=1,
         negative=False,
         strength=False,
@@ -417,7 +430,8 @@ FAMILIES: dict[str, Plain] = {
         schedulers=("euler", "unipc", "model"),
     ),
     "flux2-klein": Plain(
-        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline"),
+        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline") | {"inpaint": "Flux2KleinInpaintPipeline"},
+        repainting=("euler", "model"),
         rows=1,
         negative=False,
         strength=False,
@@ -425,7 +439,8 @@ FAMILIES: dict[str, Plain] = {
         schedulers=("euler", "unipc", "model"),
     ),
     "flux2-klein-distilled": Plain(
-        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline"),
+        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline") | {"inpaint": "Flux2KleinInpaintPipeline"},
+        repainting=("euler", "model"),
         rows=1,
         negative=False,
         strength=False,
@@ -433,7 +448,9 @@ FAMILIES: dict[str, Plain] = {
         references=True,
         schedulers=("euler", "unipc", "model"),
     ),
-    "qwen-image-edit": Plain(_picture("QwenImageEdit"), **_QWEN_EDIT),
+    "qwen-image-edit": Plain(
+        _picture("QwenImageEdit") | {"inpaint": "QwenImageEditInpaintPipeline"}, repainting=("euler", "model"), **_QWEN_EDIT
+    ),
     "qwen-image-edit-plus": Plain(_picture("QwenImageEditPlus"), **_QWEN_EDIT),
     "sana-sprint": Plain(
         {"txt2img": "SanaSprintPipeline", "img2img": "SanaSprintImg2ImgPipeline"},

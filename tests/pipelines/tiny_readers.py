@@ -319,7 +319,11 @@ SIZES = ((64, 64), (64, 32))  # in place of those of Kandinsky 5
 def small_inputs() -> Iterator[None]:
     """Lets pipelines that scale pictures to a million pixels scale them to 64 x 64, and one pad texts to few tokens, for speed."""
     from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
-    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+    from diffusers.pipelines.qwenimage import (
+        pipeline_qwenimage_edit,
+        pipeline_qwenimage_edit_inpaint,
+        pipeline_qwenimage_edit_plus,
+    )
 
     def changed(kind: type, **values: Any) -> None:
         init = kind.__init__
@@ -333,12 +337,15 @@ def small_inputs() -> Iterator[None]:
         patched.setattr(kind, "__init__", run)
 
     with pytest.MonkeyPatch.context() as patched:
-        for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus, pipeline_longcat_image_edit):
+        edits = (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus, pipeline_qwenimage_edit_inpaint)
+        for module in (*edits, pipeline_longcat_image_edit):
             theirs = module.calculate_dimensions
             patched.setattr(module, "calculate_dimensions", lambda area, ratio, theirs=theirs: theirs(64 * 64, ratio))
         changed(diffusers.HunyuanImagePipeline, tokenizer_max_length=64)
         changed(diffusers.LongCatImageEditPipeline, tokenizer_max_length=64)
         patched.setitem(FAMILIES, "LongCatImageEdit", replace(FAMILIES["LongCatImageEdit"], bends=None))
+        edit = FAMILIES["QwenImageEdit"]
+        patched.setitem(FAMILIES, "QwenImageEdit", replace(edit, repainting=replace(edit.repainting, bends=None)))
         for name in ("Kandinsky5T2I", "Kandinsky5I2I"):
             changed(getattr(diffusers, f"{name}Pipeline"), resolutions=list(SIZES))
             patched.setitem(FAMILIES, name, replace(FAMILIES[name], sizes=SIZES))

@@ -57,7 +57,7 @@ def asked(name):
             "id": f"{name}-{number}",
             "prompt": PROMPTS[number],
             "mode": mode,
-            "scheduler": plain.schedulers[-number],
+            "scheduler": plain.solvers(mode)[-number],
             **scale,
             **images,
         }

@@ -37,10 +37,11 @@ ASKED = [
 
 @pytest.fixture(scope="module")
 def whole_sizes():
-    """The size that diffusers makes of an aspect, before tests make it smaller."""
+    """The sizes that two of diffusers' pipelines make of an aspect, before tests make them smaller."""
     from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_inpaint
 
-    return pipeline_longcat_image_edit.calculate_dimensions
+    return pipeline_longcat_image_edit.calculate_dimensions, pipeline_qwenimage_edit_inpaint.calculate_dimensions
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,7 +75,7 @@ def mixed(name):
             negative_prompt=negative if plain.negative else "",
             steps=steps,
             guidance_scale=scale,
-            scheduler=plain.schedulers[number % len(plain.schedulers)],
+            scheduler=plain.solvers(mode)[number % len(plain.solvers(mode))],
             **plain.values(number, mode),
         )
         for number, (mode, steps, scale, prompt, negative) in enumerate(asked)
@@ -90,7 +91,7 @@ def test_a_mixed_unit_makes_the_bits_and_takes_the_rows_of_plain_diffusers(engin
     for one, outcome in zip(some, render(engine, *some), strict=True):
         theirs, rows = render_family(plain, one, plain.fills(one, BATCH), base, folder, BATCH)
         # A plan leaves out a strength that has no effect.
-        assert evaluations(one if plain.strength else replace(one, strength=None), counting) == rows, one
+        assert evaluations(one if plain.has_strength(one.mode) else replace(one, strength=None), counting) == rows, one
         np.testing.assert_array_equal(pixels(outcome), theirs[: one.candidates], err_msg=str(one))
         assert {candidate.evaluations for candidate in outcome.candidates} == {rows}, one
 
@@ -203,10 +204,11 @@ def test_plain_hidream_renders_one_number_of_pixels_unless_its_attribute_says_an
     assert render_family(bent, asked, 1, base, folder, 1)[0].shape == (1, 32, 80, 3)
 
 
-def test_the_size_that_longcats_editing_makes_of_another_is_that_of_its_pipeline(whole_sizes):
-    sizes = [(1024, 1024), (1376, 768), (64, 64), (512, 768), (2048, 16), (720, 1280), (1008, 1040)]
-    for size in sizes:
-        assert families.about_a_million_pixels(*size) == whole_sizes(1024 * 1024, size[0] / size[1])
+def test_the_size_that_a_pipeline_makes_of_another_is_known(whole_sizes):
+    of_longcat, of_qwen = whole_sizes
+    for size in [(1024, 1024), (1376, 768), (64, 64), (512, 768), (2048, 16), (720, 1280), (1008, 1040)]:
+        assert families.about_a_million_pixels(*size) == of_longcat(1024 * 1024, size[0] / size[1])
+        assert families.a_million_pixels(*size) == of_qwen(1024 * 1024, size[0] / size[1])[:2]
 
 
 def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
