@@ -108,6 +108,7 @@ ROWS: tuple[Row, ...] = (
     Row("Ovis-Image", "ovis-image", ("AIDC-AI/Ovis-Image-7B",)),
     Row("PRX, at guidance scales from 1 on", "prx", ("Photoroom/prx-512-t2i-sft",)),
     Row("Qwen-Image", "qwen-image", ("Qwen/Qwen-Image",), ("qwen-image",)),
+    Row("Qwen-Image 2.1", "qwen-image-2.1", ("Qwen/Qwen-Image-2.1",)),
     Row("Qwen-Image-Edit", "qwen-image-edit", ("Qwen/Qwen-Image-Edit",), ("qwen-image-edit",)),
     Row(
         "Qwen-Image-Edit Plus (2509, 2511; one picture)",

@@ -95,6 +95,8 @@ def read_facts(model: Model) -> ModelFacts:
     for part, other in family_of(name).beside.items():
         if _class_of(index, part) is None:
             raise ModelError(f"{model.base}: has no {part}; add that of {other} to a copy in a folder, and to its {INDEX}")
+    if index.get("sample_sigmas"):
+        raise ModelError(f"{model.base}: brings a schedule of its own (sample_sigmas), whatever steps rows ask for; set it to null")
     modes = modes_of(name)
     if not modes:
         raise ModelError(f"{unsupported}: diffusers has no pipeline that makes images with it")

@@ -128,6 +128,11 @@ def pixels(request: Any) -> int:
     return request.width * request.height
 
 
+def side(request: Any) -> float:
+    """Return the side of a square with as many pixels as a request's images."""
+    return math.sqrt(pixels(request))
+
+
 def a_million_pixels(width: int, height: int) -> tuple[int, int]:
     """Return the size with sides of multiples of 32 that has the aspect of another and 1024 x 1024 pixels, or nearly so many."""
     ratio = width / height
@@ -144,7 +149,7 @@ def about_a_million_pixels(width: int, height: int) -> tuple[int, int]:
 
 def own_side(request: Any, scale: int) -> float:
     """Return the side of a square, in latents, with as many pixels as a request's images, and a little more: nothing is cut."""
-    return math.sqrt(pixels(request)) / scale * (1 + 1e-9)
+    return side(request) / scale * (1 + 1e-9)
 
 
 def no_control_modes(request: Any) -> list[None] | None:
@@ -260,6 +265,19 @@ FAMILIES: dict[str, Family] = {
         several_controls=False,
         sized=True,
     ),
+    # Its cache of keys and values is an object of each call, and would keep calls from sharing batches.
+    "QwenImage21": Family(
+        rows=1,
+        guidance="true_cfg_scale",
+        empty_negative=True,
+        prompts_apart=True,
+        strength=False,
+        patch=2,
+        solvers=("euler", "unipc"),
+        sized=True,
+        references=True,
+        always={"use_kv_cache": False, "output_resolution": side},
+    ),
     # The language model reads the picture that is edited, scaled to the pixels that it was trained with.
     "QwenImageEdit": Family(
         rows=1,
@@ -322,7 +340,6 @@ def family_of(pipeline: str) -> Family:
 _CONTROLLED = "was saved with what steers it; set _class_name to {} in model_index.json, and name the control in model.controlnets"
 UNTRIED = "is not served yet: its images have not been compared with those of plain diffusers"
 CONTROL_IMAGE = "needs a control image for every row, which is not supported yet"
-READS_PICTURES = "has its language model read the pictures that it edits, which is not supported yet"
 STAGES = "renders in stages that are pipelines of their own, and a run has one"
 NO_PROMPT = "takes no prompt, and each row of a manifest has one"
 NO_PICTURE = "makes no picture of a prompt"
@@ -336,7 +353,8 @@ REFUSED: dict[str, str] = {
         (CONTROL_IMAGE, "CogView4Control FluxControlImg2Img FluxControlInpaint"),
         ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
         ("takes the latents of another pipeline in place of a picture", "HunyuanImageRefiner"),
-        (READS_PICTURES, "QwenImageLayered JoyImageEdit"),
+        ("makes several pictures of one, its layers", "QwenImageLayered"),
+        ("reads its language model by a hook on a layer, which would see the rows of all requests", "JoyImageEdit"),
         (
             STAGES,
             "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior KandinskyV22 Wuerstchen"
@@ -369,7 +387,7 @@ REFUSED: dict[str, str] = {
             UNTRIED,
             "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinKV"
             " Ideogram4 Kandinsky3 LDMTextToImage NucleusMoE"
-            " OmniGen QwenImage21"
+            " OmniGen"
             " VisualCloze ZImageOmni",
         ),
     )

@@ -36,6 +36,7 @@ MORE = {
         "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
         "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
         "kandinsky5-edit": "Kandinsky5I2IPipeline",
+        "qwenimage21": "QwenImage21Pipeline",
         "latent-upscaler": "StableDiffusionLatentUpscalePipeline",
         "longcat-image-edit": "LongCatImageEditPipeline",
         "sana-sprint": "SanaSprintImg2ImgPipeline",

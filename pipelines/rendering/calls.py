@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from promptmill.manifests.pixels import to_rgb
 from promptmill.manifests.requests import Request
 from promptmill.manifests.rules import FURTHER
 from promptmill.pipelines.rendering.conditioning import composite
@@ -64,7 +65,12 @@ def call(
     copy = to_host((images.nan_to_num(0.0) * 255).round().to(torch.uint8), images.isfinite().flatten(1).all(1))
     wait(copy)
     pixels, finite = copy.tensors
-    return list(zip(pixels.numpy(), finite.tolist(), map(bool, flagged), strict=True))
+    return list(zip(map(_opaque, pixels.numpy()), finite.tolist(), map(bool, flagged), strict=True))
+
+
+def _opaque(pixels: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) pixels; transparent ones, of models that make some, lie on white, as transparent files do."""
+    return pixels if pixels.shape[-1] == 3 else np.array(to_rgb(Image.fromarray(pixels, "RGBA")))
 
 
 def _previewed(pipeline: Any, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:

@@ -106,6 +106,18 @@ class Plain:
         return self.rows * batch // rows
 
 
+def _by_rows(given: dict[str, Any]) -> dict[str, Any]:
+    """A language model's arguments with the patches of each row's pictures, all of one size, in a row of their own."""
+    if "pixel_values" not in given:
+        return given
+    rows = len(given["input_ids"])
+    return given | {name: given[name].unflatten(0, (rows, -1)) for name in ("pixel_values", "image_grid_thw")}
+
+
+def _one_after_the_other(given: dict[str, Any]) -> dict[str, Any]:
+    return given | {name: given[name].flatten(0, 1) for name in ("pixel_values", "image_grid_thw") if name in given}
+
+
 def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..., Any]:
     """A module's call as several, of `size` rows each; the last row is repeated where some are missing.
 
@@ -142,10 +154,11 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
         return tuple(only(part, rows) for part in value) if isinstance(value, tuple) else None
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        kwargs = _by_rows(kwargs)
         rows = len(next(value for value in [*args, *kwargs.values()] if isinstance(value, torch.Tensor)))
         pieces = [slice(start, start + size) for start in range(0, rows, size)]
         parts = [({n: cut(v, some, rows) for n, v in kwargs.items()}, [cut(v, some, rows) for v in args]) for some in pieces]
-        return only(together([call(*listed, **named) for named, listed in parts]), rows)
+        return only(together([call(*listed, **_one_after_the_other(named)) for named, listed in parts]), rows)
 
     # Pipelines look at what a part can be told.
     return wraps(call)(run)
@@ -205,10 +218,6 @@ def render_family(
     if not plain.single:
         return pixels_of(images_of(pipeline(**said)), request, folder), sum(seen) // count
     # Each at the batch shape of the engine, as the candidates of one call would be.
-    pipeline.text_encoder.forward = reading(pipeline.text_encoder.forward, batch)
-    for name, part in pipeline.components.items():
-        if name.startswith("text_encoder_"):
-            part.forward = in_pieces(part.forward, batch)
     denoiser = pipeline.transformer
     denoiser.forward = in_pieces(denoiser.forward, plain.rows * batch)
     cut = ("prompt", "negative_prompt", "generator")
@@ -220,21 +229,6 @@ def render_family(
 def images_of(result: Any) -> torch.Tensor:
     """The images of a call's result, which two pipelines call otherwise."""
     return result.images if hasattr(result, "images") else result.image
-
-
-def reading(forward: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """A language model's call on one text and its picture, as the first row of so many equal ones."""
-
-    def run(**given: Any) -> Any:
-        known = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
-        answer = forward(**{**given, **{name: torch.cat([value] * size) for name, value in known.items()}})
-        return type(answer)(hidden_states=tuple(layer[:1] for layer in answer.hidden_states))
-
-    return wraps(forward)(run)
-
-
-def reads_pictures(kind: str) -> bool:
-    return any(kind == name for plain in FAMILIES.values() if plain.single for name in plain.pipelines.values())
 
 
 def loaded(
@@ -254,7 +248,7 @@ def loaded(
     # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
     pipeline.vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
     for name, part in pipeline.components.items():
-        if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")) and not reads_pictures(kind):
+        if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")):
             side = 1 if kind.startswith("Kolors") else 0
             part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1, side)
     seen: list[int] = []
@@ -298,6 +292,10 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
 def pixels_of(images: torch.Tensor, request: Any, folder: Any) -> np.ndarray:
     """Images (B, 3, H, W) in 0 … 1 as (B, H, W, 3) uint8; what a mask leaves is the picture's own."""
     made = (images.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).numpy()
+    if made.shape[-1] == 4:  # transparent pixels lie on white
+        white = [Image.new("RGBA", one.shape[1::-1], "white") for one in made]
+        made = np.stack([Image.alpha_composite(under, Image.fromarray(one)) for under, one in zip(white, made, strict=True)])
+        made = np.ascontiguousarray(made[..., :3])
     if request.mask_image:
         keep = np.array(Image.open(folder / request.mask_image)) < 128
         made[:, keep] = np.array(Image.open(folder / request.init_image))[keep]
@@ -371,6 +369,17 @@ FAMILIES: dict[str, Plain] = {
     "chroma": Plain(_text("Chroma") | {"img2img": "ChromaImg2ImgPipeline"}, rows=1),
     "cogview4": Plain(_text("CogView4"), rows=1, apart=True),
     "qwen-image": Plain(_modes("QwenImage"), rows=1, guidance="true_cfg_scale", always_negative=True, apart=True),
+    "qwen-image-2.1": Plain(
+        dict.fromkeys(("txt2img", "img2img"), "QwenImage21Pipeline"),
+        rows=1,
+        guidance="true_cfg_scale",
+        always_negative=True,
+        apart=True,
+        strength=False,
+        references=True,
+        said={"use_kv_cache": False, "output_resolution": lambda request: (request.width * request.height) ** 0.5},
+        schedulers=("euler", "unipc", "model"),
+    ),
     "z-image": Plain(_modes("ZImage"), unguided=0.0, apart=True),
     "ovis-image": Plain(_text("OvisImage"), rows=1, schedulers=("euler", "unipc", "model")),
     "krea2": Plain(_text("Krea2"), rows=1, unguided=0.0, schedulers=("euler", "unipc", "model")),

@@ -49,7 +49,7 @@ def krea2(folder: Path) -> Path:
     return folder
 
 
-def _qwen3_vl(layers: int = 2) -> transformers.Qwen3VLConfig:
+def _qwen3_vl(layers: int = 2, picture: int = 3) -> transformers.Qwen3VLConfig:
     text = {
         "hidden_size": 2 * WIDTH,
         "intermediate_size": 32,
@@ -62,7 +62,8 @@ def _qwen3_vl(layers: int = 2) -> transformers.Qwen3VLConfig:
         "vocab_size": 32,
     }
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 2 * WIDTH}
-    return transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    return transformers.Qwen3VLConfig(text_config=text, vision_config=vision, image_token_id=picture)
 
 
 def longcat(folder: Path, edits: bool = False) -> Path:
@@ -188,6 +189,37 @@ def prx(folder: Path) -> Path:
     return folder
 
 
+def qwen_image_21(folder: Path) -> Path:
+    """Qwen-Image 2.1: Qwen 3 VL reads texts and pictures, the VAE has a channel for transparency, texts come before the image."""
+    words, picture = tiny_texts.seeing()
+    latents = seeded(
+        diffusers.AutoencoderKLQwenImage21,
+        base_dim=8,
+        decoder_base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2, 2, 2],
+        num_res_blocks=1,
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.1, 0.9, 1.0, 1.2],
+        scale_factor_spatial=16,
+    )
+    transformer = made(
+        "QwenImage21Transformer2DModel",
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=2 * WIDTH,
+        axes_dims_rope=(8, 4, 4),
+    )
+    reader = seeded(transformers.Qwen3VLForConditionalGeneration, _qwen3_vl(picture=picture))
+    scheduler = FlowMatchEulerDiscreteScheduler(base_shift=0.5, max_shift=0.9, use_dynamic_shifting=True, shift_terminal=0.02)
+    parts = (scheduler, latents, reader, tiny_texts.processor3(words), transformer)
+    diffusers.QwenImage21Pipeline(*parts).save_pretrained(folder)
+    return folder
+
+
 def qwen_edit(folder: Path, plus: bool = False) -> Path:
     """Qwen-Image-Edit: a language model that reads the picture; Plus (2511) tells the picture's tokens from the image's by time."""
     words, picture = tiny_texts.seeing()
@@ -307,6 +339,7 @@ READERS: dict[str, Callable[[Path], Path]] = {
     "kandinsky5-edit": lambda folder: kandinsky5(folder, edits=True),
     "hunyuan-image": hunyuan_image,
     "hunyuan-image-distilled": lambda folder: hunyuan_image(folder, distilled=True),
+    "qwen-image-2.1": qwen_image_21,
     "qwen-image-edit": qwen_edit,
     "qwen-image-edit-plus": lambda folder: qwen_edit(folder, plus=True),
 }

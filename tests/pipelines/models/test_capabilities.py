@@ -266,7 +266,8 @@ def test_an_evaluation_is_counted_as_each_family_and_scheduler_have_it(saved, na
         ("GlmImagePipeline", "has a language model draw the picture's tokens from torch's global generator"),
         ("Kandinsky5T2VPipeline", "makes videos"),
         ("HunyuanImageRefinerPipeline", "takes the latents of another pipeline"),
-        ("QwenImageLayeredPipeline", "has its language model read the pictures"),
+        ("QwenImageLayeredPipeline", "makes several pictures of one"),
+        ("JoyImageEditPipeline", "reads its language model by a hook"),
         ("StableCascadeDecoderPipeline", "renders in stages"),
         ("StableDiffusionControlNetPipeline", "was saved with its ControlNet; give the base model as model.base"),
         ("Flux3ModularPipeline", "is made of modular blocks"),
@@ -339,3 +340,9 @@ def test_the_largest_image_is_that_which_the_denoiser_has_places_for(saved):
 def test_kandinsky_5_renders_its_own_sizes(saved):
     facts = read_facts(saved("Kandinsky5T2IPipeline", transformer={"patch_size": [1, 2, 2]}))
     assert len(facts.sizes) == 7 and (768, 1280) in facts.sizes and facts.multiple == 16
+
+
+def test_a_model_that_goes_by_a_schedule_of_its_own_is_refused(saved):
+    assert read_facts(saved("QwenImage21Pipeline", {"sample_sigmas": None}, transformer={"patch_size": 1})).multiple == 8 * 2
+    with pytest.raises(ModelError, match="brings a schedule of its own"):
+        read_facts(saved("QwenImage21Pipeline", {"sample_sigmas": [1.0, 0.5]}, transformer={}))
