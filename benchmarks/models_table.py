@@ -98,6 +98,7 @@ ROWS: tuple[Row, ...] = (
     Row("CogView3-Plus", "cogview3", ("zai-org/CogView3-Plus-3B",)),
     Row("CogView4", "cogview4", ("zai-org/CogView4-6B",), ("cogview4",)),
     Row("Bria 3.2", "bria", ("briaai/BRIA-3.2",)),
+    Row("Bria FIBO", "bria-fibo", ("briaai/FIBO",)),
     Row("ERNIE-Image", "ernie", ("baidu/ERNIE-Image",)),
     Row("Kandinsky 5 (text to image)", "kandinsky5", ("kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",)),
     Row("Kandinsky 5 (editing)", "kandinsky5-edit", ("kandinskylab/Kandinsky-5.0-I2I-Lite-sft-Diffusers",)),

@@ -164,6 +164,7 @@ ALL_SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
     "AuraFlow": Family(solvers=ALL_SOLVERS),
+    "BriaFiboPipeline": Family(patch=2, sized=True, prompts_apart=True, solvers=("euler", "unipc")),
     "BriaPipeline": Family(patch=2, sized=True),
     "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),
     "CogView3": Family(),
@@ -385,7 +386,7 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinKV"
+            "BriaFiboEdit ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinKV"
             " Ideogram4 Kandinsky3 LDMTextToImage NucleusMoE"
             " OmniGen"
             " VisualCloze ZImageOmni",

@@ -23,6 +23,7 @@ TABLES = {
 MORE = {
     "txt2img": {
         "bria": "BriaPipeline",
+        "bria-fibo": "BriaFiboPipeline",
         "ernie-image": "ErnieImagePipeline",
         "hidream-image": "HiDreamImagePipeline",
         "hunyuan-image": "HunyuanImagePipeline",

@@ -388,6 +388,7 @@ FAMILIES: dict[str, Plain] = {
         _picture("LongCatImageEdit"), rows=1, strength=False, single=True, schedulers=("euler", "unipc", "model")
     ),
     "ernie": Plain(_text("ErnieImage"), apart=True, said={"use_pe": False}),
+    "bria-fibo": Plain(_text("BriaFibo"), apart=True, schedulers=("euler", "unipc", "model")),
     "bria": Plain(_text("Bria")),
     "hunyuan-image": Plain(
         _text("HunyuanImage"), rows=1, apart=True, guiders=("guider", "ocr_guider"), schedulers=("euler", "unipc", "model")

@@ -119,6 +119,42 @@ def bria(folder: Path) -> Path:
     return folder
 
 
+def fibo(folder: Path) -> Path:
+    """Bria FIBO: the outputs of SmolLM 3's layers, one for each block, and a VAE of videos whose pixels are folded first."""
+    transformer = made(
+        "BriaFiboTransformer2DModel",
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        text_encoder_dim=WIDTH,
+        axes_dims_rope=[4, 4, 8],
+    )
+    small = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    # An empty text is a token of its own, 128,000.
+    config = transformers.SmolLM3Config(**small, num_key_value_heads=2, vocab_size=128008, pad_token_id=0)
+    latents = seeded(
+        diffusers.AutoencoderKLWan,
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.1, 0.9, 1.0, 1.2],
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+    )
+    encoder = seeded(transformers.SmolLM3ForCausalLM, config)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    diffusers.BriaFiboPipeline(transformer, scheduler, latents, encoder, tiny_texts.words()).save_pretrained(folder)
+    return folder
+
+
 def kolors(folder: Path) -> Path:
     """Kolors: Stable Diffusion XL's UNet with the texts of ChatGLM 3, at a length of 256."""
     import sentencepiece
@@ -333,6 +369,7 @@ READERS: dict[str, Callable[[Path], Path]] = {
     "longcat-edit": lambda folder: longcat(folder, edits=True),
     "ernie": ernie,
     "bria": bria,
+    "bria-fibo": fibo,
     "prx": prx,
     "hidream": hidream,
     "kandinsky5": kandinsky5,
