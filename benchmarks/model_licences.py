@@ -72,6 +72,7 @@ LICENCES: dict[str, str] = {
     "timbrooks/instruct-pix2pix": "MIT",
     "zai-org/CogView3-Plus-3B": "Apache-2.0",
     "zai-org/CogView4-6B": "Apache-2.0",
+    "zai-org/CogView4-6B-Control": "Apache-2.0",
 }
 
 # The repositories of which no copy of the card, and no public statement of the licence, was read.
@@ -105,5 +106,6 @@ UNREAD = frozenset(
         "stabilityai/stable-diffusion-x4-upscaler",
         "timbrooks/instruct-pix2pix",
         "zai-org/CogView3-Plus-3B",
+        "zai-org/CogView4-6B-Control",
     }
 )

@@ -169,6 +169,7 @@ FAMILIES: dict[str, Family] = {
     "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),
     "CogView3": Family(),
     "CogView4": Family(rows=1, prompts_apart=True, sized=True),
+    "CogView4Control": Family(rows=1, prompts_apart=True, sized=True, strength=False, picture="control_image"),
     # Its rewriting of prompts would draw from torch's global generator.
     "ErnieImage": Family(prompts_apart=True, patch=2, always={"use_pe": False}),
     "Flux": Family(
@@ -340,7 +341,7 @@ def family_of(pipeline: str) -> Family:
 
 _CONTROLLED = "was saved with what steers it; set _class_name to {} in model_index.json, and name the control in model.controlnets"
 UNTRIED = "is not served yet: its images have not been compared with those of plain diffusers"
-CONTROL_IMAGE = "needs a control image for every row, which is not supported yet"
+CONTROL_IMAGE = "needs a control image beside the picture of every row, which is not supported yet"
 STAGES = "renders in stages that are pipelines of their own, and a run has one"
 NO_PROMPT = "takes no prompt, and each row of a manifest has one"
 NO_PICTURE = "makes no picture of a prompt"
@@ -351,7 +352,7 @@ PLACES = "splits its batch by position, so that no two requests could share one"
 REFUSED: dict[str, str] = {
     begin: reason
     for reason, begins in (
-        (CONTROL_IMAGE, "CogView4Control FluxControlImg2Img FluxControlInpaint"),
+        (CONTROL_IMAGE, "FluxControlImg2Img FluxControlInpaint"),
         ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
         ("takes the latents of another pipeline in place of a picture", "HunyuanImageRefiner"),
         ("makes several pictures of one, its layers", "QwenImageLayered"),
