@@ -227,6 +227,8 @@ class Model(Strict):
     @model_validator(mode="after")
     def _compiled(self) -> "Model":
         # Switching a LoRA, or its scale, makes another graph of every block.
+        if self.kernels.fp8 and self.dtype != "bfloat16":
+            raise ValueError("kernels.fp8 computes in bfloat16; set dtype to bfloat16")
         if self.loras and (self.kernels.compile or self.kernels.fp8):
             raise ValueError("kernels.compile and kernels.fp8 do not go with loras; set them to false, or declare no loras")
         if self.references and (self.kernels.compile or self.kernels.fp8 or self.kernels.attention != "sdpa"):

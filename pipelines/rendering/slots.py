@@ -6,9 +6,8 @@ guidance as the config says; such a candidate takes one, two or three rows, by i
 that a group leaves as it ends are the next group's at once.
 """
 
-import copy
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,10 +29,14 @@ from promptmill.pipelines.rendering.modules import (
 )
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.text import TextEncoder
+from promptmill.pipelines.work.errors import is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure
 from promptmill.pipelines.work.units import bucket_of, kind_of
 
 MOST_BATCHES = 4  # of rows that are under way at once
+# Pixels that a VAE decodes at once: four images of 1024 x 1024. Of eight, a tensor in the last layers of SDXL's has 2^31 elements,
+# more than some kernels count; and more images at once are no faster.
+DECODED_PIXELS = 4 * 1024 * 1024
 
 Settled = Callable[[Job, Candidate | Failure], None]
 
@@ -99,7 +102,8 @@ class Slots:
     """
 
     def __init__(self, model: LoadedModel, batch: int):
-        self._model, self._family = model, model.family
+        self.model = model
+        self.batch, self._family = batch, model.family
         self._queue: deque[Waiting] = deque()
         self._groups: dict[greenlet, Group] = {}
         self._copies: deque[tuple[greenlet, Copy]] = deque()
@@ -129,7 +133,7 @@ class Slots:
             joined = Joined.of(net.forward, rows, multiple=self._family.multiple)
             self.controlnets.append(joined)
             self._hold(net, "forward", joined.hold if id(net) in once else scaled_after(moded_by_row(joined.hold), net))
-        self.decoder = Joined.of(vae.decode, batch, called=self._decoding)
+        self.decoder = Joined.of(vae.decode, batch, called=self._decoding, fitting=partial(_decoded_at_once, model.base))
         self.decoder.run = decoded_in_its_dtype(vae)
         self._hold(vae, "decode", without_generator(self.decoder.hold))
         self._hold(vae, "encode", encoded_apart(vae.encode))
@@ -177,11 +181,24 @@ class Slots:
     def busy(self) -> bool:
         return bool(self._queue or self._groups)
 
+    def run(self, jobs: list[Job]) -> list[Failure]:
+        """Render jobs with nothing beside them, drop their images, and return their failures."""
+        failures: list[Failure] = []
+
+        def settled(job: Job, made: Candidate | Failure) -> None:
+            if isinstance(made, Failure):
+                failures.append(made)
+
+        self.add(jobs, settled)
+        while self.busy:
+            self.step()
+        return failures
+
     def seconds(self) -> dict[str, float]:
         """Return the seconds spent inside of the models so far."""
         parts = (self._encoders, self._denoisers, self.controlnets)
-        text, denoise, control = (sum(joined.seconds for joined in some) for some in parts)
-        return {"text": text, "denoise": denoise, "control": control, "decode": self.decoder.seconds}
+        text, denoise, control = (sum(joined.stopwatch.seconds for joined in some) for some in parts)
+        return {"text": text, "denoise": denoise, "control": control, "decode": self.decoder.stopwatch.seconds}
 
     @property
     def _encoders(self) -> list[Joined]:
@@ -224,7 +241,7 @@ class Slots:
 
     def _next(self) -> Joined | None:
         # What waits for the base's groups to come is run once it fills a batch, or once nothing else is left.
-        if (full := next((one for one in (self.decoder, *self.refiners) if one.waiting_rows >= one.shape), None)) is not None:
+        if (full := next((one for one in (self.decoder, *self.refiners) if one.is_full), None)) is not None:
             return full
         # Texts and ControlNets first: their answers go into the denoiser's batch.
         order = (*self._encoders, *self.controlnets, *self._denoisers, self.decoder)
@@ -246,7 +263,7 @@ class Slots:
                 return
             if kind != self._kind:
                 self._kind = kind
-                self._model.adapt(_loras(first.job))
+                self.model.adapt(_loras(first.job))
                 for text in self.texts:
                     text.adapted = _loras(first.job)
             self._is_alone = first.alone
@@ -276,11 +293,8 @@ class Slots:
         """Run one pipeline call for a group, in a greenlet of its own."""
         jobs = [member.job for member in group.members]
         request = jobs[0].request
-        shared = self._model.pipeline(request.mode, [control.type for control in request.controls], request.scheduler)
-        # A pipeline keeps its scheduler and some of its arguments on itself.
-        pipeline = copy.copy(shared)
-        pipeline.scheduler = self._model.scheduler(request.scheduler)
-        made = call(pipeline, self._model, jobs, self._wait)
+        pipeline = self.model.pipeline(request.mode, [control.type for control in request.controls], request.scheduler)
+        made = call(pipeline, self.model, jobs, self._wait)
         for place, member in enumerate(group.members):
             member.settled(member.job, candidate(member.job, *made[place], group.evaluations))
 
@@ -299,7 +313,7 @@ class Slots:
             member.settled(member.job, Failure("render_error", f"{type(error).__name__}: {reason}"))
 
     def _guided(self, job: Job) -> bool:
-        return self._model.guided(job.request)
+        return self.model.guided(job.request)
 
     def _rows_of(self, job: Job) -> int:
         """Return the rows of the denoiser's batch that a candidate takes: as its like have taken, where there were some."""
@@ -316,7 +330,7 @@ class Slots:
 
     def _with_references(self, hold: Callable[..., Any]) -> Callable[..., Any]:
         """Return the UNet's call with the embeddings and the scales of each row's reference images."""
-        references = self._model.references
+        references = self.model.references
         assert references is not None
 
         def told(sample: torch.Tensor, *args: Any, added_cond_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
@@ -339,9 +353,11 @@ class Slots:
         self._groups[caller].decoding = True
 
 
-def is_fatal(error: Exception) -> bool:
-    """Return whether the process cannot go on: memory ran out, or the GPU is in an undefined state."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "CUDA error" in str(error)
+def _decoded_at_once(base: Any, given: Mapping[str, Any]) -> int:
+    """Return how many images of the latents of a call are decoded at once."""
+    latents = next(iter(given.values()))
+    scale = getattr(base, "vae_scale_factor", 8)
+    return max(1, DECODED_PIXELS // (latents.shape[-1] * latents.shape[-2] * scale**2))
 
 
 def _loras(job: Job) -> tuple[tuple[str, float], ...]:
