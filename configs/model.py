@@ -81,7 +81,7 @@ class Model(Strict):
     references: dict[str, PartWeights] = Field(
         default_factory=dict,
         exclude_if=is_empty,
-        description="Adapters for reference images (IP-Adapters), by the type that requests name.",
+        description="Adapters for reference images (IP-Adapters; Redux), by the type that requests name.",
     )
     image_encoder: PartWeights | None = Field(
         None,
@@ -246,8 +246,6 @@ class Model(Strict):
     @model_validator(mode="after")
     def _references(self) -> "Model":
         for name, one in self.references.items():
-            if not one.source.endswith(SAFETENSORS) and not one.weight_name:
-                raise ValueError(f"references.{name}: needs a weight_name, the adapter's {SAFETENSORS} file in {one.source}")
             if one.source.endswith(SAFETENSORS) and not self.image_encoder:
                 raise ValueError(f"references.{name}: is a file, which has no image encoder beside it; set image_encoder")
         if self.image_encoder and not self.references:

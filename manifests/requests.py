@@ -290,7 +290,8 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
     candidates = _or(columns.candidates, defaults.candidates)
     growing = candidates if isinstance(candidates, Growing) else None
     # What has no effect is not asked for: the metadata say what the images were made with.
-    begins = columns.init_image is not None and "strength" not in rules.ignored
+    repaints = rules.repainting.strength and columns.mask_image is not None
+    begins = columns.init_image is not None and ("strength" not in rules.ignored or repaints)
     scale = 1.0 if "guidance_scale" in rules.ignored else _or(columns.guidance_scale, defaults.guidance_scale)
     return Request(
         **own,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,23 @@ FURTHER = ("image_guidance_scale", "noise_level")
 
 
 @dataclass(frozen=True)
+class Repainting:
+    """Holds the limits of rows with a mask, where they are other ones than those of the model's other rows.
+
+    Attributes:
+        schedulers: The names of the schedulers that fit; empty where those of all rows.
+        strength: Whether rows with a mask alone begin with their pictures at a strength.
+        most_pixels: The pixels that an image can have; None where any number.
+        bends: The size (width, height) that the model renders in place of another one; None where it renders every size.
+    """
+
+    schedulers: tuple[str, ...] = ()
+    strength: bool = False
+    most_pixels: int | None = None
+    bends: Callable[[int, int], tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True)
 class Rules:
     """Holds the rules for rows beyond the types of their columns.
 
@@ -29,6 +46,9 @@ class Rules:
         controls: The types that the config has ControlNets for.
         loras: The names of the LoRAs that the config declares.
         multiple: Width and height are multiples of this many pixels, as the model needs.
+        sizes: The only sizes (width, height) of images; empty where any.
+        bends: The size (width, height) that the model renders in place of another one; None where it renders every size.
+        most_pixels: The pixels that an image can have; None where any number.
         modes: The modes that the model serves.
         schedulers: The names of the schedulers that fit the model.
         rescaled: The modes in which the model can rescale guidance.
@@ -36,6 +56,7 @@ class Rules:
         unguided: The largest guidance scale that means no guidance.
         further: Those columns of `FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
+        repainting: The limits of rows with a mask.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         eta: The noise of a step that the config sets, for the schedulers that take it.
         steering: What each type of control can do, as far as the model limits it.
@@ -49,6 +70,9 @@ class Rules:
     controls: Collection[str] = ()
     loras: Collection[str] = ()
     multiple: int = 8
+    sizes: Collection[tuple[int, int]] = ()
+    bends: Callable[[int, int], tuple[int, int]] | None = None
+    most_pixels: int | None = None
     modes: Collection[str] = MODES
     schedulers: Collection[str] = (*SCHEDULERS, OWN)
     rescaled: Collection[str] = MODES
@@ -56,6 +80,7 @@ class Rules:
     unguided: float = 1.0
     further: Collection[str] = ()
     most_noise: int = 1000
+    repainting: Repainting = field(default_factory=Repainting)
     unfit: Mapping[str, str] = field(default_factory=dict)
     eta: float = 0.0
     steering: Mapping[str, Steering] = field(default_factory=dict)
@@ -78,7 +103,7 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
     defaults, without = rules.defaults, [*rules.ignored, *(name for name in FURTHER if name not in rules.further)]
     given = {name: getattr(defaults, name) for name in without if name in defaults.model_fields_set}
     given |= {name: values[name] for name in without if values.get(name) is not None}
-    if request.init_image is None:
+    if request.init_image is None or (rules.repainting.strength and request.mask_image is not None):
         given.pop("strength", None)
     notes = [f"{name}: has no effect, since the model takes none" for name, value in sorted(given.items()) if value != ""]
     if unguided:
@@ -100,6 +125,8 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"mode: {request.mode} is not served by the model; it serves {', '.join(rules.modes)}")
     if request.scheduler not in rules.schedulers:
         wrong.append(f"scheduler: {request.scheduler} does not fit the model, which takes {', '.join(rules.schedulers)}")
+    elif request.mask_image is not None and request.scheduler not in (some := rules.repainting.schedulers or rules.schedulers):
+        wrong.append(f"scheduler: {request.scheduler} does not go with a mask_image in this model, which takes {', '.join(some)}")
     elif request.scheduler in rules.unfit:
         wrong.append(f"scheduler: {rules.unfit[request.scheduler]}")
     if request.guidance_rescale and request.mode not in rules.rescaled:
@@ -116,6 +143,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     for name, side in (("width", request.width), ("height", request.height)):
         if side % rules.multiple:
             wrong.append(f"{name}: {side} is not a multiple of {rules.multiple}, which the model needs")
+    wrong += _check_size(request, rules)
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking, rules.eta)
@@ -125,6 +153,22 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
             wrong.append(f"loras: no LoRA {quoted(lora.name)}{nearest(lora.name, rules.loras) or known}")
+    return wrong
+
+
+def _check_size(request: Request, rules: Rules) -> list[str]:
+    """Return the problems of a request's size beyond the multiple that its sides are of."""
+    wrong, size = [], (request.width, request.height)
+    masked = rules.repainting if request.mask_image is not None else rules
+    if rules.sizes and size not in rules.sizes:
+        all_of_them = ", ".join(f"{width}×{height}" for width, height in rules.sizes)
+        wrong.append(f"width × height: {size[0]}×{size[1]} is not rendered by the model, which renders {all_of_them}")
+    if (bends := rules.bends or masked.bends) and (bent := bends(*size)) != size:
+        said = f"{size[0]}×{size[1]} is not rendered by the model, which makes {bent[0]}×{bent[1]} of it"
+        wrong.append(f"width × height: {said}: set that size")
+    most = min((one for one in (rules.most_pixels, masked.most_pixels) if one), default=None)
+    if most and (pixels := size[0] * size[1]) > most:
+        wrong.append(f"width × height: {pixels:,} pixels are more than the {most:,} that the model has places for")
     return wrong
 
 

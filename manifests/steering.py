@@ -70,7 +70,7 @@ def problems_of_references(references: Sequence[Reference], configured: Collecti
         image_prompts: Whether the model can have adapters at all.
     """
     if references and not image_prompts:
-        return ["references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL"]
+        return ["references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL, Redux is for Flux"]
     wrong, types = [], [reference.type for reference in references]
     for name in dict.fromkeys(types):
         if name not in configured:

@@ -1,14 +1,15 @@
 """Reads the capabilities of a diffusion model from its config files alone: no weights, no torch."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from promptmill.configs.model import Model
 from promptmill.configs.schedulers import OWN, SCHEDULERS
+from promptmill.manifests.rules import Repainting
 from promptmill.manifests.steering import Steering
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.compatibility import class_of_control, multiple_of
@@ -43,9 +44,13 @@ class ModelFacts:
         steering: What each type of control that the config names can do.
         image_prompts: Whether the model can have adapters for reference images.
         left_out: Parts that the pipeline's class could have and the model does not.
+        repainting: The limits of rows with a mask.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         further: Those columns of `rules.FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
+        sizes: The only sizes (width, height) of images; empty where any.
+        bends: The size (width, height) that the model renders in place of another one; None where it renders every size.
+        most_pixels: The pixels that an image can have; None where any number.
         counting: What decides how often the denoiser is evaluated.
     """
 
@@ -60,9 +65,13 @@ class ModelFacts:
     steering: Mapping[str, Steering] = field(default_factory=dict)
     image_prompts: bool = True
     left_out: tuple[str, ...] = ()
+    repainting: Repainting = field(default_factory=Repainting)
     unfit: Mapping[str, str] = field(default_factory=dict)
     further: tuple[str, ...] = ()
     most_noise: int = 350
+    sizes: tuple[tuple[int, int], ...] = ()
+    bends: Callable[[int, int], tuple[int, int]] | None = None
+    most_pixels: int | None = None
     counting: Counting = field(default_factory=Counting)
 
 
@@ -83,6 +92,11 @@ def read_facts(model: Model) -> ModelFacts:
     unsupported = f"{model.base}: is of a family ({name}) that is not supported"
     if _class_of(index, "vae") is None:
         raise ModelError(f"{unsupported} yet: it has no vae")
+    for part, other in family_of(name).beside.items():
+        if _class_of(index, part) is None:
+            raise ModelError(f"{model.base}: has no {part}; add that of {other} to a copy in a folder, and to its {INDEX}")
+    if index.get("sample_sigmas"):
+        raise ModelError(f"{model.base}: brings a schedule of its own (sample_sigmas), whatever steps rows ask for; set it to null")
     modes = modes_of(name)
     if not modes:
         raise ModelError(f"{unsupported}: diffusers has no pipeline that makes images with it")
@@ -103,15 +117,19 @@ def read_facts(model: Model) -> ModelFacts:
             modes = tuple(mode for mode in modes if mode != "inpaint")
     steering = _steering(model, name, modes) if model.controlnets else {}
     modes += tuple(mode for mode in map(controlled_mode, modes) if any(mode in can.modes for can in steering.values()))
-    image_prompts = family_of(name).image_prompts and "unet" in index
+    image_prompts = family_of(name).prior is not None or (family_of(name).image_prompts and "unet" in index)
     if model.references and not image_prompts:
-        raise ModelError(f"{model.base}: model.references: {name} takes none; IP-Adapters are for Stable Diffusion and SDXL")
+        others = "IP-Adapters are for Stable Diffusion and SDXL, Redux is for Flux"
+        raise ModelError(f"{model.base}: model.references: {name} takes none; {others}")
     scheduler = _scheduler_config(model, _class_of(index, "scheduler"))
     schedulers = _schedulers(name, scheduler)
     if model.refiner:
         modes = tuple(mode for mode in modes if mode in MODES)
         schedulers = schedulers_between(schedulers, _class_of(index, "scheduler"))
-    ignored = _ignored(family_of(name), index, denoiser)
+    family = family_of(name)
+    if family.guiders and not any(_class_of(index, part) for part in family.guiders):
+        family = replace(family, embedded=True, negative=False)
+    ignored = _ignored(family, index, denoiser)
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
     return ModelFacts(
         name,
@@ -126,8 +144,12 @@ def read_facts(model: Model) -> ModelFacts:
         image_prompts=image_prompts,
         further=family_of(name).further,
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,
+        sizes=family.sizes,
+        bends=family.bends,
+        most_pixels=_most_pixels(family, denoiser, factor),
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
-        counting=_counting(family_of(name), "guidance_scale" in ignored, denoiser, scheduler),
+        counting=_counting(family, "guidance_scale" in ignored, denoiser, scheduler),
+        repainting=family.repainting,
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
 
@@ -160,6 +182,14 @@ def _counting(family: Family, unguided: bool, denoiser: Mapping[str, Any], sched
 def _takes_guidance(family: Family, unet: Mapping[str, Any]) -> bool:
     """Return whether a UNet is distilled from guidance, and so takes the scale as an input, as some transformers do."""
     return family.projected and unet.get("time_cond_proj_dim") is not None
+
+
+def _most_pixels(family: Family, denoiser: Mapping[str, Any], factor: int) -> int | None:
+    """Return the pixels of the largest image that a denoiser has places for, by its config."""
+    match denoiser.get(family.most_pixels or ""):
+        case [int(height), int(width)]:
+            return height * width * factor**2
+    return None
 
 
 def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from promptmill.configs.weights import ControlNetWeights, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.controls import ControlClass, control_classes
 from promptmill.pipelines.models.families import family_of
-from promptmill.pipelines.models.reference_adapters import check_references
+from promptmill.pipelines.models.reference_adapters import check_redux, check_references
 from promptmill.pipelines.models.refiners import check_refiner
 from promptmill.pipelines.models.sources import local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
@@ -48,7 +48,9 @@ def check_fits(model: Model) -> None:
     denoiser = (_config(model.layout, f"{name}/config.json") if name else None) or {}
     for kind, weights in model.controlnets.items():
         _check_controlnet(model, denoiser, f"model.controlnets.{kind}", weights)
-    if (encoder := model.reads_references) is not None:
+    if model.references and name == "transformer":
+        check_redux(model, denoiser, _config)
+    elif (encoder := model.reads_references) is not None:
         check_references(model, denoiser, _config(encoder, "/".join(filter(None, (encoder.subfolder, "config.json")))))
     wanted = denoiser.get("cross_attention_dim") if name == "unet" else None
     for lora in model.loras:

@@ -23,7 +23,11 @@ TABLES = {
 MORE = {
     "txt2img": {
         "bria": "BriaPipeline",
+        "bria-fibo": "BriaFiboPipeline",
         "ernie-image": "ErnieImagePipeline",
+        "hidream-image": "HiDreamImagePipeline",
+        "hunyuan-image": "HunyuanImagePipeline",
+        "kandinsky5": "Kandinsky5T2IPipeline",
         "longcat-image": "LongCatImagePipeline",
         "sana-sprint": "SanaSprintPipeline",
     },
@@ -32,12 +36,19 @@ MORE = {
         "depth2img": "StableDiffusionDepth2ImgPipeline",
         "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
         "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
+        "kandinsky5-edit": "Kandinsky5I2IPipeline",
+        "qwenimage21": "QwenImage21Pipeline",
         "latent-upscaler": "StableDiffusionLatentUpscalePipeline",
+        "longcat-image-edit": "LongCatImageEditPipeline",
         "sana-sprint": "SanaSprintImg2ImgPipeline",
         "stable-unclip": "StableUnCLIPImg2ImgPipeline",
         "upscaler": "StableDiffusionUpscalePipeline",
     },
-    "inpaint": {"flux-fill": "FluxFillPipeline"},
+    "inpaint": {
+        "flux-fill": "FluxFillPipeline",
+        "flux-kontext": "FluxKontextInpaintPipeline",
+        "flux2-klein": "Flux2KleinInpaintPipeline",
+    },
 }
 
 # Families whose pipelines want a control image: a row's picture is that image, and what diffusers' tables have besides wants two.

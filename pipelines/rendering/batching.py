@@ -65,7 +65,7 @@ class Joined:
         shape: Rows a batch, always, but for calls that `fitting` gives fewer.
         fitting: Returns the rows of a batch of calls with such arguments, by the sizes of tensors; None where all have `shape`.
         called: Called with each caller and its number of rows as it calls the module.
-        once: Whether calls with equal integers, which are tokens, are answered once, as equal texts are.
+        once: Whether calls that begin with integers, which are tokens, are answered once where all they say is equal.
         multiple: Of lists with a tensor a row: the length to a multiple of which the module pads each of them by itself.
         longest: The argument, a mask (rows, length), by whose longest row the module cuts a batch; none where it cuts none.
         calls, rows, stopwatch: Totals so far: batches, the rows in them, and the time that they took.
@@ -201,9 +201,9 @@ class Joined:
 
 
 def _tokens(arguments: Mapping[str, Any]) -> list[tuple[str, Any]] | None:
-    """Return the arguments of a call whose tensors are all of integers, None where one is not."""
-    tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
-    return None if any(tensor.is_floating_point() for tensor in tensors) else [*arguments.items()]
+    """Return the arguments of a call on texts, whose first tensor has tokens; None of a call on pictures or on embeddings."""
+    first = next((value for value in arguments.values() if isinstance(value, torch.Tensor)), None)
+    return None if first is None or first.is_floating_point() else [*arguments.items()]
 
 
 def _same(one: Sequence[tuple[str, Any]], other: Sequence[tuple[str, Any]] | None) -> bool:
@@ -218,6 +218,8 @@ def _is_same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and not isinstance(one, torch.Tensor) and bool(one == other)
 
 
+# Lists with the sizes of each row's pictures, which are the same in all rows.
+REPEATED = frozenset({"img_shapes"})
 # Positions, which all samples of a call share, even where there happen to be as many of them as samples.
 SHARED = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "freqs_cis", "visual_rope_pos", "text_rope_pos"})
 
@@ -235,6 +237,8 @@ def alike(value: Any, rows: int, multiple: int = 0, name: str = "") -> Hashable:
         return tuple((key, alike(one, rows, multiple, key)) for key, one in value.items())
     if isinstance(value, list | tuple) and multiple and is_of_rows(value, rows):
         return ("rows", _lengths(value, multiple))
+    if _is_repeated(value, rows, name):
+        return repr(value[0])
     if isinstance(value, list | tuple):
         return tuple(alike(one, rows, multiple, name) for one in value)
     if name == "timestep":
@@ -264,6 +268,8 @@ def _cat(values: Sequence[tuple[Any, int, slice]], shape: int, name: str, listed
         return {key: _cat([(value[key], n, rows) for value, n, rows in values], shape, key, listed) for key in first}
     if listed and is_of_rows(first, count):
         return repeated([one for value, _, rows in values for one in value[rows]], shape)
+    if _is_repeated(first, count, name):
+        return first[:1] * shape
     if isinstance(first, list | tuple):
         return type(first)(_cat([(value[i], n, rows) for value, n, rows in values], shape, name, listed) for i in range(len(first)))
     if name == "timestep" and not all(_has_rows(value, n) for value, n, _ in values):
@@ -276,6 +282,10 @@ def _cat(values: Sequence[tuple[Any, int, slice]], shape: int, name: str, listed
 
 def _has_rows(value: Any, rows: int) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == rows
+
+
+def _is_repeated(value: Any, rows: int, name: str) -> bool:
+    return name in REPEATED and isinstance(value, list) and len(value) == rows and all(one == value[0] for one in value)
 
 
 def _timesteps(value: Any, rows: int) -> torch.Tensor:

@@ -3,12 +3,14 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from promptmill.manifests.pixels import to_rgb
 from promptmill.manifests.requests import Request
 from promptmill.manifests.rules import FURTHER
 from promptmill.pipelines.rendering.conditioning import composite
@@ -37,18 +39,22 @@ def call(
     request = jobs[0].request  # jobs of one bucket share the arguments that a call takes once
     taken = inspect.signature(pipeline.__call__).parameters
     control = "control_image" if "control_image" in taken else "image"
-    said = model.family.arguments(request) | _texts(jobs, model) | _arguments(request, jobs, model, control)
+    said = model.family.arguments(request) | _texts(pipeline, jobs, model) | _arguments(request, jobs, model, control)
     if (eta := model.scheduler_options.eta) is not None:
         if "eta" not in taken:
             raise ValueError(f"{type(pipeline).__name__} takes no eta; leave it out of model.scheduler_options")
         said["eta"] = eta
     # Not every family takes a negative prompt, a strength, a size, …
     given = {name: value for name, value in said.items() if name in taken}
+    if model.family.seeds_steps and "generator" in inspect.signature(step := pipeline.scheduler.step).parameters:
+        pipeline.scheduler.step = partial(step, generator=given["generator"])
     preview = jobs[0].placed.preview
     if model.refiner is None:
         result = _previewed(pipeline, given, preview, request.strength)
     else:
         result = _refined(pipeline, model.refiner, given, preview, request.strength)
+    if not hasattr(result, "images"):  # two of diffusers' pipelines say it so
+        result.images = result.image
     flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
     if isinstance(result.images, np.ndarray):  # one of diffusers' pipelines makes nothing else
         result.images = torch.from_numpy(result.images).permute(0, 3, 1, 2)
@@ -59,7 +65,12 @@ def call(
     copy = to_host((images.nan_to_num(0.0) * 255).round().to(torch.uint8), images.isfinite().flatten(1).all(1))
     wait(copy)
     pixels, finite = copy.tensors
-    return list(zip(pixels.numpy(), finite.tolist(), map(bool, flagged), strict=True))
+    return list(zip(map(_opaque, pixels.numpy()), finite.tolist(), map(bool, flagged), strict=True))
+
+
+def _opaque(pixels: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) pixels; transparent ones, of models that make some, lie on white, as transparent files do."""
+    return pixels if pixels.shape[-1] == 3 else np.array(to_rgb(Image.fromarray(pixels, "RGBA")))
 
 
 def _previewed(pipeline: Any, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:
@@ -88,9 +99,11 @@ def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview:
     return _previewed(following, rest, None if turns is None else turns - before, None)
 
 
-def _texts(jobs: Sequence[Job], model: LoadedModel) -> dict[str, Any]:
+def _texts(pipeline: Any, jobs: Sequence[Job], model: LoadedModel) -> dict[str, Any]:
     """Return the text arguments of a pipeline call."""
     request, family = jobs[0].request, model.family
+    if model.redux and request.references:
+        return model.redux.embeddings(pipeline, jobs)
     said: dict[str, Any] = {"prompt": [job.request.prompt for job in jobs]}
     # None is not the same as nothing: SDXL then takes zeros for the embeddings.
     if model.guided(request) and (request.negative_prompt or family.empty_negative):
@@ -115,6 +128,9 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
     said |= {name: value for name in ("strength", *FURTHER) if (value := getattr(request, name)) is not None}
     inits = [job.conditioning.init for job in jobs if job.conditioning.init is not None]
     masks = [job.conditioning.mask for job in jobs if job.conditioning.mask is not None]
+    if inits and model.family.single:
+        repainted = {"mask_image": Image.fromarray(np.where(masks[0], 255, 0).astype(np.uint8))} if masks else {}
+        return said | {"image": Image.fromarray(inits[0]), **repainted}
     # As tensors: of PIL images diffusers makes channels-last ones, which would bring that format into the denoiser.
     if inits and model.family.references and not masks:
         said["image"] = [Image.fromarray(inits[0])]  # a list of references, which all samples share

@@ -156,7 +156,8 @@ class Engine:
         model = self.__dict__.get("model")
         if model is None:
             raise FatalError("the engine was closed")
-        encoded = model.references.pixels if model.references else None
+        references = model.references or model.redux
+        encoded = references.pixels if references else None
         for placed, indices in pending.unit.next_pass():
             prepared = prepare_request(placed, self._roots, model.family.enlarges, encoded)
             if isinstance(prepared, Outcome):

@@ -28,6 +28,7 @@ from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
 from promptmill.pipelines.rendering.modules import kept_in_fp32
 from promptmill.pipelines.rendering.quantised import gguf, quantisation, quantisation_of_part
+from promptmill.pipelines.rendering.redux import ReduxReferences
 from promptmill.pipelines.rendering.references import ReferenceAdapters
 from promptmill.pipelines.rendering.refining import Refiner
 from promptmill.pipelines.work.errors import ModelError
@@ -50,6 +51,7 @@ class LoadedModel:
         adapters: Whether LoRAs are loaded.
         scheduler_options: The config's options of schedulers.
         references: The adapters for reference images, or None.
+        redux: The priors for reference images, or None.
         refiner: The model that takes the last steps of each image, or None.
     """
 
@@ -62,6 +64,7 @@ class LoadedModel:
     adapters: bool = False
     scheduler_options: SchedulerOptions = field(default_factory=SchedulerOptions)
     references: ReferenceAdapters | None = None
+    redux: ReduxReferences | None = None
     refiner: Refiner | None = None
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
     _schedulers: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # each with the config that it was made of
@@ -233,7 +236,8 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         _load(base.load_textual_inversion, inversion, None, token=inversion.token)
     for lora in model.loras:
         _load(base.load_lora_weights, lora, None, adapter_name=lora.name)
-    if model.references:
+    prior = family_of(facts.pipeline).prior
+    if model.references and prior is None:
         _load_adapters(base, model, dtype)
     nets: dict[ControlNetWeights, Any] = {}
     for one in model.controlnets.values():
@@ -248,7 +252,9 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     loaded = LoadedModel(
         base, controlnets, model.controlnets, model.clip_skip, device, scheduler, bool(model.loras), model.scheduler_options
     )
-    if model.references:
+    if model.references and prior is not None:
+        loaded.redux = _load_redux(prior, model, dtype, device)
+    elif model.references:
         loaded.references = ReferenceAdapters(base, tuple(model.references))
     if model.refiner:
         loaded.refiner = _refiner(base, model.refiner, dtype, device)
@@ -282,6 +288,16 @@ def _refiner(base: Any, weights: RefinerWeights, dtype: torch.dtype, device: tor
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(device)
     return Refiner(pipeline, weights.switch)
+
+
+def _load_redux(prior: str, model: Model, dtype: torch.dtype, device: torch.device) -> ReduxReferences:
+    """Load priors without the text encoders, which are the base's."""
+    left_out = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    loaded: dict[PartWeights, Any] = {}
+    for weights in model.references.values():
+        if weights not in loaded:
+            loaded[weights] = _load(of_diffusers(prior).from_pretrained, weights, dtype, **left_out).to(device)
+    return ReduxReferences({name: loaded[weights] for name, weights in model.references.items()}, device)
 
 
 def _load_adapters(base: Any, model: Model, dtype: torch.dtype) -> None:

@@ -131,6 +131,28 @@ def encoded_apart(encode: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def turned(call: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    """Return a denoiser's call, by keyword, that takes arguments of these names with their first two dimensions exchanged."""
+
+    def run(**given: Any) -> Any:
+        return call(**given | {name: given[name].transpose(0, 1) for name in names if given.get(name) is not None})
+
+    return run
+
+
+def row_by_row(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a layer's call that computes each row by itself.
+
+    A layer of experts sorts the tokens of all rows by the experts they go to, so that a row's companions would decide how many
+    tokens an expert multiplies at once, and with it the row's last bits.
+    """
+
+    def run(rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([forward(row) for row in rows.split(1)])
+
+    return run
+
+
 def rows_first(module: Any) -> Callable[..., Any]:
     """Return the call of a text encoder that answers (length, rows, width), as Kolors' does, with the rows first.
 

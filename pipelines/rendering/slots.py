@@ -24,7 +24,9 @@ from promptmill.pipelines.rendering.modules import (
     decoded_in_its_dtype,
     encoded_apart,
     moded_by_row,
+    row_by_row,
     scaled_after,
+    turned,
     without_generator,
 )
 from promptmill.pipelines.rendering.preparing import Job
@@ -60,9 +62,12 @@ class Waiting:
     def bucket(self, family: Family) -> Hashable:
         """Return the key that the members of one group share."""
         request = self.job.request
+        if family.single:
+            return id(self)
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
         apart = self.apart or (family.references and request.init_image is not None)
-        return (bucket_of(request), self.job.placed.preview, texts, id(self.job.placed) if apart else None)
+        embedded = family.prior is not None and bool(request.references)
+        return (bucket_of(request), embedded, self.job.placed.preview, texts, id(self.job.placed) if apart else None)
 
 
 @dataclass
@@ -117,7 +122,14 @@ class Slots:
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
         if model.references:
             self.denoiser.run = model.references.scaled(self.denoiser.run)
-        self._hold(denoiser, "forward", self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold)
+        hold = self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold
+        if self._family.second:
+            self.denoiser.run = turned(self.denoiser.run, self._family.second)
+            hold = turned(hold, self._family.second)
+        self._hold(denoiser, "forward", hold)
+        for layer in denoiser.modules() if self._family.experts else ():
+            if type(layer).__name__ == self._family.experts:
+                self._hold(layer, "forward", row_by_row(layer.forward))
         self.refiners: list[Joined] = []
         if model.refiner:
             unet = model.refiner.denoiser
@@ -168,7 +180,13 @@ class Slots:
         """
         waiting = [Waiting(job, settled) for job in jobs]
         family = self._family
-        waiting.sort(key=lambda one: (str(kind_of(one.job.request)), -one.job.request.steps, str(one.bucket(family))))
+        waiting.sort(
+            key=lambda one: (
+                str(kind_of(one.job.request)),
+                -one.job.request.steps,
+                "" if family.single else str(one.bucket(family)),
+            )
+        )
         queue = list(self._queue)
         place = len(queue)
         if ahead:
@@ -294,6 +312,11 @@ class Slots:
         jobs = [member.job for member in group.members]
         request = jobs[0].request
         pipeline = self.model.pipeline(request.mode, [control.type for control in request.controls], request.scheduler)
+        for name in self._family.guiders:
+            if (guider := getattr(pipeline, name)) is not None:
+                setattr(pipeline, name, guider.new(guidance_scale=request.guidance_scale))
+        for name, value in self._family.attributes.items():
+            setattr(pipeline, name, value(request, pipeline.vae_scale_factor))
         made = call(pipeline, self.model, jobs, self._wait)
         for place, member in enumerate(group.members):
             member.settled(member.job, candidate(member.job, *made[place], group.evaluations))

@@ -6,13 +6,21 @@ import torch
 from diffusers import (
     ControlNetUnionModel,
     FluxControlNetModel,
+    FluxPriorReduxPipeline,
     FluxTransformer2DModel,
     StableDiffusionPipeline,
     T2IAdapter,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from tests.pipelines.tiny_parts import lively
 
@@ -104,4 +112,16 @@ def t2i_adapter(folder: Path, seed: int = 3, kind: str = "full_adapter", channel
     torch.manual_seed(seed)
     side = 16 if kind == "full_adapter_xl" else 8
     T2IAdapter(channels, [8, 16], num_res_blocks=1, downscale_factor=side, adapter_type=kind).eval().save_pretrained(folder)
+    return folder
+
+
+def redux(folder: Path, width: int = 16) -> Path:
+    """A Flux Redux: SigLIP reads pictures of 16 pixels a side, and each of its four tokens becomes one as wide as a text's."""
+    config = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    torch.manual_seed(9)
+    encoder, embedder = SiglipVisionModel(config).eval(), ReduxImageEncoder(redux_dim=16, txt_in_features=width).eval()
+    size = {"height": 16, "width": 16}
+    FluxPriorReduxPipeline(encoder, SiglipImageProcessor(size=size), embedder).save_pretrained(folder)
     return folder

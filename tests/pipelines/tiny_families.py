@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -264,6 +265,14 @@ def cogview4(folder: Path) -> Path:
 
 def qwen_image(folder: Path) -> Path:
     """Qwen-Image: a language model that sees, latents of five dimensions, guidance called true_cfg_scale."""
+    scheduler, transformer = qwen_image_parts()
+    parts = (scheduler, qwen_vae(), qwen25(), tiny_texts.words(), transformer)
+    diffusers.QwenImagePipeline(*parts).save_pretrained(folder)
+    return folder
+
+
+def qwen_image_parts(**options: Any) -> tuple[FlowMatchEulerDiscreteScheduler, torch.nn.Module]:
+    """The scheduler and the transformer of Qwen-Image."""
     transformer = made(
         "QwenImageTransformer2DModel",
         in_channels=16,
@@ -273,13 +282,12 @@ def qwen_image(folder: Path) -> Path:
         num_attention_heads=2,
         joint_attention_dim=WIDTH,
         axes_dims_rope=(8, 4, 4),
+        **options,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(
         base_shift=0.5, max_shift=0.9, use_dynamic_shifting=True, shift_terminal=0.02, time_shift_type="exponential"
     )
-    parts = (scheduler, qwen_vae(), qwen25(), tiny_texts.words(), transformer)
-    diffusers.QwenImagePipeline(*parts).save_pretrained(folder)
-    return folder
+    return scheduler, transformer
 
 
 def ovis(folder: Path) -> Path:

@@ -19,6 +19,7 @@ from tests.jobs.running.test_run import problems, rows
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import paint
 from tests.pipelines.plain_families import FAMILIES, UNETS
+from tests.pipelines.tiny_readers import small_inputs
 
 EVERY = UNETS | FAMILIES
 PROMPTS = ("a small red circle", "a large blue square at the left of a green circle")
@@ -40,7 +41,7 @@ def one_clip():
         loaded[:] = loaded or [load(*args)]
         return loaded[0]
 
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, small_inputs():
         patched.setattr(scorers, "load_clip", once)
         yield
 
@@ -56,7 +57,7 @@ def asked(name):
             "id": f"{name}-{number}",
             "prompt": PROMPTS[number],
             "mode": mode,
-            "scheduler": plain.schedulers[-number],
+            "scheduler": plain.solvers(mode)[-number],
             **scale,
             **images,
         }

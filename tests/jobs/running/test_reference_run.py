@@ -110,7 +110,6 @@ def test_a_dataset_without_adapters_has_no_such_column(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("model.references={style: {source: ./embedded/weights/pipeline}}", "references.style: needs a weight_name"),
         ("model.kernels.attention=plain", "references go with kernels.attention sdpa"),
         ("model.references={}", "image_encoder is for references"),
     ],
