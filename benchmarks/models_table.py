@@ -89,6 +89,13 @@ ROWS: tuple[Row, ...] = (
     Row("Sana Sprint", "sana-sprint", ("Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers",), ("sana-sprint",)),
     Row("HunyuanDiT", "hunyuandit", ("Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers-Distilled",), ("hunyuandit",)),
     Row("AuraFlow", "auraflow", ("fal/AuraFlow-v0.3",), ("auraflow",)),
+    Row(
+        "Kandinsky 2.2, with its prior",
+        "kandinsky22",
+        ("kandinsky-community/kandinsky-2-2-decoder", "kandinsky-community/kandinsky-2-2-prior"),
+    ),
+    Row("Stable Cascade, with its prior", "stable-cascade", ("stabilityai/stable-cascade", "stabilityai/stable-cascade-prior")),
+    Row("Würstchen, with its prior", "wuerstchen", ("warp-ai/wuerstchen", "warp-ai/wuerstchen-prior")),
     Row("Lumina", "lumina", ("Alpha-VLLM/Lumina-Next-SFT-diffusers",)),
     Row("Lumina 2", "lumina2", ("Alpha-VLLM/Lumina-Image-2.0",), ("lumina2",)),
     Row("Chroma", "chroma", ("lodestones/Chroma1-HD",), ("chroma",)),

@@ -63,6 +63,8 @@ class Columns(Closed):
     guidance_rescale: Rescale | None = None
     image_guidance_scale: ImageGuidance | None = None
     noise_level: NoiseLevel | None = None
+    prior_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    prior_guidance_scale: Guidance | None = None
     scheduler: Scheduler | None = None
     seed: Seed | None = None
     candidates: Candidates | None = None
@@ -86,6 +88,7 @@ class Request:
         growing: How the number of candidates grows, or None.
         image_guidance_scale: How strongly an editing model holds to the picture; None where the model takes none.
         noise_level: How much noise is put on the picture, in steps of a schedule; None likewise.
+        prior_steps, prior_guidance_scale: Steps and guidance scale of the model's prior; None where the model has none.
     """
 
     id: str
@@ -111,6 +114,8 @@ class Request:
     image_guidance_scale: float | None = None
     noise_level: int | None = None
     references: tuple[Reference, ...] = ()
+    prior_steps: int | None = None
+    prior_guidance_scale: float | None = None
 
     def images(self) -> Iterator[tuple[str, str]]:
         """Yield the images of the request, each by its column, as `init_image` or `controls.0.image`, and its path."""

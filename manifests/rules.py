@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from promptmill.manifests.requests import Columns, Request
 
 # Columns that only some families of models take; where the model takes none, the request has none.
-FURTHER = ("image_guidance_scale", "noise_level")
+FURTHER = ("image_guidance_scale", "noise_level", "prior_steps", "prior_guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
         rules: The rules that the request was made with.
     """
     loose = request.image_guidance_scale is not None and request.image_guidance_scale < 1.0
-    unguided = bool(request.negative_prompt) and (request.guidance_scale <= rules.unguided or loose)
+    alone = (request.prior_guidance_scale or 0.0) <= 1.0  # no prior is led away from the negative prompt either
+    unguided = bool(request.negative_prompt) and alone and (request.guidance_scale <= rules.unguided or loose)
     defaults, without = rules.defaults, [*rules.ignored, *(name for name in FURTHER if name not in rules.further)]
     given = {name: getattr(defaults, name) for name in without if name in defaults.model_fields_set}
     given |= {name: values[name] for name in without if values.get(name) is not None}

@@ -11,10 +11,11 @@ from promptmill.configs.model import Model
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.manifests.steering import Steering
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.compatibility import class_of_control, multiple_of
+from promptmill.pipelines.models.compatibility import class_of_control, config_of, multiple_of
 from promptmill.pipelines.models.controls import control_classes
-from promptmill.pipelines.models.families import Family, family_of, lacking, refusal
+from promptmill.pipelines.models.families import DENOISERS, VAES, Family, family_of, lacking, refusal
 from promptmill.pipelines.models.pipeline_classes import controlled_mode, modes_of
+from promptmill.pipelines.models.priors import index_of_prior
 from promptmill.pipelines.models.refiners import MODES, schedulers_between
 from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, kind_of_class, unfit
 from promptmill.pipelines.models.sources import local_folder
@@ -23,8 +24,8 @@ from promptmill.pipelines.work.evaluations import UNKNOWN, Counting
 
 INDEX = "model_index.json"
 # What the classes of schedulers begin with whose models were trained with a noise of their own that nothing else follows: sCM's
-# (arXiv:2410.11081) and CogVideoX's.
-APART = ("SCM", "CogVideoX")
+# (arXiv:2410.11081), CogVideoX's and Würstchen's (arXiv:2306.00637).
+APART = ("SCM", "CogVideoX", "DDPMWuerstchen")
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,15 @@ def read_facts(model: Model) -> ModelFacts:
     if (package := lacking(family_of(name))) is not None:
         raise ModelError(f"{model.base}: {name} needs {package}: pip install 'promptmill[{package}]'")
     unsupported = f"{model.base}: is of a family ({name}) that is not supported"
-    if _class_of(index, "vae") is None:
+    if (decoder := next((part for part in VAES if _class_of(index, part) is not None), None)) is None:
         raise ModelError(f"{unsupported} yet: it has no vae")
     modes = modes_of(name)
     if not modes:
         raise ModelError(f"{unsupported}: diffusers has no pipeline that makes images with it")
-    vae = _read(model, "vae/config.json")
+    vae = _read(model, f"{decoder}/config.json")
     factor = 2 ** (_levels(vae) - 1)
-    denoiser = next((_read(model, f"{part}/config.json") for part in ("unet", "transformer") if part in index), {})
+    denoiser = next((_read(model, f"{part}/config.json") for part in DENOISERS if part in index), {})
+    prior = index_of_prior(model, name, config_of)
     if "unet" in index:
         channels = _count(denoiser, "in_channels")
         if channels > _count(vae, "latent_channels") and "inpaint" in modes:
@@ -101,6 +103,8 @@ def read_facts(model: Model) -> ModelFacts:
         # diffusers' inpainting of SD3 takes a transformer of 16 or 33 channels, and raises for any other.
         if name.startswith("StableDiffusion3") and _count(denoiser, "in_channels") not in (16, 33):
             modes = tuple(mode for mode in modes if mode != "inpaint")
+    if (multiple_by := family_of(name).multiple_by) is not None:
+        multiple = multiple_by(index, prior, factor)
     steering = _steering(model, name, modes) if model.controlnets else {}
     modes += tuple(mode for mode in map(controlled_mode, modes) if any(mode in can.modes for can in steering.values()))
     image_prompts = family_of(name).image_prompts and "unet" in index
@@ -154,7 +158,7 @@ def _counting(family: Family, unguided: bool, denoiser: Mapping[str, Any], sched
     once = unguided or family.embedded or _takes_guidance(family, denoiser)
     own = kind_of_class(scheduler.get("_class_name")) or UNKNOWN
     # Two evaluations, or three by text and picture; where the two go through the denoiser one after the other, `rows` is 1.
-    return Counting(1 if once else max(2, family.rows), family.unguided, family.steps_left, own)
+    return Counting(1 if once else max(2, family.rows), family.unguided, family.steps_left, own, family.negative_too)
 
 
 def _takes_guidance(family: Family, unet: Mapping[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """Lists the differences of each family's pipelines from those of Stable Diffusion: one entry a family."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -48,6 +49,13 @@ class Family:
         package: A package beside those that promptmill installs, which the family's tokenizer needs; None where there is none.
         picture: The argument that takes the picture of a row; `control_image` takes it in -1 … 1.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
+        output: The form of images that is asked for; of `pt` one family makes values in -1 … 1, as its VAE has them.
+        prior: The class of the pipeline that makes the embeddings that the model decodes; None where the model reads texts itself.
+        negative_too: Whether the prior makes an embedding of the negative prompt as well.
+        multiple_by: Returns the pixels that sides are multiples of, of the indexes of the model and of its prior, and of how many
+            times smaller latents are than images; None where VAE and patches say it.
+        one_text: Whether a call has one text, for all of its samples.
+        moved: The module of diffusers' pipelines that the family's indexes name, which has moved among the deprecated ones.
         always: Further arguments of every call: values, or functions of the request.
     """
 
@@ -82,6 +90,12 @@ class Family:
     package: str | None = None
     picture: str = "image"
     whole_pictures: bool = False
+    output: str = "pt"
+    prior: str | None = None
+    negative_too: bool = False
+    multiple_by: Callable[[Mapping[str, Any], Mapping[str, Any], int], int] | None = None
+    one_text: bool = False
+    moved: str | None = None
     always: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, request: Any) -> dict[str, Any]:
@@ -104,7 +118,27 @@ def no_control_modes(request: Any) -> list[None] | None:
     return [None] * len(request.controls) if len(request.controls) > 1 else None
 
 
+def staged_multiple(decoder: Mapping[str, Any], prior: Mapping[str, Any], factor: int) -> int:
+    """Return the pixels that sides are multiples of where a prior's embeddings have a size that the decoder's latents follow.
+
+    Both sizes are rounded, by numbers of the two indexes (arXiv:2306.00637); the images are four times as large as the latents.
+    """
+    smaller, larger = float(prior.get("resolution_multiple") or 42.67), float(decoder.get("latent_dim_scale") or 10.67)
+
+    def is_kept(side: int) -> bool:
+        return int(math.ceil(side / smaller) * larger) * 4 == side
+
+    return next(side for side in range(8, 2**16, 8) if all(is_kept(times * side) for times in range(1, 9)))
+
+
+OF_PRIORS = ("prior_steps", "prior_guidance_scale")
 ALL_SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
+
+# What the parts of pipelines are called that remove noise, and that make images of latents.
+DENOISERS = ("unet", "transformer", "decoder")
+VAES = ("vae", "movq", "vqgan")
+# Pipelines that take a width for the height and a height for the width.
+TURNED = frozenset({"KandinskyV22Img2ImgPipeline"})
 
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
@@ -151,6 +185,16 @@ FAMILIES: dict[str, Family] = {
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
+    # The embeddings of the prior are all that the UNet is told; its noise comes with a variance, which one scheduler takes.
+    "KandinskyV22": Family(
+        solvers=("ddpm",),
+        further=OF_PRIORS,
+        output="np",
+        whole_pictures=True,
+        prior="KandinskyV22PriorPipeline",
+        negative_too=True,
+        multiple_by=lambda decoder, prior, factor: factor**2,
+    ),
     "Kolors": Family(length_first=True, package="sentencepiece"),
     "Krea2": Family(rows=1, unguided=0.0, sized=True, solvers=("euler", "unipc"), patch=2),
     "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
@@ -198,6 +242,15 @@ FAMILIES: dict[str, Family] = {
     "StableUnCLIPImg2Img": Family(
         strength=False, further=("noise_level",), most_noise=999, by_itself=("image_encoder",), whole_pictures=True
     ),
+    "StableCascade": Family(further=OF_PRIORS, prior="StableCascadePriorPipeline", multiple_by=staged_multiple, moved="wuerstchen"),
+    "Wuerstchen": Family(
+        further=OF_PRIORS,
+        prior="WuerstchenPriorPipeline",
+        multiple_by=staged_multiple,
+        prompts_apart=True,
+        one_text=True,
+        moved="wuerstchen",
+    ),
     "ZImage": Family(
         steps_left="up",
         unguided=0.0,
@@ -223,6 +276,8 @@ UNTRIED = "is not served yet: its images have not been compared with those of pl
 CONTROL_IMAGE = "needs a control image for every row, which is not supported yet"
 READS_PICTURES = "has its language model read the pictures that it edits, which is not supported yet"
 STAGES = "renders in stages that are pipelines of their own, and a run has one"
+COMBINED = "is made of two models: name the decoder's as model.base, and the prior's as model.prior"
+A_PRIOR = "makes embeddings and no pictures: name it as model.prior, beside the decoder of its family as model.base"
 NO_PROMPT = "takes no prompt, and each row of a manifest has one"
 NO_PICTURE = "makes no picture of a prompt"
 ENDED = "is one of diffusers' deprecated pipelines"
@@ -240,9 +295,16 @@ REFUSED: dict[str, str] = {
         (READS_PICTURES, "QwenImageEdit QwenImageLayered LongCatImageEdit JoyImageEdit"),
         (
             STAGES,
-            "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior KandinskyV22 Wuerstchen"
-            " StableCascade IFPipeline IFImg2Img IFInpainting IFSuperResolution FluxPriorRedux",
+            "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior"
+            " IFPipeline IFImg2Img IFInpainting IFSuperResolution FluxPriorRedux",
         ),
+        (
+            COMBINED,
+            "KandinskyV22Combined KandinskyV22Img2ImgCombined KandinskyV22InpaintCombined StableCascadeCombined WuerstchenCombined",
+        ),
+        (A_PRIOR, "KandinskyV22Prior StableCascadePrior WuerstchenPrior"),
+        (CONTROL_IMAGE, "KandinskyV22Controlnet"),
+        ("lays the first picture and the first mask of a call over all of its images", "KandinskyV22Inpaint"),
         ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
         ("has a second scheduler, which calls side by side would share", "StableUnCLIPPipeline"),
         ("denoises pixels, and promptmill's engine wants a VAE", "PRXPixel"),

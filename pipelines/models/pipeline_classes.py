@@ -23,15 +23,19 @@ TABLES = {
 MORE = {
     "txt2img": {
         "bria": "BriaPipeline",
+        "cascade-decoder": "StableCascadeDecoderPipeline",
         "ernie-image": "ErnieImagePipeline",
+        "kandinsky22-decoder": "KandinskyV22Pipeline",
         "longcat-image": "LongCatImagePipeline",
         "sana-sprint": "SanaSprintPipeline",
+        "wuerstchen-decoder": "WuerstchenDecoderPipeline",
     },
     "img2img": {
         "chroma": "ChromaImg2ImgPipeline",
         "depth2img": "StableDiffusionDepth2ImgPipeline",
         "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
         "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
+        "kandinsky22-decoder": "KandinskyV22Img2ImgPipeline",
         "latent-upscaler": "StableDiffusionLatentUpscalePipeline",
         "sana-sprint": "SanaSprintImg2ImgPipeline",
         "stable-unclip": "StableUnCLIPImg2ImgPipeline",

@@ -63,7 +63,7 @@ class Engine:
         with COMPUTING, lean_imports():
             torch.set_num_threads(model.threads)
             self.model = load_model(model, device)
-            self.tokenizers = Tokenizers(self.model.base)
+            self.tokenizers = Tokenizers(*self.model.pipelines)
             self.path = Slots(self.model, model.batch)
         self._spent: dict[str, float] = {}  # seconds by stage since the last unit ended
         self._before: dict[str, float] = {}  # what was spent inside of models by then

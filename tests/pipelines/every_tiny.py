@@ -8,6 +8,7 @@ from tests.pipelines import tiny
 from tests.pipelines.tiny_editors import EDITORS
 from tests.pipelines.tiny_families import MAKERS
 from tests.pipelines.tiny_readers import READERS
+from tests.pipelines.tiny_stages import STAGES
 from tests.pipelines.tiny_unets import UNETS
 
 TINY: dict[str, Callable[[Path], Any]] = {
@@ -19,4 +20,5 @@ TINY: dict[str, Callable[[Path], Any]] = {
     **MAKERS,
     **EDITORS,
     **READERS,
+    **STAGES,
 }

@@ -1,9 +1,11 @@
 """What plain diffusers makes of requests in the families without a UNet: each called as diffusers documents its pipelines."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import wraps
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -40,6 +42,9 @@ class Plain:
         parts: Parts that are given when a model is loaded.
         schedulers: Short names of schedulers to mix; `model` is the one that the model was saved with.
         noise: Whether the model predicts noise though few of the schedulers for noise fit.
+        prior: The class of the pipeline that makes what the family's pipelines decode.
+        output: The form of images that makes them 0 … 1.
+        one_text: Whether a call has one text, however many images it makes.
     """
 
     pipelines: Mapping[str, str]
@@ -60,6 +65,9 @@ class Plain:
     parts: Mapping[str, Any] = field(default_factory=dict)
     schedulers: tuple[str, ...] = ("euler", "model")
     noise: bool = False
+    prior: str | None = None
+    output: str = "pt"
+    one_text: bool = False
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -100,7 +108,7 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
     def cut(value: Any, some: slice, rows: int) -> Any:
         if isinstance(value, torch.Tensor) and value.ndim == 3 and value.dtype == torch.long and len(value) == 3:
             return filled(value.transpose(0, 1), some, rows).transpose(0, 1)  # positions in three dimensions
-        return filled(value, some, rows) if isinstance(value, torch.Tensor) and len(value) == rows else value
+        return filled(value, some, rows) if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows else value
 
     def filled(value: torch.Tensor, some: slice, rows: int) -> torch.Tensor:
         return torch.cat([value[some], *[value[-1:]] * max(0, some.stop - rows)])
@@ -170,10 +178,42 @@ def render_family(
     said = asked(plain, request, count, folder) | {
         name: value(request) if callable(value) else value for name, value in plain.said.items()
     }
+    if plain.prior:
+        embeddings, more = embedded(plain, said, request, base, batch, dtype)
+        said, seen = said | embeddings, Both(seen, more)
+    if plain.one_text:
+        said |= {name: said[name][:1] for name in ("prompt", "negative_prompt") if name in said}
     taken = inspect.signature(pipeline.__call__).parameters
     # Where a pipeline takes no size, the picture has it.
     said = {name: value for name, value in said.items() if name in taken or name not in ("width", "height")}
     return pixels_of(pipeline(**said).images, request, folder), sum(seen) // count
+
+
+class Both:
+    """Two lists of rows, which are added up once both are whole."""
+
+    def __init__(self, *lists: list[int]):
+        self._lists = lists
+
+    def __iter__(self) -> Iterator[int]:
+        return chain(*self._lists)
+
+
+def embedded(
+    plain: Plain, said: Mapping[str, Any], request: Any, base: Any, batch: int, dtype: torch.dtype
+) -> tuple[dict[str, Any], list[int]]:
+    """What the prior of a family makes for a call of its decoder, and the rows of its denoiser's calls."""
+    prior, seen = loaded(plain.prior or "", Path(base) / "prior", replace(request, scheduler="model"), batch, dtype=dtype)
+    prior.prior.forward = in_pieces(prior.prior.forward, plain.rows * batch)
+    own = {"num_inference_steps": request.prior_steps, "guidance_scale": request.prior_guidance_scale}
+    given = {name: said[name] for name in ("prompt", "generator")} | own
+    given |= {name: said[name] for name in ("width", "height") if name in inspect.signature(prior.__call__).parameters}
+    if request.negative_prompt and max(request.guidance_scale, request.prior_guidance_scale) > 1.0:
+        given["negative_prompt"] = [request.negative_prompt] * len(said["prompt"])
+        # Kandinsky's prior makes an embedding of the negative prompt as well, and asks for a generator for each.
+        given["generator"] = said["generator"] * (2 if plain.prior.startswith("Kandinsky") else 1)
+    made = prior(**given)
+    return {name: made[name] for name in made if name.endswith(("image_embeds", "image_embeddings"))}, seen
 
 
 def loaded(
@@ -186,20 +226,27 @@ def loaded(
         pipeline.scheduler = _scheduler(request.scheduler, pipeline.scheduler.config, **(scheduled or {}))
     elif scheduled:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **scheduled)
-    pipeline.vae.decode = in_pieces(pipeline.vae.decode, batch)
-    encode = in_pieces(pipeline.vae.encode, 1)
-    # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
-    pipeline.vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
+    vae = first_of(pipeline, "vae", "movq", "vqgan")
+    if vae is not None:
+        vae.decode = in_pieces(vae.decode, batch)
+        encode = in_pieces(vae.encode, 1)
+        # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
+        vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
     for name, part in pipeline.components.items():
         if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")):
             side = 1 if kind.startswith("Kolors") else 0
             part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1, side)
     seen: list[int] = []
-    denoiser = pipeline.components.get("unet") or pipeline.transformer
+    denoiser = first_of(pipeline, "unet", "transformer", "decoder", "prior")
     if kind == "PRXPipeline":
         denoiser.forward = with_a_timestep_each(denoiser.forward)
     denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
     return pipeline, seen
+
+
+def first_of(pipeline: Any, *names: str) -> Any:
+    """The first part of a pipeline by one of its possible names, or None."""
+    return next((part for name in names if (part := pipeline.components.get(name)) is not None), None)
 
 
 def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]:
@@ -209,7 +256,7 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
         "num_inference_steps": request.steps,
         plain.guidance: request.guidance_scale,
         "generator": [torch.Generator().manual_seed(candidate_seed(JOB_SEED, request, k)) for k in range(count)],
-        "output_type": "pt",
+        "output_type": plain.output,
         "width": request.width,
         "height": request.height,
     }
@@ -222,7 +269,7 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
         said[plain.takes] = [Image.open(file)] if plain.references else picture(file, count)
         if plain.pillow:
             said[plain.takes] = [Image.open(file)] * count
-    said |= {name: getattr(request, name) for name in plain.further}
+    said |= {name: getattr(request, name) for name in plain.further if name not in _OF_PRIORS}
     if request.mask_image:
         said["mask_image"] = picture(folder / request.mask_image, count, 1)
     return said
@@ -230,6 +277,8 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
 
 def pixels_of(images: torch.Tensor, request: Any, folder: Any) -> np.ndarray:
     """Images (B, 3, H, W) in 0 … 1 as (B, H, W, 3) uint8; what a mask leaves is the picture's own."""
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
     made = (images.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).numpy()
     if request.mask_image:
         keep = np.array(Image.open(folder / request.mask_image)) < 128
@@ -270,6 +319,8 @@ def _text(family: str) -> dict[str, str]:
 def _picture(family: str) -> dict[str, str]:
     return {"img2img": f"{family}Pipeline"}
 
+
+_OF_PRIORS = {"prior_steps": (2, 3, 5), "prior_guidance_scale": (4.0, 1.0, 3.0, 2.0)}
 
 _PIX2PIX: dict[str, Any] = {
     "rows": 3,
@@ -378,6 +429,28 @@ FAMILIES: dict[str, Plain] = {
         small="small-16.png",
         further={"noise_level": (20, 0, 350)},
         schedulers=_NOISE,
+    ),
+    "kandinsky22": Plain(
+        {"txt2img": "KandinskyV22Pipeline", "img2img": "KandinskyV22Img2ImgPipeline"},
+        pillow=True,
+        schedulers=("ddpm", "model"),
+        further=_OF_PRIORS,
+        prior="KandinskyV22PriorPipeline",
+        output="np",
+    ),
+    "stable-cascade": Plain(
+        {"txt2img": "StableCascadeDecoderPipeline"},
+        schedulers=("model",),
+        further=_OF_PRIORS,
+        prior="StableCascadePriorPipeline",
+    ),
+    "wuerstchen": Plain(
+        {"txt2img": "WuerstchenDecoderPipeline"},
+        schedulers=("model",),
+        further=_OF_PRIORS,
+        prior="WuerstchenPriorPipeline",
+        apart=True,
+        one_text=True,
     ),
     "latent-upscaler": Plain(_picture("StableDiffusionLatentUpscale"), strength=False, small="small-32.png", noise=True),
 }

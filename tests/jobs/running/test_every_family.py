@@ -16,6 +16,7 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.scoring import scorers
 from promptmill.pipelines.work.evaluations import evaluations
 from tests.jobs.running.test_run import problems, rows
+from tests.pipelines.engines import beside
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import paint
 from tests.pipelines.plain_families import FAMILIES, UNETS
@@ -65,7 +66,7 @@ def asked(name):
 def config_of(base, manifest):
     return {
         "manifest": str(manifest),
-        "model": {"base": str(base), "batch": 2},
+        "model": {"base": str(base), "batch": 2, **{name: one.model_dump() for name, one in beside(base).items()}},
         "defaults": {"width": 64, "height": 64, "steps": 2, "candidates": 2},
         "ranking": {"model": f"local-dir:{ROOT}/embedded/weights/clip", "batch": 4},
         "runtime": {"workers": "here"},

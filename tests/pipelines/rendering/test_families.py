@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models import families
@@ -15,13 +16,10 @@ from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.evaluations import evaluations
 from tests.pipelines import plain_families
 from tests.pipelines.engines import BATCH, model_of, pixels, render
+from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_families import FAMILIES, Plain, render_family
 from tests.pipelines.plain_families import UNETS as FAMILIES_OF_UNETS
-from tests.pipelines.tiny_editors import EDITORS
-from tests.pipelines.tiny_families import MAKERS
-from tests.pipelines.tiny_readers import READERS
-from tests.pipelines.tiny_unets import UNETS
 
 # Steps, guidance scale, prompt and negative prompt of the requests in each mode. Two may go through one call, with texts of lengths
 # that transformers do not round up to the same.
@@ -39,7 +37,7 @@ def engines(folder):
 
     @cache
     def engine(name):
-        base = (MAKERS | EDITORS | READERS | UNETS)[name](folder / name)
+        base = TINY[name](folder / name)
         return Engine(model_of(folder, base=str(base), controlnets={}), JOB_SEED, Roots((str(folder),))), base
 
     return engine
@@ -107,7 +105,7 @@ def test_in_bf16_and_at_sizes_that_are_no_squares_images_are_those_of_plain_diff
 @contextmanager
 def latents(engine):
     """Yields the latents that are decoded meanwhile, of each image its bytes: pixels hide what is less than a level."""
-    vae, seen = engine.model.base.vae, []
+    vae, seen = engine.model.vae, []
     held = vae.decode
 
     def decode(given, *args, **kwargs):
@@ -176,6 +174,18 @@ def test_plain_prx_makes_one_image_a_call_with_guidance(engines, folder, monkeyp
     assert len(render_family(FAMILIES["prx"], some, 1, base, folder, BATCH)[0]) == 1
     with pytest.raises(RuntimeError, match="must match the size"):
         render_family(FAMILIES["prx"], some, 3, base, folder, BATCH)
+
+
+def test_kandinskys_img2img_takes_a_width_for_the_height_so_it_is_given_the_one_for_the_other(engines, folder):
+    engine, base = engines("kandinsky22")
+    plain = FAMILIES["kandinsky22"]
+    Image.open(folder / "a.png").resize((64, 32)).save(folder / "wide.png")
+    values = {**plain.values(0, "img2img"), "init_image": "wide.png"}
+    one = request(mode="img2img", width=64, height=32, scheduler="model", candidates=1, **values)
+    turned = replace(one, width=one.height, height=one.width)
+    theirs, _ = render_family(plain, turned, plain.fills(one, BATCH), base, folder, BATCH)
+    np.testing.assert_array_equal(pixels(render(engine, one)[0]), theirs[:1])
+    assert theirs[0].shape == (32, 64, 3)
 
 
 @pytest.mark.parametrize("name", ["pixart-sigma", "hunyuandit"])
