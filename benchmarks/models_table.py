@@ -69,6 +69,7 @@ ROWS: tuple[Row, ...] = (
     Row("InstructPix2Pix XL", "pix2pix-xl", ("diffusers/sdxl-instructpix2pix-768",)),
     Row("depth2img", "depth2img", ("stabilityai/stable-diffusion-2-depth",)),
     Row("Stable unCLIP (variations of a picture)", "stable-unclip", ("stabilityai/stable-diffusion-2-1-unclip",)),
+    Row("Image variations", "image-variation", ("lambdalabs/sd-image-variations-diffusers",)),
     Row("x4 upscaler", "x4-upscaler", ("stabilityai/stable-diffusion-x4-upscaler",), ("x4-upscaler",)),
     Row("Latent upscaler", "latent-upscaler", ("stabilityai/sd-x2-latent-upscaler",)),
     Row("Latent consistency models", "lcm", ("SimianLuo/LCM_Dreamshaper_v7",), ("lcm",)),
@@ -103,6 +104,14 @@ ROWS: tuple[Row, ...] = (
     Row("CogView4", "cogview4", ("zai-org/CogView4-6B",), ("cogview4",)),
     Row("Bria 3.2", "bria", ("briaai/BRIA-3.2",)),
     Row("ERNIE-Image", "ernie", ("baidu/ERNIE-Image",)),
+    Row(
+        "Consistency models, of classes or of one kind of image",
+        "consistency",
+        ("openai/diffusers-cd_imagenet64_l2", "openai/diffusers-cd_bedroom256_l2"),
+    ),
+    Row("DDPM", "ddpm", ("google/ddpm-celebahq-256",)),
+    Row("DDIM", "ddim", ("fusing/ddim-lsun-bedroom",)),
+    Row("DiT, of ImageNet's classes", "dit", ("facebook/DiT-XL-2-256",)),
     Row("Kolors, with `pip install 'promptmill[sentencepiece]'`", "kolors", ("Kwai-Kolors/Kolors-diffusers",)),
     Row("Krea 2", "krea2", ("krea/Krea-2-Raw",)),
     Row("LongCat-Image", "longcat", ("meituan-longcat/LongCat-Image",)),
@@ -141,7 +150,8 @@ def _family(row: Row) -> Iterator[str]:
     yield row.title
     yield _modes(plain.pipelines)
     yield "all" if {*SCHEDULERS} <= {*plain.fitting} else _code(plain.fitting)
-    takes = f"takes {_code(plain.further)}" if plain.further else ""
+    more = (*plain.further, *(["class_label"] if plain.classes else []))
+    takes = f"takes {_code(more)}" if more else ""
     yield "; ".join(filter(None, (_code(plain.ignored), takes)))
     yield "yes" if family_of(pipeline_of(row)).image_prompts else ""
     yield ", ".join(dict.fromkeys(_licence(source) for source in row.weights))

@@ -24,8 +24,8 @@ from promptmill.pipelines.work.evaluations import UNKNOWN, Counting
 
 INDEX = "model_index.json"
 # What the classes of schedulers begin with whose models were trained with a noise of their own that nothing else follows: sCM's
-# (arXiv:2410.11081), CogVideoX's and Würstchen's (arXiv:2306.00637).
-APART = ("SCM", "CogVideoX", "DDPMWuerstchen")
+# (arXiv:2410.11081), CogVideoX's, Würstchen's (arXiv:2306.00637) and that of consistency models (arXiv:2303.01469).
+APART = ("SCM", "CogVideoX", "DDPMWuerstchen", "CMStochastic")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class ModelFacts:
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         further: Those columns of `rules.FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
+        classes: The number of classes of which each row names one; None where the model draws none.
+        side: The one width and height in pixels that images have; None where rows choose.
         counting: What decides how often the denoiser is evaluated.
     """
 
@@ -64,6 +66,8 @@ class ModelFacts:
     unfit: Mapping[str, str] = field(default_factory=dict)
     further: tuple[str, ...] = ()
     most_noise: int = 350
+    classes: int | None = None
+    side: tuple[int, int] | None = None
     counting: Counting = field(default_factory=Counting)
 
 
@@ -82,13 +86,14 @@ def read_facts(model: Model) -> ModelFacts:
     if (package := lacking(family_of(name))) is not None:
         raise ModelError(f"{model.base}: {name} needs {package}: pip install 'promptmill[{package}]'")
     unsupported = f"{model.base}: is of a family ({name}) that is not supported"
-    if (decoder := next((part for part in VAES if _class_of(index, part) is not None), None)) is None:
+    decoder = next((part for part in VAES if _class_of(index, part) is not None), None)
+    if decoder is None and family_of(name).latent:
         raise ModelError(f"{unsupported} yet: it has no vae")
     modes = modes_of(name)
     if not modes:
         raise ModelError(f"{unsupported}: diffusers has no pipeline that makes images with it")
-    vae = _read(model, f"{decoder}/config.json")
-    factor = 2 ** (_levels(vae) - 1)
+    vae = _read(model, f"{decoder}/config.json") if decoder and family_of(name).latent else {}
+    factor = 2 ** (_levels(vae) - 1) if vae else 1
     denoiser = next((_read(model, f"{part}/config.json") for part in DENOISERS if part in index), {})
     prior = index_of_prior(model, name, config_of)
     if "unet" in index:
@@ -130,6 +135,8 @@ def read_facts(model: Model) -> ModelFacts:
         image_prompts=image_prompts,
         further=family_of(name).further,
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,
+        classes=denoiser.get(family_of(name).classes or ""),
+        side=_side(denoiser, factor) if family_of(name).fixed else None,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
         counting=_counting(family_of(name), "guidance_scale" in ignored, denoiser, scheduler),
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
@@ -171,6 +178,7 @@ def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, An
     distilled = index.get("is_distilled") is True
     guidance = family.guidance is not None and not distilled and (denoiser.get("guidance_embeds") is True or not family.embedded)
     takes = {
+        "prompt": family.prompted,
         "negative_prompt": family.negative and not _takes_guidance(family, denoiser),
         "guidance_scale": guidance,
         "strength": family.strength,
@@ -216,6 +224,16 @@ def _levels(vae: dict[str, Any]) -> int:
         if isinstance(channels, list) and channels:
             return len(channels)
     return 4
+
+
+def _side(denoiser: Mapping[str, Any], factor: int) -> tuple[int, int] | None:
+    """Return the width and the height that a denoiser's config says of its images, which are so many times larger, in pixels."""
+    match denoiser.get("sample_size"):
+        case int(side):
+            return factor * side, factor * side
+        case [int(height), int(width)]:
+            return factor * width, factor * height
+    return None
 
 
 def _patch(transformer: dict[str, Any]) -> int:

@@ -55,6 +55,10 @@ class Family:
         multiple_by: Returns the pixels that sides are multiples of, of the indexes of the model and of its prior, and of how many
             times smaller latents are than images; None where VAE and patches say it.
         one_text: Whether a call has one text, for all of its samples.
+        prompted: Whether the model reads prompts.
+        classes: The key of the denoiser's config that counts the classes of which each row names one; None where it draws none.
+        fixed: Whether images have the one size that the denoiser's config says.
+        latent: Whether the denoiser makes latents, which a VAE decodes; otherwise it makes the pixels.
         moved: The module of diffusers' pipelines that the family's indexes name, which has moved among the deprecated ones.
         always: Further arguments of every call: values, or functions of the request.
     """
@@ -95,6 +99,10 @@ class Family:
     negative_too: bool = False
     multiple_by: Callable[[Mapping[str, Any], Mapping[str, Any], int], int] | None = None
     one_text: bool = False
+    prompted: bool = True
+    classes: str | None = None
+    fixed: bool = False
+    latent: bool = True
     moved: str | None = None
     always: Mapping[str, Any] = field(default_factory=dict)
 
@@ -140,12 +148,43 @@ VAES = ("vae", "movq", "vqgan")
 # Pipelines that take a width for the height and a height for the width.
 TURNED = frozenset({"KandinskyV22Img2ImgPipeline"})
 
+_OF_NOTHING: dict[str, Any] = {
+    "rows": 1,
+    "guidance": None,
+    "negative": False,
+    "strength": False,
+    "prompted": False,
+    "fixed": True,
+    "latent": False,
+}
+
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
     "AuraFlow": Family(solvers=ALL_SOLVERS),
     "BriaPipeline": Family(patch=2, sized=True),
     "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),
     "CogView3": Family(),
+    "ConsistencyModel": Family(
+        rows=1,
+        guidance=None,
+        negative=False,
+        strength=False,
+        prompted=False,
+        classes="num_class_embeds",
+        fixed=True,
+        latent=False,
+    ),
+    # The pipelines take a step from what they have scaled, and with whatever noise a scheduler draws from torch's global generator.
+    "DDIM": Family(solvers=("ddim",), **_OF_NOTHING),
+    "DDPM": Family(solvers=("ddpm", "ddim"), **_OF_NOTHING),
+    "DiT": Family(
+        solvers=("ddim", "dpmpp_2m", "unipc"),
+        negative=False,
+        strength=False,
+        prompted=False,
+        classes="num_embeds_ada_norm",
+        fixed=True,
+    ),
     "CogView4": Family(rows=1, prompts_apart=True, sized=True),
     # Its rewriting of prompts would draw from torch's global generator.
     "ErnieImage": Family(prompts_apart=True, patch=2, always={"use_pe": False}),
@@ -233,6 +272,9 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False, guess=True, image_prompts=True),
     # The UNet is given the depth of the picture, which a part of the model estimates under `torch.autocast`.
     "StableDiffusionDepth2Img": Family(by_itself=("depth_estimator",), whole_pictures=True),
+    "StableDiffusionImageVariation": Family(
+        negative=False, strength=False, prompted=False, by_itself=("image_encoder",), whole_pictures=True
+    ),
     "StableDiffusionInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
     # The pipeline computes with the scheduler's sigmas, and its UNet is given the text as a whole beside the time.
     "StableDiffusionLatentUpscale": Family(projected=False, strength=False, enlarges=2, solvers=("euler",)),
@@ -278,7 +320,6 @@ READS_PICTURES = "has its language model read the pictures that it edits, which 
 STAGES = "renders in stages that are pipelines of their own, and a run has one"
 COMBINED = "is made of two models: name the decoder's as model.base, and the prior's as model.prior"
 A_PRIOR = "makes embeddings and no pictures: name it as model.prior, beside the decoder of its family as model.base"
-NO_PROMPT = "takes no prompt, and each row of a manifest has one"
 NO_PICTURE = "makes no picture of a prompt"
 ENDED = "is one of diffusers' deprecated pipelines"
 PLACES = "splits its batch by position, so that no two requests could share one"
@@ -308,18 +349,14 @@ REFUSED: dict[str, str] = {
         ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
         ("has a second scheduler, which calls side by side would share", "StableUnCLIPPipeline"),
         ("denoises pixels, and promptmill's engine wants a VAE", "PRXPixel"),
-        (
-            NO_PROMPT,
-            "ConsistencyModel DDIM DDPM DiT PNDM ScoreSdeVe KarrasVe RePaint LDMPipeline LDMSuperResolution"
-            " StableDiffusionImageVariation PaintByExample",
-        ),
         (NO_PICTURE, "Marigold ShapE"),
         ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
         ("makes videos", "Helios"),
         ("inverts a picture by a call of its own before it edits the picture", "LEditsPP"),
         (
             ENDED,
-            "AltDiffusion Amused BlipDiffusion CycleDiffusion SemanticStableDiffusion StableDiffusionAttendAndExcite"
+            "AltDiffusion Amused BlipDiffusion CycleDiffusion KarrasVe LDMPipeline PaintByExample PNDM RePaint ScoreSdeVe"
+            " SemanticStableDiffusion StableDiffusionAttendAndExcite"
             " StableDiffusionDiffEdit StableDiffusionGLIGEN StableDiffusionInpaintPipelineLegacy StableDiffusionLDM3D"
             " StableDiffusionModelEditing StableDiffusionPanorama StableDiffusionParadigms StableDiffusionPipelineSafe"
             " StableDiffusionPix2PixZero StableDiffusionSAG UnCLIP UniDiffuser VersatileDiffusion VQDiffusion",
@@ -330,7 +367,7 @@ REFUSED: dict[str, str] = {
         (
             UNTRIED,
             "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinInpaint Flux2KleinKV"
-            " FluxKontextInpaint Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 LDMTextToImage NucleusMoE"
+            " FluxKontextInpaint Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 LDMSuperResolution LDMTextToImage NucleusMoE"
             " OmniGen QwenImage21"
             " VisualCloze ZImageOmni",
         ),

@@ -24,6 +24,10 @@ MORE = {
     "txt2img": {
         "bria": "BriaPipeline",
         "cascade-decoder": "StableCascadeDecoderPipeline",
+        "consistency": "ConsistencyModelPipeline",
+        "ddim": "DDIMPipeline",
+        "ddpm": "DDPMPipeline",
+        "dit": "DiTPipeline",
         "ernie-image": "ErnieImagePipeline",
         "kandinsky22-decoder": "KandinskyV22Pipeline",
         "longcat-image": "LongCatImagePipeline",
@@ -33,6 +37,7 @@ MORE = {
     "img2img": {
         "chroma": "ChromaImg2ImgPipeline",
         "depth2img": "StableDiffusionDepth2ImgPipeline",
+        "image-variation": "StableDiffusionImageVariationPipeline",
         "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
         "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
         "kandinsky22-decoder": "KandinskyV22Img2ImgPipeline",

@@ -96,6 +96,9 @@ def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview:
 def _texts(jobs: Sequence[Job], model: LoadedModel) -> dict[str, Any]:
     """Return the text arguments of a pipeline call."""
     request, family = jobs[0].request, model.family
+    if not family.prompted:
+        labels = [job.request.class_label for job in jobs]
+        return {"batch_size": len(jobs)} | ({"class_labels": labels} if request.class_label is not None else {})
     texts = jobs[:1] if family.one_text else jobs
     said: dict[str, Any] = {"prompt": [job.request.prompt for job in texts]}
     # None is not the same as nothing: SDXL then takes zeros for the embeddings.

@@ -76,6 +76,7 @@ class LoadedModel:
 
     @property
     def vae(self) -> Any:
+        """Return the VAE, whatever the family calls it; None where the denoiser makes pixels."""
         return _part(self.base, VAES)
 
     @property
@@ -150,7 +151,7 @@ class LoadedModel:
 
 
 def _part(pipeline: Any, names: Sequence[str]) -> Any:
-    return next(part for name in names if (part := pipeline.components.get(name)) is not None)
+    return next((part for name in names if (part := pipeline.components.get(name)) is not None), None)
 
 
 def made_of(base: Any, name: str, parts: Mapping[str, Any]) -> Any:

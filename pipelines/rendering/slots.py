@@ -134,10 +134,12 @@ class Slots:
             joined = Joined.of(net.forward, rows, multiple=self._family.multiple)
             self.controlnets.append(joined)
             self._hold(net, "forward", joined.hold if id(net) in once else scaled_after(moded_by_row(joined.hold), net))
-        self.decoder = Joined.of(vae.decode, batch, called=self._decoding)
-        self.decoder.run = decoded_in_its_dtype(vae)
-        self._hold(vae, "decode", without_generator(self.decoder.hold))
-        self._hold(vae, "encode", encoded_apart(vae.encode))
+        # Of a model that makes pixels nothing ever waits for the decoder.
+        self.decoder = Joined.of(vae.decode if vae else denoiser.forward, batch, called=self._decoding)
+        if vae is not None:
+            self.decoder.run = decoded_in_its_dtype(vae)
+            self._hold(vae, "decode", without_generator(self.decoder.hold))
+            self._hold(vae, "encode", encoded_apart(vae.encode))
         self.texts: list[TextEncoder] = []
         others = [vae, denoiser, *([model.prior.denoiser] if model.prior else [])]
         for name, part in model.parts.items():

@@ -10,6 +10,7 @@ from tests.pipelines.tiny_families import MAKERS
 from tests.pipelines.tiny_readers import READERS
 from tests.pipelines.tiny_stages import STAGES
 from tests.pipelines.tiny_unets import UNETS
+from tests.pipelines.tiny_unprompted import UNPROMPTED
 
 TINY: dict[str, Callable[[Path], Any]] = {
     "sd": tiny.stable_diffusion,
@@ -21,4 +22,5 @@ TINY: dict[str, Callable[[Path], Any]] = {
     **EDITORS,
     **READERS,
     **STAGES,
+    **UNPROMPTED,
 }

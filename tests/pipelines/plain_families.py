@@ -45,6 +45,9 @@ class Plain:
         prior: The class of the pipeline that makes what the family's pipelines decode.
         output: The form of images that makes them 0 … 1.
         one_text: Whether a call has one text, however many images it makes.
+        prompted: Whether there is an argument for prompts.
+        classes: The number of classes of which each image is of one.
+        fixed: The one width and height of images; None where they have any.
     """
 
     pipelines: Mapping[str, str]
@@ -68,17 +71,21 @@ class Plain:
     prior: str | None = None
     output: str = "pt"
     one_text: bool = False
+    prompted: bool = True
+    classes: int | None = None
+    fixed: int | None = None
 
     @property
     def ignored(self) -> tuple[str, ...]:
         """The columns without an effect."""
-        has = {"negative_prompt": self.negative, "guidance_scale": self.guided, "strength": self.strength}
+        has = {"prompt": self.prompted, "negative_prompt": self.negative, "guidance_scale": self.guided, "strength": self.strength}
         return tuple(name for name, there in has.items() if not there)
 
     @property
     def fitting(self) -> tuple[str, ...]:
         """All schedulers that the pipelines can call; of those for noise, the mixed units have some."""
-        return (*SCHEDULERS, "model") if "ddim" in self.schedulers else self.schedulers
+        some = self.fixed is not None or "ddim" not in self.schedulers
+        return self.schedulers if some else (*SCHEDULERS, "model")
 
     @property
     def follows_flow(self) -> bool:
@@ -87,6 +94,10 @@ class Plain:
     def values(self, number: int, mode: str) -> dict[str, Any]:
         """What a mode's request with a number has of the values to mix, and of images."""
         more = {name: some[number % len(some)] for name, some in self.further.items()}
+        if self.classes is not None:
+            more["class_label"] = (3, 0, self.classes - 1, 5)[number % 4]
+        if self.fixed is not None:
+            more |= {"width": self.fixed, "height": self.fixed}
         return MODES[mode] | more | ({"init_image": self.small} if self.small else {})
 
     def fills(self, request: Any, batch: int) -> int:
@@ -185,7 +196,9 @@ def render_family(
         said |= {name: said[name][:1] for name in ("prompt", "negative_prompt") if name in said}
     taken = inspect.signature(pipeline.__call__).parameters
     # Where a pipeline takes no size, the picture has it.
-    said = {name: value for name, value in said.items() if name in taken or name not in ("width", "height")}
+    said = {name: value for name, value in said.items() if name in taken or name not in ("width", "height", plain.guidance)}
+    if "batch_size" in taken:
+        said["batch_size"] = count
     return pixels_of(pipeline(**said).images, request, folder), sum(seen) // count
 
 
@@ -269,6 +282,10 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
         said[plain.takes] = [Image.open(file)] if plain.references else picture(file, count)
         if plain.pillow:
             said[plain.takes] = [Image.open(file)] * count
+    if not plain.prompted:
+        del said["prompt"]
+    if plain.classes is not None:
+        said["class_labels"] = [request.class_label] * count
     said |= {name: getattr(request, name) for name in plain.further if name not in _OF_PRIORS}
     if request.mask_image:
         said["mask_image"] = picture(folder / request.mask_image, count, 1)
@@ -320,6 +337,14 @@ def _picture(family: str) -> dict[str, str]:
     return {"img2img": f"{family}Pipeline"}
 
 
+_OF_NOTHING: dict[str, Any] = {
+    "rows": 1,
+    "negative": False,
+    "guided": False,
+    "strength": False,
+    "prompted": False,
+    "fixed": 32,
+}
 _OF_PRIORS = {"prior_steps": (2, 3, 5), "prior_guidance_scale": (4.0, 1.0, 3.0, 2.0)}
 
 _PIX2PIX: dict[str, Any] = {
@@ -451,6 +476,23 @@ FAMILIES: dict[str, Plain] = {
         prior="WuerstchenPriorPipeline",
         apart=True,
         one_text=True,
+    ),
+    "consistency": Plain(_text("ConsistencyModel"), schedulers=("model",), classes=10, **_OF_NOTHING),
+    "ddpm": Plain(_text("DDPM"), schedulers=("ddpm", "ddim", "model"), **_OF_NOTHING),
+    "ddim": Plain(_text("DDIM"), schedulers=("ddim", "model"), **_OF_NOTHING),
+    "dit": Plain(
+        _text("DiT"),
+        schedulers=("ddim", "dpmpp_2m", "unipc", "model"),
+        classes=1000,
+        **(_OF_NOTHING | {"guided": True, "rows": 2, "fixed": 64}),
+    ),
+    "image-variation": Plain(
+        _picture("StableDiffusionImageVariation"),
+        negative=False,
+        strength=False,
+        prompted=False,
+        pillow=True,
+        schedulers=_NOISE,
     ),
     "latent-upscaler": Plain(_picture("StableDiffusionLatentUpscale"), strength=False, small="small-32.png", noise=True),
 }

@@ -55,7 +55,7 @@ def asked(name):
         scale = {"guidance_scale": (4.0, plain.unguided)[number]} if plain.guided else {}
         yield {
             "id": f"{name}-{number}",
-            "prompt": PROMPTS[number],
+            **({"prompt": PROMPTS[number]} if plain.prompted else {}),
             "mode": mode,
             "scheduler": plain.schedulers[-number],
             **scale,
