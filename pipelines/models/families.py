@@ -20,6 +20,7 @@ class Family:
         embedded: Whether guidance is an input of the model, and of no effect where the model has no such input.
         projected: Whether a UNet with a projection beside that of time (time_cond_proj_dim) takes the guidance scale by it.
         unguided: The largest guidance scale that means no guidance.
+        least: The smallest guidance scale that a call is given, where a smaller one would guide again.
         negative: Whether negative prompts have an effect, at a guidance scale above 1.
         empty_negative: Whether guidance needs a negative prompt, be it an empty one.
         prompts_apart: Whether a call pads its texts to the longest of them, so that texts in one call depend on each other.
@@ -47,7 +48,8 @@ class Family:
         by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.
         length_first: Whether the text encoder answers (length, rows, width) in place of (rows, length, width).
         package: A package beside those that promptmill installs, which the family's tokenizer needs; None where there is none.
-        picture: The argument that takes the picture of a row; `control_image` takes it in -1 … 1.
+        picture: The argument that takes the picture of a row.
+        signed: Whether tensors of pictures are given in -1 … 1.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
         output: The form of images that is asked for; of `pt` one family makes values in -1 … 1, as its VAE has them.
         prior: The class of the pipeline that makes the embeddings that the model decodes; None where the model reads texts itself.
@@ -68,6 +70,7 @@ class Family:
     embedded: bool = False
     projected: bool = True
     unguided: float = 1.0
+    least: float = 0.0
     negative: bool = True
     empty_negative: bool = False
     prompts_apart: bool = False
@@ -93,6 +96,7 @@ class Family:
     length_first: bool = False
     package: str | None = None
     picture: str = "image"
+    signed: bool = False
     whole_pictures: bool = False
     output: str = "pt"
     prior: str | None = None
@@ -144,7 +148,7 @@ ALL_SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
 
 # What the parts of pipelines are called that remove noise, and that make images of latents.
 DENOISERS = ("unet", "transformer", "decoder")
-VAES = ("vae", "movq", "vqgan")
+VAES = ("vae", "movq", "vqgan", "vqvae")
 # Pipelines that take a width for the height and a height for the width.
 TURNED = frozenset({"KandinskyV22Img2ImgPipeline"})
 
@@ -212,6 +216,7 @@ FAMILIES: dict[str, Family] = {
         solvers=("euler", "unipc"),
         sized=True,
         picture="control_image",
+        signed=True,
     ),
     "FluxKontext": Family(
         rows=1,
@@ -234,9 +239,24 @@ FAMILIES: dict[str, Family] = {
         negative_too=True,
         multiple_by=lambda decoder, prior, factor: factor**2,
     ),
+    # Captions would be cleaned only where two more packages are installed. The noise comes with a variance.
+    "IF": Family(solvers=("ddpm", "dpmpp_2m"), output="np", signed=True, latent=False, always={"clean_caption": False}),
+    "IFSuperResolution": Family(
+        solvers=("ddpm", "dpmpp_2m"),
+        strength=False,
+        output="np",
+        signed=True,
+        latent=False,
+        enlarges=4,
+        further=("noise_level",),
+        most_noise=999,
+        always={"clean_caption": False},
+    ),
     "Kolors": Family(length_first=True, package="sentencepiece"),
     "Krea2": Family(rows=1, unguided=0.0, sized=True, solvers=("euler", "unipc"), patch=2),
     "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
+    # The pipeline scales nothing for a scheduler, and gives it no generator.
+    "LDMTextToImage": Family(solvers=("ddim", "pndm", "dpmpp_2m", "unipc"), negative=False, least=1.0),
     # Its rewriting of prompts would have the language model generate texts.
     "LongCatImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc"), always={"enable_prompt_rewrite": False}),
     "Lumina": Family(prompts_apart=True, solvers=ALL_SOLVERS),
@@ -244,6 +264,7 @@ FAMILIES: dict[str, Family] = {
     "OvisImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),
     "PRX": Family(solvers=ALL_SOLVERS, always={"use_resolution_binning": False}),
+    "PRXPixel": Family(solvers=ALL_SOLVERS, output="np", latent=False, always={"use_resolution_binning": False}),
     "QwenImage": Family(
         rows=1,
         steps_left="up",
@@ -336,8 +357,7 @@ REFUSED: dict[str, str] = {
         (READS_PICTURES, "QwenImageEdit QwenImageLayered LongCatImageEdit JoyImageEdit"),
         (
             STAGES,
-            "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior"
-            " IFPipeline IFImg2Img IFInpainting IFSuperResolution FluxPriorRedux",
+            "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior FluxPriorRedux",
         ),
         (
             COMBINED,
@@ -345,10 +365,10 @@ REFUSED: dict[str, str] = {
         ),
         (A_PRIOR, "KandinskyV22Prior StableCascadePrior WuerstchenPrior"),
         (CONTROL_IMAGE, "KandinskyV22Controlnet"),
+        ("enlarges an image toward a second picture, and a row has one", "IFImg2ImgSuperResolution IFInpaintingSuperResolution"),
         ("lays the first picture and the first mask of a call over all of its images", "KandinskyV22Inpaint"),
         ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
         ("has a second scheduler, which calls side by side would share", "StableUnCLIPPipeline"),
-        ("denoises pixels, and promptmill's engine wants a VAE", "PRXPixel"),
         (NO_PICTURE, "Marigold ShapE"),
         ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
         ("makes videos", "Helios"),
@@ -367,7 +387,7 @@ REFUSED: dict[str, str] = {
         (
             UNTRIED,
             "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinInpaint Flux2KleinKV"
-            " FluxKontextInpaint Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 LDMSuperResolution LDMTextToImage NucleusMoE"
+            " FluxKontextInpaint Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 LDMSuperResolution NucleusMoE"
             " OmniGen QwenImage21"
             " VisualCloze ZImageOmni",
         ),

@@ -30,13 +30,18 @@ MORE = {
         "dit": "DiTPipeline",
         "ernie-image": "ErnieImagePipeline",
         "kandinsky22-decoder": "KandinskyV22Pipeline",
+        "ldm": "LDMTextToImagePipeline",
+        "if": "IFPipeline",
         "longcat-image": "LongCatImagePipeline",
+        "prx-pixel": "PRXPixelPipeline",
         "sana-sprint": "SanaSprintPipeline",
         "wuerstchen-decoder": "WuerstchenDecoderPipeline",
     },
     "img2img": {
         "chroma": "ChromaImg2ImgPipeline",
         "depth2img": "StableDiffusionDepth2ImgPipeline",
+        "if": "IFImg2ImgPipeline",
+        "if-upscaler": "IFSuperResolutionPipeline",
         "image-variation": "StableDiffusionImageVariationPipeline",
         "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
         "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
@@ -46,7 +51,7 @@ MORE = {
         "stable-unclip": "StableUnCLIPImg2ImgPipeline",
         "upscaler": "StableDiffusionUpscalePipeline",
     },
-    "inpaint": {"flux-fill": "FluxFillPipeline"},
+    "inpaint": {"flux-fill": "FluxFillPipeline", "if": "IFInpaintingPipeline"},
 }
 
 # Families whose pipelines want a control image: a row's picture is that image, and what diffusers' tables have besides wants two.

@@ -54,7 +54,8 @@ def call(
         result = _previewed(pipeline, given, preview, request.strength)
     else:
         result = _refined(pipeline, model.refiner, given, preview, request.strength)
-    flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
+    # Of two names, by the family.
+    flagged = getattr(result, "nsfw_content_detected", None) or getattr(result, "nsfw_detected", None) or [False] * len(jobs)
     if isinstance(result.images, np.ndarray):  # some of diffusers' pipelines make nothing else in 0 … 1
         result.images = torch.from_numpy(result.images).permute(0, 3, 1, 2)
     if (made := tuple(result.images.shape[-2:])) != (request.height, request.width):
@@ -130,7 +131,7 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
         "output_type": model.family.output,
     }
     if model.family.guidance:
-        said[model.family.guidance] = request.guidance_scale
+        said[model.family.guidance] = max(request.guidance_scale, model.family.least)
     # What the family takes of these, the request has.
     said |= {name: value for name in ("strength", *FURTHER) if (value := getattr(request, name)) is not None}
     inits = [job.conditioning.init for job in jobs if job.conditioning.init is not None]
@@ -142,7 +143,7 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
         said["image"] = [Image.fromarray(init) for init in inits]
     elif inits:
         picture = _as_tensor(inits, device)
-        said[model.family.picture] = 2.0 * picture - 1.0 if model.family.picture == "control_image" else picture
+        said[model.family.picture] = 2.0 * picture - 1.0 if model.family.signed else picture
     if masks:
         said["mask_image"] = to_device(torch.from_numpy(np.stack(masks)).unsqueeze(1).float(), device)
     if request.controls:

@@ -7,6 +7,7 @@ from typing import Any
 from tests.pipelines import tiny
 from tests.pipelines.tiny_editors import EDITORS
 from tests.pipelines.tiny_families import MAKERS
+from tests.pipelines.tiny_pixels import PIXELS
 from tests.pipelines.tiny_readers import READERS
 from tests.pipelines.tiny_stages import STAGES
 from tests.pipelines.tiny_unets import UNETS
@@ -23,4 +24,5 @@ TINY: dict[str, Callable[[Path], Any]] = {
     **READERS,
     **STAGES,
     **UNPROMPTED,
+    **PIXELS,
 }

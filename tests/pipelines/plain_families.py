@@ -41,13 +41,16 @@ class Plain:
         said: Further arguments of every call: values, or functions of the request.
         parts: Parts that are given when a model is loaded.
         schedulers: Short names of schedulers to mix; `model` is the one that the model was saved with.
+        some: Whether no other schedulers fit.
         noise: Whether the model predicts noise though few of the schedulers for noise fit.
         prior: The class of the pipeline that makes what the family's pipelines decode.
         output: The form of images that makes them 0 … 1.
         one_text: Whether a call has one text, however many images it makes.
         prompted: Whether there is an argument for prompts.
         classes: The number of classes of which each image is of one.
-        fixed: The one width and height of images; None where they have any.
+        side: The width and height to ask for; 64 where None.
+        fixed: Whether images have that one size.
+        signed: Whether a picture is given in -1 … 1.
     """
 
     pipelines: Mapping[str, str]
@@ -67,13 +70,16 @@ class Plain:
     said: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
     schedulers: tuple[str, ...] = ("euler", "model")
+    some: bool = False
     noise: bool = False
     prior: str | None = None
     output: str = "pt"
     one_text: bool = False
     prompted: bool = True
     classes: int | None = None
-    fixed: int | None = None
+    side: int | None = None
+    fixed: bool = False
+    signed: bool = False
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -84,7 +90,7 @@ class Plain:
     @property
     def fitting(self) -> tuple[str, ...]:
         """All schedulers that the pipelines can call; of those for noise, the mixed units have some."""
-        some = self.fixed is not None or "ddim" not in self.schedulers
+        some = self.fixed or self.some or "ddim" not in self.schedulers
         return self.schedulers if some else (*SCHEDULERS, "model")
 
     @property
@@ -96,9 +102,10 @@ class Plain:
         more = {name: some[number % len(some)] for name, some in self.further.items()}
         if self.classes is not None:
             more["class_label"] = (3, 0, self.classes - 1, 5)[number % 4]
-        if self.fixed is not None:
-            more |= {"width": self.fixed, "height": self.fixed}
-        return MODES[mode] | more | ({"init_image": self.small} if self.small else {})
+        if self.side is not None:
+            more |= {"width": self.side, "height": self.side}
+        images = {"init_image": self.small, "mask_image": "small-mask.png"} if self.small else {}
+        return MODES[mode] | more | {name: image for name, image in images.items() if name in MODES[mode]}
 
     def fills(self, request: Any, batch: int) -> int:
         """Candidates of a request that fill the engine's batch of the denoiser."""
@@ -239,19 +246,19 @@ def loaded(
         pipeline.scheduler = _scheduler(request.scheduler, pipeline.scheduler.config, **(scheduled or {}))
     elif scheduled:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **scheduled)
-    vae = first_of(pipeline, "vae", "movq", "vqgan")
+    vae = first_of(pipeline, "vae", "movq", "vqgan", "vqvae")
     if vae is not None:
         vae.decode = in_pieces(vae.decode, batch)
         encode = in_pieces(vae.encode, 1)
         # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
         vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
     for name, part in pipeline.components.items():
-        if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")):
+        if part is not None and name.startswith(("text_encoder", "bert", "depth_estimator", "image_encoder")):
             side = 1 if kind.startswith("Kolors") else 0
-            part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1, side)
+            part.forward = in_pieces(part.forward, batch if name.startswith(("text_encoder", "bert")) else 1, side)
     seen: list[int] = []
     denoiser = first_of(pipeline, "unet", "transformer", "decoder", "prior")
-    if kind == "PRXPipeline":
+    if kind.startswith("PRX"):
         denoiser.forward = with_a_timestep_each(denoiser.forward)
     denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
     return pipeline, seen
@@ -280,6 +287,8 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
     if request.init_image:
         file = folder / request.init_image
         said[plain.takes] = [Image.open(file)] if plain.references else picture(file, count)
+        if plain.signed:
+            said[plain.takes] = 2.0 * picture(file, count) - 1.0
         if plain.pillow:
             said[plain.takes] = [Image.open(file)] * count
     if not plain.prompted:
@@ -343,7 +352,8 @@ _OF_NOTHING: dict[str, Any] = {
     "guided": False,
     "strength": False,
     "prompted": False,
-    "fixed": 32,
+    "side": 32,
+    "fixed": True,
 }
 _OF_PRIORS = {"prior_steps": (2, 3, 5), "prior_guidance_scale": (4.0, 1.0, 3.0, 2.0)}
 
@@ -484,7 +494,7 @@ FAMILIES: dict[str, Plain] = {
         _text("DiT"),
         schedulers=("ddim", "dpmpp_2m", "unipc", "model"),
         classes=1000,
-        **(_OF_NOTHING | {"guided": True, "rows": 2, "fixed": 64}),
+        **(_OF_NOTHING | {"guided": True, "rows": 2, "side": 64}),
     ),
     "image-variation": Plain(
         _picture("StableDiffusionImageVariation"),
@@ -494,6 +504,28 @@ FAMILIES: dict[str, Plain] = {
         pillow=True,
         schedulers=_NOISE,
     ),
+    "if": Plain(
+        {"txt2img": "IFPipeline", "img2img": "IFImg2ImgPipeline", "inpaint": "IFInpaintingPipeline"},
+        schedulers=("ddpm", "dpmpp_2m", "model"),
+        side=32,
+        small="small-32.png",
+        signed=True,
+        output="np",
+        said={"clean_caption": False},
+    ),
+    "if-upscaler": Plain(
+        _picture("IFSuperResolution"),
+        schedulers=("ddpm", "dpmpp_2m", "model"),
+        strength=False,
+        side=32,
+        small="small-8.png",
+        signed=True,
+        output="np",
+        further={"noise_level": (20, 0, 999)},
+        said={"clean_caption": False},
+    ),
+    "ldm": Plain(_text("LDMTextToImage"), negative=False, schedulers=("ddim", "pndm", "dpmpp_2m", "unipc", "model"), some=True),
+    "prx-pixel": Plain(_text("PRXPixel"), said=_UNBENT, schedulers=_FLOW, side=32, output="np"),
     "latent-upscaler": Plain(_picture("StableDiffusionLatentUpscale"), strength=False, small="small-32.png", noise=True),
 }
 
