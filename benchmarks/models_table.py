@@ -91,9 +91,20 @@ ROWS: tuple[Row, ...] = (
     Row("HunyuanDiT", "hunyuandit", ("Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers-Distilled",), ("hunyuandit",)),
     Row("AuraFlow", "auraflow", ("fal/AuraFlow-v0.3",), ("auraflow",)),
     Row(
+        "Kandinsky 2.1, with its prior",
+        "kandinsky21",
+        ("kandinsky-community/kandinsky-2-1", "kandinsky-community/kandinsky-2-1-prior"),
+    ),
+    Row("Kandinsky 2.1 for inpainting, with its prior", "kandinsky21-inpainting", ("kandinsky-community/kandinsky-2-1-inpaint",)),
+    Row(
         "Kandinsky 2.2, with its prior",
         "kandinsky22",
         ("kandinsky-community/kandinsky-2-2-decoder", "kandinsky-community/kandinsky-2-2-prior"),
+    ),
+    Row(
+        "Kandinsky 2.2 for inpainting, with its prior",
+        "kandinsky22-inpainting",
+        ("kandinsky-community/kandinsky-2-2-decoder-inpaint",),
     ),
     Row("Stable Cascade, with its prior", "stable-cascade", ("stabilityai/stable-cascade", "stabilityai/stable-cascade-prior")),
     Row("Würstchen, with its prior", "wuerstchen", ("warp-ai/wuerstchen", "warp-ai/wuerstchen-prior")),

@@ -100,6 +100,8 @@ def read_facts(model: Model) -> ModelFacts:
         channels = _count(denoiser, "in_channels")
         if channels > _count(vae, "latent_channels") and "inpaint" in modes:
             modes = ("inpaint",)
+        elif family_of(name).masked:
+            modes = tuple(mode for mode in modes if mode != "inpaint")
         if index.get("requires_aesthetics_score") is True:
             modes = tuple(mode for mode in modes if mode != "txt2img")  # SDXL's refiner, which begins with a picture
         multiple = max(8, factor * family_of(name).enlarges)
@@ -120,7 +122,7 @@ def read_facts(model: Model) -> ModelFacts:
     if model.refiner:
         modes = tuple(mode for mode in modes if mode in MODES)
         schedulers = schedulers_between(schedulers, _class_of(index, "scheduler"))
-    ignored = _ignored(family_of(name), index, denoiser)
+    ignored = _ignored(family_of(name), index, denoiser, modes)
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
     return ModelFacts(
         name,
@@ -173,7 +175,7 @@ def _takes_guidance(family: Family, unet: Mapping[str, Any]) -> bool:
     return family.projected and unet.get("time_cond_proj_dim") is not None
 
 
-def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> tuple[str, ...]:
+def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any], modes: Sequence[str]) -> tuple[str, ...]:
     """Return the columns that a family ignores, or one of its models that is distilled."""
     distilled = index.get("is_distilled") is True
     guidance = family.guidance is not None and not distilled and (denoiser.get("guidance_embeds") is True or not family.embedded)
@@ -181,7 +183,7 @@ def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, An
         "prompt": family.prompted,
         "negative_prompt": family.negative and not _takes_guidance(family, denoiser),
         "guidance_scale": guidance,
-        "strength": family.strength,
+        "strength": family.strength and not (family.masked and [*modes] == ["inpaint"]),
     }
     return tuple(name for name, has in takes.items() if not has)
 

@@ -56,6 +56,8 @@ class Family:
         negative_too: Whether the prior makes an embedding of the negative prompt as well.
         multiple_by: Returns the pixels that sides are multiples of, of the indexes of the model and of its prior, and of how many
             times smaller latents are than images; None where VAE and patches say it.
+        masked: Whether its inpainting takes a denoiser that is given the masked picture, and no strength.
+        one_mask: Whether a call lays its first picture and mask over all of its samples, so that it has one row's alone.
         one_text: Whether a call has one text, for all of its samples.
         prompted: Whether the model reads prompts.
         classes: The key of the denoiser's config that counts the classes of which each row names one; None where it draws none.
@@ -102,6 +104,8 @@ class Family:
     prior: str | None = None
     negative_too: bool = False
     multiple_by: Callable[[Mapping[str, Any], Mapping[str, Any], int], int] | None = None
+    masked: bool = False
+    one_mask: bool = False
     one_text: bool = False
     prompted: bool = True
     classes: str | None = None
@@ -150,8 +154,19 @@ ALL_SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
 DENOISERS = ("unet", "transformer", "decoder")
 VAES = ("vae", "movq", "vqgan", "vqvae")
 # Pipelines that take a width for the height and a height for the width.
-TURNED = frozenset({"KandinskyV22Img2ImgPipeline"})
+TURNED = frozenset({"KandinskyImg2ImgPipeline", "KandinskyV22Img2ImgPipeline"})
 
+# The UNet's noise comes with a variance, which one scheduler takes.
+_KANDINSKY: dict[str, Any] = {
+    "solvers": ("ddpm",),
+    "further": OF_PRIORS,
+    "output": "np",
+    "signed": True,
+    "whole_pictures": True,
+    "masked": True,
+    "negative_too": True,
+    "multiple_by": lambda decoder, prior, factor: factor**2,
+}
 _OF_NOTHING: dict[str, Any] = {
     "rows": 1,
     "guidance": None,
@@ -229,16 +244,9 @@ FAMILIES: dict[str, Family] = {
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
-    # The embeddings of the prior are all that the UNet is told; its noise comes with a variance, which one scheduler takes.
-    "KandinskyV22": Family(
-        solvers=("ddpm",),
-        further=OF_PRIORS,
-        output="np",
-        whole_pictures=True,
-        prior="KandinskyV22PriorPipeline",
-        negative_too=True,
-        multiple_by=lambda decoder, prior, factor: factor**2,
-    ),
+    "Kandinsky": Family(prior="KandinskyPriorPipeline", **_KANDINSKY),
+    # The embeddings of the prior are all that the UNet is told.
+    "KandinskyV22": Family(prior="KandinskyV22PriorPipeline", one_mask=True, **_KANDINSKY),
     # Captions would be cleaned only where two more packages are installed. The noise comes with a variance.
     "IF": Family(solvers=("ddpm", "dpmpp_2m"), output="np", signed=True, latent=False, always={"clean_caption": False}),
     "IFSuperResolution": Family(
@@ -355,18 +363,15 @@ REFUSED: dict[str, str] = {
         ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
         ("has a guider that keeps a state between steps, which requests side by side would mix", "HunyuanImage"),
         (READS_PICTURES, "QwenImageEdit QwenImageLayered LongCatImageEdit JoyImageEdit"),
-        (
-            STAGES,
-            "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior FluxPriorRedux",
-        ),
+        (STAGES, "FluxPriorRedux"),
         (
             COMBINED,
-            "KandinskyV22Combined KandinskyV22Img2ImgCombined KandinskyV22InpaintCombined StableCascadeCombined WuerstchenCombined",
+            "KandinskyCombined KandinskyImg2ImgCombined KandinskyInpaintCombined KandinskyV22Combined KandinskyV22Img2ImgCombined"
+            " KandinskyV22InpaintCombined StableCascadeCombined WuerstchenCombined",
         ),
-        (A_PRIOR, "KandinskyV22Prior StableCascadePrior WuerstchenPrior"),
+        (A_PRIOR, "KandinskyPrior KandinskyV22Prior StableCascadePrior WuerstchenPrior"),
         (CONTROL_IMAGE, "KandinskyV22Controlnet"),
         ("enlarges an image toward a second picture, and a row has one", "IFImg2ImgSuperResolution IFInpaintingSuperResolution"),
-        ("lays the first picture and the first mask of a call over all of its images", "KandinskyV22Inpaint"),
         ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
         ("has a second scheduler, which calls side by side would share", "StableUnCLIPPipeline"),
         (NO_PICTURE, "Marigold ShapE"),

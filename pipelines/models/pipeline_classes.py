@@ -29,6 +29,7 @@ MORE = {
         "ddpm": "DDPMPipeline",
         "dit": "DiTPipeline",
         "ernie-image": "ErnieImagePipeline",
+        "kandinsky-decoder": "KandinskyPipeline",
         "kandinsky22-decoder": "KandinskyV22Pipeline",
         "ldm": "LDMTextToImagePipeline",
         "if": "IFPipeline",
@@ -45,13 +46,19 @@ MORE = {
         "image-variation": "StableDiffusionImageVariationPipeline",
         "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
         "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
+        "kandinsky-decoder": "KandinskyImg2ImgPipeline",
         "kandinsky22-decoder": "KandinskyV22Img2ImgPipeline",
         "latent-upscaler": "StableDiffusionLatentUpscalePipeline",
         "sana-sprint": "SanaSprintImg2ImgPipeline",
         "stable-unclip": "StableUnCLIPImg2ImgPipeline",
         "upscaler": "StableDiffusionUpscalePipeline",
     },
-    "inpaint": {"flux-fill": "FluxFillPipeline", "if": "IFInpaintingPipeline"},
+    "inpaint": {
+        "flux-fill": "FluxFillPipeline",
+        "if": "IFInpaintingPipeline",
+        "kandinsky-decoder": "KandinskyInpaintPipeline",
+        "kandinsky22-decoder": "KandinskyV22InpaintPipeline",
+    },
 }
 
 # Families whose pipelines want a control image: a row's picture is that image, and what diffusers' tables have besides wants two.

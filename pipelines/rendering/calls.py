@@ -139,7 +139,7 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
     # As tensors: of PIL images diffusers makes channels-last ones, which would bring that format into the denoiser.
     if inits and model.family.references and not masks:
         said["image"] = [Image.fromarray(inits[0])]  # a list of references, which all samples share
-    elif inits and model.family.whole_pictures:
+    elif inits and model.family.whole_pictures and not masks:
         said["image"] = [Image.fromarray(init) for init in inits]
     elif inits:
         picture = _as_tensor(inits, device)

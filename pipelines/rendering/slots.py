@@ -59,6 +59,7 @@ class Waiting:
         request = self.job.request
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
         apart = self.apart or (family.references and request.init_image is not None)
+        apart = apart or (family.one_mask and request.mask_image is not None)
         return (bucket_of(request), self.job.placed.preview, texts, id(self.job.placed) if apart else None)
 
 

@@ -355,7 +355,9 @@ _OF_NOTHING: dict[str, Any] = {
     "side": 32,
     "fixed": True,
 }
-_OF_PRIORS = {"prior_steps": (2, 3, 5), "prior_guidance_scale": (4.0, 1.0, 3.0, 2.0)}
+_OF_PRIORS: dict[str, Any] = {"prior_steps": (2, 3, 5), "prior_guidance_scale": (4.0, 1.0, 3.0, 2.0)}
+
+_KANDINSKY: dict[str, Any] = {"pillow": True, "schedulers": ("ddpm", "model"), "further": _OF_PRIORS, "output": "np"}
 
 _PIX2PIX: dict[str, Any] = {
     "rows": 3,
@@ -465,13 +467,26 @@ FAMILIES: dict[str, Plain] = {
         further={"noise_level": (20, 0, 350)},
         schedulers=_NOISE,
     ),
+    "kandinsky21": Plain(
+        {"txt2img": "KandinskyPipeline", "img2img": "KandinskyImg2ImgPipeline"}, prior="KandinskyPriorPipeline", **_KANDINSKY
+    ),
+    "kandinsky21-inpainting": Plain(
+        {"inpaint": "KandinskyInpaintPipeline"},
+        prior="KandinskyPriorPipeline",
+        strength=False,
+        **_KANDINSKY | {"pillow": False, "signed": True},
+    ),
     "kandinsky22": Plain(
         {"txt2img": "KandinskyV22Pipeline", "img2img": "KandinskyV22Img2ImgPipeline"},
-        pillow=True,
-        schedulers=("ddpm", "model"),
-        further=_OF_PRIORS,
         prior="KandinskyV22PriorPipeline",
-        output="np",
+        **_KANDINSKY,
+    ),
+    "kandinsky22-inpainting": Plain(
+        {"inpaint": "KandinskyV22InpaintPipeline"},
+        prior="KandinskyV22PriorPipeline",
+        strength=False,
+        apart=True,
+        **_KANDINSKY | {"pillow": False, "signed": True},
     ),
     "stable-cascade": Plain(
         {"txt2img": "StableCascadeDecoderPipeline"},

@@ -11,8 +11,9 @@ import diffusers
 import transformers
 from diffusers.models.unets import StableCascadeUNet
 from diffusers.pipelines.deprecated import wuerstchen as moved
+from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 
-from tests.pipelines import tiny
+from tests.pipelines import tiny, tiny_texts
 from tests.pipelines.tiny_parts import lively, made, seeded
 
 # The indexes on the hub name classes by where diffusers had them before version 0.42; so do those that are saved here.
@@ -39,8 +40,8 @@ def _texts() -> dict[str, Any]:
     return {"text_encoder": tiny.text_encoder(EMBEDDED, projected=True), "tokenizer": tiny.tokenizer()}
 
 
-def kandinsky22(folder: Path) -> Path:
-    """Kandinsky 2.2: a UNet that is told the embedding of an image, and no text; its VAE is called movq."""
+def _unclip(kind: Any, folder: Path) -> None:
+    """A prior of Kandinsky."""
     transformer = made(
         "PriorTransformer",
         num_attention_heads=2,
@@ -50,7 +51,7 @@ def kandinsky22(folder: Path) -> Path:
         num_embeddings=32,
         additional_embeddings=4,
     )
-    diffusers.KandinskyV22PriorPipeline(
+    kind(
         prior=transformer,
         image_encoder=_image_encoder(),
         image_processor=transformers.CLIPImageProcessor(size=32, crop_size=32),
@@ -59,22 +60,24 @@ def kandinsky22(folder: Path) -> Path:
         ),
         **_texts(),
     ).save_pretrained(folder / "prior")
+
+
+def _decoder(channels: int, **options: Any) -> dict[str, Any]:
+    """The parts of a decoder of Kandinsky, whose VAE is called movq."""
     unet = made(
         "UNet2DConditionModel",
-        in_channels=4,
+        in_channels=channels,
         out_channels=8,
-        addition_embed_type="image",
         down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
         up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         block_out_channels=(32, 64),
         layers_per_block=1,
         encoder_hid_dim=EMBEDDED,
-        encoder_hid_dim_type="image_proj",
         cross_attention_dim=32,
         attention_head_dim=16,
         resnet_time_scale_shift="scale_shift",
-        class_embed_type=None,
+        **options,
     )
     movq = made(
         "VQModel",
@@ -93,7 +96,55 @@ def kandinsky22(folder: Path) -> Path:
     scheduler = diffusers.DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, clip_sample=False, variance_type="learned_range", thresholding=False
     )
-    diffusers.KandinskyV22Pipeline(unet=unet, scheduler=scheduler, movq=movq).save_pretrained(folder)
+    return {"unet": unet, "scheduler": scheduler, "movq": movq}
+
+
+_OF_IMAGES = {"addition_embed_type": "image", "encoder_hid_dim_type": "image_proj"}
+
+
+def kandinsky22(folder: Path) -> Path:
+    """Kandinsky 2.2: a UNet that is told the embedding of an image, and no text."""
+    _unclip(diffusers.KandinskyV22PriorPipeline, folder)
+    diffusers.KandinskyV22Pipeline(**_decoder(4, **_OF_IMAGES)).save_pretrained(folder)
+    return folder
+
+
+def kandinsky22_inpainting(folder: Path) -> Path:
+    """The same with a UNet of nine channels: latents, the masked picture's latents, and the mask."""
+    _unclip(diffusers.KandinskyV22PriorPipeline, folder)
+    diffusers.KandinskyV22InpaintPipeline(**_decoder(9, **_OF_IMAGES)).save_pretrained(folder)
+    return folder
+
+
+def _decoder21(channels: int) -> dict[str, Any]:
+    config = MCLIPConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=96,
+        transformerDimSize=32,
+        imageDimSize=EMBEDDED,
+    )
+    told = {
+        "addition_embed_type": "text_image",
+        "encoder_hid_dim_type": "text_image_proj",
+    }
+    texts = {"text_encoder": seeded(MultilingualCLIP, config), "tokenizer": tiny_texts.words(most=77)}
+    return _decoder(channels, **told) | texts
+
+
+def kandinsky21(folder: Path) -> Path:
+    """Kandinsky 2.1: the UNet is told the text as well."""
+    _unclip(diffusers.KandinskyPriorPipeline, folder)
+    diffusers.KandinskyPipeline(**_decoder21(4)).save_pretrained(folder)
+    return folder
+
+
+def kandinsky21_inpainting(folder: Path) -> Path:
+    _unclip(diffusers.KandinskyPriorPipeline, folder)
+    diffusers.KandinskyInpaintPipeline(**_decoder21(9)).save_pretrained(folder)
     return folder
 
 
@@ -182,4 +233,11 @@ def wuerstchen(folder: Path) -> Path:
     return folder
 
 
-STAGES: dict[str, Callable[[Path], Path]] = {"kandinsky22": kandinsky22, "stable-cascade": cascade, "wuerstchen": wuerstchen}
+STAGES: dict[str, Callable[[Path], Path]] = {
+    "kandinsky21": kandinsky21,
+    "kandinsky21-inpainting": kandinsky21_inpainting,
+    "kandinsky22": kandinsky22,
+    "kandinsky22-inpainting": kandinsky22_inpainting,
+    "stable-cascade": cascade,
+    "wuerstchen": wuerstchen,
+}

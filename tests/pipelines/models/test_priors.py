@@ -43,7 +43,7 @@ def refusal(model):
 def test_a_decoder_without_its_prior_and_a_prior_of_another_family_are_refused(places, name):
     base, wanted = places[name], family_of(json.loads((places[name] / "model_index.json").read_text())["_class_name"]).prior
     assert f"decodes what a {wanted} makes of a prompt; name one as model.prior" in refusal(of(base, None))
-    other = next(place for one, place in places.items() if one != name)
+    other = next(place for one, place in places.items() if one[:10] != name[:10])
     assert refusal(of(base, other / "prior")).endswith(f"needs a {wanted}")
     assert refusal(of(base, base / "scheduler")).endswith("has no model_index.json; is it a model in diffusers' format?")
 
