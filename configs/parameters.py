@@ -164,6 +164,8 @@ class Defaults(Strict):
     guidance_rescale: Rescale = 0.0
     image_guidance_scale: ImageGuidance = 1.5
     noise_level: NoiseLevel = 20
+    prior_steps: int = Field(25, ge=1, le=MAX_STEPS)
+    prior_guidance_scale: Guidance = 4.0
     scheduler: Scheduler = "dpmpp_2m"
     strength: Strength = 0.8
     candidates: Candidates = 4

@@ -35,7 +35,7 @@ from promptmill.configs.parameters import (
 from promptmill.manifests.carried import EXACT, plain
 from promptmill.manifests.json_rows import parse_list
 from promptmill.manifests.rows import Row
-from promptmill.manifests.rules import FURTHER, Rules, problems_between
+from promptmill.manifests.rules import CLASS_LABEL, FURTHER, Rules, problems_between
 
 MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
 OWN_IMAGES = ("init_image", "mask_image")  # columns that hold an image; controls hold one each, too
@@ -63,6 +63,9 @@ class Columns(Closed):
     guidance_rescale: Rescale | None = None
     image_guidance_scale: ImageGuidance | None = None
     noise_level: NoiseLevel | None = None
+    prior_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    prior_guidance_scale: Guidance | None = None
+    class_label: int | None = Field(None, ge=0)
     scheduler: Scheduler | None = None
     seed: Seed | None = None
     candidates: Candidates | None = None
@@ -86,6 +89,8 @@ class Request:
         growing: How the number of candidates grows, or None.
         image_guidance_scale: How strongly an editing model holds to the picture; None where the model takes none.
         noise_level: How much noise is put on the picture, in steps of a schedule; None likewise.
+        prior_steps, prior_guidance_scale: Steps and guidance scale of the model's prior; None where the model has none.
+        class_label: The class that the images are of, also among the carried columns; None where the model draws none.
     """
 
     id: str
@@ -111,6 +116,9 @@ class Request:
     image_guidance_scale: float | None = None
     noise_level: int | None = None
     references: tuple[Reference, ...] = ()
+    prior_steps: int | None = None
+    prior_guidance_scale: float | None = None
+    class_label: int | None = None
 
     def images(self) -> Iterator[tuple[str, str]]:
         """Yield the images of the request, each by its column, as `init_image` or `controls.0.image`, and its path."""
@@ -165,12 +173,14 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
     problems: list[str] = []
     mistyped: list[str] = []
     for name, value in row.values.items():
-        if name not in _KNOWN:
+        if name not in _KNOWN or name == CLASS_LABEL:
             try:
                 carried[name] = plain(value)
             except ValueError as error:
                 problems.append(f"{shown(name)}: {error}")
-        elif isinstance(value, bool):
+        if name not in _KNOWN or (name == CLASS_LABEL and rules.classes is None):
+            continue
+        if isinstance(value, bool):
             # Python would take it for 0 or 1.
             mistyped.append(f"{name}: input should not be true or false (found {value})")
         elif isinstance(value, str) and ("\0" in value or (not value.isascii() and "\ufeff" in value)):
@@ -179,7 +189,7 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
         else:
             values[name] = value
     if rules.strict:
-        problems += [f"{shown(name)}: unknown column{nearest(name, KNOWN_COLUMNS)}" for name in carried]
+        problems += [f"{shown(name)}: unknown column{nearest(name, KNOWN_COLUMNS)}" for name in carried if name != CLASS_LABEL]
     try:
         columns = Columns.model_validate(_unfold(values))
     except ValidationError as error:
@@ -310,6 +320,7 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
         growing=growing,
         **{name: _or(getattr(columns, name), getattr(defaults, name)) for name in FURTHER if name in rules.further},
         references=columns.references or (),
+        class_label=columns.class_label,
     )
 
 

@@ -11,13 +11,16 @@ from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import MODES, Defaults
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Ranking
+from promptmill.configs.scorers import HeadScorer
 from promptmill.manifests.steering import Steering, problems_of_controls, problems_of_references
 
 if TYPE_CHECKING:
     from promptmill.manifests.requests import Columns, Request
 
 # Columns that only some families of models take; where the model takes none, the request has none.
-FURTHER = ("image_guidance_scale", "noise_level")
+# A column that goes into requests only where the model draws classes; elsewhere it is carried, as columns that are not known.
+CLASS_LABEL = "class_label"
+FURTHER = ("image_guidance_scale", "noise_level", "prior_steps", "prior_guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,13 @@ class Rules:
         modes: The modes that the model serves.
         schedulers: The names of the schedulers that fit the model.
         rescaled: The modes in which the model can rescale guidance.
-        ignored: Columns that have no effect on the model's images: negative_prompt, guidance_scale or strength.
+        ignored: Columns that have no effect on the model's images: prompt, negative_prompt, guidance_scale or strength.
         unguided: The largest guidance scale that means no guidance.
         further: Those columns of `FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
         repainting: The limits of rows with a mask.
+        classes: The number of classes of which each row names one; None where the model draws none.
+        side: The one width and height that the model's images have; None where rows choose.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         eta: The noise of a step that the config sets, for the schedulers that take it.
         steering: What each type of control can do, as far as the model limits it.
@@ -81,6 +86,8 @@ class Rules:
     further: Collection[str] = ()
     most_noise: int = 1000
     repainting: Repainting = field(default_factory=Repainting)
+    classes: int | None = None
+    side: tuple[int, int] | None = None
     unfit: Mapping[str, str] = field(default_factory=dict)
     eta: float = 0.0
     steering: Mapping[str, Steering] = field(default_factory=dict)
@@ -99,23 +106,35 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
         rules: The rules that the request was made with.
     """
     loose = request.image_guidance_scale is not None and request.image_guidance_scale < 1.0
-    unguided = bool(request.negative_prompt) and (request.guidance_scale <= rules.unguided or loose)
+    alone = (request.prior_guidance_scale or 0.0) <= 1.0  # no prior is led away from the negative prompt either
+    unguided = bool(request.negative_prompt) and alone and (request.guidance_scale <= rules.unguided or loose)
     defaults, without = rules.defaults, [*rules.ignored, *(name for name in FURTHER if name not in rules.further)]
     given = {name: getattr(defaults, name) for name in without if name in defaults.model_fields_set}
     given |= {name: values[name] for name in without if values.get(name) is not None}
     if request.init_image is None or (rules.repainting.strength and request.mask_image is not None):
         given.pop("strength", None)
-    notes = [f"{name}: has no effect, since the model takes none" for name, value in sorted(given.items()) if value != ""]
+    notes = [f"{name}: {_of_no_effect(name)}" for name, value in sorted(given.items()) if value != ""]
+    if not request.prompt and "prompt" in rules.ignored:
+        reading = ["clip_score", *(f"{one.name}_score" for one in rules.ranking.scorers if not isinstance(one, HeadScorer))]
+        notes.append(
+            f"prompt: none is given, so {', '.join(reading)} compare images with an empty text; a head looks at images alone"
+        )
     if unguided:
         begin = "at an image_guidance_scale of 1" if loose else f"above a guidance_scale of {rules.unguided:g}"
         notes.append(f"negative_prompt: has no effect without guidance, which begins {begin}")
     return notes
 
 
+def _of_no_effect(name: str) -> str:
+    if name == "prompt":
+        return "has no effect on images, since the model takes none; scores of image and prompt look at it"
+    return "has no effect, since the model takes none"
+
+
 def problems_between(request: Request, columns: Columns, rules: Rules) -> list[str]:
     """Return the problems between the columns of a request whose columns are right one by one."""
     wrong = []
-    if columns.prompt is None and rules.defaults.prompt is None:
+    if columns.prompt is None and rules.defaults.prompt is None and "prompt" not in rules.ignored:
         wrong.append("prompt: missing, and the config's defaults have none")
     stated = columns.mode or rules.defaults.mode
     if stated and stated != request.mode:
@@ -134,6 +153,12 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"guidance_rescale: not in mode {request.mode}; the model takes it {can}")
     if request.noise_level is not None and request.noise_level > rules.most_noise:
         wrong.append(f"noise_level: {request.noise_level} is above {rules.most_noise}, the most that the model takes")
+    if rules.classes is not None and not 0 <= (columns.class_label if columns.class_label is not None else -1) < rules.classes:
+        found = "missing" if columns.class_label is None else f"{columns.class_label} is none of the model's"
+        wrong.append(f"class_label: {found}; the model draws classes from 0 to {rules.classes - 1}, one for each row")
+    if rules.side is not None and (request.width, request.height) != rules.side:
+        width, height = rules.side
+        wrong.append(f"width: {request.width} x {request.height}, and the model makes {width} x {height} pixels alone")
     if request.mask_image is not None and request.init_image is None:
         wrong.append("mask_image: given without an init_image to repaint")
     if columns.strength is not None and request.init_image is None:

@@ -83,7 +83,7 @@ class Engine:
         with COMPUTING, lean_imports():
             torch.set_num_threads(model.threads)
             self.model = load_model(model, device)
-            self.tokenizers = Tokenizers(self.model.base)
+            self.tokenizers = Tokenizers(*self.model.pipelines)
             self.path = Slots(self.model, model.batch)
             if warmed and (self.model.device.type == "cuda" or self._compiles):
                 warm(self.path, read_facts(model).modes, warmed)

@@ -19,14 +19,15 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import hub_file, hub_folder
 from promptmill.pipelines.models.compatibility import CONTROLNET, QUANTIZED, VAE, class_named, denoiser_of
 from promptmill.pipelines.models.controls import ControlClass, control_classes
-from promptmill.pipelines.models.families import Family, family_of
+from promptmill.pipelines.models.families import DENOISERS, VAES, Family, family_of
 from promptmill.pipelines.models.pipeline_classes import class_for, plain_mode
 from promptmill.pipelines.models.reference_adapters import adapter_place
 from promptmill.pipelines.models.scheduler_options import FLOW_MATCH, class_of, is_flow
 from promptmill.pipelines.models.sources import adapter_file, local_folder, part_place
 from promptmill.pipelines.rendering.kernels import put_on
-from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
+from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, put_back, transformers
 from promptmill.pipelines.rendering.modules import kept_in_fp32
+from promptmill.pipelines.rendering.priors import Prior
 from promptmill.pipelines.rendering.quantised import gguf, quantisation, quantisation_of_part
 from promptmill.pipelines.rendering.redux import ReduxReferences
 from promptmill.pipelines.rendering.references import ReferenceAdapters
@@ -53,6 +54,7 @@ class LoadedModel:
         references: The adapters for reference images, or None.
         redux: The priors for reference images, or None.
         refiner: The model that takes the last steps of each image, or None.
+        prior: The model that makes the embeddings which the base decodes, or None.
     """
 
     base: Any
@@ -66,6 +68,7 @@ class LoadedModel:
     references: ReferenceAdapters | None = None
     redux: ReduxReferences | None = None
     refiner: Refiner | None = None
+    prior: Prior | None = None
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
     _schedulers: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # each with the config that it was made of
 
@@ -75,7 +78,23 @@ class LoadedModel:
 
     @property
     def denoiser(self) -> torch.nn.Module:
-        return self.base.unet if "unet" in self.base.components else self.base.transformer
+        return _part(self.base, DENOISERS)
+
+    @property
+    def vae(self) -> Any:
+        """Return the VAE, whatever the family calls it; None where the denoiser makes pixels."""
+        return _part(self.base, VAES)
+
+    @property
+    def pipelines(self) -> tuple[Any, ...]:
+        """Return the pipelines that read texts: the base, and its prior before it."""
+        return (self.prior.pipeline, self.base) if self.prior else (self.base,)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Return the components of the base by their names, and those of its prior by prior.NAME."""
+        others = {f"prior.{name}": part for name, part in self.prior.pipeline.components.items()} if self.prior else {}
+        return {**self.base.components, **others}
 
     def guided(self, request: Request) -> bool:
         """Return whether a request's candidates are rendered with guidance, as diffusers decides it."""
@@ -147,6 +166,10 @@ class LoadedModel:
             self.base.disable_lora()
 
 
+def _part(pipeline: Any, names: Sequence[str]) -> Any:
+    return next((part for name in names if (part := pipeline.components.get(name)) is not None), None)
+
+
 def made_of(base: Any, name: str, parts: Mapping[str, Any]) -> Any:
     """Make a pipeline of a class of the components of another, as `from_pipe` of diffusers' Auto classes does.
 
@@ -207,6 +230,8 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         parts[name] = _denoiser(model, model.denoiser, name, kind, dtype, smaller)
     if facts.safety_checker and not model.safety_checker:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
+    if (moved := family_of(facts.pipeline).moved) is not None:
+        put_back(moved)
     # From text to images, but for what cannot: an inpainting model (more channels in than latents have), one that edits images.
     pipeline = of_diffusers(class_for(facts.pipeline, facts.modes[0]))
     base = (
@@ -221,11 +246,12 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         )
     )
     if model.vae_tiling:
-        if not hasattr(base.vae, "enable_tiling"):
-            raise ModelError(f"model.vae_tiling: {type(base.vae).__name__} has no tiles; set it to false")
-        base.vae.enable_tiling()
-    if dtype == torch.float16 and getattr(base.vae.config, "force_upcast", False):
-        kept_in_fp32(base.vae)
+        vae = _part(base, VAES)
+        if not hasattr(vae, "enable_tiling"):
+            raise ModelError(f"model.vae_tiling: {type(vae).__name__} has no tiles; set it to false")
+        vae.enable_tiling()
+    if dtype == torch.float16 and (vae := _part(base, VAES)) is not None and getattr(vae.config, "force_upcast", False):
+        kept_in_fp32(vae)
     base.set_progress_bar_config(disable=True)
     encoder = getattr(base, "text_encoder", None)
     if model.clip_skip and encoder is not None and not hasattr(encoder, "text_model"):
@@ -236,7 +262,7 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         _load(base.load_textual_inversion, inversion, None, token=inversion.token)
     for lora in model.loras:
         _load(base.load_lora_weights, lora, None, adapter_name=lora.name)
-    prior = family_of(facts.pipeline).prior
+    prior = family_of(facts.pipeline).redux
     if model.references and prior is None:
         _load_adapters(base, model, dtype)
     nets: dict[ControlNetWeights, Any] = {}
@@ -258,7 +284,9 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         loaded.references = ReferenceAdapters(base, tuple(model.references))
     if model.refiner:
         loaded.refiner = _refiner(base, model.refiner, dtype, device)
-    denoisers = (loaded.denoiser, *((loaded.refiner.denoiser,) if loaded.refiner else ()))
+    if model.prior:
+        loaded.prior = _prior(model.prior, loaded.family, dtype, device)
+    denoisers = (loaded.denoiser, *(one.denoiser for one in (loaded.refiner, loaded.prior) if one))
     steering = [net for kind, net in controlnets.items() if loaded.control_class(kind).part == "controlnet"]
     put_on(model.kernels, (*denoisers, *{id(net): net for net in steering}.values()), device)
     return loaded
@@ -298,6 +326,14 @@ def _load_redux(prior: str, model: Model, dtype: torch.dtype, device: torch.devi
         if weights not in loaded:
             loaded[weights] = _load(of_diffusers(prior).from_pretrained, weights, dtype, **left_out).to(device)
     return ReduxReferences({name: loaded[weights] for name, weights in model.references.items()}, device)
+
+
+def _prior(weights: Weights, family: Family, dtype: torch.dtype, device: torch.device) -> Prior:
+    """Load the prior of a family's decoder."""
+    assert family.prior is not None
+    pipeline = _load(of_diffusers(family.prior).from_pretrained, weights, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return Prior(pipeline.to(device), family.negative_too)
 
 
 def _load_adapters(base: Any, model: Model, dtype: torch.dtype) -> None:

@@ -66,7 +66,8 @@ class Waiting:
             return id(self)
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
         apart = self.apart or (family.references and request.init_image is not None)
-        embedded = family.prior is not None and bool(request.references)
+        apart = apart or (family.one_mask and request.mask_image is not None)
+        embedded = family.redux is not None and bool(request.references)
         return (bucket_of(request), embedded, self.job.placed.preview, texts, id(self.job.placed) if apart else None)
 
 
@@ -77,7 +78,7 @@ class Group:
     Attributes:
         rows_each: Rows of the denoiser's batch that a candidate takes at a time.
         evaluations: Rows of a candidate that have gone through the denoiser, or wait to.
-        refining: Whether the call has left the base's denoiser for the refiner's.
+        elsewhere: Whether the call is at the denoiser of the prior or the refiner, and not at the base's.
         decoding: Whether the call has left the denoisers.
         references: What the UNet is told of the members' reference images, once it has been called.
     """
@@ -85,7 +86,7 @@ class Group:
     members: list[Waiting]
     rows_each: int
     evaluations: int = 0
-    refining: bool = False
+    elsewhere: bool = False
     decoding: bool = False
     references: dict[str, Any] | None = None
 
@@ -117,7 +118,7 @@ class Slots:
         self._rows = self._family.rows * batch
         self._rows_seen: dict[Hashable, int] = {}
         self._held: list[tuple[Any, str, Any]] = []
-        vae, denoiser = model.base.vae, model.denoiser
+        vae, denoiser = model.vae, model.denoiser
         habits = {"multiple": self._family.multiple, "longest": self._family.longest}
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
         if model.references:
@@ -133,8 +134,13 @@ class Slots:
         self.refiners: list[Joined] = []
         if model.refiner:
             unet = model.refiner.denoiser
-            self.refiners.append(Joined.of(unet.forward, self._rows, called=partial(self._denoising, refining=True), **habits))
+            self.refiners.append(Joined.of(unet.forward, self._rows, called=partial(self._denoising, elsewhere=True), **habits))
             self._hold(unet, "forward", self.refiners[0].hold)
+        self.priors: list[Joined] = []
+        if model.prior:
+            first = model.prior.denoiser
+            self.priors.append(Joined.of(first.forward, self._rows, called=self._before))
+            self._hold(first, "forward", self.priors[0].hold)
         self.controlnets: list[Joined] = []
         # In guess mode a ControlNet is called for the guided half alone.
         guessing = {id(model.controlnets[kind]) for kind, one in model.controls.items() if one.guess}
@@ -145,16 +151,20 @@ class Slots:
             joined = Joined.of(net.forward, rows, multiple=self._family.multiple)
             self.controlnets.append(joined)
             self._hold(net, "forward", joined.hold if id(net) in once else scaled_after(moded_by_row(joined.hold), net))
-        self.decoder = Joined.of(vae.decode, batch, called=self._decoding, fitting=partial(_decoded_at_once, model.base))
-        self.decoder.run = decoded_in_its_dtype(vae)
-        self._hold(vae, "decode", without_generator(self.decoder.hold))
-        self._hold(vae, "encode", encoded_apart(vae.encode))
+        # Of a model that makes pixels nothing ever waits for the decoder.
+        decode = vae.decode if vae else denoiser.forward
+        self.decoder = Joined.of(decode, batch, called=self._decoding, fitting=partial(_decoded_at_once, model.base))
+        if vae is not None:
+            self.decoder.run = decoded_in_its_dtype(vae)
+            self._hold(vae, "decode", without_generator(self.decoder.hold))
+            self._hold(vae, "encode", encoded_apart(vae.encode))
         self.texts: list[TextEncoder] = []
-        for name, part in model.base.components.items():
+        others = [vae, denoiser, *([model.prior.denoiser] if model.prior else [])]
+        for name, part in model.parts.items():
             alone = name == "safety_checker" or (name == "image_encoder" and model.references is not None)
-            if name in self._family.by_itself:
+            if name in self._family.by_itself or (name == "prior.image_encoder" and part is not None):
                 self._hold(part, "forward", encoded_apart(part.forward))
-            elif isinstance(part, torch.nn.Module) and part is not vae and part is not denoiser and not alone:
+            elif isinstance(part, torch.nn.Module) and not any(part is other for other in others) and not alone:
                 self.texts.append(TextEncoder(part, batch, self._family.length_first))
                 self._hold(part, "forward", self.texts[-1].hold)
 
@@ -224,7 +234,7 @@ class Slots:
 
     @property
     def _denoisers(self) -> list[Joined]:
-        return [self.denoiser, *self.refiners]
+        return [*self.priors, self.denoiser, *self.refiners]
 
     @property
     def share(self) -> float:
@@ -259,7 +269,8 @@ class Slots:
 
     def _next(self) -> Joined | None:
         # What waits for the base's groups to come is run once it fills a batch, or once nothing else is left.
-        if (full := next((one for one in (self.decoder, *self.refiners) if one.is_full), None)) is not None:
+        several = (self.decoder, *self.refiners, *([*self.priors, self.denoiser] if self.priors else []))
+        if (full := next((one for one in several if one.is_full), None)) is not None:
             return full
         # Texts and ControlNets first: their answers go into the denoiser's batch.
         order = (*self._encoders, *self.controlnets, *self._denoisers, self.decoder)
@@ -274,8 +285,8 @@ class Slots:
             rows_each = self._rows_of(first.job)
             under_way = sum(group.rows for group in self._groups.values())
             # Of several kinds of calls (texts of several lengths), more are under way than fill one batch, so that one kind does.
-            refining = sum(group.rows for group in self._groups.values() if group.refining)
-            sharing = under_way - refining - self.denoiser.waiting_rows + self.denoiser.most_alike
+            elsewhere = sum(group.rows for group in self._groups.values() if group.elsewhere)
+            sharing = under_way - elsewhere - self.denoiser.waiting_rows + self.denoiser.most_alike
             room = (self._rows - sharing) // rows_each
             if room < 1 or under_way > MOST_BATCHES * self._rows:
                 return
@@ -289,7 +300,7 @@ class Slots:
             bucket = first.bucket(self._family)
             while self._queue and len(members) < room and self._queue[0].bucket(self._family) == bucket:
                 members.append(self._queue.popleft())
-            self._start(Group(members, rows_each))
+            self._start(Group(members, rows_each, elsewhere=bool(self.priors)))
 
     def _start(self, group: Group) -> None:
         caller = greenlet(lambda: self._render(group))
@@ -364,9 +375,13 @@ class Slots:
 
         return told
 
-    def _denoising(self, caller: greenlet, rows: int, refining: bool = False) -> None:
+    def _before(self, caller: greenlet, rows: int) -> None:
         group = self._groups[caller]
-        group.refining = refining
+        group.evaluations += max(1, rows // len(group.members))
+
+    def _denoising(self, caller: greenlet, rows: int, elsewhere: bool = False) -> None:
+        group = self._groups[caller]
+        group.elsewhere = elsewhere
         group.rows_each = max(1, rows // len(group.members))
         group.evaluations += group.rows_each
         job = group.members[0].job

@@ -8,6 +8,7 @@ from promptmill.configs.columns import (
     COLUMNS,
     DRAFT_SCORES,
     NEAR_DUPLICATE_OF,
+    OF_PRIORS,
     RANK_SCORE,
     REFERENCES,
     REJECTED_FOR,
@@ -124,7 +125,8 @@ def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: in
 
 def declared_columns(config: Config) -> tuple[Column, ...]:
     """Return the columns that a config declares beside those that every dataset has, in their order."""
-    return (*ranking_columns(config.ranking), *([by_name()[REFERENCES]] if config.model.references else []))
+    more = [REFERENCES] * bool(config.model.references) + [*OF_PRIORS] * bool(config.model.prior)
+    return (*ranking_columns(config.ranking), *(by_name()[name] for name in more))
 
 
 def ranking_columns(ranking: Ranking) -> tuple[Column, ...]:

@@ -40,6 +40,7 @@ def model(family, **options):
         device=torch.device("cpu"),
         family=family,
         refiner=None,
+        prior=None,
         guided=lambda request: request.guidance_scale > family.unguided,
         scheduler_options=SchedulerOptions(**options),
     )
