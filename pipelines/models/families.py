@@ -481,6 +481,9 @@ REFUSED: dict[str, str] = {
         ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
         ("takes the latents of another pipeline in place of a picture", "HunyuanImageRefiner"),
         ("makes several pictures of one, its layers", "QwenImageLayered"),
+        ("takes the positions of a batch's first row for all of its rows, so that no two requests could share one", "OmniGen"),
+        ("calls the layers of its language model one by one, past the calls that are joined", "Ideogram4"),
+        ("wants a guardrail of its own, the package cosmos_guardrail, to see each prompt and image", "Cosmos2TextToImage"),
         ("reads its language model by a hook on a layer, which would see the rows of all requests", "JoyImageEdit"),
         (
             COMBINED,
@@ -510,10 +513,7 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "BriaFiboEdit ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinKV"
-            " Ideogram4 Kandinsky3 LDMSuperResolution NucleusMoE"
-            " OmniGen"
-            " VisualCloze ZImageOmni",
+            "BriaFibo ChronoEdit DreamLite Flux2KleinKV Kandinsky3 LDMSuperResolution NucleusMoE VisualCloze ZImageOmni",
         ),
     )
     for begin in begins.split()
