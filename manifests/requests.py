@@ -173,15 +173,16 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
         elif isinstance(value, bool):
             # Python would take it for 0 or 1.
             mistyped.append(f"{name}: input should not be true or false (found {value})")
-        elif isinstance(value, str) and ("\0" in value or (not value.isascii() and "\ufeff" in value)):
-            what = "a NUL character; is this text?" if "\0" in value else "U+FEFF, a byte order mark; take it out"
+        elif isinstance(value, str) and (what := _unreadable(value)):
             mistyped.append(f"{name}: holds {what}")
         else:
             values[name] = value
     if rules.strict:
         problems += [f"{shown(name)}: unknown column{nearest(name, KNOWN_COLUMNS)}" for name in carried]
+    unfolded = _unfold(values)
+    mistyped += [problem for name in LISTS if name in unfolded for problem in _unreadable_within(name, unfolded[name])]
     try:
-        columns = Columns.model_validate(_unfold(values))
+        columns = Columns.model_validate(unfolded)
     except ValidationError as error:
         raise RowError(_with_hints(problems + mistyped + describe(error, Columns), carried, values)) from None
     if mistyped:
@@ -205,6 +206,26 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
     if problems:
         raise RowError(_with_hints(problems, carried, values))
     return request
+
+
+def _unreadable(text: str) -> str | None:
+    """Return the character of a text that no prompt and no path has, in words; None where there is none."""
+    if "\0" in text:
+        return "a NUL character; is this text?"
+    return "U+FEFF, a byte order mark; take it out" if not text.isascii() and "\ufeff" in text else None
+
+
+def _unreadable_within(name: str, listed: Any) -> list[str]:
+    """Return a problem for each text of a nested column, as `references.0.image`, that holds such a character."""
+    if not isinstance(listed, list):
+        return []
+    found = []
+    for place, item in enumerate(listed[: MAX_LIST + 1]):
+        for key, value in item.items() if isinstance(item, dict) else ():
+            texts = value if isinstance(value, list) else [value]
+            said = [what for text in texts if isinstance(text, str) and (what := _unreadable(text))]
+            found += [f"{name}.{place}.{shown(key)}: holds {said[0]}"] if said else []
+    return found
 
 
 def _shape(columns: Columns) -> bytes | None:

@@ -109,3 +109,30 @@ def test_a_second_pass_takes_references_over_without_their_hashes():
     # An older output may carry a column of the manifest's own by this name, behind all of promptmill's.
     old = {name: value for name, value in row.items() if name != "references"} | {"references": "Smith 2020"}
     assert as_input(old)["references"] == "Smith 2020"
+
+
+CONTROL = {"type": "canny", "image": "a.png"}
+HELD = {"a NUL character; is this text?": "\0", "U+FEFF, a byte order mark; take it out": "\ufeff"}
+
+
+@pytest.mark.parametrize(("says", "held"), HELD.items())
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(
+    ("name", "entry", "key"),
+    [
+        ("references", STYLE, "image"),
+        ("references", STYLE, "type"),
+        ("controls", CONTROL, "image"),
+        ("controls", CONTROL, "type"),
+        ("controls", CONTROL, "preprocess"),
+        ("loras", {"name": "style"}, "name"),
+    ],
+)
+def test_a_text_within_a_list_is_no_text_with_a_nul_or_a_mark_of_byte_order(name, entry, key, as_json, says, held):
+    rules = Rules(Defaults(width=64, height=64), references=("style",), controls=("canny",), loras=("style",))
+    listed = [{**entry, key: f"{entry.get(key, 'none')}{held}"}]
+    given = {"prompt": "x", name: json.dumps(listed) if as_json else listed}
+    with pytest.raises(RowError) as caught:
+        make_request(Row("m", 1, given), 1, rules)
+    assert f"{name}.0.{key}: holds {says}" in caught.value.problems
+    assert make_request(Row("m", 1, {"prompt": "x", name: [entry]}), 1, rules)
