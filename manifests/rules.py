@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from promptmill.configs.drafts import misfits
+from promptmill.configs.drafts import applied, misfits
 from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import MODES, Defaults
 from promptmill.configs.schedulers import OWN, SCHEDULERS
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 # Columns that only some families of models take; where the model takes none, the request has none.
 FURTHER = ("image_guidance_scale", "noise_level")
+
+
+def _takes_all(scheduler: str, steps: int, strength: float | None) -> None:
+    """Return no reason."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Rules:
         strict: Whether unknown columns are refused rather than carried.
         references: The types that the config has adapters for.
         image_prompts: Whether the model can have such adapters.
+        cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
     """
 
     defaults: Defaults
@@ -63,6 +68,7 @@ class Rules:
     strict: bool = False
     references: Collection[str] = ()
     image_prompts: bool = True
+    cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
 
 
 def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[str]:
@@ -102,6 +108,8 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"scheduler: {request.scheduler} does not fit the model, which takes {', '.join(rules.schedulers)}")
     elif request.scheduler in rules.unfit:
         wrong.append(f"scheduler: {rules.unfit[request.scheduler]}")
+    else:
+        wrong += _check_schedules(request, rules)
     if request.guidance_rescale and request.mode not in rules.rescaled:
         can = f"only in {', '.join(rules.rescaled)}" if rules.rescaled else "in no mode"
         wrong.append(f"guidance_rescale: not in mode {request.mode}; the model takes it {can}")
@@ -126,6 +134,17 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
             wrong.append(f"loras: no LoRA {quoted(lora.name)}{nearest(lora.name, rules.loras) or known}")
     return wrong
+
+
+def _check_schedules(request: Request, rules: Rules) -> list[str]:
+    """Return the problems of a request's schedule, or else of the first draft's that has some."""
+    if (reason := rules.cannot_take(request.scheduler, request.steps, request.strength)) is not None:
+        return [f"steps: {reason}"]
+    drafts = rules.ranking.drafts
+    for draft in (drafts[number] for number in applied(drafts, request.at_a_time)):
+        if (reason := rules.cannot_take(draft.scheduler or request.scheduler, draft.steps, request.strength)) is not None:
+            return [f"steps: in a draft of ranking.drafts: {reason}"]
+    return []
 
 
 def _check_ranking(request: Request, ranking: Ranking, eta: float) -> list[str]:

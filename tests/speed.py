@@ -116,6 +116,7 @@ SLOW: tuple[str, ...] = (
     "tests/jobs/planning/test_making.py::test_planning_takes_the_memory_of_a_shard_and_not_of_a_manifest",
     "tests/jobs/planning/test_processes.py",
     "tests/jobs/planning/test_shard_writing.py",
+    "tests/jobs/planning/test_trials.py",
     "tests/jobs/sharing/test_dedup.py::test_on_s3_as_on_a_disk",
     "tests/jobs/sharing/test_exporting.py::test_images_that_have_moved_since_are_found_where_one_says_they_are",
     "tests/jobs/sharing/test_exporting.py::test_images_that_were_not_kept_are_rendered_again_to_the_pixels_that_were_scored",

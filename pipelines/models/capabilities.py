@@ -47,6 +47,7 @@ class ModelFacts:
         further: Those columns of `rules.FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
         counting: What decides how often the denoiser is evaluated.
+        saved_scheduler: The config of the scheduler that the model was saved with.
     """
 
     pipeline: str
@@ -64,6 +65,7 @@ class ModelFacts:
     further: tuple[str, ...] = ()
     most_noise: int = 350
     counting: Counting = field(default_factory=Counting)
+    saved_scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_facts(model: Model) -> ModelFacts:
@@ -128,6 +130,7 @@ def read_facts(model: Model) -> ModelFacts:
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
         counting=_counting(family_of(name), "guidance_scale" in ignored, denoiser, scheduler),
+        saved_scheduler=scheduler,
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
 

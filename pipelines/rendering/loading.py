@@ -11,7 +11,6 @@ import torch
 
 from promptmill.configs.model import Model
 from promptmill.configs.scheduler_options import SchedulerOptions
-from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.weights import Adapter, ControlNetWeights, PartWeights, RefinerWeights, Weights
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts
@@ -21,18 +20,17 @@ from promptmill.pipelines.models.controls import ControlClass, control_classes
 from promptmill.pipelines.models.families import Family, family_of
 from promptmill.pipelines.models.pipeline_classes import class_for, plain_mode
 from promptmill.pipelines.models.reference_adapters import adapter_place
-from promptmill.pipelines.models.scheduler_options import FLOW_MATCH, class_of, is_flow
 from promptmill.pipelines.models.sources import adapter_file, local_folder, part_place
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, transformers
 from promptmill.pipelines.rendering.quantised import gguf, quantisation, quantisation_of_part
 from promptmill.pipelines.rendering.references import ReferenceAdapters
 from promptmill.pipelines.rendering.refining import Refiner
+from promptmill.pipelines.rendering.schedules import scheduler_of
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.lean_imports import lean_imports
 
 CONFIG_ENDINGS = (".json", ".txt", ".model", ".jinja")  # of the files that say how a model is made, weights apart
-FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}  # what tells a solver of noise to follow a flow
 
 
 @dataclass
@@ -106,19 +104,7 @@ class LoadedModel:
         """Return a scheduler by its short name, from the model's original config: another scheduler's config would leave its
         options behind.
         """
-        config = self._scheduler_config
-        class_name = class_of(name, config)
-        if class_name is None:
-            raise ModelError(f"scheduler {name}: does not follow {'flows' if is_flow(config) else 'the noise of EDM'}")
-        said = self.scheduler_options.of_config
-        if is_flow(config):
-            # Solvers of noise and of flows call the same number by two names.
-            solves = class_name.startswith(FLOW_MATCH)
-            shift = said.pop("shift", None if name == OWN else config.get("shift", config.get("flow_shift", 1.0)))
-            said |= {} if shift is None else {"shift" if solves else "flow_shift": shift}
-            said |= {} if solves or name == OWN else FLOW
-        named = {} if name == OWN else SCHEDULERS[name].options
-        return of_diffusers(class_name).from_config(config, **{**named, **said})
+        return scheduler_of(name, self._scheduler_config, self.scheduler_options)
 
     def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
         """Switch the given LoRAs on, by name and scale, and all others off."""
