@@ -38,6 +38,7 @@ class Rules:
         rescaled: The modes in which the model can rescale guidance.
         ignored: Columns that have no effect on the model's images: negative_prompt, guidance_scale or strength.
         unguided: The largest guidance scale that means no guidance.
+        least_guidance: The least guidance scale that the model takes.
         further: Those columns of `FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
@@ -59,6 +60,7 @@ class Rules:
     rescaled: Collection[str] = MODES
     ignored: Collection[str] = ()
     unguided: float = 1.0
+    least_guidance: float = 0.0
     further: Collection[str] = ()
     most_noise: int = 1000
     unfit: Mapping[str, str] = field(default_factory=dict)
@@ -110,6 +112,11 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"scheduler: {rules.unfit[request.scheduler]}")
     else:
         wrong += _check_schedules(request, rules)
+    if request.guidance_scale < rules.least_guidance:
+        wrong.append(
+            f"guidance_scale: {request.guidance_scale:g} is below {rules.least_guidance:g}, the least that the model takes;"
+            f" {rules.unguided:g} means no guidance"
+        )
     if request.guidance_rescale and request.mode not in rules.rescaled:
         can = f"only in {', '.join(rules.rescaled)}" if rules.rescaled else "in no mode"
         wrong.append(f"guidance_rescale: not in mode {request.mode}; the model takes it {can}")

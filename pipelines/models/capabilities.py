@@ -40,6 +40,7 @@ class ModelFacts:
         safety_checker: Whether the model brings a safety checker.
         ignored: Columns of rows that have no effect on the model's images.
         unguided: The largest guidance scale that means no guidance.
+        least_guidance: The least guidance scale that the model's pipelines take.
         steering: What each type of control that the config names can do.
         image_prompts: Whether the model can have adapters for reference images.
         left_out: Parts that the pipeline's class could have and the model does not.
@@ -58,6 +59,7 @@ class ModelFacts:
     safety_checker: bool
     ignored: tuple[str, ...] = ()
     unguided: float = 1.0
+    least_guidance: float = 0.0
     steering: Mapping[str, Steering] = field(default_factory=dict)
     image_prompts: bool = True
     left_out: tuple[str, ...] = ()
@@ -124,6 +126,7 @@ def read_facts(model: Model) -> ModelFacts:
         safety_checker=model.single_file is None and _class_of(index, "safety_checker") is not None,
         ignored=ignored,
         unguided=family_of(name).unguided,
+        least_guidance=family_of(name).least_guidance,
         steering=steering,
         image_prompts=image_prompts,
         further=family_of(name).further,
@@ -133,6 +136,15 @@ def read_facts(model: Model) -> ModelFacts:
         saved_scheduler=scheduler,
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
+
+
+def class_saved(model: Model) -> str | None:
+    """Return the pipeline class that a model was saved as; None where no index says so."""
+    try:
+        name = _read(model, INDEX).get("_class_name")
+    except ModelError:
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _steering(model: Model, pipeline: str, modes: Sequence[str]) -> dict[str, Steering]:

@@ -23,6 +23,7 @@ QUANTIZED = (*DENOISERS, "text_encoder")  # what names of parts begin with that 
 # Of text embeddings and layers, as configs of UNets and transformers name them: a ControlNet has those of its base.
 WIDTHS = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "pooled_projection_dim", "caption_channels", "dim")
 MASKED = ("extra_conditioning_channels", "extra_condition_channels")  # of ControlNets that see a mask beside their image
+PROCESSOR = "feature_extractor/preprocessor_config.json"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -49,7 +50,9 @@ def check_fits(model: Model) -> None:
     for kind, weights in model.controlnets.items():
         _check_controlnet(model, denoiser, f"model.controlnets.{kind}", weights)
     if (encoder := model.reads_references) is not None:
-        check_references(model, denoiser, _config(encoder, "/".join(filter(None, (encoder.subfolder, "config.json")))))
+        its = _config(encoder, "/".join(filter(None, (encoder.subfolder, "config.json"))))
+        own = _is_part((_config(model.layout, "model_index.json") or {}).get("feature_extractor"))
+        check_references(model, denoiser, its, _config(model.layout, PROCESSOR) if own else None)
     wanted = denoiser.get("cross_attention_dim") if name == "unet" else None
     for lora in model.loras:
         width = _lora_width(lora, lora.weight_name)

@@ -19,6 +19,7 @@ class Family:
         embedded: Whether guidance is an input of the model, and of no effect where the model has no such input.
         projected: Whether a UNet with a projection beside that of time (time_cond_proj_dim) takes the guidance scale by it.
         unguided: The largest guidance scale that means no guidance.
+        least_guidance: The least guidance scale that its pipelines take.
         negative: Whether negative prompts have an effect, at a guidance scale above 1.
         empty_negative: Whether guidance needs a negative prompt, be it an empty one.
         prompts_apart: Whether a call pads its texts to the longest of them, so that texts in one call depend on each other.
@@ -46,6 +47,7 @@ class Family:
         by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.
         length_first: Whether the text encoder answers (length, rows, width) in place of (rows, length, width).
         package: A package beside those that promptmill installs, which the family's tokenizer needs; None where there is none.
+        libraries: Further libraries whose versions decide what the family's models see of a prompt.
         picture: The argument that takes the picture of a row; `control_image` takes it in -1 … 1.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
         always: Further arguments of every call: values, or functions of the request.
@@ -56,6 +58,7 @@ class Family:
     embedded: bool = False
     projected: bool = True
     unguided: float = 1.0
+    least_guidance: float = 0.0
     negative: bool = True
     empty_negative: bool = False
     prompts_apart: bool = False
@@ -80,6 +83,7 @@ class Family:
     by_itself: tuple[str, ...] = ()
     length_first: bool = False
     package: str | None = None
+    libraries: tuple[str, ...] = ()
     picture: str = "image"
     whole_pictures: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
@@ -160,7 +164,7 @@ FAMILIES: dict[str, Family] = {
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", sized=True, solvers=("euler", "unipc")),
     "OvisImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),
-    "PRX": Family(solvers=ALL_SOLVERS, always={"use_resolution_binning": False}),
+    "PRX": Family(least_guidance=1.0, solvers=ALL_SOLVERS, libraries=("ftfy",), always={"use_resolution_binning": False}),
     "QwenImage": Family(
         rows=1,
         steps_left="up",

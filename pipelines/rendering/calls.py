@@ -17,6 +17,7 @@ from promptmill.pipelines.rendering.loading import LoadedModel
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.previews import ending_after
 from promptmill.pipelines.rendering.refining import Refiner
+from promptmill.pipelines.work.evaluations import StepsLeft
 from promptmill.pipelines.work.results import Candidate, Failure
 
 
@@ -46,7 +47,7 @@ def call(
     given = {name: value for name, value in said.items() if name in taken}
     preview = jobs[0].placed.preview
     if model.refiner is None:
-        result = _previewed(pipeline, given, preview, request.strength)
+        result = _previewed(pipeline, given, preview, request.strength, model.family.steps_left)
     else:
         result = _refined(pipeline, model.refiner, given, preview, request.strength)
     flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
@@ -62,12 +63,14 @@ def call(
     return list(zip(pixels.numpy(), finite.tolist(), map(bool, flagged), strict=True))
 
 
-def _previewed(pipeline: Any, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:
+def _previewed(
+    pipeline: Any, given: Mapping[str, Any], preview: int | None, strength: float | None, left: StepsLeft = "down"
+) -> Any:
     """Return the images of a pipeline call, or the images that the pipeline expects after so many steps of it."""
     if preview is None:
         return pipeline(**given)
-    with ending_after(preview, pipeline, strength) as after_step:
-        return pipeline(**given, callback_on_step_end=after_step)
+    with ending_after(preview, pipeline, strength, left) as ended:
+        return pipeline(**given, **ended)
 
 
 def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:
@@ -108,6 +111,7 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
         "guidance_rescale": request.guidance_rescale,
         "generator": [torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
         "output_type": "pt",
+        "clean_caption": False,  # which diffusers would do to prompts wherever two further packages are installed
     }
     if model.family.guidance:
         said[model.family.guidance] = request.guidance_scale

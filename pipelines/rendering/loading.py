@@ -138,9 +138,16 @@ def made_of(base: Any, name: str, parts: Mapping[str, Any]) -> Any:
     given |= {key[1:]: config.pop(key) for key in [*config] if key.startswith("_") and key[1:] in optional}
     with lean_imports():
         made = kind(**given)
+    _unmark(made)
     made.register_to_config(_name_or_path=place)
     made.register_to_config(**{f"_{key.removeprefix('_')}": value for key, value in config.items() if key not in given})
     return made
+
+
+def _unmark(pipeline: Any) -> None:
+    """Take the watermark from a pipeline, which SDXL's put into pixels wherever the package invisible-watermark is installed."""
+    if hasattr(pipeline, "watermark"):
+        pipeline.watermark = None
 
 
 def device_here() -> torch.device:
@@ -193,6 +200,7 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         if not hasattr(base.vae, "enable_tiling"):
             raise ModelError(f"model.vae_tiling: {type(base.vae).__name__} has no tiles; set it to false")
         base.vae.enable_tiling()
+    _unmark(base)
     base.set_progress_bar_config(disable=True)
     encoder = getattr(base, "text_encoder", None)
     if model.clip_skip and encoder is not None and not hasattr(encoder, "text_model"):
@@ -249,6 +257,7 @@ def _refiner(base: Any, weights: RefinerWeights, dtype: torch.dtype, device: tor
     # Said as None, what a refiner leaves out is not taken for missing.
     left_out = dict.fromkeys(("text_encoder", "tokenizer", "image_encoder", "feature_extractor"))
     pipeline = _load(of_diffusers("StableDiffusionXLImg2ImgPipeline").from_pretrained, weights, dtype, **shared, **left_out)
+    _unmark(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(device)
     return Refiner(pipeline, weights.switch)

@@ -213,3 +213,12 @@ def test_what_is_remembered_of_rows_takes_bounded_memory(monkeypatch):
     for number in range(1, 100):
         assert make_request(Row("m", number, {"prompt": "x", "steps": number}), number, Rules(Defaults()), shapes).steps == number
         assert len(shapes) <= 10
+
+
+def test_a_guidance_scale_below_the_least_that_a_model_takes_is_a_bad_row():
+    rules = Rules(Defaults(guidance_scale=4.0), least_guidance=1.0)
+    assert make_request(Row("m", 1, {"prompt": "x", "guidance_scale": 1}), 1, rules).guidance_scale == 1.0
+    for row, others in (({"guidance_scale": 0.5}, rules), ({}, replace(rules, defaults=Defaults(guidance_scale=0.5)))):
+        with pytest.raises(RowError) as caught:
+            make_request(Row("m", 1, {"prompt": "x", **row}), 1, others)
+        assert caught.value.problems == ("guidance_scale: 0.5 is below 1, the least that the model takes; 1 means no guidance",)

@@ -23,6 +23,7 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import tiny_adapters, tiny_controlnets
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import CANNY, JOB_SEED, MODES, SEG, request
@@ -57,6 +58,23 @@ def union(made_once, made, folder):
     place = tiny_adapters.union(made("sdxl"), folder / "union")
     controls = {name: ControlNetWeights(source=str(place), mode=number) for name, number in NUMBERS.items()}
     return *made_once(made("sdxl"), **controls), place
+
+
+@pytest.mark.parametrize("model", ["sd", "sdxl"])
+def test_rows_of_t2i_adapters_have_previews(made_once, made, folder, model):
+    base = tiny_adapters.adaptable(made("sd"), folder / "adaptable-previews") if model == "sd" else made("sdxl")
+    kind = "full_adapter" if model == "sd" else "full_adapter_xl"
+    place = tiny_adapters.t2i_adapter(folder / f"t2i-previews-{model}", kind=kind)
+    engine, _ = made_once(base, canny=ControlNetWeights(source=str(place)))
+    for scheduler in ("euler", "heun", "dpmpp_2m", "pndm"):
+        one = request(mode="controlnet", controls=(CANNY,), steps=6, scheduler=scheduler, candidates=2, prompt="a small red circle")
+        unit = Unit(0, 0, tuple(Placed(row, one, preview=steps) for row, steps in enumerate((3, 6, None))))
+        early, late, final = (outcome.failure or outcome.candidates for outcome in engine.render(unit).outcomes)
+        alone = [outcome.candidates for outcome in engine.render(Unit(0, 0, unit.requests[:1])).outcomes]
+        for number, whole in enumerate(final):
+            far = [abs(made[number].pixels.astype(int) - whole.pixels).mean() for made in (early, late)]
+            assert far[1] < far[0] and early[number].evaluations < late[number].evaluations <= whole.evaluations, scheduler
+            np.testing.assert_array_equal(alone[0][number].pixels, early[number].pixels)
 
 
 def controlnet_of(base, folder):
