@@ -121,6 +121,8 @@ class Request:
             yield f"controls.{number}.image", control.image
         for number, reference in enumerate(self.references):
             yield f"references.{number}.image", reference.image
+            if reference.mask is not None:
+                yield f"references.{number}.mask", reference.mask
 
     @property
     def at_a_time(self) -> int:
@@ -350,7 +352,8 @@ def to_json(request: Request) -> dict[str, Any]:
     """Return a request as plain values for JSON; `from_json` gives the request back."""
     values = {name: value for name, value in vars(request).items() if name not in _LATER or value != _LATER[name]}
     later: dict[str, Any] = {"growing": dict(request.growing)} if request.growing else {}
-    later |= {"references": list(map(dict, request.references))} if request.references else {}
+    if request.references:
+        later["references"] = [{name: value for name, value in one if value is not None} for one in request.references]
     return {**values, "controls": list(map(dict, request.controls)), "loras": list(map(dict, request.loras)), **later}
 
 

@@ -76,6 +76,19 @@ def problems_of_references(references: Sequence[Reference], configured: Collecti
         if name not in configured:
             known = f"; configured: {', '.join(configured)}" if configured else "; none is configured in model.references"
             wrong.append(f"references: no adapter {quoted(name)}{nearest(name, configured) or known}")
-        elif types.count(name) > 1:
-            wrong.append(f"references: {quoted(name)} is given {types.count(name)} images; an adapter takes one")
+        elif (several := [one for one in references if one.type == name])[1:]:
+            wrong += _problems_of_several(name, several)
     return wrong
+
+
+def _problems_of_several(name: str, several: Sequence[Reference]) -> list[str]:
+    """Return the problems of the images that a row gives to one adapter, which reads them together or each within its mask."""
+    masked = sum(one.mask is not None for one in several)
+    if 0 < masked < len(several):
+        return [
+            f"references: {quoted(name)} has {len(several)} images, of which {masked} with a mask; give all of them one, or none"
+        ]
+    if not masked and len({one.scale for one in several}) > 1:
+        said = "images of one adapter without masks are read together"
+        return [f"references: {quoted(name)} has {len(several)} images with scales of their own; {said}, so give them one scale"]
+    return []

@@ -163,6 +163,8 @@ class Slots:
                 begin after all drafts of another unit, and run in a half empty batch.
         """
         waiting = [Waiting(job, settled) for job in jobs]
+        if self._model.references is not None:
+            self._model.references.expect(jobs)
         family = self._family
         waiting.sort(key=lambda one: (str(kind_of(one.job.request)), -one.job.request.steps, str(one.bucket(family))))
         queue = list(self._queue)
