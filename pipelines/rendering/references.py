@@ -205,7 +205,7 @@ class ReferenceAdapters:
     def _embeddings(
         self, place: Place, jobs: Sequence[Job], held: Sequence[dict[Place, tuple[int, ...]]], rows: int
     ) -> torch.Tensor:
-        """Return what stands at a place for each row of a call, (rows, images, …)."""
+        """Return the embeddings at a place for each row of a call, (rows, images, …)."""
         hidden = self._hidden[place.adapter]
         empty, unseen = (torch.cat([one] * place.images)[None] for one in self._nothing(hidden))
         seen = [

@@ -122,6 +122,37 @@ def test_images_steered_by_a_union_net_are_those_of_plain_diffusers_in_mixed_uni
         np.testing.assert_array_equal(ours, theirs[: one.candidates], err_msg=str(one))
 
 
+def test_two_union_nets_at_once_make_the_bits_of_plain_diffusers(union, made_once, made, folder):
+    _, _, place = union
+    other = tiny_adapters.union(made("sdxl"), folder / "another-union", seed=9)
+    modes = {"canny": (place, 3), "seg": (other, 5), "depth": (place, 1)}
+    controls = {name: ControlNetWeights(source=str(source), mode=mode) for name, (source, mode) in modes.items()}
+    engine, _ = made_once(made("sdxl"), **controls)
+    depth = CANNY.model_copy(update={"type": "depth", "image": "a.png", "scale": 1.3})
+    some = [
+        request(
+            f"r{n}",
+            mode=mode,
+            controls=given,
+            steps=3,
+            scheduler="euler",
+            **{k: v for k, v in MODES[mode].items() if k != "controls"},
+        )
+        for n, (mode, given) in enumerate((mode, given) for mode in UNION_MODES for given in ((CANNY, SEG, depth), (CANNY, depth)))
+    ]
+    for one, ours in zip(some, free_of_companions(engine, some), strict=True):
+        count, kinds = SDXL.fills(one, BATCH), [control.type for control in one.controls]
+        sources = [modes[kind][0] for kind in kinds]
+        nets = [ControlNetUnionModel.from_pretrained(source) for source in sources]
+        # One net sees all of its images at once; of several nets each sees one.
+        said = steering(one) | {"control_image": one_or_all(maps_of(one, count, folder)), "batch": BATCH}
+        said["control_mode"] = one_or_all([modes[kind][1] for kind in kinds])
+        net = nets[0] if len({*sources}) == 1 else nets
+        name = f"{XL}ControlNetUnion{UNION_MODES[one.mode]}Pipeline"
+        theirs = render_steered(SDXL, name, one, count, made("sdxl"), {"controlnet": net}, said, folder)
+        np.testing.assert_array_equal(ours, theirs[: one.candidates], err_msg=str(one))
+
+
 def test_the_mode_of_a_union_net_matters_and_its_weights_are_loaded_once(union):
     engine, *_ = union
     assert engine.model.controlnets["canny"] is engine.model.controlnets["seg"]
