@@ -36,6 +36,7 @@ from promptmill.manifests.carried import EXACT, plain
 from promptmill.manifests.json_rows import parse_list
 from promptmill.manifests.rows import Row
 from promptmill.manifests.rules import FURTHER, Rules, problems_between
+from promptmill.manifests.steering import begin_with_noise
 
 MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
 OWN_IMAGES = ("init_image", "mask_image")  # columns that hold an image; controls hold one each, too
@@ -314,6 +315,7 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
     growing = candidates if isinstance(candidates, Growing) else None
     # What has no effect is not asked for: the metadata say what the images were made with.
     begins = columns.init_image is not None and "strength" not in rules.ignored
+    begins = begins and not begin_with_noise(controls, mode, rules.steering)
     scale = 1.0 if "guidance_scale" in rules.ignored else _or(columns.guidance_scale, defaults.guidance_scale)
     return Request(
         **own,

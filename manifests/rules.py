@@ -11,7 +11,7 @@ from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import MODES, Defaults
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Ranking
-from promptmill.manifests.steering import Steering, problems_of_controls, problems_of_references
+from promptmill.manifests.steering import Steering, begin_with_noise, problems_of_controls, problems_of_references
 
 if TYPE_CHECKING:
     from promptmill.manifests.requests import Columns, Request
@@ -89,6 +89,9 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
     if request.init_image is None:
         given.pop("strength", None)
     notes = [f"{name}: has no effect, since the model takes none" for name, value in sorted(given.items()) if value != ""]
+    asked = "strength" in defaults.model_fields_set or values.get("strength") is not None
+    if asked and begin_with_noise(request.controls, request.mode, rules.steering):
+        notes.append("strength: has no effect with these controls, whose images begin with noise alone")
     if unguided:
         begin = "at an image_guidance_scale of 1" if loose else f"above a guidance_scale of {rules.unguided:g}"
         notes.append(f"negative_prompt: has no effect without guidance, which begins {begin}")
@@ -134,7 +137,8 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking, rules.eta)
-    wrong += problems_of_controls(request.controls, request.mode, (request.width, request.height), rules.controls, rules.steering)
+    size = request.width, request.height
+    wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, request.init_image)
     wrong += problems_of_references(request.references, rules.references, rules.image_prompts)
     for lora in request.loras:
         if lora.name not in rules.loras:

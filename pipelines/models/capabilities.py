@@ -11,10 +11,10 @@ from promptmill.configs.model import Model
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.manifests.steering import Steering
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.compatibility import class_of_control, multiple_of
-from promptmill.pipelines.models.controls import control_classes
+from promptmill.pipelines.models.compatibility import class_of_control, config_of_control, multiple_of
+from promptmill.pipelines.models.controls import control_class_of, control_classes, modes_of_net
 from promptmill.pipelines.models.families import Family, family_of, lacking, refusal
-from promptmill.pipelines.models.pipeline_classes import controlled_mode, modes_of
+from promptmill.pipelines.models.pipeline_classes import TABLES, controlled_mode, modes_of
 from promptmill.pipelines.models.refiners import MODES, schedulers_between
 from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, kind_of_class, unfit
 from promptmill.pipelines.models.sources import local_folder
@@ -105,8 +105,8 @@ def read_facts(model: Model) -> ModelFacts:
         # diffusers' inpainting of SD3 takes a transformer of 16 or 33 channels, and raises for any other.
         if name.startswith("StableDiffusion3") and _count(denoiser, "in_channels") not in (16, 33):
             modes = tuple(mode for mode in modes if mode != "inpaint")
-    steering = _steering(model, name, modes) if model.controlnets else {}
-    modes += tuple(mode for mode in map(controlled_mode, modes) if any(mode in can.modes for can in steering.values()))
+    steering = _steering(model, name, modes, denoiser.get("in_channels")) if model.controlnets else {}
+    modes += tuple(mode for mode in map(controlled_mode, TABLES) if any(mode in can.modes for can in steering.values()))
     image_prompts = family_of(name).image_prompts and "unet" in index
     if model.references and not image_prompts:
         raise ModelError(f"{model.base}: model.references: {name} takes none; IP-Adapters are for Stable Diffusion and SDXL")
@@ -147,17 +147,26 @@ def class_saved(model: Model) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _steering(model: Model, pipeline: str, modes: Sequence[str]) -> dict[str, Steering]:
+def _steering(model: Model, pipeline: str, modes: Sequence[str], channels: Any) -> dict[str, Steering]:
     """Return the limits of each type of control; a type whose class is not served is left out, since `check_fits` refuses it."""
     classes = control_classes(pipeline)
     found = {}
     for kind, weights in model.controlnets.items():
-        served = classes.get(class_of_control(weights, pipeline))
+        config = config_of_control(weights)
+        served = classes.get(control_class_of(class_of_control(weights, pipeline), config))
         if served is not None:
-            able = tuple(controlled_mode(mode) for mode in modes if mode in served.pipelines)
+            able = tuple(
+                controlled_mode(mode) for mode in modes_of_net(served, config, channels) if mode in modes or served.repaints
+            )
             said = f"{served.name} in guess mode" if weights.guess else served.name
             found[kind] = Steering(
-                said, able, served.several, served.timed, multiple_of(weights) if served.part == "adapter" else 1
+                said,
+                able,
+                served.several,
+                served.timed,
+                multiple_of(weights) if served.part == "adapter" else 1,
+                served.repaints,
+                tuple(controlled_mode(mode) for mode in served.from_noise),
             )
     if not classes or (found and not any(can.modes for can in found.values())):
         raise ModelError(f"{model.base}: model.controlnets: there are no ControlNets for {pipeline} that promptmill can load")

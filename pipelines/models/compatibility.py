@@ -10,7 +10,7 @@ from safetensors import safe_open
 from promptmill.configs.model import Model
 from promptmill.configs.weights import ControlNetWeights, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.controls import ControlClass, control_classes
+from promptmill.pipelines.models.controls import MASKED, ControlClass, control_class_of, control_classes
 from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.reference_adapters import check_references
 from promptmill.pipelines.models.refiners import check_refiner
@@ -22,7 +22,6 @@ DENOISERS = ("transformer", "unet")
 QUANTIZED = (*DENOISERS, "text_encoder")  # what names of parts begin with that can be quantised, or offloaded
 # Of text embeddings and layers, as configs of UNets and transformers name them: a ControlNet has those of its base.
 WIDTHS = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "pooled_projection_dim", "caption_channels", "dim")
-MASKED = ("extra_conditioning_channels", "extra_condition_channels")  # of ControlNets that see a mask beside their image
 PROCESSOR = "feature_extractor/preprocessor_config.json"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -87,12 +86,13 @@ def _check_controlnet(model: Model, denoiser: Mapping[str, Any], where: str, wei
     index = _config(model.layout, "model_index.json") or {}
     pipeline = str(index.get("_class_name"))
     classes = control_classes(pipeline)
-    if (served := classes.get(kind := class_named(weights, CONTROLNET))) is None:
+    kind = class_named(weights, CONTROLNET)
+    if (served := classes.get(control_class_of(kind, net))) is None:
+        if any(net.get(key) for key in MASKED) and kind in classes:
+            raise ModelError(f"{where}: {weights.source} repaints by a mask of its own, for which {pipeline} has no pipeline")
         only = f"only a {' or a '.join(classes)} is" if classes else f"{pipeline} has none"
         raise ModelError(f"{where}: {weights.source} is a {kind}, which is not served; {only}")
     _check_mode(where, weights, served, net)
-    if any(net.get(key) for key in MASKED):
-        raise ModelError(f"{where}: {weights.source} repaints by a mask of its own, an inpainting {kind}, which is not served")
     if served.part == "adapter":
         _check_features(where, weights, denoiser, net)
     for key in WIDTHS:
@@ -148,6 +148,14 @@ def class_of_control(weights: Weights, pipeline: str) -> str:
         return class_named(weights, usual)
     except ModelError:
         return usual  # loading says what is missing
+
+
+def config_of_control(weights: Weights) -> dict[str, Any]:
+    """Return the config of a control model; empty where there is none to read."""
+    try:
+        return _config(weights, "config.json") or {}
+    except ModelError:
+        return {}
 
 
 def multiple_of(weights: Weights) -> int:

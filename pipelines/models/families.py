@@ -38,6 +38,7 @@ class Family:
         control_modes: The key of a ControlNet's config that counts its modes, where ControlNets of several modes are among the
             family's; None where there are none.
         guess: Whether its pipelines with ControlNets have a guess mode.
+        from_noise: The modes in which its pipelines with ControlNets begin with noise alone, though there is a picture.
         image_prompts: Whether its pipelines take reference images through adapters (IP-Adapters).
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         sized: Whether its pipelines tell the scheduler the size of images, for a schedule that depends on it.
@@ -74,6 +75,7 @@ class Family:
     encoded_controls: bool = True
     control_modes: str | None = None
     guess: bool = False
+    from_noise: tuple[str, ...] = ()
     image_prompts: bool = False
     references: bool = False
     sized: bool = False
@@ -209,6 +211,7 @@ FAMILIES: dict[str, Family] = {
         multiple=32,
         sized=True,
         controlnet="ZImageControlNetModel",
+        from_noise=("inpaint",),
         several_controls=False,
         timed_controls=False,
     ),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from promptmill.manifests.requests import Request
 from promptmill.manifests.rules import FURTHER
+from promptmill.pipelines.models.pipeline_classes import plain_mode
 from promptmill.pipelines.rendering.conditioning import composite
 from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
 from promptmill.pipelines.rendering.loading import LoadedModel
@@ -126,9 +127,13 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
         said["image"] = [Image.fromarray(init) for init in inits]
     elif inits:
         picture = _as_tensor(inits, device)
-        said[model.family.picture] = 2.0 * picture - 1.0 if model.family.picture == "control_image" else picture
+        steers = model.control_class(request.controls[0].type) if request.controls else None
+        # Pipelines with ControlNets that begin with noise encode the picture as they encode a control image.
+        encoded = model.family.picture == "control_image" or (steers and plain_mode(request.mode) in steers.from_noise)
+        said[model.family.picture] = 2.0 * picture - 1.0 if encoded else picture
     if masks:
         said["mask_image"] = to_device(torch.from_numpy(np.stack(masks)).unsqueeze(1).float(), device)
+        said["control_mask"] = said["mask_image"]
     if request.controls:
         # One tensor for each ControlNet: the only form in which samples differ in their maps.
         channels = [getattr(model.controlnets[one.type].config, "in_channels", 3) for one in request.controls]

@@ -16,7 +16,7 @@ from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import hub_file, hub_folder
 from promptmill.pipelines.models.compatibility import CONTROLNET, QUANTIZED, VAE, class_named, denoiser_of
-from promptmill.pipelines.models.controls import ControlClass, control_classes
+from promptmill.pipelines.models.controls import ControlClass, control_class_of, control_classes
 from promptmill.pipelines.models.families import Family, family_of
 from promptmill.pipelines.models.pipeline_classes import class_for, plain_mode
 from promptmill.pipelines.models.reference_adapters import adapter_place
@@ -90,7 +90,8 @@ class LoadedModel:
 
     def control_class(self, kind: str) -> ControlClass:
         """Return the class of a type's control model, as the table of classes has it."""
-        return control_classes(type(self.base).__name__)[type(self.controlnets[kind]).__name__]
+        net = self.controlnets[kind]
+        return control_classes(type(self.base).__name__)[control_class_of(type(net).__name__, net.config)]
 
     def _with_controls(self, mode: str, kinds: Sequence[str]) -> Any:
         how, nets = self.control_class(kinds[0]), [self.controlnets[kind] for kind in kinds]
