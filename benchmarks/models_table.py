@@ -218,11 +218,18 @@ def _controls() -> Iterator[tuple[str, ...]]:
             if (name, one.name) not in shown:
                 shown.add((name, one.name))
                 marks = (one.several, one.timed, bool(one.numbers), one.guess)
-                yield row.title, f"`{one.name}`", _modes(one.pipelines), *("yes" if mark else "" for mark in marks), _compares(one)
+                kind, *more = one.name.split(" ", 1)
+                yield (
+                    row.title,
+                    " ".join([f"`{kind}`", *more]),
+                    _modes(one.pipelines),
+                    *("yes" if mark else "" for mark in marks),
+                    _compares(one),
+                )
 
 
 def _compares(one: ControlClass) -> str:
-    if one.name in {how.net for how in CONTROLLED.values()}:
+    if one.name.split(" ", 1)[0] in {how.net for how in CONTROLLED.values()}:
         return "`test_family_controlnets`"
     return "`test_equality`" if one.name == "ControlNetModel" else "`test_control_classes`"
 

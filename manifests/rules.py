@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from promptmill.configs.drafts import misfits
+from promptmill.configs.drafts import applied, misfits
 from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import MODES, Defaults
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import HeadScorer
-from promptmill.manifests.steering import Steering, problems_of_controls, problems_of_references
+from promptmill.manifests.steering import Steering, begin_with_noise, problems_of_controls, problems_of_references
 
 if TYPE_CHECKING:
     from promptmill.manifests.requests import Columns, Request
@@ -40,6 +40,10 @@ class Repainting:
     bends: Callable[[int, int], tuple[int, int]] | None = None
 
 
+def _takes_all(scheduler: str, steps: int, strength: float | None) -> None:
+    """Return no reason."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """Holds the rules for rows beyond the types of their columns.
@@ -57,6 +61,7 @@ class Rules:
         rescaled: The modes in which the model can rescale guidance.
         ignored: Columns that have no effect on the model's images: prompt, negative_prompt, guidance_scale or strength.
         unguided: The largest guidance scale that means no guidance.
+        least_guidance: The least guidance scale that the model takes.
         further: Those columns of `FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
         repainting: The limits of rows with a mask.
@@ -69,6 +74,7 @@ class Rules:
         strict: Whether unknown columns are refused rather than carried.
         references: The types that the config has adapters for.
         image_prompts: Whether the model can have such adapters.
+        cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
     """
 
     defaults: Defaults
@@ -83,6 +89,7 @@ class Rules:
     rescaled: Collection[str] = MODES
     ignored: Collection[str] = ()
     unguided: float = 1.0
+    least_guidance: float = 0.0
     further: Collection[str] = ()
     most_noise: int = 1000
     repainting: Repainting = field(default_factory=Repainting)
@@ -95,6 +102,7 @@ class Rules:
     strict: bool = False
     references: Collection[str] = ()
     image_prompts: bool = True
+    cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
 
 
 def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[str]:
@@ -119,6 +127,9 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
         notes.append(
             f"prompt: none is given, so {', '.join(reading)} compare images with an empty text; a head looks at images alone"
         )
+    asked = "strength" in defaults.model_fields_set or values.get("strength") is not None
+    if asked and begin_with_noise(request.controls, request.mode, rules.steering):
+        notes.append("strength: has no effect with these controls, whose images begin with noise alone")
     if unguided:
         begin = "at an image_guidance_scale of 1" if loose else f"above a guidance_scale of {rules.unguided:g}"
         notes.append(f"negative_prompt: has no effect without guidance, which begins {begin}")
@@ -148,6 +159,13 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"scheduler: {request.scheduler} does not go with a mask_image in this model, which takes {', '.join(some)}")
     elif request.scheduler in rules.unfit:
         wrong.append(f"scheduler: {rules.unfit[request.scheduler]}")
+    else:
+        wrong += _check_schedules(request, rules)
+    if request.guidance_scale < rules.least_guidance:
+        wrong.append(
+            f"guidance_scale: {request.guidance_scale:g} is below {rules.least_guidance:g}, the least that the model takes;"
+            f" {rules.unguided:g} means no guidance"
+        )
     if request.guidance_rescale and request.mode not in rules.rescaled:
         can = f"only in {', '.join(rules.rescaled)}" if rules.rescaled else "in no mode"
         wrong.append(f"guidance_rescale: not in mode {request.mode}; the model takes it {can}")
@@ -172,7 +190,8 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking, rules.eta)
-    wrong += problems_of_controls(request.controls, request.mode, (request.width, request.height), rules.controls, rules.steering)
+    size = request.width, request.height
+    wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, request.init_image)
     wrong += problems_of_references(request.references, rules.references, rules.image_prompts)
     for lora in request.loras:
         if lora.name not in rules.loras:
@@ -195,6 +214,17 @@ def _check_size(request: Request, rules: Rules) -> list[str]:
     if most and (pixels := size[0] * size[1]) > most:
         wrong.append(f"width × height: {pixels:,} pixels are more than the {most:,} that the model has places for")
     return wrong
+
+
+def _check_schedules(request: Request, rules: Rules) -> list[str]:
+    """Return the problems of a request's schedule, or else of the first draft's that has some."""
+    if (reason := rules.cannot_take(request.scheduler, request.steps, request.strength)) is not None:
+        return [f"steps: {reason}"]
+    drafts = rules.ranking.drafts
+    for draft in (drafts[number] for number in applied(drafts, request.at_a_time)):
+        if (reason := rules.cannot_take(draft.scheduler or request.scheduler, draft.steps, request.strength)) is not None:
+            return [f"steps: in a draft of ranking.drafts: {reason}"]
+    return []
 
 
 def _check_ranking(request: Request, ranking: Ranking, eta: float) -> list[str]:

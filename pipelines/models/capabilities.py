@@ -12,10 +12,10 @@ from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.manifests.rules import Repainting
 from promptmill.manifests.steering import Steering
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.compatibility import class_of_control, config_of, multiple_of
-from promptmill.pipelines.models.controls import control_classes
+from promptmill.pipelines.models.compatibility import class_of_control, config_of, config_of_control, multiple_of
+from promptmill.pipelines.models.controls import control_class_of, control_classes, modes_of_net
 from promptmill.pipelines.models.families import DENOISERS, VAES, Family, family_of, lacking, refusal
-from promptmill.pipelines.models.pipeline_classes import controlled_mode, modes_of
+from promptmill.pipelines.models.pipeline_classes import TABLES, controlled_mode, modes_of
 from promptmill.pipelines.models.priors import index_of_prior
 from promptmill.pipelines.models.refiners import MODES, schedulers_between
 from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, kind_of_class, unfit
@@ -42,6 +42,7 @@ class ModelFacts:
         safety_checker: Whether the model brings a safety checker.
         ignored: Columns of rows that have no effect on the model's images.
         unguided: The largest guidance scale that means no guidance.
+        least_guidance: The least guidance scale that the model's pipelines take.
         steering: What each type of control that the config names can do.
         image_prompts: Whether the model can have adapters for reference images.
         left_out: Parts that the pipeline's class could have and the model does not.
@@ -55,6 +56,7 @@ class ModelFacts:
         classes: The number of classes of which each row names one; None where the model draws none.
         side: The one width and height in pixels that images have; None where rows choose.
         counting: What decides how often the denoiser is evaluated.
+        saved_scheduler: The config of the scheduler that the model was saved with.
     """
 
     pipeline: str
@@ -65,6 +67,7 @@ class ModelFacts:
     safety_checker: bool
     ignored: tuple[str, ...] = ()
     unguided: float = 1.0
+    least_guidance: float = 0.0
     steering: Mapping[str, Steering] = field(default_factory=dict)
     image_prompts: bool = True
     left_out: tuple[str, ...] = ()
@@ -78,6 +81,7 @@ class ModelFacts:
     classes: int | None = None
     side: tuple[int, int] | None = None
     counting: Counting = field(default_factory=Counting)
+    saved_scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_facts(model: Model) -> ModelFacts:
@@ -126,8 +130,8 @@ def read_facts(model: Model) -> ModelFacts:
             modes = tuple(mode for mode in modes if mode != "inpaint")
     if (multiple_by := family_of(name).multiple_by) is not None:
         multiple = multiple_by(index, prior, factor)
-    steering = _steering(model, name, modes) if model.controlnets else {}
-    modes += tuple(mode for mode in map(controlled_mode, modes) if any(mode in can.modes for can in steering.values()))
+    steering = _steering(model, name, modes, denoiser.get("in_channels")) if model.controlnets else {}
+    modes += tuple(mode for mode in map(controlled_mode, TABLES) if any(mode in can.modes for can in steering.values()))
     image_prompts = family_of(name).redux is not None or (family_of(name).image_prompts and "unet" in index)
     if model.references and not image_prompts:
         others = "IP-Adapters are for Stable Diffusion and SDXL, Redux is for Flux"
@@ -151,6 +155,7 @@ def read_facts(model: Model) -> ModelFacts:
         safety_checker=model.single_file is None and _class_of(index, "safety_checker") is not None,
         ignored=ignored,
         unguided=family_of(name).unguided,
+        least_guidance=family_of(name).least_guidance,
         steering=steering,
         image_prompts=image_prompts,
         further=family_of(name).further,
@@ -163,21 +168,40 @@ def read_facts(model: Model) -> ModelFacts:
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
         counting=_counting(family, "guidance_scale" in ignored, denoiser, scheduler),
         repainting=family.repainting,
+        saved_scheduler=scheduler,
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
 
 
-def _steering(model: Model, pipeline: str, modes: Sequence[str]) -> dict[str, Steering]:
+def class_saved(model: Model) -> str | None:
+    """Return the pipeline class that a model was saved as; None where no index says so."""
+    try:
+        name = _read(model, INDEX).get("_class_name")
+    except ModelError:
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _steering(model: Model, pipeline: str, modes: Sequence[str], channels: Any) -> dict[str, Steering]:
     """Return the limits of each type of control; a type whose class is not served is left out, since `check_fits` refuses it."""
     classes = control_classes(pipeline)
     found = {}
     for kind, weights in model.controlnets.items():
-        served = classes.get(class_of_control(weights, pipeline))
+        config = config_of_control(weights)
+        served = classes.get(control_class_of(class_of_control(weights, pipeline), config))
         if served is not None:
-            able = tuple(controlled_mode(mode) for mode in modes if mode in served.pipelines)
+            able = tuple(
+                controlled_mode(mode) for mode in modes_of_net(served, config, channels) if mode in modes or served.repaints
+            )
             said = f"{served.name} in guess mode" if weights.guess else served.name
             found[kind] = Steering(
-                said, able, served.several, served.timed, multiple_of(weights) if served.part == "adapter" else 1
+                said,
+                able,
+                served.several,
+                served.timed,
+                multiple_of(weights) if served.part == "adapter" else 1,
+                served.repaints,
+                tuple(controlled_mode(mode) for mode in served.from_noise),
             )
     if not classes or (found and not any(can.modes for can in found.values())):
         raise ModelError(f"{model.base}: model.controlnets: there are no ControlNets for {pipeline} that promptmill can load")

@@ -22,6 +22,7 @@ class Family:
         projected: Whether a UNet with a projection beside that of time (time_cond_proj_dim) takes the guidance scale by it.
         unguided: The largest guidance scale that means no guidance.
         least: The smallest guidance scale that a call is given, where a smaller one would guide again.
+        least_guidance: The least guidance scale that its pipelines take.
         negative: Whether negative prompts have an effect, at a guidance scale above 1.
         empty_negative: Whether guidance needs a negative prompt, be it an empty one.
         prompts_apart: Whether a call pads its texts to the longest of them, so that texts in one call depend on each other.
@@ -40,6 +41,7 @@ class Family:
         control_modes: The key of a ControlNet's config that counts its modes, where ControlNets of several modes are among the
             family's; None where there are none.
         guess: Whether its pipelines with ControlNets have a guess mode.
+        from_noise: The modes in which its pipelines with ControlNets begin with noise alone, though there is a picture.
         image_prompts: Whether its pipelines take reference images through adapters (IP-Adapters).
         redux: The pipeline that makes embeddings of reference images and prompts, which the family's pipelines take; None: none.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
@@ -50,6 +52,7 @@ class Family:
         by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.
         length_first: Whether the text encoder answers (length, rows, width) in place of (rows, length, width).
         package: A package beside those that promptmill installs, which the family's tokenizer needs; None where there is none.
+        libraries: Further libraries whose versions decide what the family's models see of a prompt.
         picture: The argument that takes the picture of a row.
         signed: Whether tensors of pictures are given in -1 … 1.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
@@ -89,6 +92,7 @@ class Family:
     projected: bool = True
     unguided: float = 1.0
     least: float = 0.0
+    least_guidance: float = 0.0
     negative: bool = True
     empty_negative: bool = False
     prompts_apart: bool = False
@@ -104,6 +108,7 @@ class Family:
     encoded_controls: bool = True
     control_modes: str | None = None
     guess: bool = False
+    from_noise: tuple[str, ...] = ()
     image_prompts: bool = False
     redux: str | None = None
     references: bool = False
@@ -114,6 +119,7 @@ class Family:
     by_itself: tuple[str, ...] = ()
     length_first: bool = False
     package: str | None = None
+    libraries: tuple[str, ...] = ()
     picture: str = "image"
     signed: bool = False
     whole_pictures: bool = False
@@ -367,8 +373,15 @@ FAMILIES: dict[str, Family] = {
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", sized=True, solvers=("euler", "unipc")),
     "OvisImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),
-    "PRX": Family(solvers=ALL_SOLVERS, always={"use_resolution_binning": False}),
-    "PRXPixel": Family(solvers=ALL_SOLVERS, output="np", latent=False, always={"use_resolution_binning": False}),
+    "PRX": Family(least_guidance=1.0, solvers=ALL_SOLVERS, libraries=("ftfy",), always={"use_resolution_binning": False}),
+    "PRXPixel": Family(
+        least_guidance=1.0,
+        solvers=ALL_SOLVERS,
+        output="np",
+        latent=False,
+        libraries=("ftfy",),
+        always={"use_resolution_binning": False},
+    ),
     "QwenImage": Family(
         rows=1,
         steps_left="up",
@@ -450,6 +463,7 @@ FAMILIES: dict[str, Family] = {
         multiple=32,
         sized=True,
         controlnet="ZImageControlNetModel",
+        from_noise=("inpaint",),
         several_controls=False,
         timed_controls=False,
     ),

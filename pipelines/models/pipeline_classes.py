@@ -77,7 +77,7 @@ INSTEAD = {"flux-control": {"img2img": "FluxControlPipeline"}}
 CONTROLLED: dict[str, dict[str, str]] = {
     "txt2img": {"hunyuan": "HunyuanDiTControlNetPipeline", "sana": "SanaControlNetPipeline"},
     "img2img": {},
-    "inpaint": {},
+    "inpaint": {"z-image": "ZImageControlNetInpaintPipeline"},
 }
 # Pipelines that want a mask beside the control image, for a ControlNet that repaints, in place of a picture and its mask.
 UNLIKE = frozenset({"StableDiffusion3ControlNetInpaintingPipeline"})

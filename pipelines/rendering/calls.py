@@ -14,12 +14,14 @@ from promptmill.manifests.pixels import to_rgb
 from promptmill.manifests.requests import Request
 from promptmill.manifests.rules import FURTHER
 from promptmill.pipelines.models.families import TURNED
+from promptmill.pipelines.models.pipeline_classes import plain_mode
 from promptmill.pipelines.rendering.conditioning import composite
 from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
 from promptmill.pipelines.rendering.loading import LoadedModel
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.previews import ending_after
 from promptmill.pipelines.rendering.refining import Refiner
+from promptmill.pipelines.work.evaluations import StepsLeft
 from promptmill.pipelines.work.results import Candidate, Failure
 
 
@@ -55,7 +57,7 @@ def call(
         pipeline.scheduler.step = partial(step, generator=given["generator"])
     preview = jobs[0].placed.preview
     if model.refiner is None:
-        result = _previewed(pipeline, given, preview, request.strength)
+        result = _previewed(pipeline, given, preview, request.strength, model.family.steps_left)
     else:
         result = _refined(pipeline, model.refiner, given, preview, request.strength)
     if not hasattr(result, "images"):  # two of diffusers' pipelines say it so
@@ -79,12 +81,14 @@ def _opaque(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.shape[-1] == 3 else np.array(to_rgb(Image.fromarray(pixels, "RGBA")))
 
 
-def _previewed(pipeline: Any, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:
+def _previewed(
+    pipeline: Any, given: Mapping[str, Any], preview: int | None, strength: float | None, left: StepsLeft = "down"
+) -> Any:
     """Return the images of a pipeline call, or the images that the pipeline expects after so many steps of it."""
     if preview is None:
         return pipeline(**given)
-    with ending_after(preview, pipeline, strength) as after_step:
-        return pipeline(**given, callback_on_step_end=after_step)
+    with ending_after(preview, pipeline, strength, left) as ended:
+        return pipeline(**given, **ended)
 
 
 def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:
@@ -142,6 +146,7 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
         "guidance_rescale": request.guidance_rescale,
         "generator": [torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
         "output_type": model.family.output,
+        "clean_caption": False,  # which diffusers would do to prompts wherever two further packages are installed
     }
     if model.family.guidance:
         said[model.family.guidance] = max(request.guidance_scale, model.family.least)
@@ -159,9 +164,13 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
         said["image"] = [Image.fromarray(init) for init in inits]
     elif inits:
         picture = _as_tensor(inits, device)
-        said[model.family.picture] = 2.0 * picture - 1.0 if model.family.signed else picture
+        steers = model.control_class(request.controls[0].type) if request.controls else None
+        # Pipelines with ControlNets that begin with noise encode the picture as they encode a control image.
+        encoded = model.family.signed or (steers and plain_mode(request.mode) in steers.from_noise)
+        said[model.family.picture] = 2.0 * picture - 1.0 if encoded else picture
     if masks:
         said["mask_image"] = to_device(torch.from_numpy(np.stack(masks)).unsqueeze(1).float(), device)
+        said["control_mask"] = said["mask_image"]
     if request.controls:
         # One tensor for each ControlNet: the only form in which samples differ in their maps.
         channels = [getattr(model.controlnets[one.type].config, "in_channels", 3) for one in request.controls]

@@ -12,17 +12,15 @@ import torch
 
 from promptmill.configs.model import Model
 from promptmill.configs.scheduler_options import SchedulerOptions
-from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.weights import Adapter, ControlNetWeights, PartWeights, RefinerWeights, Weights
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import hub_file, hub_folder
 from promptmill.pipelines.models.compatibility import CONTROLNET, QUANTIZED, VAE, class_named, denoiser_of
-from promptmill.pipelines.models.controls import ControlClass, control_classes
+from promptmill.pipelines.models.controls import ControlClass, control_class_of, control_classes
 from promptmill.pipelines.models.families import DENOISERS, VAES, Family, family_of
 from promptmill.pipelines.models.pipeline_classes import class_for, plain_mode
 from promptmill.pipelines.models.reference_adapters import adapter_place
-from promptmill.pipelines.models.scheduler_options import FLOW_MATCH, class_of, is_flow
 from promptmill.pipelines.models.sources import adapter_file, local_folder, part_place
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, put_back, transformers
@@ -32,11 +30,11 @@ from promptmill.pipelines.rendering.quantised import gguf, quantisation, quantis
 from promptmill.pipelines.rendering.redux import ReduxReferences
 from promptmill.pipelines.rendering.references import ReferenceAdapters
 from promptmill.pipelines.rendering.refining import Refiner
+from promptmill.pipelines.rendering.schedules import scheduler_of
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.lean_imports import lean_imports
 
 CONFIG_ENDINGS = (".json", ".txt", ".model", ".jinja")  # of the files that say how a model is made, weights apart
-FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}  # what tells a solver of noise to follow a flow
 
 
 @dataclass
@@ -120,7 +118,8 @@ class LoadedModel:
 
     def control_class(self, kind: str) -> ControlClass:
         """Return the class of a type's control model, as the table of classes has it."""
-        return control_classes(type(self.base).__name__)[type(self.controlnets[kind]).__name__]
+        net = self.controlnets[kind]
+        return control_classes(type(self.base).__name__)[control_class_of(type(net).__name__, net.config)]
 
     def _with_controls(self, mode: str, kinds: Sequence[str]) -> Any:
         how, nets = self.control_class(kinds[0]), [self.controlnets[kind] for kind in kinds]
@@ -140,20 +139,7 @@ class LoadedModel:
         return copy.deepcopy(self._schedulers[name][1])
 
     def _made_scheduler(self, name: str) -> Any:
-        """Make a scheduler from the model's original config: another scheduler's config would leave its options behind."""
-        config = self._scheduler_config
-        class_name = class_of(name, config)
-        if class_name is None:
-            raise ModelError(f"scheduler {name}: does not follow {'flows' if is_flow(config) else 'the noise of EDM'}")
-        said = self.scheduler_options.of_config
-        if is_flow(config):
-            # Solvers of noise and of flows call the same number by two names.
-            solves = class_name.startswith(FLOW_MATCH)
-            shift = said.pop("shift", None if name == OWN else config.get("shift", config.get("flow_shift", 1.0)))
-            said |= {} if shift is None else {"shift" if solves else "flow_shift": shift}
-            said |= {} if solves or name == OWN else FLOW
-        named = {} if name == OWN else SCHEDULERS[name].options
-        return of_diffusers(class_name).from_config(config, **{**named, **said})
+        return scheduler_of(name, self._scheduler_config, self.scheduler_options)
 
     def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
         """Switch the given LoRAs on, by name and scale, and all others off."""
@@ -191,9 +177,16 @@ def made_of(base: Any, name: str, parts: Mapping[str, Any]) -> Any:
     given |= {key[1:]: config.pop(key) for key in [*config] if key.startswith("_") and key[1:] in optional}
     with lean_imports():
         made = kind(**given)
+    _unmark(made)
     made.register_to_config(_name_or_path=place)
     made.register_to_config(**{f"_{key.removeprefix('_')}": value for key, value in config.items() if key not in given})
     return made
+
+
+def _unmark(pipeline: Any) -> None:
+    """Take the watermark from a pipeline, which SDXL's put into pixels wherever the package invisible-watermark is installed."""
+    if hasattr(pipeline, "watermark"):
+        pipeline.watermark = None
 
 
 def device_here() -> torch.device:
@@ -252,6 +245,7 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         vae.enable_tiling()
     if dtype == torch.float16 and (vae := _part(base, VAES)) is not None and getattr(vae.config, "force_upcast", False):
         kept_in_fp32(vae)
+    _unmark(base)
     base.set_progress_bar_config(disable=True)
     encoder = getattr(base, "text_encoder", None)
     if model.clip_skip and encoder is not None and not hasattr(encoder, "text_model"):
@@ -313,6 +307,7 @@ def _refiner(base: Any, weights: RefinerWeights, dtype: torch.dtype, device: tor
     # Said as None, what a refiner leaves out is not taken for missing.
     left_out = dict.fromkeys(("text_encoder", "tokenizer", "image_encoder", "feature_extractor"))
     pipeline = _load(of_diffusers("StableDiffusionXLImg2ImgPipeline").from_pretrained, weights, dtype, **shared, **left_out)
+    _unmark(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(device)
     return Refiner(pipeline, weights.switch)

@@ -189,6 +189,8 @@ class Slots:
                 begin after all drafts of another unit, and run in a half empty batch.
         """
         waiting = [Waiting(job, settled) for job in jobs]
+        if self.model.references is not None:
+            self.model.references.expect(jobs)
         family = self._family
         waiting.sort(
             key=lambda one: (

@@ -230,6 +230,10 @@ def test_columns_that_a_model_ignores_are_known_from_its_configs(saved, name, pa
     assert read_facts(saved(name, **parts)).ignored == ignored
 
 
+def test_the_least_guidance_scale_that_a_family_takes_is_known(saved):
+    assert [read_facts(saved(name)).least_guidance for name in ("PRXPipeline", "StableDiffusionPipeline")] == [1.0, 0.0]
+
+
 HEUN, EULER = ({"_class_name": f"FlowMatch{name}DiscreteScheduler"} for name in ("Heun", "Euler"))
 
 

@@ -82,5 +82,13 @@ def test_guidance_and_the_negative_prompt_are_said_as_the_family_takes_them(fami
     assert (given["negative_prompt"], given["scales"]) == (negative, scales)
 
 
+def test_prompts_are_never_cleaned_whatever_packages_are_installed():
+    class Cleans(Takes):
+        def __call__(self, prompt, clean_caption=True):
+            return self.kept(prompt=prompt, clean_caption=clean_caption)
+
+    assert said(Cleans())["clean_caption"] is False
+
+
 def test_what_a_family_always_wants_is_always_said():
     assert said(WithAll(), Family(always={"use_binning": False}))["binned"] is False

@@ -15,7 +15,8 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering import calls
 from promptmill.pipelines.rendering.conditioning import prepare
 from promptmill.pipelines.rendering.engine import Engine
-from promptmill.pipelines.work.evaluations import evaluations
+from promptmill.pipelines.work.evaluations import evaluations, steps_of
+from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import plain_families
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.every_tiny import TINY
@@ -227,6 +228,25 @@ def test_the_size_that_a_pipeline_makes_of_another_is_known(whole_sizes):
     for size in [(1024, 1024), (1376, 768), (64, 64), (512, 768), (2048, 16), (720, 1280), (1008, 1040)]:
         assert families.about_a_million_pixels(*size) == of_longcat(1024 * 1024, size[0] / size[1])
         assert families.a_million_pixels(*size) == of_qwen(1024 * 1024, size[0] / size[1])[:2]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_every_family_a_preview_costs_its_steps_and_the_last_one_is_the_image(engines, name):
+    engine, _ = engines(name)
+    plain = FAMILIES[name]
+    scheduler = "euler" if "euler" in plain.fitting else "model"
+    for mode in plain.pipelines:
+        one = request(mode=mode, scheduler=scheduler, steps=6, guidance_scale=4.0, candidates=1, **plain.values(0, mode))
+        one = one if plain.strength else replace(one, strength=None)  # as a plan leaves it out
+        unit = Unit(0, 0, tuple(Placed(row, one, preview=steps) for row, steps in enumerate((3, 6, None))))
+        outcomes = engine.render(unit).outcomes
+        early, late, final = [outcome.failure or outcome.candidates[0] for outcome in outcomes]
+        left = engine.model.family.steps_left
+        taken = [made.evaluations / steps_of(steps, one.strength, left) for made, steps in ((early, 3), (late, 6), (final, 6))]
+        assert taken[0] == taken[1] == taken[2], taken
+        # The last step of Euler's is the prediction. In inpainting the picture around the mask is put back after it.
+        far = [abs(made.pixels.astype(int) - final.pixels).mean() for made in (early, late)]
+        assert far[1] < far[0] and (far[1] < 1 or mode == "inpaint"), (mode, far)
 
 
 def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
