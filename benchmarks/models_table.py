@@ -69,6 +69,7 @@ ROWS: tuple[Row, ...] = (
     Row("InstructPix2Pix XL", "pix2pix-xl", ("diffusers/sdxl-instructpix2pix-768",)),
     Row("depth2img", "depth2img", ("stabilityai/stable-diffusion-2-depth",)),
     Row("Stable unCLIP (variations of a picture)", "stable-unclip", ("stabilityai/stable-diffusion-2-1-unclip",)),
+    Row("Image variations", "image-variation", ("lambdalabs/sd-image-variations-diffusers",)),
     Row("x4 upscaler", "x4-upscaler", ("stabilityai/stable-diffusion-x4-upscaler",), ("x4-upscaler",)),
     Row("Latent upscaler", "latent-upscaler", ("stabilityai/sd-x2-latent-upscaler",)),
     Row("Latent consistency models", "lcm", ("SimianLuo/LCM_Dreamshaper_v7",), ("lcm",)),
@@ -92,6 +93,24 @@ ROWS: tuple[Row, ...] = (
     Row("HunyuanImage 2.1", "hunyuan-image", ("hunyuanvideo-community/HunyuanImage-2.1-Diffusers",)),
     Row("HunyuanImage 2.1, distilled", "hunyuan-image-distilled", ("hunyuanvideo-community/HunyuanImage-2.1-Distilled-Diffusers",)),
     Row("AuraFlow", "auraflow", ("fal/AuraFlow-v0.3",), ("auraflow",)),
+    Row(
+        "Kandinsky 2.1, with its prior",
+        "kandinsky21",
+        ("kandinsky-community/kandinsky-2-1", "kandinsky-community/kandinsky-2-1-prior"),
+    ),
+    Row("Kandinsky 2.1 for inpainting, with its prior", "kandinsky21-inpainting", ("kandinsky-community/kandinsky-2-1-inpaint",)),
+    Row(
+        "Kandinsky 2.2, with its prior",
+        "kandinsky22",
+        ("kandinsky-community/kandinsky-2-2-decoder", "kandinsky-community/kandinsky-2-2-prior"),
+    ),
+    Row(
+        "Kandinsky 2.2 for inpainting, with its prior",
+        "kandinsky22-inpainting",
+        ("kandinsky-community/kandinsky-2-2-decoder-inpaint",),
+    ),
+    Row("Stable Cascade, with its prior", "stable-cascade", ("stabilityai/stable-cascade", "stabilityai/stable-cascade-prior")),
+    Row("Würstchen, with its prior", "wuerstchen", ("warp-ai/wuerstchen", "warp-ai/wuerstchen-prior")),
     Row("Lumina", "lumina", ("Alpha-VLLM/Lumina-Next-SFT-diffusers",)),
     Row("Lumina 2", "lumina2", ("Alpha-VLLM/Lumina-Image-2.0",), ("lumina2",)),
     Row("Chroma", "chroma", ("lodestones/Chroma1-HD",), ("chroma",)),
@@ -103,6 +122,18 @@ ROWS: tuple[Row, ...] = (
     Row("ERNIE-Image", "ernie", ("baidu/ERNIE-Image",)),
     Row("Kandinsky 5 (text to image)", "kandinsky5", ("kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",)),
     Row("Kandinsky 5 (editing)", "kandinsky5-edit", ("kandinskylab/Kandinsky-5.0-I2I-Lite-sft-Diffusers",)),
+    Row(
+        "Consistency models, of classes or of one kind of image",
+        "consistency",
+        ("openai/diffusers-cd_imagenet64_l2", "openai/diffusers-cd_bedroom256_l2"),
+    ),
+    Row("DeepFloyd IF, first stage", "if", ("DeepFloyd/IF-I-XL-v1.0",)),
+    Row("DeepFloyd IF, second stage (an upscaler)", "if-upscaler", ("DeepFloyd/IF-II-L-v1.0",)),
+    Row("LDM", "ldm", ("CompVis/ldm-text2im-large-256",)),
+    Row("PRXPixel, at guidance scales from 1 on", "prx-pixel", ("Photoroom/prxpixel-t2i",)),
+    Row("DDPM", "ddpm", ("google/ddpm-celebahq-256",)),
+    Row("DDIM", "ddim", ("fusing/ddim-lsun-bedroom",)),
+    Row("DiT, of ImageNet's classes", "dit", ("facebook/DiT-XL-2-256",)),
     Row("Kolors, with `pip install 'promptmill[sentencepiece]'`", "kolors", ("Kwai-Kolors/Kolors-diffusers",)),
     Row("Krea 2", "krea2", ("krea/Krea-2-Raw",)),
     Row("LongCat-Image", "longcat", ("meituan-longcat/LongCat-Image",)),
@@ -150,10 +181,11 @@ def _family(row: Row) -> Iterator[str]:
     yield row.title
     yield _modes(plain.pipelines)
     yield "all" if {*SCHEDULERS} <= {*plain.fitting} else _code(plain.fitting)
-    takes = f"takes {_code(plain.further)}" if plain.further else ""
+    more = (*plain.further, *(["class_label"] if plain.classes else []))
+    takes = f"takes {_code(more)}" if more else ""
     yield "; ".join(filter(None, (_code(plain.ignored), takes)))
     family = family_of(pipeline_of(row))
-    yield "IP-Adapters" if family.image_prompts else "Redux" if family.prior else ""
+    yield "IP-Adapters" if family.image_prompts else "Redux" if family.redux else ""
     yield ", ".join(dict.fromkeys(_licence(source) for source in row.weights))
     yield _code(row.presets)
 
@@ -187,11 +219,18 @@ def _controls() -> Iterator[tuple[str, ...]]:
             if (name, one.name) not in shown:
                 shown.add((name, one.name))
                 marks = (one.several, one.timed, bool(one.numbers), one.guess)
-                yield row.title, f"`{one.name}`", _modes(one.pipelines), *("yes" if mark else "" for mark in marks), _compares(one)
+                kind, *more = one.name.split(" ", 1)
+                yield (
+                    row.title,
+                    " ".join([f"`{kind}`", *more]),
+                    _modes(one.pipelines),
+                    *("yes" if mark else "" for mark in marks),
+                    _compares(one),
+                )
 
 
 def _compares(one: ControlClass) -> str:
-    if one.name in {how.net for how in CONTROLLED.values()}:
+    if one.name.split(" ", 1)[0] in {how.net for how in CONTROLLED.values()}:
         return "`test_family_controlnets`"
     return "`test_equality`" if one.name == "ControlNetModel" else "`test_control_classes`"
 

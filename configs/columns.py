@@ -36,7 +36,7 @@ class Need(StrEnum):
     DRAFTS = "drafts"
     GROWING = "growing"
     EMBEDDINGS = "embeddings"
-    DECLARED = "declared"  # by the config's ranking or its reference adapters, or by a copy without near-duplicates
+    DECLARED = "declared"  # by the config's ranking, its reference adapters or its prior, or by a copy without near-duplicates
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,20 @@ CONTROL = pa.struct(
         ("sha256", pa.string()),
     ]
 )
-REFERENCE = pa.struct([("type", pa.string()), ("image", pa.string()), ("scale", pa.float64()), ("sha256", pa.string())])
+REFERENCE = pa.struct(
+    [
+        ("type", pa.string()),
+        ("image", pa.string()),
+        ("scale", pa.float64()),
+        ("mask", pa.string()),
+        ("sha256", pa.string()),
+        ("mask_sha256", pa.string()),
+    ]
+)
 LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
 REFERENCES = "references"
+OF_PRIORS = ("prior_steps", "prior_guidance_scale")
 CLIP_SCORE, RANK_SCORE, REJECTED_FOR = "clip_score", "rank_score", "rejected_for"
 NEAR_DUPLICATE_OF, DUPLICATE_OF = "near_duplicate_of", "duplicate_of"
 DRAFT_SCORES, SPARED, EMBEDDING = "draft_scores", "candidates_spared", "clip_embedding"
@@ -157,7 +167,11 @@ COLUMNS = (
         need=Need.DECLARED,
     ),
     # Declared like the scores, so that it is in no dataset that has no reference adapter.
-    Column(REFERENCES, pa.list_(REFERENCE), "reference images: type, image and its SHA-256, scale", _INPUT, need=Need.DECLARED),
+    Column(
+        REFERENCES, pa.list_(REFERENCE), "reference images: type, image, scale, mask, SHA-256 of both", _INPUT, need=Need.DECLARED
+    ),
+    Column("prior_steps", _INT, "of denoising, by the prior", _INPUT, need=Need.DECLARED),
+    Column("prior_guidance_scale", _NUMBER, "classifier-free guidance of the prior", _INPUT, need=Need.DECLARED),
     Column("sha256", _TEXT, "of the image file", _MADE),
     Column("pixel_sha256", _TEXT, "of height, width and RGB values before encoding", _MADE),
     Column("bytes", pa.int64(), "size of the image file", _MADE),

@@ -75,6 +75,11 @@ class Model(Strict):
     refiner: RefinerWeights | None = Field(
         None, exclude_if=is_empty, description="SDXL's refiner, which takes over from the base at a share of the steps."
     )
+    prior: Weights | None = Field(
+        None,
+        exclude_if=is_empty,
+        description="What makes of a prompt the embedding that the base decodes: for Kandinsky 2 and Stable Cascade.",
+    )
     controlnets: dict[str, ControlNetWeights] = Field(
         default_factory=dict, description="ControlNets by the type that requests name."
     )
@@ -146,6 +151,7 @@ class Model(Strict):
             **({"model.denoiser": ("denoiser", self.denoiser)} if self.denoiser else {}),
             **({"model.vae": ("VAE", self.vae)} if self.vae else {}),
             **({"model.refiner": ("refiner", self.refiner)} if self.refiner else {}),
+            **({"model.prior": ("prior", self.prior)} if self.prior else {}),
             **{f"model.controlnets.{name}": (f"ControlNet {name}", one) for name, one in self.controlnets.items()},
             **{f"model.references.{name}": (f"reference adapter {name}", one) for name, one in self.references.items()},
             **({"model.image_encoder": ("image encoder", encoder)} if (encoder := self.reads_references) else {}),
@@ -217,6 +223,7 @@ class Model(Strict):
             "kernels.compile": self.kernels.compile,
             "kernels.fp8": self.kernels.fp8,
             "refiner": self.refiner is not None,
+            "prior": self.prior is not None,
             "references": bool(self.references),
             "quantize to nf4": "nf4" in self.quantize.values(),
         }
@@ -227,6 +234,8 @@ class Model(Strict):
     @model_validator(mode="after")
     def _compiled(self) -> "Model":
         # Switching a LoRA, or its scale, makes another graph of every block.
+        if self.kernels.fp8 and self.dtype != "bfloat16":
+            raise ValueError("kernels.fp8 computes in bfloat16; set dtype to bfloat16")
         if self.loras and (self.kernels.compile or self.kernels.fp8):
             raise ValueError("kernels.compile and kernels.fp8 do not go with loras; set them to false, or declare no loras")
         if self.references and (self.kernels.compile or self.kernels.fp8 or self.kernels.attention != "sdpa"):
@@ -239,6 +248,14 @@ class Model(Strict):
             for name in ("controlnets", "references", "quantize"):
                 if getattr(self, name):
                     raise ValueError(f"a refiner does not go with {name} yet; leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
+    def _begins_with_prior(self) -> "Model":
+        if self.prior:
+            for name in ("vae", "refiner", "controlnets", "references", "loras", "textual_inversions", "quantize", "base_config"):
+                if getattr(self, name):
+                    raise ValueError(f"a prior does not go with {name}; leave one of the two out")
         return self
 
     @model_validator(mode="after")

@@ -118,11 +118,13 @@ class Reference(Strict):
         type: The name of one of the config's adapters.
         image: A path relative to the manifest's folder.
         scale: Multiplies the adapter's share of the cross-attention; 0 is none.
+        mask: The path of a picture that is white where the reference acts; None: it acts everywhere.
     """
 
     type: Name
     image: ImagePath
     scale: Scale = 1.0
+    mask: ImagePath | None = None
 
 
 class Growing(Strict):
@@ -164,6 +166,8 @@ class Defaults(Strict):
     guidance_rescale: Rescale = 0.0
     image_guidance_scale: ImageGuidance = 1.5
     noise_level: NoiseLevel = 20
+    prior_steps: int = Field(25, ge=1, le=MAX_STEPS)
+    prior_guidance_scale: Guidance = 4.0
     scheduler: Scheduler = "dpmpp_2m"
     strength: Strength = 0.8
     candidates: Candidates = 4

@@ -225,7 +225,7 @@ class Config(Strict):
         if not self.ranking.drafts:
             # Without drafts these keys decide nothing; left out, they leave the fingerprints of older plans as they are.
             del values["ranking"]["drafts"], values["ranking"]["drafts_stochastic"]
-        for name in ("image_guidance_scale", "noise_level"):
+        for name in ("image_guidance_scale", "noise_level", "prior_steps", "prior_guidance_scale"):
             # Likewise, where the config says nothing else.
             if values["defaults"][name] == Defaults.model_fields[name].default:
                 del values["defaults"][name]

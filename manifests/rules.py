@@ -6,18 +6,21 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from promptmill.configs.drafts import misfits
+from promptmill.configs.drafts import applied, misfits
 from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import MODES, Defaults
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Ranking
-from promptmill.manifests.steering import Steering, problems_of_controls, problems_of_references
+from promptmill.configs.scorers import HeadScorer
+from promptmill.manifests.steering import Steering, begin_with_noise, problems_of_controls, problems_of_references
 
 if TYPE_CHECKING:
     from promptmill.manifests.requests import Columns, Request
 
 # Columns that only some families of models take; where the model takes none, the request has none.
-FURTHER = ("image_guidance_scale", "noise_level")
+# A column that goes into requests only where the model draws classes; elsewhere it is carried, as columns that are not known.
+CLASS_LABEL = "class_label"
+FURTHER = ("image_guidance_scale", "noise_level", "prior_steps", "prior_guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Repainting:
     bends: Callable[[int, int], tuple[int, int]] | None = None
 
 
+def _takes_all(scheduler: str, steps: int, strength: float | None) -> None:
+    """Return no reason."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """Holds the rules for rows beyond the types of their columns.
@@ -52,11 +59,14 @@ class Rules:
         modes: The modes that the model serves.
         schedulers: The names of the schedulers that fit the model.
         rescaled: The modes in which the model can rescale guidance.
-        ignored: Columns that have no effect on the model's images: negative_prompt, guidance_scale or strength.
+        ignored: Columns that have no effect on the model's images: prompt, negative_prompt, guidance_scale or strength.
         unguided: The largest guidance scale that means no guidance.
+        least_guidance: The least guidance scale that the model takes.
         further: Those columns of `FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
         repainting: The limits of rows with a mask.
+        classes: The number of classes of which each row names one; None where the model draws none.
+        side: The one width and height that the model's images have; None where rows choose.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         eta: The noise of a step that the config sets, for the schedulers that take it.
         steering: What each type of control can do, as far as the model limits it.
@@ -64,6 +74,7 @@ class Rules:
         strict: Whether unknown columns are refused rather than carried.
         references: The types that the config has adapters for.
         image_prompts: Whether the model can have such adapters.
+        cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
     """
 
     defaults: Defaults
@@ -78,9 +89,12 @@ class Rules:
     rescaled: Collection[str] = MODES
     ignored: Collection[str] = ()
     unguided: float = 1.0
+    least_guidance: float = 0.0
     further: Collection[str] = ()
     most_noise: int = 1000
     repainting: Repainting = field(default_factory=Repainting)
+    classes: int | None = None
+    side: tuple[int, int] | None = None
     unfit: Mapping[str, str] = field(default_factory=dict)
     eta: float = 0.0
     steering: Mapping[str, Steering] = field(default_factory=dict)
@@ -88,6 +102,7 @@ class Rules:
     strict: bool = False
     references: Collection[str] = ()
     image_prompts: bool = True
+    cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
 
 
 def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[str]:
@@ -99,23 +114,38 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
         rules: The rules that the request was made with.
     """
     loose = request.image_guidance_scale is not None and request.image_guidance_scale < 1.0
-    unguided = bool(request.negative_prompt) and (request.guidance_scale <= rules.unguided or loose)
+    alone = (request.prior_guidance_scale or 0.0) <= 1.0  # no prior is led away from the negative prompt either
+    unguided = bool(request.negative_prompt) and alone and (request.guidance_scale <= rules.unguided or loose)
     defaults, without = rules.defaults, [*rules.ignored, *(name for name in FURTHER if name not in rules.further)]
     given = {name: getattr(defaults, name) for name in without if name in defaults.model_fields_set}
     given |= {name: values[name] for name in without if values.get(name) is not None}
     if request.init_image is None or (rules.repainting.strength and request.mask_image is not None):
         given.pop("strength", None)
-    notes = [f"{name}: has no effect, since the model takes none" for name, value in sorted(given.items()) if value != ""]
+    notes = [f"{name}: {_of_no_effect(name)}" for name, value in sorted(given.items()) if value != ""]
+    if not request.prompt and "prompt" in rules.ignored:
+        reading = ["clip_score", *(f"{one.name}_score" for one in rules.ranking.scorers if not isinstance(one, HeadScorer))]
+        notes.append(
+            f"prompt: none is given, so {', '.join(reading)} compare images with an empty text; a head looks at images alone"
+        )
+    asked = "strength" in defaults.model_fields_set or values.get("strength") is not None
+    if asked and begin_with_noise(request.controls, request.mode, rules.steering):
+        notes.append("strength: has no effect with these controls, whose images begin with noise alone")
     if unguided:
         begin = "at an image_guidance_scale of 1" if loose else f"above a guidance_scale of {rules.unguided:g}"
         notes.append(f"negative_prompt: has no effect without guidance, which begins {begin}")
     return notes
 
 
+def _of_no_effect(name: str) -> str:
+    if name == "prompt":
+        return "has no effect on images, since the model takes none; scores of image and prompt look at it"
+    return "has no effect, since the model takes none"
+
+
 def problems_between(request: Request, columns: Columns, rules: Rules) -> list[str]:
     """Return the problems between the columns of a request whose columns are right one by one."""
     wrong = []
-    if columns.prompt is None and rules.defaults.prompt is None:
+    if columns.prompt is None and rules.defaults.prompt is None and "prompt" not in rules.ignored:
         wrong.append("prompt: missing, and the config's defaults have none")
     stated = columns.mode or rules.defaults.mode
     if stated and stated != request.mode:
@@ -129,11 +159,24 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"scheduler: {request.scheduler} does not go with a mask_image in this model, which takes {', '.join(some)}")
     elif request.scheduler in rules.unfit:
         wrong.append(f"scheduler: {rules.unfit[request.scheduler]}")
+    else:
+        wrong += _check_schedules(request, rules)
+    if request.guidance_scale < rules.least_guidance:
+        wrong.append(
+            f"guidance_scale: {request.guidance_scale:g} is below {rules.least_guidance:g}, the least that the model takes;"
+            f" {rules.unguided:g} means no guidance"
+        )
     if request.guidance_rescale and request.mode not in rules.rescaled:
         can = f"only in {', '.join(rules.rescaled)}" if rules.rescaled else "in no mode"
         wrong.append(f"guidance_rescale: not in mode {request.mode}; the model takes it {can}")
     if request.noise_level is not None and request.noise_level > rules.most_noise:
         wrong.append(f"noise_level: {request.noise_level} is above {rules.most_noise}, the most that the model takes")
+    if rules.classes is not None and not 0 <= (columns.class_label if columns.class_label is not None else -1) < rules.classes:
+        found = "missing" if columns.class_label is None else f"{columns.class_label} is none of the model's"
+        wrong.append(f"class_label: {found}; the model draws classes from 0 to {rules.classes - 1}, one for each row")
+    if rules.side is not None and (request.width, request.height) != rules.side:
+        width, height = rules.side
+        wrong.append(f"width: {request.width} x {request.height}, and the model makes {width} x {height} pixels alone")
     if request.mask_image is not None and request.init_image is None:
         wrong.append("mask_image: given without an init_image to repaint")
     if columns.strength is not None and request.init_image is None:
@@ -147,7 +190,8 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking, rules.eta)
-    wrong += problems_of_controls(request.controls, request.mode, (request.width, request.height), rules.controls, rules.steering)
+    size = request.width, request.height
+    wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, request.init_image)
     wrong += problems_of_references(request.references, rules.references, rules.image_prompts)
     for lora in request.loras:
         if lora.name not in rules.loras:
@@ -170,6 +214,17 @@ def _check_size(request: Request, rules: Rules) -> list[str]:
     if most and (pixels := size[0] * size[1]) > most:
         wrong.append(f"width × height: {pixels:,} pixels are more than the {most:,} that the model has places for")
     return wrong
+
+
+def _check_schedules(request: Request, rules: Rules) -> list[str]:
+    """Return the problems of a request's schedule, or else of the first draft's that has some."""
+    if (reason := rules.cannot_take(request.scheduler, request.steps, request.strength)) is not None:
+        return [f"steps: {reason}"]
+    drafts = rules.ranking.drafts
+    for draft in (drafts[number] for number in applied(drafts, request.at_a_time)):
+        if (reason := rules.cannot_take(draft.scheduler or request.scheduler, draft.steps, request.strength)) is not None:
+            return [f"steps: in a draft of ranking.drafts: {reason}"]
+    return []
 
 
 def _check_ranking(request: Request, ranking: Ranking, eta: float) -> list[str]:

@@ -83,8 +83,10 @@ def measure(plan: Plan, shard: ShardPlan) -> Estimate | None:
     request = replace(placed.request, candidates=config.model.batch, keep=1, growing=None)
 
     def timed(steps: int) -> tuple[float, list]:
+        # A prior's evaluations have another price: with as large a share of the steps, the mean is that of the plan.
+        prior = max(1, round(request.prior_steps * steps / request.steps)) if request.prior_steps else None
         steps = math.ceil(steps / request.strength) if request.strength else steps
-        unit = Unit(shard.shard, 0, (replace(placed, request=replace(request, steps=steps)),))
+        unit = Unit(shard.shard, 0, (replace(placed, request=replace(request, steps=steps, prior_steps=prior)),))
         started = time.monotonic()
         try:
             rendered = engine.render(unit)

@@ -12,10 +12,11 @@ from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.manifests.rules import Repainting
 from promptmill.manifests.steering import Steering
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.compatibility import class_of_control, multiple_of
-from promptmill.pipelines.models.controls import control_classes
-from promptmill.pipelines.models.families import Family, family_of, lacking, refusal
-from promptmill.pipelines.models.pipeline_classes import controlled_mode, modes_of
+from promptmill.pipelines.models.compatibility import class_of_control, config_of, config_of_control, multiple_of
+from promptmill.pipelines.models.controls import control_class_of, control_classes, modes_of_net
+from promptmill.pipelines.models.families import DENOISERS, VAES, Family, family_of, lacking, refusal
+from promptmill.pipelines.models.pipeline_classes import TABLES, controlled_mode, modes_of
+from promptmill.pipelines.models.priors import index_of_prior
 from promptmill.pipelines.models.refiners import MODES, schedulers_between
 from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, kind_of_class, unfit
 from promptmill.pipelines.models.sources import local_folder
@@ -24,8 +25,8 @@ from promptmill.pipelines.work.evaluations import UNKNOWN, Counting
 
 INDEX = "model_index.json"
 # What the classes of schedulers begin with whose models were trained with a noise of their own that nothing else follows: sCM's
-# (arXiv:2410.11081) and CogVideoX's.
-APART = ("SCM", "CogVideoX")
+# (arXiv:2410.11081), CogVideoX's, Würstchen's (arXiv:2306.00637) and that of consistency models (arXiv:2303.01469).
+APART = ("SCM", "CogVideoX", "DDPMWuerstchen", "CMStochastic")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class ModelFacts:
         safety_checker: Whether the model brings a safety checker.
         ignored: Columns of rows that have no effect on the model's images.
         unguided: The largest guidance scale that means no guidance.
+        least_guidance: The least guidance scale that the model's pipelines take.
         steering: What each type of control that the config names can do.
         image_prompts: Whether the model can have adapters for reference images.
         left_out: Parts that the pipeline's class could have and the model does not.
@@ -51,7 +53,10 @@ class ModelFacts:
         sizes: The only sizes (width, height) of images; empty where any.
         bends: The size (width, height) that the model renders in place of another one; None where it renders every size.
         most_pixels: The pixels that an image can have; None where any number.
+        classes: The number of classes of which each row names one; None where the model draws none.
+        side: The one width and height in pixels that images have; None where rows choose.
         counting: What decides how often the denoiser is evaluated.
+        saved_scheduler: The config of the scheduler that the model was saved with.
     """
 
     pipeline: str
@@ -62,6 +67,7 @@ class ModelFacts:
     safety_checker: bool
     ignored: tuple[str, ...] = ()
     unguided: float = 1.0
+    least_guidance: float = 0.0
     steering: Mapping[str, Steering] = field(default_factory=dict)
     image_prompts: bool = True
     left_out: tuple[str, ...] = ()
@@ -72,7 +78,10 @@ class ModelFacts:
     sizes: tuple[tuple[int, int], ...] = ()
     bends: Callable[[int, int], tuple[int, int]] | None = None
     most_pixels: int | None = None
+    classes: int | None = None
+    side: tuple[int, int] | None = None
     counting: Counting = field(default_factory=Counting)
+    saved_scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_facts(model: Model) -> ModelFacts:
@@ -90,7 +99,8 @@ def read_facts(model: Model) -> ModelFacts:
     if (package := lacking(family_of(name))) is not None:
         raise ModelError(f"{model.base}: {name} needs {package}: pip install 'promptmill[{package}]'")
     unsupported = f"{model.base}: is of a family ({name}) that is not supported"
-    if _class_of(index, "vae") is None:
+    decoder = next((part for part in VAES if _class_of(index, part) is not None), None)
+    if decoder is None and family_of(name).latent:
         raise ModelError(f"{unsupported} yet: it has no vae")
     for part, other in family_of(name).beside.items():
         if _class_of(index, part) is None:
@@ -100,13 +110,16 @@ def read_facts(model: Model) -> ModelFacts:
     modes = modes_of(name)
     if not modes:
         raise ModelError(f"{unsupported}: diffusers has no pipeline that makes images with it")
-    vae = _read(model, "vae/config.json")
-    factor = 2 ** (_levels(vae) - 1)
-    denoiser = next((_read(model, f"{part}/config.json") for part in ("unet", "transformer") if part in index), {})
+    vae = _read(model, f"{decoder}/config.json") if decoder and family_of(name).latent else {}
+    factor = 2 ** (_levels(vae) - 1) if vae else 1
+    denoiser = next((_read(model, f"{part}/config.json") for part in DENOISERS if part in index), {})
+    prior = index_of_prior(model, name, config_of)
     if "unet" in index:
         channels = _count(denoiser, "in_channels")
         if channels > _count(vae, "latent_channels") and "inpaint" in modes:
             modes = ("inpaint",)
+        elif family_of(name).masked:
+            modes = tuple(mode for mode in modes if mode != "inpaint")
         if index.get("requires_aesthetics_score") is True:
             modes = tuple(mode for mode in modes if mode != "txt2img")  # SDXL's refiner, which begins with a picture
         multiple = max(8, factor * family_of(name).enlarges)
@@ -115,9 +128,11 @@ def read_facts(model: Model) -> ModelFacts:
         # diffusers' inpainting of SD3 takes a transformer of 16 or 33 channels, and raises for any other.
         if name.startswith("StableDiffusion3") and _count(denoiser, "in_channels") not in (16, 33):
             modes = tuple(mode for mode in modes if mode != "inpaint")
-    steering = _steering(model, name, modes) if model.controlnets else {}
-    modes += tuple(mode for mode in map(controlled_mode, modes) if any(mode in can.modes for can in steering.values()))
-    image_prompts = family_of(name).prior is not None or (family_of(name).image_prompts and "unet" in index)
+    if (multiple_by := family_of(name).multiple_by) is not None:
+        multiple = multiple_by(index, prior, factor)
+    steering = _steering(model, name, modes, denoiser.get("in_channels")) if model.controlnets else {}
+    modes += tuple(mode for mode in map(controlled_mode, TABLES) if any(mode in can.modes for can in steering.values()))
+    image_prompts = family_of(name).redux is not None or (family_of(name).image_prompts and "unet" in index)
     if model.references and not image_prompts:
         others = "IP-Adapters are for Stable Diffusion and SDXL, Redux is for Flux"
         raise ModelError(f"{model.base}: model.references: {name} takes none; {others}")
@@ -129,7 +144,7 @@ def read_facts(model: Model) -> ModelFacts:
     family = family_of(name)
     if family.guiders and not any(_class_of(index, part) for part in family.guiders):
         family = replace(family, embedded=True, negative=False)
-    ignored = _ignored(family, index, denoiser)
+    ignored = _ignored(family, index, denoiser, modes)
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
     return ModelFacts(
         name,
@@ -140,6 +155,7 @@ def read_facts(model: Model) -> ModelFacts:
         safety_checker=model.single_file is None and _class_of(index, "safety_checker") is not None,
         ignored=ignored,
         unguided=family_of(name).unguided,
+        least_guidance=family_of(name).least_guidance,
         steering=steering,
         image_prompts=image_prompts,
         further=family_of(name).further,
@@ -147,24 +163,45 @@ def read_facts(model: Model) -> ModelFacts:
         sizes=family.sizes,
         bends=family.bends,
         most_pixels=_most_pixels(family, denoiser, factor),
+        classes=denoiser.get(family_of(name).classes or ""),
+        side=_side(denoiser, factor) if family_of(name).fixed else None,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
         counting=_counting(family, "guidance_scale" in ignored, denoiser, scheduler),
         repainting=family.repainting,
+        saved_scheduler=scheduler,
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
 
 
-def _steering(model: Model, pipeline: str, modes: Sequence[str]) -> dict[str, Steering]:
+def class_saved(model: Model) -> str | None:
+    """Return the pipeline class that a model was saved as; None where no index says so."""
+    try:
+        name = _read(model, INDEX).get("_class_name")
+    except ModelError:
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _steering(model: Model, pipeline: str, modes: Sequence[str], channels: Any) -> dict[str, Steering]:
     """Return the limits of each type of control; a type whose class is not served is left out, since `check_fits` refuses it."""
     classes = control_classes(pipeline)
     found = {}
     for kind, weights in model.controlnets.items():
-        served = classes.get(class_of_control(weights, pipeline))
+        config = config_of_control(weights)
+        served = classes.get(control_class_of(class_of_control(weights, pipeline), config))
         if served is not None:
-            able = tuple(controlled_mode(mode) for mode in modes if mode in served.pipelines)
+            able = tuple(
+                controlled_mode(mode) for mode in modes_of_net(served, config, channels) if mode in modes or served.repaints
+            )
             said = f"{served.name} in guess mode" if weights.guess else served.name
             found[kind] = Steering(
-                said, able, served.several, served.timed, multiple_of(weights) if served.part == "adapter" else 1
+                said,
+                able,
+                served.several,
+                served.timed,
+                multiple_of(weights) if served.part == "adapter" else 1,
+                served.repaints,
+                tuple(controlled_mode(mode) for mode in served.from_noise),
             )
     if not classes or (found and not any(can.modes for can in found.values())):
         raise ModelError(f"{model.base}: model.controlnets: there are no ControlNets for {pipeline} that promptmill can load")
@@ -176,7 +213,7 @@ def _counting(family: Family, unguided: bool, denoiser: Mapping[str, Any], sched
     once = unguided or family.embedded or _takes_guidance(family, denoiser)
     own = kind_of_class(scheduler.get("_class_name")) or UNKNOWN
     # Two evaluations, or three by text and picture; where the two go through the denoiser one after the other, `rows` is 1.
-    return Counting(1 if once else max(2, family.rows), family.unguided, family.steps_left, own)
+    return Counting(1 if once else max(2, family.rows), family.unguided, family.steps_left, own, family.negative_too)
 
 
 def _takes_guidance(family: Family, unet: Mapping[str, Any]) -> bool:
@@ -192,14 +229,15 @@ def _most_pixels(family: Family, denoiser: Mapping[str, Any], factor: int) -> in
     return None
 
 
-def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> tuple[str, ...]:
+def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any], modes: Sequence[str]) -> tuple[str, ...]:
     """Return the columns that a family ignores, or one of its models that is distilled."""
     distilled = index.get("is_distilled") is True
     guidance = family.guidance is not None and not distilled and (denoiser.get("guidance_embeds") is True or not family.embedded)
     takes = {
+        "prompt": family.prompted,
         "negative_prompt": family.negative and not _takes_guidance(family, denoiser),
         "guidance_scale": guidance,
-        "strength": family.strength,
+        "strength": family.strength and not (family.masked and [*modes] == ["inpaint"]),
     }
     return tuple(name for name, has in takes.items() if not has)
 
@@ -242,6 +280,16 @@ def _levels(vae: dict[str, Any]) -> int:
         if isinstance(channels, list) and channels:
             return len(channels)
     return 4
+
+
+def _side(denoiser: Mapping[str, Any], factor: int) -> tuple[int, int] | None:
+    """Return the width and the height that a denoiser's config says of its images, which are so many times larger, in pixels."""
+    match denoiser.get("sample_size"):
+        case int(side):
+            return factor * side, factor * side
+        case [int(height), int(width)]:
+            return factor * width, factor * height
+    return None
 
 
 def _patch(transformer: dict[str, Any]) -> int:

@@ -10,8 +10,9 @@ from safetensors import safe_open
 from promptmill.configs.model import Model
 from promptmill.configs.weights import ControlNetWeights, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.controls import ControlClass, control_classes
+from promptmill.pipelines.models.controls import MASKED, ControlClass, control_class_of, control_classes
 from promptmill.pipelines.models.families import family_of
+from promptmill.pipelines.models.priors import check_prior
 from promptmill.pipelines.models.reference_adapters import check_redux, check_references
 from promptmill.pipelines.models.refiners import check_refiner
 from promptmill.pipelines.models.sources import local_folder, part_place
@@ -22,7 +23,7 @@ DENOISERS = ("transformer", "unet")
 QUANTIZED = (*DENOISERS, "text_encoder")  # what names of parts begin with that can be quantised, or offloaded
 # Of text embeddings and layers, as configs of UNets and transformers name them: a ControlNet has those of its base.
 WIDTHS = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "pooled_projection_dim", "caption_channels", "dim")
-MASKED = ("extra_conditioning_channels", "extra_condition_channels")  # of ControlNets that see a mask beside their image
+PROCESSOR = "feature_extractor/preprocessor_config.json"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -34,24 +35,31 @@ def check_fits(model: Model) -> None:
     Raises:
         ModelError: A part is made for another base, and the line says by which size; or is of a class that is not served.
     """
+    whole = config_of(model.layout, "model_index.json") if model.vae else None
+    if whole is not None and not _is_part(whole.get("vae")):
+        raise ModelError(f"model.vae: {model.base} has no vae that could be replaced; leave it out")
     if model.vae and "Autoencoder" not in (kind := class_named(model.vae, VAE)):
         raise ModelError(f"model.vae: {model.vae.source} is a {kind}, which is no VAE")
     if model.denoiser:
         _check_denoiser(model, model.denoiser)
     if model.refiner:
-        check_refiner(model, model.refiner, _config)
-    index = _config(model.layout, "model_index.json") or {} if model.quantize else {}
+        check_refiner(model, model.refiner, config_of)
+    if model.prior:
+        check_prior(model, model.prior, config_of)
+    index = config_of(model.layout, "model_index.json") or {} if model.quantize else {}
     if lacking := [name for name in model.quantize if not _is_part(index.get(name))]:
         parts = ", ".join(sorted(name for name, kind in index.items() if name.startswith(QUANTIZED) and _is_part(kind)))
         raise ModelError(f"model.quantize: {model.base} has no {lacking[0]}; what can be quantised there: {parts}")
     name, _ = denoiser_of(model) if model.controlnets or model.loras or model.references else ("", "")
-    denoiser = (_config(model.layout, f"{name}/config.json") if name else None) or {}
+    denoiser = (config_of(model.layout, f"{name}/config.json") if name else None) or {}
     for kind, weights in model.controlnets.items():
         _check_controlnet(model, denoiser, f"model.controlnets.{kind}", weights)
     if model.references and name == "transformer":
-        check_redux(model, denoiser, _config)
+        check_redux(model, denoiser, config_of)
     elif (encoder := model.reads_references) is not None:
-        check_references(model, denoiser, _config(encoder, "/".join(filter(None, (encoder.subfolder, "config.json")))))
+        its = config_of(encoder, "/".join(filter(None, (encoder.subfolder, "config.json"))))
+        own = _is_part((config_of(model.layout, "model_index.json") or {}).get("feature_extractor"))
+        check_references(model, denoiser, its, config_of(model.layout, PROCESSOR) if own else None)
     wanted = denoiser.get("cross_attention_dim") if name == "unet" else None
     for lora in model.loras:
         width = _lora_width(lora, lora.weight_name)
@@ -71,7 +79,7 @@ def denoiser_of(model: Model) -> tuple[str, str]:
     Raises:
         ModelError: The base has neither.
     """
-    index = _config(model.layout, "model_index.json") or {}
+    index = config_of(model.layout, "model_index.json") or {}
     for name in DENOISERS:
         match index.get(name):
             case [str(), str(kind)]:
@@ -80,18 +88,19 @@ def denoiser_of(model: Model) -> tuple[str, str]:
 
 
 def _check_controlnet(model: Model, denoiser: Mapping[str, Any], where: str, weights: ControlNetWeights) -> None:
-    net = _config(weights, "config.json")
+    net = config_of(weights, "config.json")
     if net is None:
         raise ModelError(f"{where}: {weights.source} has no config.json; is it a ControlNet in diffusers' format?")
-    index = _config(model.layout, "model_index.json") or {}
+    index = config_of(model.layout, "model_index.json") or {}
     pipeline = str(index.get("_class_name"))
     classes = control_classes(pipeline)
-    if (served := classes.get(kind := class_named(weights, CONTROLNET))) is None:
+    kind = class_named(weights, CONTROLNET)
+    if (served := classes.get(control_class_of(kind, net))) is None:
+        if any(net.get(key) for key in MASKED) and kind in classes:
+            raise ModelError(f"{where}: {weights.source} repaints by a mask of its own, for which {pipeline} has no pipeline")
         only = f"only a {' or a '.join(classes)} is" if classes else f"{pipeline} has none"
         raise ModelError(f"{where}: {weights.source} is a {kind}, which is not served; {only}")
     _check_mode(where, weights, served, net)
-    if any(net.get(key) for key in MASKED):
-        raise ModelError(f"{where}: {weights.source} repaints by a mask of its own, an inpainting {kind}, which is not served")
     if served.part == "adapter":
         _check_features(where, weights, denoiser, net)
     for key in WIDTHS:
@@ -126,7 +135,7 @@ def _check_denoiser(model: Model, given: PartWeights) -> None:
     if given.weight_name or (place is not None and place.is_file()):
         return  # a file of weights alone names no class; the loader compares the tensors' names and sizes
     file = "/".join(filter(None, (given.subfolder, "config.json")))
-    config = _config(given, file)
+    config = config_of(given, file)
     if config is None:
         where = f"{name} in a subfolder" if given.subfolder is None else "denoiser in diffusers' format there"
         raise ModelError(f"model.denoiser: {given.source} has no {file}; is it a {where}? Name it as model.denoiser.subfolder")
@@ -136,7 +145,7 @@ def _check_denoiser(model: Model, given: PartWeights) -> None:
 
 def class_named(weights: Weights, usual: str) -> str:
     """Return the diffusers class that a part's own config names; the usual one where it names none."""
-    name = (_config(weights, "config.json") or {}).get("_class_name")
+    name = (config_of(weights, "config.json") or {}).get("_class_name")
     return name if isinstance(name, str) else usual
 
 
@@ -149,16 +158,25 @@ def class_of_control(weights: Weights, pipeline: str) -> str:
         return usual  # loading says what is missing
 
 
+def config_of_control(weights: Weights) -> dict[str, Any]:
+    """Return the config of a control model; empty where there is none to read."""
+    try:
+        return config_of(weights, "config.json") or {}
+    except ModelError:
+        return {}
+
+
 def multiple_of(weights: Weights) -> int:
     """Return the pixels of a side of the squares that a T2I-Adapter folds into channels, by its config."""
     try:
-        side = (_config(weights, "config.json") or {}).get("downscale_factor")
+        side = (config_of(weights, "config.json") or {}).get("downscale_factor")
     except ModelError:
         side = None
     return side if isinstance(side, int) and side > 0 else 8
 
 
-def _config(weights: Weights, name: str) -> dict[str, Any] | None:
+def config_of(weights: Weights, name: str) -> dict[str, Any] | None:
+    """Return a config file of a set of weights; None where there is no such file, or none that can be read."""
     place = _place(weights, name)
     try:
         content = json.loads(place.read_text()) if place else None

@@ -21,6 +21,8 @@ class Family:
         embedded: Whether guidance is an input of the model, and of no effect where the model has no such input.
         projected: Whether a UNet with a projection beside that of time (time_cond_proj_dim) takes the guidance scale by it.
         unguided: The largest guidance scale that means no guidance.
+        least: The smallest guidance scale that a call is given, where a smaller one would guide again.
+        least_guidance: The least guidance scale that its pipelines take.
         negative: Whether negative prompts have an effect, at a guidance scale above 1.
         empty_negative: Whether guidance needs a negative prompt, be it an empty one.
         prompts_apart: Whether a call pads its texts to the longest of them, so that texts in one call depend on each other.
@@ -39,8 +41,9 @@ class Family:
         control_modes: The key of a ControlNet's config that counts its modes, where ControlNets of several modes are among the
             family's; None where there are none.
         guess: Whether its pipelines with ControlNets have a guess mode.
+        from_noise: The modes in which its pipelines with ControlNets begin with noise alone, though there is a picture.
         image_prompts: Whether its pipelines take reference images through adapters (IP-Adapters).
-        prior: The pipeline that makes embeddings of reference images and prompts, which the family's pipelines take; None: none.
+        redux: The pipeline that makes embeddings of reference images and prompts, which the family's pipelines take; None: none.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         sized: Whether its pipelines tell the scheduler the size of images, for a schedule that depends on it.
         further: Those columns of `rules.FURTHER` that the family takes.
@@ -49,7 +52,9 @@ class Family:
         by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.
         length_first: Whether the text encoder answers (length, rows, width) in place of (rows, length, width).
         package: A package beside those that promptmill installs, which the family's tokenizer needs; None where there is none.
-        picture: The argument that takes the picture of a row; `control_image` takes it in -1 … 1.
+        libraries: Further libraries whose versions decide what the family's models see of a prompt.
+        picture: The argument that takes the picture of a row.
+        signed: Whether tensors of pictures are given in -1 … 1.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
         single: Whether a call makes one image, of one picture as Pillow has it.
         guiders: Parts that guide, where they are there, and keep a state between steps: each call has copies of them with the row's
@@ -65,6 +70,19 @@ class Family:
             render every size.
         most_pixels: The key of the denoiser's config with the largest size, in latents; None where sizes are unbounded.
         attributes: What a call sets on its pipeline first: functions of the request and of how many pixels a latent has on a side.
+        output: The form of images that is asked for; of `pt` one family makes values in -1 … 1, as its VAE has them.
+        prior: The class of the pipeline that makes the embeddings that the model decodes; None where the model reads texts itself.
+        negative_too: Whether the prior makes an embedding of the negative prompt as well.
+        multiple_by: Returns the pixels that sides are multiples of, of the indexes of the model and of its prior, and of how many
+            times smaller latents are than images; None where VAE and patches say it.
+        masked: Whether its inpainting takes a denoiser that is given the masked picture, and no strength.
+        one_mask: Whether a call lays its first picture and mask over all of its samples, so that it has one row's alone.
+        one_text: Whether a call has one text, for all of its samples.
+        prompted: Whether the model reads prompts.
+        classes: The key of the denoiser's config that counts the classes of which each row names one; None where it draws none.
+        fixed: Whether images have the one size that the denoiser's config says.
+        latent: Whether the denoiser makes latents, which a VAE decodes; otherwise it makes the pixels.
+        moved: The module of diffusers' pipelines that the family's indexes name, which has moved among the deprecated ones.
         always: Further arguments of every call: values, or functions of the request.
     """
 
@@ -73,6 +91,8 @@ class Family:
     embedded: bool = False
     projected: bool = True
     unguided: float = 1.0
+    least: float = 0.0
+    least_guidance: float = 0.0
     negative: bool = True
     empty_negative: bool = False
     prompts_apart: bool = False
@@ -88,8 +108,9 @@ class Family:
     encoded_controls: bool = True
     control_modes: str | None = None
     guess: bool = False
+    from_noise: tuple[str, ...] = ()
     image_prompts: bool = False
-    prior: str | None = None
+    redux: str | None = None
     references: bool = False
     sized: bool = False
     further: tuple[str, ...] = ()
@@ -98,7 +119,9 @@ class Family:
     by_itself: tuple[str, ...] = ()
     length_first: bool = False
     package: str | None = None
+    libraries: tuple[str, ...] = ()
     picture: str = "image"
+    signed: bool = False
     whole_pictures: bool = False
     single: bool = False
     guiders: tuple[str, ...] = ()
@@ -111,6 +134,18 @@ class Family:
     bends: Callable[[int, int], tuple[int, int]] | None = None
     most_pixels: str | None = None
     attributes: Mapping[str, Callable[[Any, int], Any]] = field(default_factory=dict)
+    output: str = "pt"
+    prior: str | None = None
+    negative_too: bool = False
+    multiple_by: Callable[[Mapping[str, Any], Mapping[str, Any], int], int] | None = None
+    masked: bool = False
+    one_mask: bool = False
+    one_text: bool = False
+    prompted: bool = True
+    classes: str | None = None
+    fixed: bool = False
+    latent: bool = True
+    moved: str | None = None
     always: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, request: Any) -> dict[str, Any]:
@@ -159,7 +194,50 @@ def no_control_modes(request: Any) -> list[None] | None:
 
 BY_SCALED_NOISE = ("euler", "model")  # diffusers' inpainting has the scheduler scale noise, which other solvers of flows cannot
 KANDINSKY5 = ((1024, 1024), (640, 1408), (1408, 640), (768, 1280), (1280, 768), (896, 1152), (1152, 896))
+
+
+def staged_multiple(decoder: Mapping[str, Any], prior: Mapping[str, Any], factor: int) -> int:
+    """Return the pixels that sides are multiples of where a prior's embeddings have a size that the decoder's latents follow.
+
+    Both sizes are rounded, by numbers of the two indexes (arXiv:2306.00637); the images are four times as large as the latents.
+    """
+    smaller, larger = float(prior.get("resolution_multiple") or 42.67), float(decoder.get("latent_dim_scale") or 10.67)
+
+    def is_kept(side: int) -> bool:
+        return int(math.ceil(side / smaller) * larger) * 4 == side
+
+    return next(side for side in range(8, 2**16, 8) if all(is_kept(times * side) for times in range(1, 9)))
+
+
+OF_PRIORS = ("prior_steps", "prior_guidance_scale")
 ALL_SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
+
+# What the parts of pipelines are called that remove noise, and that make images of latents.
+DENOISERS = ("unet", "transformer", "decoder")
+VAES = ("vae", "movq", "vqgan", "vqvae")
+# Pipelines that take a width for the height and a height for the width.
+TURNED = frozenset({"KandinskyImg2ImgPipeline", "KandinskyV22Img2ImgPipeline"})
+
+# The UNet's noise comes with a variance, which one scheduler takes.
+_KANDINSKY: dict[str, Any] = {
+    "solvers": ("ddpm",),
+    "further": OF_PRIORS,
+    "output": "np",
+    "signed": True,
+    "whole_pictures": True,
+    "masked": True,
+    "negative_too": True,
+    "multiple_by": lambda decoder, prior, factor: factor**2,
+}
+_OF_NOTHING: dict[str, Any] = {
+    "rows": 1,
+    "guidance": None,
+    "negative": False,
+    "strength": False,
+    "prompted": False,
+    "fixed": True,
+    "latent": False,
+}
 
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
@@ -168,8 +246,29 @@ FAMILIES: dict[str, Family] = {
     "BriaPipeline": Family(patch=2, sized=True),
     "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),
     "CogView3": Family(),
+    "ConsistencyModel": Family(
+        rows=1,
+        guidance=None,
+        negative=False,
+        strength=False,
+        prompted=False,
+        classes="num_class_embeds",
+        fixed=True,
+        latent=False,
+    ),
+    # The pipelines take a step from what they have scaled, and with whatever noise a scheduler draws from torch's global generator.
+    "DDIM": Family(solvers=("ddim",), **_OF_NOTHING),
+    "DDPM": Family(solvers=("ddpm", "ddim"), **_OF_NOTHING),
+    "DiT": Family(
+        solvers=("ddim", "dpmpp_2m", "unipc"),
+        negative=False,
+        strength=False,
+        prompted=False,
+        classes="num_embeds_ada_norm",
+        fixed=True,
+    ),
     "CogView4": Family(rows=1, prompts_apart=True, sized=True),
-    "CogView4Control": Family(rows=1, prompts_apart=True, sized=True, strength=False, picture="control_image"),
+    "CogView4Control": Family(rows=1, prompts_apart=True, sized=True, strength=False, picture="control_image", signed=True),
     # Its rewriting of prompts would draw from torch's global generator.
     "ErnieImage": Family(prompts_apart=True, patch=2, always={"use_pe": False}),
     "Flux": Family(
@@ -181,7 +280,7 @@ FAMILIES: dict[str, Family] = {
         sized=True,
         controlnet="FluxControlNetModel",
         control_modes="num_mode",
-        prior="FluxPriorReduxPipeline",
+        redux="FluxPriorReduxPipeline",
         always={"control_mode": no_control_modes},
     ),
     "Flux2": Family(
@@ -208,6 +307,7 @@ FAMILIES: dict[str, Family] = {
         solvers=("euler", "unipc"),
         sized=True,
         picture="control_image",
+        signed=True,
     ),
     "FluxKontext": Family(
         rows=1,
@@ -244,9 +344,27 @@ FAMILIES: dict[str, Family] = {
     # The second reads the picture that it edits.
     "Kandinsky5T2I": Family(rows=1, prompts_apart=True, patch=2, solvers=ALL_SOLVERS, sizes=KANDINSKY5),
     "Kandinsky5I2I": Family(rows=1, strength=False, patch=2, solvers=ALL_SOLVERS, sizes=KANDINSKY5, single=True),
+    "Kandinsky": Family(prior="KandinskyPriorPipeline", **_KANDINSKY),
+    # The embeddings of the prior are all that the UNet is told.
+    "KandinskyV22": Family(prior="KandinskyV22PriorPipeline", one_mask=True, **_KANDINSKY),
+    # Captions would be cleaned only where two more packages are installed. The noise comes with a variance.
+    "IF": Family(solvers=("ddpm", "dpmpp_2m"), output="np", signed=True, latent=False, always={"clean_caption": False}),
+    "IFSuperResolution": Family(
+        solvers=("ddpm", "dpmpp_2m"),
+        strength=False,
+        output="np",
+        signed=True,
+        latent=False,
+        enlarges=4,
+        further=("noise_level",),
+        most_noise=999,
+        always={"clean_caption": False},
+    ),
     "Kolors": Family(length_first=True, package="sentencepiece"),
     "Krea2": Family(rows=1, unguided=0.0, sized=True, solvers=("euler", "unipc"), patch=2),
     "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
+    # The pipeline scales nothing for a scheduler, and gives it no generator.
+    "LDMTextToImage": Family(solvers=("ddim", "pndm", "dpmpp_2m", "unipc"), negative=False, least=1.0),
     # Its rewriting of prompts would have the language model generate texts.
     "LongCatImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc"), always={"enable_prompt_rewrite": False}),
     "LongCatImageEdit": Family(
@@ -256,7 +374,15 @@ FAMILIES: dict[str, Family] = {
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", sized=True, solvers=("euler", "unipc")),
     "OvisImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),
-    "PRX": Family(solvers=ALL_SOLVERS, always={"use_resolution_binning": False}),
+    "PRX": Family(least_guidance=1.0, solvers=ALL_SOLVERS, libraries=("ftfy",), always={"use_resolution_binning": False}),
+    "PRXPixel": Family(
+        least_guidance=1.0,
+        solvers=ALL_SOLVERS,
+        output="np",
+        latent=False,
+        libraries=("ftfy",),
+        always={"use_resolution_binning": False},
+    ),
     "QwenImage": Family(
         rows=1,
         steps_left="up",
@@ -310,6 +436,9 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False, guess=True, image_prompts=True),
     # The UNet is given the depth of the picture, which a part of the model estimates under `torch.autocast`.
     "StableDiffusionDepth2Img": Family(by_itself=("depth_estimator",), whole_pictures=True),
+    "StableDiffusionImageVariation": Family(
+        negative=False, strength=False, prompted=False, by_itself=("image_encoder",), whole_pictures=True
+    ),
     "StableDiffusionInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
     # The pipeline computes with the scheduler's sigmas, and its UNet is given the text as a whole beside the time.
     "StableDiffusionLatentUpscale": Family(projected=False, strength=False, enlarges=2, solvers=("euler",)),
@@ -319,6 +448,15 @@ FAMILIES: dict[str, Family] = {
     "StableUnCLIPImg2Img": Family(
         strength=False, further=("noise_level",), most_noise=999, by_itself=("image_encoder",), whole_pictures=True
     ),
+    "StableCascade": Family(further=OF_PRIORS, prior="StableCascadePriorPipeline", multiple_by=staged_multiple, moved="wuerstchen"),
+    "Wuerstchen": Family(
+        further=OF_PRIORS,
+        prior="WuerstchenPriorPipeline",
+        multiple_by=staged_multiple,
+        prompts_apart=True,
+        one_text=True,
+        moved="wuerstchen",
+    ),
     "ZImage": Family(
         steps_left="up",
         unguided=0.0,
@@ -326,6 +464,7 @@ FAMILIES: dict[str, Family] = {
         multiple=32,
         sized=True,
         controlnet="ZImageControlNetModel",
+        from_noise=("inpaint",),
         several_controls=False,
         timed_controls=False,
     ),
@@ -343,7 +482,8 @@ _CONTROLLED = "was saved with what steers it; set _class_name to {} in model_ind
 UNTRIED = "is not served yet: its images have not been compared with those of plain diffusers"
 CONTROL_IMAGE = "needs a control image beside the picture of every row, which is not supported yet"
 STAGES = "renders in stages that are pipelines of their own, and a run has one"
-NO_PROMPT = "takes no prompt, and each row of a manifest has one"
+COMBINED = "is made of two models: name the decoder's as model.base, and the prior's as model.prior"
+A_PRIOR = "makes embeddings and no pictures: name it as model.prior, beside the decoder of its family as model.base"
 NO_PICTURE = "makes no picture of a prompt"
 ENDED = "is one of diffusers' deprecated pipelines"
 PLACES = "splits its batch by position, so that no two requests could share one"
@@ -361,18 +501,15 @@ REFUSED: dict[str, str] = {
         ("wants a guardrail of its own, the package cosmos_guardrail, to see each prompt and image", "Cosmos2TextToImage"),
         ("reads its language model by a hook on a layer, which would see the rows of all requests", "JoyImageEdit"),
         (
-            STAGES,
-            "KandinskyPipeline KandinskyImg2Img KandinskyInpaint KandinskyCombined KandinskyPrior KandinskyV22 Wuerstchen"
-            " StableCascade IFPipeline IFImg2Img IFInpainting IFSuperResolution",
+            COMBINED,
+            "KandinskyCombined KandinskyImg2ImgCombined KandinskyInpaintCombined KandinskyV22Combined KandinskyV22Img2ImgCombined"
+            " KandinskyV22InpaintCombined StableCascadeCombined WuerstchenCombined",
         ),
+        (A_PRIOR, "KandinskyPrior KandinskyV22Prior StableCascadePrior WuerstchenPrior"),
+        (CONTROL_IMAGE, "KandinskyV22Controlnet"),
+        ("enlarges an image toward a second picture, and a row has one", "IFImg2ImgSuperResolution IFInpaintingSuperResolution"),
         ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
         ("has a second scheduler, which calls side by side would share", "StableUnCLIPPipeline"),
-        ("denoises pixels, and promptmill's engine wants a VAE", "PRXPixel"),
-        (
-            NO_PROMPT,
-            "ConsistencyModel DDIM DDPM DiT PNDM ScoreSdeVe KarrasVe RePaint LDMPipeline LDMSuperResolution"
-            " StableDiffusionImageVariation PaintByExample",
-        ),
         (NO_PICTURE, "Marigold ShapE"),
         ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
         ("makes embeddings of pictures for Flux; give it as model.references beside a Flux", "FluxPriorRedux"),
@@ -380,7 +517,8 @@ REFUSED: dict[str, str] = {
         ("inverts a picture by a call of its own before it edits the picture", "LEditsPP"),
         (
             ENDED,
-            "AltDiffusion Amused BlipDiffusion CycleDiffusion SemanticStableDiffusion StableDiffusionAttendAndExcite"
+            "AltDiffusion Amused BlipDiffusion CycleDiffusion KarrasVe LDMPipeline PaintByExample PNDM RePaint ScoreSdeVe"
+            " SemanticStableDiffusion StableDiffusionAttendAndExcite"
             " StableDiffusionDiffEdit StableDiffusionGLIGEN StableDiffusionInpaintPipelineLegacy StableDiffusionLDM3D"
             " StableDiffusionModelEditing StableDiffusionPanorama StableDiffusionParadigms StableDiffusionPipelineSafe"
             " StableDiffusionPix2PixZero StableDiffusionSAG UnCLIP UniDiffuser VersatileDiffusion VQDiffusion",
@@ -390,7 +528,7 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "BriaFibo ChronoEdit DreamLite Flux2KleinKV Kandinsky3 LDMTextToImage NucleusMoE VisualCloze ZImageOmni",
+            "BriaFibo ChronoEdit DreamLite Flux2KleinKV Kandinsky3 LDMSuperResolution NucleusMoE VisualCloze ZImageOmni",
         ),
     )
     for begin in begins.split()

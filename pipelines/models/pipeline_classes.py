@@ -28,16 +28,32 @@ MORE = {
         "hidream-image": "HiDreamImagePipeline",
         "hunyuan-image": "HunyuanImagePipeline",
         "kandinsky5": "Kandinsky5T2IPipeline",
+        "cascade-decoder": "StableCascadeDecoderPipeline",
+        "consistency": "ConsistencyModelPipeline",
+        "ddim": "DDIMPipeline",
+        "ddpm": "DDPMPipeline",
+        "dit": "DiTPipeline",
+        "kandinsky-decoder": "KandinskyPipeline",
+        "kandinsky22-decoder": "KandinskyV22Pipeline",
+        "ldm": "LDMTextToImagePipeline",
+        "if": "IFPipeline",
         "longcat-image": "LongCatImagePipeline",
+        "prx-pixel": "PRXPixelPipeline",
         "sana-sprint": "SanaSprintPipeline",
+        "wuerstchen-decoder": "WuerstchenDecoderPipeline",
     },
     "img2img": {
         "chroma": "ChromaImg2ImgPipeline",
         "depth2img": "StableDiffusionDepth2ImgPipeline",
+        "if": "IFImg2ImgPipeline",
+        "if-upscaler": "IFSuperResolutionPipeline",
+        "image-variation": "StableDiffusionImageVariationPipeline",
         "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
         "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
         "kandinsky5-edit": "Kandinsky5I2IPipeline",
         "qwenimage21": "QwenImage21Pipeline",
+        "kandinsky-decoder": "KandinskyImg2ImgPipeline",
+        "kandinsky22-decoder": "KandinskyV22Img2ImgPipeline",
         "latent-upscaler": "StableDiffusionLatentUpscalePipeline",
         "longcat-image-edit": "LongCatImageEditPipeline",
         "sana-sprint": "SanaSprintImg2ImgPipeline",
@@ -48,6 +64,9 @@ MORE = {
         "flux-fill": "FluxFillPipeline",
         "flux-kontext": "FluxKontextInpaintPipeline",
         "flux2-klein": "Flux2KleinInpaintPipeline",
+        "if": "IFInpaintingPipeline",
+        "kandinsky-decoder": "KandinskyInpaintPipeline",
+        "kandinsky22-decoder": "KandinskyV22InpaintPipeline",
     },
 }
 
@@ -58,7 +77,7 @@ INSTEAD = {"flux-control": {"img2img": "FluxControlPipeline"}, "cogview4-control
 CONTROLLED: dict[str, dict[str, str]] = {
     "txt2img": {"hunyuan": "HunyuanDiTControlNetPipeline", "sana": "SanaControlNetPipeline"},
     "img2img": {},
-    "inpaint": {},
+    "inpaint": {"z-image": "ZImageControlNetInpaintPipeline"},
 }
 # Pipelines that want a mask beside the control image, for a ControlNet that repaints, in place of a picture and its mask.
 UNLIKE = frozenset({"StableDiffusion3ControlNetInpaintingPipeline"})

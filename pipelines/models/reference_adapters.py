@@ -28,13 +28,16 @@ def adapter_place(weights: PartWeights) -> Path:
     return place if place is not None else hub_file(weights.source, inside, weights.revision)
 
 
-def check_references(model: Model, denoiser: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> None:
+def check_references(
+    model: Model, denoiser: Mapping[str, Any], encoder: Mapping[str, Any] | None, processor: Mapping[str, Any] | None = None
+) -> None:
     """Compare the adapters of a config with the UNet of the base model and with the image encoder.
 
     Args:
         model: The config's model.
         denoiser: The UNet's config.
         encoder: The image encoder's config; None where there is none.
+        processor: The config of the base's own image processor (feature_extractor); None where the base has none.
 
     Raises:
         ModelError: An adapter is for another base or another image encoder, reads no images, or is none.
@@ -52,6 +55,10 @@ def check_references(model: Model, denoiser: Mapping[str, Any], encoder: Mapping
     names = [*(encoder.get("architectures") or []), encoder.get("model_type")]
     if ENCODER not in names and "clip_vision_model" not in names:
         raise ModelError(f"{where}: is a {names[0] or 'model of no class'}, and adapters read images through a {ENCODER}")
+    wanted, sides = encoder.get("image_size"), _sides(processor) if processor else None
+    if sides is not None and isinstance(wanted, int) and sides != (wanted, wanted):
+        said = f"reads pictures of {wanted}×{wanted} pixels, and the feature_extractor of {model.base} makes {sides[1]}×{sides[0]}"
+        raise ModelError(f"{where}: {said}; take an encoder of that size, or a base with another feature_extractor")
     for name, weights in model.references.items():
         _check_adapter(f"model.references.{name}", weights, denoiser, encoder)
 
@@ -76,6 +83,17 @@ def check_redux(model: Model, denoiser: Mapping[str, Any], read: Callable[[Weigh
         its = (read(weights, "image_embedder/config.json") or {}).get("txt_in_features", 4096)
         if (base := denoiser.get("joint_attention_dim", 4096)) != its:
             raise ModelError(f"{where} is for another base model: its txt_in_features are {its}, the base's texts have {base}")
+
+
+def _sides(processor: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return height and width of the pictures that an image processor of transformers makes; None where its config does not say."""
+    crops = processor.get("do_center_crop", True)
+    match processor.get("crop_size" if crops else "size"):
+        case int(side):
+            return side, side
+        case {"height": int(height), "width": int(width)}:
+            return height, width
+    return None
 
 
 def _check_adapter(where: str, weights: PartWeights, denoiser: Mapping[str, Any], encoder: Mapping[str, Any]) -> None:

@@ -13,12 +13,15 @@ from PIL import Image
 from promptmill.manifests.pixels import to_rgb
 from promptmill.manifests.requests import Request
 from promptmill.manifests.rules import FURTHER
+from promptmill.pipelines.models.families import TURNED
+from promptmill.pipelines.models.pipeline_classes import plain_mode
 from promptmill.pipelines.rendering.conditioning import composite
 from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
 from promptmill.pipelines.rendering.loading import LoadedModel
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.previews import ending_after
 from promptmill.pipelines.rendering.refining import Refiner
+from promptmill.pipelines.work.evaluations import StepsLeft
 from promptmill.pipelines.work.results import Candidate, Failure
 
 
@@ -44,19 +47,24 @@ def call(
         if "eta" not in taken:
             raise ValueError(f"{type(pipeline).__name__} takes no eta; leave it out of model.scheduler_options")
         said["eta"] = eta
+    if model.prior is not None:
+        said |= _embeddings(jobs, model, said)
+    if type(pipeline).__name__ in TURNED:
+        said |= {"width": said["height"], "height": said["width"]}
     # Not every family takes a negative prompt, a strength, a size, …
     given = {name: value for name, value in said.items() if name in taken}
     if model.family.seeds_steps and "generator" in inspect.signature(step := pipeline.scheduler.step).parameters:
         pipeline.scheduler.step = partial(step, generator=given["generator"])
     preview = jobs[0].placed.preview
     if model.refiner is None:
-        result = _previewed(pipeline, given, preview, request.strength)
+        result = _previewed(pipeline, given, preview, request.strength, model.family.steps_left)
     else:
         result = _refined(pipeline, model.refiner, given, preview, request.strength)
     if not hasattr(result, "images"):  # two of diffusers' pipelines say it so
         result.images = result.image
-    flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
-    if isinstance(result.images, np.ndarray):  # one of diffusers' pipelines makes nothing else
+    # Of two names, by the family.
+    flagged = getattr(result, "nsfw_content_detected", None) or getattr(result, "nsfw_detected", None) or [False] * len(jobs)
+    if isinstance(result.images, np.ndarray):  # some of diffusers' pipelines make nothing else in 0 … 1
         result.images = torch.from_numpy(result.images).permute(0, 3, 1, 2)
     if (made := tuple(result.images.shape[-2:])) != (request.height, request.width):
         raise ValueError(f"the pipeline made {made[1]} x {made[0]} pixels of {request.width} x {request.height}")
@@ -73,12 +81,14 @@ def _opaque(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.shape[-1] == 3 else np.array(to_rgb(Image.fromarray(pixels, "RGBA")))
 
 
-def _previewed(pipeline: Any, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:
+def _previewed(
+    pipeline: Any, given: Mapping[str, Any], preview: int | None, strength: float | None, left: StepsLeft = "down"
+) -> Any:
     """Return the images of a pipeline call, or the images that the pipeline expects after so many steps of it."""
     if preview is None:
         return pipeline(**given)
-    with ending_after(preview, pipeline, strength) as after_step:
-        return pipeline(**given, callback_on_step_end=after_step)
+    with ending_after(preview, pipeline, strength, left) as ended:
+        return pipeline(**given, **ended)
 
 
 def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:
@@ -104,11 +114,26 @@ def _texts(pipeline: Any, jobs: Sequence[Job], model: LoadedModel) -> dict[str, 
     request, family = jobs[0].request, model.family
     if model.redux and request.references:
         return model.redux.embeddings(pipeline, jobs)
-    said: dict[str, Any] = {"prompt": [job.request.prompt for job in jobs]}
+    if not family.prompted:
+        labels = [job.request.class_label for job in jobs]
+        return {"batch_size": len(jobs)} | ({"class_labels": labels} if request.class_label is not None else {})
+    texts = jobs[:1] if family.one_text else jobs
+    said: dict[str, Any] = {"prompt": [job.request.prompt for job in texts]}
     # None is not the same as nothing: SDXL then takes zeros for the embeddings.
     if model.guided(request) and (request.negative_prompt or family.empty_negative):
-        said["negative_prompt"] = [job.request.negative_prompt for job in jobs]
+        said["negative_prompt"] = [job.request.negative_prompt for job in texts]
     return said | ({"clip_skip": model.clip_skip} if model.clip_skip else {})
+
+
+def _embeddings(jobs: Sequence[Job], model: LoadedModel, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the embeddings that the prior makes for a call of the decoder with these arguments."""
+    request = jobs[0].request
+    assert model.prior is not None and request.prior_guidance_scale is not None
+    given = {name: said[name] for name in ("width", "height", "generator")}
+    given |= {"num_inference_steps": request.prior_steps, "guidance_scale": request.prior_guidance_scale}
+    led = model.guided(request) or request.prior_guidance_scale > 1.0
+    negative = [job.request.negative_prompt for job in jobs] if led and request.negative_prompt else None
+    return model.prior.embeddings(given, [job.request.prompt for job in jobs], negative)
 
 
 def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, control: str) -> dict[str, Any]:
@@ -120,10 +145,11 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
         "num_inference_steps": request.steps,
         "guidance_rescale": request.guidance_rescale,
         "generator": [torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
-        "output_type": "pt",
+        "output_type": model.family.output,
+        "clean_caption": False,  # which diffusers would do to prompts wherever two further packages are installed
     }
     if model.family.guidance:
-        said[model.family.guidance] = request.guidance_scale
+        said[model.family.guidance] = max(request.guidance_scale, model.family.least)
     # What the family takes of these, the request has.
     said |= {name: value for name in ("strength", *FURTHER) if (value := getattr(request, name)) is not None}
     inits = [job.conditioning.init for job in jobs if job.conditioning.init is not None]
@@ -134,13 +160,17 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
     # As tensors: of PIL images diffusers makes channels-last ones, which would bring that format into the denoiser.
     if inits and model.family.references and not masks:
         said["image"] = [Image.fromarray(inits[0])]  # a list of references, which all samples share
-    elif inits and model.family.whole_pictures:
+    elif inits and model.family.whole_pictures and not masks:
         said["image"] = [Image.fromarray(init) for init in inits]
     elif inits:
         picture = _as_tensor(inits, device)
-        said[model.family.picture] = 2.0 * picture - 1.0 if model.family.picture == "control_image" else picture
+        steers = model.control_class(request.controls[0].type) if request.controls else None
+        # Pipelines with ControlNets that begin with noise encode the picture as they encode a control image.
+        encoded = model.family.signed or (steers and plain_mode(request.mode) in steers.from_noise)
+        said[model.family.picture] = 2.0 * picture - 1.0 if encoded else picture
     if masks:
         said["mask_image"] = to_device(torch.from_numpy(np.stack(masks)).unsqueeze(1).float(), device)
+        said["control_mask"] = said["mask_image"]
     if request.controls:
         # One tensor for each ControlNet: the only form in which samples differ in their maps.
         channels = [getattr(model.controlnets[one.type].config, "in_channels", 3) for one in request.controls]

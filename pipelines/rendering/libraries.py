@@ -1,5 +1,6 @@
 """Imports diffusers and transformers for all that renders, without what no worker uses of them."""
 
+import importlib
 import sys
 from typing import Any
 
@@ -12,7 +13,18 @@ with lean_imports():
     import transformers
     from diffusers.utils import torch_utils
 
-__all__ = ["diffusers", "of_diffusers", "transformers"]
+__all__ = ["diffusers", "of_diffusers", "put_back", "transformers"]
+
+
+def put_back(module: str) -> None:
+    """Let a module of deprecated pipelines be found by the name that the indexes of models have for it.
+
+    diffusers 0.42 has moved such modules, and refuses models on the hub that name them by where they were.
+
+    Args:
+        module: The module's name, as in `wuerstchen`.
+    """
+    setattr(diffusers.pipelines, module, importlib.import_module(f"diffusers.pipelines.deprecated.{module}"))
 
 
 def of_diffusers(name: str) -> Any:

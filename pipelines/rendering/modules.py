@@ -1,6 +1,7 @@
 """Wraps calls of modules where the plain call would depend on chance, on a call's other rows, or on another pipeline's leavings."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -56,6 +57,35 @@ def moded_by_row(call: Callable[..., Any]) -> Callable[..., Any]:
         return call(*args, controlnet_mode=controlnet_mode.expand(len(kwargs["hidden_states"]), 1), **kwargs)
 
     return hold
+
+
+def kept_in_fp32(vae: Any) -> None:
+    """Change a VAE in fp16 so that the VAE computes in fp32 from now on, whatever it is converted to, and still says fp16.
+
+    A VAE with `force_upcast` overflows in fp16. Pipelines lift the VAE before each use where the VAE says fp16, and convert it back
+    afterwards. Of pipelines that share a VAE, one that found the VAE lifted by another would leave its own latents in fp16.
+    """
+    kind = type(vae)
+
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        return self if device is None else kind.to(self, device, non_blocking=non_blocking)
+
+    def lifted(call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return call(self, *map(_floats, args), **{name: _floats(value) for name, value in kwargs.items()})
+
+        return run
+
+    said: dict[str, Any] = {"to": to, "encode": lifted(kind.encode), "decode": lifted(kind.decode)}
+    said |= {"dtype": property(lambda self: torch.float16), "__module__": kind.__module__}
+    kind.to(vae, torch.float32)
+    vae.__class__ = type(kind.__name__, (kind,), said)
+
+
+def _floats(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def decoded_in_its_dtype(vae: Any) -> Callable[..., Any]:

@@ -6,9 +6,8 @@ guidance as the config says; such a candidate takes one, two or three rows, by i
 that a group leaves as it ends are the next group's at once.
 """
 
-import copy
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,10 +31,14 @@ from promptmill.pipelines.rendering.modules import (
 )
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.text import TextEncoder
+from promptmill.pipelines.work.errors import is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure
 from promptmill.pipelines.work.units import bucket_of, kind_of
 
 MOST_BATCHES = 4  # of rows that are under way at once
+# Pixels that a VAE decodes at once: four images of 1024 x 1024. Of eight, a tensor in the last layers of SDXL's has 2^31 elements,
+# more than some kernels count; and more images at once are no faster.
+DECODED_PIXELS = 4 * 1024 * 1024
 
 Settled = Callable[[Job, Candidate | Failure], None]
 
@@ -63,7 +66,8 @@ class Waiting:
             return id(self)
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
         apart = self.apart or (family.references and request.init_image is not None)
-        embedded = family.prior is not None and bool(request.references)
+        apart = apart or (family.one_mask and request.mask_image is not None)
+        embedded = family.redux is not None and bool(request.references)
         return (bucket_of(request), embedded, self.job.placed.preview, texts, id(self.job.placed) if apart else None)
 
 
@@ -74,7 +78,7 @@ class Group:
     Attributes:
         rows_each: Rows of the denoiser's batch that a candidate takes at a time.
         evaluations: Rows of a candidate that have gone through the denoiser, or wait to.
-        refining: Whether the call has left the base's denoiser for the refiner's.
+        elsewhere: Whether the call is at the denoiser of the prior or the refiner, and not at the base's.
         decoding: Whether the call has left the denoisers.
         references: What the UNet is told of the members' reference images, once it has been called.
     """
@@ -82,7 +86,7 @@ class Group:
     members: list[Waiting]
     rows_each: int
     evaluations: int = 0
-    refining: bool = False
+    elsewhere: bool = False
     decoding: bool = False
     references: dict[str, Any] | None = None
 
@@ -104,7 +108,8 @@ class Slots:
     """
 
     def __init__(self, model: LoadedModel, batch: int):
-        self._model, self._family = model, model.family
+        self.model = model
+        self.batch, self._family = batch, model.family
         self._queue: deque[Waiting] = deque()
         self._groups: dict[greenlet, Group] = {}
         self._copies: deque[tuple[greenlet, Copy]] = deque()
@@ -113,7 +118,7 @@ class Slots:
         self._rows = self._family.rows * batch
         self._rows_seen: dict[Hashable, int] = {}
         self._held: list[tuple[Any, str, Any]] = []
-        vae, denoiser = model.base.vae, model.denoiser
+        vae, denoiser = model.vae, model.denoiser
         habits = {"multiple": self._family.multiple, "longest": self._family.longest}
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
         if model.references:
@@ -129,8 +134,13 @@ class Slots:
         self.refiners: list[Joined] = []
         if model.refiner:
             unet = model.refiner.denoiser
-            self.refiners.append(Joined.of(unet.forward, self._rows, called=partial(self._denoising, refining=True), **habits))
+            self.refiners.append(Joined.of(unet.forward, self._rows, called=partial(self._denoising, elsewhere=True), **habits))
             self._hold(unet, "forward", self.refiners[0].hold)
+        self.priors: list[Joined] = []
+        if model.prior:
+            first = model.prior.denoiser
+            self.priors.append(Joined.of(first.forward, self._rows, called=self._before))
+            self._hold(first, "forward", self.priors[0].hold)
         self.controlnets: list[Joined] = []
         # In guess mode a ControlNet is called for the guided half alone.
         guessing = {id(model.controlnets[kind]) for kind, one in model.controls.items() if one.guess}
@@ -141,16 +151,20 @@ class Slots:
             joined = Joined.of(net.forward, rows, multiple=self._family.multiple)
             self.controlnets.append(joined)
             self._hold(net, "forward", joined.hold if id(net) in once else scaled_after(moded_by_row(joined.hold), net))
-        self.decoder = Joined.of(vae.decode, batch, called=self._decoding)
-        self.decoder.run = decoded_in_its_dtype(vae)
-        self._hold(vae, "decode", without_generator(self.decoder.hold))
-        self._hold(vae, "encode", encoded_apart(vae.encode))
+        # Of a model that makes pixels nothing ever waits for the decoder.
+        decode = vae.decode if vae else denoiser.forward
+        self.decoder = Joined.of(decode, batch, called=self._decoding, fitting=partial(_decoded_at_once, model.base))
+        if vae is not None:
+            self.decoder.run = decoded_in_its_dtype(vae)
+            self._hold(vae, "decode", without_generator(self.decoder.hold))
+            self._hold(vae, "encode", encoded_apart(vae.encode))
         self.texts: list[TextEncoder] = []
-        for name, part in model.base.components.items():
+        others = [vae, denoiser, *([model.prior.denoiser] if model.prior else [])]
+        for name, part in model.parts.items():
             alone = name == "safety_checker" or (name == "image_encoder" and model.references is not None)
-            if name in self._family.by_itself:
+            if name in self._family.by_itself or (name == "prior.image_encoder" and part is not None):
                 self._hold(part, "forward", encoded_apart(part.forward))
-            elif isinstance(part, torch.nn.Module) and part is not vae and part is not denoiser and not alone:
+            elif isinstance(part, torch.nn.Module) and not any(part is other for other in others) and not alone:
                 self.texts.append(TextEncoder(part, batch, self._family.length_first))
                 self._hold(part, "forward", self.texts[-1].hold)
 
@@ -175,6 +189,8 @@ class Slots:
                 begin after all drafts of another unit, and run in a half empty batch.
         """
         waiting = [Waiting(job, settled) for job in jobs]
+        if self.model.references is not None:
+            self.model.references.expect(jobs)
         family = self._family
         waiting.sort(
             key=lambda one: (
@@ -195,11 +211,24 @@ class Slots:
     def busy(self) -> bool:
         return bool(self._queue or self._groups)
 
+    def run(self, jobs: list[Job]) -> list[Failure]:
+        """Render jobs with nothing beside them, drop their images, and return their failures."""
+        failures: list[Failure] = []
+
+        def settled(job: Job, made: Candidate | Failure) -> None:
+            if isinstance(made, Failure):
+                failures.append(made)
+
+        self.add(jobs, settled)
+        while self.busy:
+            self.step()
+        return failures
+
     def seconds(self) -> dict[str, float]:
         """Return the seconds spent inside of the models so far."""
         parts = (self._encoders, self._denoisers, self.controlnets)
-        text, denoise, control = (sum(joined.seconds for joined in some) for some in parts)
-        return {"text": text, "denoise": denoise, "control": control, "decode": self.decoder.seconds}
+        text, denoise, control = (sum(joined.stopwatch.seconds for joined in some) for some in parts)
+        return {"text": text, "denoise": denoise, "control": control, "decode": self.decoder.stopwatch.seconds}
 
     @property
     def _encoders(self) -> list[Joined]:
@@ -207,7 +236,7 @@ class Slots:
 
     @property
     def _denoisers(self) -> list[Joined]:
-        return [self.denoiser, *self.refiners]
+        return [*self.priors, self.denoiser, *self.refiners]
 
     @property
     def share(self) -> float:
@@ -242,7 +271,8 @@ class Slots:
 
     def _next(self) -> Joined | None:
         # What waits for the base's groups to come is run once it fills a batch, or once nothing else is left.
-        if (full := next((one for one in (self.decoder, *self.refiners) if one.waiting_rows >= one.shape), None)) is not None:
+        several = (self.decoder, *self.refiners, *([*self.priors, self.denoiser] if self.priors else []))
+        if (full := next((one for one in several if one.is_full), None)) is not None:
             return full
         # Texts and ControlNets first: their answers go into the denoiser's batch.
         order = (*self._encoders, *self.controlnets, *self._denoisers, self.decoder)
@@ -257,14 +287,14 @@ class Slots:
             rows_each = self._rows_of(first.job)
             under_way = sum(group.rows for group in self._groups.values())
             # Of several kinds of calls (texts of several lengths), more are under way than fill one batch, so that one kind does.
-            refining = sum(group.rows for group in self._groups.values() if group.refining)
-            sharing = under_way - refining - self.denoiser.waiting_rows + self.denoiser.most_alike
+            elsewhere = sum(group.rows for group in self._groups.values() if group.elsewhere)
+            sharing = under_way - elsewhere - self.denoiser.waiting_rows + self.denoiser.most_alike
             room = (self._rows - sharing) // rows_each
             if room < 1 or under_way > MOST_BATCHES * self._rows:
                 return
             if kind != self._kind:
                 self._kind = kind
-                self._model.adapt(_loras(first.job))
+                self.model.adapt(_loras(first.job))
                 for text in self.texts:
                     text.adapted = _loras(first.job)
             self._is_alone = first.alone
@@ -272,7 +302,7 @@ class Slots:
             bucket = first.bucket(self._family)
             while self._queue and len(members) < room and self._queue[0].bucket(self._family) == bucket:
                 members.append(self._queue.popleft())
-            self._start(Group(members, rows_each))
+            self._start(Group(members, rows_each, elsewhere=bool(self.priors)))
 
     def _start(self, group: Group) -> None:
         caller = greenlet(lambda: self._render(group))
@@ -294,16 +324,13 @@ class Slots:
         """Run one pipeline call for a group, in a greenlet of its own."""
         jobs = [member.job for member in group.members]
         request = jobs[0].request
-        shared = self._model.pipeline(request.mode, [control.type for control in request.controls], request.scheduler)
-        # A pipeline keeps its scheduler and some of its arguments on itself.
-        pipeline = copy.copy(shared)
-        pipeline.scheduler = self._model.scheduler(request.scheduler)
+        pipeline = self.model.pipeline(request.mode, [control.type for control in request.controls], request.scheduler)
         for name in self._family.guiders:
             if (guider := getattr(pipeline, name)) is not None:
                 setattr(pipeline, name, guider.new(guidance_scale=request.guidance_scale))
         for name, value in self._family.attributes.items():
             setattr(pipeline, name, value(request, pipeline.vae_scale_factor))
-        made = call(pipeline, self._model, jobs, self._wait)
+        made = call(pipeline, self.model, jobs, self._wait)
         for place, member in enumerate(group.members):
             member.settled(member.job, candidate(member.job, *made[place], group.evaluations))
 
@@ -322,7 +349,7 @@ class Slots:
             member.settled(member.job, Failure("render_error", f"{type(error).__name__}: {reason}"))
 
     def _guided(self, job: Job) -> bool:
-        return self._model.guided(job.request)
+        return self.model.guided(job.request)
 
     def _rows_of(self, job: Job) -> int:
         """Return the rows of the denoiser's batch that a candidate takes: as its like have taken, where there were some."""
@@ -339,7 +366,7 @@ class Slots:
 
     def _with_references(self, hold: Callable[..., Any]) -> Callable[..., Any]:
         """Return the UNet's call with the embeddings and the scales of each row's reference images."""
-        references = self._model.references
+        references = self.model.references
         assert references is not None
 
         def told(sample: torch.Tensor, *args: Any, added_cond_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
@@ -350,9 +377,13 @@ class Slots:
 
         return told
 
-    def _denoising(self, caller: greenlet, rows: int, refining: bool = False) -> None:
+    def _before(self, caller: greenlet, rows: int) -> None:
         group = self._groups[caller]
-        group.refining = refining
+        group.evaluations += max(1, rows // len(group.members))
+
+    def _denoising(self, caller: greenlet, rows: int, elsewhere: bool = False) -> None:
+        group = self._groups[caller]
+        group.elsewhere = elsewhere
         group.rows_each = max(1, rows // len(group.members))
         group.evaluations += group.rows_each
         job = group.members[0].job
@@ -362,9 +393,11 @@ class Slots:
         self._groups[caller].decoding = True
 
 
-def is_fatal(error: Exception) -> bool:
-    """Return whether the process cannot go on: memory ran out, or the GPU is in an undefined state."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "CUDA error" in str(error)
+def _decoded_at_once(base: Any, given: Mapping[str, Any]) -> int:
+    """Return how many images of the latents of a call are decoded at once."""
+    latents = next(iter(given.values()))
+    scale = getattr(base, "vae_scale_factor", 8)
+    return max(1, DECODED_PIXELS // (latents.shape[-1] * latents.shape[-2] * scale**2))
 
 
 def _loras(job: Job) -> tuple[tuple[str, float], ...]:

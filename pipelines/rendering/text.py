@@ -165,10 +165,10 @@ class _Layers(tuple):
 
 
 class Tokenizers:
-    """Holds a pipeline's tokenizers, each with the most tokens that its text encoder is given."""
+    """Holds the tokenizers of pipelines, each with the most tokens that its text encoder is given."""
 
-    def __init__(self, base: Any):
-        self.limits = list(_limits(base))
+    def __init__(self, *pipelines: Any):
+        self.limits = [limit for pipeline in pipelines for limit in _limits(pipeline)]
 
     def truncated(self, prompt: str) -> bool:
         """Return whether one of the text encoders reads only the beginning of a prompt."""

@@ -20,12 +20,14 @@ class Counting:
         unguided: The largest guidance scale without guidance.
         steps_left: How many steps a strength leaves: its share rounded down or up, or all of them, in a schedule that is shorter.
         own: The scheduler that the model was saved with.
+        negative_too: Whether a prior makes an embedding of the negative prompt as well, by as many evaluations.
     """
 
     guided: int = 2
     unguided: float = 1.0
     steps_left: StepsLeft = "down"
     own: SchedulerKind = UNKNOWN
+    negative_too: bool = False
 
 
 STABLE_DIFFUSION = Counting()
@@ -42,12 +44,21 @@ def evaluations(request: Request, counting: Counting = STABLE_DIFFUSION) -> int:
     # Guidance by text and picture is off where either is.
     holds = request.image_guidance_scale is None or request.image_guidance_scale >= 1
     a_step = counting.guided if request.guidance_scale > counting.unguided and holds else 1
-    return kind.evaluations(_steps(request, counting)) * a_step
+    return kind.evaluations(steps_of(request.steps, request.strength, counting.steps_left)) * a_step + _of_prior(request, counting)
 
 
-def _steps(request: Request, counting: Counting) -> int:
-    """Return the steps that a request's strength leaves of its schedule, as diffusers' pipelines compute them."""
-    if request.strength is None or counting.steps_left == "all":
-        return request.steps
-    share = min(request.steps * request.strength, request.steps)
-    return request.steps - int(request.steps - share) if counting.steps_left == "up" else max(1, int(share))
+def _of_prior(request: Request, counting: Counting) -> int:
+    """Return how often the denoiser of a prior is evaluated for one candidate; 0 where the model has none."""
+    guided = (request.prior_guidance_scale or 0.0) > 1.0
+    # A negative prompt goes to the prior where it has an effect on one of the two models.
+    effective = bool(request.negative_prompt) and (guided or request.guidance_scale > counting.unguided)
+    each = (2 if guided else 1) * (2 if counting.negative_too and effective else 1)
+    return (request.prior_steps or 0) * each
+
+
+def steps_of(steps: int, strength: float | None, left: StepsLeft) -> int:
+    """Return the steps that a strength leaves of a schedule, as diffusers' pipelines compute them."""
+    if strength is None or left == "all":
+        return steps
+    share = min(steps * strength, steps)
+    return steps - int(steps - share) if left == "up" else max(1, int(share))

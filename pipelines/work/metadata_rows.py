@@ -8,6 +8,7 @@ from promptmill.configs.columns import (
     COLUMNS,
     DRAFT_SCORES,
     NEAR_DUPLICATE_OF,
+    OF_PRIORS,
     RANK_SCORE,
     REFERENCES,
     REJECTED_FOR,
@@ -36,7 +37,9 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
         {**control.model_dump(), "sha256": outcome.images.get(f"controls.{i}.image")} for i, control in enumerate(request.controls)
     ]
     references = [
-        {**one.model_dump(), "sha256": outcome.images.get(f"{REFERENCES}.{i}.image")} for i, one in enumerate(request.references)
+        one.model_dump()
+        | {f"{ending}sha256": outcome.images.get(f"{REFERENCES}.{i}.{of}") for ending, of in (("", "image"), ("mask_", "mask"))}
+        for i, one in enumerate(request.references)
     ]
     return {
         "id": request.id,
@@ -124,7 +127,8 @@ def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: in
 
 def declared_columns(config: Config) -> tuple[Column, ...]:
     """Return the columns that a config declares beside those that every dataset has, in their order."""
-    return (*ranking_columns(config.ranking), *([by_name()[REFERENCES]] if config.model.references else []))
+    more = [REFERENCES] * bool(config.model.references) + [*OF_PRIORS] * bool(config.model.prior)
+    return (*ranking_columns(config.ranking), *(by_name()[name] for name in more))
 
 
 def ranking_columns(ranking: Ranking) -> tuple[Column, ...]:

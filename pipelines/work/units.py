@@ -141,7 +141,8 @@ def bucket_of(request: Request) -> Hashable:
     loras = tuple((lora.name, lora.scale) for lora in request.loras)
     shape = (request.mode, request.width, request.height, request.steps, request.scheduler)
     scales = (request.guidance_scale, request.guidance_rescale, request.image_guidance_scale, request.noise_level)
-    return (*shape, *scales, request.strength, controls, loras)
+    prior = (request.prior_steps, request.prior_guidance_scale)
+    return (*shape, *scales, request.strength, controls, loras, *prior)
 
 
 def kind_of(request: Request) -> Hashable:
@@ -159,7 +160,8 @@ def work(request: Request) -> int:
     steps = int(request.steps * request.strength) if request.strength is not None else request.steps
     guided, held = request.guidance_scale > 1, request.image_guidance_scale
     each = 2 if held is None else 3 if held >= 1 else 1
-    return max(1, steps) * (each if guided else 1)
+    prior = (request.prior_steps or 0) * (2 if (request.prior_guidance_scale or 0) > 1 else 1)
+    return max(1, steps) * (each if guided else 1) + prior
 
 
 def at_once(request: Request, batch: int) -> int:

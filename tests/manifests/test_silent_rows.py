@@ -220,6 +220,7 @@ def test_emptiness_without_end_is_an_error_and_not_a_wait(tmp_path, name, start)
 
 
 EDITING = Rules(Defaults(width=64, height=64), further=("image_guidance_scale",), most_noise=350)
+DECODING = Rules(Defaults(width=64, height=64), further=("prior_steps", "prior_guidance_scale"))
 ENLARGING = Rules(Defaults(width=64, height=64), further=("noise_level",), most_noise=350)
 IGNORING = Rules(Defaults(width=64, height=64), ignored=("negative_prompt", "guidance_scale", "strength"))
 
@@ -245,6 +246,15 @@ IGNORING = Rules(Defaults(width=64, height=64), ignored=("negative_prompt", "gui
         (ENLARGING, {"image_guidance_scale": 2}, ["image_guidance_scale: has no effect, since"], {"noise_level": 20}),
         (EDITING, {"noise_level": 2}, ["noise_level: has no effect, since"], {"noise_level": None, "image_guidance_scale": 1.5}),
         (EDITING, {"image_guidance_scale": 2}, [], {"image_guidance_scale": 2.0}),
+        (RULES, {"prior_steps": 9}, ["prior_steps: has no effect, since"], {"prior_steps": None, "prior_guidance_scale": None}),
+        (DECODING, {"prior_steps": 9}, [], {"prior_steps": 9, "prior_guidance_scale": 4.0}),
+        (DECODING, {"negative_prompt": "blue", "guidance_scale": 1}, [], {"negative_prompt": "blue"}),
+        (
+            DECODING,
+            {"negative_prompt": "blue", "guidance_scale": 1, "prior_guidance_scale": 1},
+            ["negative_prompt: has no effect without guidance"],
+            {"prior_guidance_scale": 1.0},
+        ),
         (
             EDITING,
             {"negative_prompt": "blue", "image_guidance_scale": 0.9},

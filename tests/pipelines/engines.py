@@ -1,5 +1,7 @@
 """Requests rendered by engines of tiny models, which the fixtures of `conftest` hold."""
 
+from pathlib import Path
+
 from promptmill.configs.model import Model
 from promptmill.configs.weights import Weights
 from promptmill.pipelines.work.units import Placed, Unit
@@ -10,7 +12,14 @@ BATCH = 3
 def model_of(folder, **options):
     """The tiny Stable Diffusion of a folder with its two ControlNets, or what the options make of it."""
     nets = {name: Weights(source=str(folder / name)) for name in ("canny", "seg")}
-    return Model(**{"base": str(folder / "sd"), "batch": BATCH, "controlnets": nets, **options})
+    given = {"base": str(folder / "sd"), "batch": BATCH, "controlnets": nets, **options}
+    return Model(**{**beside(given["base"]), **given})
+
+
+def beside(base):
+    """What a config has to name beside a tiny model: the prior that lies in the folder of a decoder."""
+    prior = Path(base) / "prior"
+    return {"prior": Weights(source=str(prior))} if (prior / "model_index.json").is_file() else {}
 
 
 def render(engine, *requests):

@@ -7,8 +7,11 @@ from typing import Any
 from tests.pipelines import tiny
 from tests.pipelines.tiny_editors import EDITORS
 from tests.pipelines.tiny_families import MAKERS
+from tests.pipelines.tiny_pixels import PIXELS
 from tests.pipelines.tiny_readers import READERS
+from tests.pipelines.tiny_stages import STAGES
 from tests.pipelines.tiny_unets import UNETS
+from tests.pipelines.tiny_unprompted import UNPROMPTED
 
 TINY: dict[str, Callable[[Path], Any]] = {
     "sd": tiny.stable_diffusion,
@@ -19,4 +22,7 @@ TINY: dict[str, Callable[[Path], Any]] = {
     **MAKERS,
     **EDITORS,
     **READERS,
+    **STAGES,
+    **UNPROMPTED,
+    **PIXELS,
 }

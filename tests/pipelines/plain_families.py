@@ -1,9 +1,11 @@
 """What plain diffusers makes of requests in the families without a UNet: each called as diffusers documents its pipelines."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial, wraps
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -44,7 +46,16 @@ class Plain:
         said: Further arguments of every call: values, or functions of the request.
         parts: Parts that are given when a model is loaded.
         schedulers: Short names of schedulers to mix; `model` is the one that the model was saved with.
+        some: Whether no other schedulers fit.
         noise: Whether the model predicts noise though few of the schedulers for noise fit.
+        prior: The class of the pipeline that makes what the family's pipelines decode.
+        output: The form of images that makes them 0 … 1.
+        one_text: Whether a call has one text, however many images it makes.
+        prompted: Whether there is an argument for prompts.
+        classes: The number of classes of which each image is of one.
+        side: The width and height to ask for; 64 where None.
+        fixed: Whether images have that one size.
+        signed: Whether a picture is given in -1 … 1.
     """
 
     pipelines: Mapping[str, str]
@@ -69,18 +80,28 @@ class Plain:
     said: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
     schedulers: tuple[str, ...] = ("euler", "model")
+    some: bool = False
     noise: bool = False
+    prior: str | None = None
+    output: str = "pt"
+    one_text: bool = False
+    prompted: bool = True
+    classes: int | None = None
+    side: int | None = None
+    fixed: bool = False
+    signed: bool = False
 
     @property
     def ignored(self) -> tuple[str, ...]:
         """The columns without an effect."""
-        has = {"negative_prompt": self.negative, "guidance_scale": self.guided, "strength": self.strength}
+        has = {"prompt": self.prompted, "negative_prompt": self.negative, "guidance_scale": self.guided, "strength": self.strength}
         return tuple(name for name, there in has.items() if not there)
 
     @property
     def fitting(self) -> tuple[str, ...]:
         """All schedulers that the pipelines can call; of those for noise, the mixed units have some."""
-        return (*SCHEDULERS, "model") if "ddim" in self.schedulers else self.schedulers
+        some = self.fixed or self.some or "ddim" not in self.schedulers
+        return self.schedulers if some else (*SCHEDULERS, "model")
 
     @property
     def follows_flow(self) -> bool:
@@ -97,7 +118,12 @@ class Plain:
     def values(self, number: int, mode: str) -> dict[str, Any]:
         """What a mode's request with a number has of the values to mix, and of images."""
         more = {name: some[number % len(some)] for name, some in self.further.items()}
-        return MODES[mode] | more | ({"init_image": self.small} if self.small else {})
+        if self.classes is not None:
+            more["class_label"] = (3, 0, self.classes - 1, 5)[number % 4]
+        if self.side is not None:
+            more |= {"width": self.side, "height": self.side}
+        images = {"init_image": self.small, "mask_image": "small-mask.png"} if self.small else {}
+        return MODES[mode] | more | {name: image for name, image in images.items() if name in MODES[mode]}
 
     def fills(self, request: Any, batch: int) -> int:
         """Candidates of a request that fill the engine's batch of the denoiser."""
@@ -108,14 +134,16 @@ class Plain:
 
 def _by_rows(given: dict[str, Any]) -> dict[str, Any]:
     """A language model's arguments with the patches of each row's pictures, all of one size, in a row of their own."""
-    if "pixel_values" not in given:
+    if "image_grid_thw" not in given:
         return given
     rows = len(given["input_ids"])
     return given | {name: given[name].unflatten(0, (rows, -1)) for name in ("pixel_values", "image_grid_thw")}
 
 
 def _one_after_the_other(given: dict[str, Any]) -> dict[str, Any]:
-    return given | {name: given[name].flatten(0, 1) for name in ("pixel_values", "image_grid_thw") if name in given}
+    if "image_grid_thw" not in given:
+        return given
+    return given | {name: given[name].flatten(0, 1) for name in ("pixel_values", "image_grid_thw")}
 
 
 def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..., Any]:
@@ -130,7 +158,7 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
     def cut(value: Any, some: slice, rows: int) -> Any:
         if isinstance(value, torch.Tensor) and value.ndim == 3 and value.dtype == torch.long and len(value) == 3:
             return filled(value.transpose(0, 1), some, rows).transpose(0, 1)  # positions in three dimensions
-        return filled(value, some, rows) if isinstance(value, torch.Tensor) and len(value) == rows else value
+        return filled(value, some, rows) if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows else value
 
     def filled(value: torch.Tensor, some: slice, rows: int) -> torch.Tensor:
         return torch.cat([value[some], *[value[-1:]] * max(0, some.stop - rows)])
@@ -211,10 +239,17 @@ def render_family(
     if plain.experts and "generator" in inspect.signature(step := pipeline.scheduler.step).parameters:
         # Otherwise the scheduler would draw from torch's global generator.
         pipeline.scheduler.step = partial(step, generator=said["generator"])
+    if plain.prior:
+        embeddings, more = embedded(plain, said, request, base, batch, dtype)
+        said, seen = said | embeddings, Both(seen, more)
+    if plain.one_text:
+        said |= {name: said[name][:1] for name in ("prompt", "negative_prompt") if name in said}
     taken = inspect.signature(pipeline.__call__).parameters
     # Where a pipeline takes no size, the picture has it.
-    left_out = ("width", "height", *(("guidance_scale",) if plain.guiders else ()))
+    left_out = ("width", "height", plain.guidance, *(("guidance_scale",) if plain.guiders else ()))
     said = {name: value for name, value in said.items() if name in taken or name not in left_out}
+    if "batch_size" in taken:
+        said["batch_size"] = count
     if not plain.single:
         return pixels_of(images_of(pipeline(**said)), request, folder), sum(seen) // count
     # Each at the batch shape of the engine, as the candidates of one call would be.
@@ -247,6 +282,33 @@ def meant(encode: Callable[..., Any]) -> Callable[..., Any]:
     return wraps(encode)(run)
 
 
+class Both:
+    """Two lists of rows, which are added up once both are whole."""
+
+    def __init__(self, *lists: list[int]):
+        self._lists = lists
+
+    def __iter__(self) -> Iterator[int]:
+        return chain(*self._lists)
+
+
+def embedded(
+    plain: Plain, said: Mapping[str, Any], request: Any, base: Any, batch: int, dtype: torch.dtype
+) -> tuple[dict[str, Any], list[int]]:
+    """What the prior of a family makes for a call of its decoder, and the rows of its denoiser's calls."""
+    prior, seen = loaded(plain.prior or "", Path(base) / "prior", replace(request, scheduler="model"), batch, dtype=dtype)
+    prior.prior.forward = in_pieces(prior.prior.forward, plain.rows * batch)
+    own = {"num_inference_steps": request.prior_steps, "guidance_scale": request.prior_guidance_scale}
+    given = {name: said[name] for name in ("prompt", "generator")} | own
+    given |= {name: said[name] for name in ("width", "height") if name in inspect.signature(prior.__call__).parameters}
+    if request.negative_prompt and max(request.guidance_scale, request.prior_guidance_scale) > 1.0:
+        given["negative_prompt"] = [request.negative_prompt] * len(said["prompt"])
+        # Kandinsky's prior makes an embedding of the negative prompt as well, and asks for a generator for each.
+        given["generator"] = said["generator"] * (2 if plain.prior.startswith("Kandinsky") else 1)
+    made = prior(**given)
+    return {name: made[name] for name in made if name.endswith(("image_embeds", "image_embeddings"))}, seen
+
+
 def loaded(
     kind: str, base: Any, request: Any, batch: int, scheduled: Mapping[str, Any] | None = None, **options: Any
 ) -> tuple[Any, list[int]]:
@@ -257,22 +319,29 @@ def loaded(
         pipeline.scheduler = _scheduler(request.scheduler, pipeline.scheduler.config, **(scheduled or {}))
     elif scheduled:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **scheduled)
-    decode = in_pieces(pipeline.vae.decode, batch)
-    # As with pictures below: Kandinsky 5's latents have their channels last.
-    pipeline.vae.decode = wraps(decode)(lambda z, *args, **kwargs: decode(z.contiguous(), *args, **kwargs))
-    encode = in_pieces(pipeline.vae.encode, 1)
-    # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
-    pipeline.vae.encode = meant(wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs)))
+    vae = first_of(pipeline, "vae", "movq", "vqgan", "vqvae")
+    if vae is not None:
+        decode = in_pieces(vae.decode, batch)
+        # As with pictures below: Kandinsky 5's latents have their channels last.
+        vae.decode = wraps(decode)(lambda z, *args, **kwargs: decode(z.contiguous(), *args, **kwargs))
+        encode = in_pieces(vae.encode, 1)
+        # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
+        vae.encode = meant(wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs)))
     for name, part in pipeline.components.items():
-        if part is not None and name.startswith(("text_encoder", "depth_estimator", "image_encoder")):
+        if part is not None and name.startswith(("text_encoder", "bert", "depth_estimator", "image_encoder")):
             side = 1 if kind.startswith("Kolors") else 0
-            part.forward = in_pieces(part.forward, batch if name.startswith("text_encoder") else 1, side)
+            part.forward = in_pieces(part.forward, batch if name.startswith(("text_encoder", "bert")) else 1, side)
     seen: list[int] = []
-    denoiser = pipeline.components.get("unet") or pipeline.transformer
-    if kind == "PRXPipeline":
+    denoiser = first_of(pipeline, "unet", "transformer", "decoder", "prior")
+    if kind.startswith("PRX"):
         denoiser.forward = with_a_timestep_each(denoiser.forward)
     denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
     return pipeline, seen
+
+
+def first_of(pipeline: Any, *names: str) -> Any:
+    """The first part of a pipeline by one of its possible names, or None."""
+    return next((part for name in names if (part := pipeline.components.get(name)) is not None), None)
 
 
 def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]:
@@ -282,7 +351,7 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
         "num_inference_steps": request.steps,
         plain.guidance: request.guidance_scale,
         "generator": [torch.Generator().manual_seed(candidate_seed(JOB_SEED, request, k)) for k in range(count)],
-        "output_type": "pt",
+        "output_type": plain.output,
         "width": request.width,
         "height": request.height,
     }
@@ -298,7 +367,13 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
             said[plain.takes] = [Image.open(file)] * count
         if plain.single:
             said[plain.takes] = Image.open(file)
-    said |= {name: getattr(request, name) for name in plain.further}
+        if plain.signed:
+            said[plain.takes] = 2.0 * picture(file, count) - 1.0
+    if not plain.prompted:
+        del said["prompt"]
+    if plain.classes is not None:
+        said["class_labels"] = [request.class_label] * count
+    said |= {name: getattr(request, name) for name in plain.further if name not in _OF_PRIORS}
     if request.mask_image:
         file = folder / request.mask_image
         said["mask_image"] = Image.open(file) if plain.single else picture(file, count, 1)
@@ -307,6 +382,8 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
 
 def pixels_of(images: torch.Tensor, request: Any, folder: Any) -> np.ndarray:
     """Images (B, 3, H, W) in 0 … 1 as (B, H, W, 3) uint8; what a mask leaves is the picture's own."""
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
     made = (images.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).numpy()
     if made.shape[-1] == 4:  # transparent pixels lie on white
         white = [Image.new("RGBA", one.shape[1::-1], "white") for one in made]
@@ -351,6 +428,19 @@ def _text(family: str) -> dict[str, str]:
 def _picture(family: str) -> dict[str, str]:
     return {"img2img": f"{family}Pipeline"}
 
+
+_OF_NOTHING: dict[str, Any] = {
+    "rows": 1,
+    "negative": False,
+    "guided": False,
+    "strength": False,
+    "prompted": False,
+    "side": 32,
+    "fixed": True,
+}
+_OF_PRIORS: dict[str, Any] = {"prior_steps": (2, 3, 5), "prior_guidance_scale": (4.0, 1.0, 3.0, 2.0)}
+
+_KANDINSKY: dict[str, Any] = {"pillow": True, "schedulers": ("ddpm", "model"), "further": _OF_PRIORS, "output": "np"}
 
 _PIX2PIX: dict[str, Any] = {
     "rows": 3,
@@ -511,6 +601,80 @@ FAMILIES: dict[str, Plain] = {
         further={"noise_level": (20, 0, 350)},
         schedulers=_NOISE,
     ),
+    "kandinsky21": Plain(
+        {"txt2img": "KandinskyPipeline", "img2img": "KandinskyImg2ImgPipeline"}, prior="KandinskyPriorPipeline", **_KANDINSKY
+    ),
+    "kandinsky21-inpainting": Plain(
+        {"inpaint": "KandinskyInpaintPipeline"},
+        prior="KandinskyPriorPipeline",
+        strength=False,
+        **_KANDINSKY | {"pillow": False, "signed": True},
+    ),
+    "kandinsky22": Plain(
+        {"txt2img": "KandinskyV22Pipeline", "img2img": "KandinskyV22Img2ImgPipeline"},
+        prior="KandinskyV22PriorPipeline",
+        **_KANDINSKY,
+    ),
+    "kandinsky22-inpainting": Plain(
+        {"inpaint": "KandinskyV22InpaintPipeline"},
+        prior="KandinskyV22PriorPipeline",
+        strength=False,
+        apart=True,
+        **_KANDINSKY | {"pillow": False, "signed": True},
+    ),
+    "stable-cascade": Plain(
+        {"txt2img": "StableCascadeDecoderPipeline"},
+        schedulers=("model",),
+        further=_OF_PRIORS,
+        prior="StableCascadePriorPipeline",
+    ),
+    "wuerstchen": Plain(
+        {"txt2img": "WuerstchenDecoderPipeline"},
+        schedulers=("model",),
+        further=_OF_PRIORS,
+        prior="WuerstchenPriorPipeline",
+        apart=True,
+        one_text=True,
+    ),
+    "consistency": Plain(_text("ConsistencyModel"), schedulers=("model",), classes=10, **_OF_NOTHING),
+    "ddpm": Plain(_text("DDPM"), schedulers=("ddpm", "ddim", "model"), **_OF_NOTHING),
+    "ddim": Plain(_text("DDIM"), schedulers=("ddim", "model"), **_OF_NOTHING),
+    "dit": Plain(
+        _text("DiT"),
+        schedulers=("ddim", "dpmpp_2m", "unipc", "model"),
+        classes=1000,
+        **(_OF_NOTHING | {"guided": True, "rows": 2, "side": 64}),
+    ),
+    "image-variation": Plain(
+        _picture("StableDiffusionImageVariation"),
+        negative=False,
+        strength=False,
+        prompted=False,
+        pillow=True,
+        schedulers=_NOISE,
+    ),
+    "if": Plain(
+        {"txt2img": "IFPipeline", "img2img": "IFImg2ImgPipeline", "inpaint": "IFInpaintingPipeline"},
+        schedulers=("ddpm", "dpmpp_2m", "model"),
+        side=32,
+        small="small-32.png",
+        signed=True,
+        output="np",
+        said={"clean_caption": False},
+    ),
+    "if-upscaler": Plain(
+        _picture("IFSuperResolution"),
+        schedulers=("ddpm", "dpmpp_2m", "model"),
+        strength=False,
+        side=32,
+        small="small-8.png",
+        signed=True,
+        output="np",
+        further={"noise_level": (20, 0, 999)},
+        said={"clean_caption": False},
+    ),
+    "ldm": Plain(_text("LDMTextToImage"), negative=False, schedulers=("ddim", "pndm", "dpmpp_2m", "unipc", "model"), some=True),
+    "prx-pixel": Plain(_text("PRXPixel"), said=_UNBENT, schedulers=_FLOW, side=32, output="np"),
     "latent-upscaler": Plain(_picture("StableDiffusionLatentUpscale"), strength=False, small="small-32.png", noise=True),
 }
 

@@ -59,12 +59,15 @@ def image_encoder(folder: Path) -> Path:
     return folder
 
 
-def ip_adapter(base: Path, file: Path, seed: int = 3, plus: bool = False) -> Path:
-    """An IP-Adapter that fits the UNet of a tiny model and the tiny image encoder, in the layout of its authors."""
+def ip_adapter(base: Path, file: Path, seed: int = 3, plus: bool = False, full: bool = False) -> Path:
+    """An IP-Adapter that fits the UNet of a tiny model and the tiny image encoder, in the layout of its authors.
+
+    Plus adapters and those of full faces read the tokens of a picture, the others its one embedding.
+    """
     torch.manual_seed(seed)
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     width = unet.config.cross_attention_dim
-    tensors = _resampler(16, width) if plus else _projection(12, width)
+    tensors = _resampler(16, width) if plus else _full(16, width) if full else _projection(12, width)
     cross = (name for name in unet.attn_processors if "attn2" in name)
     for place, name in enumerate(cross):
         rows = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
@@ -78,6 +81,14 @@ def _projection(read: int, width: int) -> dict[str, torch.Tensor]:
     norm = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
     linear = {"proj.weight": torch.randn(4 * width, read), "proj.bias": torch.randn(4 * width)}
     return {f"image_proj.{name}": one for name, one in (linear | norm).items()}
+
+
+def _full(read: int, width: int) -> dict[str, torch.Tensor]:
+    """The projection of an adapter of full faces: two layers for each token of the picture."""
+    linear = {"0.weight": torch.randn(read, read) / 4, "0.bias": torch.randn(read)}
+    linear |= {"2.weight": torch.randn(width, read) / 4, "2.bias": torch.randn(width)}
+    norm = {"3.weight": torch.ones(width), "3.bias": torch.zeros(width)}
+    return {f"image_proj.proj.{name}": one for name, one in (linear | norm).items()}
 
 
 def _resampler(read: int, width: int, inner: int = 24, head: int = 64) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.scoring import scorers
 from promptmill.pipelines.work.evaluations import evaluations
 from tests.jobs.running.test_run import problems, rows
+from tests.pipelines.engines import beside
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import paint
 from tests.pipelines.plain_families import FAMILIES, UNETS
@@ -55,7 +56,7 @@ def asked(name):
         scale = {"guidance_scale": (4.0, plain.unguided)[number]} if plain.guided else {}
         yield {
             "id": f"{name}-{number}",
-            "prompt": PROMPTS[number],
+            **({"prompt": PROMPTS[number]} if plain.prompted else {}),
             "mode": mode,
             "scheduler": plain.solvers(mode)[-number],
             **scale,
@@ -66,7 +67,7 @@ def asked(name):
 def config_of(base, manifest):
     return {
         "manifest": str(manifest),
-        "model": {"base": str(base), "batch": 2},
+        "model": {"base": str(base), "batch": 2, **{name: one.model_dump() for name, one in beside(base).items()}},
         "defaults": {"width": 64, "height": 64, "steps": 2, "candidates": 2},
         "ranking": {"model": f"local-dir:{ROOT}/embedded/weights/clip", "batch": 4},
         "runtime": {"workers": "here"},

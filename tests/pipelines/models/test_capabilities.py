@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from diffusers.pipelines import auto_pipeline
@@ -16,6 +15,7 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.pipeline_classes import modes_of, tables
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.evaluations import evaluations
+from tests.pipelines.plain import request
 
 VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4}
 KL = ["diffusers", "AutoencoderKL"]
@@ -230,6 +230,10 @@ def test_columns_that_a_model_ignores_are_known_from_its_configs(saved, name, pa
     assert read_facts(saved(name, **parts)).ignored == ignored
 
 
+def test_the_least_guidance_scale_that_a_family_takes_is_known(saved):
+    assert [read_facts(saved(name)).least_guidance for name in ("PRXPipeline", "StableDiffusionPipeline")] == [1.0, 0.0]
+
+
 HEUN, EULER = ({"_class_name": f"FlowMatch{name}DiscreteScheduler"} for name in ("Heun", "Euler"))
 
 
@@ -254,8 +258,7 @@ def test_an_evaluation_is_counted_as_each_family_and_scheduler_have_it(saved, na
     own = parts.get("scheduler", {"_class_name": "DDIMScheduler"})
     index = {**parts.get("index", {}), "scheduler": ["diffusers", own["_class_name"]]}
     counting = read_facts(saved(name, **{**parts, "index": index, "scheduler": own})).counting
-    asked = SimpleNamespace(steps=10, scheduler=scheduler, guidance_scale=scale, image_guidance_scale=None, strength=None)
-    assert evaluations(asked, counting) == counted
+    assert evaluations(request(steps=10, scheduler=scheduler, guidance_scale=scale), counting) == counted
 
 
 @pytest.mark.parametrize(
@@ -267,7 +270,7 @@ def test_an_evaluation_is_counted_as_each_family_and_scheduler_have_it(saved, na
         ("HunyuanImageRefinerPipeline", "takes the latents of another pipeline"),
         ("QwenImageLayeredPipeline", "makes several pictures of one"),
         ("JoyImageEditPipeline", "reads its language model by a hook"),
-        ("StableCascadeDecoderPipeline", "renders in stages"),
+        ("StableCascadeCombinedPipeline", "is made of two models: name the decoder's as model.base"),
         ("StableDiffusionControlNetPipeline", "was saved with its ControlNet; give the base model as model.base"),
         ("Flux3ModularPipeline", "is made of modular blocks"),
     ],

@@ -7,10 +7,11 @@ import pytest
 from diffusers.pipelines import auto_pipeline
 
 from promptmill.configs.model import Model
+from promptmill.configs.weights import Weights
 from promptmill.pipelines.models import families
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.controls import control_classes
-from promptmill.pipelines.models.families import ENDED, REFUSED, refusal
+from promptmill.pipelines.models.families import ENDED, REFUSED, family_of, refusal
 from promptmill.pipelines.models.pipeline_classes import class_for, modes_of, tables
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines.plain_controlnets import CONTROLLED
@@ -67,8 +68,12 @@ def said(tmp_path, monkeypatch):
         for part in parts:
             (tmp_path / part).mkdir(exist_ok=True)
             (tmp_path / part / "config.json").write_text("{}")
+        if kind := family_of(name).prior:
+            (tmp_path / "prior").mkdir(exist_ok=True)
+            (tmp_path / "prior" / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+        prior = Weights(source=str(tmp_path / "prior")) if kind else None
         try:
-            return read_facts(Model(base=str(tmp_path))).modes
+            return read_facts(Model(base=str(tmp_path), prior=prior)).modes
         except ModelError as error:
             return str(error)
 

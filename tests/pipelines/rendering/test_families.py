@@ -12,18 +12,18 @@ from PIL import Image
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models import families
 from promptmill.pipelines.models.capabilities import read_facts
+from promptmill.pipelines.rendering import calls
 from promptmill.pipelines.rendering.conditioning import prepare
 from promptmill.pipelines.rendering.engine import Engine
-from promptmill.pipelines.work.evaluations import evaluations
+from promptmill.pipelines.work.evaluations import evaluations, steps_of
+from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import plain_families
 from tests.pipelines.engines import BATCH, model_of, pixels, render
+from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_families import FAMILIES, Plain, render_family
 from tests.pipelines.plain_families import UNETS as FAMILIES_OF_UNETS
-from tests.pipelines.tiny_editors import EDITORS
-from tests.pipelines.tiny_families import MAKERS
-from tests.pipelines.tiny_readers import READERS, small_inputs
-from tests.pipelines.tiny_unets import UNETS
+from tests.pipelines.tiny_readers import small_inputs
 
 # Steps, guidance scale, prompt and negative prompt of the requests in each mode. Two may go through one call, with texts of lengths
 # that transformers do not round up to the same.
@@ -56,7 +56,7 @@ def engines(folder):
 
     @cache
     def engine(name):
-        base = (MAKERS | EDITORS | READERS | UNETS)[name](folder / name)
+        base = TINY[name](folder / name)
         return Engine(model_of(folder, base=str(base), controlnets={}), JOB_SEED, Roots((str(folder),))), base
 
     return engine
@@ -101,7 +101,8 @@ def test_in_bf16_and_at_sizes_that_are_no_squares_images_are_those_of_plain_diff
     _, base = engines(name)
     plain = FAMILIES[name]
     mode = next(iter(plain.pipelines))
-    size = {"width": 64, "height": 32} if mode == "txt2img" else {}
+    side = plain.side or 64
+    size = {"width": side, "height": side // 2} if mode == "txt2img" and not plain.fixed else {}
     some = [
         request(
             f"r{n}",
@@ -110,8 +111,7 @@ def test_in_bf16_and_at_sizes_that_are_no_squares_images_are_those_of_plain_diff
             steps=n + 2,
             scheduler=plain.schedulers[0],
             candidates=1,
-            **size,
-            **plain.values(n, mode),
+            **plain.values(n, mode) | size,
         )
         for n, prompt in enumerate(("a small red circle", "a green circle at the right"))
     ]
@@ -122,9 +122,28 @@ def test_in_bf16_and_at_sizes_that_are_no_squares_images_are_those_of_plain_diff
 
 
 @contextmanager
+def pixels_before_rounding():
+    """Yields the same of a model without a VAE: the pixels of each image as the pipeline makes them."""
+    seen, previewed = [], calls._previewed
+
+    def called(*args):
+        made = previewed(*args)
+        seen.extend(np.asarray(one).tobytes() for one in made.images)
+        return made
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(calls, "_previewed", called)
+        yield seen
+
+
+@contextmanager
 def latents(engine):
     """Yields the latents that are decoded meanwhile, of each image its bytes: pixels hide what is less than a level."""
-    vae, seen = engine.model.base.vae, []
+    vae, seen = engine.model.vae, []
+    if vae is None:
+        with pixels_before_rounding() as seen:
+            yield seen
+        return
     held = vae.decode
 
     def decode(given, *args, **kwargs):
@@ -154,9 +173,9 @@ def test_companions_never_matter(engines, name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest_or_it_makes_one_image(engines, name, monkeypatch):
     engine, _ = engines(name)
-    calls = []
+    sizes = []
     render_group = engine.path._render
-    monkeypatch.setattr(engine.path, "_render", lambda group: calls.append(len(group.members)) or render_group(group))
+    monkeypatch.setattr(engine.path, "_render", lambda group: sizes.append(len(group.members)) or render_group(group))
     scheduler = FAMILIES[name].schedulers[0]
     mode = next(iter(FAMILIES[name].pipelines))
     some = [
@@ -164,7 +183,7 @@ def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest_or_it_m
         for n, prompt in enumerate(("a red square", "a"))
     ]
     assert all(outcome.failure is None for outcome in render(engine, *some))
-    assert calls == ([1, 1] if FAMILIES[name].apart or FAMILIES[name].single else [2])
+    assert sizes == ([1, 1] if FAMILIES[name].apart or FAMILIES[name].single else [2])
 
 
 @pytest.mark.parametrize("name", ["qwen-image-edit"])
@@ -211,6 +230,25 @@ def test_the_size_that_a_pipeline_makes_of_another_is_known(whole_sizes):
         assert families.a_million_pixels(*size) == of_qwen(1024 * 1024, size[0] / size[1])[:2]
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_every_family_a_preview_costs_its_steps_and_the_last_one_is_the_image(engines, name):
+    engine, _ = engines(name)
+    plain = FAMILIES[name]
+    scheduler = "euler" if "euler" in plain.fitting else "model"
+    for mode in plain.pipelines:
+        one = request(mode=mode, scheduler=scheduler, steps=6, guidance_scale=4.0, candidates=1, **plain.values(0, mode))
+        one = one if plain.has_strength(mode) else replace(one, strength=None)  # as a plan leaves it out
+        unit = Unit(0, 0, tuple(Placed(row, one, preview=steps) for row, steps in enumerate((3, 6, None))))
+        outcomes = engine.render(unit).outcomes
+        early, late, final = [outcome.failure or outcome.candidates[0] for outcome in outcomes]
+        left = engine.model.family.steps_left
+        taken = [made.evaluations / steps_of(steps, one.strength, left) for made, steps in ((early, 3), (late, 6), (final, 6))]
+        assert taken[0] == taken[1] == taken[2], taken
+        # The last step of Euler's is the prediction. In inpainting the picture around the mask is put back after it.
+        far = [abs(made.pixels.astype(int) - final.pixels).mean() for made in (early, late)]
+        assert far[1] < far[0] and (far[1] < 1 or mode == "inpaint"), (mode, far)
+
+
 def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
     classes = {name for plain in FAMILIES.values() for name in plain.pipelines.values()}
     entries = {max((begin for begin in families.FAMILIES if name.startswith(begin)), key=len, default=name) for name in classes}
@@ -237,6 +275,25 @@ def test_plain_prx_makes_one_image_a_call_with_guidance(engines, folder, monkeyp
     assert len(render_family(FAMILIES["prx"], some, 1, base, folder, BATCH)[0]) == 1
     with pytest.raises(RuntimeError, match="must match the size"):
         render_family(FAMILIES["prx"], some, 3, base, folder, BATCH)
+
+
+def test_kandinskys_img2img_takes_a_width_for_the_height_so_it_is_given_the_one_for_the_other(engines, folder):
+    engine, base = engines("kandinsky22")
+    plain = FAMILIES["kandinsky22"]
+    Image.open(folder / "a.png").resize((64, 32)).save(folder / "wide.png")
+    values = {**plain.values(0, "img2img"), "init_image": "wide.png"}
+    one = request(mode="img2img", width=64, height=32, scheduler="model", candidates=1, **values)
+    turned = replace(one, width=one.height, height=one.width)
+    theirs, _ = render_family(plain, turned, plain.fills(one, BATCH), base, folder, BATCH)
+    np.testing.assert_array_equal(pixels(render(engine, one)[0]), theirs[:1])
+    assert theirs[0].shape == (32, 64, 3)
+
+
+def test_below_a_guidance_scale_of_1_ldm_has_none(engines):
+    engine, _ = engines("ldm")
+    none, less = render(engine, *(request(f"r{n}", seed=7, scheduler="model", guidance_scale=n) for n in (1.0, 0.5)))
+    np.testing.assert_array_equal(pixels(none), pixels(less))
+    assert {made.evaluations for outcome in (none, less) for made in outcome.candidates} == {3}
 
 
 @pytest.mark.parametrize("name", ["pixart-sigma", "hunyuandit"])
@@ -313,7 +370,7 @@ def test_all_solvers_of_a_flow_arrive_at_one_image(engines, name):
         assert abs(made - first).mean() < 0.1 * abs(another - first).mean(), solver
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name, plain in FAMILIES.items() if plain.prompted])
 def test_texts_are_kept_by_their_tokens_whatever_encodes_them(engines, name):
     engine, _ = engines(name)
     some = mixed(name)[:3]
