@@ -342,6 +342,10 @@ FAMILIES: dict[str, Family] = {
         guiders=("guider", "ocr_guider"),
     ),
     # The second reads the picture that it edits.
+    # The pipeline cuts texts to the longest of a call.
+    "Kandinsky3": Family(
+        prompts_apart=True, solvers=("ddpm", "dpmpp_2m"), output="np", multiple_by=lambda decoder, prior, factor: factor**2
+    ),
     "Kandinsky5T2I": Family(rows=1, prompts_apart=True, patch=2, solvers=ALL_SOLVERS, sizes=KANDINSKY5),
     "Kandinsky5I2I": Family(rows=1, strength=False, patch=2, solvers=ALL_SOLVERS, sizes=KANDINSKY5, single=True),
     "Kandinsky": Family(prior="KandinskyPriorPipeline", **_KANDINSKY),
@@ -528,7 +532,7 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "BriaFibo ChronoEdit DreamLite Flux2KleinKV Kandinsky3 LDMSuperResolution NucleusMoE VisualCloze ZImageOmni",
+            "BriaFibo ChronoEdit DreamLite Flux2KleinKV LDMSuperResolution NucleusMoE VisualCloze ZImageOmni",
         ),
     )
     for begin in begins.split()

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from diffusers.models.unets import StableCascadeUNet
 from diffusers.pipelines.deprecated import wuerstchen as moved
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 
 from tests.pipelines import tiny, tiny_texts
-from tests.pipelines.tiny_parts import lively, made, seeded
+from tests.pipelines.tiny_parts import WIDTH, lively, made, seeded, t5
 
 # The indexes on the hub name classes by where diffusers had them before version 0.42; so do those that are saved here.
 diffusers.pipelines.wuerstchen = moved
@@ -62,6 +63,42 @@ def _unclip(kind: Any, folder: Path) -> None:
     ).save_pretrained(folder / "prior")
 
 
+def _movq(channels: list[int]) -> torch.nn.Module:
+    """The VAE of Kandinsky."""
+    return made(
+        "VQModel",
+        block_out_channels=channels,
+        down_block_types=["DownEncoderBlock2D"] * len(channels),
+        up_block_types=["UpDecoderBlock2D"] * len(channels),
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        latent_channels=4,
+        num_vq_embeddings=12,
+        vq_embed_dim=4,
+        norm_type="spatial",
+        norm_num_groups=8,
+    )
+
+
+def kandinsky3(folder: Path) -> Path:
+    """Kandinsky 3: a UNet of its own that reads T5's texts, cut to the longest of a call; no prior."""
+    unet = made(
+        "Kandinsky3UNet",
+        time_embedding_dim=32,
+        groups=8,
+        attention_head_dim=16,
+        layers_per_block=2,
+        block_out_channels=(32, 64),
+        cross_attention_dim=32,
+        encoder_hid_dim=WIDTH,
+    )
+    scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="squaredcos_cap_v2")
+    parts = (tiny_texts.words(), t5(WIDTH), unet, scheduler, _movq([32, 32, 32, 32]))
+    diffusers.Kandinsky3Pipeline(*parts).save_pretrained(folder)
+    return folder
+
+
 def _decoder(channels: int, **options: Any) -> dict[str, Any]:
     """The parts of a decoder of Kandinsky, whose VAE is called movq."""
     unet = made(
@@ -79,20 +116,7 @@ def _decoder(channels: int, **options: Any) -> dict[str, Any]:
         resnet_time_scale_shift="scale_shift",
         **options,
     )
-    movq = made(
-        "VQModel",
-        block_out_channels=[32, 32, 64],
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        in_channels=3,
-        out_channels=3,
-        layers_per_block=1,
-        latent_channels=4,
-        num_vq_embeddings=12,
-        vq_embed_dim=4,
-        norm_type="spatial",
-        norm_num_groups=8,
-    )
+    movq = _movq([32, 32, 64])
     scheduler = diffusers.DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, clip_sample=False, variance_type="learned_range", thresholding=False
     )
@@ -238,6 +262,7 @@ STAGES: dict[str, Callable[[Path], Path]] = {
     "kandinsky21-inpainting": kandinsky21_inpainting,
     "kandinsky22": kandinsky22,
     "kandinsky22-inpainting": kandinsky22_inpainting,
+    "kandinsky3": kandinsky3,
     "stable-cascade": cascade,
     "wuerstchen": wuerstchen,
 }
