@@ -15,7 +15,7 @@ from diffusers.pipelines.deprecated import wuerstchen as moved
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 
 from tests.pipelines import tiny, tiny_texts
-from tests.pipelines.tiny_parts import WIDTH, lively, made, seeded, t5
+from tests.pipelines.tiny_parts import lively, made, seeded
 
 # The indexes on the hub name classes by where diffusers had them before version 0.42; so do those that are saved here.
 diffusers.pipelines.wuerstchen = moved
@@ -63,7 +63,7 @@ def _unclip(kind: Any, folder: Path) -> None:
     ).save_pretrained(folder / "prior")
 
 
-def _movq(channels: list[int]) -> torch.nn.Module:
+def movq(channels: list[int]) -> torch.nn.Module:
     """The VAE of Kandinsky."""
     return made(
         "VQModel",
@@ -79,24 +79,6 @@ def _movq(channels: list[int]) -> torch.nn.Module:
         norm_type="spatial",
         norm_num_groups=8,
     )
-
-
-def kandinsky3(folder: Path) -> Path:
-    """Kandinsky 3: a UNet of its own that reads T5's texts, cut to the longest of a call; no prior."""
-    unet = made(
-        "Kandinsky3UNet",
-        time_embedding_dim=32,
-        groups=8,
-        attention_head_dim=16,
-        layers_per_block=2,
-        block_out_channels=(32, 64),
-        cross_attention_dim=32,
-        encoder_hid_dim=WIDTH,
-    )
-    scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="squaredcos_cap_v2")
-    parts = (tiny_texts.words(), t5(WIDTH), unet, scheduler, _movq([32, 32, 32, 32]))
-    diffusers.Kandinsky3Pipeline(*parts).save_pretrained(folder)
-    return folder
 
 
 def _decoder(channels: int, **options: Any) -> dict[str, Any]:
@@ -116,11 +98,11 @@ def _decoder(channels: int, **options: Any) -> dict[str, Any]:
         resnet_time_scale_shift="scale_shift",
         **options,
     )
-    movq = _movq([32, 32, 64])
+    vae = movq([32, 32, 64])
     scheduler = diffusers.DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, clip_sample=False, variance_type="learned_range", thresholding=False
     )
-    return {"unet": unet, "scheduler": scheduler, "movq": movq}
+    return {"unet": unet, "scheduler": scheduler, "movq": vae}
 
 
 _OF_IMAGES = {"addition_embed_type": "image", "encoder_hid_dim_type": "image_proj"}
@@ -262,7 +244,6 @@ STAGES: dict[str, Callable[[Path], Path]] = {
     "kandinsky21-inpainting": kandinsky21_inpainting,
     "kandinsky22": kandinsky22,
     "kandinsky22-inpainting": kandinsky22_inpainting,
-    "kandinsky3": kandinsky3,
     "stable-cascade": cascade,
     "wuerstchen": wuerstchen,
 }
