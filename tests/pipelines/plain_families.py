@@ -134,7 +134,7 @@ class Plain:
 
 def _by_rows(given: dict[str, Any]) -> dict[str, Any]:
     """A language model's arguments with the patches of each row's pictures, all of one size, in a row of their own."""
-    if "pixel_values" not in given:
+    if "image_grid_thw" not in given:
         return given
     rows = len(given["input_ids"])
     return given | {name: given[name].unflatten(0, (rows, -1)) for name in ("pixel_values", "image_grid_thw")}

@@ -41,6 +41,7 @@ def model(family, **options):
         family=family,
         refiner=None,
         prior=None,
+        redux=None,
         guided=lambda request: request.guidance_scale > family.unguided,
         scheduler_options=SchedulerOptions(**options),
     )
