@@ -92,6 +92,7 @@ LICENCES: dict[str, str] = {
     "warp-ai/wuerstchen-prior": "MIT",
     "zai-org/CogView3-Plus-3B": "Apache-2.0",
     "zai-org/CogView4-6B": "Apache-2.0",
+    "zai-org/CogView4-6B-Control": "Apache-2.0",
 }
 
 # The repositories of which no copy of the card, and no public statement of the licence, was read.
@@ -145,5 +146,6 @@ UNREAD = frozenset(
         "warp-ai/wuerstchen",
         "warp-ai/wuerstchen-prior",
         "zai-org/CogView3-Plus-3B",
+        "zai-org/CogView4-6B-Control",
     }
 )

@@ -116,6 +116,7 @@ ROWS: tuple[Row, ...] = (
     Row("Chroma", "chroma", ("lodestones/Chroma1-HD",), ("chroma",)),
     Row("CogView3-Plus", "cogview3", ("zai-org/CogView3-Plus-3B",)),
     Row("CogView4", "cogview4", ("zai-org/CogView4-6B",), ("cogview4",)),
+    Row("CogView4 Control (`init_image` is the control image)", "cogview4-control", ("zai-org/CogView4-6B-Control",)),
     Row("Bria 3.2", "bria", ("briaai/BRIA-3.2",)),
     Row("Bria FIBO", "bria-fibo", ("briaai/FIBO",)),
     Row("ERNIE-Image", "ernie", ("baidu/ERNIE-Image",)),

@@ -268,6 +268,7 @@ FAMILIES: dict[str, Family] = {
         fixed=True,
     ),
     "CogView4": Family(rows=1, prompts_apart=True, sized=True),
+    "CogView4Control": Family(rows=1, prompts_apart=True, sized=True, strength=False, picture="control_image"),
     # Its rewriting of prompts would draw from torch's global generator.
     "ErnieImage": Family(prompts_apart=True, patch=2, always={"use_pe": False}),
     "Flux": Family(
@@ -479,7 +480,7 @@ def family_of(pipeline: str) -> Family:
 
 _CONTROLLED = "was saved with what steers it; set _class_name to {} in model_index.json, and name the control in model.controlnets"
 UNTRIED = "is not served yet: its images have not been compared with those of plain diffusers"
-CONTROL_IMAGE = "needs a control image for every row, which is not supported yet"
+CONTROL_IMAGE = "needs a control image beside the picture of every row, which is not supported yet"
 STAGES = "renders in stages that are pipelines of their own, and a run has one"
 COMBINED = "is made of two models: name the decoder's as model.base, and the prior's as model.prior"
 A_PRIOR = "makes embeddings and no pictures: name it as model.prior, beside the decoder of its family as model.base"
@@ -491,7 +492,7 @@ PLACES = "splits its batch by position, so that no two requests could share one"
 REFUSED: dict[str, str] = {
     begin: reason
     for reason, begins in (
-        (CONTROL_IMAGE, "CogView4Control FluxControlImg2Img FluxControlInpaint"),
+        (CONTROL_IMAGE, "FluxControlImg2Img FluxControlInpaint"),
         ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
         ("takes the latents of another pipeline in place of a picture", "HunyuanImageRefiner"),
         ("makes several pictures of one, its layers", "QwenImageLayered"),

@@ -71,7 +71,7 @@ MORE = {
 }
 
 # Families whose pipelines want a control image: a row's picture is that image, and what diffusers' tables have besides wants two.
-INSTEAD = {"flux-control": {"img2img": "FluxControlPipeline"}}
+INSTEAD = {"flux-control": {"img2img": "FluxControlPipeline"}, "cogview4-control": {"img2img": "CogView4ControlPipeline"}}
 
 # Pipelines with ControlNets that the tables leave out.
 CONTROLLED: dict[str, dict[str, str]] = {

@@ -93,17 +93,6 @@ def render_controlled(family: str, request: Any, count: int, base: Path, nets: M
     some = [getattr(diffusers, how.net).from_pretrained(nets[control.type]) for control in request.controls]
     parts = {"controlnet": some[0] if len(some) == 1 else some, **plain.parts}
     pipeline, seen = loaded(how.pipelines[request.mode], base, request, batch, **parts)
-    encode = pipeline.vae.encode
-
-    def meant(*args: Any, **kwargs: Any) -> Any:
-        # Some of these pipelines sample what they have encoded from torch's global generator: they never make an image again.
-        made = encode(*args, **kwargs)
-        if spread := getattr(made, "latent_dist", None):
-            sample = spread.sample
-            spread.sample = lambda generator=None: spread.mode() if generator is None else sample(generator)
-        return made
-
-    pipeline.vae.encode = meant
     maps = [picture(folder / control.image, count) * 2 - 1 for control in request.controls]
     said = asked(plain, request, count, folder) | {"control_image": maps[0] if len(maps) == 1 else maps}
     if how.repaints:

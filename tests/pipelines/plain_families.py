@@ -291,6 +291,22 @@ def embedded(
     return {name: made[name] for name in made if name.endswith(("image_embeds", "image_embeddings"))}, seen
 
 
+def meant(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """A VAE's `encode` whose distribution gives its mean to those who sample it without a generator.
+
+    Pipelines with control images do so, from torch's global generator: they never make an image again.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        made = encode(*args, **kwargs)
+        if spread := getattr(made, "latent_dist", None):
+            sample = spread.sample
+            spread.sample = lambda generator=None: spread.mode() if generator is None else sample(generator)
+        return made
+
+    return wraps(encode)(run)
+
+
 def loaded(
     kind: str, base: Any, request: Any, batch: int, scheduled: Mapping[str, Any] | None = None, **options: Any
 ) -> tuple[Any, list[int]]:
@@ -308,7 +324,7 @@ def loaded(
         vae.decode = wraps(decode)(lambda z, *args, **kwargs: decode(z.contiguous(), *args, **kwargs))
         encode = in_pieces(vae.encode, 1)
         # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
-        vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
+        vae.encode = meant(wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs)))
     for name, part in pipeline.components.items():
         if part is not None and name.startswith(("text_encoder", "bert", "depth_estimator", "image_encoder")):
             side = 1 if kind.startswith("Kolors") else 0
@@ -456,6 +472,7 @@ FAMILIES: dict[str, Plain] = {
     "lumina2": Plain(_text("Lumina2"), rows=1, apart=True, schedulers=("euler", "unipc", "model")),
     "chroma": Plain(_text("Chroma") | {"img2img": "ChromaImg2ImgPipeline"}, rows=1),
     "cogview4": Plain(_text("CogView4"), rows=1, apart=True),
+    "cogview4-control": Plain(_picture("CogView4Control"), rows=1, apart=True, strength=False, takes="control_image", pillow=True),
     "qwen-image": Plain(_modes("QwenImage"), rows=1, guidance="true_cfg_scale", always_negative=True, apart=True),
     "qwen-image-2.1": Plain(
         dict.fromkeys(("txt2img", "img2img"), "QwenImage21Pipeline"),

@@ -230,12 +230,12 @@ def chroma(folder: Path) -> Path:
     return folder
 
 
-def cogview4(folder: Path) -> Path:
+def cogview4(folder: Path, controlled: bool = False) -> Path:
     """CogView4: GLM, texts padded to the longest of a call, and a schedule that depends on the size."""
     transformer = made(
         "CogView4Transformer2DModel",
         patch_size=2,
-        in_channels=4,
+        in_channels=8 if controlled else 4,
         out_channels=4,
         num_layers=2,
         attention_head_dim=8,
@@ -259,7 +259,8 @@ def cogview4(folder: Path) -> Path:
         base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
     )
     parts = (tiny_texts.words(side="left"), seeded(transformers.GlmModel, config), vae(4), transformer, scheduler)
-    diffusers.CogView4Pipeline(*parts).save_pretrained(folder)
+    kind = diffusers.CogView4ControlPipeline if controlled else diffusers.CogView4Pipeline
+    kind(*parts).save_pretrained(folder)
     return folder
 
 
@@ -337,6 +338,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "lumina2": lumina2,
     "chroma": chroma,
     "cogview4": cogview4,
+    "cogview4-control": lambda folder: cogview4(folder, controlled=True),
     "qwen-image": qwen_image,
     "ovis-image": ovis,
     "z-image": z_image,

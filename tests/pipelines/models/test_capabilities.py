@@ -264,8 +264,7 @@ def test_an_evaluation_is_counted_as_each_family_and_scheduler_have_it(saved, na
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("FluxControlImg2ImgPipeline", "needs a control image for every row"),
-        ("CogView4ControlPipeline", "needs a control image for every row"),
+        ("FluxControlImg2ImgPipeline", "needs a control image beside the picture of every row"),
         ("GlmImagePipeline", "has a language model draw the picture's tokens from torch's global generator"),
         ("Kandinsky5T2VPipeline", "makes videos"),
         ("HunyuanImageRefinerPipeline", "takes the latents of another pipeline"),
