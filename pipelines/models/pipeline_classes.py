@@ -22,6 +22,7 @@ TABLES = {
 # Pipelines that the tables of diffusers 0.42 leave out, though they make images of texts.
 MORE = {
     "txt2img": {
+        "alt-diffusion": "AltDiffusionPipeline",
         "bria": "BriaPipeline",
         "cascade-decoder": "StableCascadeDecoderPipeline",
         "consistency": "ConsistencyModelPipeline",
@@ -39,6 +40,7 @@ MORE = {
         "wuerstchen-decoder": "WuerstchenDecoderPipeline",
     },
     "img2img": {
+        "alt-diffusion": "AltDiffusionImg2ImgPipeline",
         "chroma": "ChromaImg2ImgPipeline",
         "depth2img": "StableDiffusionDepth2ImgPipeline",
         "if": "IFImg2ImgPipeline",
@@ -48,6 +50,7 @@ MORE = {
         "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
         "kandinsky-decoder": "KandinskyImg2ImgPipeline",
         "kandinsky22-decoder": "KandinskyV22Img2ImgPipeline",
+        "ldm-upscaler": "LDMSuperResolutionPipeline",
         "latent-upscaler": "StableDiffusionLatentUpscalePipeline",
         "sana-sprint": "SanaSprintImg2ImgPipeline",
         "stable-unclip": "StableUnCLIPImg2ImgPipeline",

@@ -133,7 +133,7 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
 
     def together(parts: list[Any]) -> Any:
         if isinstance(parts[0], torch.Tensor):
-            return torch.cat(parts, side)
+            return torch.cat(parts, side) if parts[0].ndim else parts[0]
         if isinstance(parts[0], DiagonalGaussianDistribution):
             return DiagonalGaussianDistribution(torch.cat([part.parameters for part in parts]))
         if isinstance(parts[0], dict):
@@ -142,7 +142,7 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
 
     def only(value: Any, rows: int) -> Any:
         if isinstance(value, torch.Tensor):
-            return value[:, :rows] if side else value[:rows]
+            return value if not value.ndim else value[:, :rows] if side else value[:rows]
         if isinstance(value, DiagonalGaussianDistribution):
             return DiagonalGaussianDistribution(value.parameters[:rows])
         if isinstance(value, dict):
@@ -449,6 +449,7 @@ FAMILIES: dict[str, Plain] = {
         schedulers=("lcm", "model"),
     ),
     "cogview3": Plain(_text("CogView3Plus"), schedulers=("model",)),
+    "alt-diffusion": Plain({"txt2img": "AltDiffusionPipeline", "img2img": "AltDiffusionImg2ImgPipeline"}, schedulers=_NOISE),
     "taiyi": Plain(_modes("StableDiffusion"), schedulers=_NOISE),
     "stable-unclip": Plain(
         _picture("StableUnCLIPImg2Img"), strength=False, pillow=True, further={"noise_level": (20, 0, 999)}, schedulers=_NOISE
@@ -541,6 +542,13 @@ FAMILIES: dict[str, Plain] = {
     ),
     "ldm": Plain(_text("LDMTextToImage"), negative=False, schedulers=("ddim", "pndm", "dpmpp_2m", "unipc", "model"), some=True),
     "prx-pixel": Plain(_text("PRXPixel"), said=_UNBENT, schedulers=_FLOW, side=32, output="np"),
+    "ldm-upscaler": Plain(
+        _picture("LDMSuperResolution"),
+        schedulers=("ddim", "pndm", "euler", "lms", "dpmpp_2m", "model"),
+        some=True,
+        small="small-32.png",
+        **(_OF_NOTHING | {"side": 128, "fixed": False, "signed": True}),
+    ),
     "latent-upscaler": Plain(_picture("StableDiffusionLatentUpscale"), strength=False, small="small-32.png", noise=True),
 }
 
