@@ -104,7 +104,7 @@ class Plain:
             more["class_label"] = (3, 0, self.classes - 1, 5)[number % 4]
         if self.side is not None:
             more |= {"width": self.side, "height": self.side}
-        images = {"init_image": self.small, "mask_image": "small-mask.png"} if self.small else {}
+        images = {"init_image": self.small, "mask_image": self.small.replace("small", "mask")} if self.small else {}
         return MODES[mode] | more | {name: image for name, image in images.items() if name in MODES[mode]}
 
     def fills(self, request: Any, batch: int) -> int:
@@ -358,6 +358,7 @@ _OF_NOTHING: dict[str, Any] = {
 _OF_PRIORS: dict[str, Any] = {"prior_steps": (2, 3, 5), "prior_guidance_scale": (4.0, 1.0, 3.0, 2.0)}
 
 _KANDINSKY: dict[str, Any] = {"pillow": True, "schedulers": ("ddpm", "model"), "further": _OF_PRIORS, "output": "np"}
+_KANDINSKY |= {"side": 32, "small": "small-32.png"}
 
 _PIX2PIX: dict[str, Any] = {
     "rows": 3,
@@ -523,8 +524,8 @@ FAMILIES: dict[str, Plain] = {
     "if": Plain(
         {"txt2img": "IFPipeline", "img2img": "IFImg2ImgPipeline", "inpaint": "IFInpaintingPipeline"},
         schedulers=("ddpm", "dpmpp_2m", "model"),
-        side=32,
-        small="small-32.png",
+        side=16,
+        small="small-16.png",
         signed=True,
         output="np",
         said={"clean_caption": False},
