@@ -389,6 +389,10 @@ REFUSED: dict[str, str] = {
         ),
         (A_PRIOR, "KandinskyPrior KandinskyV22Prior StableCascadePrior WuerstchenPrior"),
         (CONTROL_IMAGE, "KandinskyV22Controlnet"),
+        (
+            "makes embeddings of a picture beside a prompt; set _class_name to KandinskyV22PriorPipeline in model_index.json",
+            "KandinskyV22PriorEmb2Emb",
+        ),
         ("enlarges an image toward a second picture, and a row has one", "IFImg2ImgSuperResolution IFInpaintingSuperResolution"),
         ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
         ("has a second scheduler, which calls side by side would share", "StableUnCLIPPipeline"),

@@ -196,6 +196,17 @@ def test_plain_prx_makes_one_image_a_call_with_guidance(engines, folder, monkeyp
         render_family(FAMILIES["prx"], some, 3, base, folder, BATCH)
 
 
+def test_priors_and_decoders_have_full_batches(engines):
+    engine, _ = engines("kandinsky22")
+    values = FAMILIES["kandinsky22"].values(0, "txt2img") | {"candidates": 1, "scheduler": "model"}
+    some = [request(f"r{n}", **values | {"steps": 3 + n % 4, "prior_steps": 2 + n % 3}) for n in range(24)]
+    joined = (*engine.path.priors, engine.path.denoiser)
+    for one in joined:
+        one.calls = one.rows = 0
+    assert all(outcome.failure is None for outcome in render(engine, *some))
+    assert len(joined) == 2 and all(one.rows > 0.85 * one.calls * one.shape for one in joined)
+
+
 def test_kandinskys_img2img_takes_a_width_for_the_height_so_it_is_given_the_one_for_the_other(engines, folder):
     engine, base = engines("kandinsky22")
     plain = FAMILIES["kandinsky22"]
