@@ -141,6 +141,8 @@ def _by_rows(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one_after_the_other(given: dict[str, Any]) -> dict[str, Any]:
+    if "image_grid_thw" not in given:
+        return given
     return given | {name: given[name].flatten(0, 1) for name in ("pixel_values", "image_grid_thw") if name in given}
 
 
