@@ -18,7 +18,9 @@ LICENCES: dict[str, str] = {
     "AIDC-AI/Ovis-Image-7B": "Apache-2.0",
     "Alpha-VLLM/Lumina-Image-2.0": "Apache-2.0",
     "Alpha-VLLM/Lumina-Next-SFT-diffusers": "Apache-2.0",
+    "BAAI/AltDiffusion-m9": _RAIL,
     "ByteDance/SDXL-Lightning": _RAIL_PLUS,
+    "CompVis/ldm-super-resolution-4x-openimages": "Apache-2.0",
     "CompVis/ldm-text2im-large-256": "Apache-2.0",
     "DeepFloyd/IF-I-XL-v1.0": "DeepFloyd-IF",
     "DeepFloyd/IF-II-L-v1.0": "DeepFloyd-IF",
@@ -101,6 +103,8 @@ UNREAD = frozenset(
     {
         "AIDC-AI/Ovis-Image-7B",
         "Alpha-VLLM/Lumina-Next-SFT-diffusers",
+        "BAAI/AltDiffusion-m9",
+        "CompVis/ldm-super-resolution-4x-openimages",
         "CompVis/ldm-text2im-large-256",
         "DeepFloyd/IF-I-XL-v1.0",
         "DeepFloyd/IF-II-L-v1.0",

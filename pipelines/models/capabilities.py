@@ -255,7 +255,9 @@ def _schedulers(pipeline: str, config: Mapping[str, Any]) -> tuple[str, ...]:
         return (*(name for name in solvers or ("euler",) if name not in rigid), OWN)
     if is_edm(config):
         return (*(name for name in solvers or SCHEDULERS if SCHEDULERS[name].edm), OWN)
-    return (OWN,) if str(config.get("_class_name")).startswith(APART) else (*(solvers or SCHEDULERS), OWN)
+    fitting = () if (own := str(config.get("_class_name"))).startswith(APART) else tuple(solvers or SCHEDULERS)
+    drawn = family_of(pipeline).drawing or any(own in SCHEDULERS[name].classes for name in fitting)
+    return (*fitting, OWN) if drawn else fitting
 
 
 def _rescaled(pipeline: str) -> tuple[str, ...]:

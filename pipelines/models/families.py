@@ -34,6 +34,8 @@ class Family:
         solvers: The schedulers that the pipelines of every mode can call; None: all, or `euler` alone where the model follows a
             flow. Diffusers' img2img and inpainting have the scheduler scale noise, which two solvers of flows cannot; other
             pipelines hand on sigmas, which not every scheduler takes.
+        drawing: Whether the pipelines give schedulers the candidates' generators; otherwise a model's own scheduler has to be one
+            of `solvers`, too, which draw nothing.
         controlnet: The class of the family's ControlNets; None where it has none.
         several_controls: Whether its pipelines take several ControlNets at once.
         timed_controls: Whether a ControlNet can begin later and end sooner than the steps do.
@@ -102,6 +104,7 @@ class Family:
     multiple: int = 1
     longest: str | None = None
     solvers: tuple[str, ...] | None = None
+    drawing: bool = True
     controlnet: str | None = None
     several_controls: bool = True
     timed_controls: bool = True
@@ -241,6 +244,7 @@ _OF_NOTHING: dict[str, Any] = {
 
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
+    "AltDiffusion": Family(moved="alt_diffusion"),
     "AuraFlow": Family(solvers=ALL_SOLVERS),
     "BriaFiboPipeline": Family(patch=2, sized=True, prompts_apart=True, solvers=("euler", "unipc")),
     "BriaPipeline": Family(patch=2, sized=True),
@@ -256,10 +260,11 @@ FAMILIES: dict[str, Family] = {
         fixed=True,
         latent=False,
     ),
-    # The pipelines take a step from what they have scaled, and with whatever noise a scheduler draws from torch's global generator.
     "DDIM": Family(solvers=("ddim",), **_OF_NOTHING),
     "DDPM": Family(solvers=("ddpm", "ddim"), **_OF_NOTHING),
+    # The pipeline takes a step from what a scheduler has scaled.
     "DiT": Family(
+        drawing=False,
         solvers=("ddim", "dpmpp_2m", "unipc"),
         negative=False,
         strength=False,
@@ -367,8 +372,21 @@ FAMILIES: dict[str, Family] = {
     "Kolors": Family(length_first=True, package="sentencepiece"),
     "Krea2": Family(rows=1, unguided=0.0, sized=True, solvers=("euler", "unipc"), patch=2),
     "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
-    # The pipeline scales nothing for a scheduler, and gives it no generator.
-    "LDMTextToImage": Family(solvers=("ddim", "pndm", "dpmpp_2m", "unipc"), negative=False, least=1.0),
+    # diffusers makes sides of pictures that Pillow has multiples of 32.
+    "LDMSuperResolution": Family(
+        rows=1,
+        solvers=("ddim", "pndm", "euler", "lms", "dpmpp_2m"),
+        drawing=False,
+        guidance=None,
+        negative=False,
+        strength=False,
+        prompted=False,
+        enlarges=4,
+        signed=True,
+        multiple_by=lambda index, prior, factor: 4 * 32,
+    ),
+    # The pipeline scales nothing for a scheduler.
+    "LDMTextToImage": Family(solvers=("ddim", "pndm", "dpmpp_2m", "unipc"), drawing=False, negative=False, least=1.0),
     # Its rewriting of prompts would have the language model generate texts.
     "LongCatImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc"), always={"enable_prompt_rewrite": False}),
     "LongCatImageEdit": Family(
@@ -511,6 +529,10 @@ REFUSED: dict[str, str] = {
         ),
         (A_PRIOR, "KandinskyPrior KandinskyV22Prior StableCascadePrior WuerstchenPrior"),
         (CONTROL_IMAGE, "KandinskyV22Controlnet"),
+        (
+            "makes embeddings of a picture beside a prompt; set _class_name to KandinskyV22PriorPipeline in model_index.json",
+            "KandinskyV22PriorEmb2Emb",
+        ),
         ("enlarges an image toward a second picture, and a row has one", "IFImg2ImgSuperResolution IFInpaintingSuperResolution"),
         ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
         ("has a second scheduler, which calls side by side would share", "StableUnCLIPPipeline"),
@@ -521,7 +543,7 @@ REFUSED: dict[str, str] = {
         ("inverts a picture by a call of its own before it edits the picture", "LEditsPP"),
         (
             ENDED,
-            "AltDiffusion Amused BlipDiffusion CycleDiffusion KarrasVe LDMPipeline PaintByExample PNDM RePaint ScoreSdeVe"
+            "Amused BlipDiffusion CycleDiffusion KarrasVe LDMPipeline PaintByExample PNDM RePaint ScoreSdeVe"
             " SemanticStableDiffusion StableDiffusionAttendAndExcite"
             " StableDiffusionDiffEdit StableDiffusionGLIGEN StableDiffusionInpaintPipelineLegacy StableDiffusionLDM3D"
             " StableDiffusionModelEditing StableDiffusionPanorama StableDiffusionParadigms StableDiffusionPipelineSafe"
@@ -532,7 +554,7 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "BriaFibo ChronoEdit DreamLite Flux2KleinKV LDMSuperResolution NucleusMoE VisualCloze ZImageOmni",
+            "BriaFibo ChronoEdit DreamLite Flux2KleinKV NucleusMoE VisualCloze ZImageOmni",
         ),
     )
     for begin in begins.split()

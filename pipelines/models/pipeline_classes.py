@@ -22,6 +22,7 @@ TABLES = {
 # Pipelines that the tables of diffusers 0.42 leave out, though they make images of texts.
 MORE = {
     "txt2img": {
+        "alt-diffusion": "AltDiffusionPipeline",
         "bria": "BriaPipeline",
         "bria-fibo": "BriaFiboPipeline",
         "ernie-image": "ErnieImagePipeline",
@@ -43,6 +44,7 @@ MORE = {
         "wuerstchen-decoder": "WuerstchenDecoderPipeline",
     },
     "img2img": {
+        "alt-diffusion": "AltDiffusionImg2ImgPipeline",
         "chroma": "ChromaImg2ImgPipeline",
         "depth2img": "StableDiffusionDepth2ImgPipeline",
         "if": "IFImg2ImgPipeline",
@@ -54,6 +56,7 @@ MORE = {
         "qwenimage21": "QwenImage21Pipeline",
         "kandinsky-decoder": "KandinskyImg2ImgPipeline",
         "kandinsky22-decoder": "KandinskyV22Img2ImgPipeline",
+        "ldm-upscaler": "LDMSuperResolutionPipeline",
         "latent-upscaler": "StableDiffusionLatentUpscalePipeline",
         "longcat-image-edit": "LongCatImageEditPipeline",
         "sana-sprint": "SanaSprintImg2ImgPipeline",

@@ -66,6 +66,8 @@ def call(
     flagged = getattr(result, "nsfw_content_detected", None) or getattr(result, "nsfw_detected", None) or [False] * len(jobs)
     if isinstance(result.images, np.ndarray):  # some of diffusers' pipelines make nothing else in 0 … 1
         result.images = torch.from_numpy(result.images).permute(0, 3, 1, 2)
+    if result.images.shape[1] == 1:
+        result.images = result.images.expand(-1, 3, -1, -1)  # of a model that was trained on grey pictures
     if (made := tuple(result.images.shape[-2:])) != (request.height, request.width):
         raise ValueError(f"the pipeline made {made[1]} x {made[0]} pixels of {request.width} x {request.height}")
     # (B, 3, H, W) in 0 … 1, in the model's dtype: diffusers denormalises in it, so we do not before.

@@ -41,7 +41,7 @@ def gpus() -> list[Gpu]:
 
 
 def keep_to_share(share: float) -> None:
-    """Limit this process to a share of the memory of its first GPU, more than which others on the GPU could not do without.
+    """Limit the memory that this process takes of its first GPU to a share, since other processes have the rest.
 
     Args:
         share: 0 … 1; Ray counts shares of a GPU, and does not hold a process to its own. Nothing is limited where the process has

@@ -60,7 +60,7 @@ def moded_by_row(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kept_in_fp32(vae: Any) -> None:
-    """Change a VAE in fp16 so that the VAE computes in fp32 from now on, whatever it is converted to, and still says fp16.
+    """Make a VAE in fp16 one that computes in fp32 from now on, whatever it is converted to, and still says fp16.
 
     A VAE with `force_upcast` overflows in fp16. Pipelines lift the VAE before each use where the VAE says fp16, and convert it back
     afterwards. Of pipelines that share a VAE, one that found the VAE lifted by another would leave its own latents in fp16.

@@ -175,7 +175,16 @@ SAID = {
 }
 HELD_TO = [
     Rules(Defaults(candidates=2)),
-    Rules(Defaults(prompt="a default", strength=0.3), ["canny"], ["style"], 16, MODES, ["euler"], ["txt2img"], strict=True),
+    Rules(
+        Defaults(prompt="a default", strength=0.3),
+        ["canny"],
+        ["style"],
+        multiple=16,
+        modes=MODES,
+        schedulers=["euler"],
+        rescaled=["txt2img"],
+        strict=True,
+    ),
     Rules(Defaults(candidates={"start": 1, "max": 3, "until_score": 1}), ["canny"], ranking=Ranking(min_score=0.5)),
 ]
 

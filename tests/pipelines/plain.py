@@ -58,8 +58,8 @@ def paint(folder):
     mask = np.zeros((64, 64), np.uint8)
     mask[:, 20:44] = 255
     Image.fromarray(mask).save(folder / "mask.png")
-    Image.fromarray(mask).resize((32, 32), Image.Resampling.NEAREST).save(folder / "small-mask.png")
     for side in (16, 32, 8):
+        Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST).save(folder / f"mask-{side}.png")
         Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"small-{side}.png")
 
 

@@ -124,7 +124,7 @@ class Plain:
             more["class_label"] = (3, 0, self.classes - 1, 5)[number % 4]
         if self.side is not None:
             more |= {"width": self.side, "height": self.side}
-        images = {"init_image": self.small, "mask_image": "small-mask.png"} if self.small else {}
+        images = {"init_image": self.small, "mask_image": self.small.replace("small", "mask")} if self.small else {}
         return MODES[mode] | more | {name: image for name, image in images.items() if name in MODES[mode]}
 
     def fills(self, request: Any, batch: int) -> int:
@@ -167,7 +167,7 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
 
     def together(parts: list[Any]) -> Any:
         if isinstance(parts[0], torch.Tensor):
-            return torch.cat(parts, side)
+            return torch.cat(parts, side) if parts[0].ndim else parts[0]
         if isinstance(parts[0], DiagonalGaussianDistribution):
             return DiagonalGaussianDistribution(torch.cat([part.parameters for part in parts]))
         if isinstance(parts[0], dict):
@@ -176,7 +176,7 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
 
     def only(value: Any, rows: int) -> Any:
         if isinstance(value, torch.Tensor):
-            return value[:, :rows] if side else value[:rows]
+            return value if not value.ndim else value[:, :rows] if side else value[:rows]
         if isinstance(value, DiagonalGaussianDistribution):
             return DiagonalGaussianDistribution(value.parameters[:rows])
         if isinstance(value, dict):
@@ -268,22 +268,6 @@ def images_of(result: Any) -> torch.Tensor:
     return result.images if hasattr(result, "images") else result.image
 
 
-def meant(encode: Callable[..., Any]) -> Callable[..., Any]:
-    """A VAE's `encode` whose distribution gives its mean to those who sample it without a generator.
-
-    Pipelines with control images do so, from torch's global generator: they never make an image again.
-    """
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        made = encode(*args, **kwargs)
-        if spread := getattr(made, "latent_dist", None):
-            sample = spread.sample
-            spread.sample = lambda generator=None: spread.mode() if generator is None else sample(generator)
-        return made
-
-    return wraps(encode)(run)
-
-
 class Both:
     """Two lists of rows, which are added up once both are whole."""
 
@@ -309,6 +293,22 @@ def embedded(
         given["generator"] = said["generator"] * (2 if plain.prior.startswith("Kandinsky") else 1)
     made = prior(**given)
     return {name: made[name] for name in made if name.endswith(("image_embeds", "image_embeddings"))}, seen
+
+
+def meant(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """A VAE's `encode` whose distribution gives its mean to those who sample it without a generator.
+
+    Pipelines with control images do so, from torch's global generator: they never make an image again.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        made = encode(*args, **kwargs)
+        if spread := getattr(made, "latent_dist", None):
+            sample = spread.sample
+            spread.sample = lambda generator=None: spread.mode() if generator is None else sample(generator)
+        return made
+
+    return wraps(encode)(run)
 
 
 def loaded(
@@ -443,6 +443,7 @@ _OF_NOTHING: dict[str, Any] = {
 _OF_PRIORS: dict[str, Any] = {"prior_steps": (2, 3, 5), "prior_guidance_scale": (4.0, 1.0, 3.0, 2.0)}
 
 _KANDINSKY: dict[str, Any] = {"pillow": True, "schedulers": ("ddpm", "model"), "further": _OF_PRIORS, "output": "np"}
+_KANDINSKY |= {"side": 32, "small": "small-32.png"}
 
 _PIX2PIX: dict[str, Any] = {
     "rows": 3,
@@ -592,6 +593,7 @@ FAMILIES: dict[str, Plain] = {
         schedulers=("lcm", "model"),
     ),
     "cogview3": Plain(_text("CogView3Plus"), schedulers=("model",)),
+    "alt-diffusion": Plain({"txt2img": "AltDiffusionPipeline", "img2img": "AltDiffusionImg2ImgPipeline"}, schedulers=_NOISE),
     "taiyi": Plain(_modes("StableDiffusion"), schedulers=_NOISE),
     "stable-unclip": Plain(
         _picture("StableUnCLIPImg2Img"), strength=False, pillow=True, further={"noise_level": (20, 0, 999)}, schedulers=_NOISE
@@ -665,8 +667,8 @@ FAMILIES: dict[str, Plain] = {
     "if": Plain(
         {"txt2img": "IFPipeline", "img2img": "IFImg2ImgPipeline", "inpaint": "IFInpaintingPipeline"},
         schedulers=("ddpm", "dpmpp_2m", "model"),
-        side=32,
-        small="small-32.png",
+        side=16,
+        small="small-16.png",
         signed=True,
         output="np",
         said={"clean_caption": False},
@@ -684,6 +686,13 @@ FAMILIES: dict[str, Plain] = {
     ),
     "ldm": Plain(_text("LDMTextToImage"), negative=False, schedulers=("ddim", "pndm", "dpmpp_2m", "unipc", "model"), some=True),
     "prx-pixel": Plain(_text("PRXPixel"), said=_UNBENT, schedulers=_FLOW, side=32, output="np"),
+    "ldm-upscaler": Plain(
+        _picture("LDMSuperResolution"),
+        schedulers=("ddim", "pndm", "euler", "lms", "dpmpp_2m", "model"),
+        some=True,
+        small="small-32.png",
+        **(_OF_NOTHING | {"side": 128, "fixed": False, "signed": True}),
+    ),
     "latent-upscaler": Plain(_picture("StableDiffusionLatentUpscale"), strength=False, small="small-32.png", noise=True),
 }
 

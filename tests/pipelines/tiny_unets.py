@@ -5,6 +5,8 @@ from pathlib import Path
 
 import diffusers
 import transformers
+from diffusers.pipelines.deprecated import alt_diffusion
+from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import RobertaSeriesConfig
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
 from tests.pipelines import tiny, tiny_texts
@@ -25,6 +27,25 @@ def taiyi(folder: Path) -> Path:
     )
     parts = _parts() | {"text_encoder": seeded(transformers.BertModel, config), "tokenizer": tiny_texts.words(most=77)}
     diffusers.StableDiffusionPipeline(**parts, unet=tiny.unet(), **SAFE, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def alt(folder: Path) -> Path:
+    """AltDiffusion: Stable Diffusion 1.x whose texts, in several languages, another BERT encodes."""
+    diffusers.pipelines.alt_diffusion = alt_diffusion  # where diffusers had it before version 0.42, and as indexes name it
+    config = RobertaSeriesConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=96,
+        project_dim=WIDTH,
+        has_pre_transformation=True,
+    )
+    texts = {"text_encoder": seeded(alt_diffusion.RobertaSeriesModelWithTransformation, config), "tokenizer": tiny_texts.words(77)}
+    pipeline = diffusers.AltDiffusionPipeline(**_parts() | texts, unet=tiny.unet(), **SAFE, requires_safety_checker=False)
+    pipeline.save_pretrained(folder)
     return folder
 
 
@@ -175,6 +196,7 @@ def kandinsky3(folder: Path) -> Path:
 
 
 UNETS: dict[str, Callable[[Path], Path]] = {
+    "alt-diffusion": alt,
     "taiyi": taiyi,
     "stable-unclip": unclip,
     "pix2pix": pix2pix,

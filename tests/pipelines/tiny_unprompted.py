@@ -86,10 +86,27 @@ def variations(folder: Path) -> Path:
     return folder
 
 
+def upscaler(folder: Path) -> Path:
+    """The upscaler of latent diffusion: the UNet is given the small picture, and its VAE looks up vectors of a table."""
+    vae = made(
+        "VQModel",
+        block_out_channels=[32, 32, 32],
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        latent_channels=3,
+        num_vq_embeddings=64,
+        norm_num_groups=8,
+    )
+    unet = _unet(in_channels=6, out_channels=3)
+    diffusers.LDMSuperResolutionPipeline(vqvae=vae, unet=unet, scheduler=diffusers.DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
 UNPROMPTED: dict[str, Callable[[Path], Path]] = {
     "consistency": consistency,
     "ddpm": ddpm,
     "ddim": ddim,
     "dit": dit,
     "image-variation": variations,
+    "ldm-upscaler": upscaler,
 }

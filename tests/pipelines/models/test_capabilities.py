@@ -280,6 +280,13 @@ def test_what_cannot_be_served_yet_is_refused_with_its_reason(saved, name, reaso
         read_facts(saved(name))
 
 
+@pytest.mark.parametrize(("own", "fits"), [("DDIMScheduler", True), ("DDPMScheduler", False)])
+def test_where_a_pipeline_gives_no_generator_an_own_scheduler_that_draws_noise_does_not_fit(saved, own, fits):
+    index = {"scheduler": ["diffusers", own]}
+    schedulers = read_facts(saved("DiTPipeline", index=index, scheduler={"_class_name": own})).schedulers
+    assert ("model" in schedulers) == fits and "ddim" in schedulers
+
+
 @pytest.mark.parametrize(("channels", "modes"), [(16, ("txt2img", "img2img", "inpaint")), (4, ("txt2img", "img2img"))])
 def test_an_sd3_without_its_t5_inpaints_where_diffusers_takes_its_channels(saved, channels, modes):
     left_out = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}

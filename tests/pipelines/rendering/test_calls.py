@@ -41,6 +41,7 @@ def model(family, **options):
         family=family,
         refiner=None,
         prior=None,
+        redux=None,
         guided=lambda request: request.guidance_scale > family.unguided,
         scheduler_options=SchedulerOptions(**options),
     )
@@ -60,6 +61,18 @@ def said(pipeline, family=USUAL, **values):
     results = call(pipeline, model(family), [Job(Placed(0, request), Conditioning(), index, index) for index in range(2)])
     assert [(pixels.shape, finite, refused) for pixels, finite, refused in results] == [((64, 64, 3), True, False)] * 2
     return pipeline.said
+
+
+class Grey(Takes):
+    def __call__(self, prompt):
+        return SimpleNamespace(images=torch.rand(len(prompt), 1, 64, 64))
+
+
+def test_grey_images_have_three_equal_channels():
+    jobs = [Job(Placed(0, plain.request()), Conditioning(), index, index) for index in range(2)]
+    for pixels, finite, _ in call(Grey(), model(USUAL), jobs):
+        assert pixels.shape == (64, 64, 3) and finite
+        assert (pixels == pixels[..., :1]).all() and pixels.std() > 0
 
 
 def test_a_pipeline_is_given_only_what_it_takes():

@@ -278,16 +278,27 @@ def test_plain_prx_makes_one_image_a_call_with_guidance(engines, folder, monkeyp
         render_family(FAMILIES["prx"], some, 3, base, folder, BATCH)
 
 
+def test_priors_and_decoders_have_full_batches(engines):
+    engine, _ = engines("kandinsky22")
+    values = FAMILIES["kandinsky22"].values(0, "txt2img") | {"candidates": 1, "scheduler": "model"}
+    some = [request(f"r{n}", **values | {"steps": 3 + n % 4, "prior_steps": 2 + n % 3}) for n in range(24)]
+    joined = (*engine.path.priors, engine.path.denoiser)
+    for one in joined:
+        one.calls = one.rows = 0
+    assert all(outcome.failure is None for outcome in render(engine, *some))
+    assert len(joined) == 2 and all(one.rows > 0.85 * one.calls * one.shape for one in joined)
+
+
 def test_kandinskys_img2img_takes_a_width_for_the_height_so_it_is_given_the_one_for_the_other(engines, folder):
     engine, base = engines("kandinsky22")
     plain = FAMILIES["kandinsky22"]
-    Image.open(folder / "a.png").resize((64, 32)).save(folder / "wide.png")
-    values = {**plain.values(0, "img2img"), "init_image": "wide.png"}
-    one = request(mode="img2img", width=64, height=32, scheduler="model", candidates=1, **values)
+    Image.open(folder / "a.png").resize((32, 16)).save(folder / "wide.png")
+    values = plain.values(0, "img2img") | {"init_image": "wide.png", "height": 16}
+    one = request(mode="img2img", scheduler="model", candidates=1, **values)
     turned = replace(one, width=one.height, height=one.width)
     theirs, _ = render_family(plain, turned, plain.fills(one, BATCH), base, folder, BATCH)
     np.testing.assert_array_equal(pixels(render(engine, one)[0]), theirs[:1])
-    assert theirs[0].shape == (32, 64, 3)
+    assert theirs[0].shape == (16, 32, 3)
 
 
 def test_below_a_guidance_scale_of_1_ldm_has_none(engines):
