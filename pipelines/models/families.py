@@ -539,7 +539,10 @@ REFUSED: dict[str, str] = {
         (NO_PICTURE, "Marigold ShapE"),
         ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
         ("makes embeddings of pictures for Flux; give it as model.references beside a Flux", "FluxPriorRedux"),
-        ("makes videos", "Helios Kandinsky5 Kandinsky6"),
+        ("keeps keys and values of the first step in an object of each call, so that calls could not be joined", "Flux2KleinKV"),
+        ("adds up what its experts make in an order that differs from run to run on a GPU", "NucleusMoE"),
+        ("takes a grid of example pictures, and no column gives one", "VisualCloze"),
+        ("makes videos", "ChronoEdit Helios Kandinsky5 Kandinsky6"),
         ("inverts a picture by a call of its own before it edits the picture", "LEditsPP"),
         (
             ENDED,
@@ -554,7 +557,7 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "BriaFibo ChronoEdit DreamLite Flux2KleinKV NucleusMoE VisualCloze ZImageOmni",
+            "BriaFibo DreamLite ZImageOmni",
         ),
     )
     for begin in begins.split()
