@@ -246,6 +246,8 @@ _OF_NOTHING: dict[str, Any] = {
 FAMILIES: dict[str, Family] = {
     "AltDiffusion": Family(moved="alt_diffusion"),
     "AuraFlow": Family(solvers=ALL_SOLVERS),
+    # Texts that captions ask for are drawn, and read as pictures.
+    "BriaFibo2": Family(rows=1, strength=False, patch=2, sized=True, solvers=("euler", "unipc"), single=True),
     "BriaFiboPipeline": Family(patch=2, sized=True, prompts_apart=True, solvers=("euler", "unipc")),
     "BriaPipeline": Family(patch=2, sized=True),
     "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),

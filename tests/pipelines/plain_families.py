@@ -160,6 +160,8 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
     def cut(value: Any, some: slice, rows: int) -> Any:
         if isinstance(value, torch.Tensor) and value.ndim == 3 and value.dtype == torch.long and len(value) == 3:
             return filled(value.transpose(0, 1), some, rows).transpose(0, 1)  # positions in three dimensions
+        if isinstance(value, list) and value and all(isinstance(one, torch.Tensor) for one in value):
+            return [cut(one, some, rows) for one in value]  # of several pictures
         return filled(value, some, rows) if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows else value
 
     def filled(value: torch.Tensor, some: slice, rows: int) -> torch.Tensor:
@@ -499,6 +501,13 @@ FAMILIES: dict[str, Plain] = {
     ),
     "ernie": Plain(_text("ErnieImage"), apart=True, said={"use_pe": False}),
     "bria-fibo": Plain(_text("BriaFibo"), apart=True, schedulers=("euler", "unipc", "model")),
+    "bria-fibo-2": Plain(
+        dict.fromkeys(("txt2img", "img2img"), "BriaFibo2Pipeline"),
+        rows=1,
+        strength=False,
+        single=True,
+        schedulers=("euler", "unipc", "model"),
+    ),
     "bria": Plain(_text("Bria")),
     "hunyuan-image": Plain(
         _text("HunyuanImage"), rows=1, apart=True, guiders=("guider", "ocr_guider"), schedulers=("euler", "unipc", "model")

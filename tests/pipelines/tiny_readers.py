@@ -155,6 +155,34 @@ def fibo(folder: Path) -> Path:
     return folder
 
 
+def fibo2(folder: Path) -> Path:
+    """Bria FIBO 2: the outputs of several layers of Qwen 3 VL in bundles, and a Perceiver that makes a gist of the first one."""
+    words, picture = tiny_texts.seeing()
+    transformer = made(
+        "BriaFibo2Transformer2DModel",
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        cap_feat_dim=3 * 2 * WIDTH,
+        injection_layer_ids=(1,),
+        perceiver_num_layers=1,
+        min_num_gist_tokens=8,
+        max_num_gist_tokens=16,
+        gist_step=4,
+        gist_min_text_len=8,
+        gist_max_text_len=64,
+        axes_dims=(8, 4, 4),
+        axes_lens=(64, 32, 32),
+    )
+    reader = seeded(transformers.Qwen3VLForConditionalGeneration, _qwen3_vl(picture=picture))
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    parts = (transformer, scheduler, flux2_vae(), reader, tiny_texts.processor3(words))
+    diffusers.BriaFibo2Pipeline(*parts).save_pretrained(folder)
+    return folder
+
+
 def kolors(folder: Path) -> Path:
     """Kolors: Stable Diffusion XL's UNet with the texts of ChatGLM 3, at a length of 256."""
     import sentencepiece
@@ -370,6 +398,7 @@ READERS: dict[str, Callable[[Path], Path]] = {
     "ernie": ernie,
     "bria": bria,
     "bria-fibo": fibo,
+    "bria-fibo-2": fibo2,
     "prx": prx,
     "hidream": hidream,
     "kandinsky5": kandinsky5,
@@ -412,6 +441,7 @@ def small_inputs() -> Iterator[None]:
             theirs = module.calculate_dimensions
             patched.setattr(module, "calculate_dimensions", lambda area, ratio, theirs=theirs: theirs(64 * 64, ratio))
         changed(diffusers.HunyuanImagePipeline, tokenizer_max_length=64)
+        changed(diffusers.BriaFibo2Pipeline, text_encoder_out_layers=((0, 1, 2), (2, 1, 0)))
         changed(diffusers.LongCatImageEditPipeline, tokenizer_max_length=64)
         patched.setitem(FAMILIES, "LongCatImageEdit", replace(FAMILIES["LongCatImageEdit"], bends=None))
         edit = FAMILIES["QwenImageEdit"]
