@@ -1,5 +1,6 @@
 """Every family without a UNet, by tiny models: equal to plain diffusers, and free of companions, in mixed units."""
 
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -248,6 +249,21 @@ def test_in_every_family_a_preview_costs_its_steps_and_the_last_one_is_the_image
         # The last step of Euler's is the prediction. In inpainting the picture around the mask is put back after it.
         far = [abs(made.pixels.astype(int) - final.pixels).mean() for made in (early, late)]
         assert far[1] < far[0] and (far[1] < 1 or mode == "inpaint"), (mode, far)
+
+
+def test_texts_that_captions_ask_for_are_drawn_and_read_as_pictures(engines, folder):
+    engine, base = engines("bria-fibo-2")
+    asked = [["red"], ["blue"], ["red", "a large blue circle"]]
+    captions = [{"short_description": "a circle", "text_render": [{"text": text} for text in some]} for some in asked]
+    some = [
+        request(f"r{n}", prompt=json.dumps(caption), steps=3, seed=1, scheduler="euler", candidates=1)
+        for n, caption in enumerate(captions)
+    ]
+    made = [pixels(outcome)[0] for outcome in render(engine, *some)]
+    assert len({image.tobytes() for image in made}) == 3
+    for one, mine in zip(some, made, strict=True):
+        theirs, _ = render_family(FAMILIES["bria-fibo-2"], one, 1, base, folder, BATCH)
+        np.testing.assert_array_equal(mine, theirs[0], err_msg=one.prompt)
 
 
 def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():
