@@ -49,6 +49,9 @@ class Kernels(Strict):
     attention: Literal["sdpa", "plain"] = Field("sdpa", description="Fused attention, or attention step by step.")
     channels_last: bool = Field(False, description="Weights and activations with the channels innermost.")
     compile: bool = Field(False, description="Each repeated block compiled at fixed shapes; minutes once a process, then faster.")
+    merge_loras: bool = Field(
+        False, description="LoRAs are merged into the weights where requests change them, and cost nothing at each step."
+    )
     fp8: bool = Field(False, description="Linear layers of the blocks in FP8, scaled row by row; needs torchao and a recent GPU.")
 
 
@@ -236,8 +239,13 @@ class Model(Strict):
         # Switching a LoRA, or its scale, makes another graph of every block.
         if self.kernels.fp8 and self.dtype != "bfloat16":
             raise ValueError("kernels.fp8 computes in bfloat16; set dtype to bfloat16")
-        if self.loras and (self.kernels.compile or self.kernels.fp8):
-            raise ValueError("kernels.compile and kernels.fp8 do not go with loras; set them to false, or declare no loras")
+        if self.loras and self.kernels.compile and not self.kernels.merge_loras:
+            raise ValueError("kernels.compile goes with loras that are merged; set kernels.merge_loras, or compile to false")
+        if self.loras and self.kernels.fp8:
+            raise ValueError("kernels.fp8 does not go with loras; set it to false, or declare no loras")
+        if self.loras and self.kernels.merge_loras and (self.quantize or self.offload):
+            other = "quantize" if self.quantize else "offload"
+            raise ValueError(f"kernels.merge_loras does not go with {other}; set it to false, or leave {other} out")
         if self.references and (self.kernels.compile or self.kernels.fp8 or self.kernels.attention != "sdpa"):
             raise ValueError("references go with kernels.attention sdpa, without compile and fp8; change them, or declare none")
         return self

@@ -24,6 +24,7 @@ from promptmill.pipelines.models.reference_adapters import adapter_place
 from promptmill.pipelines.models.sources import adapter_file, local_folder, part_place
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, put_back, transformers
+from promptmill.pipelines.rendering.merging import MergedLoras
 from promptmill.pipelines.rendering.modules import kept_in_fp32
 from promptmill.pipelines.rendering.priors import Prior
 from promptmill.pipelines.rendering.quantised import gguf, quantisation, quantisation_of_part
@@ -48,6 +49,7 @@ class LoadedModel:
         clip_skip: Layers of the text encoder left out at its end.
         device: The device of all weights.
         adapters: Whether LoRAs are loaded.
+        merged: The LoRAs where they are merged into the weights; None where they compute beside them.
         scheduler_options: The config's options of schedulers.
         references: The adapters for reference images, or None.
         redux: The priors for reference images, or None.
@@ -65,6 +67,7 @@ class LoadedModel:
     scheduler_options: SchedulerOptions = field(default_factory=SchedulerOptions)
     references: ReferenceAdapters | None = None
     redux: ReduxReferences | None = None
+    merged: MergedLoras | None = None
     refiner: Refiner | None = None
     prior: Prior | None = None
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
@@ -145,7 +148,9 @@ class LoadedModel:
         """Switch the given LoRAs on, by name and scale, and all others off."""
         if not self.adapters:
             return
-        if loras:
+        if self.merged is not None:
+            self.merged.switch(loras)
+        elif loras:
             self.base.enable_lora()
             self.base.set_adapters([name for name, _ in loras], [scale for _, scale in loras])
         else:
@@ -282,7 +287,10 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         loaded.prior = _prior(model.prior, loaded.family, dtype, device)
     denoisers = (loaded.denoiser, *(one.denoiser for one in (loaded.refiner, loaded.prior) if one))
     steering = [net for kind, net in controlnets.items() if loaded.control_class(kind).part == "controlnet"]
-    put_on(model.kernels, (*denoisers, *{id(net): net for net in steering}.values()), device)
+    if model.loras and model.kernels.merge_loras:
+        loaded.merged = MergedLoras(part for part in base.components.values() if isinstance(part, torch.nn.Module))
+    decoder = getattr(_part(base, VAES), "decoder", None)
+    put_on(model.kernels, (*denoisers, *{id(net): net for net in steering}.values()), device, decoder)
     return loaded
 
 
