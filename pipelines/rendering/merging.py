@@ -1,4 +1,4 @@
-"""Merges LoRAs into the weights of a loaded model wherever the LoRAs of requests change: a step costs what it costs without any."""
+"""Computes the weights of a model with LoRAs in them, wherever the LoRAs of requests change: a step costs what it costs without any."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,7 +30,7 @@ class MergedLoras:
         self._in_force: tuple[tuple[str, float], ...] = ()
 
     def switch(self, loras: Sequence[tuple[str, float]]) -> None:
-        """Merge these LoRAs, by name and scale in this order, and no others."""
+        """Set the weights to those with these LoRAs, by name and scale in this order, and with no others."""
         if (wanted := tuple(loras)) == self._in_force:
             return
         with torch.no_grad():
