@@ -122,6 +122,7 @@ ROWS: tuple[Row, ...] = (
     Row("Bria 3.2", "bria", ("briaai/BRIA-3.2",)),
     Row("Bria FIBO", "bria-fibo", ("briaai/FIBO",)),
     Row("ERNIE-Image", "ernie", ("baidu/ERNIE-Image",)),
+    Row("Kandinsky 3", "kandinsky3", ("kandinsky-community/kandinsky-3",)),
     Row("Kandinsky 5 (text to image)", "kandinsky5", ("kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",)),
     Row("Kandinsky 5 (editing)", "kandinsky5-edit", ("kandinskylab/Kandinsky-5.0-I2I-Lite-sft-Diffusers",)),
     Row(

@@ -273,7 +273,7 @@ FAMILIES: dict[str, Family] = {
         fixed=True,
     ),
     "CogView4": Family(rows=1, prompts_apart=True, sized=True),
-    "CogView4Control": Family(rows=1, prompts_apart=True, sized=True, strength=False, picture="control_image"),
+    "CogView4Control": Family(rows=1, prompts_apart=True, sized=True, strength=False, picture="control_image", signed=True),
     # Its rewriting of prompts would draw from torch's global generator.
     "ErnieImage": Family(prompts_apart=True, patch=2, always={"use_pe": False}),
     "Flux": Family(
@@ -347,6 +347,10 @@ FAMILIES: dict[str, Family] = {
         guiders=("guider", "ocr_guider"),
     ),
     # The second reads the picture that it edits.
+    # The pipeline cuts texts to the longest of a call.
+    "Kandinsky3": Family(
+        prompts_apart=True, solvers=("ddpm", "dpmpp_2m"), output="np", multiple_by=lambda decoder, prior, factor: factor**2
+    ),
     "Kandinsky5T2I": Family(rows=1, prompts_apart=True, patch=2, solvers=ALL_SOLVERS, sizes=KANDINSKY5),
     "Kandinsky5I2I": Family(rows=1, strength=False, patch=2, solvers=ALL_SOLVERS, sizes=KANDINSKY5, single=True),
     "Kandinsky": Family(prior="KandinskyPriorPipeline", **_KANDINSKY),
@@ -535,7 +539,10 @@ REFUSED: dict[str, str] = {
         (NO_PICTURE, "Marigold ShapE"),
         ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
         ("makes embeddings of pictures for Flux; give it as model.references beside a Flux", "FluxPriorRedux"),
-        ("makes videos", "Helios Kandinsky5 Kandinsky6"),
+        ("keeps keys and values of the first step in an object of each call, so that calls could not be joined", "Flux2KleinKV"),
+        ("adds up what its experts make in an order that differs from run to run on a GPU", "NucleusMoE"),
+        ("takes a grid of example pictures, and no column gives one", "VisualCloze"),
+        ("makes videos", "ChronoEdit Helios Kandinsky5 Kandinsky6"),
         ("inverts a picture by a call of its own before it edits the picture", "LEditsPP"),
         (
             ENDED,
@@ -550,7 +557,7 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "BriaFibo ChronoEdit DreamLite Flux2KleinKV Kandinsky3 NucleusMoE VisualCloze ZImageOmni",
+            "BriaFibo DreamLite ZImageOmni",
         ),
     )
     for begin in begins.split()

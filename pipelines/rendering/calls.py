@@ -80,7 +80,7 @@ def call(
 
 def _opaque(pixels: np.ndarray) -> np.ndarray:
     """Return (H, W, 3) pixels; transparent ones, of models that make some, lie on white, as transparent files do."""
-    return pixels if pixels.shape[-1] == 3 else np.array(to_rgb(Image.fromarray(pixels, "RGBA")))
+    return pixels if pixels.shape[-1] == 3 else np.array(to_rgb(Image.fromarray(pixels)))
 
 
 def _previewed(

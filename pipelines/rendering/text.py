@@ -58,7 +58,9 @@ class TextEncoder:
             self._keep(key, have[key])
         # What is kept lacks the layers that nobody looks at; then all lack them.
         whole = len(places) == len(set(keys))
-        return self._watched(together([have[key] if whole else self._without_unused(have[key]) for key in keys]))
+        answers = [have[key] if whole else self._without_unused(have[key]) for key in keys]
+        # Some pipelines write into what they are given, which would be what is kept.
+        return self._watched(together(answers) if answers[1:] else _copied(answers[0]))
 
     def _keys(self, arguments: Mapping[str, Any], rows: int) -> list[Hashable]:
         """Return for each row what its answer depends on: its tokens, and what the call says besides."""
@@ -185,6 +187,15 @@ def _limits(base: Any) -> Iterator[tuple[Any, int]]:
             # The parameter is for the encoders of long texts; CLIP's have a length of their own.
             long = not type(part).__name__.startswith("CLIP") and isinstance(usual, int)
             yield part, min(part.model_max_length, usual) if long else part.model_max_length
+
+
+def _copied(value: Any) -> Any:
+    """Return an answer with tensors of its own."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return type(value)(**{name: _copied(one) for name, one in value.items()})
+    return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
 
 
 def _selected(arguments: Mapping[str, Any], places: list[int], rows: int) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Plain:
         takes: The argument that takes a picture.
         pillow: Whether pictures are given as Pillow has them.
         single: Whether a call makes one image of one picture.
+        multiple: Sides are multiples of so many pixels, or of fewer.
         guiders: Parts that are given the guidance scale.
         sets: Attributes of the pipeline, functions of the request.
         experts: The class of layers that sort the tokens of all rows by experts.
@@ -74,6 +75,7 @@ class Plain:
     takes: str = "image"
     pillow: bool = False
     single: bool = False
+    multiple: int = 1
     guiders: tuple[str, ...] = ()
     sets: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     experts: str | None = None
@@ -143,7 +145,7 @@ def _by_rows(given: dict[str, Any]) -> dict[str, Any]:
 def _one_after_the_other(given: dict[str, Any]) -> dict[str, Any]:
     if "image_grid_thw" not in given:
         return given
-    return given | {name: given[name].flatten(0, 1) for name in ("pixel_values", "image_grid_thw") if name in given}
+    return given | {name: given[name].flatten(0, 1) for name in ("pixel_values", "image_grid_thw")}
 
 
 def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..., Any]:
@@ -516,6 +518,13 @@ FAMILIES: dict[str, Plain] = {
         schedulers=("euler", "unipc", "model"),
     ),
     "prx": Plain(_text("PRX"), said=_UNBENT, schedulers=_FLOW),
+    "kandinsky3": Plain(
+        {"txt2img": "Kandinsky3Pipeline", "img2img": "Kandinsky3Img2ImgPipeline"},
+        apart=True,
+        schedulers=("ddpm", "dpmpp_2m", "model"),
+        multiple=64,
+        output="np",
+    ),
     "kandinsky5": Plain(_text("Kandinsky5T2I"), rows=1, apart=True, schedulers=_FLOW),
     "kandinsky5-edit": Plain(_picture("Kandinsky5I2I"), rows=1, strength=False, single=True, schedulers=_FLOW),
     "kolors": Plain({"txt2img": "KolorsPipeline", "img2img": "KolorsImg2ImgPipeline"}, schedulers=_NOISE),

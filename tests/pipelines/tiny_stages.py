@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from diffusers.models.unets import StableCascadeUNet
 from diffusers.pipelines.deprecated import wuerstchen as moved
@@ -62,6 +63,24 @@ def _unclip(kind: Any, folder: Path) -> None:
     ).save_pretrained(folder / "prior")
 
 
+def movq(channels: list[int]) -> torch.nn.Module:
+    """The VAE of Kandinsky."""
+    return made(
+        "VQModel",
+        block_out_channels=channels,
+        down_block_types=["DownEncoderBlock2D"] * len(channels),
+        up_block_types=["UpDecoderBlock2D"] * len(channels),
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        latent_channels=4,
+        num_vq_embeddings=12,
+        vq_embed_dim=4,
+        norm_type="spatial",
+        norm_num_groups=8,
+    )
+
+
 def _decoder(channels: int, **options: Any) -> dict[str, Any]:
     """The parts of a decoder of Kandinsky, whose VAE is called movq."""
     unet = made(
@@ -79,24 +98,11 @@ def _decoder(channels: int, **options: Any) -> dict[str, Any]:
         resnet_time_scale_shift="scale_shift",
         **options,
     )
-    movq = made(
-        "VQModel",
-        block_out_channels=[32, 32, 64],
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        in_channels=3,
-        out_channels=3,
-        layers_per_block=1,
-        latent_channels=4,
-        num_vq_embeddings=12,
-        vq_embed_dim=4,
-        norm_type="spatial",
-        norm_num_groups=8,
-    )
+    vae = movq([32, 32, 64])
     scheduler = diffusers.DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, clip_sample=False, variance_type="learned_range", thresholding=False
     )
-    return {"unet": unet, "scheduler": scheduler, "movq": movq}
+    return {"unet": unet, "scheduler": scheduler, "movq": vae}
 
 
 _OF_IMAGES = {"addition_embed_type": "image", "encoder_hid_dim_type": "image_proj"}

@@ -10,7 +10,8 @@ from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
 from tests.pipelines import tiny, tiny_texts
-from tests.pipelines.tiny_parts import WIDTH, made, seeded
+from tests.pipelines.tiny_parts import WIDTH, made, seeded, t5
+from tests.pipelines.tiny_stages import movq
 
 SAFE = {"safety_checker": None, "feature_extractor": None}
 
@@ -176,6 +177,24 @@ def latent_upscaler(folder: Path) -> Path:
     return folder
 
 
+def kandinsky3(folder: Path) -> Path:
+    """Kandinsky 3: a UNet of its own that reads T5's texts, cut to the longest of a call; no prior."""
+    unet = made(
+        "Kandinsky3UNet",
+        time_embedding_dim=32,
+        groups=8,
+        attention_head_dim=16,
+        layers_per_block=2,
+        block_out_channels=(32, 64),
+        cross_attention_dim=32,
+        encoder_hid_dim=WIDTH,
+    )
+    scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="squaredcos_cap_v2")
+    parts = (tiny_texts.words(), t5(WIDTH), unet, scheduler, movq([32, 32, 32, 32]))
+    diffusers.Kandinsky3Pipeline(*parts).save_pretrained(folder)
+    return folder
+
+
 UNETS: dict[str, Callable[[Path], Path]] = {
     "alt-diffusion": alt,
     "taiyi": taiyi,
@@ -186,4 +205,5 @@ UNETS: dict[str, Callable[[Path], Path]] = {
     "depth2img": depth,
     "x4-upscaler": upscaler,
     "latent-upscaler": latent_upscaler,
+    "kandinsky3": kandinsky3,
 }

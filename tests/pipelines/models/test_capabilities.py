@@ -268,6 +268,7 @@ def test_an_evaluation_is_counted_as_each_family_and_scheduler_have_it(saved, na
         ("GlmImagePipeline", "has a language model draw the picture's tokens from torch's global generator"),
         ("Kandinsky5T2VPipeline", "makes videos"),
         ("HunyuanImageRefinerPipeline", "takes the latents of another pipeline"),
+        ("NucleusMoEImagePipeline", "adds up what its experts make"),
         ("QwenImageLayeredPipeline", "makes several pictures of one"),
         ("JoyImageEditPipeline", "reads its language model by a hook"),
         ("StableCascadeCombinedPipeline", "is made of two models: name the decoder's as model.base"),

@@ -102,7 +102,8 @@ def test_in_bf16_and_at_sizes_that_are_no_squares_images_are_those_of_plain_diff
     plain = FAMILIES[name]
     mode = next(iter(plain.pipelines))
     side = plain.side or 64
-    size = {"width": side, "height": side // 2} if mode == "txt2img" and not plain.fixed else {}
+    wide = {"width": max(side, 2 * plain.multiple), "height": max(side // 2, plain.multiple)}
+    size = wide if mode == "txt2img" and not plain.fixed else {}
     some = [
         request(
             f"r{n}",
@@ -237,7 +238,7 @@ def test_in_every_family_a_preview_costs_its_steps_and_the_last_one_is_the_image
     scheduler = "euler" if "euler" in plain.fitting else "model"
     for mode in plain.pipelines:
         one = request(mode=mode, scheduler=scheduler, steps=6, guidance_scale=4.0, candidates=1, **plain.values(0, mode))
-        one = one if plain.strength else replace(one, strength=None)  # as a plan leaves it out
+        one = one if plain.has_strength(mode) else replace(one, strength=None)  # as a plan leaves it out
         unit = Unit(0, 0, tuple(Placed(row, one, preview=steps) for row, steps in enumerate((3, 6, None))))
         outcomes = engine.render(unit).outcomes
         early, late, final = [outcome.failure or outcome.candidates[0] for outcome in outcomes]
