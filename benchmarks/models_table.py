@@ -69,6 +69,8 @@ ROWS: tuple[Row, ...] = (
     Row("InstructPix2Pix", "pix2pix", ("timbrooks/instruct-pix2pix",), ("instruct-pix2pix",)),
     Row("InstructPix2Pix XL", "pix2pix-xl", ("diffusers/sdxl-instructpix2pix-768",)),
     Row("depth2img", "depth2img", ("stabilityai/stable-diffusion-2-depth",)),
+    # diffusers' documentation puts such a model together, of a Stable unCLIP and the prior of another.
+    Row("Stable unCLIP", "stable-unclip-of-texts", ("stabilityai/stable-diffusion-2-1-unclip",)),
     Row("Stable unCLIP (variations of a picture)", "stable-unclip", ("stabilityai/stable-diffusion-2-1-unclip",)),
     Row("Image variations", "image-variation", ("lambdalabs/sd-image-variations-diffusers",)),
     Row("x4 upscaler", "x4-upscaler", ("stabilityai/stable-diffusion-x4-upscaler",), ("x4-upscaler",)),

@@ -75,6 +75,11 @@ class LoadedModel:
         return _part(self.base, DENOISERS)
 
     @property
+    def first(self) -> torch.nn.Module | None:
+        """Return the denoiser of the prior, be it a model of its own or a part of the base; None where there is none."""
+        return self.prior.denoiser if self.prior else self.base.components.get("prior")
+
+    @property
     def vae(self) -> Any:
         """Return the VAE, whatever the family calls it; None where the denoiser makes pixels."""
         return _part(self.base, VAES)

@@ -121,8 +121,7 @@ class Slots:
             self.refiners.append(Joined.of(unet.forward, self._rows, called=partial(self._denoising, elsewhere=True), **habits))
             self._hold(unet, "forward", self.refiners[0].hold)
         self.priors: list[Joined] = []
-        if model.prior:
-            first = model.prior.denoiser
+        if (first := model.first) is not None:
             self.priors.append(Joined.of(first.forward, self._rows, called=self._before))
             self._hold(first, "forward", self.priors[0].hold)
         self.controlnets: list[Joined] = []
@@ -142,7 +141,7 @@ class Slots:
             self._hold(vae, "decode", without_generator(self.decoder.hold))
             self._hold(vae, "encode", encoded_apart(vae.encode))
         self.texts: list[TextEncoder] = []
-        others = [vae, denoiser, *([model.prior.denoiser] if model.prior else [])]
+        others = [vae, denoiser, first]
         for name, part in model.parts.items():
             alone = name == "safety_checker" or (name == "image_encoder" and model.references is not None)
             if name in self._family.by_itself or (name == "prior.image_encoder" and part is not None):
@@ -290,6 +289,8 @@ class Slots:
         # A pipeline keeps its scheduler and some of its arguments on itself.
         pipeline = copy.copy(shared)
         pipeline.scheduler = self._model.scheduler(request.scheduler)
+        if (second := getattr(shared, "prior_scheduler", None)) is not None:
+            pipeline.prior_scheduler = type(second).from_config(second.config)
         made = call(pipeline, self._model, jobs, self._wait)
         for place, member in enumerate(group.members):
             member.settled(member.job, candidate(member.job, *made[place], group.evaluations))
