@@ -104,6 +104,7 @@ ROWS: tuple[Row, ...] = (
         "Kandinsky 2.2, with its prior",
         "kandinsky22",
         ("kandinsky-community/kandinsky-2-2-decoder", "kandinsky-community/kandinsky-2-2-prior"),
+        ("kandinsky22",),
     ),
     Row(
         "Kandinsky 2.2 for inpainting, with its prior",
@@ -124,8 +125,8 @@ ROWS: tuple[Row, ...] = (
         "consistency",
         ("openai/diffusers-cd_imagenet64_l2", "openai/diffusers-cd_bedroom256_l2"),
     ),
-    Row("DeepFloyd IF, first stage", "if", ("DeepFloyd/IF-I-XL-v1.0",)),
-    Row("DeepFloyd IF, second stage (an upscaler)", "if-upscaler", ("DeepFloyd/IF-II-L-v1.0",)),
+    Row("DeepFloyd IF, first stage", "if", ("DeepFloyd/IF-I-XL-v1.0",), ("deepfloyd-if",)),
+    Row("DeepFloyd IF, second stage (an upscaler)", "if-upscaler", ("DeepFloyd/IF-II-L-v1.0",), ("deepfloyd-if-upscaler",)),
     Row("LDM", "ldm", ("CompVis/ldm-text2im-large-256",)),
     Row("PRXPixel, at guidance scales from 1 on", "prx-pixel", ("Photoroom/prxpixel-t2i",)),
     Row("DDPM", "ddpm", ("google/ddpm-celebahq-256",)),
