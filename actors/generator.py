@@ -24,13 +24,17 @@ class Generator:
         This is not done in the constructor, whose errors Ray hides in errors of its own.
 
         Raises:
-            ModelError: The model cannot be loaded.
+            ModelError: The model cannot be loaded, or memory does not suffice for a full batch of the config's default size.
         """
         # The driver makes this class too, and has no use for torch.
         from promptmill.pipelines.rendering.engine import Engine
+        from promptmill.pipelines.rendering.gpus import keep_to_share
         from promptmill.pipelines.rendering.hardware import hardware_kind
 
-        self._engine: Engine = Engine(self._config.model, self._config.seed, self._roots)
+        runtime = self._config.runtime
+        if runtime.workers == "ray":
+            keep_to_share(runtime.generator_gpus)
+        self._engine: Engine = Engine(self._config.model, self._config.seed, self._roots, warmed=self._config.defaults)
         return hardware_kind(self._config.model.threads)
 
     def render(self, unit: Unit) -> "Rendered":

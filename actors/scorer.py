@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from promptmill.actors.receipts import Receipt
+from promptmill.pipelines.work.errors import FatalError, is_fatal
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit
-from promptmill.shards.parts import part_name, write_part
+from promptmill.shards.parts import PartError, part_name, write_part
 from promptmill.shards.storage import StorageError, join, names, staying
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Scorer:
             StorageError: This machine does not reach the output, where parts would go.
         """
         # The driver makes this class too, and has no use for torch.
+        from promptmill.pipelines.rendering.gpus import keep_to_share
         from promptmill.pipelines.rendering.hardware import hardware_kind
         from promptmill.pipelines.rendering.loading import device_here
         from promptmill.pipelines.scoring.scorers import load_scorers
@@ -40,6 +42,8 @@ class Scorer:
         if "plan.json" not in names(join(output, "plan")):
             # A node that joined later may lack what the others mount; its parts would lie where nobody finds them.
             raise StorageError(f"{output}: {platform.node()} does not see the plan there; all nodes have to reach the output")
+        if self._recipe.config.runtime.workers == "ray":
+            keep_to_share(self._recipe.config.runtime.scorer_gpus)
         self._scorers: Scorers = load_scorers(self._recipe.config.ranking, device_here(), threads=1)
         return hardware_kind(self._recipe.config.model.threads)
 
@@ -57,7 +61,19 @@ class Scorer:
         Raises:
             StorageError: The part cannot be written, which is no fault of the unit.
             PartError: The part of an earlier pass is broken or gone.
+            FatalError: Memory ran out, or the GPU failed: this process has to be replaced, and the unit is not at fault.
         """
+        try:
+            return self._finish(unit, rendered, earlier)
+        except (StorageError, PartError):
+            raise
+        except Exception as error:
+            # Every later unit would fail on a GPU in an undefined state, and be settled as failed.
+            if is_fatal(error):
+                raise FatalError(f"{_line(error)}, while scoring") from error
+            raise
+
+    def _finish(self, unit: Unit, rendered: "Rendered", earlier: "Callable[[], Sequence[Waiting]]") -> "Receipt | Onward":
         from promptmill.pipelines.scoring.durable_passes import finish_durably
         from promptmill.pipelines.scoring.finishing import Onward
 
@@ -71,3 +87,7 @@ class Scorer:
         seconds = {**finished.seconds, "write": time.monotonic() - started}
         receipt = Receipt.of(unit, finished.rows, finished.scores, seconds)
         return replace(receipt, rendering_s=finished.rendering_s, part_bytes=size)
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

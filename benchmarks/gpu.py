@@ -28,8 +28,8 @@ from promptmill.configs.model import Kernels, Model
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.loading import LoadedModel, device_here, load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of
-from promptmill.pipelines.rendering.slots import Slots, is_fatal
-from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.rendering.slots import Slots
+from promptmill.pipelines.work.errors import ModelError, is_out_of_memory
 from promptmill.pipelines.work.units import Placed
 from tests.pipelines import tiny as tiny_models
 
@@ -165,7 +165,7 @@ def measure(name: str, base: Path, side: int, repeats: int, most: int) -> None:
             click.echo(f"  {switch}: {error}")
             continue
         except Exception as error:
-            if not is_fatal(error):
+            if not is_out_of_memory(error):
                 raise
             click.echo(f"  {switch}: {str(error).splitlines()[0]}")
             continue

@@ -93,6 +93,9 @@ ROWS: tuple[Row, ...] = (
     Row("Sana", "sana", ("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",), ("sana",)),
     Row("Sana Sprint", "sana-sprint", ("Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers",), ("sana-sprint",)),
     Row("HunyuanDiT", "hunyuandit", ("Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers-Distilled",), ("hunyuandit",)),
+    Row("HiDream-I1, with Llama 3.1 put beside it", "hidream", ("HiDream-ai/HiDream-I1-Full",)),
+    Row("HunyuanImage 2.1", "hunyuan-image", ("hunyuanvideo-community/HunyuanImage-2.1-Diffusers",)),
+    Row("HunyuanImage 2.1, distilled", "hunyuan-image-distilled", ("hunyuanvideo-community/HunyuanImage-2.1-Distilled-Diffusers",)),
     Row("AuraFlow", "auraflow", ("fal/AuraFlow-v0.3",), ("auraflow",)),
     Row(
         "Kandinsky 2.1, with its prior",
@@ -118,8 +121,12 @@ ROWS: tuple[Row, ...] = (
     Row("Chroma", "chroma", ("lodestones/Chroma1-HD",), ("chroma",)),
     Row("CogView3-Plus", "cogview3", ("zai-org/CogView3-Plus-3B",)),
     Row("CogView4", "cogview4", ("zai-org/CogView4-6B",), ("cogview4",)),
+    Row("CogView4 Control (`init_image` is the control image)", "cogview4-control", ("zai-org/CogView4-6B-Control",)),
     Row("Bria 3.2", "bria", ("briaai/BRIA-3.2",)),
+    Row("Bria FIBO", "bria-fibo", ("briaai/FIBO",)),
     Row("ERNIE-Image", "ernie", ("baidu/ERNIE-Image",)),
+    Row("Kandinsky 5 (text to image)", "kandinsky5", ("kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",)),
+    Row("Kandinsky 5 (editing)", "kandinsky5-edit", ("kandinskylab/Kandinsky-5.0-I2I-Lite-sft-Diffusers",)),
     Row(
         "Consistency models, of classes or of one kind of image",
         "consistency",
@@ -135,9 +142,18 @@ ROWS: tuple[Row, ...] = (
     Row("Kolors, with `pip install 'promptmill[sentencepiece]'`", "kolors", ("Kwai-Kolors/Kolors-diffusers",)),
     Row("Krea 2", "krea2", ("krea/Krea-2-Raw",)),
     Row("LongCat-Image", "longcat", ("meituan-longcat/LongCat-Image",)),
+    Row("LongCat-Image-Edit", "longcat-edit", ("meituan-longcat/LongCat-Image-Edit",)),
     Row("Ovis-Image", "ovis-image", ("AIDC-AI/Ovis-Image-7B",)),
     Row("PRX, at guidance scales from 1 on", "prx", ("Photoroom/prx-512-t2i-sft",)),
     Row("Qwen-Image", "qwen-image", ("Qwen/Qwen-Image",), ("qwen-image",)),
+    Row("Qwen-Image 2.1", "qwen-image-2.1", ("Qwen/Qwen-Image-2.1",)),
+    Row("Qwen-Image-Edit", "qwen-image-edit", ("Qwen/Qwen-Image-Edit",), ("qwen-image-edit",)),
+    Row(
+        "Qwen-Image-Edit Plus (2509, 2511; one picture)",
+        "qwen-image-edit-plus",
+        ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511"),
+        ("qwen-image-edit-2511",),
+    ),
     Row("Z-Image", "z-image", ("Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"), ("z-image", "z-image-turbo")),
 )
 
@@ -173,7 +189,8 @@ def _family(row: Row) -> Iterator[str]:
     more = (*plain.further, *(["class_label"] if plain.classes else []))
     takes = f"takes {_code(more)}" if more else ""
     yield "; ".join(filter(None, (_code(plain.ignored), takes)))
-    yield "yes" if family_of(pipeline_of(row)).image_prompts else ""
+    family = family_of(pipeline_of(row))
+    yield "IP-Adapters" if family.image_prompts else "Redux" if family.redux else ""
     yield ", ".join(dict.fromkeys(_licence(source) for source in row.weights))
     yield _code(row.presets)
 
@@ -207,11 +224,18 @@ def _controls() -> Iterator[tuple[str, ...]]:
             if (name, one.name) not in shown:
                 shown.add((name, one.name))
                 marks = (one.several, one.timed, bool(one.numbers), one.guess)
-                yield row.title, f"`{one.name}`", _modes(one.pipelines), *("yes" if mark else "" for mark in marks), _compares(one)
+                kind, *more = one.name.split(" ", 1)
+                yield (
+                    row.title,
+                    " ".join([f"`{kind}`", *more]),
+                    _modes(one.pipelines),
+                    *("yes" if mark else "" for mark in marks),
+                    _compares(one),
+                )
 
 
 def _compares(one: ControlClass) -> str:
-    if one.name in {how.net for how in CONTROLLED.values()}:
+    if one.name.split(" ", 1)[0] in {how.net for how in CONTROLLED.values()}:
         return "`test_family_controlnets`"
     return "`test_equality`" if one.name == "ControlNetModel" else "`test_control_classes`"
 

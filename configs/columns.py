@@ -69,7 +69,16 @@ CONTROL = pa.struct(
         ("sha256", pa.string()),
     ]
 )
-REFERENCE = pa.struct([("type", pa.string()), ("image", pa.string()), ("scale", pa.float64()), ("sha256", pa.string())])
+REFERENCE = pa.struct(
+    [
+        ("type", pa.string()),
+        ("image", pa.string()),
+        ("scale", pa.float64()),
+        ("mask", pa.string()),
+        ("sha256", pa.string()),
+        ("mask_sha256", pa.string()),
+    ]
+)
 LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
 REFERENCES = "references"
@@ -158,7 +167,9 @@ COLUMNS = (
         need=Need.DECLARED,
     ),
     # Declared like the scores, so that it is in no dataset that has no reference adapter.
-    Column(REFERENCES, pa.list_(REFERENCE), "reference images: type, image and its SHA-256, scale", _INPUT, need=Need.DECLARED),
+    Column(
+        REFERENCES, pa.list_(REFERENCE), "reference images: type, image, scale, mask, SHA-256 of both", _INPUT, need=Need.DECLARED
+    ),
     Column("prior_steps", _INT, "of denoising, by the prior", _INPUT, need=Need.DECLARED),
     Column("prior_guidance_scale", _NUMBER, "classifier-free guidance of the prior", _INPUT, need=Need.DECLARED),
     Column("sha256", _TEXT, "of the image file", _MADE),

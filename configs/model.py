@@ -86,7 +86,7 @@ class Model(Strict):
     references: dict[str, PartWeights] = Field(
         default_factory=dict,
         exclude_if=is_empty,
-        description="Adapters for reference images (IP-Adapters), by the type that requests name.",
+        description="Adapters for reference images (IP-Adapters; Redux), by the type that requests name.",
     )
     image_encoder: PartWeights | None = Field(
         None,
@@ -234,6 +234,8 @@ class Model(Strict):
     @model_validator(mode="after")
     def _compiled(self) -> "Model":
         # Switching a LoRA, or its scale, makes another graph of every block.
+        if self.kernels.fp8 and self.dtype != "bfloat16":
+            raise ValueError("kernels.fp8 computes in bfloat16; set dtype to bfloat16")
         if self.loras and (self.kernels.compile or self.kernels.fp8):
             raise ValueError("kernels.compile and kernels.fp8 do not go with loras; set them to false, or declare no loras")
         if self.references and (self.kernels.compile or self.kernels.fp8 or self.kernels.attention != "sdpa"):
@@ -259,8 +261,6 @@ class Model(Strict):
     @model_validator(mode="after")
     def _references(self) -> "Model":
         for name, one in self.references.items():
-            if not one.source.endswith(SAFETENSORS) and not one.weight_name:
-                raise ValueError(f"references.{name}: needs a weight_name, the adapter's {SAFETENSORS} file in {one.source}")
             if one.source.endswith(SAFETENSORS) and not self.image_encoder:
                 raise ValueError(f"references.{name}: is a file, which has no image encoder beside it; set image_encoder")
         if self.image_encoder and not self.references:

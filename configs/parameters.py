@@ -118,11 +118,13 @@ class Reference(Strict):
         type: The name of one of the config's adapters.
         image: A path relative to the manifest's folder.
         scale: Multiplies the adapter's share of the cross-attention; 0 is none.
+        mask: The path of a picture that is white where the reference acts; None: it acts everywhere.
     """
 
     type: Name
     image: ImagePath
     scale: Scale = 1.0
+    mask: ImagePath | None = None
 
 
 class Growing(Strict):

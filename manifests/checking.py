@@ -19,6 +19,7 @@ from promptmill.manifests.rules import Rules, ignored
 from promptmill.manifests.sources import read_rows
 
 REMEMBERED_IMAGES = 16_384  # paths; rows that share an image, a control map for one, have it decoded once
+MASKS = ("mask_image", ".mask")  # what the columns of masks end with: the init image's, and those of references
 IMAGE_COLUMNS = frozenset({*OWN_IMAGES, "controls", "references", *FLAT_CONTROL})
 
 
@@ -205,11 +206,11 @@ def check_images(request: Request, look_at: Callable[..., Look]) -> Found:
     """
     looks: dict[str, Look] = {}
     for column, path in request.images():
-        if column != "mask_image":
+        if not column.endswith(MASKS):
             looks[column] = look_at(path)
             continue
         mask = look_at(path, mask=AsMask(request.width, request.height))
-        if mask.effect.unsure and "init_image" in looks and not looks["init_image"].problem:
+        if column == "mask_image" and mask.effect.unsure and "init_image" in looks and not looks["init_image"].problem:
             mask = look_at(path, mask=AsMask(request.width, request.height, request.init_image))
         looks[column] = mask
     wrong = {f"{column}: {found.problem}": found.advice for column, found in looks.items() if found.problem}
@@ -219,6 +220,11 @@ def check_images(request: Request, look_at: Callable[..., Look]) -> Found:
         unlike = mismatch(looks["init_image"].size, looks["mask_image"].size)
         nothing = looks["mask_image"].effect.problem
         wrong = {unlike: ""} if unlike else {f"mask_image: {shown(request.mask_image or '')}: {nothing}": ""} if nothing else {}
+        final = bool(wrong)
+    if not wrong:
+        idle = {column: found.effect.selects for column, found in looks.items() if column.startswith("references.")}
+        paths = dict(request.images())
+        wrong = {f"{column}: {shown(paths[column])}: {nothing}": "" for column, nothing in idle.items() if nothing}
         final = bool(wrong)
     hashes = {column: found.sha256 for column, found in looks.items() if not found.problem}
     return Found(hashes, [*wrong], final, _notes(looks), {problem: said for problem, said in wrong.items() if said}, kinds)

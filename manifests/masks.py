@@ -147,6 +147,11 @@ class Effect:
     everything: bool = False
     unsure: bool = False
 
+    @property
+    def selects(self) -> str:
+        """Return the problem of a mask that chooses where a reference acts, or ""."""
+        return self.problem.replace("repaint", "select")
+
 
 def effect_of(image: Image.Image, width: int, height: int, init: Image.Image | None = None) -> Effect:
     """Return whether a mask repaints nothing, some or all of a picture; arguments as for `prepare_mask`."""

@@ -33,4 +33,6 @@ def _is_list(values: Mapping[str, Any], name: str) -> bool:
 
 
 def _without_hash(one: Any) -> Any:
-    return {name: value for name, value in one.items() if name != "sha256"} if isinstance(one, Mapping) else one
+    return (
+        {name: value for name, value in one.items() if name not in ("sha256", "mask_sha256")} if isinstance(one, Mapping) else one
+    )

@@ -85,7 +85,11 @@ def _is_bytes_of_image(leaf: str, leaves: Sequence[str], images: dict[str, pyarr
     """Return whether a leaf holds image bytes that have a path beside them; such bytes are read when rendering."""
     root, _, inner = leaf.partition(".")
     beside = leaf.removesuffix(".bytes") + ".path" in leaves
-    return beside and leaf.endswith(".bytes") and (root in images or (root in LISTS_OF_IMAGES and inner.endswith(".image.bytes")))
+    return (
+        beside
+        and leaf.endswith(".bytes")
+        and (root in images or (root in LISTS_OF_IMAGES and inner.endswith((".image.bytes", ".mask.bytes"))))
+    )
 
 
 def _has_all(chunk: Any) -> bool:
@@ -192,14 +196,19 @@ def _with_images(values: dict[str, Any], file: str, number: int) -> dict[str, An
             values[name] = _named(value, file, name, number)
     for name in LISTS_OF_IMAGES:
         listed = values.get(name)
-        if isinstance(listed, list) and any(isinstance(c, dict) and isinstance(c.get("image"), dict | bytes) for c in listed):
+        if isinstance(listed, list) and any(_in_cells(one) for one in listed):
             values[name] = [
-                {**c, "image": _named(c["image"], file, f"{name}.{i}.image", number)}
-                if isinstance(c, dict) and isinstance(c.get("image"), dict | bytes)
-                else c
-                for i, c in enumerate(listed)
+                one | {key: _named(one[key], file, f"{name}.{place}.{key}", number) for key in _in_cells(one)}
+                if _in_cells(one)
+                else one
+                for place, one in enumerate(listed)
             ]
     return values
+
+
+def _in_cells(one: Any) -> list[str]:
+    """Return the keys of an entry of a list, of its image and its mask, whose pictures lie in the file itself."""
+    return [key for key in ("image", "mask") if isinstance(one.get(key), dict | bytes)] if isinstance(one, dict) else []
 
 
 def _named(value: dict[str, Any] | bytes, file: str, column: str, number: int) -> Any:

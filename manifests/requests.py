@@ -36,6 +36,7 @@ from promptmill.manifests.carried import EXACT, plain
 from promptmill.manifests.json_rows import parse_list
 from promptmill.manifests.rows import Row
 from promptmill.manifests.rules import CLASS_LABEL, FURTHER, Rules, problems_between
+from promptmill.manifests.steering import begin_with_noise
 
 MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
 OWN_IMAGES = ("init_image", "mask_image")  # columns that hold an image; controls hold one each, too
@@ -129,6 +130,8 @@ class Request:
             yield f"controls.{number}.image", control.image
         for number, reference in enumerate(self.references):
             yield f"references.{number}.image", reference.image
+            if reference.mask is not None:
+                yield f"references.{number}.mask", reference.mask
 
     @property
     def at_a_time(self) -> int:
@@ -183,15 +186,16 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
         if isinstance(value, bool):
             # Python would take it for 0 or 1.
             mistyped.append(f"{name}: input should not be true or false (found {value})")
-        elif isinstance(value, str) and ("\0" in value or (not value.isascii() and "\ufeff" in value)):
-            what = "a NUL character; is this text?" if "\0" in value else "U+FEFF, a byte order mark; take it out"
+        elif isinstance(value, str) and (what := _unreadable(value)):
             mistyped.append(f"{name}: holds {what}")
         else:
             values[name] = value
     if rules.strict:
         problems += [f"{shown(name)}: unknown column{nearest(name, KNOWN_COLUMNS)}" for name in carried if name != CLASS_LABEL]
+    unfolded = _unfold(values)
+    mistyped += [problem for name in LISTS if name in unfolded for problem in _unreadable_within(name, unfolded[name])]
     try:
-        columns = Columns.model_validate(_unfold(values))
+        columns = Columns.model_validate(unfolded)
     except ValidationError as error:
         raise RowError(_with_hints(problems + mistyped + describe(error, Columns), carried, values)) from None
     if mistyped:
@@ -215,6 +219,26 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
     if problems:
         raise RowError(_with_hints(problems, carried, values))
     return request
+
+
+def _unreadable(text: str) -> str | None:
+    """Return the character of a text that no prompt and no path has, in words; None where there is none."""
+    if "\0" in text:
+        return "a NUL character; is this text?"
+    return "U+FEFF, a byte order mark; take it out" if not text.isascii() and "\ufeff" in text else None
+
+
+def _unreadable_within(name: str, listed: Any) -> list[str]:
+    """Return a problem for each text of a nested column, as `references.0.image`, that holds such a character."""
+    if not isinstance(listed, list):
+        return []
+    found = []
+    for place, item in enumerate(listed[: MAX_LIST + 1]):
+        for key, value in item.items() if isinstance(item, dict) else ():
+            texts = value if isinstance(value, list) else [value]
+            said = [what for text in texts if isinstance(text, str) and (what := _unreadable(text))]
+            found += [f"{name}.{place}.{shown(key)}: holds {said[0]}"] if said else []
+    return found
 
 
 def _shape(columns: Columns) -> bytes | None:
@@ -300,7 +324,9 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
     candidates = _or(columns.candidates, defaults.candidates)
     growing = candidates if isinstance(candidates, Growing) else None
     # What has no effect is not asked for: the metadata say what the images were made with.
-    begins = columns.init_image is not None and "strength" not in rules.ignored
+    repaints = rules.repainting.strength and columns.mask_image is not None
+    begins = columns.init_image is not None and ("strength" not in rules.ignored or repaints)
+    begins = begins and not begin_with_noise(controls, mode, rules.steering)
     scale = 1.0 if "guidance_scale" in rules.ignored else _or(columns.guidance_scale, defaults.guidance_scale)
     return Request(
         **own,
@@ -340,7 +366,8 @@ def to_json(request: Request) -> dict[str, Any]:
     """Return a request as plain values for JSON; `from_json` gives the request back."""
     values = {name: value for name, value in vars(request).items() if name not in _LATER or value != _LATER[name]}
     later: dict[str, Any] = {"growing": dict(request.growing)} if request.growing else {}
-    later |= {"references": list(map(dict, request.references))} if request.references else {}
+    if request.references:
+        later["references"] = [{name: value for name, value in one if value is not None} for one in request.references]
     return {**values, "controls": list(map(dict, request.controls)), "loras": list(map(dict, request.loras)), **later}
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from promptmill.configs.drafts import misfits
+from promptmill.configs.drafts import applied, misfits
 from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import MODES, Defaults
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import HeadScorer
-from promptmill.manifests.steering import Steering, problems_of_controls, problems_of_references
+from promptmill.manifests.steering import Steering, begin_with_noise, problems_of_controls, problems_of_references
 
 if TYPE_CHECKING:
     from promptmill.manifests.requests import Columns, Request
@@ -24,6 +24,27 @@ FURTHER = ("image_guidance_scale", "noise_level", "prior_steps", "prior_guidance
 
 
 @dataclass(frozen=True)
+class Repainting:
+    """Holds the limits of rows with a mask, where they are other ones than those of the model's other rows.
+
+    Attributes:
+        schedulers: The names of the schedulers that fit; empty where those of all rows.
+        strength: Whether rows with a mask alone begin with their pictures at a strength.
+        most_pixels: The pixels that an image can have; None where any number.
+        bends: The size (width, height) that the model renders in place of another one; None where it renders every size.
+    """
+
+    schedulers: tuple[str, ...] = ()
+    strength: bool = False
+    most_pixels: int | None = None
+    bends: Callable[[int, int], tuple[int, int]] | None = None
+
+
+def _takes_all(scheduler: str, steps: int, strength: float | None) -> None:
+    """Return no reason."""
+
+
+@dataclass(frozen=True)
 class Rules:
     """Holds the rules for rows beyond the types of their columns.
 
@@ -32,13 +53,18 @@ class Rules:
         controls: The types that the config has ControlNets for.
         loras: The names of the LoRAs that the config declares.
         multiple: Width and height are multiples of this many pixels, as the model needs.
+        sizes: The only sizes (width, height) of images; empty where any.
+        bends: The size (width, height) that the model renders in place of another one; None where it renders every size.
+        most_pixels: The pixels that an image can have; None where any number.
         modes: The modes that the model serves.
         schedulers: The names of the schedulers that fit the model.
         rescaled: The modes in which the model can rescale guidance.
         ignored: Columns that have no effect on the model's images: prompt, negative_prompt, guidance_scale or strength.
         unguided: The largest guidance scale that means no guidance.
+        least_guidance: The least guidance scale that the model takes.
         further: Those columns of `FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
+        repainting: The limits of rows with a mask.
         classes: The number of classes of which each row names one; None where the model draws none.
         side: The one width and height that the model's images have; None where rows choose.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
@@ -48,19 +74,25 @@ class Rules:
         strict: Whether unknown columns are refused rather than carried.
         references: The types that the config has adapters for.
         image_prompts: Whether the model can have such adapters.
+        cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
     """
 
     defaults: Defaults
     controls: Collection[str] = ()
     loras: Collection[str] = ()
     multiple: int = 8
+    sizes: Collection[tuple[int, int]] = ()
+    bends: Callable[[int, int], tuple[int, int]] | None = None
+    most_pixels: int | None = None
     modes: Collection[str] = MODES
     schedulers: Collection[str] = (*SCHEDULERS, OWN)
     rescaled: Collection[str] = MODES
     ignored: Collection[str] = ()
     unguided: float = 1.0
+    least_guidance: float = 0.0
     further: Collection[str] = ()
     most_noise: int = 1000
+    repainting: Repainting = field(default_factory=Repainting)
     classes: int | None = None
     side: tuple[int, int] | None = None
     unfit: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +102,7 @@ class Rules:
     strict: bool = False
     references: Collection[str] = ()
     image_prompts: bool = True
+    cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
 
 
 def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[str]:
@@ -86,7 +119,7 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
     defaults, without = rules.defaults, [*rules.ignored, *(name for name in FURTHER if name not in rules.further)]
     given = {name: getattr(defaults, name) for name in without if name in defaults.model_fields_set}
     given |= {name: values[name] for name in without if values.get(name) is not None}
-    if request.init_image is None:
+    if request.init_image is None or (rules.repainting.strength and request.mask_image is not None):
         given.pop("strength", None)
     notes = [f"{name}: {_of_no_effect(name)}" for name, value in sorted(given.items()) if value != ""]
     if not request.prompt and "prompt" in rules.ignored:
@@ -94,6 +127,9 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
         notes.append(
             f"prompt: none is given, so {', '.join(reading)} compare images with an empty text; a head looks at images alone"
         )
+    asked = "strength" in defaults.model_fields_set or values.get("strength") is not None
+    if asked and begin_with_noise(request.controls, request.mode, rules.steering):
+        notes.append("strength: has no effect with these controls, whose images begin with noise alone")
     if unguided:
         begin = "at an image_guidance_scale of 1" if loose else f"above a guidance_scale of {rules.unguided:g}"
         notes.append(f"negative_prompt: has no effect without guidance, which begins {begin}")
@@ -119,8 +155,17 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"mode: {request.mode} is not served by the model; it serves {', '.join(rules.modes)}")
     if request.scheduler not in rules.schedulers:
         wrong.append(f"scheduler: {request.scheduler} does not fit the model, which takes {', '.join(rules.schedulers)}")
+    elif request.mask_image is not None and request.scheduler not in (some := rules.repainting.schedulers or rules.schedulers):
+        wrong.append(f"scheduler: {request.scheduler} does not go with a mask_image in this model, which takes {', '.join(some)}")
     elif request.scheduler in rules.unfit:
         wrong.append(f"scheduler: {rules.unfit[request.scheduler]}")
+    else:
+        wrong += _check_schedules(request, rules)
+    if request.guidance_scale < rules.least_guidance:
+        wrong.append(
+            f"guidance_scale: {request.guidance_scale:g} is below {rules.least_guidance:g}, the least that the model takes;"
+            f" {rules.unguided:g} means no guidance"
+        )
     if request.guidance_rescale and request.mode not in rules.rescaled:
         can = f"only in {', '.join(rules.rescaled)}" if rules.rescaled else "in no mode"
         wrong.append(f"guidance_rescale: not in mode {request.mode}; the model takes it {can}")
@@ -141,16 +186,45 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     for name, side in (("width", request.width), ("height", request.height)):
         if side % rules.multiple:
             wrong.append(f"{name}: {side} is not a multiple of {rules.multiple}, which the model needs")
+    wrong += _check_size(request, rules)
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking, rules.eta)
-    wrong += problems_of_controls(request.controls, request.mode, (request.width, request.height), rules.controls, rules.steering)
+    size = request.width, request.height
+    wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, request.init_image)
     wrong += problems_of_references(request.references, rules.references, rules.image_prompts)
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
             wrong.append(f"loras: no LoRA {quoted(lora.name)}{nearest(lora.name, rules.loras) or known}")
     return wrong
+
+
+def _check_size(request: Request, rules: Rules) -> list[str]:
+    """Return the problems of a request's size beyond the multiple that its sides are of."""
+    wrong, size = [], (request.width, request.height)
+    masked = rules.repainting if request.mask_image is not None else rules
+    if rules.sizes and size not in rules.sizes:
+        all_of_them = ", ".join(f"{width}×{height}" for width, height in rules.sizes)
+        wrong.append(f"width × height: {size[0]}×{size[1]} is not rendered by the model, which renders {all_of_them}")
+    if (bends := rules.bends or masked.bends) and (bent := bends(*size)) != size:
+        said = f"{size[0]}×{size[1]} is not rendered by the model, which makes {bent[0]}×{bent[1]} of it"
+        wrong.append(f"width × height: {said}: set that size")
+    most = min((one for one in (rules.most_pixels, masked.most_pixels) if one), default=None)
+    if most and (pixels := size[0] * size[1]) > most:
+        wrong.append(f"width × height: {pixels:,} pixels are more than the {most:,} that the model has places for")
+    return wrong
+
+
+def _check_schedules(request: Request, rules: Rules) -> list[str]:
+    """Return the problems of a request's schedule, or else of the first draft's that has some."""
+    if (reason := rules.cannot_take(request.scheduler, request.steps, request.strength)) is not None:
+        return [f"steps: {reason}"]
+    drafts = rules.ranking.drafts
+    for draft in (drafts[number] for number in applied(drafts, request.at_a_time)):
+        if (reason := rules.cannot_take(draft.scheduler or request.scheduler, draft.steps, request.strength)) is not None:
+            return [f"steps: in a draft of ranking.drafts: {reason}"]
+    return []
 
 
 def _check_ranking(request: Request, ranking: Ranking, eta: float) -> list[str]:

@@ -17,6 +17,8 @@ class Steering:
         several: Whether the pipelines take several controls at once.
         timed: Whether a control can begin later and end sooner than the steps do.
         multiple: Width and height of a row are multiples of this many pixels.
+        repaints: Whether the model sees the row's init image and mask in place of a control image.
+        from_noise: The modes in which images begin with noise alone, so that a strength has no effect.
     """
 
     kind: str
@@ -24,10 +26,22 @@ class Steering:
     several: bool = True
     timed: bool = True
     multiple: int = 1
+    repaints: bool = False
+    from_noise: tuple[Mode, ...] = ()
+
+
+def begin_with_noise(controls: Sequence[Control], mode: Mode, steering: Mapping[str, Steering]) -> bool:
+    """Return whether the pipeline for a row's controls begins with noise alone, whatever picture the row gives."""
+    return any(mode in steering[control.type].from_noise for control in controls if control.type in steering)
 
 
 def problems_of_controls(
-    controls: Sequence[Control], mode: Mode, size: tuple[int, int], configured: Collection[str], steering: Mapping[str, Steering]
+    controls: Sequence[Control],
+    mode: Mode,
+    size: tuple[int, int],
+    configured: Collection[str],
+    steering: Mapping[str, Steering],
+    init: str | None = None,
 ) -> list[str]:
     """Return the problems of a row's controls.
 
@@ -37,9 +51,15 @@ def problems_of_controls(
         size: Width and height of the row's images, in pixels.
         configured: The types that the config has ControlNets for.
         steering: What each of these types can do; a type that is not there can do everything.
+        init: The path of the row's init image, if it has one.
     """
     wrong = []
     for control in controls:
+        if control.type in steering and steering[control.type].repaints and (control.image, control.preprocess) != (init, "none"):
+            said = "repaints the init_image where the mask_image is white"
+            wrong.append(
+                f"controls: {quoted(control.type)} {said}; give both, and the init_image as its image, without a preprocess"
+            )
         if control.type not in configured:
             known = f"; configured: {', '.join(configured)}" if configured else "; none is configured"
             wrong.append(f"controls: no ControlNet {quoted(control.type)}{nearest(control.type, configured) or known}")
@@ -70,12 +90,25 @@ def problems_of_references(references: Sequence[Reference], configured: Collecti
         image_prompts: Whether the model can have adapters at all.
     """
     if references and not image_prompts:
-        return ["references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL"]
+        return ["references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL, Redux is for Flux"]
     wrong, types = [], [reference.type for reference in references]
     for name in dict.fromkeys(types):
         if name not in configured:
             known = f"; configured: {', '.join(configured)}" if configured else "; none is configured in model.references"
             wrong.append(f"references: no adapter {quoted(name)}{nearest(name, configured) or known}")
-        elif types.count(name) > 1:
-            wrong.append(f"references: {quoted(name)} is given {types.count(name)} images; an adapter takes one")
+        elif (several := [one for one in references if one.type == name])[1:]:
+            wrong += _problems_of_several(name, several)
     return wrong
+
+
+def _problems_of_several(name: str, several: Sequence[Reference]) -> list[str]:
+    """Return the problems of the images that a row gives to one adapter, which reads them together or each within its mask."""
+    masked = sum(one.mask is not None for one in several)
+    if 0 < masked < len(several):
+        return [
+            f"references: {quoted(name)} has {len(several)} images, of which {masked} with a mask; give all of them one, or none"
+        ]
+    if not masked and len({one.scale for one in several}) > 1:
+        said = "images of one adapter without masks are read together"
+        return [f"references: {quoted(name)} has {len(several)} images with scales of their own; {said}, so give them one scale"]
+    return []

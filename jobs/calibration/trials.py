@@ -23,7 +23,7 @@ from promptmill.jobs.planning.differences import differences
 from promptmill.jobs.planning.plan import PlanError, fingerprint_of
 from promptmill.jobs.planning.sources import Sources
 from promptmill.manifests.requests import Request, to_json
-from promptmill.pipelines.work.errors import FatalError, ModelError
+from promptmill.pipelines.work.errors import FatalError, ModelError, is_out_of_memory
 from promptmill.pipelines.work.passes import as_draft
 from promptmill.pipelines.work.results import Candidate, Outcome, Scored
 from promptmill.pipelines.work.units import Placed, Unit
@@ -181,7 +181,7 @@ def observe(
     except FatalError as error:
         raise ModelError(f"{sources.config.model.base}: {error}") from None
     except (RuntimeError, MemoryError) as error:
-        if "out of memory" not in str(error).lower() and not isinstance(error, MemoryError):
+        if not is_out_of_memory(error):
             raise
         raise ModelError("memory ran out while scoring, beside the denoiser; set ranking.batch or model.batch lower") from None
     finally:

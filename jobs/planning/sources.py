@@ -9,6 +9,7 @@ from typing import Any, cast
 from promptmill.configs.own_files import ROOT
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.planning.trials import Trials
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.files import open_file
 from promptmill.manifests.images import Roots, roots_of
@@ -90,6 +91,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         # What a model sets for rows has one name in both.
         **{one.name: getattr(facts, one.name) for one in fields(Rules) if hasattr(facts, one.name)},
         eta=config.model.scheduler_options.eta or 0.0,
+        cannot_take=Trials.of(config.model, facts),
         ranking=config.ranking,
         strict=config.runtime.strict,
     )

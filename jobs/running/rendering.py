@@ -101,6 +101,7 @@ class Run:
         self._assembling: set[asyncio.Task[None]] = set()
         self._broken: BaseException | None = None
         self._unfit_since: float | None = None
+        self._slow_said = False
         self._turns = asyncio.Semaphore(ASSEMBLING)
         self.stats = Stats(self.output)
         self.told: Listener = Guarded(self.listener, "showing how the run goes")
@@ -257,6 +258,9 @@ class Run:
 
     def generator_loaded(self, kind: dict[str, str]) -> None:
         self.check_hardware(kind)
+        if "gpu" in kind and self.plan.config.model.dtype == "float32" and not self._slow_said:
+            self._slow_said = True
+            self.say("model.dtype float32 leaves a GPU's tensor cores unused; bfloat16 or float16 is many times as fast")
         self.told.loaded()
 
     def check_hardware(self, kind: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from promptmill.configs.columns import Role, roles_in
+from promptmill.configs.columns import REFERENCES, Role, roles_in
 from promptmill.manifests.images import Fault, Roots, with_declared
 from promptmill.manifests.requests import OWN_IMAGES
 from promptmill.manifests.roots import MAX_BYTES
@@ -73,7 +73,7 @@ def seen_images(output: str, said: Iterable[CommitRecord]) -> dict[str, dict[str
         columns = ["key", "error", *(f"{column}_sha256" for column in OWN_IMAGES)]
         try:
             whole = ShardReader(output, record).table()
-            listed = ["controls", *(["references"] if roles_in(whole.schema).get("references") is Role.INPUT else [])]
+            listed = ["controls", *([REFERENCES] if roles_in(whole.schema).get(REFERENCES) is Role.INPUT else [])]
             table = whole.select(columns + listed)
         except CommitError:
             continue
@@ -81,6 +81,8 @@ def seen_images(output: str, said: Iterable[CommitRecord]) -> dict[str, dict[str
         for row in table.to_pylist():
             images = {column: row[f"{column}_sha256"] for column in OWN_IMAGES}
             images |= {f"{name}.{i}.image": one["sha256"] for name in listed for i, one in enumerate(row[name] or ())}
+            masked = enumerate(row[REFERENCES] or ()) if REFERENCES in listed else ()
+            images |= {f"{REFERENCES}.{i}.mask": one["mask_sha256"] for i, one in masked if one.get("mask") is not None}
             seen[request_of(row["key"])] = None if row["error"] in OF_IMAGES else images
         return seen
     return {}

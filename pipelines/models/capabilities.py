@@ -1,20 +1,21 @@
 """Reads the capabilities of a diffusion model from its config files alone: no weights, no torch."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from promptmill.configs.model import Model
 from promptmill.configs.schedulers import OWN, SCHEDULERS
+from promptmill.manifests.rules import Repainting
 from promptmill.manifests.steering import Steering
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.compatibility import class_of_control, config_of, multiple_of
-from promptmill.pipelines.models.controls import control_classes
+from promptmill.pipelines.models.compatibility import class_of_control, config_of, config_of_control, multiple_of
+from promptmill.pipelines.models.controls import control_class_of, control_classes, modes_of_net
 from promptmill.pipelines.models.families import DENOISERS, VAES, Family, family_of, lacking, refusal
-from promptmill.pipelines.models.pipeline_classes import controlled_mode, modes_of
+from promptmill.pipelines.models.pipeline_classes import TABLES, controlled_mode, modes_of
 from promptmill.pipelines.models.priors import index_of_prior
 from promptmill.pipelines.models.refiners import MODES, schedulers_between
 from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, kind_of_class, unfit
@@ -41,15 +42,21 @@ class ModelFacts:
         safety_checker: Whether the model brings a safety checker.
         ignored: Columns of rows that have no effect on the model's images.
         unguided: The largest guidance scale that means no guidance.
+        least_guidance: The least guidance scale that the model's pipelines take.
         steering: What each type of control that the config names can do.
         image_prompts: Whether the model can have adapters for reference images.
         left_out: Parts that the pipeline's class could have and the model does not.
+        repainting: The limits of rows with a mask.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         further: Those columns of `rules.FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
+        sizes: The only sizes (width, height) of images; empty where any.
+        bends: The size (width, height) that the model renders in place of another one; None where it renders every size.
+        most_pixels: The pixels that an image can have; None where any number.
         classes: The number of classes of which each row names one; None where the model draws none.
         side: The one width and height in pixels that images have; None where rows choose.
         counting: What decides how often the denoiser is evaluated.
+        saved_scheduler: The config of the scheduler that the model was saved with.
     """
 
     pipeline: str
@@ -60,15 +67,21 @@ class ModelFacts:
     safety_checker: bool
     ignored: tuple[str, ...] = ()
     unguided: float = 1.0
+    least_guidance: float = 0.0
     steering: Mapping[str, Steering] = field(default_factory=dict)
     image_prompts: bool = True
     left_out: tuple[str, ...] = ()
+    repainting: Repainting = field(default_factory=Repainting)
     unfit: Mapping[str, str] = field(default_factory=dict)
     further: tuple[str, ...] = ()
     most_noise: int = 350
+    sizes: tuple[tuple[int, int], ...] = ()
+    bends: Callable[[int, int], tuple[int, int]] | None = None
+    most_pixels: int | None = None
     classes: int | None = None
     side: tuple[int, int] | None = None
     counting: Counting = field(default_factory=Counting)
+    saved_scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_facts(model: Model) -> ModelFacts:
@@ -89,6 +102,11 @@ def read_facts(model: Model) -> ModelFacts:
     decoder = next((part for part in VAES if _class_of(index, part) is not None), None)
     if decoder is None and family_of(name).latent:
         raise ModelError(f"{unsupported} yet: it has no vae")
+    for part, other in family_of(name).beside.items():
+        if _class_of(index, part) is None:
+            raise ModelError(f"{model.base}: has no {part}; add that of {other} to a copy in a folder, and to its {INDEX}")
+    if index.get("sample_sigmas"):
+        raise ModelError(f"{model.base}: brings a schedule of its own (sample_sigmas), whatever steps rows ask for; set it to null")
     modes = modes_of(name)
     if not modes:
         raise ModelError(f"{unsupported}: diffusers has no pipeline that makes images with it")
@@ -112,17 +130,21 @@ def read_facts(model: Model) -> ModelFacts:
             modes = tuple(mode for mode in modes if mode != "inpaint")
     if (multiple_by := family_of(name).multiple_by) is not None:
         multiple = multiple_by(index, prior, factor)
-    steering = _steering(model, name, modes) if model.controlnets else {}
-    modes += tuple(mode for mode in map(controlled_mode, modes) if any(mode in can.modes for can in steering.values()))
-    image_prompts = family_of(name).image_prompts and "unet" in index
+    steering = _steering(model, name, modes, denoiser.get("in_channels")) if model.controlnets else {}
+    modes += tuple(mode for mode in map(controlled_mode, TABLES) if any(mode in can.modes for can in steering.values()))
+    image_prompts = family_of(name).redux is not None or (family_of(name).image_prompts and "unet" in index)
     if model.references and not image_prompts:
-        raise ModelError(f"{model.base}: model.references: {name} takes none; IP-Adapters are for Stable Diffusion and SDXL")
+        others = "IP-Adapters are for Stable Diffusion and SDXL, Redux is for Flux"
+        raise ModelError(f"{model.base}: model.references: {name} takes none; {others}")
     scheduler = _scheduler_config(model, _class_of(index, "scheduler"))
     schedulers = _schedulers(name, scheduler)
     if model.refiner:
         modes = tuple(mode for mode in modes if mode in MODES)
         schedulers = schedulers_between(schedulers, _class_of(index, "scheduler"))
-    ignored = _ignored(family_of(name), index, denoiser, modes)
+    family = family_of(name)
+    if family.guiders and not any(_class_of(index, part) for part in family.guiders):
+        family = replace(family, embedded=True, negative=False)
+    ignored = _ignored(family, index, denoiser, modes)
     rescaled = tuple(mode for mode in modes if "unet" in index and mode in _rescaled(name))
     return ModelFacts(
         name,
@@ -133,29 +155,53 @@ def read_facts(model: Model) -> ModelFacts:
         safety_checker=model.single_file is None and _class_of(index, "safety_checker") is not None,
         ignored=ignored,
         unguided=family_of(name).unguided,
+        least_guidance=family_of(name).least_guidance,
         steering=steering,
         image_prompts=image_prompts,
         further=family_of(name).further,
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,
+        sizes=family.sizes,
+        bends=family.bends,
+        most_pixels=_most_pixels(family, denoiser, factor),
         classes=denoiser.get(family_of(name).classes or ""),
         side=_side(denoiser, factor) if family_of(name).fixed else None,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
-        counting=_counting(family_of(name), "guidance_scale" in ignored, denoiser, scheduler),
+        counting=_counting(family, "guidance_scale" in ignored, denoiser, scheduler),
+        repainting=family.repainting,
+        saved_scheduler=scheduler,
         unfit=unfit(model.scheduler_options, schedulers, scheduler, family_of(name).sized),
     )
 
 
-def _steering(model: Model, pipeline: str, modes: Sequence[str]) -> dict[str, Steering]:
+def class_saved(model: Model) -> str | None:
+    """Return the pipeline class that a model was saved as; None where no index says so."""
+    try:
+        name = _read(model, INDEX).get("_class_name")
+    except ModelError:
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _steering(model: Model, pipeline: str, modes: Sequence[str], channels: Any) -> dict[str, Steering]:
     """Return the limits of each type of control; a type whose class is not served is left out, since `check_fits` refuses it."""
     classes = control_classes(pipeline)
     found = {}
     for kind, weights in model.controlnets.items():
-        served = classes.get(class_of_control(weights, pipeline))
+        config = config_of_control(weights)
+        served = classes.get(control_class_of(class_of_control(weights, pipeline), config))
         if served is not None:
-            able = tuple(controlled_mode(mode) for mode in modes if mode in served.pipelines)
+            able = tuple(
+                controlled_mode(mode) for mode in modes_of_net(served, config, channels) if mode in modes or served.repaints
+            )
             said = f"{served.name} in guess mode" if weights.guess else served.name
             found[kind] = Steering(
-                said, able, served.several, served.timed, multiple_of(weights) if served.part == "adapter" else 1
+                said,
+                able,
+                served.several,
+                served.timed,
+                multiple_of(weights) if served.part == "adapter" else 1,
+                served.repaints,
+                tuple(controlled_mode(mode) for mode in served.from_noise),
             )
     if not classes or (found and not any(can.modes for can in found.values())):
         raise ModelError(f"{model.base}: model.controlnets: there are no ControlNets for {pipeline} that promptmill can load")
@@ -174,6 +220,14 @@ def _counting(family: Family, unguided: bool, denoiser: Mapping[str, Any], sched
 def _takes_guidance(family: Family, unet: Mapping[str, Any]) -> bool:
     """Return whether a UNet is distilled from guidance, and so takes the scale as an input, as some transformers do."""
     return family.projected and unet.get("time_cond_proj_dim") is not None
+
+
+def _most_pixels(family: Family, denoiser: Mapping[str, Any], factor: int) -> int | None:
+    """Return the pixels of the largest image that a denoiser has places for, by its config."""
+    match denoiser.get(family.most_pixels or ""):
+        case [int(height), int(width)]:
+            return height * width * factor**2
+    return None
 
 
 def _ignored(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any], modes: Sequence[str]) -> tuple[str, ...]:

@@ -10,10 +10,10 @@ from safetensors import safe_open
 from promptmill.configs.model import Model
 from promptmill.configs.weights import ControlNetWeights, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.controls import ControlClass, control_classes
+from promptmill.pipelines.models.controls import MASKED, ControlClass, control_class_of, control_classes
 from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.priors import check_prior
-from promptmill.pipelines.models.reference_adapters import check_references
+from promptmill.pipelines.models.reference_adapters import check_redux, check_references
 from promptmill.pipelines.models.refiners import check_refiner
 from promptmill.pipelines.models.sources import local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
@@ -23,7 +23,7 @@ DENOISERS = ("transformer", "unet")
 QUANTIZED = (*DENOISERS, "text_encoder")  # what names of parts begin with that can be quantised, or offloaded
 # Of text embeddings and layers, as configs of UNets and transformers name them: a ControlNet has those of its base.
 WIDTHS = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "pooled_projection_dim", "caption_channels", "dim")
-MASKED = ("extra_conditioning_channels", "extra_condition_channels")  # of ControlNets that see a mask beside their image
+PROCESSOR = "feature_extractor/preprocessor_config.json"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -54,8 +54,12 @@ def check_fits(model: Model) -> None:
     denoiser = (config_of(model.layout, f"{name}/config.json") if name else None) or {}
     for kind, weights in model.controlnets.items():
         _check_controlnet(model, denoiser, f"model.controlnets.{kind}", weights)
-    if (encoder := model.reads_references) is not None:
-        check_references(model, denoiser, config_of(encoder, "/".join(filter(None, (encoder.subfolder, "config.json")))))
+    if model.references and name == "transformer":
+        check_redux(model, denoiser, config_of)
+    elif (encoder := model.reads_references) is not None:
+        its = config_of(encoder, "/".join(filter(None, (encoder.subfolder, "config.json"))))
+        own = _is_part((config_of(model.layout, "model_index.json") or {}).get("feature_extractor"))
+        check_references(model, denoiser, its, config_of(model.layout, PROCESSOR) if own else None)
     wanted = denoiser.get("cross_attention_dim") if name == "unet" else None
     for lora in model.loras:
         width = _lora_width(lora, lora.weight_name)
@@ -90,12 +94,13 @@ def _check_controlnet(model: Model, denoiser: Mapping[str, Any], where: str, wei
     index = config_of(model.layout, "model_index.json") or {}
     pipeline = str(index.get("_class_name"))
     classes = control_classes(pipeline)
-    if (served := classes.get(kind := class_named(weights, CONTROLNET))) is None:
+    kind = class_named(weights, CONTROLNET)
+    if (served := classes.get(control_class_of(kind, net))) is None:
+        if any(net.get(key) for key in MASKED) and kind in classes:
+            raise ModelError(f"{where}: {weights.source} repaints by a mask of its own, for which {pipeline} has no pipeline")
         only = f"only a {' or a '.join(classes)} is" if classes else f"{pipeline} has none"
         raise ModelError(f"{where}: {weights.source} is a {kind}, which is not served; {only}")
     _check_mode(where, weights, served, net)
-    if any(net.get(key) for key in MASKED):
-        raise ModelError(f"{where}: {weights.source} repaints by a mask of its own, an inpainting {kind}, which is not served")
     if served.part == "adapter":
         _check_features(where, weights, denoiser, net)
     for key in WIDTHS:
@@ -151,6 +156,14 @@ def class_of_control(weights: Weights, pipeline: str) -> str:
         return class_named(weights, usual)
     except ModelError:
         return usual  # loading says what is missing
+
+
+def config_of_control(weights: Weights) -> dict[str, Any]:
+    """Return the config of a control model; empty where there is none to read."""
+    try:
+        return config_of(weights, "config.json") or {}
+    except ModelError:
+        return {}
 
 
 def multiple_of(weights: Weights) -> int:

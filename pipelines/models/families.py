@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
+from promptmill.manifests.rules import Repainting
 from promptmill.pipelines.work.evaluations import StepsLeft
 
 
@@ -21,6 +22,7 @@ class Family:
         projected: Whether a UNet with a projection beside that of time (time_cond_proj_dim) takes the guidance scale by it.
         unguided: The largest guidance scale that means no guidance.
         least: The smallest guidance scale that a call is given, where a smaller one would guide again.
+        least_guidance: The least guidance scale that its pipelines take.
         negative: Whether negative prompts have an effect, at a guidance scale above 1.
         empty_negative: Whether guidance needs a negative prompt, be it an empty one.
         prompts_apart: Whether a call pads its texts to the longest of them, so that texts in one call depend on each other.
@@ -41,7 +43,9 @@ class Family:
         control_modes: The key of a ControlNet's config that counts its modes, where ControlNets of several modes are among the
             family's; None where there are none.
         guess: Whether its pipelines with ControlNets have a guess mode.
+        from_noise: The modes in which its pipelines with ControlNets begin with noise alone, though there is a picture.
         image_prompts: Whether its pipelines take reference images through adapters (IP-Adapters).
+        redux: The pipeline that makes embeddings of reference images and prompts, which the family's pipelines take; None: none.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         sized: Whether its pipelines tell the scheduler the size of images, for a schedule that depends on it.
         further: Those columns of `rules.FURTHER` that the family takes.
@@ -50,9 +54,24 @@ class Family:
         by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.
         length_first: Whether the text encoder answers (length, rows, width) in place of (rows, length, width).
         package: A package beside those that promptmill installs, which the family's tokenizer needs; None where there is none.
+        libraries: Further libraries whose versions decide what the family's models see of a prompt.
         picture: The argument that takes the picture of a row.
         signed: Whether tensors of pictures are given in -1 … 1.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
+        single: Whether a call makes one image, of one picture as Pillow has it.
+        guiders: Parts that guide, where they are there, and keep a state between steps: each call has copies of them with the row's
+            scale. Without them guidance is an input of the model.
+        second: Arguments of the denoiser whose second dimension is the rows.
+        experts: The class of the denoiser's layers that sort the tokens of all rows by experts; each row goes through by itself.
+        seeds_steps: Whether the scheduler is given the candidates' generators for its noise: the pipelines give it none, so that it
+            would draw from torch's global one.
+        beside: Parts that repositories leave out, and the model that goes there.
+        repainting: The limits of rows with a mask, where they are other ones.
+        sizes: The sizes (width, height) that its pipelines render, to one of which they would bend any other; empty where any.
+        bends: The size (width, height) that its pipelines render in place of another one, as a function of that; None where they
+            render every size.
+        most_pixels: The key of the denoiser's config with the largest size, in latents; None where sizes are unbounded.
+        attributes: What a call sets on its pipeline first: functions of the request and of how many pixels a latent has on a side.
         output: The form of images that is asked for; of `pt` one family makes values in -1 … 1, as its VAE has them.
         prior: The class of the pipeline that makes the embeddings that the model decodes; None where the model reads texts itself.
         inner: Steps of a prior that is a part of the model itself, with guidance, as diffusers has them where nothing is said.
@@ -76,6 +95,7 @@ class Family:
     projected: bool = True
     unguided: float = 1.0
     least: float = 0.0
+    least_guidance: float = 0.0
     negative: bool = True
     empty_negative: bool = False
     prompts_apart: bool = False
@@ -92,7 +112,9 @@ class Family:
     encoded_controls: bool = True
     control_modes: str | None = None
     guess: bool = False
+    from_noise: tuple[str, ...] = ()
     image_prompts: bool = False
+    redux: str | None = None
     references: bool = False
     sized: bool = False
     further: tuple[str, ...] = ()
@@ -101,9 +123,21 @@ class Family:
     by_itself: tuple[str, ...] = ()
     length_first: bool = False
     package: str | None = None
+    libraries: tuple[str, ...] = ()
     picture: str = "image"
     signed: bool = False
     whole_pictures: bool = False
+    single: bool = False
+    guiders: tuple[str, ...] = ()
+    second: tuple[str, ...] = ()
+    experts: str | None = None
+    seeds_steps: bool = False
+    beside: Mapping[str, str] = field(default_factory=dict)
+    repainting: Repainting = field(default_factory=Repainting)
+    sizes: tuple[tuple[int, int], ...] = ()
+    bends: Callable[[int, int], tuple[int, int]] | None = None
+    most_pixels: str | None = None
+    attributes: Mapping[str, Callable[[Any, int], Any]] = field(default_factory=dict)
     output: str = "pt"
     prior: str | None = None
     inner: int = 0
@@ -134,9 +168,37 @@ def pixels(request: Any) -> int:
     return request.width * request.height
 
 
+def side(request: Any) -> float:
+    """Return the side of a square with as many pixels as a request's images."""
+    return math.sqrt(pixels(request))
+
+
+def a_million_pixels(width: int, height: int) -> tuple[int, int]:
+    """Return the size with sides of multiples of 32 that has the aspect of another and 1024 x 1024 pixels, or nearly so many."""
+    ratio = width / height
+    wide = math.sqrt(1024 * 1024 * ratio)
+    return round(wide / 32) * 32, round(wide / ratio / 32) * 32
+
+
+def about_a_million_pixels(width: int, height: int) -> tuple[int, int]:
+    """Return the size with sides of multiples of 16 that has the aspect of another and 1024 x 1024 pixels, or a little more."""
+    ratio = width / height
+    wide = math.sqrt(1024 * 1024 * ratio)
+    return math.ceil(wide / 16) * 16, math.ceil(wide / ratio / 16) * 16
+
+
+def own_side(request: Any, scale: int) -> float:
+    """Return the side of a square, in latents, with as many pixels as a request's images, and a little more: nothing is cut."""
+    return side(request) / scale * (1 + 1e-9)
+
+
 def no_control_modes(request: Any) -> list[None] | None:
     """Return the modes of Flux's ControlNets that have none; img2img and inpainting want a list of them where there are several."""
     return [None] * len(request.controls) if len(request.controls) > 1 else None
+
+
+BY_SCALED_NOISE = ("euler", "model")  # diffusers' inpainting has the scheduler scale noise, which other solvers of flows cannot
+KANDINSKY5 = ((1024, 1024), (640, 1408), (1408, 640), (768, 1280), (1280, 768), (896, 1152), (1152, 896))
 
 
 def staged_multiple(decoder: Mapping[str, Any], prior: Mapping[str, Any], factor: int) -> int:
@@ -186,6 +248,7 @@ _OF_NOTHING: dict[str, Any] = {
 FAMILIES: dict[str, Family] = {
     "AltDiffusion": Family(moved="alt_diffusion"),
     "AuraFlow": Family(solvers=ALL_SOLVERS),
+    "BriaFiboPipeline": Family(patch=2, sized=True, prompts_apart=True, solvers=("euler", "unipc")),
     "BriaPipeline": Family(patch=2, sized=True),
     "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),
     "CogView3": Family(),
@@ -212,6 +275,7 @@ FAMILIES: dict[str, Family] = {
         fixed=True,
     ),
     "CogView4": Family(rows=1, prompts_apart=True, sized=True),
+    "CogView4Control": Family(rows=1, prompts_apart=True, sized=True, strength=False, picture="control_image"),
     # Its rewriting of prompts would draw from torch's global generator.
     "ErnieImage": Family(prompts_apart=True, patch=2, always={"use_pe": False}),
     "Flux": Family(
@@ -223,12 +287,24 @@ FAMILIES: dict[str, Family] = {
         sized=True,
         controlnet="FluxControlNetModel",
         control_modes="num_mode",
+        redux="FluxPriorReduxPipeline",
         always={"control_mode": no_control_modes},
     ),
     "Flux2": Family(
         sized=True, rows=1, embedded=True, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True
     ),
-    "Flux2Klein": Family(sized=True, rows=1, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True),
+    # Inpainting makes a larger picture smaller.
+    "Flux2Klein": Family(
+        sized=True,
+        rows=1,
+        negative=False,
+        strength=False,
+        steps_left="up",
+        patch=2,
+        solvers=("euler", "unipc"),
+        references=True,
+        repainting=Repainting(BY_SCALED_NOISE, strength=True, most_pixels=1024 * 1024),
+    ),
     "FluxControlPipeline": Family(
         rows=1,
         embedded=True,
@@ -248,9 +324,33 @@ FAMILIES: dict[str, Family] = {
         patch=2,
         solvers=("euler", "unipc"),
         sized=True,
+        steps_left="up",
+        repainting=Repainting(BY_SCALED_NOISE, strength=True),
         always={"_auto_resize": False, "max_area": pixels},
     ),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
+    # The pipeline scales each size to a square's pixels, whose side is an attribute of the pipeline.
+    "HiDreamImage": Family(
+        sized=True,
+        solvers=("euler", "unipc"),
+        second=("encoder_hidden_states_llama3",),
+        experts="MOEFeedForwardSwiGLU",
+        seeds_steps=True,
+        beside=dict.fromkeys(("text_encoder_4", "tokenizer_4"), "Llama 3.1 8B Instruct"),
+        most_pixels="max_resolution",
+        attributes={"default_sample_size": own_side},
+    ),
+    # Of texts in quotes one call has all or none: they are read by letters, and another guider steers what has them.
+    "HunyuanImage": Family(
+        rows=1,
+        guidance="distilled_guidance_scale",
+        prompts_apart=True,
+        solvers=("euler", "unipc"),
+        guiders=("guider", "ocr_guider"),
+    ),
+    # The second reads the picture that it edits.
+    "Kandinsky5T2I": Family(rows=1, prompts_apart=True, patch=2, solvers=ALL_SOLVERS, sizes=KANDINSKY5),
+    "Kandinsky5I2I": Family(rows=1, strength=False, patch=2, solvers=ALL_SOLVERS, sizes=KANDINSKY5, single=True),
     "Kandinsky": Family(prior="KandinskyPriorPipeline", **_KANDINSKY),
     # The embeddings of the prior are all that the UNet is told.
     "KandinskyV22": Family(prior="KandinskyV22PriorPipeline", one_mask=True, **_KANDINSKY),
@@ -287,12 +387,22 @@ FAMILIES: dict[str, Family] = {
     "LDMTextToImage": Family(solvers=("ddim", "pndm", "dpmpp_2m", "unipc"), drawing=False, negative=False, least=1.0),
     # Its rewriting of prompts would have the language model generate texts.
     "LongCatImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc"), always={"enable_prompt_rewrite": False}),
+    "LongCatImageEdit": Family(
+        rows=1, strength=False, patch=2, sized=True, solvers=("euler", "unipc"), single=True, bends=about_a_million_pixels
+    ),
     "Lumina": Family(prompts_apart=True, solvers=ALL_SOLVERS),
     "Lumina2": Family(rows=1, prompts_apart=True, longest="encoder_attention_mask", sized=True, solvers=("euler", "unipc")),
     "OvisImage": Family(rows=1, patch=2, sized=True, solvers=("euler", "unipc")),
     "PixArt": Family(always={"use_resolution_binning": False}),
-    "PRX": Family(solvers=ALL_SOLVERS, always={"use_resolution_binning": False}),
-    "PRXPixel": Family(solvers=ALL_SOLVERS, output="np", latent=False, always={"use_resolution_binning": False}),
+    "PRX": Family(least_guidance=1.0, solvers=ALL_SOLVERS, libraries=("ftfy",), always={"use_resolution_binning": False}),
+    "PRXPixel": Family(
+        least_guidance=1.0,
+        solvers=ALL_SOLVERS,
+        output="np",
+        latent=False,
+        libraries=("ftfy",),
+        always={"use_resolution_binning": False},
+    ),
     "QwenImage": Family(
         rows=1,
         steps_left="up",
@@ -302,6 +412,31 @@ FAMILIES: dict[str, Family] = {
         controlnet="QwenImageControlNetModel",
         several_controls=False,
         sized=True,
+    ),
+    # Its cache of keys and values is an object of each call, and would keep calls from sharing batches.
+    "QwenImage21": Family(
+        rows=1,
+        guidance="true_cfg_scale",
+        empty_negative=True,
+        prompts_apart=True,
+        strength=False,
+        patch=2,
+        solvers=("euler", "unipc"),
+        sized=True,
+        references=True,
+        always={"use_kv_cache": False, "output_resolution": side},
+    ),
+    # The language model reads the picture that is edited, scaled to the pixels that it was trained with.
+    "QwenImageEdit": Family(
+        rows=1,
+        guidance="true_cfg_scale",
+        empty_negative=True,
+        strength=False,
+        solvers=("euler", "unipc"),
+        sized=True,
+        single=True,
+        steps_left="up",
+        repainting=Repainting(BY_SCALED_NOISE, strength=True, bends=a_million_pixels),
     ),
     "Sana": Family(
         solvers=ALL_SOLVERS,
@@ -355,6 +490,7 @@ FAMILIES: dict[str, Family] = {
         multiple=32,
         sized=True,
         controlnet="ZImageControlNetModel",
+        from_noise=("inpaint",),
         several_controls=False,
         timed_controls=False,
     ),
@@ -370,8 +506,7 @@ def family_of(pipeline: str) -> Family:
 
 _CONTROLLED = "was saved with what steers it; set _class_name to {} in model_index.json, and name the control in model.controlnets"
 UNTRIED = "is not served yet: its images have not been compared with those of plain diffusers"
-CONTROL_IMAGE = "needs a control image for every row, which is not supported yet"
-READS_PICTURES = "has its language model read the pictures that it edits, which is not supported yet"
+CONTROL_IMAGE = "needs a control image beside the picture of every row, which is not supported yet"
 STAGES = "renders in stages that are pipelines of their own, and a run has one"
 COMBINED = "is made of two models: name the decoder's as model.base, and the prior's as model.prior"
 A_PRIOR = "makes embeddings and no pictures: name it as model.prior, beside the decoder of its family as model.base"
@@ -383,13 +518,14 @@ PLACES = "splits its batch by position, so that no two requests could share one"
 REFUSED: dict[str, str] = {
     begin: reason
     for reason, begins in (
-        (CONTROL_IMAGE, "CogView4Control FluxControlImg2Img FluxControlInpaint"),
-        ("renders one number of pixels, whatever size a row asks for", "HiDreamImage"),
-        ("renders seven sizes alone, whatever size a row asks for", "Kandinsky5T2I"),
+        (CONTROL_IMAGE, "FluxControlImg2Img FluxControlInpaint"),
         ("has a language model draw the picture's tokens from torch's global generator, which calls share", "GlmImage"),
-        ("has a guider that keeps a state between steps, which requests side by side would mix", "HunyuanImage"),
-        (READS_PICTURES, "QwenImageEdit QwenImageLayered LongCatImageEdit JoyImageEdit"),
-        (STAGES, "FluxPriorRedux"),
+        ("takes the latents of another pipeline in place of a picture", "HunyuanImageRefiner"),
+        ("makes several pictures of one, its layers", "QwenImageLayered"),
+        ("takes the positions of a batch's first row for all of its rows, so that no two requests could share one", "OmniGen"),
+        ("calls the layers of its language model one by one, past the calls that are joined", "Ideogram4"),
+        ("wants a guardrail of its own, the package cosmos_guardrail, to see each prompt and image", "Cosmos2TextToImage"),
+        ("reads its language model by a hook on a layer, which would see the rows of all requests", "JoyImageEdit"),
         (
             COMBINED,
             "KandinskyCombined KandinskyImg2ImgCombined KandinskyInpaintCombined KandinskyV22Combined KandinskyV22Img2ImgCombined"
@@ -405,7 +541,8 @@ REFUSED: dict[str, str] = {
         ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
         (NO_PICTURE, "Marigold ShapE"),
         ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
-        ("makes videos", "Helios"),
+        ("makes embeddings of pictures for Flux; give it as model.references beside a Flux", "FluxPriorRedux"),
+        ("makes videos", "Helios Kandinsky5 Kandinsky6"),
         ("inverts a picture by a call of its own before it edits the picture", "LEditsPP"),
         (
             ENDED,
@@ -420,10 +557,7 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "BriaFibo ChronoEdit Cosmos2TextToImage DreamLite Flux2KleinInpaint Flux2KleinKV"
-            " FluxKontextInpaint Ideogram4 Kandinsky3 Kandinsky5 Kandinsky6 NucleusMoE"
-            " OmniGen QwenImage21"
-            " VisualCloze ZImageOmni",
+            "BriaFibo ChronoEdit DreamLite Flux2KleinKV Kandinsky3 NucleusMoE VisualCloze ZImageOmni",
         ),
     )
     for begin in begins.split()
@@ -440,4 +574,6 @@ def refusal(pipeline: str) -> str | None:
     if "ControlNet" in pipeline:
         return "was saved with its ControlNet; give the base model as model.base, and the ControlNet in model.controlnets"
     fitting = [begin for begin in REFUSED if pipeline.startswith(begin)]
+    if any(pipeline.startswith(begin) and len(begin) > len(max(fitting, key=len, default="")) for begin in FAMILIES):
+        return None  # of a family that makes videos, too
     return REFUSED[max(fitting, key=len)] if fitting else None

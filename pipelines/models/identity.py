@@ -5,6 +5,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,9 @@ from promptmill.configs.own_files import PROJECT
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import OpenClipScorer
 from promptmill.configs.weights import GGUF, HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, Layout, OpenClip, PartWeights, Weights
+from promptmill.pipelines.models.capabilities import class_saved
 from promptmill.pipelines.models.clip_sources import commit_of, tag_weights
+from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.sources import adapter_file, check_fetched, find_local, local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
 
@@ -43,7 +46,15 @@ def library_versions(model: Model) -> dict[str, str]:
     Raises:
         ModelError: The model needs a library that is not installed.
     """
-    return {"promptmill": own_version(), **{name: version(name) for name in LIBRARIES}, **_quantisers(model)}
+    return {"promptmill": own_version(), **{name: version(name) for name in LIBRARIES}, **_of_family(model), **_quantisers(model)}
+
+
+def _of_family(model: Model) -> dict[str, str]:
+    """Return the versions of the libraries by which a family reads prompts, beside those of every family."""
+    family = family_of(class_saved(model) or "")
+    names = [*([family.package] if family.package else []), *family.libraries]
+    # Without its package a model is refused by its name.
+    return {name: version(name) for name in names if find_spec(name) is not None}
 
 
 def _quantisers(model: Model) -> dict[str, str]:

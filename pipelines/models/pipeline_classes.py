@@ -24,12 +24,16 @@ MORE = {
     "txt2img": {
         "alt-diffusion": "AltDiffusionPipeline",
         "bria": "BriaPipeline",
+        "bria-fibo": "BriaFiboPipeline",
+        "ernie-image": "ErnieImagePipeline",
+        "hidream-image": "HiDreamImagePipeline",
+        "hunyuan-image": "HunyuanImagePipeline",
+        "kandinsky5": "Kandinsky5T2IPipeline",
         "cascade-decoder": "StableCascadeDecoderPipeline",
         "consistency": "ConsistencyModelPipeline",
         "ddim": "DDIMPipeline",
         "ddpm": "DDPMPipeline",
         "dit": "DiTPipeline",
-        "ernie-image": "ErnieImagePipeline",
         "kandinsky-decoder": "KandinskyPipeline",
         "kandinsky22-decoder": "KandinskyV22Pipeline",
         "ldm": "LDMTextToImagePipeline",
@@ -49,16 +53,21 @@ MORE = {
         "image-variation": "StableDiffusionImageVariationPipeline",
         "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
         "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
+        "kandinsky5-edit": "Kandinsky5I2IPipeline",
+        "qwenimage21": "QwenImage21Pipeline",
         "kandinsky-decoder": "KandinskyImg2ImgPipeline",
         "kandinsky22-decoder": "KandinskyV22Img2ImgPipeline",
         "ldm-upscaler": "LDMSuperResolutionPipeline",
         "latent-upscaler": "StableDiffusionLatentUpscalePipeline",
+        "longcat-image-edit": "LongCatImageEditPipeline",
         "sana-sprint": "SanaSprintImg2ImgPipeline",
         "stable-unclip": "StableUnCLIPImg2ImgPipeline",
         "upscaler": "StableDiffusionUpscalePipeline",
     },
     "inpaint": {
         "flux-fill": "FluxFillPipeline",
+        "flux-kontext": "FluxKontextInpaintPipeline",
+        "flux2-klein": "Flux2KleinInpaintPipeline",
         "if": "IFInpaintingPipeline",
         "kandinsky-decoder": "KandinskyInpaintPipeline",
         "kandinsky22-decoder": "KandinskyV22InpaintPipeline",
@@ -66,13 +75,13 @@ MORE = {
 }
 
 # Families whose pipelines want a control image: a row's picture is that image, and what diffusers' tables have besides wants two.
-INSTEAD = {"flux-control": {"img2img": "FluxControlPipeline"}}
+INSTEAD = {"flux-control": {"img2img": "FluxControlPipeline"}, "cogview4-control": {"img2img": "CogView4ControlPipeline"}}
 
 # Pipelines with ControlNets that the tables leave out.
 CONTROLLED: dict[str, dict[str, str]] = {
     "txt2img": {"hunyuan": "HunyuanDiTControlNetPipeline", "sana": "SanaControlNetPipeline"},
     "img2img": {},
-    "inpaint": {},
+    "inpaint": {"z-image": "ZImageControlNetInpaintPipeline"},
 }
 # Pipelines that want a mask beside the control image, for a ControlNet that repaints, in place of a picture and its mask.
 UNLIKE = frozenset({"StableDiffusion3ControlNetInpaintingPipeline"})

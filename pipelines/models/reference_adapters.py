@@ -1,17 +1,18 @@
 """Checks reference adapters (IP-Adapters) from config files and weight headers: nothing is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from promptmill.configs.model import Model
-from promptmill.configs.weights import PartWeights
+from promptmill.configs.weights import PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.sources import part_place
 from promptmill.pipelines.work.errors import ModelError
 
+REDUX = "FluxPriorReduxPipeline"
 ENCODER = "CLIPVisionModelWithProjection"
 FACES = "reads face embeddings (as FaceID, PuLID and InstantID do), which promptmill does not make; IP-Adapters that read images do"
 
@@ -27,13 +28,16 @@ def adapter_place(weights: PartWeights) -> Path:
     return place if place is not None else hub_file(weights.source, inside, weights.revision)
 
 
-def check_references(model: Model, denoiser: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> None:
+def check_references(
+    model: Model, denoiser: Mapping[str, Any], encoder: Mapping[str, Any] | None, processor: Mapping[str, Any] | None = None
+) -> None:
     """Compare the adapters of a config with the UNet of the base model and with the image encoder.
 
     Args:
         model: The config's model.
         denoiser: The UNet's config.
         encoder: The image encoder's config; None where there is none.
+        processor: The config of the base's own image processor (feature_extractor); None where the base has none.
 
     Raises:
         ModelError: An adapter is for another base or another image encoder, reads no images, or is none.
@@ -42,13 +46,54 @@ def check_references(model: Model, denoiser: Mapping[str, Any], encoder: Mapping
     if source is None:
         return
     where = f"model.image_encoder: {source.source}{'/' + source.subfolder if source.subfolder else ''}"
+    for name, weights in model.references.items():
+        if not weights.weight_name and not weights.source.endswith(".safetensors"):
+            place = f"model.references.{name}"
+            raise ModelError(f"{place}: needs a weight_name, the adapter's .safetensors file in {weights.source}")
     if encoder is None:
         raise ModelError(f"{where}: has no config.json; set model.image_encoder to the adapters' {ENCODER}")
     names = [*(encoder.get("architectures") or []), encoder.get("model_type")]
     if ENCODER not in names and "clip_vision_model" not in names:
         raise ModelError(f"{where}: is a {names[0] or 'model of no class'}, and adapters read images through a {ENCODER}")
+    wanted, sides = encoder.get("image_size"), _sides(processor) if processor else None
+    if sides is not None and isinstance(wanted, int) and sides != (wanted, wanted):
+        said = f"reads pictures of {wanted}×{wanted} pixels, and the feature_extractor of {model.base} makes {sides[1]}×{sides[0]}"
+        raise ModelError(f"{where}: {said}; take an encoder of that size, or a base with another feature_extractor")
     for name, weights in model.references.items():
         _check_adapter(f"model.references.{name}", weights, denoiser, encoder)
+
+
+def check_redux(model: Model, denoiser: Mapping[str, Any], read: Callable[[Weights, str], dict[str, Any] | None]) -> None:
+    """Compare the priors of a config with the transformer of the base model.
+
+    Args:
+        model: The config's model, a Flux.
+        denoiser: The transformer's config.
+        read: Returns a config file of weights by its path there; None where there is none.
+
+    Raises:
+        ModelError: One is no Redux, or is for another base; or an image encoder is given.
+    """
+    if model.image_encoder:
+        raise ModelError("model.image_encoder: Redux brings its own; leave it out")
+    for name, weights in model.references.items():
+        where = f"model.references.{name}: {weights.source}"
+        if weights.weight_name or (read(weights, "model_index.json") or {}).get("_class_name") != REDUX:
+            raise ModelError(f"{where}: is no Redux, which alone Flux takes: name the folder of a {REDUX}, without a weight_name")
+        its = (read(weights, "image_embedder/config.json") or {}).get("txt_in_features", 4096)
+        if (base := denoiser.get("joint_attention_dim", 4096)) != its:
+            raise ModelError(f"{where} is for another base model: its txt_in_features are {its}, the base's texts have {base}")
+
+
+def _sides(processor: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return height and width of the pictures that an image processor of transformers makes; None where its config does not say."""
+    crops = processor.get("do_center_crop", True)
+    match processor.get("crop_size" if crops else "size"):
+        case int(side):
+            return side, side
+        case {"height": int(height), "width": int(width)}:
+            return height, width
+    return None
 
 
 def _check_adapter(where: str, weights: PartWeights, denoiser: Mapping[str, Any], encoder: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ place nor on its companions.
 """
 
 import inspect
-import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import torch
 from greenlet import getcurrent, greenlet
 
 from promptmill.pipelines.rendering.rows import count_of, is_listed, is_of_rows, repeated, spread, taken, together
+from promptmill.pipelines.rendering.stopwatch import Stopwatch
 
 PATIENCE = 8  # full batches of other kinds that a call lets pass, while its own kind fills none
 
@@ -31,6 +31,7 @@ class Call:
         arguments: By name; tensors or lists with `rows` rows, or a value that all rows share.
         rows: How many rows the call has.
         alike: What calls have to have in common to share a batch.
+        shape: Rows a batch of calls that are alike.
         listed: Whether the rows are lists of tensors.
         whole: Whether all rows go through the module at once: it pads tensors of several lengths to the longest of a batch.
         taken: How many of the rows have been through the module.
@@ -42,6 +43,7 @@ class Call:
     arguments: dict[str, Any]
     rows: int
     alike: Hashable
+    shape: int
     listed: bool = False
     whole: bool = False
     taken: int = 0
@@ -60,22 +62,24 @@ class Joined:
     Attributes:
         run: The real call, by keyword, on a full batch; returns tensors with the batch's rows, in whatever is nested around them.
         names: Names of the module's positional arguments.
-        shape: Rows a batch, always.
+        shape: Rows a batch, always, but for calls that `fitting` gives fewer.
+        fitting: Returns the rows of a batch of calls with such arguments, by the sizes of tensors; None where all have `shape`.
         called: Called with each caller and its number of rows as it calls the module.
-        once: Whether calls with equal integers, which are tokens, are answered once, as equal texts are.
+        once: Whether calls that begin with integers, which are tokens, are answered once where all they say is equal.
         multiple: Of lists with a tensor a row: the length to a multiple of which the module pads each of them by itself.
         longest: The argument, a mask (rows, length), by whose longest row the module cuts a batch; none where it cuts none.
-        calls, rows, seconds: Totals so far: batches, the rows in them, and the time in seconds.
+        calls, rows, stopwatch: Totals so far: batches, the rows in them, and the time that they took.
     """
 
     run: Callable[..., Any]
     names: tuple[str, ...]
     shape: int
+    fitting: Callable[[Mapping[str, Any]], int] | None = None
     called: Callable[[greenlet, int], object] = lambda caller, rows: None
     once: bool = False
     multiple: int = 1
     longest: str | None = None
-    seconds: float = 0.0
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     waiting: deque[Call] = field(default_factory=deque)
     calls: int = 0
     rows: int = 0
@@ -89,6 +93,11 @@ class Joined:
     @property
     def waiting_rows(self) -> int:
         return sum(call.rows - call.taken for call in self.waiting)
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether as many rows wait as a batch of the oldest call has."""
+        return bool(self.waiting) and self.waiting_rows >= self.waiting[0].shape
 
     @property
     def most_alike(self) -> int:
@@ -108,7 +117,8 @@ class Joined:
             whole = listed and any(
                 is_of_rows(value, rows) and len(_lengths(value, self.multiple)) > 1 for value in arguments.values()
             )
-            self.waiting.append(Call(caller, arguments, rows, same, listed, whole))
+            shape = self.shape if self.fitting is None else min(self.shape, self.fitting(arguments))
+            self.waiting.append(Call(caller, arguments, rows, same, shape, listed, whole))
         else:
             equal.others.append(caller)
         assert caller.parent is not None, "a joined module is called outside of a greenlet"
@@ -124,24 +134,26 @@ class Joined:
         """
         pieces: list[tuple[Call, slice]] = []
         filled = 0
-        for call in self._next():
-            rows = slice(call.taken, min(call.rows, call.taken + self.shape - filled))
+        calls = self._next()
+        shape = calls[0].shape
+        for call in calls:
+            rows = slice(call.taken, min(call.rows, call.taken + shape - filled))
             if call.whole and pieces and rows.stop - rows.start < call.rows:
                 break
             pieces.append((call, rows))
             filled += rows.stop - rows.start
-            if filled == self.shape:
+            if filled == shape:
                 break
         oldest = self.waiting[0].alike
-        started = time.monotonic()
         listed = pieces[0][0].listed
-        result = self.run(**_joined([(call.arguments, call.rows, rows) for call, rows in pieces], self.shape, listed))
-        self.calls, self.rows, self.seconds = self.calls + 1, self.rows + filled, self.seconds + time.monotonic() - started
+        with self.stopwatch.running():
+            result = self.run(**_joined([(call.arguments, call.rows, rows) for call, rows in pieces], shape, listed))
+        self.calls, self.rows = self.calls + 1, self.rows + filled
         self.passed_over = 0 if pieces[0][0].alike == oldest else self.passed_over + 1
         answered, start = list[tuple[greenlet, Any]](), 0
         for call, rows in pieces:
             number = rows.stop - rows.start
-            call.parts.append(taken(result, slice(start, start + number), self.shape, listed))
+            call.parts.append(taken(result, slice(start, start + number), shape, listed))
             start += number
             call.taken += number
             if call.taken == call.rows:
@@ -152,8 +164,9 @@ class Joined:
 
     def give_up_batch(self) -> list[greenlet]:
         """Drop the calls whose rows the next batch would hold, since it raises, and return their callers."""
-        callers, room = list[greenlet](), self.shape
-        for call in self._next():
+        calls = self._next()
+        callers, room = list[greenlet](), calls[0].shape
+        for call in calls:
             callers += call.callers
             self.waiting.remove(call)
             room -= call.rows - call.taken
@@ -162,10 +175,10 @@ class Joined:
         return callers
 
     def _next(self) -> list[Call]:
-        kinds = self._kinds()
+        kinds, shapes = self._kinds(), {call.alike: call.shape for call in self.waiting}
         chosen = self.waiting[0].alike
-        if kinds[chosen] < self.shape and self.passed_over < PATIENCE:
-            chosen = next((kind for kind, rows in kinds.items() if rows >= self.shape), chosen)
+        if kinds[chosen] < shapes[chosen] and self.passed_over < PATIENCE:
+            chosen = next((kind for kind, rows in kinds.items() if rows >= shapes[kind]), chosen)
         return [call for call in self.waiting if call.alike == chosen]
 
     def _kinds(self) -> dict[Hashable, int]:
@@ -188,9 +201,9 @@ class Joined:
 
 
 def _tokens(arguments: Mapping[str, Any]) -> list[tuple[str, Any]] | None:
-    """Return the arguments of a call whose tensors are all of integers, None where one is not."""
-    tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
-    return None if any(tensor.is_floating_point() for tensor in tensors) else [*arguments.items()]
+    """Return the arguments of a call on texts, whose first tensor has tokens; None of a call on pictures or on embeddings."""
+    first = next((value for value in arguments.values() if isinstance(value, torch.Tensor)), None)
+    return None if first is None or first.is_floating_point() else [*arguments.items()]
 
 
 def _same(one: Sequence[tuple[str, Any]], other: Sequence[tuple[str, Any]] | None) -> bool:
@@ -205,6 +218,8 @@ def _is_same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and not isinstance(one, torch.Tensor) and bool(one == other)
 
 
+# Lists with the sizes of each row's pictures, which are the same in all rows.
+REPEATED = frozenset({"img_shapes"})
 # Positions, which all samples of a call share, even where there happen to be as many of them as samples.
 SHARED = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "rotary_emb", "freqs_cis", "visual_rope_pos", "text_rope_pos"})
 
@@ -222,6 +237,8 @@ def alike(value: Any, rows: int, multiple: int = 0, name: str = "") -> Hashable:
         return tuple((key, alike(one, rows, multiple, key)) for key, one in value.items())
     if isinstance(value, list | tuple) and multiple and is_of_rows(value, rows):
         return ("rows", _lengths(value, multiple))
+    if _is_repeated(value, rows, name):
+        return repr(value[0])
     if isinstance(value, list | tuple):
         return tuple(alike(one, rows, multiple, name) for one in value)
     if name == "timestep":
@@ -251,6 +268,8 @@ def _cat(values: Sequence[tuple[Any, int, slice]], shape: int, name: str, listed
         return {key: _cat([(value[key], n, rows) for value, n, rows in values], shape, key, listed) for key in first}
     if listed and is_of_rows(first, count):
         return repeated([one for value, _, rows in values for one in value[rows]], shape)
+    if _is_repeated(first, count, name):
+        return first[:1] * shape
     if isinstance(first, list | tuple):
         return type(first)(_cat([(value[i], n, rows) for value, n, rows in values], shape, name, listed) for i in range(len(first)))
     if name == "timestep" and not all(_has_rows(value, n) for value, n, _ in values):
@@ -263,6 +282,10 @@ def _cat(values: Sequence[tuple[Any, int, slice]], shape: int, name: str, listed
 
 def _has_rows(value: Any, rows: int) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == rows
+
+
+def _is_repeated(value: Any, rows: int, name: str) -> bool:
+    return name in REPEATED and isinstance(value, list) and len(value) == rows and all(one == value[0] for one in value)
 
 
 def _timesteps(value: Any, rows: int) -> torch.Tensor:

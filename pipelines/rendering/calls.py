@@ -3,21 +3,25 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from promptmill.manifests.pixels import to_rgb
 from promptmill.manifests.requests import Request
 from promptmill.manifests.rules import FURTHER
 from promptmill.pipelines.models.families import TURNED
+from promptmill.pipelines.models.pipeline_classes import plain_mode
 from promptmill.pipelines.rendering.conditioning import composite
 from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
 from promptmill.pipelines.rendering.loading import LoadedModel
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.previews import ending_after
 from promptmill.pipelines.rendering.refining import Refiner
+from promptmill.pipelines.work.evaluations import StepsLeft
 from promptmill.pipelines.work.results import Candidate, Failure
 
 
@@ -38,7 +42,7 @@ def call(
     request = jobs[0].request  # jobs of one bucket share the arguments that a call takes once
     taken = inspect.signature(pipeline.__call__).parameters
     control = "control_image" if "control_image" in taken else "image"
-    said = model.family.arguments(request) | _texts(jobs, model) | _arguments(request, jobs, model, control)
+    said = model.family.arguments(request) | _texts(pipeline, jobs, model) | _arguments(request, jobs, model, control)
     if (eta := model.scheduler_options.eta) is not None:
         if "eta" not in taken:
             raise ValueError(f"{type(pipeline).__name__} takes no eta; leave it out of model.scheduler_options")
@@ -49,11 +53,15 @@ def call(
         said |= {"width": said["height"], "height": said["width"]}
     # Not every family takes a negative prompt, a strength, a size, …
     given = {name: value for name, value in said.items() if name in taken}
+    if model.family.seeds_steps and "generator" in inspect.signature(step := pipeline.scheduler.step).parameters:
+        pipeline.scheduler.step = partial(step, generator=given["generator"])
     preview = jobs[0].placed.preview
     if model.refiner is None:
-        result = _previewed(pipeline, given, preview, request.strength)
+        result = _previewed(pipeline, given, preview, request.strength, model.family.steps_left)
     else:
         result = _refined(pipeline, model.refiner, given, preview, request.strength)
+    if not hasattr(result, "images"):  # two of diffusers' pipelines say it so
+        result.images = result.image
     # Of two names, by the family.
     flagged = getattr(result, "nsfw_content_detected", None) or getattr(result, "nsfw_detected", None) or [False] * len(jobs)
     if isinstance(result.images, np.ndarray):  # some of diffusers' pipelines make nothing else in 0 … 1
@@ -67,15 +75,22 @@ def call(
     copy = to_host((images.nan_to_num(0.0) * 255).round().to(torch.uint8), images.isfinite().flatten(1).all(1))
     wait(copy)
     pixels, finite = copy.tensors
-    return list(zip(pixels.numpy(), finite.tolist(), map(bool, flagged), strict=True))
+    return list(zip(map(_opaque, pixels.numpy()), finite.tolist(), map(bool, flagged), strict=True))
 
 
-def _previewed(pipeline: Any, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:
+def _opaque(pixels: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) pixels; transparent ones, of models that make some, lie on white, as transparent files do."""
+    return pixels if pixels.shape[-1] == 3 else np.array(to_rgb(Image.fromarray(pixels, "RGBA")))
+
+
+def _previewed(
+    pipeline: Any, given: Mapping[str, Any], preview: int | None, strength: float | None, left: StepsLeft = "down"
+) -> Any:
     """Return the images of a pipeline call, or the images that the pipeline expects after so many steps of it."""
     if preview is None:
         return pipeline(**given)
-    with ending_after(preview, pipeline, strength) as after_step:
-        return pipeline(**given, callback_on_step_end=after_step)
+    with ending_after(preview, pipeline, strength, left) as ended:
+        return pipeline(**given, **ended)
 
 
 def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:
@@ -96,9 +111,11 @@ def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview:
     return _previewed(following, rest, None if turns is None else turns - before, None)
 
 
-def _texts(jobs: Sequence[Job], model: LoadedModel) -> dict[str, Any]:
+def _texts(pipeline: Any, jobs: Sequence[Job], model: LoadedModel) -> dict[str, Any]:
     """Return the text arguments of a pipeline call."""
     request, family = jobs[0].request, model.family
+    if model.redux and request.references:
+        return model.redux.embeddings(pipeline, jobs)
     if not family.prompted:
         labels = [job.request.class_label for job in jobs]
         return {"batch_size": len(jobs)} | ({"class_labels": labels} if request.class_label is not None else {})
@@ -131,6 +148,7 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
         "guidance_rescale": request.guidance_rescale,
         "generator": [torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
         "output_type": model.family.output,
+        "clean_caption": False,  # which diffusers would do to prompts wherever two further packages are installed
     }
     if model.family.guidance:
         said[model.family.guidance] = max(request.guidance_scale, model.family.least)
@@ -138,6 +156,9 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
     said |= {name: value for name in ("strength", *FURTHER) if (value := getattr(request, name)) is not None}
     inits = [job.conditioning.init for job in jobs if job.conditioning.init is not None]
     masks = [job.conditioning.mask for job in jobs if job.conditioning.mask is not None]
+    if inits and model.family.single:
+        repainted = {"mask_image": Image.fromarray(np.where(masks[0], 255, 0).astype(np.uint8))} if masks else {}
+        return said | {"image": Image.fromarray(inits[0]), **repainted}
     # As tensors: of PIL images diffusers makes channels-last ones, which would bring that format into the denoiser.
     if inits and model.family.references and not masks:
         said["image"] = [Image.fromarray(inits[0])]  # a list of references, which all samples share
@@ -145,9 +166,13 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
         said["image"] = [Image.fromarray(init) for init in inits]
     elif inits:
         picture = _as_tensor(inits, device)
-        said[model.family.picture] = 2.0 * picture - 1.0 if model.family.signed else picture
+        steers = model.control_class(request.controls[0].type) if request.controls else None
+        # Pipelines with ControlNets that begin with noise encode the picture as they encode a control image.
+        encoded = model.family.signed or (steers and plain_mode(request.mode) in steers.from_noise)
+        said[model.family.picture] = 2.0 * picture - 1.0 if encoded else picture
     if masks:
         said["mask_image"] = to_device(torch.from_numpy(np.stack(masks)).unsqueeze(1).float(), device)
+        said["control_mask"] = said["mask_image"]
     if request.controls:
         # One tensor for each ControlNet: the only form in which samples differ in their maps.
         channels = [getattr(model.controlnets[one.type].config, "in_channels", 3) for one in request.controls]

@@ -16,12 +16,16 @@ from dataclasses import dataclass, field
 import torch
 
 from promptmill.configs.model import Model
+from promptmill.configs.parameters import Defaults
 from promptmill.manifests.images import Roots
+from promptmill.pipelines.models.capabilities import read_facts
+from promptmill.pipelines.rendering.kernels import set_compiler
 from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
-from promptmill.pipelines.rendering.slots import Slots, is_fatal
+from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.rendering.text import Tokenizers
-from promptmill.pipelines.work.errors import FatalError, MisfitError
+from promptmill.pipelines.rendering.warming import warm
+from promptmill.pipelines.work.errors import FatalError, MisfitError, is_out_of_memory
 from promptmill.pipelines.work.lean_imports import lean_imports
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
 from promptmill.pipelines.work.turns import COMPUTING
@@ -30,7 +34,11 @@ from promptmill.pipelines.work.units import Placed, Unit
 
 @dataclass
 class Pending:
-    """Holds a unit under way: its requests' candidates as they are settled."""
+    """Holds a unit under way: its images, and its requests' candidates as they are settled.
+
+    Attributes:
+        images_s: Seconds that reading and preparing the images took.
+    """
 
     unit: Unit
     done: "Future[Rendered]"
@@ -38,6 +46,8 @@ class Pending:
     ready: dict[int, tuple[Placed, Conditioning]] = field(default_factory=dict)
     candidates: dict[int, dict[int, Candidate]] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
+    jobs: list[Job] = field(default_factory=list)
+    images_s: float = 0.0
     left: int = 0
 
 
@@ -53,18 +63,30 @@ class Engine:
         job_seed: The config's seed; candidates of rows without a seed of their own hash it.
         roots: Where images may lie.
         device: The first GPU or the CPU where no device is given.
+        warmed: Defaults of requests, of which a full batch is rendered at once where that shows something: on a GPU, and where
+            blocks are compiled.
 
     Raises:
-        ModelError: The model cannot be loaded.
+        ModelError: The model cannot be loaded, or its memory does not suffice for a batch.
     """
 
-    def __init__(self, model: Model, job_seed: int, roots: Roots, device: torch.device | None = None):
+    def __init__(
+        self,
+        model: Model,
+        job_seed: int,
+        roots: Roots,
+        device: torch.device | None = None,
+        warmed: Defaults | None = None,
+    ):
         self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
+        self._compiles = model.kernels.compile
         with COMPUTING, lean_imports():
             torch.set_num_threads(model.threads)
             self.model = load_model(model, device)
             self.tokenizers = Tokenizers(*self.model.pipelines)
             self.path = Slots(self.model, model.batch)
+            if warmed and (self.model.device.type == "cuda" or self._compiles):
+                warm(self.path, read_facts(model).modes, warmed)
         self._spent: dict[str, float] = {}  # seconds by stage since the last unit ended
         self._before: dict[str, float] = {}  # what was spent inside of models by then
         self._inbox: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
@@ -84,8 +106,8 @@ class Engine:
         return self.submit(unit).result()
 
     def submit(self, unit: Unit) -> "Future[Rendered]":
-        """Submit a unit without waiting for its result; see `render`."""
-        pending = Pending(unit, Future())
+        """Submit a unit without waiting for its result; see `render`. Its images are read here, while the engine computes."""
+        pending = self._prepared(Pending(unit, Future()))
         self._inbox.put(pending)
         return pending.done
 
@@ -105,6 +127,8 @@ class Engine:
 
     def _work(self) -> None:
         # no_grad holds for the whole thread: pipelines enter and leave it in an order of their own.
+        if self._compiles:
+            set_compiler()
         with torch.no_grad():
             while True:
                 try:
@@ -121,24 +145,34 @@ class Engine:
             pending = self._inbox.get()
             if pending is None:
                 raise _ClosedError
-            with self._timed("images"):
-                self._take_in(pending)
+            self._take_in(pending)
         with COMPUTING, self._timed("steps"):
             torch.set_num_threads(self._threads)  # at each step, since MKL has one setting for the whole process
             self.path.step()
 
-    def _take_in(self, pending: Pending) -> None:
-        self._pending.append(pending)
-        jobs, references = [], self.model.references
+    def _prepared(self, pending: Pending) -> Pending:
+        """Return a unit with the images of its requests, read in the thread that submits the unit: a slow address stops no step."""
+        started = time.monotonic()
+        model = self.__dict__.get("model")
+        if model is None:
+            raise FatalError("the engine was closed")
+        references = model.references or model.redux
+        encoded = references.pixels if references else None
         for placed, indices in pending.unit.next_pass():
-            prepared = prepare_request(placed, self._roots, self.model.family.enlarges, references.pixels if references else None)
+            prepared = prepare_request(placed, self._roots, model.family.enlarges, encoded)
             if isinstance(prepared, Outcome):
                 pending.outcomes[placed.row] = prepared
                 continue
             pending.ready[placed.row] = placed, prepared
             pending.candidates[placed.row] = {}
-            jobs += jobs_of(placed, prepared, self._job_seed, indices)
-        pending.left = len(jobs)
+            pending.jobs += jobs_of(placed, prepared, self._job_seed, indices)
+        pending.left = len(pending.jobs)
+        pending.images_s = time.monotonic() - started
+        return pending
+
+    def _take_in(self, pending: Pending) -> None:
+        self._pending.append(pending)
+        self._spent["images"] = self._spent.get("images", 0.0) + pending.images_s
 
         def settled(job: Job, result: Candidate | Failure) -> None:
             if isinstance(result, Failure):
@@ -149,9 +183,9 @@ class Engine:
             if not pending.left:
                 self._finish(pending)
 
-        if jobs:
+        if pending.jobs:
             course = pending.unit.course
-            self.path.add(jobs, settled, ahead=course is not None and course.begun)
+            self.path.add(pending.jobs, settled, ahead=course is not None and course.begun)
         else:
             self._finish(pending)
 
@@ -183,7 +217,7 @@ class Engine:
 
     def _give_up(self, error: Exception) -> None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        misfit = is_fatal(error) and "CUDA error" not in reason
+        misfit = is_out_of_memory(error)
         for pending in self._pending:
             pending.done.set_exception(MisfitError.of(self._batch) if misfit else FatalError(reason))
         self._pending.clear()

@@ -40,6 +40,17 @@ def gpus() -> list[Gpu]:
     return [_gpu(number) for number in range(torch.cuda.device_count())]
 
 
+def keep_to_share(share: float) -> None:
+    """Limit the memory that this process takes of its first GPU to a share, since other processes have the rest.
+
+    Args:
+        share: 0 … 1; Ray counts shares of a GPU, and does not hold a process to its own. Nothing is limited where the process has
+            whole GPUs, or none.
+    """
+    if share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+
+
 def _gpu(number: int) -> Gpu:
     properties = torch.cuda.get_device_properties(number)
     free, whole = torch.cuda.mem_get_info(number)

@@ -1,5 +1,6 @@
 """Names the kind of hardware that a process computes on: with the same kind, the same bits."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -11,6 +12,9 @@ CPUINFO = Path("/proc/cpuinfo")
 # Fields that name a processor: its brand, and, since virtual machines hide the brand, its maker's numbers; ARM has numbers only.
 CPU_KEYS = ("vendor_id", "model name", "cpu family", "model", "CPU implementer", "CPU part")
 
+# Variables of the environment by which CUDA's libraries and torch choose other kernels.
+CUDA_SETTINGS = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_CUDNN_SDPA_DEPRIORITIZED")
+
 
 def hardware_kind(threads: int) -> dict[str, str]:
     """Return the properties of this machine that decide bits: GPU model and driver, or CPU, instruction set and threads.
@@ -19,6 +23,7 @@ def hardware_kind(threads: int) -> dict[str, str]:
     """
     if torch.cuda.is_available():
         return {
+            **{name.lower(): os.environ[name] for name in CUDA_SETTINGS if name in os.environ},
             "gpu": torch.cuda.get_device_name(0),
             "driver": driver_version() or "unknown",
             "cuda": str(torch.version.cuda),

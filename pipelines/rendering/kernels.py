@@ -41,6 +41,16 @@ def put_on(kernels: Kernels, modules: Iterable[Any], device: torch.device) -> No
             _compile(module, device)
 
 
+def set_compiler() -> None:
+    """Set torch's compiler up for this thread: many shapes of one block, and no kernel chosen by timing.
+
+    From torch 2.12 on each thread has settings of its own, and blocks are compiled by the thread that calls them first.
+    """
+    torch._dynamo.config.recompile_limit = SHAPES
+    torch._dynamo.config.accumulated_recompile_limit = 64 * SHAPES
+    torch._inductor.config.deterministic = True
+
+
 def _plain_attention(module: Any) -> None:
     if not hasattr(module, "set_attn_processor"):
         raise ModelError(f"model.kernels.attention plain does not go with a {type(module).__name__}; set it to sdpa")
@@ -56,9 +66,14 @@ def _fp8(module: Any, device: torch.device) -> None:
         raise ModelError(f"model.kernels.fp8 needs a GPU of compute capability 8.9 or more, and this is {have}; set it to false")
     try:
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+        from torchao.quantization.quantize_.common import KernelPreference
     except ImportError:
         raise ModelError("model.kernels.fp8 needs torchao: pip install 'promptmill[fp8]'") from None
-    quantize_(module, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), _fits_fp8)
+    # Torch's own kernels, whatever else is installed; and no settings of inductor's, which would choose kernels by timing them.
+    config = Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerRow(), kernel_preference=KernelPreference.TORCH, set_inductor_config=False
+    )
+    quantize_(module, config, _fits_fp8)
 
 
 def _fits_fp8(module: torch.nn.Module, name: str) -> bool:
@@ -76,7 +91,5 @@ def _compile(module: Any, device: torch.device) -> None:
     if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         raise ModelError("model.kernels.compile needs a C++ compiler on a CPU: install g++ or clang++, or set it to false")
     for_compiling()
-    torch._dynamo.config.recompile_limit = SHAPES
-    torch._dynamo.config.accumulated_recompile_limit = 64 * SHAPES
-    torch._inductor.config.deterministic = True  # so that kernels, and with them bits, are not chosen by timing
+    set_compiler()
     module.compile_repeated_blocks(fullgraph=True, dynamic=False)

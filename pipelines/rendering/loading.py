@@ -1,5 +1,6 @@
 """Loads a diffusion model once, by diffusers' own loaders, so that one set of weights in memory serves every mode."""
 
+import copy
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,29 +12,29 @@ import torch
 
 from promptmill.configs.model import Model
 from promptmill.configs.scheduler_options import SchedulerOptions
-from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.weights import Adapter, ControlNetWeights, PartWeights, RefinerWeights, Weights
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import hub_file, hub_folder
 from promptmill.pipelines.models.compatibility import CONTROLNET, QUANTIZED, VAE, class_named, denoiser_of
-from promptmill.pipelines.models.controls import ControlClass, control_classes
+from promptmill.pipelines.models.controls import ControlClass, control_class_of, control_classes
 from promptmill.pipelines.models.families import DENOISERS, VAES, Family, family_of
 from promptmill.pipelines.models.pipeline_classes import class_for, plain_mode
 from promptmill.pipelines.models.reference_adapters import adapter_place
-from promptmill.pipelines.models.scheduler_options import FLOW_MATCH, class_of, is_flow
 from promptmill.pipelines.models.sources import adapter_file, local_folder, part_place
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, put_back, transformers
+from promptmill.pipelines.rendering.modules import kept_in_fp32
 from promptmill.pipelines.rendering.priors import Prior
 from promptmill.pipelines.rendering.quantised import gguf, quantisation, quantisation_of_part
+from promptmill.pipelines.rendering.redux import ReduxReferences
 from promptmill.pipelines.rendering.references import ReferenceAdapters
 from promptmill.pipelines.rendering.refining import Refiner
+from promptmill.pipelines.rendering.schedules import scheduler_of
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.lean_imports import lean_imports
 
 CONFIG_ENDINGS = (".json", ".txt", ".model", ".jinja")  # of the files that say how a model is made, weights apart
-FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}  # what tells a solver of noise to follow a flow
 
 
 @dataclass
@@ -49,6 +50,7 @@ class LoadedModel:
         adapters: Whether LoRAs are loaded.
         scheduler_options: The config's options of schedulers.
         references: The adapters for reference images, or None.
+        redux: The priors for reference images, or None.
         refiner: The model that takes the last steps of each image, or None.
         prior: The model that makes the embeddings which the base decodes, or None.
     """
@@ -62,9 +64,11 @@ class LoadedModel:
     adapters: bool = False
     scheduler_options: SchedulerOptions = field(default_factory=SchedulerOptions)
     references: ReferenceAdapters | None = None
+    redux: ReduxReferences | None = None
     refiner: Refiner | None = None
     prior: Prior | None = None
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
+    _schedulers: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # each with the config that it was made of
 
     @property
     def family(self) -> Family:
@@ -103,20 +107,26 @@ class LoadedModel:
         return request.guidance_scale > self.family.unguided and not distilled and held
 
     def pipeline(self, mode: str, controls: Sequence[str], scheduler: str) -> Any:
-        """Return the diffusers pipeline for a mode and its kinds of control, sharing the weights, with a fresh scheduler."""
+        """Return a diffusers pipeline for a mode and its kinds of control, sharing the weights, with a scheduler of its own.
+
+        A pipeline keeps its scheduler and some of its arguments on itself, so each call has one of its own.
+        """
         kinds = tuple(controls)
         key = (mode, kinds)
         if key not in self._pipelines:
             made = self._with_controls(mode, kinds) if kinds else made_of(self.base, class_for(type(self.base).__name__, mode), {})
             made.set_progress_bar_config(disable=True)
             self._pipelines[key] = made
-        made = self._pipelines[key]
+        made = copy.copy(self._pipelines[key])
         made.scheduler = self.scheduler(scheduler)
+        if (second := made.components.get("prior_scheduler")) is not None:
+            made.prior_scheduler = type(second).from_config(second.config)
         return made
 
     def control_class(self, kind: str) -> ControlClass:
         """Return the class of a type's control model, as the table of classes has it."""
-        return control_classes(type(self.base).__name__)[type(self.controlnets[kind]).__name__]
+        net = self.controlnets[kind]
+        return control_classes(type(self.base).__name__)[control_class_of(type(net).__name__, net.config)]
 
     def _with_controls(self, mode: str, kinds: Sequence[str]) -> Any:
         how, nets = self.control_class(kinds[0]), [self.controlnets[kind] for kind in kinds]
@@ -127,22 +137,16 @@ class LoadedModel:
         return made_of(self.base, how.pipelines[plain_mode(mode)], {how.part: part})
 
     def scheduler(self, name: str) -> Any:
-        """Return a scheduler by its short name, from the model's original config: another scheduler's config would leave its
-        options behind.
+        """Return a fresh scheduler by its short name.
+
+        A scheduler is made once and copied from then on: some take a fifth of a second to make.
         """
-        config = self._scheduler_config
-        class_name = class_of(name, config)
-        if class_name is None:
-            raise ModelError(f"scheduler {name}: does not follow {'flows' if is_flow(config) else 'the noise of EDM'}")
-        said = self.scheduler_options.of_config
-        if is_flow(config):
-            # Solvers of noise and of flows call the same number by two names.
-            solves = class_name.startswith(FLOW_MATCH)
-            shift = said.pop("shift", None if name == OWN else config.get("shift", config.get("flow_shift", 1.0)))
-            said |= {} if shift is None else {"shift" if solves else "flow_shift": shift}
-            said |= {} if solves or name == OWN else FLOW
-        named = {} if name == OWN else SCHEDULERS[name].options
-        return of_diffusers(class_name).from_config(config, **{**named, **said})
+        if name not in self._schedulers or self._schedulers[name][0] is not self._scheduler_config:
+            self._schedulers[name] = self._scheduler_config, self._made_scheduler(name)
+        return copy.deepcopy(self._schedulers[name][1])
+
+    def _made_scheduler(self, name: str) -> Any:
+        return scheduler_of(name, self._scheduler_config, self.scheduler_options)
 
     def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
         """Switch the given LoRAs on, by name and scale, and all others off."""
@@ -180,14 +184,22 @@ def made_of(base: Any, name: str, parts: Mapping[str, Any]) -> Any:
     given |= {key[1:]: config.pop(key) for key in [*config] if key.startswith("_") and key[1:] in optional}
     with lean_imports():
         made = kind(**given)
+    _unmark(made)
     made.register_to_config(_name_or_path=place)
     made.register_to_config(**{f"_{key.removeprefix('_')}": value for key, value in config.items() if key not in given})
     return made
 
 
+def _unmark(pipeline: Any) -> None:
+    """Take the watermark from a pipeline, which SDXL's put into pixels wherever the package invisible-watermark is installed."""
+    if hasattr(pipeline, "watermark"):
+        pipeline.watermark = None
+
+
 def device_here() -> torch.device:
     """Return the first GPU, or the CPU, set up so that no kernel is chosen by timing, which would differ between processes."""
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
     # cuBLAS is reproducible only with a workspace of fixed size; CUDA reads the variable as it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -238,6 +250,9 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         if not hasattr(vae, "enable_tiling"):
             raise ModelError(f"model.vae_tiling: {type(vae).__name__} has no tiles; set it to false")
         vae.enable_tiling()
+    if dtype == torch.float16 and (vae := _part(base, VAES)) is not None and getattr(vae.config, "force_upcast", False):
+        kept_in_fp32(vae)
+    _unmark(base)
     base.set_progress_bar_config(disable=True)
     encoder = getattr(base, "text_encoder", None)
     if model.clip_skip and encoder is not None and not hasattr(encoder, "text_model"):
@@ -248,7 +263,8 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         _load(base.load_textual_inversion, inversion, None, token=inversion.token)
     for lora in model.loras:
         _load(base.load_lora_weights, lora, None, adapter_name=lora.name)
-    if model.references:
+    prior = family_of(facts.pipeline).redux
+    if model.references and prior is None:
         _load_adapters(base, model, dtype)
     nets: dict[ControlNetWeights, Any] = {}
     for one in model.controlnets.values():
@@ -263,7 +279,9 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     loaded = LoadedModel(
         base, controlnets, model.controlnets, model.clip_skip, device, scheduler, bool(model.loras), model.scheduler_options
     )
-    if model.references:
+    if model.references and prior is not None:
+        loaded.redux = _load_redux(prior, model, dtype, device)
+    elif model.references:
         loaded.references = ReferenceAdapters(base, tuple(model.references))
     if model.refiner:
         loaded.refiner = _refiner(base, model.refiner, dtype, device)
@@ -296,9 +314,20 @@ def _refiner(base: Any, weights: RefinerWeights, dtype: torch.dtype, device: tor
     # Said as None, what a refiner leaves out is not taken for missing.
     left_out = dict.fromkeys(("text_encoder", "tokenizer", "image_encoder", "feature_extractor"))
     pipeline = _load(of_diffusers("StableDiffusionXLImg2ImgPipeline").from_pretrained, weights, dtype, **shared, **left_out)
+    _unmark(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(device)
     return Refiner(pipeline, weights.switch)
+
+
+def _load_redux(prior: str, model: Model, dtype: torch.dtype, device: torch.device) -> ReduxReferences:
+    """Load priors without the text encoders, which are the base's."""
+    left_out = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    loaded: dict[PartWeights, Any] = {}
+    for weights in model.references.values():
+        if weights not in loaded:
+            loaded[weights] = _load(of_diffusers(prior).from_pretrained, weights, dtype, **left_out).to(device)
+    return ReduxReferences({name: loaded[weights] for name, weights in model.references.items()}, device)
 
 
 def _prior(weights: Weights, family: Family, dtype: torch.dtype, device: torch.device) -> Prior:

@@ -1,6 +1,7 @@
 """Wraps calls of modules where the plain call would depend on chance, on a call's other rows, or on another pipeline's leavings."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -58,6 +59,35 @@ def moded_by_row(call: Callable[..., Any]) -> Callable[..., Any]:
     return hold
 
 
+def kept_in_fp32(vae: Any) -> None:
+    """Make a VAE in fp16 one that computes in fp32 from now on, whatever it is converted to, and still says fp16.
+
+    A VAE with `force_upcast` overflows in fp16. Pipelines lift the VAE before each use where the VAE says fp16, and convert it back
+    afterwards. Of pipelines that share a VAE, one that found the VAE lifted by another would leave its own latents in fp16.
+    """
+    kind = type(vae)
+
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        return self if device is None else kind.to(self, device, non_blocking=non_blocking)
+
+    def lifted(call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return call(self, *map(_floats, args), **{name: _floats(value) for name, value in kwargs.items()})
+
+        return run
+
+    said: dict[str, Any] = {"to": to, "encode": lifted(kind.encode), "decode": lifted(kind.decode)}
+    said |= {"dtype": property(lambda self: torch.float16), "__module__": kind.__module__}
+    kind.to(vae, torch.float32)
+    vae.__class__ = type(kind.__name__, (kind,), said)
+
+
+def _floats(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
 def decoded_in_its_dtype(vae: Any) -> Callable[..., Any]:
     """Return a decoder that first converts the VAE to the dtype of the latents.
 
@@ -97,6 +127,28 @@ def encoded_apart(encode: Callable[..., Any]) -> Callable[..., Any]:
             sample = spread.sample
             spread.sample = lambda generator=None: spread.mode() if generator is None else sample(generator)
         return made
+
+    return run
+
+
+def turned(call: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    """Return a denoiser's call, by keyword, that takes arguments of these names with their first two dimensions exchanged."""
+
+    def run(**given: Any) -> Any:
+        return call(**given | {name: given[name].transpose(0, 1) for name in names if given.get(name) is not None})
+
+    return run
+
+
+def row_by_row(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a layer's call that computes each row by itself.
+
+    A layer of experts sorts the tokens of all rows by the experts they go to, so that a row's companions would decide how many
+    tokens an expert multiplies at once, and with it the row's last bits.
+    """
+
+    def run(rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([forward(row) for row in rows.split(1)])
 
     return run
 

@@ -29,6 +29,7 @@ class Conditioning:
         mask: (H, W) bool, True = repaint, or None.
         controls: (H, W, 3) uint8 each, one for each control.
         references: What the image encoder takes of each reference image, (1, 3, S, S).
+        within: (H, W) bool for each reference image, where it acts; None where it acts everywhere.
         sha256: SHA-256 of the files, by column.
     """
 
@@ -36,6 +37,7 @@ class Conditioning:
     mask: np.ndarray | None = None
     controls: tuple[np.ndarray, ...] = ()
     references: tuple[Any, ...] = ()
+    within: tuple[np.ndarray | None, ...] = ()
     sha256: dict[str, str] = field(default_factory=dict)
 
 
@@ -96,12 +98,18 @@ def _prepared(
     controls = (control_map(c.preprocess, prepare(read[f"controls.{i}.image"], *size)) for i, c in enumerate(request.controls))
     # At the encoder's size, since a reference is a whole picture, of any size, and waits as long as its request.
     for column, image in read.items():
-        if column.startswith("references.") and max(image.size) > MOST_STRETCHED * min(image.size):
+        if column.startswith("references.") and column.endswith(".image") and max(image.size) > MOST_STRETCHED * min(image.size):
             said = f"{image.width}×{image.height} pixels: one side is more than {MOST_STRETCHED} times the other"
             return Failure("bad_image", f"{column}: {said}, and the encoder takes the middle of a picture alone")
     references = [encoded(read[f"references.{i}.image"]) for i in range(len(request.references))] if encoded else []
+    masks = [read.get(f"references.{i}.mask") for i in range(len(request.references))]
+    for number, selecting in enumerate(masks):
+        if selecting and (nothing := effect_of(selecting, *size).selects):
+            return Failure("bad_image", f"references.{number}.mask: {shown(request.references[number].mask or '')}: {nothing}")
+    within = tuple(prepare_mask(selecting, *size) if selecting else None for selecting in masks)
     first = prepare(init, size[0] // enlarges, size[1] // enlarges) if init else None
-    return Conditioning(first, prepare_mask(mask, *size, init) if mask else None, tuple(controls), tuple(references), hashes)
+    repainted = prepare_mask(mask, *size, init) if mask else None
+    return Conditioning(first, repainted, tuple(controls), tuple(references), within, hashes)
 
 
 def jobs_of(placed: Placed, conditioning: Conditioning, job_seed: int, indices: Iterable[int] | None = None) -> list[Job]:

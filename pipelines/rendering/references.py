@@ -1,35 +1,109 @@
 """Brings reference images into the denoiser through IP-Adapters (arXiv:2308.06721), each row with its own images and scales.
 
 Diffusers' own loader puts the adapters into the UNet, and diffusers' own attention processors compute them. A processor multiplies
-an adapter's share by one scale for a batch; `RowScales` stands in for that scale, and multiplies each row by its own.
+an adapter's share by one scale for a batch; `RowScales` stands in for that scale, and multiplies each row by its own, within its
+own mask.
+
+Images of one adapter are read together, or each by itself within its mask. Where rows differ in how many they have, the adapter
+stands in the UNet several times, with the same weights: in a place for each image with a mask, and in one for each number of
+images that are read together. In each place the rows that have nothing there have a scale of 0, and a place that no row of a batch
+needs is passed over.
 """
 
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from promptmill.manifests.pixels import to_rgb
-from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.libraries import diffusers
 from promptmill.pipelines.rendering.preparing import Job
 
 KEPT = 256 * 2**20  # bytes of embeddings on the device: some 100 images of a plus adapter in fp32
-SCALES = "scales of adapters"  # beside the embeddings, in what the UNet is told
+# Beside the embeddings, in what the UNet is told.
+PLACES, SCALES, WITHIN = "places of adapters", "scales of adapters", "masks of adapters"
+EVERYWHERE = 0  # in place of a mask's number
+
+
+class Masks:
+    """Holds the masks of references by numbers, which calls of the UNet can carry for each row, while the masks are in use."""
+
+    def __init__(self) -> None:
+        self._masks: dict[int, weakref.ref[np.ndarray]] = {}
+        self._levels: dict[tuple[int, int, torch.device, torch.dtype], torch.Tensor] = {}
+
+    def number(self, mask: np.ndarray | None) -> int:
+        """Return the number of a mask, (H, W) bool; `EVERYWHERE` without one."""
+        if mask is None:
+            return EVERYWHERE
+        number = id(mask)
+        if number not in self._masks:
+            self._masks[number] = weakref.ref(mask, lambda gone: self._forget(number))
+        return number
+
+    def at(self, number: int, queries: int, like: torch.Tensor) -> torch.Tensor:
+        """Return a mask as diffusers scales it down for a level of the UNet with so many queries, (1, queries, 1)."""
+        if number == EVERYWHERE:
+            return torch.ones(1, queries, 1, device=like.device, dtype=like.dtype)
+        key = (number, queries, like.device, like.dtype)
+        if key not in self._levels:
+            mask = self._masks[number]()
+            assert mask is not None, "a mask is held by its request while that renders"
+            whole = torch.from_numpy(mask).float()[None]
+            scaled = diffusers.image_processor.IPAdapterMaskProcessor.downsample(whole, 1, queries, 1)
+            self._levels[key] = scaled.to(like.device, like.dtype)
+        return self._levels[key]
+
+    def _forget(self, number: int) -> None:
+        self._masks.pop(number, None)
+        for key in [key for key in self._levels if key[0] == number]:
+            del self._levels[key]
 
 
 class RowScales(list[float]):
-    """Holds the scales of one adapter, a number for each row of a batch, where diffusers expects one scale for all rows."""
+    """Holds the scales of one adapter, a number for each row of a batch, where diffusers expects one scale for all rows.
 
-    def __init__(self, scales: torch.Tensor, device: torch.device):
+    Args:
+        scales: (rows,) float32.
+        device: That of the UNet.
+        within: For each row the number of its mask; None where no row has one.
+        masks: The masks.
+    """
+
+    def __init__(self, scales: torch.Tensor, device: torch.device, within: Sequence[int] | None = None, masks: Masks | None = None):
         super().__init__(scales.tolist())  # a list of zeros makes diffusers pass the adapter over
         self._scales = scales.to(device, torch.float32).reshape(-1, 1, 1)
+        self._within, self._masks = within, masks
+        self._at: dict[int, torch.Tensor] = {}
 
     def __mul__(self, share: Any) -> Any:
+        if self._within is not None and self._masks is not None:
+            queries = share.shape[1]
+            if queries not in self._at:
+                self._at[queries] = torch.cat([self._masks.at(number, queries, share) for number in self._within])
+            share = share * self._at[queries]
         # As torch multiplies by one number: in fp32, rounded once.
         return (share.float() * self._scales).to(share.dtype)
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Names a place of an adapter in the UNet.
+
+    Attributes:
+        adapter: The adapter's number, in the order in which adapters were loaded.
+        images: How many images are read together there.
+        rank: Which image it is, of those that are read one by one.
+    """
+
+    adapter: int
+    images: int = 1
+    rank: int = 0
 
 
 class ReferenceAdapters:
@@ -46,15 +120,25 @@ class ReferenceAdapters:
         self._kept: OrderedDict[tuple[str, bool], torch.Tensor] = OrderedDict()
         self._empty: dict[bool, tuple[torch.Tensor, torch.Tensor]] = {}
         self._bytes = 0
-        layers = base.unet.encoder_hid_proj.image_projection_layers
+        self._masks = Masks()
+        self._layers = [*base.unet.encoder_hid_proj.image_projection_layers]
         # Whether an adapter reads the encoder's last layer but one, as those with a resampler do, or its one embedding.
-        self._hidden = [not isinstance(layer, diffusers.models.embeddings.ImageProjection) for layer in layers]
+        self._hidden = [not isinstance(layer, diffusers.models.embeddings.ImageProjection) for layer in self._layers]
         self._processors = [one for one in base.unet.attn_processors.values() if hasattr(one, "to_k_ip")]
+        self._weights = [(one, [*one.to_k_ip], [*one.to_v_ip]) for one in self._processors]
+        self._places = self._stand = tuple(Place(number) for number in range(len(names)))
+        self._known = {str(self._places): self._places}
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """Return a picture as the image encoder takes it, (1, 3, S, S): scaled to the encoder's size, cropped around its centre."""
         made: torch.Tensor = self._base.feature_extractor(to_rgb(image), return_tensors="pt").pixel_values
         return made
+
+    def expect(self, jobs: Iterable[Job]) -> None:
+        """Add the places that jobs need, so that calls of the UNet from now on have a place for each of their images."""
+        needed = {*self._places, *(place for job in jobs for place in self._held(job))}
+        self._places = tuple(sorted(needed))
+        self._known[str(self._places)] = self._places
 
     def conditions(self, jobs: Sequence[Job], rows: int) -> dict[str, Any]:
         """Return the embeddings and the scales of the jobs' reference images, a row for each row of a call of the UNet.
@@ -65,33 +149,78 @@ class ReferenceAdapters:
             jobs: One for each sample.
             rows: Of the call: as many as jobs, or with guidance twice as many, of which the first half has no image.
         """
-        embeddings = []
-        for name, hidden in zip(self.names, self._hidden, strict=True):
-            empty, unseen = self._nothing(hidden)
-            seen = [self._embedded(job, name, hidden, empty) for job in jobs]
-            embeddings.append(torch.cat([unseen] * (rows - len(jobs)) + seen)[:, None])
-        scales = torch.tensor([[_scale(job.request, name) for name in self.names] for job in jobs], dtype=torch.float32)
-        return {"image_embeds": embeddings, SCALES: scales.repeat(rows // len(jobs), 1)}
+        self.expect(jobs)
+        held = [self._held(job) for job in jobs]
+        repeats = rows // len(jobs), 1
+        return {
+            "image_embeds": [self._embeddings(place, jobs, held, rows) for place in self._places],
+            PLACES: str(self._places),
+            SCALES: _by_row(jobs, held, self._places, lambda job, number: job.request.references[number].scale, 0.0).repeat(
+                repeats
+            ),
+            WITHIN: _by_row(jobs, held, self._places, self._mask, EVERYWHERE).repeat(repeats),
+        }
 
     def scaled(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the UNet's call on a batch whose rows bring scales of their own, under `SCALES`."""
+        """Return the UNet's call on a batch whose rows bring scales and masks of their own, under `SCALES` and `WITHIN`."""
 
         def run(added_cond_kwargs: dict[str, Any], **given: Any) -> Any:
-            scales = added_cond_kwargs[SCALES]
-            columns = [RowScales(scales[:, place], given["sample"].device) for place in range(len(self.names))]
+            places, scales = self._known[added_cond_kwargs[PLACES]], added_cond_kwargs[SCALES]
+            within = added_cond_kwargs[WITHIN].tolist()
+            columns = []
+            for place in range(len(places)):
+                numbers = [row[place] for row in within]
+                masked = numbers if any(number != EVERYWHERE for number in numbers) else None
+                columns.append(RowScales(scales[:, place], given["sample"].device, masked, self._masks))
+            self._set_up(places)
             for processor in self._processors:
                 processor.scale = columns
-            return forward(added_cond_kwargs={name: one for name, one in added_cond_kwargs.items() if name != SCALES}, **given)
+            told = {name: one for name, one in added_cond_kwargs.items() if name not in (PLACES, SCALES, WITHIN)}
+            return forward(added_cond_kwargs=told, **given)
 
         return run
 
-    def _embedded(self, job: Job, name: str, hidden: bool, empty: torch.Tensor) -> torch.Tensor:
-        place = next((place for place, one in enumerate(job.request.references) if one.type == name), None)
-        if place is None:
-            return empty
-        key = (job.conditioning.sha256[f"references.{place}.image"], hidden)
+    def _held(self, job: Job) -> dict[Place, tuple[int, ...]]:
+        """Return the places that a job's references have, each with the numbers of the references."""
+        held: dict[Place, tuple[int, ...]] = {}
+        for adapter, name in enumerate(self.names):
+            numbers = tuple(number for number, one in enumerate(job.request.references) if one.type == name)
+            if numbers and job.request.references[numbers[0]].mask is None:
+                held[Place(adapter, len(numbers))] = numbers
+            else:
+                held |= {Place(adapter, rank=rank): (number,) for rank, number in enumerate(numbers)}
+        return held
+
+    def _set_up(self, places: tuple[Place, ...]) -> None:
+        """Let the UNet's processors and projections have the adapters at some places."""
+        if places == self._stand:
+            return
+        chosen, projections = [place.adapter for place in places], self._base.unet.encoder_hid_proj
+        projections.image_projection_layers = torch.nn.ModuleList(self._layers[adapter] for adapter in chosen)
+        for processor, keys, values in self._weights:
+            processor.to_k_ip = torch.nn.ModuleList(keys[adapter] for adapter in chosen)
+            processor.to_v_ip = torch.nn.ModuleList(values[adapter] for adapter in chosen)
+        self._stand = places
+
+    def _embeddings(
+        self, place: Place, jobs: Sequence[Job], held: Sequence[dict[Place, tuple[int, ...]]], rows: int
+    ) -> torch.Tensor:
+        """Return the embeddings at a place for each row of a call, (rows, images, …)."""
+        hidden = self._hidden[place.adapter]
+        empty, unseen = (torch.cat([one] * place.images)[None] for one in self._nothing(hidden))
+        seen = [
+            torch.cat([self._embedded(job, number, hidden) for number in mine[place]])[None] if place in mine else empty
+            for job, mine in zip(jobs, held, strict=True)
+        ]
+        return torch.cat([unseen] * (rows - len(jobs)) + seen)
+
+    def _mask(self, job: Job, number: int) -> int:
+        return self._masks.number(job.conditioning.within[number])
+
+    def _embedded(self, job: Job, number: int, hidden: bool) -> torch.Tensor:
+        key = (job.conditioning.sha256[f"references.{number}.image"], hidden)
         if key not in self._kept:
-            self._kept[key] = self._encode(job.conditioning.references[place], hidden)[0]
+            self._kept[key] = self._encode(job.conditioning.references[number], hidden)[0]
             self._bytes += self._kept[key].nbytes
             while self._bytes > KEPT and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
@@ -111,5 +240,15 @@ class ReferenceAdapters:
         return made
 
 
-def _scale(request: Request, name: str) -> float:
-    return next((one.scale for one in request.references if one.type == name), 0.0)
+def _by_row(
+    jobs: Sequence[Job],
+    held: Sequence[dict[Place, tuple[int, ...]]],
+    places: Sequence[Place],
+    value: Callable[[Job, int], Any],
+    absent: Any,
+) -> torch.Tensor:
+    """Return a value of the first reference at each place, (jobs, places); `absent` where a job has none there."""
+    rows = [
+        [value(job, mine[place][0]) if place in mine else absent for place in places] for job, mine in zip(jobs, held, strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.float32 if isinstance(absent, float) else torch.int64)

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from promptmill.pipelines.rendering.schedules import steps_before
+
 
 @dataclass(frozen=True)
 class Refiner:
@@ -36,23 +38,5 @@ class Refiner:
         return own
 
     def steps_before(self, scheduler: Any, steps: int, strength: float | None = None) -> int:
-        """Return how many steps of a schedule the base takes, by the timesteps, as diffusers' pipelines count them.
-
-        Args:
-            scheduler: A scheduler of the schedule, which stays as it is.
-            steps: Steps of the schedule as a whole.
-            strength: The share of them that is left where images begin with a picture.
-
-        Raises:
-            ValueError: One of the two models would have no step.
-        """
-        schedule = type(scheduler).from_config(scheduler.config)
-        schedule.set_timesteps(steps)
-        trained = schedule.config.num_train_timesteps
-        left = schedule.timesteps[steps - min(int(steps * (strength or 1.0)), steps) :]
-        before = int((left >= round(trained - self.switch * trained)).sum())
-        if not 0 < before < len(left):
-            side, higher = ("after", "") if before else ("before", " a higher strength," if strength else "")
-            said = f"of {len(left)} steps none is {side} model.refiner.switch {self.switch:g}"
-            raise ValueError(f"{said}; take more steps,{higher} or another switch")
-        return before
+        """Return how many steps of a schedule the base takes; arguments and errors are those of `schedules.steps_before`."""
+        return steps_before(scheduler, steps, self.switch, strength)

@@ -6,9 +6,8 @@ guidance as the config says; such a candidate takes one, two or three rows, by i
 that a group leaves as it ends are the next group's at once.
 """
 
-import copy
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,15 +24,21 @@ from promptmill.pipelines.rendering.modules import (
     decoded_in_its_dtype,
     encoded_apart,
     moded_by_row,
+    row_by_row,
     scaled_after,
+    turned,
     without_generator,
 )
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.text import TextEncoder
+from promptmill.pipelines.work.errors import is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure
 from promptmill.pipelines.work.units import bucket_of, kind_of
 
 MOST_BATCHES = 4  # of rows that are under way at once
+# Pixels that a VAE decodes at once: four images of 1024 x 1024. Of eight, a tensor in the last layers of SDXL's has 2^31 elements,
+# more than some kernels count; and more images at once are no faster.
+DECODED_PIXELS = 4 * 1024 * 1024
 
 Settled = Callable[[Job, Candidate | Failure], None]
 
@@ -57,10 +62,13 @@ class Waiting:
     def bucket(self, family: Family) -> Hashable:
         """Return the key that the members of one group share."""
         request = self.job.request
+        if family.single:
+            return id(self)
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
         apart = self.apart or (family.references and request.init_image is not None)
         apart = apart or (family.one_mask and request.mask_image is not None)
-        return (bucket_of(request), self.job.placed.preview, texts, id(self.job.placed) if apart else None)
+        embedded = family.redux is not None and bool(request.references)
+        return (bucket_of(request), embedded, self.job.placed.preview, texts, id(self.job.placed) if apart else None)
 
 
 @dataclass
@@ -100,7 +108,8 @@ class Slots:
     """
 
     def __init__(self, model: LoadedModel, batch: int):
-        self._model, self._family = model, model.family
+        self.model = model
+        self.batch, self._family = batch, model.family
         self._queue: deque[Waiting] = deque()
         self._groups: dict[greenlet, Group] = {}
         self._copies: deque[tuple[greenlet, Copy]] = deque()
@@ -114,7 +123,14 @@ class Slots:
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
         if model.references:
             self.denoiser.run = model.references.scaled(self.denoiser.run)
-        self._hold(denoiser, "forward", self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold)
+        hold = self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold
+        if self._family.second:
+            self.denoiser.run = turned(self.denoiser.run, self._family.second)
+            hold = turned(hold, self._family.second)
+        self._hold(denoiser, "forward", hold)
+        for layer in denoiser.modules() if self._family.experts else ():
+            if type(layer).__name__ == self._family.experts:
+                self._hold(layer, "forward", row_by_row(layer.forward))
         self.refiners: list[Joined] = []
         if model.refiner:
             unet = model.refiner.denoiser
@@ -135,7 +151,8 @@ class Slots:
             self.controlnets.append(joined)
             self._hold(net, "forward", joined.hold if id(net) in once else scaled_after(moded_by_row(joined.hold), net))
         # Of a model that makes pixels nothing ever waits for the decoder.
-        self.decoder = Joined.of(vae.decode if vae else denoiser.forward, batch, called=self._decoding)
+        decode = vae.decode if vae else denoiser.forward
+        self.decoder = Joined.of(decode, batch, called=self._decoding, fitting=partial(_decoded_at_once, model.base))
         if vae is not None:
             self.decoder.run = decoded_in_its_dtype(vae)
             self._hold(vae, "decode", without_generator(self.decoder.hold))
@@ -171,8 +188,16 @@ class Slots:
                 begin after all drafts of another unit, and run in a half empty batch.
         """
         waiting = [Waiting(job, settled) for job in jobs]
+        if self.model.references is not None:
+            self.model.references.expect(jobs)
         family = self._family
-        waiting.sort(key=lambda one: (str(kind_of(one.job.request)), -one.job.request.steps, str(one.bucket(family))))
+        waiting.sort(
+            key=lambda one: (
+                str(kind_of(one.job.request)),
+                -one.job.request.steps,
+                "" if family.single else str(one.bucket(family)),
+            )
+        )
         queue = list(self._queue)
         place = len(queue)
         if ahead:
@@ -185,11 +210,24 @@ class Slots:
     def busy(self) -> bool:
         return bool(self._queue or self._groups)
 
+    def run(self, jobs: list[Job]) -> list[Failure]:
+        """Render jobs with nothing beside them, drop their images, and return their failures."""
+        failures: list[Failure] = []
+
+        def settled(job: Job, made: Candidate | Failure) -> None:
+            if isinstance(made, Failure):
+                failures.append(made)
+
+        self.add(jobs, settled)
+        while self.busy:
+            self.step()
+        return failures
+
     def seconds(self) -> dict[str, float]:
         """Return the seconds spent inside of the models so far."""
         parts = (self._encoders, self._denoisers, self.controlnets)
-        text, denoise, control = (sum(joined.seconds for joined in some) for some in parts)
-        return {"text": text, "denoise": denoise, "control": control, "decode": self.decoder.seconds}
+        text, denoise, control = (sum(joined.stopwatch.seconds for joined in some) for some in parts)
+        return {"text": text, "denoise": denoise, "control": control, "decode": self.decoder.stopwatch.seconds}
 
     @property
     def _encoders(self) -> list[Joined]:
@@ -233,7 +271,7 @@ class Slots:
     def _next(self) -> Joined | None:
         # What waits for the base's groups to come is run once it fills a batch, or once nothing else is left.
         several = (self.decoder, *self.refiners, *([*self.priors, self.denoiser] if self.priors else []))
-        if (full := next((one for one in several if one.waiting_rows >= one.shape), None)) is not None:
+        if (full := next((one for one in several if one.is_full), None)) is not None:
             return full
         # Texts and ControlNets first: their answers go into the denoiser's batch.
         order = (*self._encoders, *self.controlnets, *self._denoisers, self.decoder)
@@ -255,7 +293,7 @@ class Slots:
                 return
             if kind != self._kind:
                 self._kind = kind
-                self._model.adapt(_loras(first.job))
+                self.model.adapt(_loras(first.job))
                 for text in self.texts:
                     text.adapted = _loras(first.job)
             self._is_alone = first.alone
@@ -285,13 +323,13 @@ class Slots:
         """Run one pipeline call for a group, in a greenlet of its own."""
         jobs = [member.job for member in group.members]
         request = jobs[0].request
-        shared = self._model.pipeline(request.mode, [control.type for control in request.controls], request.scheduler)
-        # A pipeline keeps its scheduler and some of its arguments on itself.
-        pipeline = copy.copy(shared)
-        pipeline.scheduler = self._model.scheduler(request.scheduler)
-        if (second := getattr(shared, "prior_scheduler", None)) is not None:
-            pipeline.prior_scheduler = type(second).from_config(second.config)
-        made = call(pipeline, self._model, jobs, self._wait)
+        pipeline = self.model.pipeline(request.mode, [control.type for control in request.controls], request.scheduler)
+        for name in self._family.guiders:
+            if (guider := getattr(pipeline, name)) is not None:
+                setattr(pipeline, name, guider.new(guidance_scale=request.guidance_scale))
+        for name, value in self._family.attributes.items():
+            setattr(pipeline, name, value(request, pipeline.vae_scale_factor))
+        made = call(pipeline, self.model, jobs, self._wait)
         for place, member in enumerate(group.members):
             member.settled(member.job, candidate(member.job, *made[place], group.evaluations))
 
@@ -310,7 +348,7 @@ class Slots:
             member.settled(member.job, Failure("render_error", f"{type(error).__name__}: {reason}"))
 
     def _guided(self, job: Job) -> bool:
-        return self._model.guided(job.request)
+        return self.model.guided(job.request)
 
     def _rows_of(self, job: Job) -> int:
         """Return the rows of the denoiser's batch that a candidate takes: as its like have taken, where there were some."""
@@ -327,7 +365,7 @@ class Slots:
 
     def _with_references(self, hold: Callable[..., Any]) -> Callable[..., Any]:
         """Return the UNet's call with the embeddings and the scales of each row's reference images."""
-        references = self._model.references
+        references = self.model.references
         assert references is not None
 
         def told(sample: torch.Tensor, *args: Any, added_cond_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
@@ -354,9 +392,11 @@ class Slots:
         self._groups[caller].decoding = True
 
 
-def is_fatal(error: Exception) -> bool:
-    """Return whether the process cannot go on: memory ran out, or the GPU is in an undefined state."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "CUDA error" in str(error)
+def _decoded_at_once(base: Any, given: Mapping[str, Any]) -> int:
+    """Return how many images of the latents of a call are decoded at once."""
+    latents = next(iter(given.values()))
+    scale = getattr(base, "vae_scale_factor", 8)
+    return max(1, DECODED_PIXELS // (latents.shape[-1] * latents.shape[-2] * scale**2))
 
 
 def _loras(job: Job) -> tuple[tuple[str, float], ...]:

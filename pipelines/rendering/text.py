@@ -1,5 +1,6 @@
 """Encodes texts once: text encoders and language models are joined as other modules are, and their answers are kept by tokens."""
 
+import hashlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -13,6 +14,9 @@ from promptmill.pipelines.rendering.rows import count_of, taken, together
 
 KEPT = 256 * 2**20  # bytes of embeddings on the device: about 400 texts of SDXL in fp32, 64 of Flux in bf16
 HIDDEN = "hidden_states"
+# What language models are told of the pictures that they read: patches of all pictures one after the other, (patches, values), and
+# the patches of each picture in time, height and width, (pictures, 3).
+PATCHES, GRIDS = "pixel_values", "image_grid_thw"
 
 
 class TextEncoder:
@@ -39,9 +43,9 @@ class TextEncoder:
 
     def hold(self, *args: Any, **kwargs: Any) -> Any:
         """Take a call in place of the encoder: stop the calling greenlet until texts that are not kept are encoded."""
-        arguments = _turned(dict(zip(self.joined.names, args, strict=False)) | kwargs)
+        arguments = _by_rows(_turned(dict(zip(self.joined.names, args, strict=False)) | kwargs))
         rows = count_of(arguments.values())
-        if any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in arguments.values()):
+        if next(value for value in arguments.values() if isinstance(value, torch.Tensor)).is_floating_point():
             return self.joined.hold(**arguments)  # pictures or embeddings, which are no tokens
         keys = self._keys(arguments, rows)
         have = {key: self._kept[key] for key in keys if key in self._kept and self._is_whole(self._kept[key])}
@@ -61,8 +65,8 @@ class TextEncoder:
         tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
         same = (self.adapted, alike(arguments, rows))
         own = [value.cpu() for value in tensors if value.ndim and len(value) == rows]
-        shared = tuple(value.cpu().numpy().tobytes() for value in tensors if not (value.ndim and len(value) == rows))
-        return [(same, shared, tuple(value[row].numpy().tobytes() for value in own)) for row in range(rows)]
+        shared = tuple(_digest(value.cpu()) for value in tensors if not (value.ndim and len(value) == rows))
+        return [(same, shared, tuple(_digest(value[row]) for value in own)) for row in range(rows)]
 
     def _keep(self, key: Hashable, value: Any) -> None:
         self._bytes -= _bytes(self._kept.pop(key, None))
@@ -98,13 +102,44 @@ def _turned(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments | {"position_ids": positions.transpose(0, 1)}
 
 
+def _by_rows(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return a call's arguments with the patches of the pictures that each row reads as a row, (rows, patches, values).
+
+    The pictures of each row have the same sizes, which stand beside them as numbers: rows with other sizes share no batch.
+    """
+    if arguments.get(PATCHES) is None or not isinstance(grids := arguments.get(GRIDS), torch.Tensor):
+        return {name: value for name, value in arguments.items() if name not in (PATCHES, GRIDS) or value is not None}
+    rows = count_of(arguments.values())
+    first, *others = grids.reshape(rows, -1, 3).tolist()
+    if any(one != first for one in others):
+        raise ValueError("rows of one call read pictures of several sizes")
+    patches = arguments[PATCHES].reshape(rows, -1, *arguments[PATCHES].shape[1:])
+    return arguments | {PATCHES: patches, GRIDS: tuple(map(tuple, first))}
+
+
+def _one_after_the_other(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `_by_rows` as the model takes them."""
+    if not isinstance(grids := arguments.get(GRIDS), tuple):
+        return arguments
+    patches = arguments[PATCHES]
+    return arguments | {
+        PATCHES: patches.flatten(0, 1),
+        GRIDS: torch.tensor([*grids] * len(patches), device=patches.device),
+    }
+
+
+def _digest(value: torch.Tensor) -> bytes:
+    whole = value.contiguous().view(torch.uint8).numpy() if value.ndim else value.numpy()
+    return whole.tobytes() if whole.nbytes <= 2**14 else hashlib.sha256(whole.tobytes()).digest()
+
+
 def _of_language(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return an encoder's call that takes positions by rows, and of a language model no more logits than it has to make.
 
     Nobody looks at these, and those of one text of 512 tokens can have 300 MB.
     """
     fewest = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(forward).parameters else {}
-    return lambda **arguments: forward(**fewest, **_turned(arguments))
+    return lambda **arguments: forward(**fewest, **_one_after_the_other(_turned(arguments)))
 
 
 class _Layers(tuple):

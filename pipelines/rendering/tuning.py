@@ -10,9 +10,9 @@ import torch
 from promptmill.configs.model import Model
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.loading import LoadedModel, load_model
-from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
-from promptmill.pipelines.rendering.slots import Slots, is_fatal
-from promptmill.pipelines.work.results import Candidate, Failure
+from promptmill.pipelines.rendering.preparing import Conditioning, jobs_of, prepare_request
+from promptmill.pipelines.rendering.slots import Slots
+from promptmill.pipelines.work.errors import is_out_of_memory
 from promptmill.pipelines.work.units import Placed
 
 STEPS = 3  # of the timed images: decoding weighs more than in a real run, so that its memory is seen too
@@ -52,11 +52,11 @@ def tune(model: Model, placed: Placed, job_seed: int, roots: Roots, batches: Seq
     trials: list[Trial] = []
     with torch.no_grad():
         for batch in batches:
-            path, steps = Slots(loaded, batch), _steps(loaded)
+            path, steps = Slots(loaded, batch), few_steps(loaded)
             try:
                 trials.append(_try(path, placed, prepared, job_seed, batch, steps))
             except Exception as error:
-                if not is_fatal(error):
+                if not is_out_of_memory(error):
                     raise
                 trials.append(Trial(batch, None))
                 break
@@ -81,8 +81,8 @@ def choose(trials: Sequence[Trial]) -> Tuned:
     return Tuned(tuple(trials), min(batch for batch, rate in fit if rate >= PAYS * best))
 
 
-def _steps(model: LoadedModel) -> int:
-    """Return the steps of the timed images: where a refiner takes the last of them, so many that each of the two has some."""
+def few_steps(model: LoadedModel) -> int:
+    """Return the steps of images that are only timed: where a refiner takes the last of them, so many that both have some."""
     share = min(model.refiner.switch, 1 - model.refiner.switch) if model.refiner else 1.0
     return math.ceil(STEPS / share)
 
@@ -94,23 +94,10 @@ def _try(path: Slots, placed: Placed, prepared: Conditioning, job_seed: int, bat
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         started = time.monotonic()
-        failures = _render(path, jobs_of(replace(placed, request=request), prepared, job_seed))
+        failures = path.run(jobs_of(replace(placed, request=request), prepared, job_seed))
         if failures:
             raise ValueError(f"{request.id}: {failures[0].message}")
         if number:
             seconds += time.monotonic() - started
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return Trial(batch, BATCHES * batch / seconds, memory)
-
-
-def _render(path: Slots, jobs: list[Job]) -> list[Failure]:
-    failures: list[Failure] = []
-
-    def settled(job: Job, made: Candidate | Failure) -> None:
-        if isinstance(made, Failure):
-            failures.append(made)
-
-    path.add(jobs, settled)
-    while path.busy:
-        path.step()
-    return failures

@@ -46,7 +46,7 @@ def evaluations(request: Request, counting: Counting = STABLE_DIFFUSION) -> int:
     # Guidance by text and picture is off where either is.
     holds = request.image_guidance_scale is None or request.image_guidance_scale >= 1
     a_step = counting.guided if request.guidance_scale > counting.unguided and holds else 1
-    return kind.evaluations(_steps(request, counting)) * a_step + _of_prior(request, counting)
+    return kind.evaluations(steps_of(request.steps, request.strength, counting.steps_left)) * a_step + _of_prior(request, counting)
 
 
 def _of_prior(request: Request, counting: Counting) -> int:
@@ -58,9 +58,9 @@ def _of_prior(request: Request, counting: Counting) -> int:
     return counting.inner + (request.prior_steps or 0) * each
 
 
-def _steps(request: Request, counting: Counting) -> int:
-    """Return the steps that a request's strength leaves of its schedule, as diffusers' pipelines compute them."""
-    if request.strength is None or counting.steps_left == "all":
-        return request.steps
-    share = min(request.steps * request.strength, request.steps)
-    return request.steps - int(request.steps - share) if counting.steps_left == "up" else max(1, int(share))
+def steps_of(steps: int, strength: float | None, left: StepsLeft) -> int:
+    """Return the steps that a strength leaves of a schedule, as diffusers' pipelines compute them."""
+    if strength is None or left == "all":
+        return steps
+    share = min(steps * strength, steps)
+    return steps - int(steps - share) if left == "up" else max(1, int(share))

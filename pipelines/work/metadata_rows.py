@@ -37,7 +37,9 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
         {**control.model_dump(), "sha256": outcome.images.get(f"controls.{i}.image")} for i, control in enumerate(request.controls)
     ]
     references = [
-        {**one.model_dump(), "sha256": outcome.images.get(f"{REFERENCES}.{i}.image")} for i, one in enumerate(request.references)
+        one.model_dump()
+        | {f"{ending}sha256": outcome.images.get(f"{REFERENCES}.{i}.{of}") for ending, of in (("", "image"), ("mask_", "mask"))}
+        for i, one in enumerate(request.references)
     ]
     return {
         "id": request.id,

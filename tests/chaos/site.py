@@ -23,7 +23,7 @@ from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.sources import look
 from promptmill.jobs.verifying.verify import verify
 from promptmill.shards.storage import get, is_local, names
-from tests.chaos.warm import ROOT, Forked, parent
+from tests.warm import ROOT, Forked, parent
 
 HERE = "here"  # in place of an address: the workers are in the driver
 Driver = Forked | subprocess.Popen[str]
@@ -151,7 +151,7 @@ class Site:
 
     def start(self, options: Sequence[str], said: IO[str], errors: IO[str], environment: dict[str, str]) -> Driver:
         """Start a driver, forked from one that has imported everything."""
-        return parent().fork([*self.arguments, *options], said, errors, environment)
+        return parent("driver").fork("driver", [*self.arguments, *options], said, errors, environment)
 
     @contextmanager
     def driver(self, *options: str) -> Iterator[Driver]:

@@ -1,10 +1,7 @@
 """The flow family's own training code: what it takes for granted of the pipeline, and that it goes on after a kill."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from torch.nn import functional as F
 from promptmill.embedded import flow_controlnet, weights
 from promptmill.embedded.flow import EMPTY_TOKENS, SHIFT, CountedAttention, FlowDenoiser, draw_sigma, load, save
 from promptmill.embedded.training import Draw
+from tests.warm import Forked, started
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a small red circle at the left on a green background", ""]
@@ -114,15 +112,14 @@ def test_training_draws_the_noise_that_the_sampler_walks_through():
     assert torch.equal(draw_sigma(4, Draw.of(3, 1)), draw_sigma(4, Draw.of(3, 1)))
 
 
-def start_training(folder: Path) -> subprocess.Popen:
+def start_training(folder: Path) -> Forked:
     vae = folder / "weights" / "pipeline" / "vae"
     if not vae.exists():
         vae.parent.mkdir(parents=True)
         vae.symlink_to(weights.WEIGHTS / "pipeline" / "vae")
-    command = [sys.executable, "-m", "promptmill.embedded.train", "flow", "--steps", str(STEPS), "--save-every", "0"]
+    command = ["flow", "--steps", str(STEPS), "--save-every", "0"]
     command += ["--pictures", "64", "--runs", str(folder / "runs"), "--weights", str(folder / "weights")]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+    return started("train", command)
 
 
 def steps_done(checkpoint: Path) -> int:

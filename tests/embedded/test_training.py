@@ -1,9 +1,6 @@
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,15 +18,16 @@ from promptmill.embedded.flow_sampling import FlowFamily
 from promptmill.embedded.sampling import Family
 from promptmill.embedded.train import STAGES, main
 from promptmill.embedded.training import Draw, Recipe, train
+from tests.warm import Forked, started
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
 
 
-def start_training(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "promptmill.embedded.train", "autoencoder", "--steps", str(STEPS), "--save-every", "0"]
+def start_training(folder: Path) -> Forked:
+    command = ["autoencoder", "--steps", str(STEPS), "--save-every", "0"]
     command += ["--runs", str(folder / "runs"), "--weights", str(folder / "weights")]
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    return started("train", command)
 
 
 def steps_done(folder: Path) -> int:

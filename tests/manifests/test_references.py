@@ -21,9 +21,9 @@ RULES = Rules(Defaults(width=64, height=64), references=("style", "face"))
 STYLE = {"type": "style", "image": "a.png", "scale": 0.5}
 
 
-def png(value=0):
+def png(red=0, others=0):
     file = io.BytesIO()
-    Image.new("RGB", (64, 64), (value, 0, 0)).save(file, "PNG")
+    Image.new("RGB", (64, 64), (red, others, others)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -48,7 +48,15 @@ def test_a_row_has_references_as_a_list_or_as_json_and_survives_json():
     [
         ([{**STYLE, "type": "stile"}], "references: no adapter 'stile'; did you mean 'style'?"),
         ([{**STYLE, "type": "pose"}], "references: no adapter 'pose'; configured: style, face"),
-        ([STYLE, STYLE], "references: 'style' is given 2 images; an adapter takes one"),
+        (
+            [STYLE, {**STYLE, "scale": 1}],
+            "references: 'style' has 2 images with scales of their own; images of one adapter without masks are read together",
+        ),
+        (
+            [STYLE, {**STYLE, "mask": "m.png"}, {**STYLE, "mask": "m.png"}],
+            "references: 'style' has 3 images, of which 2 with a mask; give all of them one, or none",
+        ),
+        ([{**STYLE, "mask": ""}], "references.0.mask: "),
         ([{"type": "style"}], "references.0.image: missing"),
         ([{**STYLE, "scale": -1}], "references.0.scale: "),
         ([{**STYLE, "start": 0.5}], "references.0.start: "),
@@ -60,11 +68,35 @@ def test_a_wrong_reference_is_one_line(references, says):
     assert problem.startswith(says), problem
 
 
+def test_several_images_of_an_adapter_are_read_together_or_each_within_a_mask():
+    masked = [{**STYLE, "mask": "left.png"}, {**STYLE, "scale": 1.0, "mask": "right.png"}]
+    for given in ([STYLE, STYLE], masked):
+        request = make_request(Row("m", 1, {"prompt": "x", "references": given}), 1, RULES)
+        assert request.references == tuple(Reference(**one) for one in given)
+        assert from_json(json.loads(json.dumps(to_json(request)))) == request
+        assert to_json(request)["references"] == given
+    assert [column for column, _ in request.images()] == [f"references.{n}.{of}" for n in (0, 1) for of in ("image", "mask")]
+
+
+def test_a_mask_of_a_reference_is_looked_at_by_the_plan(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    for name, value in (("white", 255), ("black", 0)):
+        Image.new("L", (64, 64), value).save(tmp_path / f"{name}.png")
+    ways = [{**STYLE, "mask": f"{name}.png"} for name in ("white", "black", "gone")]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"prompt": "x", "references": [way]}) + "\n" for way in ways))
+    files = [str(tmp_path / "m.jsonl")]
+    fine, black, gone = check_rows(files, RULES, roots_of(files, (), 10**6))
+    assert set(fine.images) == {"references.0.image", "references.0.mask"} and not fine.problems
+    said = "references.0.mask: black.png: selects nothing (no pixel is 128 or more; its greatest is 0)"
+    assert black.problems == (said,) and black.request is None
+    assert gone.problems[0].startswith("references.0.mask: gone.png")
+
+
 def test_references_that_nothing_takes_are_one_line():
     (problem,) = problems_of([STYLE], Rules(Defaults()))
     assert problem == "references: no adapter 'style'; none is configured in model.references"
     (problem,) = problems_of([STYLE], Rules(Defaults(), image_prompts=False))
-    assert problem == "references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL"
+    assert problem.startswith("references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL")
 
 
 def test_a_reference_that_is_not_there_is_one_line_of_the_plan(tmp_path):
@@ -79,13 +111,17 @@ def test_a_reference_that_is_not_there_is_one_line_of_the_plan(tmp_path):
 
 
 def test_references_lie_in_cells_of_parquet(tmp_path):
-    kind = pa.list_(pa.struct([("type", pa.string()), ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]))
-    packed = [[{"type": "style", "image": {"bytes": png(7), "path": "s.png"}}], None]
+    packed = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    kind = pa.list_(pa.struct([("type", pa.string()), ("image", packed), ("mask", packed)]))
+    image, mask = ({"bytes": made, "path": "s.png"} for made in (png(7), png(255, 255)))
+    packed = [[{"type": "style", "image": image, "mask": mask}, {"type": "face", "image": image}], None]
     file = str(tmp_path / "m.parquet")
     pq.write_table(pa.table({"prompt": ["a", "b"], "references": pa.array(packed, kind)}), file)
     roots = roots_of([file], (), 10**6)
     first, second = check_rows([file], RULES, roots)
-    assert (first.request.references[0].image, second.request.references) == ("m.parquet::references.0.image/1", ())
+    one, other = first.request.references
+    assert (one.image, one.mask) == ("m.parquet::references.0.image/1", "m.parquet::references.0.mask/1")
+    assert (other.image, other.mask, second.request.references) == ("m.parquet::references.1.image/1", None, ())
     assert first.images and load(first.request.references[0].image, roots).image.getpixel((0, 0)) == (7, 0, 0)
 
 
@@ -104,8 +140,35 @@ def test_a_reference_without_an_image_takes_that_of_a_tars_sample(tmp_path):
 
 def test_a_second_pass_takes_references_over_without_their_hashes():
     row = {"key": "k", "candidate_index": 0, "selected": True, "pixel_sha256": "0", "prompt": "p", "clip_score": 1.0}
-    row |= {"references": [{**STYLE, "sha256": "0" * 64}], "sha256": "1"}
+    row |= {"references": [{**STYLE, "sha256": "0" * 64, "mask_sha256": "1" * 64}], "sha256": "1"}
     assert as_input(row)["references"] == [STYLE]
     # An older output may carry a column of the manifest's own by this name, behind all of promptmill's.
     old = {name: value for name, value in row.items() if name != "references"} | {"references": "Smith 2020"}
     assert as_input(old)["references"] == "Smith 2020"
+
+
+CONTROL = {"type": "canny", "image": "a.png"}
+HELD = {"a NUL character; is this text?": "\0", "U+FEFF, a byte order mark; take it out": "\ufeff"}
+
+
+@pytest.mark.parametrize(("says", "held"), HELD.items())
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(
+    ("name", "entry", "key"),
+    [
+        ("references", STYLE, "image"),
+        ("references", STYLE, "type"),
+        ("controls", CONTROL, "image"),
+        ("controls", CONTROL, "type"),
+        ("controls", CONTROL, "preprocess"),
+        ("loras", {"name": "style"}, "name"),
+    ],
+)
+def test_a_text_within_a_list_is_no_text_with_a_nul_or_a_mark_of_byte_order(name, entry, key, as_json, says, held):
+    rules = Rules(Defaults(width=64, height=64), references=("style",), controls=("canny",), loras=("style",))
+    listed = [{**entry, key: f"{entry.get(key, 'none')}{held}"}]
+    given = {"prompt": "x", name: json.dumps(listed) if as_json else listed}
+    with pytest.raises(RowError) as caught:
+        make_request(Row("m", 1, given), 1, rules)
+    assert f"{name}.0.{key}: holds {says}" in caught.value.problems
+    assert make_request(Row("m", 1, {"prompt": "x", name: [entry]}), 1, rules)

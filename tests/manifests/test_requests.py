@@ -12,7 +12,8 @@ from promptmill.manifests import requests
 from promptmill.manifests.carried import Types, cast
 from promptmill.manifests.requests import Request, RowError, from_json, make_request, to_json
 from promptmill.manifests.rows import Row
-from promptmill.manifests.rules import Rules
+from promptmill.manifests.rules import Rules, ignored
+from promptmill.manifests.steering import Steering
 from tests.manifests.test_carried import VALUES
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -174,7 +175,16 @@ SAID = {
 }
 HELD_TO = [
     Rules(Defaults(candidates=2)),
-    Rules(Defaults(prompt="a default", strength=0.3), ["canny"], ["style"], 16, MODES, ["euler"], ["txt2img"], strict=True),
+    Rules(
+        Defaults(prompt="a default", strength=0.3),
+        ["canny"],
+        ["style"],
+        multiple=16,
+        modes=MODES,
+        schedulers=["euler"],
+        rescaled=["txt2img"],
+        strict=True,
+    ),
     Rules(Defaults(candidates={"start": 1, "max": 3, "until_score": 1}), ["canny"], ranking=Ranking(min_score=0.5)),
 ]
 
@@ -213,3 +223,50 @@ def test_what_is_remembered_of_rows_takes_bounded_memory(monkeypatch):
     for number in range(1, 100):
         assert make_request(Row("m", number, {"prompt": "x", "steps": number}), number, Rules(Defaults()), shapes).steps == number
         assert len(shapes) <= 10
+
+
+def test_a_guidance_scale_below_the_least_that_a_model_takes_is_a_bad_row():
+    rules = Rules(Defaults(guidance_scale=4.0), least_guidance=1.0)
+    assert make_request(Row("m", 1, {"prompt": "x", "guidance_scale": 1}), 1, rules).guidance_scale == 1.0
+    for row, others in (({"guidance_scale": 0.5}, rules), ({}, replace(rules, defaults=Defaults(guidance_scale=0.5)))):
+        with pytest.raises(RowError) as caught:
+            make_request(Row("m", 1, {"prompt": "x", **row}), 1, others)
+        assert caught.value.problems == ("guidance_scale: 0.5 is below 1, the least that the model takes; 1 means no guidance",)
+
+
+REPAINTS = Steering("SD3ControlNetModel that repaints", ("controlnet_inpaint",), repaints=True, from_noise=("controlnet_inpaint",))
+ANY = Steering("ZImageControlNetModel", ("controlnet", "controlnet_inpaint"), from_noise=("controlnet_inpaint",))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"init_image": "a.png", "mask_image": "m.png"}, None),
+        (
+            {"init_image": "b.png", "mask_image": "m.png"},
+            "controls: 'repaint' repaints the init_image where the mask_image is white; give",
+        ),
+        ({}, "controls: 'repaint' repaints the init_image where"),
+        ({"init_image": "a.png"}, "controls: 'repaint' does not steer controlnet_img2img; as a SD3ControlNetModel that repaints"),
+    ],
+)
+def test_a_controlnet_that_repaints_wants_the_init_image_and_its_mask(row, says):
+    rules = Rules(Defaults(width=64, height=64), controls=("repaint",), steering={"repaint": REPAINTS})
+    given = Row("m", 1, {"prompt": "x", "controls": [{"type": "repaint", "image": "a.png"}], **row})
+    if says is None:
+        assert make_request(given, 1, rules).strength is None
+        return
+    with pytest.raises(RowError) as caught:
+        make_request(given, 1, rules)
+    assert any(problem.startswith(says) for problem in caught.value.problems), caught.value.problems
+
+
+def test_where_images_begin_with_noise_there_is_no_strength_and_a_given_one_is_noted():
+    rules = Rules(Defaults(width=64, height=64), controls=("any",), steering={"any": ANY})
+    values = {"prompt": "x", "init_image": "a.png", "mask_image": "m.png", "controls": [{"type": "any", "image": "b.png"}]}
+    for said, notes in ((values, []), ({**values, "strength": 0.5}, ["strength: has no effect with these controls"])):
+        request = make_request(Row("m", 1, said), 1, rules)
+        assert request.strength is None and request.mode == "controlnet_inpaint"
+        assert [note.split(", whose")[0] for note in ignored(request, said, rules)] == notes
+    others = make_request(Row("m", 1, {k: v for k, v in values.items() if k != "controls"}), 1, rules)
+    assert others.strength == 0.8

@@ -13,7 +13,7 @@ from promptmill.manifests.carried import Types, cast
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.images import ImageError, Roots, load
 from promptmill.manifests.rows import MAX_BLANK, MAX_ROW
-from promptmill.manifests.rules import Rules
+from promptmill.manifests.rules import Repainting, Rules
 from promptmill.manifests.sources import ManifestError, read_rows
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
@@ -284,3 +284,60 @@ def test_a_default_without_effect_is_noted_for_the_rows_that_it_holds_for(tmp_pa
     rules = Rules(Defaults(negative_prompt="blue", guidance_scale=5.0), ignored=("negative_prompt",))
     first, second = check_rows([str(tmp_path / "m.jsonl")], rules)
     assert len(first.notes) == 1 and first.notes[0].startswith("negative_prompt: has no effect") and not second.notes
+
+
+@pytest.mark.parametrize(("size", "fits"), [((1024, 1024), True), ((2048, 512), True), ((1024, 1032), False), ((2056, 512), False)])
+def test_an_image_with_more_pixels_than_the_model_has_places_for_is_a_bad_row(tmp_path, size, fits):
+    rules = Rules(Defaults(width=64, height=64), most_pixels=1024 * 1024)
+    row = {"prompt": "a", "width": size[0], "height": size[1]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    (checked,) = check_rows([str(tmp_path / "m.jsonl")], rules)
+    assert bool(checked.problems) is not fits
+    assert fits or "pixels are more than the 1,048,576 that the model has places for" in checked.problems[0]
+
+
+@pytest.mark.parametrize(("size", "fits"), [((64, 32), True), ((32, 64), False), ((64, 64), False)])
+def test_a_size_that_the_model_would_bend_is_a_bad_row_with_those_that_it_renders(tmp_path, size, fits):
+    rules = Rules(Defaults(width=64, height=64), sizes=((64, 32), (128, 32)))
+    row = {"prompt": "a", "width": size[0], "height": size[1]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    (checked,) = check_rows([str(tmp_path / "m.jsonl")], rules)
+    said = f"width × height: {size[0]}×{size[1]} is not rendered by the model, which renders 64×32, 128×32"
+    assert list(checked.problems) == ([] if fits else [said])
+
+
+@pytest.mark.parametrize(("size", "fits"), [((64, 32), True), ((32, 64), False)])
+def test_a_size_that_the_model_would_make_another_of_is_a_bad_row_with_that_other_size(tmp_path, size, fits):
+    rules = Rules(Defaults(width=64, height=64), bends=lambda width, height: (64, 32))
+    row = {"prompt": "a", "width": size[0], "height": size[1]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    (checked,) = check_rows([str(tmp_path / "m.jsonl")], rules)
+    said = "width × height: 32×64 is not rendered by the model, which makes 64×32 of it: set that size"
+    assert list(checked.problems) == ([] if fits else [said])
+
+
+REPAINTING = Rules(
+    Defaults(width=64, height=64),
+    schedulers=("euler", "unipc"),
+    ignored=("strength",),
+    repainting=Repainting(("euler",), strength=True, most_pixels=64 * 64, bends=lambda width, height: (64, height)),
+)
+MASK = {"init_image": "a.png", "mask_image": "m.png"}
+
+
+@pytest.mark.parametrize(
+    ("row", "strength", "problems"),
+    [
+        (MASK | {"scheduler": "euler", "strength": 0.5}, 0.5, []),
+        ({"init_image": "a.png", "scheduler": "unipc", "width": 128}, None, []),
+        (MASK | {"scheduler": "unipc"}, None, ["scheduler: unipc does not go with a mask_image in this model, which takes euler"]),
+        (MASK | {"scheduler": "euler", "height": 128}, None, ["width × height: 8,192 pixels are more than the 4,096"]),
+        (MASK | {"scheduler": "euler", "width": 32}, None, ["width × height: 32×64 is not rendered by the model"]),
+    ],
+)
+def test_rows_with_a_mask_can_have_limits_of_their_own(tmp_path, row, strength, problems):
+    (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": "a", **row}) + "\n")
+    (checked,) = check_rows([str(tmp_path / "m.jsonl")], REPAINTING)
+    assert len(checked.problems) == len(problems) and not checked.notes
+    assert all(found.startswith(said) for found, said in zip(checked.problems, problems, strict=True))
+    assert problems or checked.request.strength == strength

@@ -20,6 +20,8 @@ class Controlled:
         pipelines: The pipeline's class, by mode.
         several: Whether they take several at once.
         timed: Whether a ControlNet can begin later and end sooner than the steps do.
+        of: The family, where it is not the entry's own name.
+        repaints: Whether a ControlNet sees the picture that is to be repainted, and its mask, in place of a control image.
     """
 
     net: str
@@ -27,6 +29,8 @@ class Controlled:
     several: bool = True
     timed: bool = True
     said: Mapping[str, Any] = field(default_factory=dict)
+    of: str | None = None
+    repaints: bool = False
 
 
 _UNBENT = {"use_resolution_binning": False}
@@ -48,6 +52,27 @@ CONTROLLED = {
     "hunyuandit": Controlled(
         "HunyuanDiT2DControlNetModel", {"controlnet": "HunyuanDiTControlNetPipeline"}, timed=False, said=_UNBENT
     ),
+    "sd3 that repaints": Controlled(
+        "SD3ControlNetModel",
+        {"controlnet_inpaint": "StableDiffusion3ControlNetInpaintingPipeline"},
+        several=False,
+        of="sd3",
+        repaints=True,
+    ),
+    "qwen-image that repaints": Controlled(
+        "QwenImageControlNetModel",
+        {"controlnet_inpaint": "QwenImageControlNetInpaintPipeline"},
+        several=False,
+        of="qwen-image",
+        repaints=True,
+    ),
+    "z-image of version 2": Controlled(
+        "ZImageControlNetModel",
+        {"controlnet": "ZImageControlNetPipeline", "controlnet_inpaint": "ZImageControlNetInpaintPipeline"},
+        several=False,
+        timed=False,
+        of="z-image",
+    ),
 }
 
 
@@ -63,23 +88,18 @@ def render_controlled(family: str, request: Any, count: int, base: Path, nets: M
         folder: That of the images.
         batch: How many texts are encoded, and images decoded, at a time; pictures are encoded one by one.
     """
-    plain, how = FAMILIES[family], CONTROLLED[family]
+    how = CONTROLLED[family]
+    plain = FAMILIES[how.of or family]
     some = [getattr(diffusers, how.net).from_pretrained(nets[control.type]) for control in request.controls]
     parts = {"controlnet": some[0] if len(some) == 1 else some, **plain.parts}
     pipeline, seen = loaded(how.pipelines[request.mode], base, request, batch, **parts)
-    encode = pipeline.vae.encode
-
-    def meant(*args: Any, **kwargs: Any) -> Any:
-        # Some of these pipelines sample what they have encoded from torch's global generator: they never make an image again.
-        made = encode(*args, **kwargs)
-        if spread := getattr(made, "latent_dist", None):
-            sample = spread.sample
-            spread.sample = lambda generator=None: spread.mode() if generator is None else sample(generator)
-        return made
-
-    pipeline.vae.encode = meant
     maps = [picture(folder / control.image, count) * 2 - 1 for control in request.controls]
     said = asked(plain, request, count, folder) | {"control_image": maps[0] if len(maps) == 1 else maps}
+    if how.repaints:
+        said["control_mask"] = said.pop("mask_image")
+        said.pop("image")
+    elif how.of and request.init_image:
+        said["image"] = said["image"] * 2 - 1  # as the pipeline's own processor makes it of a file
     said |= {name: value(request) if callable(value) else value for name, value in how.said.items()}
     steering = {"controlnet_conditioning_scale": "scale"}
     steering |= {"control_guidance_start": "start", "control_guidance_end": "end"} if how.timed else {}

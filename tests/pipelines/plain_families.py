@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,17 @@ class Plain:
         always_negative: Whether guidance comes with a negative prompt alone, be it an empty one.
         apart: Whether a call pads its texts to the longest of them, so that a row's image would depend on the others' texts.
         strength: Whether there is a strength.
+        repainting: The schedulers of rows with a mask, which alone have a strength; None where rows with a mask are like others.
         guided: Whether a guidance scale has an effect.
         references: Whether pictures are a list of references for all images of a call.
         further: Values to mix of a column that other families do not have.
         small: The initial image, where it has to be smaller than the image that is made of it.
         takes: The argument that takes a picture.
         pillow: Whether pictures are given as Pillow has them.
+        single: Whether a call makes one image of one picture.
+        guiders: Parts that are given the guidance scale.
+        sets: Attributes of the pipeline, functions of the request.
+        experts: The class of layers that sort the tokens of all rows by experts.
         said: Further arguments of every call: values, or functions of the request.
         parts: Parts that are given when a model is loaded.
         schedulers: Short names of schedulers to mix; `model` is the one that the model was saved with.
@@ -61,12 +66,17 @@ class Plain:
     always_negative: bool = False
     apart: bool = False
     strength: bool = True
+    repainting: tuple[str, ...] | None = None
     guided: bool = True
     references: bool = False
     further: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     small: str | None = None
     takes: str = "image"
     pillow: bool = False
+    single: bool = False
+    guiders: tuple[str, ...] = ()
+    sets: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    experts: str | None = None
     said: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
     schedulers: tuple[str, ...] = ("euler", "model")
@@ -97,6 +107,14 @@ class Plain:
     def follows_flow(self) -> bool:
         return "euler" in self.schedulers and "ddim" not in self.schedulers and not self.noise
 
+    def has_strength(self, mode: str) -> bool:
+        """Whether rows of a mode have a strength."""
+        return mode == "inpaint" if self.repainting and not self.strength else self.strength
+
+    def solvers(self, mode: str) -> tuple[str, ...]:
+        """The schedulers to mix in a mode."""
+        return self.repainting if self.repainting and mode == "inpaint" else self.schedulers
+
     def values(self, number: int, mode: str) -> dict[str, Any]:
         """What a mode's request with a number has of the values to mix, and of images."""
         more = {name: some[number % len(some)] for name, some in self.further.items()}
@@ -112,6 +130,20 @@ class Plain:
         holds = request.image_guidance_scale is None or request.image_guidance_scale >= 1.0
         rows = self.rows if request.guidance_scale > self.unguided and holds else 1
         return self.rows * batch // rows
+
+
+def _by_rows(given: dict[str, Any]) -> dict[str, Any]:
+    """A language model's arguments with the patches of each row's pictures, all of one size, in a row of their own."""
+    if "image_grid_thw" not in given:
+        return given
+    rows = len(given["input_ids"])
+    return given | {name: given[name].unflatten(0, (rows, -1)) for name in ("pixel_values", "image_grid_thw")}
+
+
+def _one_after_the_other(given: dict[str, Any]) -> dict[str, Any]:
+    if "image_grid_thw" not in given:
+        return given
+    return given | {name: given[name].flatten(0, 1) for name in ("pixel_values", "image_grid_thw") if name in given}
 
 
 def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..., Any]:
@@ -150,10 +182,11 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
         return tuple(only(part, rows) for part in value) if isinstance(value, tuple) else None
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        kwargs = _by_rows(kwargs)
         rows = len(next(value for value in [*args, *kwargs.values()] if isinstance(value, torch.Tensor)))
         pieces = [slice(start, start + size) for start in range(0, rows, size)]
         parts = [({n: cut(v, some, rows) for n, v in kwargs.items()}, [cut(v, some, rows) for v in args]) for some in pieces]
-        return only(together([call(*listed, **named) for named, listed in parts]), rows)
+        return only(together([call(*listed, **_one_after_the_other(named)) for named, listed in parts]), rows)
 
     # Pipelines look at what a part can be told.
     return wraps(call)(run)
@@ -178,12 +211,12 @@ def render_family(
     dtype: torch.dtype = torch.float32,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, int]:
-    """The first `count` candidates of a request by diffusers' own pipeline, loaded for them and called once.
+    """The first `count` candidates of a request by diffusers' own pipeline, loaded for them and called once, or once for each.
 
     Args:
         plain: How the family's pipelines are called.
         request: What is wanted, without controls and LoRAs.
-        count: Candidates in the one call.
+        count: Candidates, in one call where the pipeline can.
         base: The model's folder.
         folder: That of the images.
         batch: How many texts are encoded, and images decoded, at a time; pictures are encoded one by one.
@@ -193,9 +226,19 @@ def render_family(
         Pixels (count, H, W, 3) uint8, and the rows of a candidate that went through the denoiser.
     """
     pipeline, seen = loaded(plain.pipelines[request.mode], base, request, batch, scheduled=options, dtype=dtype, **plain.parts)
+    for name, value in plain.sets.items():
+        setattr(pipeline, name, value(request))
+    for layer in pipeline.transformer.modules() if plain.experts else ():
+        if type(layer).__name__ == plain.experts:
+            layer.forward = in_pieces(layer.forward, 1)
+    for name in plain.guiders:
+        setattr(pipeline, name, getattr(pipeline, name).new(guidance_scale=request.guidance_scale))
     said = asked(plain, request, count, folder) | {
         name: value(request) if callable(value) else value for name, value in plain.said.items()
     }
+    if plain.experts and "generator" in inspect.signature(step := pipeline.scheduler.step).parameters:
+        # Otherwise the scheduler would draw from torch's global generator.
+        pipeline.scheduler.step = partial(step, generator=said["generator"])
     if plain.prior:
         embeddings, more = embedded(plain, said, request, base, batch, dtype)
         said, seen = said | embeddings, Both(seen, more)
@@ -203,10 +246,24 @@ def render_family(
         said |= {name: said[name][:1] for name in ("prompt", "negative_prompt") if name in said}
     taken = inspect.signature(pipeline.__call__).parameters
     # Where a pipeline takes no size, the picture has it.
-    said = {name: value for name, value in said.items() if name in taken or name not in ("width", "height", plain.guidance)}
+    left_out = ("width", "height", plain.guidance, *(("guidance_scale",) if plain.guiders else ()))
+    said = {name: value for name, value in said.items() if name in taken or name not in left_out}
     if "batch_size" in taken:
         said["batch_size"] = count
-    return pixels_of(pipeline(**said).images, request, folder), sum(seen) // count
+    if not plain.single:
+        return pixels_of(images_of(pipeline(**said)), request, folder), sum(seen) // count
+    # Each at the batch shape of the engine, as the candidates of one call would be.
+    denoiser = pipeline.transformer
+    denoiser.forward = in_pieces(denoiser.forward, plain.rows * batch)
+    cut = ("prompt", "negative_prompt", "generator")
+    apart = [said | {name: said[name][k : k + 1] for name in cut if name in said} for k in range(count)]
+    made = torch.cat([images_of(pipeline(**one)) for one in apart])
+    return pixels_of(made, request, folder), sum(seen) // count
+
+
+def images_of(result: Any) -> torch.Tensor:
+    """The images of a call's result, which two pipelines call otherwise."""
+    return result.images if hasattr(result, "images") else result.image
 
 
 class Both:
@@ -236,6 +293,22 @@ def embedded(
     return {name: made[name] for name in made if name.endswith(("image_embeds", "image_embeddings"))}, seen
 
 
+def meant(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """A VAE's `encode` whose distribution gives its mean to those who sample it without a generator.
+
+    Pipelines with control images do so, from torch's global generator: they never make an image again.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        made = encode(*args, **kwargs)
+        if spread := getattr(made, "latent_dist", None):
+            sample = spread.sample
+            spread.sample = lambda generator=None: spread.mode() if generator is None else sample(generator)
+        return made
+
+    return wraps(encode)(run)
+
+
 def loaded(
     kind: str, base: Any, request: Any, batch: int, scheduled: Mapping[str, Any] | None = None, **options: Any
 ) -> tuple[Any, list[int]]:
@@ -248,10 +321,12 @@ def loaded(
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **scheduled)
     vae = first_of(pipeline, "vae", "movq", "vqgan", "vqvae")
     if vae is not None:
-        vae.decode = in_pieces(vae.decode, batch)
+        decode = in_pieces(vae.decode, batch)
+        # As with pictures below: Kandinsky 5's latents have their channels last.
+        vae.decode = wraps(decode)(lambda z, *args, **kwargs: decode(z.contiguous(), *args, **kwargs))
         encode = in_pieces(vae.encode, 1)
         # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
-        vae.encode = wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs))
+        vae.encode = meant(wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs)))
     for name, part in pipeline.components.items():
         if part is not None and name.startswith((*TEXT_ENCODERS, "depth_estimator", "image_encoder")):
             side = 1 if kind.startswith("Kolors") else 0
@@ -289,22 +364,26 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
     }
     if plain.negative and (request.negative_prompt or plain.always_negative):
         said["negative_prompt"] = [request.negative_prompt] * count
-    if request.strength and plain.strength:
+    if request.strength and plain.has_strength(request.mode):
         said["strength"] = request.strength
     if request.init_image:
+        references = plain.references and not request.mask_image
         file = folder / request.init_image
-        said[plain.takes] = [Image.open(file)] if plain.references else picture(file, count)
-        if plain.signed:
-            said[plain.takes] = 2.0 * picture(file, count) - 1.0
+        said[plain.takes] = [Image.open(file)] if references else picture(file, count)
         if plain.pillow:
             said[plain.takes] = [Image.open(file)] * count
+        if plain.single:
+            said[plain.takes] = Image.open(file)
+        if plain.signed:
+            said[plain.takes] = 2.0 * picture(file, count) - 1.0
     if not plain.prompted:
         del said["prompt"]
     if plain.classes is not None:
         said["class_labels"] = [request.class_label] * count
     said |= {name: getattr(request, name) for name in plain.further if name not in _OF_PRIORS}
     if request.mask_image:
-        said["mask_image"] = picture(folder / request.mask_image, count, 1)
+        file = folder / request.mask_image
+        said["mask_image"] = Image.open(file) if plain.single else picture(file, count, 1)
     return said
 
 
@@ -313,6 +392,10 @@ def pixels_of(images: torch.Tensor, request: Any, folder: Any) -> np.ndarray:
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
     made = (images.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).numpy()
+    if made.shape[-1] == 4:  # transparent pixels lie on white
+        white = [Image.new("RGBA", one.shape[1::-1], "white") for one in made]
+        made = np.stack([Image.alpha_composite(under, Image.fromarray(one)) for under, one in zip(white, made, strict=True)])
+        made = np.ascontiguousarray(made[..., :3])
     if request.mask_image:
         keep = np.array(Image.open(folder / request.mask_image)) < 128
         made[:, keep] = np.array(Image.open(folder / request.init_image))[keep]
@@ -374,6 +457,15 @@ _PIX2PIX: dict[str, Any] = {
     "schedulers": _NOISE,
 }
 
+_QWEN_EDIT: dict[str, Any] = {
+    "rows": 1,
+    "guidance": "true_cfg_scale",
+    "always_negative": True,
+    "strength": False,
+    "single": True,
+    "schedulers": ("euler", "unipc", "model"),
+}
+
 FAMILIES: dict[str, Plain] = {
     "sd3": Plain(_modes("StableDiffusion3"), schedulers=("euler", "heun", "model")),
     "sd3-without-t5": Plain(
@@ -390,14 +482,49 @@ FAMILIES: dict[str, Plain] = {
     "lumina2": Plain(_text("Lumina2"), rows=1, apart=True, schedulers=("euler", "unipc", "model")),
     "chroma": Plain(_text("Chroma") | {"img2img": "ChromaImg2ImgPipeline"}, rows=1),
     "cogview4": Plain(_text("CogView4"), rows=1, apart=True),
+    "cogview4-control": Plain(_picture("CogView4Control"), rows=1, apart=True, strength=False, takes="control_image", pillow=True),
     "qwen-image": Plain(_modes("QwenImage"), rows=1, guidance="true_cfg_scale", always_negative=True, apart=True),
+    "qwen-image-2.1": Plain(
+        dict.fromkeys(("txt2img", "img2img"), "QwenImage21Pipeline"),
+        rows=1,
+        guidance="true_cfg_scale",
+        always_negative=True,
+        apart=True,
+        strength=False,
+        references=True,
+        said={"use_kv_cache": False, "output_resolution": lambda request: (request.width * request.height) ** 0.5},
+        schedulers=("euler", "unipc", "model"),
+    ),
     "z-image": Plain(_modes("ZImage"), unguided=0.0, apart=True),
     "ovis-image": Plain(_text("OvisImage"), rows=1, schedulers=("euler", "unipc", "model")),
     "krea2": Plain(_text("Krea2"), rows=1, unguided=0.0, schedulers=("euler", "unipc", "model")),
     "longcat": Plain(_text("LongCatImage"), rows=1, said={"enable_prompt_rewrite": False}, schedulers=("euler", "unipc", "model")),
+    "longcat-edit": Plain(
+        _picture("LongCatImageEdit"), rows=1, strength=False, single=True, schedulers=("euler", "unipc", "model")
+    ),
     "ernie": Plain(_text("ErnieImage"), apart=True, said={"use_pe": False}),
+    "bria-fibo": Plain(_text("BriaFibo"), apart=True, schedulers=("euler", "unipc", "model")),
     "bria": Plain(_text("Bria")),
+    "hunyuan-image": Plain(
+        _text("HunyuanImage"), rows=1, apart=True, guiders=("guider", "ocr_guider"), schedulers=("euler", "unipc", "model")
+    ),
+    "hunyuan-image-distilled": Plain(
+        _text("HunyuanImage"),
+        guidance="distilled_guidance_scale",
+        rows=1,
+        negative=False,
+        apart=True,
+        schedulers=("euler", "unipc", "model"),
+    ),
+    "hidream": Plain(
+        _text("HiDreamImage"),
+        sets={"default_sample_size": lambda request: (request.width * request.height) ** 0.5 / 8 * (1 + 1e-9)},
+        experts="MOEFeedForwardSwiGLU",
+        schedulers=("euler", "unipc", "model"),
+    ),
     "prx": Plain(_text("PRX"), said=_UNBENT, schedulers=_FLOW),
+    "kandinsky5": Plain(_text("Kandinsky5T2I"), rows=1, apart=True, schedulers=_FLOW),
+    "kandinsky5-edit": Plain(_picture("Kandinsky5I2I"), rows=1, strength=False, single=True, schedulers=_FLOW),
     "kolors": Plain({"txt2img": "KolorsPipeline", "img2img": "KolorsImg2ImgPipeline"}, schedulers=_NOISE),
     "flux-fill": Plain({"inpaint": "FluxFillPipeline"}, rows=1, negative=False),
     "flux-control": Plain(
@@ -411,7 +538,8 @@ FAMILIES: dict[str, Plain] = {
     ),
     # Without these, the size is one of those that the model was trained at.
     "flux-kontext": Plain(
-        dict.fromkeys(("txt2img", "img2img"), "FluxKontextPipeline"),
+        dict.fromkeys(("txt2img", "img2img"), "FluxKontextPipeline") | {"inpaint": "FluxKontextInpaintPipeline"},
+        repainting=("euler", "model"),
         rows=1,
         negative=False,
         strength=False,
@@ -427,7 +555,8 @@ FAMILIES: dict[str, Plain] = {
         schedulers=("euler", "unipc", "model"),
     ),
     "flux2-klein": Plain(
-        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline"),
+        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline") | {"inpaint": "Flux2KleinInpaintPipeline"},
+        repainting=("euler", "model"),
         rows=1,
         negative=False,
         strength=False,
@@ -435,7 +564,8 @@ FAMILIES: dict[str, Plain] = {
         schedulers=("euler", "unipc", "model"),
     ),
     "flux2-klein-distilled": Plain(
-        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline"),
+        dict.fromkeys(("txt2img", "img2img"), "Flux2KleinPipeline") | {"inpaint": "Flux2KleinInpaintPipeline"},
+        repainting=("euler", "model"),
         rows=1,
         negative=False,
         strength=False,
@@ -443,6 +573,10 @@ FAMILIES: dict[str, Plain] = {
         references=True,
         schedulers=("euler", "unipc", "model"),
     ),
+    "qwen-image-edit": Plain(
+        _picture("QwenImageEdit") | {"inpaint": "QwenImageEditInpaintPipeline"}, repainting=("euler", "model"), **_QWEN_EDIT
+    ),
+    "qwen-image-edit-plus": Plain(_picture("QwenImageEditPlus"), **_QWEN_EDIT),
     "sana-sprint": Plain(
         {"txt2img": "SanaSprintPipeline", "img2img": "SanaSprintImg2ImgPipeline"},
         rows=1,

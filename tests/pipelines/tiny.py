@@ -33,7 +33,7 @@ def vae() -> AutoencoderKL:
     )
 
 
-def text_encoder(width: int, projected: bool = False, act: str = "quick_gelu") -> CLIPTextModel:
+def text_encoder(width: int, projected: bool = False, act: str = "quick_gelu", longest: int = 32) -> CLIPTextModel:
     torch.manual_seed(1)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer()),
@@ -41,7 +41,7 @@ def text_encoder(width: int, projected: bool = False, act: str = "quick_gelu") -
         intermediate_size=2 * width,
         num_hidden_layers=3,
         num_attention_heads=4,
-        max_position_embeddings=32,
+        max_position_embeddings=longest,
         projection_dim=width,
         hidden_act=act,
     )

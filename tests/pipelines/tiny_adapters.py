@@ -6,13 +6,21 @@ import torch
 from diffusers import (
     ControlNetUnionModel,
     FluxControlNetModel,
+    FluxPriorReduxPipeline,
     FluxTransformer2DModel,
     StableDiffusionPipeline,
     T2IAdapter,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from tests.pipelines.tiny_parts import lively
 
@@ -51,12 +59,15 @@ def image_encoder(folder: Path) -> Path:
     return folder
 
 
-def ip_adapter(base: Path, file: Path, seed: int = 3, plus: bool = False) -> Path:
-    """An IP-Adapter that fits the UNet of a tiny model and the tiny image encoder, in the layout of its authors."""
+def ip_adapter(base: Path, file: Path, seed: int = 3, plus: bool = False, full: bool = False) -> Path:
+    """An IP-Adapter that fits the UNet of a tiny model and the tiny image encoder, in the layout of its authors.
+
+    Plus adapters and those of full faces read the tokens of a picture, the others its one embedding.
+    """
     torch.manual_seed(seed)
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     width = unet.config.cross_attention_dim
-    tensors = _resampler(16, width) if plus else _projection(12, width)
+    tensors = _resampler(16, width) if plus else _full(16, width) if full else _projection(12, width)
     cross = (name for name in unet.attn_processors if "attn2" in name)
     for place, name in enumerate(cross):
         rows = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
@@ -70,6 +81,14 @@ def _projection(read: int, width: int) -> dict[str, torch.Tensor]:
     norm = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
     linear = {"proj.weight": torch.randn(4 * width, read), "proj.bias": torch.randn(4 * width)}
     return {f"image_proj.{name}": one for name, one in (linear | norm).items()}
+
+
+def _full(read: int, width: int) -> dict[str, torch.Tensor]:
+    """The projection of an adapter of full faces: two layers for each token of the picture."""
+    linear = {"0.weight": torch.randn(read, read) / 4, "0.bias": torch.randn(read)}
+    linear |= {"2.weight": torch.randn(width, read) / 4, "2.bias": torch.randn(width)}
+    norm = {"3.weight": torch.ones(width), "3.bias": torch.zeros(width)}
+    return {f"image_proj.proj.{name}": one for name, one in (linear | norm).items()}
 
 
 def _resampler(read: int, width: int, inner: int = 24, head: int = 64) -> dict[str, torch.Tensor]:
@@ -104,4 +123,16 @@ def t2i_adapter(folder: Path, seed: int = 3, kind: str = "full_adapter", channel
     torch.manual_seed(seed)
     side = 16 if kind == "full_adapter_xl" else 8
     T2IAdapter(channels, [8, 16], num_res_blocks=1, downscale_factor=side, adapter_type=kind).eval().save_pretrained(folder)
+    return folder
+
+
+def redux(folder: Path, width: int = 16) -> Path:
+    """A Flux Redux: SigLIP reads pictures of 16 pixels a side, and each of its four tokens becomes one as wide as a text's."""
+    config = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    torch.manual_seed(9)
+    encoder, embedder = SiglipVisionModel(config).eval(), ReduxImageEncoder(redux_dim=16, txt_in_features=width).eval()
+    size = {"height": 16, "width": 16}
+    FluxPriorReduxPipeline(encoder, SiglipImageProcessor(size=size), embedder).save_pretrained(folder)
     return folder

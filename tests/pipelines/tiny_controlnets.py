@@ -14,9 +14,9 @@ def _of(name: str, base: Path) -> Any:
     return getattr(diffusers, name).from_pretrained(base, subfolder="transformer")
 
 
-def sd3(base: Path) -> torch.nn.Module:
+def sd3(base: Path, masked: int = 0) -> torch.nn.Module:
     transformer = _of("SD3Transformer2DModel", base)
-    return diffusers.SD3ControlNetModel.from_transformer(transformer, num_layers=1, num_extra_conditioning_channels=0)
+    return diffusers.SD3ControlNetModel.from_transformer(transformer, num_layers=1, num_extra_conditioning_channels=masked)
 
 
 def flux(base: Path) -> torch.nn.Module:
@@ -25,10 +25,13 @@ def flux(base: Path) -> torch.nn.Module:
     return diffusers.FluxControlNetModel.from_transformer(transformer, num_layers=1, num_single_layers=1, **sizes)
 
 
-def qwen_image(base: Path) -> torch.nn.Module:
+def qwen_image(base: Path, masked: int = 0) -> torch.nn.Module:
     transformer = _of("QwenImageTransformer2DModel", base)
     sizes = {name: transformer.config[name] for name in ("attention_head_dim", "num_attention_heads")}
-    return diffusers.QwenImageControlNetModel.from_transformer(transformer, num_layers=1, **sizes)
+    # A mask of one channel, of which a token stands for four values.
+    return diffusers.QwenImageControlNetModel.from_transformer(
+        transformer, num_layers=1, **sizes, extra_condition_channels=4 * masked
+    )
 
 
 def sana(base: Path) -> torch.nn.Module:
@@ -42,10 +45,11 @@ def hunyuandit(base: Path) -> torch.nn.Module:
     return diffusers.HunyuanDiT2DControlNetModel.from_config({**config, **own})
 
 
-def z_image(base: Path, **options: Any) -> torch.nn.Module:
+def z_image(base: Path, masked: bool = False, **options: Any) -> torch.nn.Module:
     config = _of("ZImageTransformer2DModel", base).config
     sizes = {name: config[name] for name in ("dim", "n_refiner_layers", "n_heads", "n_kv_heads")}
-    return diffusers.ZImageControlNetModel(control_layers_places=[0], control_in_dim=config["in_channels"], **sizes, **options)
+    channels = config["in_channels"] * (2 if masked else 1) + masked
+    return diffusers.ZImageControlNetModel(control_layers_places=[0], control_in_dim=channels, **sizes, **options)
 
 
 MAKERS: dict[str, Callable[[Path], torch.nn.Module]] = {
@@ -55,6 +59,10 @@ MAKERS: dict[str, Callable[[Path], torch.nn.Module]] = {
     "sana": sana,
     "hunyuandit": hunyuandit,
     "z-image": z_image,
+    # Those that see a mask and the picture that is to be repainted.
+    "sd3 that repaints": lambda base: sd3(base, masked=1),
+    "qwen-image that repaints": lambda base: qwen_image(base, masked=1),
+    "z-image of version 2": lambda base: z_image(base, masked=True),
 }
 
 

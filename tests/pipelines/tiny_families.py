@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -229,12 +230,12 @@ def chroma(folder: Path) -> Path:
     return folder
 
 
-def cogview4(folder: Path) -> Path:
+def cogview4(folder: Path, controlled: bool = False) -> Path:
     """CogView4: GLM, texts padded to the longest of a call, and a schedule that depends on the size."""
     transformer = made(
         "CogView4Transformer2DModel",
         patch_size=2,
-        in_channels=4,
+        in_channels=8 if controlled else 4,
         out_channels=4,
         num_layers=2,
         attention_head_dim=8,
@@ -258,12 +259,21 @@ def cogview4(folder: Path) -> Path:
         base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
     )
     parts = (tiny_texts.words(side="left"), seeded(transformers.GlmModel, config), vae(4), transformer, scheduler)
-    diffusers.CogView4Pipeline(*parts).save_pretrained(folder)
+    kind = diffusers.CogView4ControlPipeline if controlled else diffusers.CogView4Pipeline
+    kind(*parts).save_pretrained(folder)
     return folder
 
 
 def qwen_image(folder: Path) -> Path:
     """Qwen-Image: a language model that sees, latents of five dimensions, guidance called true_cfg_scale."""
+    scheduler, transformer = qwen_image_parts()
+    parts = (scheduler, qwen_vae(), qwen25(), tiny_texts.words(), transformer)
+    diffusers.QwenImagePipeline(*parts).save_pretrained(folder)
+    return folder
+
+
+def qwen_image_parts(**options: Any) -> tuple[FlowMatchEulerDiscreteScheduler, torch.nn.Module]:
+    """The scheduler and the transformer of Qwen-Image."""
     transformer = made(
         "QwenImageTransformer2DModel",
         in_channels=16,
@@ -273,13 +283,12 @@ def qwen_image(folder: Path) -> Path:
         num_attention_heads=2,
         joint_attention_dim=WIDTH,
         axes_dims_rope=(8, 4, 4),
+        **options,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(
         base_shift=0.5, max_shift=0.9, use_dynamic_shifting=True, shift_terminal=0.02, time_shift_type="exponential"
     )
-    parts = (scheduler, qwen_vae(), qwen25(), tiny_texts.words(), transformer)
-    diffusers.QwenImagePipeline(*parts).save_pretrained(folder)
-    return folder
+    return scheduler, transformer
 
 
 def ovis(folder: Path) -> Path:
@@ -329,6 +338,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "lumina2": lumina2,
     "chroma": chroma,
     "cogview4": cogview4,
+    "cogview4-control": lambda folder: cogview4(folder, controlled=True),
     "qwen-image": qwen_image,
     "ovis-image": ovis,
     "z-image": z_image,

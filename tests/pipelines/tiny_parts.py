@@ -90,7 +90,8 @@ def qwen3() -> transformers.Qwen3Model:
     return seeded(transformers.Qwen3Model, config)
 
 
-def qwen25() -> transformers.Qwen2_5_VLForConditionalGeneration:
+def qwen25(picture: int = 3) -> transformers.Qwen2_5_VLForConditionalGeneration:
+    """Qwen 2.5 VL, with the number of the token that stands for a piece of a picture."""
     config = transformers.Qwen2_5_VLConfig(
         text_config={
             "hidden_size": WIDTH,
@@ -113,6 +114,7 @@ def qwen25() -> transformers.Qwen2_5_VLForConditionalGeneration:
         vision_end_token_id=3,
         vision_start_token_id=3,
         vision_token_id=3,
+        image_token_id=picture,
     )
     return seeded(transformers.Qwen2_5_VLForConditionalGeneration, config)
 

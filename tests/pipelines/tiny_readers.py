@@ -1,15 +1,22 @@
 """Tiny models of later families whose texts a language model reads, as `tiny_families` has the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import diffusers
+import pytest
 import torch
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from promptmill.pipelines.models.families import FAMILIES
 from tests.pipelines import tiny, tiny_texts
 from tests.pipelines.tiny_editors import flux2_vae, mistral3
+from tests.pipelines.tiny_families import qwen_image_parts
 from tests.pipelines.tiny_parts import FLUX_LIKE, WIDTH, made, qwen25, qwen_vae, seeded, t5, vae
 
 
@@ -42,7 +49,7 @@ def krea2(folder: Path) -> Path:
     return folder
 
 
-def _qwen3_vl(layers: int = 2) -> transformers.Qwen3VLConfig:
+def _qwen3_vl(layers: int = 2, picture: int = 3) -> transformers.Qwen3VLConfig:
     text = {
         "hidden_size": 2 * WIDTH,
         "intermediate_size": 32,
@@ -55,10 +62,11 @@ def _qwen3_vl(layers: int = 2) -> transformers.Qwen3VLConfig:
         "vocab_size": 32,
     }
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 2 * WIDTH}
-    return transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    return transformers.Qwen3VLConfig(text_config=text, vision_config=vision, image_token_id=picture)
 
 
-def longcat(folder: Path) -> Path:
+def longcat(folder: Path, edits: bool = False) -> Path:
     """LongCat-Image: Flux's way with the texts of Qwen 2.5 VL, of which what stands in quotes is read by characters."""
     transformer = made(
         "LongCatImageTransformer2DModel",
@@ -67,9 +75,10 @@ def longcat(folder: Path) -> Path:
         pooled_projection_dim=WIDTH,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    words = tiny_texts.words()
-    parts = (scheduler, vae(16), qwen25(), words, tiny_texts.processor(words), transformer)
-    diffusers.LongCatImagePipeline(*parts).save_pretrained(folder)
+    words, picture = tiny_texts.seeing()
+    parts = (scheduler, vae(16), qwen25(picture), words, tiny_texts.processor(words), transformer)
+    kind = diffusers.LongCatImageEditPipeline if edits else diffusers.LongCatImagePipeline
+    kind(*parts).save_pretrained(folder)
     return folder
 
 
@@ -107,6 +116,42 @@ def bria(folder: Path) -> Path:
     )
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     diffusers.BriaPipeline(transformer, scheduler, vae(4), t5(WIDTH), tiny_texts.words()).save_pretrained(folder)
+    return folder
+
+
+def fibo(folder: Path) -> Path:
+    """Bria FIBO: the outputs of SmolLM 3's layers, one for each block, and a VAE of videos whose pixels are folded first."""
+    transformer = made(
+        "BriaFiboTransformer2DModel",
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        text_encoder_dim=WIDTH,
+        axes_dims_rope=[4, 4, 8],
+    )
+    small = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    # An empty text is a token of its own, 128,000.
+    config = transformers.SmolLM3Config(**small, num_key_value_heads=2, vocab_size=128008, pad_token_id=0)
+    latents = seeded(
+        diffusers.AutoencoderKLWan,
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.1, 0.9, 1.0, 1.2],
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+    )
+    encoder = seeded(transformers.SmolLM3ForCausalLM, config)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    diffusers.BriaFiboPipeline(transformer, scheduler, latents, encoder, tiny_texts.words()).save_pretrained(folder)
     return folder
 
 
@@ -180,11 +225,198 @@ def prx(folder: Path) -> Path:
     return folder
 
 
+def qwen_image_21(folder: Path) -> Path:
+    """Qwen-Image 2.1: Qwen 3 VL reads texts and pictures, the VAE has a channel for transparency, texts come before the image."""
+    words, picture = tiny_texts.seeing()
+    latents = seeded(
+        diffusers.AutoencoderKLQwenImage21,
+        base_dim=8,
+        decoder_base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2, 2, 2],
+        num_res_blocks=1,
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.1, 0.9, 1.0, 1.2],
+        scale_factor_spatial=16,
+    )
+    transformer = made(
+        "QwenImage21Transformer2DModel",
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=2 * WIDTH,
+        axes_dims_rope=(8, 4, 4),
+    )
+    reader = seeded(transformers.Qwen3VLForConditionalGeneration, _qwen3_vl(picture=picture))
+    scheduler = FlowMatchEulerDiscreteScheduler(base_shift=0.5, max_shift=0.9, use_dynamic_shifting=True, shift_terminal=0.02)
+    parts = (scheduler, latents, reader, tiny_texts.processor3(words), transformer)
+    diffusers.QwenImage21Pipeline(*parts).save_pretrained(folder)
+    return folder
+
+
+def qwen_edit(folder: Path, plus: bool = False) -> Path:
+    """Qwen-Image-Edit: a language model that reads the picture; Plus (2511) tells the picture's tokens from the image's by time."""
+    words, picture = tiny_texts.seeing()
+    scheduler, transformer = qwen_image_parts(zero_cond_t=plus)
+    kind = diffusers.QwenImageEditPlusPipeline if plus else diffusers.QwenImageEditPipeline
+    kind(scheduler, qwen_vae(), qwen25(picture), words, tiny_texts.processor(words), transformer).save_pretrained(folder)
+    return folder
+
+
+def hidream(folder: Path) -> Path:
+    """HiDream-I1: four text encoders, all layers of Llama 3, experts, and a scheduler that adds noise as that of Dev and Fast."""
+    transformer = made(
+        "HiDreamImageTransformer2DModel",
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        caption_channels=[WIDTH, WIDTH],
+        text_emb_dim=2 * WIDTH,
+        num_routed_experts=4,
+        num_activated_experts=2,
+        axes_dims_rope=(8, 4, 4),
+        max_resolution=(8, 8),
+        llama_layers=[0, 1],
+    )
+    small = {"hidden_size": WIDTH, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    llama = transformers.LlamaConfig(**small, num_hidden_layers=2, vocab_size=32)
+    texts = {
+        "text_encoder": tiny.text_encoder(WIDTH, projected=True, longest=128),
+        "tokenizer": tiny.tokenizer(),
+        "text_encoder_2": tiny.text_encoder(WIDTH, projected=True, act="gelu", longest=128),
+        "tokenizer_2": tiny.tokenizer(),
+        "text_encoder_3": t5(WIDTH),
+        "tokenizer_3": tiny_texts.words(),
+        "text_encoder_4": seeded(transformers.LlamaForCausalLM, llama),
+        "tokenizer_4": tiny_texts.words(),
+    }
+    scheduler = diffusers.FlowMatchLCMScheduler(shift=6.0)
+    diffusers.HiDreamImagePipeline(scheduler=scheduler, vae=vae(16), transformer=transformer, **texts).save_pretrained(folder)
+    return folder
+
+
+def kandinsky5(folder: Path, edits: bool = False) -> Path:
+    """Kandinsky 5: the channels of latents last, one frame of a video, Qwen 2.5 VL, which reads the picture that is edited."""
+    words, picture = tiny_texts.seeing()
+    transformer = made(
+        "Kandinsky5Transformer3DModel",
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=WIDTH,
+        in_text_dim2=WIDTH,
+        time_dim=64,
+        model_dim=64,
+        ff_dim=64,
+        num_text_blocks=1,
+        num_visual_blocks=1,
+        axes_dims=(4, 6, 6),
+        visual_cond=edits,
+    )
+    kind = diffusers.Kandinsky5I2IPipeline if edits else diffusers.Kandinsky5T2IPipeline
+    reader = (qwen25(picture), tiny_texts.processor(words), tiny.text_encoder(WIDTH, longest=77), tiny.tokenizer())
+    kind(transformer, vae(4), *reader, FlowMatchEulerDiscreteScheduler(shift=3.0)).save_pretrained(folder)
+    return folder
+
+
+def hunyuan_image(folder: Path, distilled: bool = False) -> Path:
+    """HunyuanImage 2.1: a guider that remembers, quoted texts by letters; distilled: two times (MeanFlow) and a scale as inputs."""
+    transformer = made(
+        "HunyuanImageTransformer2DModel",
+        in_channels=16,
+        out_channels=16,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        text_embed_dim=WIDTH,
+        text_embed_2_dim=32,
+        rope_axes_dim=(8, 8),
+        guidance_embeds=distilled,
+        use_meanflow=distilled,
+    )
+    latents = seeded(
+        diffusers.AutoencoderKLHunyuanImage,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=16,
+        block_out_channels=(32, 32, 32, 32),
+        layers_per_block=1,
+        spatial_compression_ratio=8,
+        sample_size=64,
+        scaling_factor=0.75,
+    )
+    letters = transformers.T5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    quotes = (seeded(transformers.T5EncoderModel, letters), transformers.ByT5Tokenizer())
+    parts = (FlowMatchEulerDiscreteScheduler(shift=5.0), latents, qwen25(), tiny_texts.words(), *quotes, transformer)
+    # Adaptive from the second step on, so that few steps have both ways of guidance.
+    told = {"adaptive_projected_guidance_start_step": 1, "adaptive_projected_guidance_rescale": 1.0}
+    guiders = (None, None) if distilled else [diffusers.AdaptiveProjectedMixGuidance(eta=eta, **told) for eta in (0.0, 0.5)]
+    diffusers.HunyuanImagePipeline(*parts, *guiders).save_pretrained(folder)
+    return folder
+
+
 READERS: dict[str, Callable[[Path], Path]] = {
     "kolors": kolors,
     "krea2": krea2,
     "longcat": longcat,
+    "longcat-edit": lambda folder: longcat(folder, edits=True),
     "ernie": ernie,
     "bria": bria,
+    "bria-fibo": fibo,
     "prx": prx,
+    "hidream": hidream,
+    "kandinsky5": kandinsky5,
+    "kandinsky5-edit": lambda folder: kandinsky5(folder, edits=True),
+    "hunyuan-image": hunyuan_image,
+    "hunyuan-image-distilled": lambda folder: hunyuan_image(folder, distilled=True),
+    "qwen-image-2.1": qwen_image_21,
+    "qwen-image-edit": qwen_edit,
+    "qwen-image-edit-plus": lambda folder: qwen_edit(folder, plus=True),
 }
+
+
+SIZES = ((64, 64), (64, 32))  # in place of those of Kandinsky 5
+
+
+@contextmanager
+def small_inputs() -> Iterator[None]:
+    """Lets pipelines that scale pictures to a million pixels scale them to 64 x 64, and one pad texts to few tokens, for speed."""
+    from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
+    from diffusers.pipelines.qwenimage import (
+        pipeline_qwenimage_edit,
+        pipeline_qwenimage_edit_inpaint,
+        pipeline_qwenimage_edit_plus,
+    )
+
+    def changed(kind: type, **values: Any) -> None:
+        init = kind.__init__
+
+        @wraps(init)
+        def run(self: Any, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **kwargs)
+            for name, value in values.items():
+                setattr(self, name, value)
+
+        patched.setattr(kind, "__init__", run)
+
+    with pytest.MonkeyPatch.context() as patched:
+        edits = (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus, pipeline_qwenimage_edit_inpaint)
+        for module in (*edits, pipeline_longcat_image_edit):
+            theirs = module.calculate_dimensions
+            patched.setattr(module, "calculate_dimensions", lambda area, ratio, theirs=theirs: theirs(64 * 64, ratio))
+        changed(diffusers.HunyuanImagePipeline, tokenizer_max_length=64)
+        changed(diffusers.LongCatImageEditPipeline, tokenizer_max_length=64)
+        patched.setitem(FAMILIES, "LongCatImageEdit", replace(FAMILIES["LongCatImageEdit"], bends=None))
+        edit = FAMILIES["QwenImageEdit"]
+        patched.setitem(FAMILIES, "QwenImageEdit", replace(edit, repainting=replace(edit.repainting, bends=None)))
+        for name in ("Kandinsky5T2I", "Kandinsky5I2I"):
+            changed(getattr(diffusers, f"{name}Pipeline"), resolutions=list(SIZES))
+            patched.setitem(FAMILIES, name, replace(FAMILIES[name], sizes=SIZES))
+        yield

@@ -1,7 +1,14 @@
 """Tiny tokenizers, made without a download: whole words, of which few are known."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
 
 SPECIAL = ["<pad>", "</s>", "<unk>", "<image>"]
 WORDS = ["a", "small", "large", "red", "blue", "green", "circle", "square", "at", "the", "left", "right", "and", "of"]
@@ -36,6 +43,19 @@ def words(most: int = 512, side: str = "right", chat: bool = False) -> PreTraine
     if chat:
         made.chat_template = CHAT
     return made
+
+
+def seeing() -> tuple[PreTrainedTokenizerFast, int]:
+    """A tokenizer of words with a token that stands for a piece of a picture, and that token's number."""
+    made = words()
+    made.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>"]})
+    return made, made.convert_tokens_to_ids("<|image_pad|>")
+
+
+def processor3(words: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
+    """Qwen 3 VL's, whose pictures are cut into pieces of 32 x 32."""
+    pictures = Qwen2VLImageProcessor(patch_size=16, min_pixels=32 * 32)
+    return Qwen3VLProcessor(pictures, words, Qwen3VLVideoProcessor(), chat_template=PARTED)
 
 
 def processor(words: PreTrainedTokenizerFast) -> Qwen2VLProcessor:

@@ -3,11 +3,8 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import Future
-from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +12,6 @@ import yaml
 from click.testing import CliRunner
 
 from promptmill.configs.loading import load
-from promptmill.configs.own_files import ROOT
 from promptmill.embedded.evaluate import scenes_for
 from promptmill.embedded.world import describe
 from promptmill.jobs.calibration import trials as observing
@@ -30,6 +26,7 @@ from promptmill.pipelines.scoring.scorers import load_scorers
 from promptmill.pipelines.work.errors import FatalError
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
 from promptmill.pipelines.work.units import Unit
+from tests import warm
 from tests.jobs.calibration import made
 
 # Few steps: the family is often wrong then, so that there is something to rank.
@@ -146,11 +143,7 @@ def test_a_request_of_which_a_slice_fails_is_left_out_as_a_whole(whole, manifest
 
 def begun(manifest, trials, lines):
     """A calibration in a process of its own that has seen so many requests, and many not yet."""
-    command = [sys.executable, "-m", "promptmill", *arguments(manifest, trials, *TRIED, "--json")]
-    # What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
-    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, preexec_fn=heeding, **quiet)
+    process = warm.started("promptmill", arguments(manifest, trials, *TRIED, "--json"))
     until = time.monotonic() + 120
     while not trials.exists() or trials.read_bytes().count(b"\n") <= lines:
         assert process.poll() is None and time.monotonic() < until

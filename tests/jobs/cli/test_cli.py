@@ -22,6 +22,7 @@ from promptmill.shards.commits import CommitError
 from promptmill.shards.lease import await_holder, hold, holder_of
 from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError, get, join, names, put
+from tests import warm
 from tests.jobs.running.test_run import HERE, published
 
 PROMPT = "a small red circle at the left on a black background"
@@ -50,10 +51,9 @@ def says(result, status):
     return result.stderr.splitlines()
 
 
-def started(arguments, **options):
-    """The command as a process of its own, in the group of this one's children."""
-    command = [sys.executable, "-m", "promptmill", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+def started(arguments):
+    """The command as a process of its own."""
+    return warm.started("promptmill", arguments)
 
 
 def test_plan_says_rows_images_units_and_price(manifest):
@@ -216,9 +216,8 @@ def test_interrupted_once_it_finishes_what_is_in_flight_and_goes_on_to_the_same_
         if json.loads(line)["event"] == "progress":
             run.send_signal(signal.SIGINT)
             break
-    rest = run.stdout.read()
-    said = run.stderr.read()
-    assert run.wait(timeout=120) == 130, said
+    rest, said = run.communicate(timeout=120)
+    assert run.returncode == 130, said
     assert '"stopping"' in rest
     assert "the same command goes on" in said
     done = len(list((out / "parts").iterdir())) + len(list((out / "commits").glob("*")))

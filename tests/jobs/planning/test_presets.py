@@ -40,6 +40,8 @@ FAMILY = {
     "pixart-sigma": ("pixart-sigma", 16),
     "playground25": ("playground", 8),
     "qwen-image": ("qwen-image", 16),
+    "qwen-image-edit": ("qwen-image-edit", 16),
+    "qwen-image-edit-2511": ("qwen-image-edit-plus", 16),
     "sana": ("sana", 32),
     "sana-sprint": ("sana-sprint", 32),
     "sd15": ("sd", 8),

@@ -20,6 +20,7 @@ from tests.pipelines.engines import beside
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import paint
 from tests.pipelines.plain_families import FAMILIES, UNETS
+from tests.pipelines.tiny_readers import small_inputs
 
 EVERY = UNETS | FAMILIES
 PROMPTS = ("a small red circle", "a large blue square at the left of a green circle")
@@ -41,7 +42,7 @@ def one_clip():
         loaded[:] = loaded or [load(*args)]
         return loaded[0]
 
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, small_inputs():
         patched.setattr(scorers, "load_clip", once)
         yield
 
@@ -57,7 +58,7 @@ def asked(name):
             "id": f"{name}-{number}",
             **({"prompt": PROMPTS[number]} if plain.prompted else {}),
             "mode": mode,
-            "scheduler": plain.schedulers[-number],
+            "scheduler": plain.solvers(mode)[-number],
             **scale,
             **images,
         }

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +12,7 @@ from promptmill.configs.loading import load
 from promptmill.configs.own_files import ROOT
 from promptmill.jobs.cli import main
 from promptmill.jobs.verifying.regenerate import regenerate
+from tests import warm
 from tests.jobs.running.test_run import HERE, problems, published, rendered, rows
 
 PROMPTS = (
@@ -81,9 +80,7 @@ def test_every_image_is_made_again_alone_to_its_bits(calm):
 def test_a_run_that_is_killed_goes_on_to_the_same_bytes(calm, tmp_path):
     words = ["run", "embedded-flow", "--out", str(tmp_path / "out"), "--set", manifest(tmp_path)]
     words += [word for setting in SETTINGS for word in ("--set", setting)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "promptmill", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = warm.started("promptmill", words)
     for line in process.stdout:
         if '"settled"' in line or '"shard"' in line:
             break

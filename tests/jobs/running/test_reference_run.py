@@ -3,7 +3,9 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from promptmill.configs.loading import load
 from promptmill.configs.own_files import ROOT
@@ -23,6 +25,8 @@ WAYS = [
     {"references": [{"type": "style", "image": INIT, "scale": 0.4}], "steps": 3, "guidance_scale": 1.0},
     {"references": [{"type": "content", "image": STYLE}, {"type": "style", "image": INIT}], "init_image": INIT},
     {"references": [{"type": "content", "image": INIT}], "controls": [{"type": "seg", "image": STYLE}]},
+    {"references": [{"type": "style", "image": STYLE, "mask": "left.png"}, {"type": "style", "image": INIT, "mask": "right.png"}]},
+    {"references": [{"type": "style", "image": STYLE}, {"type": "style", "image": INIT}]},
 ]
 
 
@@ -34,6 +38,10 @@ def settings(tmp_path_factory):
     tiny_adapters.ip_adapter(BASE, folder / "plus.safetensors", seed=4, plus=True)
     for name in (STYLE, INIT):
         shutil.copy(IMAGES / name, folder / name)
+    for name, some in (("left", slice(0, 25)), ("right", slice(25, 64))):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[:, some] = 255
+        Image.fromarray(mask).save(folder / f"{name}.png")
     lines = [{"id": str(number), "prompt": "a small red circle", **way} for number, way in enumerate(WAYS)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     adapters = {"style": "plain.safetensors", "content": "plus.safetensors"}
@@ -65,8 +73,12 @@ def test_every_row_is_kept_and_says_which_references_made_it(out):
         [f"style:{INIT}:0.4"],
         [f"content:{STYLE}:1.0", f"style:{INIT}:1.0"],
         [f"content:{INIT}:1.0"],
+        *[[f"style:{STYLE}:1.0", f"style:{INIT}:1.0"]] * 2,
     ]
-    assert rows(out, 'count(*) FROM (SELECT unnest("references") AS r FROM RUNS) WHERE len(r.sha256) <> 64') == [(0,)]
+    listed = '(SELECT unnest("references") AS r FROM RUNS)'
+    assert rows(out, f"count(*) FROM {listed} WHERE len(r.sha256) <> 64") == [(0,)]
+    masks = rows(out, f"DISTINCT r.mask, len(r.mask_sha256) FROM {listed} ORDER BY r.mask")
+    assert masks == [("left.png", 64), ("right.png", 64), (None, None)]
 
 
 def test_every_image_is_made_again_alone_to_its_bits(out):
@@ -110,7 +122,6 @@ def test_a_dataset_without_adapters_has_no_such_column(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("model.references={style: {source: ./embedded/weights/pipeline}}", "references.style: needs a weight_name"),
         ("model.kernels.attention=plain", "references go with kernels.attention sdpa"),
         ("model.references={}", "image_encoder is for references"),
     ],

@@ -109,3 +109,26 @@ def test_controls_beside_a_refiner_and_a_refiner_that_misfits_are_one_line(setti
         look(load("embedded", [*given, f"model.refiner={{source: {folder / 'base'}}}"]))
     with pytest.raises(ConfigError, match="switch"):
         load("embedded", [*given, f"model.refiner={{source: {folder / 'refiner'}, switch: 1.0}}"])
+
+
+def test_a_row_that_leaves_the_base_or_the_refiner_no_step_is_a_bad_row_and_so_is_its_draft(settings, tmp_path):
+    folder, given = settings
+    weak = {"steps": 10, "init_image": "init.png", "strength": 0.3}
+    ways = [{}, {"steps": 1}, {"steps": 2, "scheduler": "lcm"}, weak, {"steps": 3}]
+    shutil.copy(folder / "init.png", tmp_path / "init.png")
+    lines = [{"id": str(number), "prompt": PROMPT, **way} for number, way in enumerate(ways)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    mine = [f"manifest={tmp_path / 'rows.jsonl'}", *given[1:]]
+    with pytest.raises(PlanError) as caught:
+        make_plan(look(load("embedded", mine)), str(tmp_path / "out"))
+    said = [line.partition(", ")[2] for line in caught.value.problems if "steps: of" in line]
+    before, after = "none is before model.refiner.switch 0.6", "none is after model.refiner.switch 0.6"
+    assert said == [
+        f"row 2: steps: of 1 steps {after}; take more steps, or another switch",
+        f"row 3: steps: of 2 steps {after}; take more steps, or another switch",
+        f"row 4: steps: of 3 steps {before}; take more steps, a higher strength, or another switch",
+    ]
+    drafts = "ranking.drafts=[{steps: 1, keep: 2}]"
+    with pytest.raises(PlanError) as caught:
+        make_plan(look(load("embedded", [*given, drafts, "defaults.candidates=4"])), str(tmp_path / "drafts"))
+    assert "steps: in a draft of ranking.drafts: of 1 steps none is after" in "\n".join(caught.value.problems)

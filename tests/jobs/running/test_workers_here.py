@@ -18,6 +18,7 @@ from promptmill.jobs.planning.sources import look
 from promptmill.jobs.running.rendering import StoppedError
 from promptmill.jobs.running.run import run
 from promptmill.jobs.running.stopping import Stop
+from tests import warm
 from tests.jobs.running.test_run import HERE, Watching, problems, published, rendered
 
 PROMPT = "a small red circle at the left on a black background"
@@ -85,7 +86,7 @@ def command(folder, *words):
     small(folder)
     settings = [word for setting in ("defaults.steps=200", *SETTINGS) for word in ("--set", setting)]
     manifest = ["--set", f"manifest={folder / 'rows.jsonl'}"]
-    return [sys.executable, "-m", "promptmill", "run", "embedded", "--out", str(folder / "out"), *manifest, *settings, *words]
+    return ["run", "embedded", "--out", str(folder / "out"), *manifest, *settings, *words]
 
 
 SETTINGS = ("model.batch=2", "shards.size=2", "defaults.candidates=2", HERE)
@@ -93,7 +94,7 @@ SETTINGS = ("model.batch=2", "shards.size=2", "defaults.candidates=2", HERE)
 
 def test_a_run_here_imports_no_ray_and_verifies_and_repairs_without(tmp_path):
     few = ["--set", "defaults.steps=2"]
-    ran = ["run", *command(tmp_path, *few)[4:]]
+    ran = command(tmp_path, *few)
     out = tmp_path / "out"
     program = f"""
 import sys
@@ -118,7 +119,7 @@ print("without Ray")
 
 def started(folder, *words):
     """A run in a process of its own that has settled a unit."""
-    process = subprocess.Popen(command(folder, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = warm.started("promptmill", command(folder, *words))
     for line in process.stdout:
         if '"settled"' in line or '"shard"' in line:
             return process
@@ -144,19 +145,20 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     assert process.returncode == -signal.SIGKILL
     for folder in (tmp_path, tmp_path / "calm"):
         folder.mkdir(exist_ok=True)
-        assert CliRunner().invoke(main, command(folder, "--set", "defaults.steps=20")[3:]).exit_code == 0
+        assert CliRunner().invoke(main, command(folder, "--set", "defaults.steps=20")).exit_code == 0
     assert published(tmp_path / "out") == published(tmp_path / "calm" / "out")
 
 
 def test_a_unit_past_its_deadline_ends_the_run_with_one_line_that_names_it(tmp_path):
     words = ("--set", "runtime.unit_deadline_s=0.05")
-    done = subprocess.run(command(tmp_path, *words), capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
+    run = warm.started("promptmill", command(tmp_path, *words))
+    _, errors = run.communicate(timeout=250)
+    assert run.returncode == 1
+    last = errors.splitlines()[-1]
     assert last.startswith(
         "unit 000000-00000 is not done within runtime.unit_deadline_s, 0.05 s, and a thread cannot be ended by itself"
     )
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,10 @@ NET = {"canny": Weights(source="./canny")}
         ("StableDiffusionInpaintPipeline", {"in_channels": 9}, NET, ("inpaint", "controlnet_inpaint")),
         ("LatentConsistencyModelPipeline", {"in_channels": 4}, {}, ("txt2img", "img2img")),
         ("FluxPipeline", None, {}, ("txt2img", "img2img", "inpaint")),
-        ("Flux2KleinPipeline", None, {}, ("txt2img", "img2img")),
+        ("Flux2KleinPipeline", None, {}, ("txt2img", "img2img", "inpaint")),
         ("PixArtSigmaPipeline", None, {}, ("txt2img",)),
         ("FluxFillPipeline", None, {}, ("inpaint",)),
-        ("FluxKontextPipeline", None, {}, ("txt2img", "img2img")),
+        ("FluxKontextPipeline", None, {}, ("txt2img", "img2img", "inpaint")),
         ("ChromaPipeline", None, {}, ("txt2img", "img2img")),
         ("Flux2Pipeline", None, {}, ("txt2img", "img2img")),
     ],
@@ -137,9 +137,9 @@ def test_a_pipeline_that_is_steered_by_itself_is_refused_by_its_name_with_what_t
 def test_references_are_for_families_that_promptmill_has_adapters_for(saved):
     references = {"style": PartWeights(source="./a", weight_name="b.safetensors")}
     with pytest.raises(
-        ModelError, match=r"model\.references: FluxPipeline takes none; IP-Adapters are for Stable Diffusion and SDXL"
+        ModelError, match=r"model\.references: AuraFlowPipeline takes none; IP-Adapters are for Stable Diffusion and SDXL"
     ):
-        read_facts(saved("FluxPipeline", references=references))
+        read_facts(saved("AuraFlowPipeline", references=references))
     assert read_facts(saved("StableDiffusionXLPipeline", unet={"in_channels": 4}, references=references)).image_prompts
 
 
@@ -230,6 +230,10 @@ def test_columns_that_a_model_ignores_are_known_from_its_configs(saved, name, pa
     assert read_facts(saved(name, **parts)).ignored == ignored
 
 
+def test_the_least_guidance_scale_that_a_family_takes_is_known(saved):
+    assert [read_facts(saved(name)).least_guidance for name in ("PRXPipeline", "StableDiffusionPipeline")] == [1.0, 0.0]
+
+
 HEUN, EULER = ({"_class_name": f"FlowMatch{name}DiscreteScheduler"} for name in ("Heun", "Euler"))
 
 
@@ -260,13 +264,12 @@ def test_an_evaluation_is_counted_as_each_family_and_scheduler_have_it(saved, na
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("FluxControlImg2ImgPipeline", "needs a control image for every row"),
-        ("CogView4ControlPipeline", "needs a control image for every row"),
+        ("FluxControlImg2ImgPipeline", "needs a control image beside the picture of every row"),
         ("GlmImagePipeline", "has a language model draw the picture's tokens from torch's global generator"),
-        ("Kandinsky5T2IPipeline", "renders seven sizes alone"),
-        ("HiDreamImagePipeline", "renders one number of pixels"),
-        ("HunyuanImagePipeline", "has a guider that keeps a state"),
-        ("QwenImageEditPlusPipeline", "has its language model read the pictures"),
+        ("Kandinsky5T2VPipeline", "makes videos"),
+        ("HunyuanImageRefinerPipeline", "takes the latents of another pipeline"),
+        ("QwenImageLayeredPipeline", "makes several pictures of one"),
+        ("JoyImageEditPipeline", "reads its language model by a hook"),
         ("StableCascadeCombinedPipeline", "is made of two models: name the decoder's as model.base"),
         ("StableDiffusionControlNetPipeline", "was saved with its ControlNet; give the base model as model.base"),
         ("Flux3ModularPipeline", "is made of modular blocks"),
@@ -325,3 +328,30 @@ def test_where_a_model_does_not_say_how_much_noise_it_takes_the_pipeline_does(sa
 def test_the_latent_upscalers_projection_is_of_the_text_and_not_of_the_guidance_scale(saved):
     model = saved("StableDiffusionLatentUpscalePipeline", unet={"in_channels": 8, "time_cond_proj_dim": 896})
     assert read_facts(model).ignored == ("strength",)
+
+
+HIDREAM = {part: ["transformers", "Any"] for part in ("text_encoder_4", "tokenizer_4")}
+
+
+@pytest.mark.parametrize("left_out", HIDREAM)
+def test_a_part_that_repositories_leave_out_is_named_with_the_model_that_goes_there(saved, left_out):
+    model = saved("HiDreamImagePipeline", HIDREAM | {left_out: [None, None]}, transformer={})
+    with pytest.raises(ModelError, match=rf"has no {left_out}; add that of Llama 3\.1 8B Instruct"):
+        read_facts(model)
+
+
+def test_the_largest_image_is_that_which_the_denoiser_has_places_for(saved):
+    facts = read_facts(saved("HiDreamImagePipeline", HIDREAM, transformer={"patch_size": 2, "max_resolution": [128, 128]}))
+    assert (facts.most_pixels, facts.multiple) == (1024**2, 16)
+    assert read_facts(saved("FluxPipeline", transformer={"max_resolution": [128, 128]})).most_pixels is None
+
+
+def test_kandinsky_5_renders_its_own_sizes(saved):
+    facts = read_facts(saved("Kandinsky5T2IPipeline", transformer={"patch_size": [1, 2, 2]}))
+    assert len(facts.sizes) == 7 and (768, 1280) in facts.sizes and facts.multiple == 16
+
+
+def test_a_model_that_goes_by_a_schedule_of_its_own_is_refused(saved):
+    assert read_facts(saved("QwenImage21Pipeline", {"sample_sigmas": None}, transformer={"patch_size": 1})).multiple == 8 * 2
+    with pytest.raises(ModelError, match="brings a schedule of its own"):
+        read_facts(saved("QwenImage21Pipeline", {"sample_sigmas": [1.0, 0.5]}, transformer={}))

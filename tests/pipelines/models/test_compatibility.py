@@ -65,7 +65,7 @@ def test_a_part_of_a_class_that_is_not_served_is_one_line_before_anything_is_loa
         check_fits(model_of(folder, controlnets={"canny": union}))
     masked = saved_config(tmp_path / "masked", "ControlNetModel", extra_conditioning_channels=1)
     with pytest.raises(
-        ModelError, match=r"canny: .*masked repaints by a mask of its own, an inpainting ControlNetModel, which is not"
+        ModelError, match=r"canny: .*masked repaints by a mask of its own, for which StableDiffusionPipeline has no pipeline"
     ):
         check_fits(model_of(folder, controlnets={"canny": masked}))
     with pytest.raises(ModelError, match=r"model\.vae: .*unet is a UNet2DConditionModel, which is no VAE"):

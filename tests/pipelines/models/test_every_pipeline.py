@@ -63,7 +63,8 @@ def said(tmp_path, monkeypatch):
 
     def ask(name):
         parts = {"vae": ["diffusers", "AutoencoderKL"], "unet": ["diffusers", "UNet2DConditionModel"]}
-        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name, **parts}))
+        beside = {part: ["transformers", "Any"] for part in families.family_of(name).beside}
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name, **parts, **beside}))
         for part in parts:
             (tmp_path / part).mkdir(exist_ok=True)
             (tmp_path / part / "config.json").write_text("{}")

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import huggingface_hub
@@ -163,3 +164,18 @@ def test_what_makes_a_text_of_a_prompt_is_part_of_what_a_folder_is(tmp_path):
     first = source_identity(Weights(source=str(tmp_path)))
     (tmp_path / "chat_template.jinja").write_text("Draw {{ prompt }}")
     assert len({without, first, source_identity(Weights(source=str(tmp_path)))}) == 3
+
+
+def saved_as(folder, name):
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    return Model(base=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "further"),
+    [("KolorsPipeline", {"sentencepiece"}), ("PRXPipeline", {"ftfy"}), ("StableDiffusionPipeline", set())],
+)
+def test_the_versions_are_also_of_what_reads_the_prompts_of_a_family_alone(tmp_path, name, further):
+    usual, its = library_versions(Model(base="./any")), library_versions(saved_as(tmp_path / "base", name))
+    assert its.keys() - usual.keys() == further and all(its[library] for library in further)

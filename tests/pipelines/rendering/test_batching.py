@@ -80,3 +80,25 @@ def test_rows_are_joined_in_one_memory_format_also_where_torch_takes_theirs_for_
     assert grey.is_contiguous() and grey.is_contiguous(memory_format=torch.channels_last)
     alone, together = spread([grey], 2), spread([grey[:1], grey[1:]], 2)
     assert alone.stride() == together.stride() == (4096, 4096, 64, 1)
+
+
+def test_a_call_of_larger_tensors_goes_in_smaller_batches_of_one_shape():
+    seen = []
+
+    def run(sample):
+        seen.append(tuple(sample.shape))
+        return sample * 2
+
+    one = Joined.of(run, 4, fitting=lambda given: max(1, 16 // given["sample"].shape[-1]))
+    answers = {}
+
+    def call(name, rows, width):
+        answers[name] = one.hold(torch.full((rows, width), float(rows)))
+
+    for name, rows, width in (("small", 3, 2), ("large", 3, 8), ("huge", 1, 64)):
+        greenlet(lambda name=name, rows=rows, width=width: call(name, rows, width)).switch()
+    while one.waiting:
+        for caller, answer in one.run_batch():
+            caller.switch(answer)
+    assert sorted(seen) == [(1, 64), (2, 8), (2, 8), (4, 2)]
+    assert {name: answer.shape for name, answer in answers.items()} == {"small": (3, 2), "large": (3, 8), "huge": (1, 64)}

@@ -41,6 +41,7 @@ def model(family, **options):
         family=family,
         refiner=None,
         prior=None,
+        redux=None,
         guided=lambda request: request.guidance_scale > family.unguided,
         scheduler_options=SchedulerOptions(**options),
     )
@@ -92,6 +93,14 @@ def test_a_pipeline_is_given_only_what_it_takes():
 def test_guidance_and_the_negative_prompt_are_said_as_the_family_takes_them(family, values, negative, scales):
     given = said(WithAll(), family, **values)
     assert (given["negative_prompt"], given["scales"]) == (negative, scales)
+
+
+def test_prompts_are_never_cleaned_whatever_packages_are_installed():
+    class Cleans(Takes):
+        def __call__(self, prompt, clean_caption=True):
+            return self.kept(prompt=prompt, clean_caption=clean_caption)
+
+    assert said(Cleans())["clean_caption"] is False
 
 
 def test_what_a_family_always_wants_is_always_said():

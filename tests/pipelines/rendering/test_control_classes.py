@@ -23,6 +23,7 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import tiny_adapters, tiny_controlnets
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import CANNY, JOB_SEED, MODES, SEG, request
@@ -57,6 +58,23 @@ def union(made_once, made, folder):
     place = tiny_adapters.union(made("sdxl"), folder / "union")
     controls = {name: ControlNetWeights(source=str(place), mode=number) for name, number in NUMBERS.items()}
     return *made_once(made("sdxl"), **controls), place
+
+
+@pytest.mark.parametrize("model", ["sd", "sdxl"])
+def test_rows_of_t2i_adapters_have_previews(made_once, made, folder, model):
+    base = tiny_adapters.adaptable(made("sd"), folder / "adaptable-previews") if model == "sd" else made("sdxl")
+    kind = "full_adapter" if model == "sd" else "full_adapter_xl"
+    place = tiny_adapters.t2i_adapter(folder / f"t2i-previews-{model}", kind=kind)
+    engine, _ = made_once(base, canny=ControlNetWeights(source=str(place)))
+    for scheduler in ("euler", "heun", "dpmpp_2m", "pndm"):
+        one = request(mode="controlnet", controls=(CANNY,), steps=6, scheduler=scheduler, candidates=2, prompt="a small red circle")
+        unit = Unit(0, 0, tuple(Placed(row, one, preview=steps) for row, steps in enumerate((3, 6, None))))
+        early, late, final = (outcome.failure or outcome.candidates for outcome in engine.render(unit).outcomes)
+        alone = [outcome.candidates for outcome in engine.render(Unit(0, 0, unit.requests[:1])).outcomes]
+        for number, whole in enumerate(final):
+            far = [abs(made[number].pixels.astype(int) - whole.pixels).mean() for made in (early, late)]
+            assert far[1] < far[0] and early[number].evaluations < late[number].evaluations <= whole.evaluations, scheduler
+            np.testing.assert_array_equal(alone[0][number].pixels, early[number].pixels)
 
 
 def controlnet_of(base, folder):
@@ -100,6 +118,37 @@ def test_images_steered_by_a_union_net_are_those_of_plain_diffusers_in_mixed_uni
         count = SDXL.fills(one, BATCH)
         said = steering(one) | {"control_image": one_or_all(maps_of(one, count, folder)), "batch": BATCH}
         said["control_mode"] = one_or_all([NUMBERS[control.type] for control in one.controls])
+        theirs = render_steered(SDXL, name, one, count, made("sdxl"), {"controlnet": net}, said, folder)
+        np.testing.assert_array_equal(ours, theirs[: one.candidates], err_msg=str(one))
+
+
+def test_two_union_nets_at_once_make_the_bits_of_plain_diffusers(union, made_once, made, folder):
+    _, _, place = union
+    other = tiny_adapters.union(made("sdxl"), folder / "another-union", seed=9)
+    modes = {"canny": (place, 3), "seg": (other, 5), "depth": (place, 1)}
+    controls = {name: ControlNetWeights(source=str(source), mode=mode) for name, (source, mode) in modes.items()}
+    engine, _ = made_once(made("sdxl"), **controls)
+    depth = CANNY.model_copy(update={"type": "depth", "image": "a.png", "scale": 1.3})
+    some = [
+        request(
+            f"r{n}",
+            mode=mode,
+            controls=given,
+            steps=3,
+            scheduler="euler",
+            **{k: v for k, v in MODES[mode].items() if k != "controls"},
+        )
+        for n, (mode, given) in enumerate((mode, given) for mode in UNION_MODES for given in ((CANNY, SEG, depth), (CANNY, depth)))
+    ]
+    for one, ours in zip(some, free_of_companions(engine, some), strict=True):
+        count, kinds = SDXL.fills(one, BATCH), [control.type for control in one.controls]
+        sources = [modes[kind][0] for kind in kinds]
+        nets = [ControlNetUnionModel.from_pretrained(source) for source in sources]
+        # One net sees all of its images at once; of several nets each sees one.
+        said = steering(one) | {"control_image": one_or_all(maps_of(one, count, folder)), "batch": BATCH}
+        said["control_mode"] = one_or_all([modes[kind][1] for kind in kinds])
+        net = nets[0] if len({*sources}) == 1 else nets
+        name = f"{XL}ControlNetUnion{UNION_MODES[one.mode]}Pipeline"
         theirs = render_steered(SDXL, name, one, count, made("sdxl"), {"controlnet": net}, said, folder)
         np.testing.assert_array_equal(ours, theirs[: one.candidates], err_msg=str(one))
 

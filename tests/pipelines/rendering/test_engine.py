@@ -1,4 +1,6 @@
 import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import diffusers
@@ -14,6 +16,7 @@ from promptmill.configs.weights import Weights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.rendering.preparing import prepare_request
 from promptmill.pipelines.rendering.text import Tokenizers
 from promptmill.pipelines.work.errors import FatalError, ModelError
 from promptmill.pipelines.work.evaluations import evaluations
@@ -46,6 +49,38 @@ def test_a_row_with_a_seed_counts_up_from_it_and_the_first_candidates_stay_when_
     assert [c.seed for c in outcome.candidates] == [2**32 - 1, 0]
     few, many = (pixels(render(engine, request(candidates=n))[0]) for n in (2, 5))
     np.testing.assert_array_equal(few, many[:2])
+
+
+def test_an_image_that_is_long_in_coming_stops_no_other_unit(engine, monkeypatch):
+    arrived, asked = threading.Event(), threading.Event()
+
+    def slow(placed, *rest):
+        if placed.request.init_image:
+            asked.set()
+            assert arrived.wait(60)
+        return prepare_request(placed, *rest)
+
+    monkeypatch.setattr("promptmill.pipelines.rendering.engine.prepare_request", slow)
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(render, engine, request("image", mode="img2img", init_image="a.png", strength=0.7))
+        assert asked.wait(60)
+        assert pixels(threads.submit(render, engine, request("text")).result(60)[0])
+        assert not waiting.done()
+        arrived.set()
+        assert pixels(waiting.result(60)[0])
+
+
+def test_a_scheduler_is_made_once_and_each_call_has_its_own(engine, monkeypatch):
+    made, model = [], engine.model
+    build = type(model)._made_scheduler
+    monkeypatch.setattr(type(model), "_made_scheduler", lambda self, name: made.append(name) or build(self, name))
+    monkeypatch.setattr(model, "_schedulers", {})
+    one, other = model.scheduler("kdpm2"), model.scheduler("kdpm2")
+    one.set_timesteps(3)
+    assert made == ["kdpm2"] and one is not other
+    assert len(other.timesteps) != len(one.timesteps)
+    render(engine, request(scheduler="kdpm2"), request("other", scheduler="kdpm2", steps=4))
+    assert made == ["kdpm2"]
 
 
 def test_a_broken_or_changed_image_fails_its_request_and_no_other(engine, folder):

@@ -13,14 +13,17 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.models import families
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering import calls
+from promptmill.pipelines.rendering.conditioning import prepare
 from promptmill.pipelines.rendering.engine import Engine
-from promptmill.pipelines.work.evaluations import evaluations
+from promptmill.pipelines.work.evaluations import evaluations, steps_of
+from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import plain_families
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_families import FAMILIES, Plain, render_family
 from tests.pipelines.plain_families import UNETS as FAMILIES_OF_UNETS
+from tests.pipelines.tiny_readers import small_inputs
 
 # Steps, guidance scale, prompt and negative prompt of the requests in each mode. Two may go through one call, with texts of lengths
 # that transformers do not round up to the same.
@@ -30,6 +33,21 @@ ASKED = [
     (3, 4.0, "a circle", ""),
     (5, 7.0, "a large blue square at the left of a small green circle", "blue and red"),
 ]
+
+
+@pytest.fixture(scope="module")
+def whole_sizes():
+    """The sizes that two of diffusers' pipelines make of an aspect, before tests make them smaller."""
+    from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_inpaint
+
+    return pipeline_longcat_image_edit.calculate_dimensions, pipeline_qwenimage_edit_inpaint.calculate_dimensions
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inputs_are_small(whole_sizes):
+    with small_inputs():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +75,7 @@ def mixed(name):
             negative_prompt=negative if plain.negative else "",
             steps=steps,
             guidance_scale=scale,
-            scheduler=plain.schedulers[number % len(plain.schedulers)],
+            scheduler=plain.solvers(mode)[number % len(plain.solvers(mode))],
             **plain.values(number, mode),
         )
         for number, (mode, steps, scale, prompt, negative) in enumerate(asked)
@@ -73,7 +91,7 @@ def test_a_mixed_unit_makes_the_bits_and_takes_the_rows_of_plain_diffusers(engin
     for one, outcome in zip(some, render(engine, *some), strict=True):
         theirs, rows = render_family(plain, one, plain.fills(one, BATCH), base, folder, BATCH)
         # A plan leaves out a strength that has no effect.
-        assert evaluations(one if plain.strength else replace(one, strength=None), counting) == rows, one
+        assert evaluations(one if plain.has_strength(one.mode) else replace(one, strength=None), counting) == rows, one
         np.testing.assert_array_equal(pixels(outcome), theirs[: one.candidates], err_msg=str(one))
         assert {candidate.evaluations for candidate in outcome.candidates} == {rows}, one
 
@@ -153,7 +171,7 @@ def test_companions_never_matter(engines, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest(engines, name, monkeypatch):
+def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest_or_it_makes_one_image(engines, name, monkeypatch):
     engine, _ = engines(name)
     sizes = []
     render_group = engine.path._render
@@ -165,7 +183,74 @@ def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest(engines
         for n, prompt in enumerate(("a red square", "a"))
     ]
     assert all(outcome.failure is None for outcome in render(engine, *some))
-    assert sizes == ([1, 1] if FAMILIES[name].apart else [2])
+    assert sizes == ([1, 1] if FAMILIES[name].apart or FAMILIES[name].single else [2])
+
+
+@pytest.mark.parametrize("name", ["qwen-image-edit"])
+def test_language_models_that_read_pictures_read_each_rows_own(engines, folder, name):
+    engine, base = engines(name)
+    sizes = [{"width": 64, "height": 32}, {"width": 32, "height": 64}]
+    some = [
+        request(f"{file}-{n}", mode="img2img", init_image=file, steps=2, scheduler="euler", seed=1, candidates=1, **size)
+        for file in ("a.png", "b.png")
+        for n, size in enumerate(sizes)
+    ]
+    made = [pixels(outcome)[0] for outcome in render(engine, *some)]
+    assert (made[0] != made[2]).any()
+    for one, mine in zip(some, made, strict=True):
+        cut = folder / f"{one.width}-{one.init_image}"  # as a row's picture is brought to the row's size
+        Image.fromarray(prepare(Image.open(folder / one.init_image), one.width, one.height)).save(cut)
+        theirs, _ = render_family(FAMILIES[name], replace(one, init_image=cut.name), 1, base, folder, BATCH)
+        np.testing.assert_array_equal(mine, theirs[0], err_msg=one.id)
+
+
+def test_texts_in_quotes_are_read_by_letters_and_have_a_guider_of_their_own(engines, folder):
+    engine, base = engines("hunyuan-image")
+    prompts = ("a red circle", 'a red "circle"', 'a red "square"')
+    some = [request(prompt, prompt=prompt, steps=4, seed=1, scheduler="model", candidates=1) for prompt in prompts]
+    made = [pixels(outcome)[0] for outcome in render(engine, *some)]
+    assert (made[1] != made[0]).any() and (made[1] != made[2]).any()
+    for one, mine in zip(some, made, strict=True):
+        theirs, _ = render_family(FAMILIES["hunyuan-image"], one, BATCH, base, folder, BATCH)
+        np.testing.assert_array_equal(mine, theirs[0], err_msg=one.id)
+
+
+def test_plain_hidream_renders_one_number_of_pixels_unless_its_attribute_says_another(engines, folder):
+    _, base = engines("hidream")
+    plain, asked = FAMILIES["hidream"], request(width=64, height=32, steps=1, scheduler="euler")
+    assert render_family(plain, asked, 1, base, folder, 1)[0].shape == (1, 32, 64, 3)
+    bent = replace(plain, sets={"default_sample_size": lambda request: 8})
+    assert render_family(bent, asked, 1, base, folder, 1)[0].shape == (1, 32, 80, 3)
+
+
+def test_the_size_that_a_pipeline_makes_of_another_is_known(whole_sizes):
+    of_longcat, of_qwen = whole_sizes
+    for size in [(1024, 1024), (1376, 768), (64, 64), (512, 768), (2048, 16), (720, 1280), (1008, 1040)]:
+        assert families.about_a_million_pixels(*size) == of_longcat(1024 * 1024, size[0] / size[1])
+        assert families.a_million_pixels(*size) == of_qwen(1024 * 1024, size[0] / size[1])[:2]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_every_family_a_preview_costs_its_steps_and_the_last_one_is_the_image(engines, folder, name):
+    engine, base = engines(name)
+    plain = FAMILIES[name]
+    counting = read_facts(model_of(folder, base=str(base), controlnets={})).counting
+    scheduler = "euler" if "euler" in plain.fitting else "model"
+    for mode in plain.pipelines:
+        one = request(mode=mode, scheduler=scheduler, steps=6, guidance_scale=4.0, candidates=1, **plain.values(0, mode))
+        one = one if plain.strength else replace(one, strength=None)  # as a plan leaves it out
+        unit = Unit(0, 0, tuple(Placed(row, one, preview=steps) for row, steps in enumerate((3, 6, None))))
+        outcomes = engine.render(unit).outcomes
+        early, late, final = [outcome.failure or outcome.candidates[0] for outcome in outcomes]
+        left = engine.model.family.steps_left
+        # A preview's prior has all of its steps.
+        prior = evaluations(one, counting) - evaluations(replace(one, prior_steps=None), replace(counting, inner=0))
+        made_after = ((early, 3), (late, 6), (final, 6))
+        taken = [(made.evaluations - prior) / steps_of(steps, one.strength, left) for made, steps in made_after]
+        assert taken[0] == taken[1] == taken[2], taken
+        # The last step of Euler's is the prediction. In inpainting the picture around the mask is put back after it.
+        far = [abs(made.pixels.astype(int) - final.pixels).mean() for made in (early, late)]
+        assert far[1] < far[0] and (far[1] < 1 or mode == "inpaint"), (mode, far)
 
 
 def test_every_family_of_the_table_has_a_tiny_model_and_the_other_way_round():

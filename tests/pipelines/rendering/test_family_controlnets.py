@@ -27,7 +27,7 @@ def models(folder):
     @cache
     def model(family):
         place = folder / f"controlled-{family}"
-        base = MAKERS[family](place / "base")
+        base = MAKERS[CONTROLLED[family].of or family](place / "base")
         nets = {name: controlnet(family, base, place / name, seed) for seed, name in ((3, "canny"), (4, "seg"))}
         given = model_of(folder, base=str(base), controlnets={name: Weights(source=str(net)) for name, net in nets.items()})
         check_fits(given)
@@ -43,7 +43,8 @@ def models(folder):
 
 def mixed(family):
     """Requests that differ in steps, guidance, prompt and strength of their controls; some with two, where the family takes two."""
-    how, plain = CONTROLLED[family], FAMILIES[family]
+    how = CONTROLLED[family]
+    plain = FAMILIES[how.of or family]
     window = {} if how.timed else {"start": 0.0, "end": 1.0}
     one = (replace_(CANNY, **window),)
     controls = [one, (replace_(SEG, **window),), (*one, replace_(SEG, **window)) if how.several else one]
@@ -52,7 +53,11 @@ def mixed(family):
     some = []
     for mode in how.pipelines:
         images = {name: value for name, value in MODES[mode].items() if name != "controls"}
+        if how.of and "init_image" in images:
+            images["strength"] = None  # as a plan leaves it out, since images begin with noise
         for (steps, scale, prompt), given in zip(asked, controls, strict=True):
+            if how.repaints:
+                given = tuple(replace_(control, image=images["init_image"]) for control in given)
             said = {"steps": steps, "guidance_scale": scale, "prompt": prompt, "controls": given, "scheduler": scheduler}
             some.append(request(f"r{len(some)}", mode=mode, **said, **images))
     return some
@@ -67,7 +72,7 @@ def test_images_with_controls_are_those_of_plain_diffusers_in_mixed_units(models
     engine, _, base, nets = models(family)
     some = mixed(family)
     for one, outcome in zip(some, render(engine, *some), strict=True):
-        count = FAMILIES[family].fills(one, BATCH)
+        count = FAMILIES[CONTROLLED[family].of or family].fills(one, BATCH)
         theirs, rows = render_controlled(family, one, count, base, nets, folder, BATCH)
         np.testing.assert_array_equal(pixels(outcome), theirs[: one.candidates], err_msg=str(one))
         assert {candidate.evaluations for candidate in outcome.candidates} == {rows}, one
@@ -92,7 +97,9 @@ def test_the_modes_with_controls_are_those_that_diffusers_has_pipelines_for(mode
     facts, how = read_facts(given), CONTROLLED[family]
     assert {mode for mode in facts.modes if mode.startswith("controlnet")} == set(CONTROLLED[family].pipelines)
     for can in facts.steering.values():
-        assert (can.kind, can.several, can.timed) == (how.net, how.several, how.timed)
+        kind = f"{how.net} that repaints" if how.repaints else how.net
+        assert (can.kind, can.several, can.timed, can.repaints) == (kind, how.several, how.timed, how.repaints)
+        assert can.from_noise == (("controlnet_inpaint",) if how.net == "ZImageControlNetModel" or how.repaints else ())
 
 
 def test_a_controlnet_of_another_family_is_one_line_before_anything_is_loaded(models, folder):
@@ -103,3 +110,9 @@ def test_a_controlnet_of_another_family_is_one_line_before_anything_is_loaded(mo
     pixart = model_of(folder, base=str(MAKERS["pixart-alpha"](folder / "uncontrolled")), controlnets=flux.controlnets)
     with pytest.raises(ModelError, match="there are no ControlNets for PixArtAlphaPipeline that promptmill can load"):
         read_facts(pixart)
+
+
+def test_a_net_that_has_no_channels_for_a_mask_does_not_repaint(models):
+    modes = {name: {mode for can in read_facts(models(name)[1]).steering.values() for mode in can.modes} for name in CONTROLLED}
+    assert modes["z-image"] == {"controlnet"} and modes["z-image of version 2"] == {"controlnet", "controlnet_inpaint"}
+    assert modes["sd3"] == {"controlnet"} and modes["sd3 that repaints"] == {"controlnet_inpaint"}

@@ -66,3 +66,17 @@ def test_without_a_driver_there_is_no_version(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
     assert gpus.driver_version() is None
+
+
+def test_settings_that_choose_other_kernels_are_another_kind_of_hardware(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H200")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)
+    monkeypatch.setattr(hardware, "driver_version", lambda: "570.1")
+    for name in hardware.CUDA_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    plain = hardware_kind(1)
+    for name in hardware.CUDA_SETTINGS:
+        monkeypatch.setenv(name, "1")
+        assert hardware_kind(1) == {**plain, name.lower(): "1"}
+        monkeypatch.delenv(name)

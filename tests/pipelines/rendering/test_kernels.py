@@ -8,9 +8,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from pydantic import ValidationError
 
 from promptmill.configs.model import Kernels, LoraWeights, Model
+from promptmill.configs.parameters import Defaults
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.engine import Engine
-from promptmill.pipelines.rendering.kernels import put_on
+from promptmill.pipelines.rendering.kernels import SHAPES, put_on
+from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines.engines import model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
@@ -37,15 +39,44 @@ def test_with_any_kernels_an_image_is_the_one_rendered_alone_and_nearly_the_usua
         assert np.abs(np.array(made, int) - pixels(render(engine, one)[0])).max() <= 2
 
 
-def test_a_compiled_block_is_compiled_once_for_a_shape(folder):
-    compiled = Engine(model_of(folder, kernels=Kernels(compile=True)), JOB_SEED, Roots((str(folder),)))
-    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+def test_a_compiled_block_is_compiled_once_for_a_shape_and_for_the_default_one_before_the_first_unit_comes(folder):
+    counted = torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
     # Of a size that no other test has, so that there is something to compile.
-    render(compiled, request(width=72, height=88))
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    size = Defaults(width=72, height=88, scheduler="ddim")
+    compiled = Engine(model_of(folder, kernels=Kernels(compile=True)), JOB_SEED, Roots((str(folder),)), warmed=size)
+    graphs = counted["unique_graphs"]
     assert graphs > before
+    render(compiled, request(width=72, height=88))
+    assert counted["unique_graphs"] == graphs
     render(compiled, request("other", steps=5, scheduler="euler", candidates=1, width=72, height=88))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_the_thread_that_computes_compiles_many_shapes_and_chooses_no_kernel_by_timing(folder, monkeypatch):
+    seen, step = [], Slots.step
+
+    def stepping(path):
+        seen.append((torch._dynamo.config.recompile_limit, torch._inductor.config.deterministic))
+        step(path)
+
+    monkeypatch.setattr(Slots, "step", stepping)
+    compiled = Engine(model_of(folder, kernels=Kernels(compile=True), controlnets={}), JOB_SEED, Roots((str(folder),)))
+    render(compiled, request(candidates=1, steps=1))
+    compiled.close()
+    assert set(seen) == {(SHAPES, True)}
+
+
+def test_fp8_takes_torchs_own_kernels_and_leaves_inductors_settings_alone(monkeypatch):
+    quantization = pytest.importorskip("torchao.quantization")
+    from torchao.quantization.quantize_.common import KernelPreference
+
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(quantization, "quantize_", lambda module, config, fits: asked.append(config))
+    put_on(Kernels(fp8=True), [torch.nn.Linear(1, 1)], torch.device("cuda"))
+    (config,) = asked
+    assert config.kernel_preference == KernelPreference.TORCH and not config.set_inductor_config
 
 
 def test_what_this_machine_cannot_do_is_one_line(folder, monkeypatch):
@@ -63,3 +94,9 @@ def test_what_this_machine_cannot_do_is_one_line(folder, monkeypatch):
 def test_loras_are_refused_where_switching_them_would_compile_again():
     with pytest.raises(ValidationError, match="do not go with loras"):
         Model(base="./a", loras=(LoraWeights(name="style", source="./b"),), kernels=Kernels(compile=True))
+
+
+def test_fp8_is_for_bf16():
+    with pytest.raises(ValidationError, match=r"kernels\.fp8 computes in bfloat16; set dtype to bfloat16"):
+        Model(base="./a", dtype="float16", kernels=Kernels(fp8=True))
+    assert Model(base="./a", dtype="bfloat16", kernels=Kernels(fp8=True)).kernels.fp8

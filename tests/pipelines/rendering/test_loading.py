@@ -2,14 +2,21 @@
 
 import os
 import pickle
+import sys
 
+import diffusers
+import numpy as np
 import pytest
 
 from promptmill.configs.model import LoraWeights, Model, TextualInversion
 from promptmill.configs.weights import Weights
+from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.sources import adapter_file, local_folder
+from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.work.errors import ModelError
+from tests.pipelines.engines import model_of, pixels, render
+from tests.pipelines.plain import JOB_SEED, MODES, request
 
 BASE = "./embedded/weights/pipeline"
 
@@ -88,3 +95,30 @@ def test_a_source_that_is_a_file_is_safetensors(trap):
 def test_an_sd3_that_was_saved_without_its_t5_loads():
     base = load_model(Model(base="./embedded/weights/flow")).base
     assert type(base).__name__ == "StableDiffusion3Pipeline" and base.text_encoder_3 is None and base.tokenizer_3 is None
+
+
+class Marks:
+    """Stands in for the watermark of SDXL's pipelines, which turns a corner black; the package for it need not be installed."""
+
+    def apply_watermark(self, images):
+        images[..., :8, :8] = 0
+        return images
+
+
+def test_no_pipeline_marks_images_though_the_package_for_it_is_installed(folder, made, monkeypatch):
+    wanted = [
+        request(f"r{n}", mode=mode, scheduler="euler", **MODES[mode]) for n, mode in enumerate(("txt2img", "img2img", "inpaint"))
+    ]
+    given = model_of(folder, base=str(made("sdxl")), controlnets={})
+    images = []
+    for installed in (False, True):
+        modules = [sys.modules[name] for name in [*sys.modules] if name.startswith("diffusers.pipelines.")]
+        for module in (one for one in modules if "is_invisible_watermark_available" in vars(one)):
+            monkeypatch.setattr(module, "is_invisible_watermark_available", lambda is_installed=installed: is_installed)
+            monkeypatch.setattr(module, "StableDiffusionXLWatermarker", Marks, raising=False)
+        engine = Engine(given, JOB_SEED, Roots((str(folder),)))
+        images.append([pixels(outcome) for outcome in render(engine, *wanted)])
+        plain = diffusers.StableDiffusionXLPipeline.from_pretrained(made("sdxl"))
+        assert (plain.watermark is not None) == installed
+        engine.close()
+    np.testing.assert_array_equal(*images)

@@ -1,5 +1,6 @@
 """Reference images: each row's own, in batches that rows share; equal to plain diffusers, and free of companions."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -105,6 +106,12 @@ def test_images_with_references_are_those_of_plain_diffusers_in_mixed_units(mode
         np.testing.assert_array_equal(pixels(outcome), theirs, err_msg=str(one))
 
 
+def test_an_adapter_for_a_unet_is_named_by_its_file(models):
+    _, given, place = models("sd")
+    with pytest.raises(ModelError, match=r"model\.references\.style: needs a weight_name"):
+        check_fits(given.model_copy(update={"references": {"style": PartWeights(source=str(place))}}))
+
+
 def test_companions_never_matter_to_images_with_references_and_rows_share_batches(models):
     engine, *_ = models("sd")
     some = mixed("txt2img", "img2img")
@@ -206,3 +213,39 @@ def test_what_is_no_image_encoder_is_one_line(models, folder):
         check_fits(given.model_copy(update={"image_encoder": PartWeights(source=str(folder / "sd"), subfolder="unet")}))
     with pytest.raises(ModelError, match=r"model\.image_encoder: .*sd: has no config\.json; set model\.image_encoder"):
         check_fits(given.model_copy(update={"image_encoder": PartWeights(source=str(folder / "sd"))}))
+
+
+def processor(folder, place, **config):
+    """The tiny Stable Diffusion with an image processor of its own, whose files are links."""
+    place.mkdir(exist_ok=True)
+    for one in (folder / "sd").iterdir():
+        if one.name not in ("model_index.json", "feature_extractor") and not (place / one.name).exists():
+            (place / one.name).symlink_to(one)
+    index = json.loads((folder / "sd" / "model_index.json").read_text())
+    own = ["transformers", "CLIPImageProcessor"] if config else [None, None]
+    (place / "model_index.json").write_text(json.dumps({**index, "feature_extractor": own}))
+    (place / "feature_extractor").mkdir(exist_ok=True)
+    (place / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(config))
+    return str(place)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"crop_size": 24}, "24×24"),
+        ({"crop_size": {"height": 32, "width": 48}}, "48×32"),
+        ({"do_center_crop": False, "size": {"height": 16, "width": 16}, "crop_size": 32}, "16×16"),
+        ({"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}, None),
+        ({}, None),
+    ],
+)
+def test_a_base_whose_pictures_have_another_size_than_the_image_encoder_reads_is_one_line(models, folder, tmp_path, config, says):
+    _, given, _ = models("sd")
+    given = given.model_copy(update={"base": processor(folder, tmp_path / "base", **config)})
+    if says is None:
+        check_fits(given)
+        return
+    with pytest.raises(ModelError) as caught:
+        check_fits(given)
+    wanted = "image_encoder: reads pictures of 32×32 pixels, and the feature_extractor of "
+    assert wanted in str(caught.value) and f" makes {says}; take an encoder of that size" in str(caught.value)

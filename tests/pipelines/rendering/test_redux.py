@@ -1,0 +1,98 @@
+"""Reference images beside Flux (Redux): each row's own, equal to diffusers' prior and pipeline, and free of companions."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from promptmill.configs.parameters import Reference
+from promptmill.configs.weights import PartWeights
+from promptmill.manifests.images import Roots
+from promptmill.pipelines.models.compatibility import check_fits
+from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.work.errors import ModelError
+from tests.pipelines import tiny_adapters
+from tests.pipelines.engines import BATCH, model_of, pixels, render
+from tests.pipelines.plain import JOB_SEED, MODES, request
+from tests.pipelines.plain_families import FAMILIES, asked, in_pieces, loaded, pixels_of
+from tests.pipelines.tiny_families import MAKERS
+
+FIRST, SECOND = Reference(type="redux", image="a.png", scale=1.0), Reference(type="more", image="b.png", scale=0.4)
+GIVEN = [(FIRST,), (), (SECOND,), (FIRST, SECOND), (FIRST.model_copy(update={"image": "b.png", "scale": 0.7}),)]
+TEXTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+
+@pytest.fixture(scope="module")
+def base(folder):
+    return MAKERS["flux-dev"](folder / "flux-for-redux")
+
+
+@pytest.fixture(scope="module")
+def model(folder, base):
+    redux = tiny_adapters.redux(folder / "redux")
+    given = model_of(folder, base=str(base), controlnets={})
+    references = dict.fromkeys(("redux", "more"), PartWeights(source=str(redux)))
+    return given.model_copy(update={"references": references})
+
+
+@pytest.fixture(scope="module")
+def engine(folder, model):
+    check_fits(model)
+    engine = Engine(model, JOB_SEED, Roots((str(folder),)))
+    yield engine
+    engine.close()
+
+
+def mixed():
+    """Requests of all modes that differ in steps, prompts, and in how many references they have, of which images and scales."""
+    return [
+        request(f"{mode}-{n}", mode=mode, references=given, steps=2 + n % 2, scheduler="euler", **MODES[mode])
+        for mode in ("txt2img", "img2img", "inpaint")
+        for n, given in enumerate(GIVEN)
+    ]
+
+
+def plainly(one, base, redux, folder):
+    """The candidates of a request by diffusers' prior, with the text encoders of the base, and its pipeline."""
+    plain = FAMILIES["flux-dev"]
+    pipeline, _ = loaded(plain.pipelines[one.mode], base, one, BATCH)
+    said = asked(plain, one, BATCH, folder)
+    if one.references:
+        prior = diffusers.FluxPriorReduxPipeline.from_pretrained(redux, **{name: getattr(pipeline, name) for name in TEXTS})
+        images, scales = zip(*((Image.open(folder / given.image), given.scale) for given in one.references), strict=True)
+        texts = {"prompt": [said.pop("prompt")[0]] * len(images)}
+        prior.image_encoder.forward = in_pieces(prior.image_encoder.forward, 1)
+        prior.image_embedder.forward = in_pieces(prior.image_embedder.forward, 1)
+        made = prior([*images], **texts, prompt_embeds_scale=[*scales], pooled_prompt_embeds_scale=[*scales])
+        said |= {name: torch.cat([value] * BATCH) for name, value in made.items()}
+    return pixels_of(pipeline(**said).images, one, folder)[: one.candidates]
+
+
+def test_images_with_references_are_those_of_plain_diffusers_in_a_mixed_unit(engine, base, folder):
+    some = mixed()
+    for one, outcome in zip(some, render(engine, *some), strict=True):
+        np.testing.assert_array_equal(pixels(outcome), plainly(one, base, folder / "redux", folder), err_msg=str(one))
+
+
+def test_companions_never_matter_to_images_with_references(engine):
+    some = mixed()
+    together = [pixels(outcome) for outcome in render(engine, *some)]
+    np.testing.assert_array_equal(together, [pixels(outcome) for outcome in render(engine, *some[::-1])][::-1])
+    np.testing.assert_array_equal(together, [pixels(render(engine, one)[0]) for one in some])
+
+
+def test_a_reference_and_its_scale_have_an_effect(engine):
+    some = [request(f"r{n}", seed=1, candidates=1, steps=2, scheduler="euler", references=given) for n, given in enumerate(GIVEN)]
+    made = {pixels(outcome)[0].tobytes() for outcome in render(engine, *some)}
+    assert len(made) == len(GIVEN)
+
+
+def test_what_is_no_redux_or_for_another_base_is_refused_in_one_line(model, base, folder):
+    for weights, said in (
+        (PartWeights(source=str(base)), "is no Redux, which alone Flux takes"),
+        (PartWeights(source=str(folder / "redux"), weight_name="a.safetensors"), "is no Redux, which alone Flux takes"),
+        (PartWeights(source=str(tiny_adapters.redux(folder / "wider", 64))), "is for another base model: its txt_in_features"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            check_fits(model.model_copy(update={"references": {"redux": weights}}))
