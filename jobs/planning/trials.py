@@ -15,11 +15,8 @@ from promptmill.pipelines.work.evaluations import StepsLeft, steps_of
 
 SAFE_STEPS = 250  # up to which no scheduler fails by the steps alone, but for those of `DISTILLED`
 ENDLESS = "DDPMWuerstchenScheduler"  # has timesteps between any two
-DISTILLED = {
-    "LCMScheduler": 10,
-    "TCDScheduler": 10,
-    "CMStochasticIterativeScheduler": 10,
-}  # which skip among few steps, of a number that their config may set
+# The schedulers that skip among few steps, of a number that their config may set, and how many steps each takes in any case.
+DISTILLED = {"LCMScheduler": 10, "TCDScheduler": 10, "CMStochasticIterativeScheduler": 10}
 ODD = ("rescale_betas_zero_snr", *SIGMAS)  # of a model's own scheduler: what makes some schedules fail
 
 
