@@ -213,7 +213,8 @@ def _counting(family: Family, unguided: bool, denoiser: Mapping[str, Any], sched
     once = unguided or family.embedded or _takes_guidance(family, denoiser)
     own = kind_of_class(scheduler.get("_class_name")) or UNKNOWN
     # Two evaluations, or three by text and picture; where the two go through the denoiser one after the other, `rows` is 1.
-    return Counting(1 if once else max(2, family.rows), family.unguided, family.steps_left, own, family.negative_too)
+    each = 1 if once else max(2, family.rows)
+    return Counting(each, family.unguided, family.steps_left, own, family.negative_too, 2 * family.inner)
 
 
 def _takes_guidance(family: Family, unet: Mapping[str, Any]) -> bool:

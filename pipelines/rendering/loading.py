@@ -82,6 +82,11 @@ class LoadedModel:
         return _part(self.base, DENOISERS)
 
     @property
+    def first(self) -> torch.nn.Module | None:
+        """Return the denoiser of the prior, be it a model of its own or a part of the base; None where there is none."""
+        return self.prior.denoiser if self.prior else self.base.components.get("prior")
+
+    @property
     def vae(self) -> Any:
         """Return the VAE, whatever the family calls it; None where the denoiser makes pixels."""
         return _part(self.base, VAES)
@@ -117,6 +122,8 @@ class LoadedModel:
             self._pipelines[key] = made
         made = copy.copy(self._pipelines[key])
         made.scheduler = self.scheduler(scheduler)
+        if (second := made.components.get("prior_scheduler")) is not None:
+            made.prior_scheduler = type(second).from_config(second.config)
         return made
 
     def control_class(self, kind: str) -> ControlClass:

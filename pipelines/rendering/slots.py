@@ -137,8 +137,7 @@ class Slots:
             self.refiners.append(Joined.of(unet.forward, self._rows, called=partial(self._denoising, elsewhere=True), **habits))
             self._hold(unet, "forward", self.refiners[0].hold)
         self.priors: list[Joined] = []
-        if model.prior:
-            first = model.prior.denoiser
+        if (first := model.first) is not None:
             self.priors.append(Joined.of(first.forward, self._rows, called=self._before))
             self._hold(first, "forward", self.priors[0].hold)
         self.controlnets: list[Joined] = []
@@ -159,7 +158,7 @@ class Slots:
             self._hold(vae, "decode", without_generator(self.decoder.hold))
             self._hold(vae, "encode", encoded_apart(vae.encode))
         self.texts: list[TextEncoder] = []
-        others = [vae, denoiser, *([model.prior.denoiser] if model.prior else [])]
+        others = [vae, denoiser, first]
         for name, part in model.parts.items():
             alone = name == "safety_checker" or (name == "image_encoder" and model.references is not None)
             if name in self._family.by_itself or (name == "prior.image_encoder" and part is not None):
