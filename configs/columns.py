@@ -75,6 +75,7 @@ REFERENCE = pa.struct(
         ("image", pa.string()),
         ("scale", pa.float64()),
         ("mask", pa.string()),
+        ("embedding", pa.string()),
         ("sha256", pa.string()),
         ("mask_sha256", pa.string()),
     ]
@@ -167,7 +168,11 @@ COLUMNS = (
     ),
     # Declared like the scores, so that it is in no dataset that has no reference adapter.
     Column(
-        REFERENCES, pa.list_(REFERENCE), "reference images: type, image, scale, mask, SHA-256 of both", _INPUT, need=Need.DECLARED
+        REFERENCES,
+        pa.list_(REFERENCE),
+        "references: type, image or embedding, scale, mask, SHA-256 of the files",
+        _INPUT,
+        need=Need.DECLARED,
     ),
     Column("sha256", _TEXT, "of the image file", _MADE),
     Column("pixel_sha256", _TEXT, "of height, width and RGB values before encoding", _MADE),

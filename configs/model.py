@@ -16,6 +16,7 @@ from promptmill.configs.weights import (
     ControlNetWeights,
     Layout,
     PartWeights,
+    ReferenceWeights,
     RefinerWeights,
     Revision,
     Weights,
@@ -78,7 +79,7 @@ class Model(Strict):
     controlnets: dict[str, ControlNetWeights] = Field(
         default_factory=dict, description="ControlNets by the type that requests name."
     )
-    references: dict[str, PartWeights] = Field(
+    references: dict[str, ReferenceWeights] = Field(
         default_factory=dict,
         exclude_if=is_empty,
         description="Adapters for reference images (IP-Adapters), by the type that requests name.",
@@ -131,12 +132,18 @@ class Model(Strict):
 
     @property
     def reads_references(self) -> PartWeights | None:
-        """Return where the image encoder of the reference adapters lies; None without adapters."""
-        if self.image_encoder or not self.references:
+        """Return where the image encoder of the reference adapters lies; None without adapters that read pictures."""
+        pictured = [one for one in self.references.values() if one.kind == "image"]
+        if self.image_encoder or not pictured:
             return self.image_encoder
-        first = next(iter(self.references.values()))
+        first = pictured[0]
         inside = "/".join(filter(None, (first.subfolder, "image_encoder")))
         return PartWeights(source=first.source, revision=first.revision, subfolder=inside)
+
+    @property
+    def faces(self) -> tuple[str, ...]:
+        """Return the types of references that are embeddings of faces."""
+        return tuple(name for name, one in self.references.items() if one.kind == "face")
 
     def weights(self) -> dict[str, tuple[str, Weights]]:
         """Return every set of weights of the model, by its place in the config: its role in words, and where it comes from."""
@@ -246,10 +253,12 @@ class Model(Strict):
         for name, one in self.references.items():
             if not one.source.endswith(SAFETENSORS) and not one.weight_name:
                 raise ValueError(f"references.{name}: needs a weight_name, the adapter's {SAFETENSORS} file in {one.source}")
-            if one.source.endswith(SAFETENSORS) and not self.image_encoder:
+            if one.source.endswith(SAFETENSORS) and not self.image_encoder and one.kind == "image":
                 raise ValueError(f"references.{name}: is a file, which has no image encoder beside it; set image_encoder")
-        if self.image_encoder and not self.references:
-            raise ValueError("image_encoder is for references, and none are declared")
+        if self.image_encoder and len(self.faces) == len(self.references):
+            raise ValueError(
+                "image_encoder is for references, and none are declared" + (" that are pictures" if self.faces else "")
+            )
         return self
 
     @field_validator("loras", "textual_inversions")

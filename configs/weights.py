@@ -1,6 +1,6 @@
 """Defines how a config names weights: folders and hub repositories at pinned commits, safetensors only."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -57,6 +57,10 @@ def check_local_file(source: str) -> None:
         raise ValueError(f"{source} is the name of a hub repository; a file of this machine is written ./{source}")
 
 
+def _is_image(value: object) -> bool:
+    return value == "image"
+
+
 class Weights(Closed):
     """Declares where a set of weights comes from."""
 
@@ -103,6 +107,19 @@ class PartWeights(Weights):
             if self.subfolder or self.weight_name:
                 raise ValueError(f"{self.source} is a file, and has neither a subfolder nor a weight_name")
         return self
+
+
+class ReferenceWeights(PartWeights):
+    """Declares an adapter for references of one type: for pictures, or for embeddings of faces."""
+
+    kind: Literal["image", "face"] = Field(
+        "image", exclude_if=_is_image, description="What the adapter reads: pictures, or embeddings of faces (FaceID)."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return dict(value) if type(value) is PartWeights else value
 
 
 class Layout(Weights):

@@ -48,6 +48,7 @@ class Rules:
         strict: Whether unknown columns are refused rather than carried.
         references: The types that the config has adapters for.
         image_prompts: Whether the model can have such adapters.
+        faces: Those types whose adapters read embeddings of faces, and of how many values; None where that is not known.
         cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
     """
 
@@ -70,6 +71,7 @@ class Rules:
     strict: bool = False
     references: Collection[str] = ()
     image_prompts: bool = True
+    faces: Mapping[str, int | None] = field(default_factory=dict)
     cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
 
 
@@ -139,7 +141,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     wrong += _check_ranking(request, rules.ranking, rules.eta)
     size = request.width, request.height
     wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, request.init_image)
-    wrong += problems_of_references(request.references, rules.references, rules.image_prompts)
+    wrong += problems_of_references(request.references, rules.references, rules.image_prompts, rules.faces)
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"

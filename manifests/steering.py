@@ -81,13 +81,16 @@ def problems_of_controls(
     return wrong
 
 
-def problems_of_references(references: Sequence[Reference], configured: Collection[str], image_prompts: bool) -> list[str]:
+def problems_of_references(
+    references: Sequence[Reference], configured: Collection[str], image_prompts: bool, faces: Collection[str] = ()
+) -> list[str]:
     """Return the problems of a row's references.
 
     Args:
         references: The row's.
         configured: The types that the config has adapters for.
         image_prompts: Whether the model can have adapters at all.
+        faces: The types whose adapters read embeddings of faces.
     """
     if references and not image_prompts:
         return ["references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL"]
@@ -96,6 +99,9 @@ def problems_of_references(references: Sequence[Reference], configured: Collecti
         if name not in configured:
             known = f"; configured: {', '.join(configured)}" if configured else "; none is configured in model.references"
             wrong.append(f"references: no adapter {quoted(name)}{nearest(name, configured) or known}")
+        elif any((one.embedding is None) == (name in faces) for one in references if one.type == name):
+            reads = "embeddings of faces: give it an embedding, a .npy file" if name in faces else "pictures: give it an image"
+            wrong.append(f"references: {quoted(name)} reads {reads}")
         elif (several := [one for one in references if one.type == name])[1:]:
             wrong += _problems_of_several(name, several)
     return wrong

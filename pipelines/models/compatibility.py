@@ -48,8 +48,9 @@ def check_fits(model: Model) -> None:
     denoiser = (_config(model.layout, f"{name}/config.json") if name else None) or {}
     for kind, weights in model.controlnets.items():
         _check_controlnet(model, denoiser, f"model.controlnets.{kind}", weights)
-    if (encoder := model.reads_references) is not None:
-        its = _config(encoder, "/".join(filter(None, (encoder.subfolder, "config.json"))))
+    if model.references:
+        encoder = model.reads_references
+        its = _config(encoder, "/".join(filter(None, (encoder.subfolder, "config.json")))) if encoder else None
         own = _is_part((_config(model.layout, "model_index.json") or {}).get("feature_extractor"))
         check_references(model, denoiser, its, _config(model.layout, PROCESSOR) if own else None)
     wanted = denoiser.get("cross_attention_dim") if name == "unet" else None

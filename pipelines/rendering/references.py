@@ -12,7 +12,7 @@ needs is passed over.
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,10 +112,16 @@ class ReferenceAdapters:
     Args:
         base: The pipeline, with its image encoder and its adapters loaded.
         names: The types that requests name, in the order in which the adapters were loaded.
+        faces: Those types that are embeddings of faces.
+
+    Attributes:
+        loras: By type, the name of the LoRA that an adapter of faces has brought into the UNet.
     """
 
-    def __init__(self, base: Any, names: Sequence[str]):
-        self.names = tuple(names)
+    def __init__(self, base: Any, names: Sequence[str], faces: Collection[str] = ()):
+        self.names, self._faces = tuple(names), frozenset(faces)
+        brought = getattr(base.unet, "peft_config", {})
+        self.loras = {name: f"faceid_{number}" for number, name in enumerate(names) if f"faceid_{number}" in brought}
         self._base = base
         self._kept: OrderedDict[tuple[str, bool], torch.Tensor] = OrderedDict()
         self._empty: dict[bool, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -207,7 +213,8 @@ class ReferenceAdapters:
     ) -> torch.Tensor:
         """Return the embeddings at a place for each row of a call, (rows, images, …)."""
         hidden = self._hidden[place.adapter]
-        empty, unseen = (torch.cat([one] * place.images)[None] for one in self._nothing(hidden))
+        nothing = self._no_face(place.adapter) if self.names[place.adapter] in self._faces else self._nothing(hidden)
+        empty, unseen = (torch.cat([one] * place.images)[None] for one in nothing)
         seen = [
             torch.cat([self._embedded(job, number, hidden) for number in mine[place]])[None] if place in mine else empty
             for job, mine in zip(jobs, held, strict=True)
@@ -217,7 +224,18 @@ class ReferenceAdapters:
     def _mask(self, job: Job, number: int) -> int:
         return self._masks.number(job.conditioning.within[number])
 
+    def _no_face(self, adapter: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the embeddings that stand for no face, as diffusers documents them: zeros."""
+        zeros = self._face(np.zeros(self._layers[adapter].ff.net[0].proj.in_features, np.float32))
+        return zeros, zeros
+
+    def _face(self, values: np.ndarray) -> torch.Tensor:
+        unet = self._base.unet
+        return torch.from_numpy(values).to(unet.device, unet.dtype)[None, None]
+
     def _embedded(self, job: Job, number: int, hidden: bool) -> torch.Tensor:
+        if job.request.references[number].embedding is not None:
+            return self._face(job.conditioning.references[number])
         key = (job.conditioning.sha256[f"references.{number}.image"], hidden)
         if key not in self._kept:
             self._kept[key] = self._encode(job.conditioning.references[number], hidden)[0]

@@ -248,7 +248,7 @@ class Slots:
                 return
             if kind != self._kind:
                 self._kind = kind
-                self._model.adapt(_loras(first.job))
+                self._model.adapt(self._model.adapted_by(first.job.request))
                 for text in self.texts:
                     text.adapted = _loras(first.job)
             self._is_alone = first.alone
