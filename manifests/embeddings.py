@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,18 +39,32 @@ def load_embedding(path: str, roots: Roots, file: int = 0, known: bool = False) 
     if len(content) > MOST_BYTES:
         raise ImageError(f"{name}: {len(content):,} bytes are more than the {MOST_BYTES:,} that an embedding may have")
     try:
-        values = np.load(io.BytesIO(content), allow_pickle=False)
+        shape, dtype, begin = _header(content)
     except Exception as error:  # numpy raises nearly anything at broken files
         raise ImageError(f"{name}: cannot be read as a .npy file: {in_line(error)}") from None
-    if not np.issubdtype(values.dtype, np.floating) or values.size != max(values.shape, default=0) or not values.size:
-        raise ImageError(
-            f"{name}: holds an array of {values.dtype} and shape {values.shape}, not one row of floating point numbers"
-        )
+    size = math.prod(shape)
+    if dtype.kind != "f" or not 0 < size == max(shape, default=0):
+        raise ImageError(f"{name}: holds an array of {dtype} and shape {shape}, not one row of floating point numbers")
+    # The header is a stranger's: what it claims is compared with what is there before anything is allocated.
+    if len(content) - begin != size * dtype.itemsize:
+        raise ImageError(f"{name}: claims {size:,} values of {dtype.itemsize} bytes, and holds {len(content) - begin:,} bytes")
+    values = np.frombuffer(content, dtype, offset=begin)
     with np.errstate(over="ignore"):
         values = values.reshape(-1).astype(np.float32)
     if not np.isfinite(values).all() or not values.any():
         raise ImageError(f"{name}: holds {'zeros alone' if np.isfinite(values).all() else 'values that are no numbers'}")
     return Embedding(values, hashlib.sha256(content).hexdigest())
+
+
+def _header(content: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Return the shape, the dtype and the length in bytes of the header of a .npy file."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"of version {version[0]}.{version[1]}, and 1.0 and 2.0 are read")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    return shape, dtype, stream.tell()
 
 
 def is_embedding(file: Path) -> bool:

@@ -35,6 +35,9 @@ def files(folder):
     rng = np.random.default_rng(3)
     for name, shape in (("one", (8,)), ("two", (1, 8)), ("short", (7,)), ("square", (8, 8)), ("zero", (8,))):
         np.save(folder / f"{name}.npy", (rng.standard_normal(shape) * (name != "zero")).astype(np.float32))
+    whole = (folder / "one.npy").read_bytes()
+    (folder / "huge.npy").write_bytes(whole.replace(b"(8,), }" + b" " * 12, b"(1000000000000,), }"))
+    (folder / "broken.npy").write_bytes(whole[:40])
     np.save(folder / "pickled.npy", np.array([{}] * 8, dtype=object), allow_pickle=True)
     return place
 
@@ -124,7 +127,9 @@ RULES = Rules(Defaults(width=64, height=64), references=("face", "style"), faces
         ("short", "7 values, and 'face' reads 8"),
         ("square", "holds an array of float32 and shape (8, 8), not one row of floating point numbers"),
         ("zero", "holds zeros alone"),
-        ("pickled", "cannot be read as a .npy file: Object arrays cannot be loaded when allow_pickle=False"),
+        ("pickled", "holds an array of object and shape (8,), not one row of floating point numbers"),
+        ("huge", "claims 1,000,000,000,000 values of 4 bytes, and holds 32 bytes"),
+        ("broken", "cannot be read as a .npy file: "),
         ("a.png", "not a .npy file, as numpy.save writes an array"),
         ("gone", "gone.npy"),
     ],
