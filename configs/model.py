@@ -255,6 +255,9 @@ class Model(Strict):
                 raise ValueError(f"references.{name}: needs a weight_name, the adapter's {SAFETENSORS} file in {one.source}")
             if one.source.endswith(SAFETENSORS) and not self.image_encoder and one.kind == "image":
                 raise ValueError(f"references.{name}: is a file, which has no image encoder beside it; set image_encoder")
+        for name, net in self.controlnets.items():
+            if net.face is not None and net.face not in self.faces:
+                raise ValueError(f"controlnets.{name}.face: {net.face} is no type of references with kind face")
         if self.image_encoder and len(self.faces) == len(self.references):
             raise ValueError(
                 "image_encoder is for references, and none are declared" + (" that are pictures" if self.faces else "")

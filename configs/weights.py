@@ -139,6 +139,13 @@ class ControlNetWeights(Weights, Strict):
         False, exclude_if=_is_not, description="Guess mode: the control steers the guided half alone, the less the finer its level."
     )
 
+    face: str | None = Field(
+        None,
+        min_length=1,
+        exclude_if=_is_none,
+        description="A type of references with kind face: the ControlNet reads that face in place of the prompt (InstantID).",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, value: Any) -> Any:

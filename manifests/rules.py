@@ -11,7 +11,13 @@ from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import MODES, Defaults
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Ranking
-from promptmill.manifests.steering import Steering, begin_with_noise, problems_of_controls, problems_of_references
+from promptmill.manifests.steering import (
+    Steering,
+    begin_with_noise,
+    problems_of_controls,
+    problems_of_faces,
+    problems_of_references,
+)
 
 if TYPE_CHECKING:
     from promptmill.manifests.requests import Columns, Request
@@ -141,6 +147,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     wrong += _check_ranking(request, rules.ranking, rules.eta)
     size = request.width, request.height
     wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, request.init_image)
+    wrong += problems_of_faces(request.controls, request.references, rules.steering)
     wrong += problems_of_references(request.references, rules.references, rules.image_prompts, rules.faces)
     for lora in request.loras:
         if lora.name not in rules.loras:

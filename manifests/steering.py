@@ -19,6 +19,7 @@ class Steering:
         multiple: Width and height of a row are multiples of this many pixels.
         repaints: Whether the model sees the row's init image and mask in place of a control image.
         from_noise: The modes in which images begin with noise alone, so that a strength has no effect.
+        face: The type of references whose face the model reads in place of the prompt; None where it reads the prompt.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class Steering:
     multiple: int = 1
     repaints: bool = False
     from_noise: tuple[Mode, ...] = ()
+    face: str | None = None
 
 
 def begin_with_noise(controls: Sequence[Control], mode: Mode, steering: Mapping[str, Steering]) -> bool:
@@ -79,6 +81,17 @@ def problems_of_controls(
     if any(name in known_types and not known_types[name].timed for name in late):
         wrong.append("controls: start and end have no effect in this model, whose controls steer all steps; leave them out")
     return wrong
+
+
+def problems_of_faces(controls: Sequence[Control], references: Sequence[Reference], steering: Mapping[str, Steering]) -> list[str]:
+    """Return a problem for each control that reads a face which the row's references do not have."""
+    wanted = {control.type: steering[control.type].face for control in controls if control.type in steering}
+    types = [reference.type for reference in references]
+    return [
+        f"controls: {quoted(name)} reads the face of a reference: give the row one reference of type {quoted(face)}"
+        for name, face in wanted.items()
+        if face is not None and types.count(face) != 1
+    ]
 
 
 def problems_of_references(

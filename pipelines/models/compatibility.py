@@ -118,6 +118,8 @@ def _check_mode(where: str, weights: ControlNetWeights, served: ControlClass, ne
             raise ModelError(f"{where}: {said}, and {weights.source} has modes from 0 to {number - 1}: set {where}.mode to one")
     elif weights.mode is not None:
         raise ModelError(f"{where}.mode: {weights.source} is a {served.name} without modes; leave it out")
+    if weights.face is not None and served.name != CONTROLNET:
+        raise ModelError(f"{where}.face: no {served.name} reads faces, a {CONTROLNET} may (InstantID); leave it out")
     if weights.guess and not served.guess:
         raise ModelError(f"{where}.guess: there is no guess mode for a {served.name}; leave it out")
 

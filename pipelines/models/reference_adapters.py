@@ -15,7 +15,6 @@ from promptmill.pipelines.work.errors import ModelError
 ENCODER = "CLIPVisionModelWithProjection"
 # Why adapters that read faces by more than an embedding are refused.
 PLUS = "reads a picture beside the embedding of a face (FaceID Plus), which is not supported"
-INSTANT = "is for a ControlNet that reads the face, too (InstantID), which is not supported"
 
 
 def adapter_place(weights: PartWeights) -> Path:
@@ -59,7 +58,8 @@ def face_widths(model: Model) -> dict[str, int | None]:
         ModelError: An adapter cannot be read.
     """
     shapes = {name: _shapes(adapter_place(model.references[name])) for name in model.faces}
-    return {name: one.get("image_proj.proj.0.weight", [0, 0])[1] or None for name, one in shapes.items()}
+    read = ("image_proj.proj.0.weight", "image_proj.proj_in.weight")
+    return {name: next((one[tensor][1] for tensor in read if tensor in one), None) for name, one in shapes.items()}
 
 
 def _check_encoder(where: str, model: Model, encoder: Mapping[str, Any] | None, processor: Mapping[str, Any] | None) -> None:
@@ -112,7 +112,7 @@ def _reads_faces(shapes: Mapping[str, list[int]]) -> tuple[bool, str | None]:
     if any(name.startswith("image_proj.perceiver_resampler.") for name in shapes):
         return True, PLUS
     if shapes.get("image_proj.proj_in.weight", [0, 0])[1] == 512:
-        return True, INSTANT
+        return True, None  # InstantID's, which reads the 512 values as one token
     # Adapters of whole faces, which read pictures, have a norm as their third layer (image_proj.proj.3).
     return "image_proj.proj.0.weight" in shapes and "image_proj.proj.3.weight" not in shapes, None
 

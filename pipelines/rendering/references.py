@@ -226,8 +226,25 @@ class ReferenceAdapters:
 
     def _no_face(self, adapter: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the embeddings that stand for no face, as diffusers documents them: zeros."""
-        zeros = self._face(np.zeros(self._layers[adapter].ff.net[0].proj.in_features, np.float32))
+        layer = self._layers[adapter]
+        first = layer.proj_in if hasattr(layer, "proj_in") else layer.ff.net[0].proj
+        zeros = self._face(np.zeros(first.in_features, np.float32))
         return zeros, zeros
+
+    def tokens(self, name: str, jobs: Sequence[Job], rows: int) -> torch.Tensor:
+        """Return the tokens that an adapter makes of faces, (rows, tokens, width), for a ControlNet that reads them (InstantID).
+
+        Args:
+            name: The adapter's type.
+            jobs, rows: As for `conditions`.
+        """
+        adapter = self.names.index(name)
+        faces = [next(number for number, one in enumerate(job.request.references) if one.type == name) for job in jobs]
+        seen = [self._layers[adapter](self._embedded(job, face, False)) for job, face in zip(jobs, faces, strict=True)]
+        if rows == len(jobs):
+            return torch.cat(seen)
+        unseen = self._layers[adapter](self._no_face(adapter)[0])
+        return torch.cat([unseen] * (rows - len(jobs)) + seen)
 
     def _face(self, values: np.ndarray) -> torch.Tensor:
         unet = self._base.unet

@@ -72,6 +72,7 @@ class Group:
         refining: Whether the call has left the base's denoiser for the refiner's.
         decoding: Whether the call has left the denoisers.
         references: What the UNet is told of the members' reference images, once it has been called.
+        faces: The tokens of the members' faces, once a ControlNet that reads faces has been called.
     """
 
     members: list[Waiting]
@@ -80,6 +81,7 @@ class Group:
     refining: bool = False
     decoding: bool = False
     references: dict[str, Any] | None = None
+    faces: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -128,7 +130,9 @@ class Slots:
             rows = batch if id(net) in guessing | once else self._rows
             joined = Joined.of(net.forward, rows, multiple=self._family.multiple)
             self.controlnets.append(joined)
-            self._hold(net, "forward", joined.hold if id(net) in once else scaled_after(moded_by_row(joined.hold), net))
+            held = joined.hold if id(net) in once else scaled_after(moded_by_row(joined.hold), net)
+            faces = [one.face for kind, one in model.controls.items() if one.face and model.controlnets[kind] is net]
+            self._hold(net, "forward", self._with_face(held, faces[0]) if faces else held)
         self.decoder = Joined.of(vae.decode, batch, called=self._decoding)
         self.decoder.run = decoded_in_its_dtype(vae)
         self._hold(vae, "decode", without_generator(self.decoder.hold))
@@ -326,6 +330,19 @@ class Slots:
             if group.references is None:
                 group.references = references.conditions([member.job for member in group.members], len(sample))
             return hold(sample, *args, added_cond_kwargs={**(added_cond_kwargs or {}), **group.references}, **kwargs)
+
+        return told
+
+    def _with_face(self, hold: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Return a ControlNet's call with each row's face in place of its prompt."""
+        references = self._model.references
+        assert references is not None
+
+        def told(*args: Any, encoder_hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+            group = self._groups[getcurrent()]
+            if group.faces is None:
+                group.faces = references.tokens(name, [member.job for member in group.members], len(encoder_hidden_states))
+            return hold(*args, encoder_hidden_states=group.faces, **kwargs)
 
         return told
 

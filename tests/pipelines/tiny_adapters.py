@@ -51,7 +51,7 @@ def image_encoder(folder: Path) -> Path:
     return folder
 
 
-def ip_adapter(base: Path, file: Path, seed: int = 3, plus: bool = False, full: bool = False) -> Path:
+def ip_adapter(base: Path, file: Path, seed: int = 3, plus: bool = False, full: bool = False, read: int = 16) -> Path:
     """An IP-Adapter that fits the UNet of a tiny model and the tiny image encoder, in the layout of its authors.
 
     Plus adapters and those of full faces read the tokens of a picture, the others its one embedding.
@@ -59,7 +59,7 @@ def ip_adapter(base: Path, file: Path, seed: int = 3, plus: bool = False, full: 
     torch.manual_seed(seed)
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     width = unet.config.cross_attention_dim
-    tensors = _resampler(16, width) if plus else _full(16, width) if full else _projection(12, width)
+    tensors = _resampler(read, width) if plus else _full(16, width) if full else _projection(12, width)
     cross = (name for name in unet.attn_processors if "attn2" in name)
     for place, name in enumerate(cross):
         rows = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features

@@ -3,21 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 
-from promptmill.configs.parameters import Defaults, Reference
-from promptmill.configs.weights import PartWeights, ReferenceWeights
+from promptmill.configs.parameters import Control, Defaults, Reference
+from promptmill.configs.weights import ControlNetWeights, PartWeights, ReferenceWeights
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.images import Roots, roots_of
 from promptmill.manifests.rules import Rules
+from promptmill.manifests.steering import Steering
+from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.models.reference_adapters import face_widths
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
-from tests.pipelines.plain import JOB_SEED, MODES, request
+from tests.pipelines.plain import CANNY, JOB_SEED, MODES, request
 from tests.pipelines.plain_families import asked, loaded, pixels_of
-from tests.pipelines.plain_steered import SD
+from tests.pipelines.plain_steered import SD, SDXL, maps_of, one_or_all, steering
+from tests.pipelines.rendering.test_control_classes import controlnet_of
 
 ONE, TWO = (Reference(type="face", embedding=f"{name}.npy", scale=0.8) for name in ("one", "two"))
 PICTURE = Reference(type="style", image="b.png", scale=0.6)
@@ -155,3 +159,83 @@ def test_a_row_gives_a_face_to_an_adapter_of_faces_and_an_adapter_is_what_the_co
     assert checked.problems == ("references: 'face' reads embeddings of faces: give it an embedding, a .npy file",)
     with pytest.raises(ModelError, match=r"style\.safetensors reads pictures; set model\.references\.face\.kind to image"):
         check_fits(model_of(folder, references={"face": face(files, "style")}))
+
+
+POINTS = Control(type="points", image="a.png", scale=0.7)
+
+
+@pytest.fixture(scope="module")
+def instant(folder, made):
+    """A tiny SDXL with the two parts of InstantID: an adapter that reads a face as a token of 512 values, and a ControlNet."""
+    place, base = folder / "instant", made("sdxl")
+    tiny_adapters.ip_adapter(base, place / "face.safetensors", plus=True, read=512)
+    net = controlnet_of(base, place / "points")
+    np.save(folder / "wide.npy", np.random.default_rng(7).standard_normal(512).astype(np.float32))
+    given = model_of(
+        folder,
+        base=str(base),
+        references={"face": face(place, "face")},
+        controlnets={
+            "points": ControlNetWeights(source=str(net), face="face"),
+            "canny": ControlNetWeights(source=str(net)),
+        },
+    )
+    check_fits(given)
+    assert face_widths(given) == {"face": 512} and read_facts(given).steering["points"].face == "face"
+    engine = Engine(given, JOB_SEED, Roots((str(folder),)))
+    yield engine, base, place
+    engine.close()
+
+
+def with_both(one, folder, base, place):
+    """The candidates of a request as InstantID's pipeline makes them: the ControlNet reads the face in place of the text."""
+    count = SDXL.fills(one, BATCH)
+    nets = [ControlNetModel.from_pretrained(place / "points") for _ in one.controls]
+    pipeline, _ = loaded("StableDiffusionXLControlNetPipeline", base, one, BATCH, controlnet=one_or_all(nets))
+    pipeline.load_ip_adapter(str(place), subfolder="", weight_name="face.safetensors", image_encoder_folder=None)
+    pipeline.set_ip_adapter_scale(one.references[0].scale)
+    read = torch.from_numpy(np.load(folder / "wide.npy")).reshape(1, 1, 1, 512)
+    guided = one.guidance_scale > 1
+    projection, forward = pipeline.unet.encoder_hid_proj.image_projection_layers[0], nets[0].forward
+    # Each is read by itself, as promptmill does.
+    tokens = [projection(some[0]) for some in ([torch.zeros_like(read), read] if guided else [read])]
+
+    def faced(*args, encoder_hidden_states, **kwargs):
+        return forward(*args, encoder_hidden_states=torch.cat([one for one in tokens for _ in range(count)]), **kwargs)
+
+    if one.controls[0].type == "points":
+        nets[0].forward = faced
+    said = {"ip_adapter_image_embeds": [torch.cat([torch.zeros_like(read), read]) if guided else read]}
+    said |= {"image": one_or_all(maps_of(one, count, folder)), **steering(one)}
+    return pixels_of(pipeline(**asked(SDXL, one, count, folder), **said).images, one, folder)[: one.candidates]
+
+
+@torch.no_grad()
+def test_a_controlnet_that_reads_the_face_is_instantids(instant, folder):
+    engine, base, place = instant
+    faces = Reference(type="face", embedding="wide.npy", scale=0.8)
+    scales = (4.0, 1.0)
+    some = [
+        request(f"r{n}", mode="controlnet", controls=controls, references=(faces,), guidance_scale=scale, steps=2 + n % 2)
+        for n, (controls, scale) in enumerate(
+            (controls, scale) for controls in ((POINTS,), (CANNY,), (POINTS, CANNY)) for scale in scales
+        )
+    ]
+    ours = [pixels(outcome) for outcome in render(engine, *some)]
+    for one, made in zip(some, ours, strict=True):
+        np.testing.assert_array_equal(made, with_both(one, folder, base, place), err_msg=str(one))
+        np.testing.assert_array_equal(pixels(render(engine, one)[0]), made)
+    assert len({np.stack(made).tobytes() for made in ours}) == len(ours)
+
+
+def test_a_row_that_has_no_face_for_such_a_controlnet_is_a_bad_row(instant, folder):
+    manifest = folder / "faceless.jsonl"
+    manifest.write_text('{"prompt": "x", "controls": [{"type": "points", "image": "a.png"}]}\n')
+    can = Steering("ControlNetModel", ("controlnet",), face="face")
+    rules = Rules(
+        Defaults(width=64, height=64), controls=("points",), steering={"points": can}, references=("face",), faces={"face": 512}
+    )
+    (checked,) = check_rows([str(manifest)], rules)
+    assert checked.problems == ("controls: 'points' reads the face of a reference: give the row one reference of type 'face'",)
+    with pytest.raises(ValueError, match=r"controlnets\.points\.face: style is no type of references with kind face"):
+        model_of(folder, controlnets={"points": ControlNetWeights(source="./x", face="style")})

@@ -192,7 +192,7 @@ def broken(place, name, **tensors):
             {"image_proj.perceiver_resampler.proj_in.weight": torch.zeros(8, 8)},
             r"reads a picture beside the embedding of a face \(FaceID Plus\)",
         ),
-        ({"image_proj.proj_in.weight": torch.zeros(8, 512)}, r"is for a ControlNet that reads the face, too \(InstantID\)"),
+        ({"image_proj.proj_in.weight": torch.zeros(8, 512)}, "reads embeddings of faces; set "),
         ({"image_proj.proj.0.weight": torch.zeros(8, 8)}, r"reads embeddings of faces; set model\.references\.style\.kind to face"),
         ({"ip_adapter.1.to_k_ip.weight": torch.zeros(16)}, "cross_attention_dim is 1, the base's is 16"),
         ({"image_proj.proj.weight": torch.zeros(64)}, "reads 1 values of an image"),
