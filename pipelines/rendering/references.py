@@ -140,10 +140,15 @@ class ReferenceAdapters:
         made: torch.Tensor = self._base.feature_extractor(to_rgb(image), return_tensors="pt").pixel_values
         return made
 
-    def expect(self, jobs: Iterable[Job]) -> None:
-        """Add the places that jobs need, so that calls of the UNet from now on have a place for each of their images."""
-        needed = {*self._places, *(place for job in jobs for place in self._held(job))}
-        self._places = tuple(sorted(needed))
+    def expect(self, jobs: Iterable[Job], anew: bool = False) -> None:
+        """Add the places that jobs need, so that calls of the UNet from now on have a place for each of their images.
+
+        Args:
+            jobs: The jobs.
+            anew: Whether no other jobs are under way, so that places for these alone will do.
+        """
+        there = (Place(number) for number in range(len(self.names))) if anew else self._places
+        self._places = tuple(sorted({*there, *(place for job in jobs for place in self._held(job))}))
         self._known[str(self._places)] = self._places
 
     def conditions(self, jobs: Sequence[Job], rows: int) -> dict[str, Any]:
@@ -161,9 +166,7 @@ class ReferenceAdapters:
         return {
             "image_embeds": [self._embeddings(place, jobs, held, rows) for place in self._places],
             PLACES: str(self._places),
-            SCALES: _by_row(jobs, held, self._places, lambda job, number: job.request.references[number].scale, 0.0).repeat(
-                repeats
-            ),
+            SCALES: _by_row(jobs, held, self._places, _scale, 0.0).repeat(repeats),
             WITHIN: _by_row(jobs, held, self._places, self._mask, EVERYWHERE).repeat(repeats),
         }
 
@@ -273,6 +276,10 @@ class ReferenceAdapters:
         """Return the embeddings of one picture and of none, as diffusers computes them: one picture at a time."""
         made: tuple[torch.Tensor, torch.Tensor] = self._base.encode_image(pixels, self._base.unet.device, 1, hidden)
         return made
+
+
+def _scale(job: Job, number: int) -> float:
+    return job.request.references[number].scale
 
 
 def _by_row(

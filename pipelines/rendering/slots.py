@@ -168,7 +168,7 @@ class Slots:
         """
         waiting = [Waiting(job, settled) for job in jobs]
         if self._model.references is not None:
-            self._model.references.expect(jobs)
+            self._model.references.expect(jobs, anew=not self.busy)
         family = self._family
         waiting.sort(key=lambda one: (str(kind_of(one.job.request)), -one.job.request.steps, str(one.bucket(family))))
         queue = list(self._queue)
