@@ -129,7 +129,8 @@ class Request:
         for number, control in enumerate(self.controls):
             yield f"controls.{number}.image", control.image
         for number, reference in enumerate(self.references):
-            yield f"references.{number}.image", reference.image
+            key, path = reference.source
+            yield f"references.{number}.{key}", path
             if reference.mask is not None:
                 yield f"references.{number}.mask", reference.mask
 

@@ -202,6 +202,7 @@ def _steering(model: Model, pipeline: str, modes: Sequence[str], channels: Any) 
                 multiple_of(weights) if served.part == "adapter" else 1,
                 served.repaints,
                 tuple(controlled_mode(mode) for mode in served.from_noise),
+                weights.face,
             )
     if not classes or (found and not any(can.modes for can in found.values())):
         raise ModelError(f"{model.base}: model.controlnets: there are no ControlNets for {pipeline} that promptmill can load")

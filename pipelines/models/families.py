@@ -555,11 +555,11 @@ REFUSED: dict[str, str] = {
             ENDED,
             "Amused BlipDiffusion CycleDiffusion KarrasVe LDMPipeline PaintByExample PNDM RePaint ScoreSdeVe"
             " SemanticStableDiffusion StableDiffusionAttendAndExcite"
-            " StableDiffusionDiffEdit StableDiffusionGLIGEN StableDiffusionInpaintPipelineLegacy StableDiffusionLDM3D"
+            " StableDiffusionDiffEdit StableDiffusionInpaintPipelineLegacy StableDiffusionLDM3D"
             " StableDiffusionModelEditing StableDiffusionPanorama StableDiffusionParadigms StableDiffusionPipelineSafe"
             " StableDiffusionPix2PixZero StableDiffusionSAG UnCLIP UniDiffuser VersatileDiffusion VQDiffusion",
         ),
-        ("places objects by boxes (GLIGEN), and no column gives boxes", "StableDiffusionGLIGEN"),
+        ("is deprecated by diffusers, and places objects by boxes, which no column gives", "StableDiffusionGLIGEN"),
         (_CONTROLLED.format("StableDiffusionPipeline"), "StableDiffusionAdapter"),
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (

@@ -151,6 +151,13 @@ class LoadedModel:
     def _made_scheduler(self, name: str) -> Any:
         return scheduler_of(name, self._scheduler_config, self.scheduler_options)
 
+    def adapted_by(self, request: Request) -> tuple[tuple[str, float], ...]:
+        """Return the LoRAs that a request switches on, by name and scale: its own, and those of its adapters of faces."""
+        of_faces = self.references.loras if self.references else {}
+        types = dict.fromkeys(one.type for one in request.references)
+        own = ((lora.name, lora.scale) for lora in request.loras)
+        return (*own, *((of_faces[name], 1.0) for name in types if name in of_faces))
+
     def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
         """Switch the given LoRAs on, by name and scale, and all others off."""
         if not self.adapters:
@@ -287,7 +294,8 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     if model.references and prior is not None:
         loaded.redux = _load_redux(prior, model, dtype, device)
     elif model.references:
-        loaded.references = ReferenceAdapters(base, tuple(model.references))
+        loaded.references = ReferenceAdapters(base, tuple(model.references), model.faces)
+        loaded.adapters |= bool(loaded.references.loras)
     if model.refiner:
         loaded.refiner = _refiner(base, model.refiner, dtype, device)
     if model.prior:
@@ -348,10 +356,10 @@ def _prior(weights: Weights, family: Family, dtype: torch.dtype, device: torch.d
 
 def _load_adapters(base: Any, model: Model, dtype: torch.dtype) -> None:
     """Load the image encoder, and all adapters into the UNet."""
-    encoder = model.reads_references
-    assert encoder is not None
-    folder = {"subfolder": encoder.subfolder} if encoder.subfolder else {}
-    base.register_modules(image_encoder=_load(transformers.CLIPVisionModelWithProjection.from_pretrained, encoder, dtype, **folder))
+    if (encoder := model.reads_references) is not None:
+        folder = {"subfolder": encoder.subfolder} if encoder.subfolder else {}
+        read = _load(transformers.CLIPVisionModelWithProjection.from_pretrained, encoder, dtype, **folder)
+        base.register_modules(image_encoder=read)
     places = [adapter_place(weights) for weights in model.references.values()]
     try:
         with lean_imports():

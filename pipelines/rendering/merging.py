@@ -1,4 +1,4 @@
-"""Computes the weights of a model with LoRAs in them, wherever the LoRAs of requests change: a step costs what it costs without any."""
+"""Computes the weights of a model with LoRAs in them, wherever the LoRAs of requests change: a step costs what it does without."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
