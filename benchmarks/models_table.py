@@ -69,6 +69,8 @@ ROWS: tuple[Row, ...] = (
     Row("InstructPix2Pix", "pix2pix", ("timbrooks/instruct-pix2pix",), ("instruct-pix2pix",)),
     Row("InstructPix2Pix XL", "pix2pix-xl", ("diffusers/sdxl-instructpix2pix-768",)),
     Row("depth2img", "depth2img", ("stabilityai/stable-diffusion-2-depth",)),
+    # diffusers' documentation puts such a model together, of a Stable unCLIP and the prior of another.
+    Row("Stable unCLIP", "stable-unclip-of-texts", ("stabilityai/stable-diffusion-2-1-unclip",)),
     Row("Stable unCLIP (variations of a picture)", "stable-unclip", ("stabilityai/stable-diffusion-2-1-unclip",)),
     Row("Image variations", "image-variation", ("lambdalabs/sd-image-variations-diffusers",)),
     Row("x4 upscaler", "x4-upscaler", ("stabilityai/stable-diffusion-x4-upscaler",), ("x4-upscaler",)),
@@ -105,6 +107,7 @@ ROWS: tuple[Row, ...] = (
         "Kandinsky 2.2, with its prior",
         "kandinsky22",
         ("kandinsky-community/kandinsky-2-2-decoder", "kandinsky-community/kandinsky-2-2-prior"),
+        ("kandinsky22",),
     ),
     Row(
         "Kandinsky 2.2 for inpainting, with its prior",
@@ -131,8 +134,8 @@ ROWS: tuple[Row, ...] = (
         "consistency",
         ("openai/diffusers-cd_imagenet64_l2", "openai/diffusers-cd_bedroom256_l2"),
     ),
-    Row("DeepFloyd IF, first stage", "if", ("DeepFloyd/IF-I-XL-v1.0",)),
-    Row("DeepFloyd IF, second stage (an upscaler)", "if-upscaler", ("DeepFloyd/IF-II-L-v1.0",)),
+    Row("DeepFloyd IF, first stage", "if", ("DeepFloyd/IF-I-XL-v1.0",), ("deepfloyd-if",)),
+    Row("DeepFloyd IF, second stage (an upscaler)", "if-upscaler", ("DeepFloyd/IF-II-L-v1.0",), ("deepfloyd-if-upscaler",)),
     Row("LDM", "ldm", ("CompVis/ldm-text2im-large-256",)),
     Row("PRXPixel, at guidance scales from 1 on", "prx-pixel", ("Photoroom/prxpixel-t2i",)),
     Row("DDPM", "ddpm", ("google/ddpm-celebahq-256",)),

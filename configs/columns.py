@@ -75,6 +75,7 @@ REFERENCE = pa.struct(
         ("image", pa.string()),
         ("scale", pa.float64()),
         ("mask", pa.string()),
+        ("embedding", pa.string()),
         ("sha256", pa.string()),
         ("mask_sha256", pa.string()),
     ]
@@ -168,7 +169,11 @@ COLUMNS = (
     ),
     # Declared like the scores, so that it is in no dataset that has no reference adapter.
     Column(
-        REFERENCES, pa.list_(REFERENCE), "reference images: type, image, scale, mask, SHA-256 of both", _INPUT, need=Need.DECLARED
+        REFERENCES,
+        pa.list_(REFERENCE),
+        "references: type, image or embedding, scale, mask, SHA-256 of the files",
+        _INPUT,
+        need=Need.DECLARED,
     ),
     Column("prior_steps", _INT, "of denoising, by the prior", _INPUT, need=Need.DECLARED),
     Column("prior_guidance_scale", _NUMBER, "classifier-free guidance of the prior", _INPUT, need=Need.DECLARED),

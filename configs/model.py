@@ -16,6 +16,7 @@ from promptmill.configs.weights import (
     ControlNetWeights,
     Layout,
     PartWeights,
+    ReferenceWeights,
     RefinerWeights,
     Revision,
     Weights,
@@ -49,6 +50,9 @@ class Kernels(Strict):
     attention: Literal["sdpa", "plain"] = Field("sdpa", description="Fused attention, or attention step by step.")
     channels_last: bool = Field(False, description="Weights and activations with the channels innermost.")
     compile: bool = Field(False, description="Each repeated block compiled at fixed shapes; minutes once a process, then faster.")
+    merge_loras: bool = Field(
+        False, description="LoRAs are merged into the weights where requests change them, and cost nothing at each step."
+    )
     fp8: bool = Field(False, description="Linear layers of the blocks in FP8, scaled row by row; needs torchao and a recent GPU.")
 
 
@@ -83,7 +87,7 @@ class Model(Strict):
     controlnets: dict[str, ControlNetWeights] = Field(
         default_factory=dict, description="ControlNets by the type that requests name."
     )
-    references: dict[str, PartWeights] = Field(
+    references: dict[str, ReferenceWeights] = Field(
         default_factory=dict,
         exclude_if=is_empty,
         description="Adapters for reference images (IP-Adapters; Redux), by the type that requests name.",
@@ -136,12 +140,18 @@ class Model(Strict):
 
     @property
     def reads_references(self) -> PartWeights | None:
-        """Return where the image encoder of the reference adapters lies; None without adapters."""
-        if self.image_encoder or not self.references:
+        """Return where the image encoder of the reference adapters lies; None without adapters that read pictures."""
+        pictured = [one for one in self.references.values() if one.kind == "image"]
+        if self.image_encoder or not pictured:
             return self.image_encoder
-        first = next(iter(self.references.values()))
+        first = pictured[0]
         inside = "/".join(filter(None, (first.subfolder, "image_encoder")))
         return PartWeights(source=first.source, revision=first.revision, subfolder=inside)
+
+    @property
+    def faces(self) -> tuple[str, ...]:
+        """Return the types of references that are embeddings of faces."""
+        return tuple(name for name, one in self.references.items() if one.kind == "face")
 
     def weights(self) -> dict[str, tuple[str, Weights]]:
         """Return every set of weights of the model, by its place in the config: its role in words, and where it comes from."""
@@ -236,8 +246,13 @@ class Model(Strict):
         # Switching a LoRA, or its scale, makes another graph of every block.
         if self.kernels.fp8 and self.dtype != "bfloat16":
             raise ValueError("kernels.fp8 computes in bfloat16; set dtype to bfloat16")
-        if self.loras and (self.kernels.compile or self.kernels.fp8):
-            raise ValueError("kernels.compile and kernels.fp8 do not go with loras; set them to false, or declare no loras")
+        if self.loras and self.kernels.compile and not self.kernels.merge_loras:
+            raise ValueError("kernels.compile goes with loras that are merged; set kernels.merge_loras, or compile to false")
+        if self.loras and self.kernels.fp8:
+            raise ValueError("kernels.fp8 does not go with loras; set it to false, or declare no loras")
+        if self.loras and self.kernels.merge_loras and (self.quantize or self.offload):
+            other = "quantize" if self.quantize else "offload"
+            raise ValueError(f"kernels.merge_loras does not go with {other}; set it to false, or leave {other} out")
         if self.references and (self.kernels.compile or self.kernels.fp8 or self.kernels.attention != "sdpa"):
             raise ValueError("references go with kernels.attention sdpa, without compile and fp8; change them, or declare none")
         return self
@@ -261,10 +276,15 @@ class Model(Strict):
     @model_validator(mode="after")
     def _references(self) -> "Model":
         for name, one in self.references.items():
-            if one.source.endswith(SAFETENSORS) and not self.image_encoder:
+            if one.source.endswith(SAFETENSORS) and not self.image_encoder and one.kind == "image":
                 raise ValueError(f"references.{name}: is a file, which has no image encoder beside it; set image_encoder")
-        if self.image_encoder and not self.references:
-            raise ValueError("image_encoder is for references, and none are declared")
+        for name, net in self.controlnets.items():
+            if net.face is not None and net.face not in self.faces:
+                raise ValueError(f"controlnets.{name}.face: {net.face} is no type of references with kind face")
+        if self.image_encoder and len(self.faces) == len(self.references):
+            raise ValueError(
+                "image_encoder is for references, and none are declared" + (" that are pictures" if self.faces else "")
+            )
         return self
 
     @field_validator("loras", "textual_inversions")

@@ -117,14 +117,27 @@ class Reference(Strict):
     Attributes:
         type: The name of one of the config's adapters.
         image: A path relative to the manifest's folder.
+        embedding: In place of an image, the path of a .npy file, the embedding of a face.
         scale: Multiplies the adapter's share of the cross-attention; 0 is none.
         mask: The path of a picture that is white where the reference acts; None: it acts everywhere.
     """
 
     type: Name
-    image: ImagePath
+    image: ImagePath | None = None
     scale: Scale = 1.0
     mask: ImagePath | None = None
+    embedding: ImagePath | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Reference":
+        if (self.image is None) == (self.embedding is None):
+            raise ValueError("needs either an image or, for an adapter of faces, an embedding")
+        return self
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """Return the key of what the adapter reads, image or embedding, and its path."""
+        return ("image", self.image) if self.image is not None else ("embedding", self.embedding or "")
 
 
 class Growing(Strict):

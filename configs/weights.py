@@ -1,6 +1,6 @@
 """Defines how a config names weights: folders and hub repositories at pinned commits, safetensors only."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -57,6 +57,10 @@ def check_local_file(source: str) -> None:
         raise ValueError(f"{source} is the name of a hub repository; a file of this machine is written ./{source}")
 
 
+def _is_image(value: object) -> bool:
+    return value == "image"
+
+
 class Weights(Closed):
     """Declares where a set of weights comes from."""
 
@@ -105,6 +109,19 @@ class PartWeights(Weights):
         return self
 
 
+class ReferenceWeights(PartWeights):
+    """Declares an adapter for references of one type: for pictures, or for embeddings of faces."""
+
+    kind: Literal["image", "face"] = Field(
+        "image", exclude_if=_is_image, description="What the adapter reads: pictures, or embeddings of faces (FaceID)."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return dict(value) if type(value) is PartWeights else value
+
+
 class Layout(Weights):
     """Declares a model in diffusers' format whose configs, tokenizers and scheduler say what the weights in a single file are for.
 
@@ -120,6 +137,13 @@ class ControlNetWeights(Weights, Strict):
     )
     guess: bool = Field(
         False, exclude_if=_is_not, description="Guess mode: the control steers the guided half alone, the less the finer its level."
+    )
+
+    face: str | None = Field(
+        None,
+        min_length=1,
+        exclude_if=_is_none,
+        description="A type of references with kind face: the ControlNet reads that face in place of the prompt (InstantID).",
     )
 
     @model_validator(mode="before")

@@ -5,11 +5,13 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 
 from promptmill.configs.errors import quoted, shown
+from promptmill.manifests.embeddings import load_embedding
 from promptmill.manifests.images import ImageError, NotThereError, Roots, UnreachableError, load, mismatch
 from promptmill.manifests.masks import Effect, effect_of
 from promptmill.manifests.repeated_ids import Ids, doubled
@@ -112,7 +114,7 @@ class RowChecks:
             return Checked(number, row, request, file=file, notes=notes)
         # A file that holds images may be a link, and named by its own rows alone.
         first = file if row.file.lower().endswith((".tar", ".parquet")) else self._firsts[self._roots.folders[file]]
-        found = check_images(request, functools.partial(look_at, file=first))
+        found = check_images(request, functools.partial(look_at, file=first), self._rules.faces)
         made = None if found.problems and found.final else request
         lacks = NotThereError in found.kinds.values()
         return Checked(number, row, made, tuple(found.problems), found.sha256, file, (*notes, *found.notes), found.advice, lacks)
@@ -155,9 +157,12 @@ class AsMask:
     init: str | None = None
 
 
-def look(path: str, file: int, roots: Roots, known: bool = False, mask: AsMask | None = None) -> Look:
-    """Read an image as far as a check needs it; path, file, roots and known are those of `load`."""
+def look(path: str, file: int, roots: Roots, known: bool = False, mask: AsMask | None = None, face: bool = False) -> Look:
+    """Read an image, or a face's embedding, as far as a check needs it; path, file, roots and known are those of `load`."""
     try:
+        if face:
+            embedding = load_embedding(path, roots, file, known)
+            return Look(embedding.sha256, (len(embedding.values), 1))
         picture = load(path, roots, file, known)
         if mask is None:
             return Look(picture.sha256, picture.image.size, transparent=_is_transparent(picture.image))
@@ -197,17 +202,18 @@ class Found:
     kinds: Mapping[str, type[ImageError]] = field(default_factory=dict)
 
 
-def check_images(request: Request, look_at: Callable[..., Look]) -> Found:
+def check_images(request: Request, look_at: Callable[..., Look], faces: Mapping[str, int | None] = MappingProxyType({})) -> Found:
     """Check the images of a request.
 
     Args:
         request: The request whose images are checked.
         look_at: Returns the `Look` at the image of a path; with `mask` given, the `Look` at that image as a mask.
+        faces: By type of references, of how many values their embeddings have to be, where that is known.
     """
     looks: dict[str, Look] = {}
     for column, path in request.images():
         if not column.endswith(MASKS):
-            looks[column] = look_at(path)
+            looks[column] = look_at(path, face=True) if column.endswith(".embedding") else look_at(path)
             continue
         mask = look_at(path, mask=AsMask(request.width, request.height))
         if column == "mask_image" and mask.effect.unsure and "init_image" in looks and not looks["init_image"].problem:
@@ -223,6 +229,10 @@ def check_images(request: Request, look_at: Callable[..., Look]) -> Found:
         final = bool(wrong)
     if not wrong:
         idle = {column: found.effect.selects for column, found in looks.items() if column.startswith("references.")}
+        for number, one in enumerate(request.references):
+            embedding, width = looks.get(f"references.{number}.embedding"), faces.get(one.type)
+            if embedding is not None and width not in (None, embedding.size[0]):
+                idle[f"references.{number}.embedding"] = f"{embedding.size[0]} values, and {quoted(one.type)} reads {width}"
         paths = dict(request.images())
         wrong = {f"{column}: {shown(paths[column])}: {nothing}": "" for column, nothing in idle.items() if nothing}
         final = bool(wrong)

@@ -91,8 +91,13 @@ def load(path: str, roots: Roots, file: int = 0, known: bool = False) -> Picture
         UnreachableError: The storage or the host failed.
         ImageError: The path leads elsewhere or to no file, or the file is no image, is truncated, or is larger than allowed.
     """
-    content = _content(path, *find(path, roots, file, known), roots)
+    content = content_of(path, roots, file, known)
     return Picture(_decode(content, shown(path), roots.max_pixels), hashlib.sha256(content).hexdigest())
+
+
+def content_of(path: str, roots: Roots, file: int = 0, known: bool = False) -> bytes:
+    """Return the bytes of the file that a row names; arguments and errors are those of `load`."""
+    return _content(path, *find(path, roots, file, known), roots)
 
 
 def _content(path: str, place: str, member: str, roots: Roots) -> bytes:

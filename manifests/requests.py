@@ -116,10 +116,10 @@ class Request:
     growing: Growing | None = None
     image_guidance_scale: float | None = None
     noise_level: int | None = None
-    references: tuple[Reference, ...] = ()
     prior_steps: int | None = None
     prior_guidance_scale: float | None = None
     class_label: int | None = None
+    references: tuple[Reference, ...] = ()
 
     def images(self) -> Iterator[tuple[str, str]]:
         """Yield the images of the request, each by its column, as `init_image` or `controls.0.image`, and its path."""
@@ -129,7 +129,8 @@ class Request:
         for number, control in enumerate(self.controls):
             yield f"controls.{number}.image", control.image
         for number, reference in enumerate(self.references):
-            yield f"references.{number}.image", reference.image
+            key, path = reference.source
+            yield f"references.{number}.{key}", path
             if reference.mask is not None:
                 yield f"references.{number}.mask", reference.mask
 

@@ -21,4 +21,4 @@ def with_image(described: Mapping[str, Any], image: str) -> dict[str, Any]:
 
 
 def _wants_image(one: Any) -> bool:
-    return isinstance(one, dict) and one.get("image") is None
+    return isinstance(one, dict) and one.get("image") is None and one.get("embedding") is None

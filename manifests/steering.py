@@ -19,6 +19,7 @@ class Steering:
         multiple: Width and height of a row are multiples of this many pixels.
         repaints: Whether the model sees the row's init image and mask in place of a control image.
         from_noise: The modes in which images begin with noise alone, so that a strength has no effect.
+        face: The type of references whose face the model reads in place of the prompt; None where it reads the prompt.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class Steering:
     multiple: int = 1
     repaints: bool = False
     from_noise: tuple[Mode, ...] = ()
+    face: str | None = None
 
 
 def begin_with_noise(controls: Sequence[Control], mode: Mode, steering: Mapping[str, Steering]) -> bool:
@@ -81,13 +83,27 @@ def problems_of_controls(
     return wrong
 
 
-def problems_of_references(references: Sequence[Reference], configured: Collection[str], image_prompts: bool) -> list[str]:
+def problems_of_faces(controls: Sequence[Control], references: Sequence[Reference], steering: Mapping[str, Steering]) -> list[str]:
+    """Return a problem for each control that reads a face which the row's references do not have."""
+    wanted = {control.type: steering[control.type].face for control in controls if control.type in steering}
+    types = [reference.type for reference in references]
+    return [
+        f"controls: {quoted(name)} reads the face of a reference: give the row one reference of type {quoted(face)}"
+        for name, face in wanted.items()
+        if face is not None and types.count(face) != 1
+    ]
+
+
+def problems_of_references(
+    references: Sequence[Reference], configured: Collection[str], image_prompts: bool, faces: Collection[str] = ()
+) -> list[str]:
     """Return the problems of a row's references.
 
     Args:
         references: The row's.
         configured: The types that the config has adapters for.
         image_prompts: Whether the model can have adapters at all.
+        faces: The types whose adapters read embeddings of faces.
     """
     if references and not image_prompts:
         return ["references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL, Redux is for Flux"]
@@ -96,6 +112,9 @@ def problems_of_references(references: Sequence[Reference], configured: Collecti
         if name not in configured:
             known = f"; configured: {', '.join(configured)}" if configured else "; none is configured in model.references"
             wrong.append(f"references: no adapter {quoted(name)}{nearest(name, configured) or known}")
+        elif any((one.embedding is None) == (name in faces) for one in references if one.type == name):
+            reads = "embeddings of faces: give it an embedding, a .npy file" if name in faces else "pictures: give it an image"
+            wrong.append(f"references: {quoted(name)} reads {reads}")
         elif (several := [one for one in references if one.type == name])[1:]:
             wrong += _problems_of_several(name, several)
     return wrong

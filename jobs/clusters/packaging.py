@@ -22,6 +22,7 @@ from promptmill.configs.schema import Config
 from promptmill.configs.weights import LOCAL_DIR, OpenClip, Weights, is_folder
 from promptmill.configs.yaml_values import dump
 from promptmill.jobs.planning.plan import PlanError
+from promptmill.manifests.embeddings import is_embedding
 from promptmill.manifests.finding import partition_folders
 from promptmill.manifests.images import ImageError, Roots, is_image, locate, roots_of
 from promptmill.manifests.requests import RowError, make_request
@@ -172,7 +173,9 @@ def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> No
     roots = roots_of([str(manifest)], (), Roots(()).max_pixels)
     model = config.model
     loras, references = tuple(lora.name for lora in model.loras), tuple(model.references)
-    rules = Rules(config.defaults, tuple(model.controlnets), loras, multiple=1, references=references)
+    rules = Rules(
+        config.defaults, tuple(model.controlnets), loras, multiple=1, references=references, faces=dict.fromkeys(model.faces)
+    )
     for number, row in enumerate(read_rows([str(manifest)]), 1):
         try:
             request = make_request(row, number, rules)
@@ -192,7 +195,7 @@ def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> No
             if _hidden(here, base) or _hidden(base / path, base):
                 left.append(f"{row.name}: {shown(path)} is hidden, and stays here")
                 continue
-            if not is_image(here):
+            if not is_image(here) and not is_embedding(here):
                 left.append(f"{row.name}: {shown(path)} is no image by its content, and stays here")
                 continue
             if (whole := whole + here.stat().st_size) > MOST_BYTES:

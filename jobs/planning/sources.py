@@ -19,6 +19,7 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import embedding_width
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.models.identity import library_versions, model_identity, pinned
+from promptmill.pipelines.models.reference_adapters import face_widths
 from promptmill.pipelines.models.scorer_sources import check_scorers
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.evaluations import Counting
@@ -88,6 +89,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         controls=tuple(config.model.controlnets),
         loras=tuple(lora.name for lora in config.model.loras),
         references=tuple(config.model.references),
+        faces=face_widths(config.model),
         # What a model sets for rows has one name in both.
         **{one.name: getattr(facts, one.name) for one in fields(Rules) if hasattr(facts, one.name)},
         eta=config.model.scheduler_options.eta or 0.0,

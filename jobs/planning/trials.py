@@ -14,7 +14,9 @@ from promptmill.pipelines.models.scheduler_options import class_of
 from promptmill.pipelines.work.evaluations import StepsLeft, steps_of
 
 SAFE_STEPS = 250  # up to which no scheduler fails by the steps alone, but for those of `DISTILLED`
-DISTILLED = {"LCMScheduler": 10, "TCDScheduler": 10}  # which skip among few steps, of a number that their config may set
+ENDLESS = "DDPMWuerstchenScheduler"  # has timesteps between any two
+# The schedulers that skip among few steps, of a number that their config may set, and how many steps each takes in any case.
+DISTILLED = {"LCMScheduler": 10, "TCDScheduler": 10, "CMStochasticIterativeScheduler": 10}
 ODD = ("rescale_betas_zero_snr", *SIGMAS)  # of a model's own scheduler: what makes some schedules fail
 
 
@@ -62,7 +64,7 @@ class Trials:
         class_name = str(class_of(scheduler, self.saved))
         odd = self.options.given or any(self.saved.get(option) for option in ODD) or self.switch is not None
         distilled = steps > DISTILLED.get(class_name, SAFE_STEPS) or (strength is not None and self.steps_left == "all")
-        return bool(odd) or steps > SAFE_STEPS or distilled
+        return class_name != ENDLESS and (bool(odd) or steps > SAFE_STEPS or distilled)
 
     def _try(self, scheduler: str, steps: int, left: int, shortened: float | None, strength: float | None) -> str | None:
         # Only a schedule that may fail needs torch in a planning process.

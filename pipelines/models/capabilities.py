@@ -202,6 +202,7 @@ def _steering(model: Model, pipeline: str, modes: Sequence[str], channels: Any) 
                 multiple_of(weights) if served.part == "adapter" else 1,
                 served.repaints,
                 tuple(controlled_mode(mode) for mode in served.from_noise),
+                weights.face,
             )
     if not classes or (found and not any(can.modes for can in found.values())):
         raise ModelError(f"{model.base}: model.controlnets: there are no ControlNets for {pipeline} that promptmill can load")
@@ -213,7 +214,8 @@ def _counting(family: Family, unguided: bool, denoiser: Mapping[str, Any], sched
     once = unguided or family.embedded or _takes_guidance(family, denoiser)
     own = kind_of_class(scheduler.get("_class_name")) or UNKNOWN
     # Two evaluations, or three by text and picture; where the two go through the denoiser one after the other, `rows` is 1.
-    return Counting(1 if once else max(2, family.rows), family.unguided, family.steps_left, own, family.negative_too)
+    each = 1 if once else max(2, family.rows)
+    return Counting(each, family.unguided, family.steps_left, own, family.negative_too, 2 * family.inner)
 
 
 def _takes_guidance(family: Family, unet: Mapping[str, Any]) -> bool:

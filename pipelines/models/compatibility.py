@@ -56,8 +56,9 @@ def check_fits(model: Model) -> None:
         _check_controlnet(model, denoiser, f"model.controlnets.{kind}", weights)
     if model.references and name == "transformer":
         check_redux(model, denoiser, config_of)
-    elif (encoder := model.reads_references) is not None:
-        its = config_of(encoder, "/".join(filter(None, (encoder.subfolder, "config.json"))))
+    elif model.references:
+        encoder = model.reads_references
+        its = config_of(encoder, "/".join(filter(None, (encoder.subfolder, "config.json")))) if encoder else None
         own = _is_part((config_of(model.layout, "model_index.json") or {}).get("feature_extractor"))
         check_references(model, denoiser, its, config_of(model.layout, PROCESSOR) if own else None)
     wanted = denoiser.get("cross_attention_dim") if name == "unet" else None
@@ -125,6 +126,8 @@ def _check_mode(where: str, weights: ControlNetWeights, served: ControlClass, ne
             raise ModelError(f"{where}: {said}, and {weights.source} has modes from 0 to {number - 1}: set {where}.mode to one")
     elif weights.mode is not None:
         raise ModelError(f"{where}.mode: {weights.source} is a {served.name} without modes; leave it out")
+    if weights.face is not None and served.name != CONTROLNET:
+        raise ModelError(f"{where}.face: no {served.name} reads faces, a {CONTROLNET} may (InstantID); leave it out")
     if weights.guess and not served.guess:
         raise ModelError(f"{where}.guess: there is no guess mode for a {served.name}; leave it out")
 

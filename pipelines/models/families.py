@@ -74,6 +74,7 @@ class Family:
         attributes: What a call sets on its pipeline first: functions of the request and of how many pixels a latent has on a side.
         output: The form of images that is asked for; of `pt` one family makes values in -1 … 1, as its VAE has them.
         prior: The class of the pipeline that makes the embeddings that the model decodes; None where the model reads texts itself.
+        inner: Steps of a prior that is a part of the model itself, with guidance, as diffusers has them where nothing is said.
         negative_too: Whether the prior makes an embedding of the negative prompt as well.
         multiple_by: Returns the pixels that sides are multiples of, of the indexes of the model and of its prior, and of how many
             times smaller latents are than images; None where VAE and patches say it.
@@ -139,6 +140,7 @@ class Family:
     attributes: Mapping[str, Callable[[Any, int], Any]] = field(default_factory=dict)
     output: str = "pt"
     prior: str | None = None
+    inner: int = 0
     negative_too: bool = False
     multiple_by: Callable[[Mapping[str, Any], Mapping[str, Any], int], int] | None = None
     masked: bool = False
@@ -469,6 +471,12 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionUpscale": Family(strength=False, enlarges=4, further=("noise_level",)),
     "StableDiffusionXLInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
     "StableDiffusion3": Family(steps_left="up", solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
+    "StableUnCLIPPipeline": Family(
+        inner=25,
+        further=("noise_level",),
+        most_noise=999,
+        always={"prior_num_inference_steps": 25, "prior_guidance_scale": 4.0},
+    ),
     "StableUnCLIPImg2Img": Family(
         strength=False, further=("noise_level",), most_noise=999, by_itself=("image_encoder",), whole_pictures=True
     ),
@@ -537,7 +545,6 @@ REFUSED: dict[str, str] = {
         ),
         ("enlarges an image toward a second picture, and a row has one", "IFImg2ImgSuperResolution IFInpaintingSuperResolution"),
         ("raises in diffusers itself, which looks for guidance_embeds in a config that has none", "ChromaInpaint"),
-        ("has a second scheduler, which calls side by side would share", "StableUnCLIPPipeline"),
         (NO_PICTURE, "Marigold ShapE"),
         ("runs on ONNX Runtime, whose calls cannot be joined", "Onnx StableDiffusionOnnx"),
         ("makes embeddings of pictures for Flux; give it as model.references beside a Flux", "FluxPriorRedux"),
@@ -550,11 +557,11 @@ REFUSED: dict[str, str] = {
             ENDED,
             "Amused BlipDiffusion CycleDiffusion KarrasVe LDMPipeline PaintByExample PNDM RePaint ScoreSdeVe"
             " SemanticStableDiffusion StableDiffusionAttendAndExcite"
-            " StableDiffusionDiffEdit StableDiffusionGLIGEN StableDiffusionInpaintPipelineLegacy StableDiffusionLDM3D"
+            " StableDiffusionDiffEdit StableDiffusionInpaintPipelineLegacy StableDiffusionLDM3D"
             " StableDiffusionModelEditing StableDiffusionPanorama StableDiffusionParadigms StableDiffusionPipelineSafe"
             " StableDiffusionPix2PixZero StableDiffusionSAG UnCLIP UniDiffuser VersatileDiffusion VQDiffusion",
         ),
-        ("places objects by boxes (GLIGEN), and no column gives boxes", "StableDiffusionGLIGEN"),
+        ("is deprecated by diffusers, and places objects by boxes, which no column gives", "StableDiffusionGLIGEN"),
         (_CONTROLLED.format("StableDiffusionPipeline"), "StableDiffusionAdapter"),
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (

@@ -42,6 +42,7 @@ MORE = {
         "longcat-image": "LongCatImagePipeline",
         "prx-pixel": "PRXPixelPipeline",
         "sana-sprint": "SanaSprintPipeline",
+        "stable-unclip-of-texts": "StableUnCLIPPipeline",
         "wuerstchen-decoder": "WuerstchenDecoderPipeline",
     },
     "img2img": {

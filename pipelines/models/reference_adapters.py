@@ -7,14 +7,15 @@ from typing import Any
 from safetensors import safe_open
 
 from promptmill.configs.model import Model
-from promptmill.configs.weights import PartWeights, Weights
+from promptmill.configs.weights import PartWeights, ReferenceWeights, Weights
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.sources import part_place
 from promptmill.pipelines.work.errors import ModelError
 
 REDUX = "FluxPriorReduxPipeline"
 ENCODER = "CLIPVisionModelWithProjection"
-FACES = "reads face embeddings (as FaceID, PuLID and InstantID do), which promptmill does not make; IP-Adapters that read images do"
+# Why adapters that read faces by more than an embedding are refused.
+PLUS = "reads a picture beside the embedding of a face (FaceID Plus), which is not supported"
 
 
 def adapter_place(weights: PartWeights) -> Path:
@@ -42,14 +43,31 @@ def check_references(
     Raises:
         ModelError: An adapter is for another base or another image encoder, reads no images, or is none.
     """
-    source = model.reads_references
-    if source is None:
+    if not model.references:
         return
-    where = f"model.image_encoder: {source.source}{'/' + source.subfolder if source.subfolder else ''}"
     for name, weights in model.references.items():
         if not weights.weight_name and not weights.source.endswith(".safetensors"):
             place = f"model.references.{name}"
             raise ModelError(f"{place}: needs a weight_name, the adapter's .safetensors file in {weights.source}")
+    if (source := model.reads_references) is not None:
+        place = "/".join(filter(None, (source.source, source.subfolder)))
+        _check_encoder(f"model.image_encoder: {place}", model, encoder, processor)
+    for name, weights in model.references.items():
+        _check_adapter(f"model.references.{name}", weights, denoiser, encoder or {})
+
+
+def face_widths(model: Model) -> dict[str, int | None]:
+    """Return of how many values the embeddings of faces are that adapters read, by type.
+
+    Raises:
+        ModelError: An adapter cannot be read.
+    """
+    shapes = {name: _shapes(adapter_place(model.references[name])) for name in model.faces}
+    read = ("image_proj.proj.0.weight", "image_proj.proj_in.weight")
+    return {name: next((one[tensor][1] for tensor in read if tensor in one), None) for name, one in shapes.items()}
+
+
+def _check_encoder(where: str, model: Model, encoder: Mapping[str, Any] | None, processor: Mapping[str, Any] | None) -> None:
     if encoder is None:
         raise ModelError(f"{where}: has no config.json; set model.image_encoder to the adapters' {ENCODER}")
     names = [*(encoder.get("architectures") or []), encoder.get("model_type")]
@@ -59,8 +77,6 @@ def check_references(
     if sides is not None and isinstance(wanted, int) and sides != (wanted, wanted):
         said = f"reads pictures of {wanted}×{wanted} pixels, and the feature_extractor of {model.base} makes {sides[1]}×{sides[0]}"
         raise ModelError(f"{where}: {said}; take an encoder of that size, or a base with another feature_extractor")
-    for name, weights in model.references.items():
-        _check_adapter(f"model.references.{name}", weights, denoiser, encoder)
 
 
 def check_redux(model: Model, denoiser: Mapping[str, Any], read: Callable[[Weights, str], dict[str, Any] | None]) -> None:
@@ -96,7 +112,7 @@ def _sides(processor: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def _check_adapter(where: str, weights: PartWeights, denoiser: Mapping[str, Any], encoder: Mapping[str, Any]) -> None:
+def _check_adapter(where: str, weights: ReferenceWeights, denoiser: Mapping[str, Any], encoder: Mapping[str, Any]) -> None:
     shapes = _shapes(adapter_place(weights))
     said = f"{where}: {weights.weight_name or weights.source}"
     keys = [shape for name, shape in shapes.items() if name.startswith("ip_adapter.") and name.endswith("to_k_ip.weight")]
@@ -104,22 +120,28 @@ def _check_adapter(where: str, weights: PartWeights, denoiser: Mapping[str, Any]
         raise ModelError(f"{said} is no IP-Adapter: it has no tensors named image_proj.… and ip_adapter.…")
     if (wanted := denoiser.get("cross_attention_dim")) != keys[0][1]:
         raise ModelError(f"{said} is for another base model: its cross_attention_dim is {keys[0][1]}, the base's is {wanted}")
-    if _reads_faces(shapes):
-        raise ModelError(f"{said} {FACES}")
+    face, refused = _reads_faces(shapes)
+    if refused is not None:
+        raise ModelError(f"{said} {refused}")
+    if face != (weights.kind == "face"):
+        reads, kind = ("embeddings of faces", "face") if face else ("pictures", "image")
+        raise ModelError(f"{said} reads {reads}; set {where}.kind to {kind}")
+    if face:
+        return
     for tensor, key in (("proj", "projection_dim"), ("proj_in", "hidden_size"), ("proj.0", "hidden_size")):
         shape = shapes.get(f"image_proj.{tensor}.weight")
         if shape is not None and shape[1] != (have := encoder.get(key)):
             raise ModelError(f"{said} reads {shape[1]} values of an image, and the image encoder gives {have}; is it another's?")
 
 
-def _reads_faces(shapes: Mapping[str, list[int]]) -> bool:
-    """Return whether an adapter's tensors are those of one for faces: LoRAs, a resampler on embeddings, or 512 values a face."""
-    lora = any(name.startswith("ip_adapter.") and "lora" in name for name in shapes)
-    resampled = any(name.startswith("image_proj.perceiver_resampler.") for name in shapes)
-    # Adapters of whole faces, which read images, have a norm as their third layer (image_proj.proj.3).
-    small = "image_proj.proj.0.weight" in shapes and "image_proj.proj.3.weight" not in shapes
-    instant = shapes.get("image_proj.proj_in.weight", [0, 0])[1] == 512
-    return lora or resampled or small or instant
+def _reads_faces(shapes: Mapping[str, list[int]]) -> tuple[bool, str | None]:
+    """Return whether an adapter's tensors are those of one for embeddings of faces, and why such a one is refused."""
+    if any(name.startswith("image_proj.perceiver_resampler.") for name in shapes):
+        return True, PLUS
+    if shapes.get("image_proj.proj_in.weight", [0, 0])[1] == 512:
+        return True, None  # InstantID's, which reads the 512 values as one token
+    # Adapters of whole faces, which read pictures, have a norm as their third layer (image_proj.proj.3).
+    return "image_proj.proj.0.weight" in shapes and "image_proj.proj.3.weight" not in shapes, None
 
 
 def _shapes(place: Path) -> dict[str, list[int]]:

@@ -16,16 +16,21 @@ from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.lean_imports import for_compiling
 
 SHAPES = 256  # compiled versions of one block: of each width, height, and level of the model
+# Blocks that are compiled on a GPU beside those that diffusers lists for a denoiser: half of a UNet's time is theirs, and most of a
+# VAE's. On a CPU the compiler leaves convolutions as they are, and takes a minute for a model of four of them.
+CONVOLVING = ("ResnetBlock2D", "Upsample2D", "Downsample2D")
+OF_CONTROLNETS = ("BasicTransformerBlock",)  # for which diffusers lists none
 FP8_CAPABILITY = (8, 9)  # of the first GPUs whose tensor cores multiply FP8
 
 
-def put_on(kernels: Kernels, modules: Iterable[Any], device: torch.device) -> None:
+def put_on(kernels: Kernels, modules: Iterable[Any], device: torch.device, decoder: Any = None) -> None:
     """Apply the switches to modules.
 
     Args:
         kernels: The config's switches.
         modules: The denoiser and the ControlNets, with their LoRAs, on their device.
         device: That device.
+        decoder: The part of the VAE that makes images of latents, which is compiled with the others; None where there is none.
 
     Raises:
         ModelError: A switch needs hardware or a library that this machine lacks, or does not go with the model.
@@ -39,6 +44,8 @@ def put_on(kernels: Kernels, modules: Iterable[Any], device: torch.device) -> No
             _fp8(module, device)
         if kernels.compile:
             _compile(module, device)
+    if kernels.compile and decoder is not None:
+        _compile(decoder, device)
 
 
 def set_compiler() -> None:
@@ -84,12 +91,19 @@ def _fits_fp8(module: torch.nn.Module, name: str) -> bool:
 
 def _compile(module: Any, device: torch.device) -> None:
     """Compile each repeated block by itself ("regional compilation"), at fixed shapes: minutes less than the whole model, about as
-    fast.
+    fast. A module without such blocks stays as it is.
     """
-    if not getattr(module, "_repeated_blocks", None):
-        return  # a ControlNet has no such blocks; a denoiser without them stays as it is
+    if not (blocks := _blocks(module, device)):
+        return
     if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         raise ModelError("model.kernels.compile needs a C++ compiler on a CPU: install g++ or clang++, or set it to false")
     for_compiling()
     set_compiler()
-    module.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    for block in blocks:
+        block.compile(fullgraph=True, dynamic=False)
+
+
+def _blocks(module: Any, device: torch.device) -> list[Any]:
+    """Return the blocks of a module that are compiled, each by itself."""
+    names = {*(getattr(module, "_repeated_blocks", None) or OF_CONTROLNETS), *(CONVOLVING if device.type == "cuda" else ())}
+    return [one for one in module.modules() if type(one).__name__ in names]

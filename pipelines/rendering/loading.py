@@ -24,6 +24,7 @@ from promptmill.pipelines.models.reference_adapters import adapter_place
 from promptmill.pipelines.models.sources import adapter_file, local_folder, part_place
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, put_back, transformers
+from promptmill.pipelines.rendering.merging import MergedLoras
 from promptmill.pipelines.rendering.modules import kept_in_fp32
 from promptmill.pipelines.rendering.priors import Prior
 from promptmill.pipelines.rendering.quantised import gguf, quantisation, quantisation_of_part
@@ -48,6 +49,7 @@ class LoadedModel:
         clip_skip: Layers of the text encoder left out at its end.
         device: The device of all weights.
         adapters: Whether LoRAs are loaded.
+        merged: The LoRAs where they are merged into the weights; None where they compute beside them.
         scheduler_options: The config's options of schedulers.
         references: The adapters for reference images, or None.
         redux: The priors for reference images, or None.
@@ -65,6 +67,7 @@ class LoadedModel:
     scheduler_options: SchedulerOptions = field(default_factory=SchedulerOptions)
     references: ReferenceAdapters | None = None
     redux: ReduxReferences | None = None
+    merged: MergedLoras | None = None
     refiner: Refiner | None = None
     prior: Prior | None = None
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
@@ -77,6 +80,11 @@ class LoadedModel:
     @property
     def denoiser(self) -> torch.nn.Module:
         return _part(self.base, DENOISERS)
+
+    @property
+    def first(self) -> torch.nn.Module | None:
+        """Return the denoiser of the prior, be it a model of its own or a part of the base; None where there is none."""
+        return self.prior.denoiser if self.prior else self.base.components.get("prior")
 
     @property
     def vae(self) -> Any:
@@ -114,6 +122,8 @@ class LoadedModel:
             self._pipelines[key] = made
         made = copy.copy(self._pipelines[key])
         made.scheduler = self.scheduler(scheduler)
+        if (second := made.components.get("prior_scheduler")) is not None:
+            made.prior_scheduler = type(second).from_config(second.config)
         return made
 
     def control_class(self, kind: str) -> ControlClass:
@@ -141,11 +151,20 @@ class LoadedModel:
     def _made_scheduler(self, name: str) -> Any:
         return scheduler_of(name, self._scheduler_config, self.scheduler_options)
 
+    def adapted_by(self, request: Request) -> tuple[tuple[str, float], ...]:
+        """Return the LoRAs that a request switches on, by name and scale: its own, and those of its adapters of faces."""
+        of_faces = self.references.loras if self.references else {}
+        types = dict.fromkeys(one.type for one in request.references)
+        own = ((lora.name, lora.scale) for lora in request.loras)
+        return (*own, *((of_faces[name], 1.0) for name in types if name in of_faces))
+
     def adapt(self, loras: Sequence[tuple[str, float]]) -> None:
         """Switch the given LoRAs on, by name and scale, and all others off."""
         if not self.adapters:
             return
-        if loras:
+        if self.merged is not None:
+            self.merged.switch(loras)
+        elif loras:
             self.base.enable_lora()
             self.base.set_adapters([name for name, _ in loras], [scale for _, scale in loras])
         else:
@@ -275,14 +294,18 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     if model.references and prior is not None:
         loaded.redux = _load_redux(prior, model, dtype, device)
     elif model.references:
-        loaded.references = ReferenceAdapters(base, tuple(model.references))
+        loaded.references = ReferenceAdapters(base, tuple(model.references), model.faces)
+        loaded.adapters |= bool(loaded.references.loras)
     if model.refiner:
         loaded.refiner = _refiner(base, model.refiner, dtype, device)
     if model.prior:
         loaded.prior = _prior(model.prior, loaded.family, dtype, device)
     denoisers = (loaded.denoiser, *(one.denoiser for one in (loaded.refiner, loaded.prior) if one))
     steering = [net for kind, net in controlnets.items() if loaded.control_class(kind).part == "controlnet"]
-    put_on(model.kernels, (*denoisers, *{id(net): net for net in steering}.values()), device)
+    if model.loras and model.kernels.merge_loras:
+        loaded.merged = MergedLoras(part for part in base.components.values() if isinstance(part, torch.nn.Module))
+    decoder = getattr(_part(base, VAES), "decoder", None)
+    put_on(model.kernels, (*denoisers, *{id(net): net for net in steering}.values()), device, decoder)
     return loaded
 
 
@@ -333,10 +356,10 @@ def _prior(weights: Weights, family: Family, dtype: torch.dtype, device: torch.d
 
 def _load_adapters(base: Any, model: Model, dtype: torch.dtype) -> None:
     """Load the image encoder, and all adapters into the UNet."""
-    encoder = model.reads_references
-    assert encoder is not None
-    folder = {"subfolder": encoder.subfolder} if encoder.subfolder else {}
-    base.register_modules(image_encoder=_load(transformers.CLIPVisionModelWithProjection.from_pretrained, encoder, dtype, **folder))
+    if (encoder := model.reads_references) is not None:
+        folder = {"subfolder": encoder.subfolder} if encoder.subfolder else {}
+        read = _load(transformers.CLIPVisionModelWithProjection.from_pretrained, encoder, dtype, **folder)
+        base.register_modules(image_encoder=read)
     places = [adapter_place(weights) for weights in model.references.values()]
     try:
         with lean_imports():

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from promptmill.configs.errors import shown
+from promptmill.manifests.embeddings import load_embedding
 from promptmill.manifests.images import ImageError, Roots, UnreachableError, load, mismatch
 from promptmill.manifests.masks import effect_of, prepare_mask
 from promptmill.manifests.requests import Request
@@ -28,7 +29,7 @@ class Conditioning:
         init: (H, W, 3) uint8, or None.
         mask: (H, W) bool, True = repaint, or None.
         controls: (H, W, 3) uint8 each, one for each control.
-        references: What the image encoder takes of each reference image, (1, 3, S, S).
+        references: What the image encoder takes of each reference image, (1, 3, S, S); of a face its embedding, (width,) float32.
         within: (H, W) bool for each reference image, where it acts; None where it acts everywhere.
         sha256: SHA-256 of the files, by column.
     """
@@ -79,14 +80,20 @@ def _prepared(
     """Return the same as `prepare_request`; the hashes of images that were read are added to `hashes`."""
     request = placed.request
     read: dict[str, Image.Image] = {}
+    faces: dict[str, np.ndarray] = {}
     for column, path in request.images():
+        known = column in placed.images
         try:
-            picture = load(path, roots, placed.file, known=column in placed.images)
+            if column.endswith(".embedding"):
+                face = load_embedding(path, roots, placed.file, known)
+                hashes[column], faces[column] = face.sha256, face.values
+            else:
+                picture = load(path, roots, placed.file, known)
+                hashes[column], read[column] = picture.sha256, picture.image
         except ImageError as error:
             code: Code = "unreachable" if isinstance(error, UnreachableError) else "bad_image"
             return Failure(code, f"{column}: {error}", error.fault)
-        hashes[column], read[column] = picture.sha256, picture.image
-        if placed.images.get(column, picture.sha256) != picture.sha256:
+        if placed.images.get(column, hashes[column]) != hashes[column]:
             return Failure("image_changed", f"{column}: {shown(path)} is not what it was when the plan was made")
     init, mask = read.get("init_image"), read.get("mask_image")
     wrong = mismatch(init.size, mask.size) if init and mask else None
@@ -101,7 +108,8 @@ def _prepared(
         if column.startswith("references.") and column.endswith(".image") and max(image.size) > MOST_STRETCHED * min(image.size):
             said = f"{image.width}×{image.height} pixels: one side is more than {MOST_STRETCHED} times the other"
             return Failure("bad_image", f"{column}: {said}, and the encoder takes the middle of a picture alone")
-    references = [encoded(read[f"references.{i}.image"]) for i in range(len(request.references))] if encoded else []
+    columns = [f"references.{number}.{one.source[0]}" for number, one in enumerate(request.references)]
+    references = [faces[column] if column in faces else encoded(read[column]) for column in columns] if encoded else []
     masks = [read.get(f"references.{i}.mask") for i in range(len(request.references))]
     for number, selecting in enumerate(masks):
         if selecting and (nothing := effect_of(selecting, *size).selects):

@@ -14,6 +14,8 @@ import torch
 
 from promptmill.pipelines.work.evaluations import StepsLeft, steps_of
 
+WUERSTCHEN = "DDPMWuerstchen"
+
 
 @contextmanager
 def ending_after(steps: int, pipeline: Any, strength: float | None = None, left: StepsLeft = "down") -> Iterator[dict[str, Any]]:
@@ -35,8 +37,8 @@ def ending_after(steps: int, pipeline: Any, strength: float | None = None, left:
     interrupted &= "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters
     scheduler, seen, taken = pipeline.scheduler, dict[str, Any](), count(1)
     step, set_timesteps = scheduler.step, scheduler.set_timesteps
-    # Samplers of second order run the loop twice for a step.
-    turns = steps_of(steps, strength, left) * getattr(scheduler, "order", 1)
+    order = getattr(scheduler, "order", 1)  # samplers of second order run the loop twice for a step
+    turns = steps_of(steps, strength, left) * order
 
     @wraps(step)  # diffusers looks at its arguments for a generator
     def listening(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -54,11 +56,13 @@ def ending_after(steps: int, pipeline: Any, strength: float | None = None, left:
     def shortened(*args: Any, **kwargs: Any) -> None:
         set_timesteps(*args, **kwargs)
         seen["timesteps"] = whole = scheduler.timesteps
+        # The pipelines of Würstchen's schedule leave out its last timestep, at which there is no noise.
+        rest = 1 if type(scheduler).__name__.startswith(WUERSTCHEN) else 0
         # Of a schedule that begins late, pipelines pass over the first timesteps themselves.
-        whole_steps = len(whole) // scheduler.order + len(whole) % scheduler.order
-        begin = (whole_steps - steps_of(whole_steps, strength, left)) * scheduler.order
-        scheduler.timesteps = whole[: begin + turns]
-        seen["turns"] = len(scheduler.timesteps) - begin  # the last step of second order takes one turn
+        whole_steps = len(whole) // order + len(whole) % order - rest
+        begin = (whole_steps - steps_of(whole_steps, strength, left)) * order
+        scheduler.timesteps = whole[: begin + turns + rest]
+        seen["turns"] = len(scheduler.timesteps) - begin - rest  # the last step of second order takes one turn
 
     def after_step(running: Any, turn: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if turn + 1 < turns:
@@ -82,7 +86,8 @@ def predicted(scheduler: Any, model_output: torch.Tensor, timestep: Any, sample:
     """Return the image that a step expects in the end (x0), in latents.
 
     The model's output is noise (arXiv:2006.11239, equation 15), velocity (arXiv:2202.00512, section 4) or a flow (arXiv:2403.03206,
-    equation 13), or, with the noise of EDM, what its own formula makes an image of (arXiv:2206.00364, equation 7).
+    equation 13), or, with the noise of EDM, what its own formula makes an image of (arXiv:2206.00364, equation 7), as consistency
+    models have one (arXiv:2303.01469, equation 5). Würstchen's schedule counts from 1 to 0 (arXiv:2306.00637).
 
     Args:
         scheduler: The scheduler that took the step.
@@ -97,6 +102,13 @@ def predicted(scheduler: Any, model_output: torch.Tensor, timestep: Any, sample:
     sample, said = sample.float(), model_output.float()
     if hasattr(scheduler, "precondition_outputs"):
         return scheduler.precondition_outputs(sample, said, scheduler.sigmas[scheduler.step_index - 1])
+    if hasattr(scheduler, "get_scalings_for_boundary_condition"):
+        kept, made_anew = scheduler.get_scalings_for_boundary_condition(scheduler.sigmas[scheduler.step_index - 1])
+        expected = made_anew * said + kept * sample
+        return expected.clamp(-1, 1) if scheduler.config.clip_denoised else expected
+    if type(scheduler).__name__.startswith(WUERSTCHEN):
+        share = scheduler._alpha_cumprod(timestep, sample.device).view(-1, *[1] * (sample.ndim - 1))
+        return (sample - (1 - share).sqrt() * said) / share.sqrt()
     # A flow-matching scheduler says so by its name alone.
     flow = type(scheduler).__name__.startswith("FlowMatch")
     kind = "flow_prediction" if flow else scheduler.config.prediction_type

@@ -12,7 +12,7 @@ needs is passed over.
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,10 +112,16 @@ class ReferenceAdapters:
     Args:
         base: The pipeline, with its image encoder and its adapters loaded.
         names: The types that requests name, in the order in which the adapters were loaded.
+        faces: Those types that are embeddings of faces.
+
+    Attributes:
+        loras: By type, the name of the LoRA that an adapter of faces has brought into the UNet.
     """
 
-    def __init__(self, base: Any, names: Sequence[str]):
-        self.names = tuple(names)
+    def __init__(self, base: Any, names: Sequence[str], faces: Collection[str] = ()):
+        self.names, self._faces = tuple(names), frozenset(faces)
+        brought = getattr(base.unet, "peft_config", {})
+        self.loras = {name: f"faceid_{number}" for number, name in enumerate(names) if f"faceid_{number}" in brought}
         self._base = base
         self._kept: OrderedDict[tuple[str, bool], torch.Tensor] = OrderedDict()
         self._empty: dict[bool, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -134,10 +140,15 @@ class ReferenceAdapters:
         made: torch.Tensor = self._base.feature_extractor(to_rgb(image), return_tensors="pt").pixel_values
         return made
 
-    def expect(self, jobs: Iterable[Job]) -> None:
-        """Add the places that jobs need, so that calls of the UNet from now on have a place for each of their images."""
-        needed = {*self._places, *(place for job in jobs for place in self._held(job))}
-        self._places = tuple(sorted(needed))
+    def expect(self, jobs: Iterable[Job], anew: bool = False) -> None:
+        """Add the places that jobs need, so that calls of the UNet from now on have a place for each of their images.
+
+        Args:
+            jobs: The jobs.
+            anew: Whether no other jobs are under way, so that places for these alone will do.
+        """
+        there = (Place(number) for number in range(len(self.names))) if anew else self._places
+        self._places = tuple(sorted({*there, *(place for job in jobs for place in self._held(job))}))
         self._known[str(self._places)] = self._places
 
     def conditions(self, jobs: Sequence[Job], rows: int) -> dict[str, Any]:
@@ -155,9 +166,7 @@ class ReferenceAdapters:
         return {
             "image_embeds": [self._embeddings(place, jobs, held, rows) for place in self._places],
             PLACES: str(self._places),
-            SCALES: _by_row(jobs, held, self._places, lambda job, number: job.request.references[number].scale, 0.0).repeat(
-                repeats
-            ),
+            SCALES: _by_row(jobs, held, self._places, _scale, 0.0).repeat(repeats),
             WITHIN: _by_row(jobs, held, self._places, self._mask, EVERYWHERE).repeat(repeats),
         }
 
@@ -207,7 +216,8 @@ class ReferenceAdapters:
     ) -> torch.Tensor:
         """Return the embeddings at a place for each row of a call, (rows, images, …)."""
         hidden = self._hidden[place.adapter]
-        empty, unseen = (torch.cat([one] * place.images)[None] for one in self._nothing(hidden))
+        nothing = self._no_face(place.adapter) if self.names[place.adapter] in self._faces else self._nothing(hidden)
+        empty, unseen = (torch.cat([one] * place.images)[None] for one in nothing)
         seen = [
             torch.cat([self._embedded(job, number, hidden) for number in mine[place]])[None] if place in mine else empty
             for job, mine in zip(jobs, held, strict=True)
@@ -217,7 +227,35 @@ class ReferenceAdapters:
     def _mask(self, job: Job, number: int) -> int:
         return self._masks.number(job.conditioning.within[number])
 
+    def _no_face(self, adapter: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the embeddings that stand for no face, as diffusers documents them: zeros."""
+        layer = self._layers[adapter]
+        first = layer.proj_in if hasattr(layer, "proj_in") else layer.ff.net[0].proj
+        zeros = self._face(np.zeros(first.in_features, np.float32))
+        return zeros, zeros
+
+    def tokens(self, name: str, jobs: Sequence[Job], rows: int) -> torch.Tensor:
+        """Return the tokens that an adapter makes of faces, (rows, tokens, width), for a ControlNet that reads them (InstantID).
+
+        Args:
+            name: The adapter's type.
+            jobs, rows: As for `conditions`.
+        """
+        adapter = self.names.index(name)
+        faces = [next(number for number, one in enumerate(job.request.references) if one.type == name) for job in jobs]
+        seen = [self._layers[adapter](self._embedded(job, face, False)) for job, face in zip(jobs, faces, strict=True)]
+        if rows == len(jobs):
+            return torch.cat(seen)
+        unseen = self._layers[adapter](self._no_face(adapter)[0])
+        return torch.cat([unseen] * (rows - len(jobs)) + seen)
+
+    def _face(self, values: np.ndarray) -> torch.Tensor:
+        unet = self._base.unet
+        return torch.from_numpy(values).to(unet.device, unet.dtype)[None, None]
+
     def _embedded(self, job: Job, number: int, hidden: bool) -> torch.Tensor:
+        if job.request.references[number].embedding is not None:
+            return self._face(job.conditioning.references[number])
         key = (job.conditioning.sha256[f"references.{number}.image"], hidden)
         if key not in self._kept:
             self._kept[key] = self._encode(job.conditioning.references[number], hidden)[0]
@@ -238,6 +276,10 @@ class ReferenceAdapters:
         """Return the embeddings of one picture and of none, as diffusers computes them: one picture at a time."""
         made: tuple[torch.Tensor, torch.Tensor] = self._base.encode_image(pixels, self._base.unet.device, 1, hidden)
         return made
+
+
+def _scale(job: Job, number: int) -> float:
+    return job.request.references[number].scale
 
 
 def _by_row(

@@ -68,6 +68,8 @@ def why_not(scheduler: Any, options: SchedulerOptions, steps: int, left: int, st
         strength: Given where the pipelines have the scheduler shorten the schedule instead.
     """
     random = torch.Generator().manual_seed(0)
+    # Of pixels a model may predict the variance, too, in as many channels more.
+    predicted = 6 if scheduler.config.get("variance_type") in ("learned", "learned_range") else 3
     drawn = {"generator": random} if "generator" in inspect.signature(scheduler.step).parameters else {}
     try:
         mu = {"mu": SHIFTED} if scheduler.config.get("use_dynamic_shifting") else {}
@@ -75,14 +77,15 @@ def why_not(scheduler: Any, options: SchedulerOptions, steps: int, left: int, st
         begin = (steps - left) * scheduler.order
         if begin and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)
-        sample = torch.randn(1, 1, 2, 2, generator=random) * getattr(scheduler, "init_noise_sigma", 1.0)
+        sample = torch.randn(1, 3, 2, 2, generator=random) * getattr(scheduler, "init_noise_sigma", 1.0)
         most = scheduler.config.num_train_timesteps - 1 if options.steps_offset else float("inf")
         for timestep in scheduler.timesteps[begin:]:
             if timestep > most:
                 return f"its steps begin at timestep {float(timestep):g}, and the model knows those up to {most}"
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(sample, timestep)
-            sample = scheduler.step(torch.randn(1, 1, 2, 2, generator=random), timestep, sample, **drawn, return_dict=False)[0]
+            said = torch.randn(1, predicted, 2, 2, generator=random)
+            sample = scheduler.step(said, timestep, sample, **drawn, return_dict=False)[0]
             if not sample.isfinite().all():
                 return "it divides by zero"
     except Exception as error:  # schedulers raise nearly anything where a schedule is not for them

@@ -81,6 +81,7 @@ class Group:
         elsewhere: Whether the call is at the denoiser of the prior or the refiner, and not at the base's.
         decoding: Whether the call has left the denoisers.
         references: What the UNet is told of the members' reference images, once it has been called.
+        faces: The tokens of the members' faces, once a ControlNet that reads faces has been called.
     """
 
     members: list[Waiting]
@@ -89,6 +90,7 @@ class Group:
     elsewhere: bool = False
     decoding: bool = False
     references: dict[str, Any] | None = None
+    faces: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -137,8 +139,7 @@ class Slots:
             self.refiners.append(Joined.of(unet.forward, self._rows, called=partial(self._denoising, elsewhere=True), **habits))
             self._hold(unet, "forward", self.refiners[0].hold)
         self.priors: list[Joined] = []
-        if model.prior:
-            first = model.prior.denoiser
+        if (first := model.first) is not None:
             self.priors.append(Joined.of(first.forward, self._rows, called=self._before))
             self._hold(first, "forward", self.priors[0].hold)
         self.controlnets: list[Joined] = []
@@ -150,7 +151,9 @@ class Slots:
             rows = batch if id(net) in guessing | once else self._rows
             joined = Joined.of(net.forward, rows, multiple=self._family.multiple)
             self.controlnets.append(joined)
-            self._hold(net, "forward", joined.hold if id(net) in once else scaled_after(moded_by_row(joined.hold), net))
+            held = joined.hold if id(net) in once else scaled_after(moded_by_row(joined.hold), net)
+            faces = [one.face for kind, one in model.controls.items() if one.face and model.controlnets[kind] is net]
+            self._hold(net, "forward", self._with_face(held, faces[0]) if faces else held)
         # Of a model that makes pixels nothing ever waits for the decoder.
         decode = vae.decode if vae else denoiser.forward
         self.decoder = Joined.of(decode, batch, called=self._decoding, fitting=partial(_decoded_at_once, model.base))
@@ -159,7 +162,7 @@ class Slots:
             self._hold(vae, "decode", without_generator(self.decoder.hold))
             self._hold(vae, "encode", encoded_apart(vae.encode))
         self.texts: list[TextEncoder] = []
-        others = [vae, denoiser, *([model.prior.denoiser] if model.prior else [])]
+        others = [vae, denoiser, first]
         for name, part in model.parts.items():
             alone = name == "safety_checker" or (name == "image_encoder" and model.references is not None)
             if name in self._family.by_itself or (name == "prior.image_encoder" and part is not None):
@@ -190,7 +193,7 @@ class Slots:
         """
         waiting = [Waiting(job, settled) for job in jobs]
         if self.model.references is not None:
-            self.model.references.expect(jobs)
+            self.model.references.expect(jobs, anew=not self.busy)
         family = self._family
         waiting.sort(
             key=lambda one: (
@@ -294,7 +297,7 @@ class Slots:
                 return
             if kind != self._kind:
                 self._kind = kind
-                self.model.adapt(_loras(first.job))
+                self.model.adapt(self.model.adapted_by(first.job.request))
                 for text in self.texts:
                     text.adapted = _loras(first.job)
             self._is_alone = first.alone
@@ -374,6 +377,19 @@ class Slots:
             if group.references is None:
                 group.references = references.conditions([member.job for member in group.members], len(sample))
             return hold(sample, *args, added_cond_kwargs={**(added_cond_kwargs or {}), **group.references}, **kwargs)
+
+        return told
+
+    def _with_face(self, hold: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Return a ControlNet's call with each row's face in place of its prompt."""
+        references = self.model.references
+        assert references is not None
+
+        def told(*args: Any, encoder_hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+            group = self._groups[getcurrent()]
+            if group.faces is None:
+                group.faces = references.tokens(name, [member.job for member in group.members], len(encoder_hidden_states))
+            return hold(*args, encoder_hidden_states=group.faces, **kwargs)
 
         return told
 

@@ -21,6 +21,7 @@ class Counting:
         steps_left: How many steps a strength leaves: its share rounded down or up, or all of them, in a schedule that is shorter.
         own: The scheduler that the model was saved with.
         negative_too: Whether a prior makes an embedding of the negative prompt as well, by as many evaluations.
+        inner: Evaluations of a prior that is a part of the model itself, for each candidate.
     """
 
     guided: int = 2
@@ -28,6 +29,7 @@ class Counting:
     steps_left: StepsLeft = "down"
     own: SchedulerKind = UNKNOWN
     negative_too: bool = False
+    inner: int = 0
 
 
 STABLE_DIFFUSION = Counting()
@@ -53,7 +55,7 @@ def _of_prior(request: Request, counting: Counting) -> int:
     # A negative prompt goes to the prior where it has an effect on one of the two models.
     effective = bool(request.negative_prompt) and (guided or request.guidance_scale > counting.unguided)
     each = (2 if guided else 1) * (2 if counting.negative_too and effective else 1)
-    return (request.prior_steps or 0) * each
+    return counting.inner + (request.prior_steps or 0) * each
 
 
 def steps_of(steps: int, strength: float | None, left: StepsLeft) -> int:

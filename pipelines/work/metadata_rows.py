@@ -38,7 +38,10 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
     ]
     references = [
         one.model_dump()
-        | {f"{ending}sha256": outcome.images.get(f"{REFERENCES}.{i}.{of}") for ending, of in (("", "image"), ("mask_", "mask"))}
+        | {
+            f"{ending}sha256": outcome.images.get(f"{REFERENCES}.{i}.{of}")
+            for ending, of in (("", one.source[0]), ("mask_", "mask"))
+        }
         for i, one in enumerate(request.references)
     ]
     return {

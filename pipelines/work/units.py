@@ -142,14 +142,19 @@ def bucket_of(request: Request) -> Hashable:
     shape = (request.mode, request.width, request.height, request.steps, request.scheduler)
     scales = (request.guidance_scale, request.guidance_rescale, request.image_guidance_scale, request.noise_level)
     prior = (request.prior_steps, request.prior_guidance_scale)
-    return (*shape, *scales, request.strength, controls, loras, *prior)
+    return (*shape, *scales, request.strength, controls, loras, *prior, *_faces(request))
 
 
 def kind_of(request: Request) -> Hashable:
     """Return the values that requests have to share for one denoising batch of the slot engine, and so for one unit."""
     loras = tuple((lora.name, lora.scale) for lora in request.loras) if request.loras else ()
     controls = tuple(control.type for control in request.controls) if request.controls else ()
-    return (request.width, request.height, controls, loras)
+    return (request.width, request.height, controls, loras, *_faces(request))
+
+
+def _faces(request: Request) -> tuple[str, ...]:
+    """Return the types of a request's embeddings of faces, whose adapters bring LoRAs, which adapt a whole batch."""
+    return tuple({one.type: None for one in request.references if one.embedding}) if request.references else ()
 
 
 def work(request: Request) -> int:

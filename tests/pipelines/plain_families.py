@@ -332,15 +332,22 @@ def loaded(
         # Of Pillow's pictures diffusers makes channels-last tensors, and in that format a CPU's kernels make other bits.
         vae.encode = meant(wraps(encode)(lambda x, *args, **kwargs: encode(x.contiguous(), *args, **kwargs)))
     for name, part in pipeline.components.items():
-        if part is not None and name.startswith(("text_encoder", "bert", "depth_estimator", "image_encoder")):
+        if part is not None and name.startswith((*TEXT_ENCODERS, "depth_estimator", "image_encoder")):
             side = 1 if kind.startswith("Kolors") else 0
-            part.forward = in_pieces(part.forward, batch if name.startswith(("text_encoder", "bert")) else 1, side)
+            part.forward = in_pieces(part.forward, batch if name.startswith(TEXT_ENCODERS) else 1, side)
     seen: list[int] = []
+    inner = pipeline.components.get("prior") if pipeline.components.get("unet") else None
+    if inner is not None:
+        inner.forward = in_pieces(inner.forward, 2 * batch)
     denoiser = first_of(pipeline, "unet", "transformer", "decoder", "prior")
     if kind.startswith("PRX"):
         denoiser.forward = with_a_timestep_each(denoiser.forward)
-    denoiser.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
+    for part in filter(None, (denoiser, inner)):
+        part.register_forward_pre_hook(lambda module, args, named: seen.append(len([*args, *named.values()][0])), with_kwargs=True)
     return pipeline, seen
+
+
+TEXT_ENCODERS = ("text_encoder", "prior_text_encoder", "bert")
 
 
 def first_of(pipeline: Any, *names: str) -> Any:
@@ -607,6 +614,7 @@ FAMILIES: dict[str, Plain] = {
     "stable-unclip": Plain(
         _picture("StableUnCLIPImg2Img"), strength=False, pillow=True, further={"noise_level": (20, 0, 999)}, schedulers=_NOISE
     ),
+    "stable-unclip-of-texts": Plain(_text("StableUnCLIP"), further={"noise_level": (20, 0, 999)}, schedulers=_NOISE),
     # Guidance has three parts, and none of them at a picture's scale below 1.
     "pix2pix": Plain(_picture("StableDiffusionInstructPix2Pix"), **_PIX2PIX),
     "pix2pix-xl": Plain(_picture("StableDiffusionXLInstructPix2Pix"), **_PIX2PIX),

@@ -13,7 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
@@ -59,7 +59,7 @@ def image_encoder(folder: Path) -> Path:
     return folder
 
 
-def ip_adapter(base: Path, file: Path, seed: int = 3, plus: bool = False, full: bool = False) -> Path:
+def ip_adapter(base: Path, file: Path, seed: int = 3, plus: bool = False, full: bool = False, read: int = 16) -> Path:
     """An IP-Adapter that fits the UNet of a tiny model and the tiny image encoder, in the layout of its authors.
 
     Plus adapters and those of full faces read the tokens of a picture, the others its one embedding.
@@ -67,7 +67,7 @@ def ip_adapter(base: Path, file: Path, seed: int = 3, plus: bool = False, full: 
     torch.manual_seed(seed)
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     width = unet.config.cross_attention_dim
-    tensors = _resampler(16, width) if plus else _full(16, width) if full else _projection(12, width)
+    tensors = _resampler(read, width) if plus else _full(16, width) if full else _projection(12, width)
     cross = (name for name in unet.attn_processors if "attn2" in name)
     for place, name in enumerate(cross):
         rows = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
@@ -81,6 +81,26 @@ def _projection(read: int, width: int) -> dict[str, torch.Tensor]:
     norm = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
     linear = {"proj.weight": torch.randn(4 * width, read), "proj.bias": torch.randn(4 * width)}
     return {f"image_proj.{name}": one for name, one in (linear | norm).items()}
+
+
+def face_adapter(base: Path, file: Path, seed: int = 3, lora: bool = False, width: int = 8) -> Path:
+    """An IP-Adapter for embeddings of faces of so many values (FaceID), with or without LoRAs of the whole UNet."""
+    torch.manual_seed(seed)
+    ip_adapter(base, file, seed)
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    cross = unet.config.cross_attention_dim
+    tensors = {name: one for name, one in load_file(file).items() if name.startswith("ip_adapter.")}
+    made = {"proj.0.weight": torch.randn(2 * width, width), "proj.0.bias": torch.randn(2 * width)}
+    made |= {"proj.2.weight": torch.randn(4 * cross, 2 * width), "proj.2.bias": torch.randn(4 * cross)}
+    made |= {"norm.weight": torch.ones(cross), "norm.bias": torch.zeros(cross)}
+    tensors |= {f"image_proj.{name}": one for name, one in made.items()}
+    for place, name in enumerate(unet.attn_processors if lora else ()):
+        attention = unet.get_submodule(name.removesuffix(".processor"))
+        for part, layer in (("q", attention.to_q), ("k", attention.to_k), ("v", attention.to_v), ("out", attention.to_out[0])):
+            tensors[f"ip_adapter.{place}.to_{part}_lora.down.weight"] = torch.randn(2, layer.in_features) / 4
+            tensors[f"ip_adapter.{place}.to_{part}_lora.up.weight"] = torch.randn(layer.out_features, 2) / 4
+    save_file(tensors, file)
+    return file
 
 
 def _full(read: int, width: int) -> dict[str, torch.Tensor]:

@@ -72,6 +72,33 @@ def unclip(folder: Path) -> Path:
     return folder
 
 
+def unclip_of_texts(folder: Path) -> Path:
+    """Stable unCLIP: the UNet is given the embedding of an image that a prior inside of the model makes of the text."""
+    prior = made(
+        "PriorTransformer",
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        embedding_dim=32,
+        num_embeddings=32,
+        additional_embeddings=4,
+    )
+    pipeline = diffusers.StableUnCLIPPipeline(
+        **_parts(),
+        prior_tokenizer=tiny.tokenizer(),
+        prior_text_encoder=tiny.text_encoder(32, projected=True),
+        prior=prior,
+        prior_scheduler=diffusers.DDPMScheduler(
+            variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=5.0
+        ),
+        unet=tiny.unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * 32),
+        image_normalizer=StableUnCLIPImageNormalizer(embedding_dim=32),
+        image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def _vae(levels: int) -> diffusers.AutoencoderKL:
     return seeded(
         diffusers.AutoencoderKL,
@@ -199,6 +226,7 @@ UNETS: dict[str, Callable[[Path], Path]] = {
     "alt-diffusion": alt,
     "taiyi": taiyi,
     "stable-unclip": unclip,
+    "stable-unclip-of-texts": unclip_of_texts,
     "pix2pix": pix2pix,
     "pix2pix-xl": pix2pix_xl,
     "sdxl-refiner": refiner,

@@ -25,6 +25,8 @@ FAMILY = {
     "auraflow": ("auraflow", 16),
     "chroma": ("chroma", 16),
     "cogview4": ("cogview4", 16),
+    "deepfloyd-if": ("if", 8),
+    "deepfloyd-if-upscaler": ("if-upscaler", 8),
     "flux-dev": ("flux-dev", 16),
     "flux-fill": ("flux-fill", 16),
     "flux-kontext": ("flux-kontext", 16),
@@ -32,6 +34,7 @@ FAMILY = {
     "flux2-klein": ("flux2-klein-distilled", 16),
     "hunyuandit": ("hunyuandit", 16),
     "instruct-pix2pix": ("pix2pix", 8),
+    "kandinsky22": ("kandinsky22", 64),
     "lcm": ("lcm", 8),
     "lumina2": ("lumina2", 16),
     "pixart-sigma": ("pixart-sigma", 16),
@@ -56,7 +59,8 @@ FAMILY = {
     "z-image": ("z-image", 16),
     "z-image-turbo": ("z-image", 16),
 }
-SAID = {"steps", "guidance_scale", "scheduler", "image_guidance_scale", "noise_level", "strength"}
+SAID = {"steps", "guidance_scale", "scheduler", "image_guidance_scale", "noise_level", "strength", "prior_steps"}
+SAID |= {"prior_guidance_scale"}
 PICTURES = {"img2img": ("init_image",), "inpaint": ("init_image", "mask_image")}
 
 
@@ -82,15 +86,17 @@ def test_a_preset_says_its_licence_as_the_table_of_licences_has_it(preset):
     said = re.findall(r"^# Licence of the weights: (\S+)\.$", (PRESETS / f"{preset}.yaml").read_text(), re.MULTILINE)
     model = load(preset).model
     assert said == [LICENCES[model.base]]
-    assert all(LICENCES[one.source] == said[0] for one in (model.denoiser, model.refiner) if one)
+    assert all(LICENCES[one.source] == said[0] for one in (model.denoiser, model.refiner, model.prior) if one)
 
 
 def in_place_of(preset, base, folder):
     """The config of a preset with tiny models in place of its base and refiner, at its own defaults, for rows in a folder."""
     content = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
-    own = ("revision", "variant", "denoiser", "refiner", "controlnets", "loras")
+    own = ("revision", "variant", "denoiser", "refiner", "prior", "controlnets", "loras")
     model = {name: value for name, value in content["model"].items() if name not in own}
     model["base"] = str(base(FAMILY[preset][0]))
+    if "prior" in content["model"]:
+        model["prior"] = {"source": f"{model['base']}/prior"}
     if refiner := content["model"].get("refiner"):
         model["refiner"] = {"source": str(base("sdxl-refiner")), "switch": refiner["switch"]}
     defaults = {name: value for name, value in content["defaults"].items() if name != "loras"}

@@ -38,6 +38,25 @@ SAVED = {
 }
 
 
+LEARNED = {"_class_name": "DDPMScheduler", "variance_type": "learned_range", "thresholding": True}
+
+
+@pytest.mark.parametrize(
+    ("saved", "scheduler", "steps", "said"),
+    [
+        ({"_class_name": "CMStochasticIterativeScheduler", "num_train_timesteps": 40}, OWN, 40, None),
+        ({"_class_name": "CMStochasticIterativeScheduler", "num_train_timesteps": 40}, OWN, 41, "the model was trained with 40"),
+        ({"_class_name": "DDPMWuerstchenScheduler"}, OWN, 900, None),
+        (LEARNED, OWN, 300, None),
+        (LEARNED, "ddpm", 300, None),
+        (LEARNED, "dpmpp_2m", 300, None),
+    ],
+)
+def test_schedules_of_pixels_of_stages_and_of_consistency_models_are_tried_as_they_are_taken(saved, scheduler, steps, said):
+    answer = Trials(saved, SchedulerOptions(), "down")(scheduler, steps, None)
+    assert answer is None if said is None else said in answer
+
+
 @pytest.mark.parametrize("saved", SAVED)
 def test_what_is_usual_is_let_pass(saved):
     # An option that changes nothing has each schedule tried.

@@ -27,6 +27,7 @@ WAYS = [
     {"references": [{"type": "content", "image": INIT}], "controls": [{"type": "seg", "image": STYLE}]},
     {"references": [{"type": "style", "image": STYLE, "mask": "left.png"}, {"type": "style", "image": INIT, "mask": "right.png"}]},
     {"references": [{"type": "style", "image": STYLE}, {"type": "style", "image": INIT}]},
+    {"references": [{"type": "face", "embedding": "face.npy", "scale": 0.5}, {"type": "style", "image": INIT}]},
 ]
 
 
@@ -38,6 +39,8 @@ def settings(tmp_path_factory):
     tiny_adapters.ip_adapter(BASE, folder / "plus.safetensors", seed=4, plus=True)
     for name in (STYLE, INIT):
         shutil.copy(IMAGES / name, folder / name)
+    tiny_adapters.face_adapter(BASE, folder / "face.safetensors", lora=True)
+    np.save(folder / "face.npy", np.random.default_rng(1).standard_normal(8).astype(np.float32))
     for name, some in (("left", slice(0, 25)), ("right", slice(25, 64))):
         mask = np.zeros((64, 64), np.uint8)
         mask[:, some] = 255
@@ -46,6 +49,7 @@ def settings(tmp_path_factory):
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     adapters = {"style": "plain.safetensors", "content": "plus.safetensors"}
     references = {name: {"source": str(folder), "weight_name": file} for name, file in adapters.items()}
+    references["face"] = {"source": str(folder), "weight_name": "face.safetensors", "kind": "face"}
     return folder, [
         f"manifest={folder / 'rows.jsonl'}",
         f"model.references={json.dumps(references)}",
@@ -64,9 +68,8 @@ def out(settings, tmp_path_factory):
 
 def test_every_row_is_kept_and_says_which_references_made_it(out):
     assert problems(out) == []
-    found = rows(
-        out, "id, [r.type || ':' || r.image || ':' || r.scale FOR r IN \"references\"] FROM RUNS WHERE selected ORDER BY id"
-    )
+    said = "r.type || ':' || coalesce(r.image, r.embedding) || ':' || r.scale"
+    found = rows(out, f'id, [{said} FOR r IN "references"] FROM RUNS WHERE selected ORDER BY id')
     assert [kinds for _, kinds in found] == [
         [],
         [f"style:{STYLE}:1.0"],
@@ -74,6 +77,7 @@ def test_every_row_is_kept_and_says_which_references_made_it(out):
         [f"content:{STYLE}:1.0", f"style:{INIT}:1.0"],
         [f"content:{INIT}:1.0"],
         *[[f"style:{STYLE}:1.0", f"style:{INIT}:1.0"]] * 2,
+        ["face:face.npy:0.5", f"style:{INIT}:1.0"],
     ]
     listed = '(SELECT unnest("references") AS r FROM RUNS)'
     assert rows(out, f"count(*) FROM {listed} WHERE len(r.sha256) <> 64") == [(0,)]

@@ -119,7 +119,7 @@ def test_controlnets_are_for_families_that_diffusers_has_them_for(saved):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("StableDiffusionGLIGENPipeline", "places objects by boxes (GLIGEN), and no column gives boxes"),
+        ("StableDiffusionGLIGENPipeline", "is deprecated by diffusers, and places objects by boxes, which no column gives"),
         (
             "StableDiffusionXLAdapterPipeline",
             "set _class_name to StableDiffusionXLPipeline in model_index.json, and name the control",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor
 from pydantic import ValidationError
 
@@ -11,16 +12,17 @@ from promptmill.configs.model import Kernels, LoraWeights, Model
 from promptmill.configs.parameters import Defaults
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.engine import Engine
-from promptmill.pipelines.rendering.kernels import SHAPES, put_on
+from promptmill.pipelines.rendering.kernels import SHAPES, _blocks, put_on
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.work.errors import ModelError
+from tests.pipelines import tiny
 from tests.pipelines.engines import model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
 
 IS_ON = {
     "attention": lambda module: {type(one) for one in module.attn_processors.values()} == {AttnProcessor},
     "channels_last": lambda module: module.conv_in.weight.is_contiguous(memory_format=torch.channels_last),
-    "compile": lambda module: any(one._compiled_call_impl for one in module.modules()) or isinstance(module, ControlNetModel),
+    "compile": lambda module: {type(one) for one in module.modules() if one._compiled_call_impl} == {BasicTransformerBlock},
 }
 SWITCHES = [{"attention": "plain"}, {"channels_last": True}, {"compile": True}]
 
@@ -67,6 +69,28 @@ def test_the_thread_that_computes_compiles_many_shapes_and_chooses_no_kernel_by_
     assert set(seen) == {(SHAPES, True)}
 
 
+@pytest.mark.parametrize("part", ["unet", "controlnet", "decoder"])
+def test_on_a_gpu_convolutions_are_compiled_with_all_else_that_repeats(part):
+    convolving = {"ResnetBlock2D", "Downsample2D" if part != "decoder" else "Upsample2D"}
+    module = {
+        "unet": tiny.unet,
+        "controlnet": lambda: ControlNetModel.from_unet(tiny.unet()),
+        "decoder": lambda: tiny.vae().decoder,
+    }[part]()
+    on_gpu, on_cpu = ({type(one).__name__ for one in _blocks(module, torch.device(name))} for name in ("cuda", "cpu"))
+    assert on_gpu >= convolving and not on_cpu & convolving
+    assert ("BasicTransformerBlock" in on_cpu) == ("BasicTransformerBlock" in on_gpu) == (part != "decoder")
+    given = torch.zeros(1, 4, 8, 8)
+    for one in _blocks(module, torch.device("cuda")):
+        one.compile(fullgraph=True, dynamic=False, backend="eager")  # a graph of each, without what makes kernels of it
+    with torch.no_grad():
+        if part == "decoder":
+            module(given)
+        else:
+            more = {"controlnet_cond": torch.zeros(1, 3, 64, 64)} if part == "controlnet" else {}
+            module(given, 1, torch.zeros(1, 77, module.config.cross_attention_dim), **more)
+
+
 def test_fp8_takes_torchs_own_kernels_and_leaves_inductors_settings_alone(monkeypatch):
     quantization = pytest.importorskip("torchao.quantization")
     from torchao.quantization.quantize_.common import KernelPreference
@@ -91,9 +115,21 @@ def test_what_this_machine_cannot_do_is_one_line(folder, monkeypatch):
         put_on(Kernels(attention="plain"), [torch.nn.Linear(1, 1)], cpu)
 
 
-def test_loras_are_refused_where_switching_them_would_compile_again():
-    with pytest.raises(ValidationError, match="do not go with loras"):
-        Model(base="./a", loras=(LoraWeights(name="style", source="./b"),), kernels=Kernels(compile=True))
+STYLE = (LoraWeights(name="style", source="./b"),)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"kernels": Kernels(compile=True)}, "kernels.compile goes with loras that are merged; set kernels.merge_loras"),
+        ({"kernels": Kernels(fp8=True), "dtype": "bfloat16"}, "kernels.fp8 does not go with loras"),
+        ({"kernels": Kernels(merge_loras=True), "quantize": {"unet": "int8"}}, "merge_loras does not go with quantize"),
+        ({"kernels": Kernels(merge_loras=True), "offload": True}, "merge_loras does not go with offload"),
+    ],
+)
+def test_loras_are_refused_where_switching_them_would_compile_again_or_weights_cannot_take_them(options, says):
+    with pytest.raises(ValidationError, match=says):
+        Model(base="./a", loras=STYLE, **options)
 
 
 def test_fp8_is_for_bf16():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from promptmill.configs.parameters import Reference
-from promptmill.configs.weights import PartWeights
+from promptmill.configs.weights import PartWeights, ReferenceWeights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
@@ -186,7 +186,7 @@ def broken(place, name, **tensors):
 
     kept = load_file(place / "models" / "plain.safetensors")
     save_file({key: one for key, one in {**kept, **tensors}.items() if one is not None}, place / "models" / name)
-    return {"style": PartWeights(source=str(place), subfolder="models", weight_name=name)}
+    return {"style": ReferenceWeights(source=str(place), subfolder="models", weight_name=name)}
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,12 @@ def broken(place, name, **tensors):
     [
         ({"image_proj.proj.weight": torch.zeros(64, 7)}, "reads 7 values of an image, and the image encoder gives 12"),
         ({"ip_adapter.1.to_k_ip.weight": torch.zeros(16, 9)}, "cross_attention_dim is 9, the base's is 16"),
-        ({"ip_adapter.0.to_k_lora.down.weight": torch.zeros(1, 1)}, r"reads face embeddings \(as FaceID, PuLID and InstantID do\)"),
-        ({"image_proj.proj_in.weight": torch.zeros(8, 512)}, "reads face embeddings"),
+        (
+            {"image_proj.perceiver_resampler.proj_in.weight": torch.zeros(8, 8)},
+            r"reads a picture beside the embedding of a face \(FaceID Plus\)",
+        ),
+        ({"image_proj.proj_in.weight": torch.zeros(8, 512)}, "reads embeddings of faces; set "),
+        ({"image_proj.proj.0.weight": torch.zeros(8, 8)}, r"reads embeddings of faces; set model\.references\.style\.kind to face"),
         ({"ip_adapter.1.to_k_ip.weight": torch.zeros(16)}, "cross_attention_dim is 1, the base's is 16"),
         ({"image_proj.proj.weight": torch.zeros(64)}, "reads 1 values of an image"),
         ({f"ip_adapter.{place}.to_k_ip.weight": None for place in range(1, 20)}, "is no IP-Adapter: it has no tensors named"),

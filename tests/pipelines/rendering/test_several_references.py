@@ -142,6 +142,9 @@ def test_a_row_has_the_bits_that_it_has_before_other_rows_bring_more_images(fold
     some = [request(f"r{number}", references=references) for number, references in enumerate(((), (A,), (LEFT,), (A, B)))]
     for one in some:
         np.testing.assert_array_equal(pixels(render(fresh, one)[0]), pixels(render(engine, one)[0]))
+    # Once these are done, the UNet has no places for more images than the next rows bring.
+    render(fresh, some[0])
+    assert len(fresh.model.base.unet.encoder_hid_proj.image_projection_layers) == len(FILES)
     fresh.close()
 
 
