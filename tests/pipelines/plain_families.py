@@ -160,7 +160,7 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
     def cut(value: Any, some: slice, rows: int) -> Any:
         if isinstance(value, torch.Tensor) and value.ndim == 3 and value.dtype == torch.long and len(value) == 3:
             return filled(value.transpose(0, 1), some, rows).transpose(0, 1)  # positions in three dimensions
-        if isinstance(value, list) and value and all(isinstance(one, torch.Tensor) for one in value):
+        if isinstance(value, list) and value and all(isinstance(one, torch.Tensor) and one.ndim > 2 for one in value):
             return [cut(one, some, rows) for one in value]  # of several pictures
         return filled(value, some, rows) if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows else value
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from promptmill.configs.parameters import Reference
-from promptmill.configs.weights import PartWeights
+from promptmill.configs.weights import ReferenceWeights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
@@ -32,7 +32,7 @@ def base(folder):
 def model(folder, base):
     redux = tiny_adapters.redux(folder / "redux")
     given = model_of(folder, base=str(base), controlnets={})
-    references = dict.fromkeys(("redux", "more"), PartWeights(source=str(redux)))
+    references = dict.fromkeys(("redux", "more"), ReferenceWeights(source=str(redux)))
     return given.model_copy(update={"references": references})
 
 
@@ -90,9 +90,9 @@ def test_a_reference_and_its_scale_have_an_effect(engine):
 
 def test_what_is_no_redux_or_for_another_base_is_refused_in_one_line(model, base, folder):
     for weights, said in (
-        (PartWeights(source=str(base)), "is no Redux, which alone Flux takes"),
-        (PartWeights(source=str(folder / "redux"), weight_name="a.safetensors"), "is no Redux, which alone Flux takes"),
-        (PartWeights(source=str(tiny_adapters.redux(folder / "wider", 64))), "is for another base model: its txt_in_features"),
+        (ReferenceWeights(source=str(base)), "is no Redux, which alone Flux takes"),
+        (ReferenceWeights(source=str(folder / "redux"), weight_name="a.safetensors"), "is no Redux, which alone Flux takes"),
+        (ReferenceWeights(source=str(tiny_adapters.redux(folder / "wider", 64))), "is for another base model: its txt_in_features"),
     ):
         with pytest.raises(ModelError, match=said):
             check_fits(model.model_copy(update={"references": {"redux": weights}}))

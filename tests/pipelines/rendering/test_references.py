@@ -109,7 +109,7 @@ def test_images_with_references_are_those_of_plain_diffusers_in_mixed_units(mode
 def test_an_adapter_for_a_unet_is_named_by_its_file(models):
     _, given, place = models("sd")
     with pytest.raises(ModelError, match=r"model\.references\.style: needs a weight_name"):
-        check_fits(given.model_copy(update={"references": {"style": PartWeights(source=str(place))}}))
+        check_fits(given.model_copy(update={"references": {"style": ReferenceWeights(source=str(place))}}))
 
 
 def test_companions_never_matter_to_images_with_references_and_rows_share_batches(models):
