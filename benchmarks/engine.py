@@ -25,7 +25,8 @@ from promptmill.configs.parameters import Control
 from promptmill.manifests.images import Roots
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.calls import call, candidate
-from promptmill.pipelines.rendering.loading import LoadedModel, load_model
+from promptmill.pipelines.rendering.loaded_model import LoadedModel
+from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.work.results import Candidate

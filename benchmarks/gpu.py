@@ -26,7 +26,8 @@ from benchmarks import random_weights
 from benchmarks.engine import Contender, request
 from promptmill.configs.model import Kernels, Model
 from promptmill.manifests.requests import Request
-from promptmill.pipelines.rendering.loading import LoadedModel, device_here, load_model
+from promptmill.pipelines.rendering.loaded_model import LoadedModel
+from promptmill.pipelines.rendering.loading import device_here, load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.work.errors import ModelError, is_out_of_memory

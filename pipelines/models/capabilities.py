@@ -14,10 +14,12 @@ from promptmill.manifests.steering import Steering
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.compatibility import class_of_control, config_of, config_of_control, multiple_of
 from promptmill.pipelines.models.controls import control_class_of, control_classes, modes_of_net
-from promptmill.pipelines.models.families import DENOISERS, VAES, Family, family_of, lacking, refusal
+from promptmill.pipelines.models.families import family_of
+from promptmill.pipelines.models.family import DENOISERS, VAES, Family, lacking
 from promptmill.pipelines.models.pipeline_classes import TABLES, controlled_mode, modes_of
 from promptmill.pipelines.models.priors import index_of_prior
 from promptmill.pipelines.models.refiners import MODES, schedulers_between
+from promptmill.pipelines.models.refusals import refusal
 from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, kind_of_class, unfit
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError

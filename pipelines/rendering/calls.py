@@ -17,7 +17,7 @@ from promptmill.pipelines.models.families import TURNED
 from promptmill.pipelines.models.pipeline_classes import plain_mode
 from promptmill.pipelines.rendering.conditioning import composite
 from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
-from promptmill.pipelines.rendering.loading import LoadedModel
+from promptmill.pipelines.rendering.loaded_model import LoadedModel
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.previews import ending_after
 from promptmill.pipelines.rendering.refining import Refiner

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 
-from promptmill.pipelines.models.families import Family
+from promptmill.pipelines.models.family import Family
 from promptmill.pipelines.rendering.batching import Joined
 from promptmill.pipelines.rendering.calls import call, candidate
 from promptmill.pipelines.rendering.copies import Copy
-from promptmill.pipelines.rendering.loading import LoadedModel
+from promptmill.pipelines.rendering.loaded_model import LoadedModel
 from promptmill.pipelines.rendering.modules import (
     decoded_in_its_dtype,
     encoded_apart,

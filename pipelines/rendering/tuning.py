@@ -9,7 +9,8 @@ import torch
 
 from promptmill.configs.model import Model
 from promptmill.manifests.images import Roots
-from promptmill.pipelines.rendering.loading import LoadedModel, load_model
+from promptmill.pipelines.rendering.loaded_model import LoadedModel
+from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, jobs_of, prepare_request
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.work.errors import is_out_of_memory

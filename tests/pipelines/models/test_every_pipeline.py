@@ -8,11 +8,12 @@ from diffusers.pipelines import auto_pipeline
 
 from promptmill.configs.model import Model
 from promptmill.configs.weights import Weights
-from promptmill.pipelines.models import families
+from promptmill.pipelines.models import families, family
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.controls import control_classes
-from promptmill.pipelines.models.families import ENDED, REFUSED, family_of, refusal
+from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.pipeline_classes import class_for, modes_of, tables
+from promptmill.pipelines.models.refusals import ENDED, REFUSED, refusal
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines.plain_controlnets import CONTROLLED
 from tests.pipelines.plain_families import FAMILIES
@@ -59,7 +60,7 @@ def test_all_pipelines_are_walked():
 @pytest.fixture
 def said(tmp_path, monkeypatch):
     """What promptmill says of a model that was saved as a class: its modes, or why it is refused, with all packages here."""
-    monkeypatch.setattr(families, "find_spec", lambda name: True)
+    monkeypatch.setattr(family, "find_spec", lambda name: True)
 
     def ask(name):
         parts = {"vae": ["diffusers", "AutoencoderKL"], "unet": ["diffusers", "UNet2DConditionModel"]}
@@ -99,7 +100,7 @@ def test_a_model_saved_as_a_class_is_served_and_tested_or_refused_with_the_reaso
 
 
 def test_a_family_whose_package_is_not_installed_is_refused_with_the_command_that_installs_it(said, monkeypatch):
-    monkeypatch.setattr(families, "find_spec", lambda name: None)
+    monkeypatch.setattr(family, "find_spec", lambda name: None)
     assert said("KolorsPipeline").endswith(": KolorsPipeline needs sentencepiece: pip install 'promptmill[sentencepiece]'")
     assert isinstance(said("StableDiffusionPipeline"), tuple)
 

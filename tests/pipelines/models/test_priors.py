@@ -10,7 +10,8 @@ from promptmill.configs.model import Model
 from promptmill.configs.weights import Weights
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.compatibility import check_fits
-from promptmill.pipelines.models.families import family_of, staged_multiple
+from promptmill.pipelines.models.families import family_of
+from promptmill.pipelines.models.family_sizes import staged_multiple
 from promptmill.pipelines.models.identity import model_identity
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.evaluations import Counting, evaluations

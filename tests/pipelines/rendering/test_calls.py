@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from promptmill.configs.scheduler_options import SchedulerOptions
-from promptmill.pipelines.models.families import Family
+from promptmill.pipelines.models.family import Family
 from promptmill.pipelines.rendering.calls import call
 from promptmill.pipelines.rendering.preparing import Conditioning, Job
 from promptmill.pipelines.work.units import Placed

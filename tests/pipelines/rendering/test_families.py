@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from promptmill.manifests.images import Roots
-from promptmill.pipelines.models import families
+from promptmill.pipelines.models import families, family_sizes
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering import calls
 from promptmill.pipelines.rendering.conditioning import prepare
@@ -228,8 +228,8 @@ def test_plain_hidream_renders_one_number_of_pixels_unless_its_attribute_says_an
 def test_the_size_that_a_pipeline_makes_of_another_is_known(whole_sizes):
     of_longcat, of_qwen = whole_sizes
     for size in [(1024, 1024), (1376, 768), (64, 64), (512, 768), (2048, 16), (720, 1280), (1008, 1040)]:
-        assert families.about_a_million_pixels(*size) == of_longcat(1024 * 1024, size[0] / size[1])
-        assert families.a_million_pixels(*size) == of_qwen(1024 * 1024, size[0] / size[1])[:2]
+        assert family_sizes.about_a_million_pixels(*size) == of_longcat(1024 * 1024, size[0] / size[1])
+        assert family_sizes.a_million_pixels(*size) == of_qwen(1024 * 1024, size[0] / size[1])[:2]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

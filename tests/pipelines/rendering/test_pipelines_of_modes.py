@@ -10,7 +10,8 @@ from promptmill.configs.model import Model
 from promptmill.configs.weights import Weights
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.pipeline_classes import INSTEAD, class_for, tables
-from promptmill.pipelines.rendering.loading import load_model, made_of
+from promptmill.pipelines.rendering.loaded_model import made_of
+from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.work.errors import ModelError
 
 AUTO = {
