@@ -22,8 +22,9 @@ from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.pipelines.models.controls import ControlClass, control_classes
 from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.pipeline_classes import family_name
+from tests.pipelines.plain_calls import Plain
 from tests.pipelines.plain_controlnets import CONTROLLED
-from tests.pipelines.plain_families import FAMILIES, UNETS, Plain
+from tests.pipelines.plain_families import FAMILIES, UNETS
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 ALL_MODES = ("txt2img", "img2img", "inpaint")

@@ -8,7 +8,8 @@ from typing import Any
 import diffusers
 
 from tests.pipelines.plain import picture
-from tests.pipelines.plain_families import FAMILIES, asked, loaded, pixels_of
+from tests.pipelines.plain_calls import asked, loaded, pixels_of
+from tests.pipelines.plain_families import FAMILIES
 
 
 @dataclass(frozen=True)

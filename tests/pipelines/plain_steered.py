@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tests.pipelines.plain import picture
-from tests.pipelines.plain_families import Plain, asked, loaded, pixels_of
+from tests.pipelines.plain_calls import Plain, asked, loaded, pixels_of
 
 XL = "StableDiffusionXL"
 SD, SDXL = (Plain({}, parts={"safety_checker": None, "requires_safety_checker": False}), Plain({}))

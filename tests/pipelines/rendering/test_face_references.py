@@ -19,7 +19,7 @@ from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import CANNY, JOB_SEED, MODES, request
-from tests.pipelines.plain_families import asked, loaded, pixels_of
+from tests.pipelines.plain_calls import asked, loaded, pixels_of
 from tests.pipelines.plain_steered import SD, SDXL, maps_of, one_or_all, steering
 from tests.pipelines.rendering.test_control_classes import controlnet_of
 

@@ -22,7 +22,8 @@ from tests.pipelines import plain_families
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import JOB_SEED, MODES, request
-from tests.pipelines.plain_families import FAMILIES, Plain, render_family
+from tests.pipelines.plain_calls import Plain, render_family
+from tests.pipelines.plain_families import FAMILIES
 from tests.pipelines.plain_families import UNETS as FAMILIES_OF_UNETS
 from tests.pipelines.tiny_readers import small_inputs
 

@@ -26,7 +26,8 @@ from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines import original_layout, tiny_families
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, request
-from tests.pipelines.plain_families import FAMILIES, Plain, render_family
+from tests.pipelines.plain_calls import Plain, render_family
+from tests.pipelines.plain_families import FAMILIES
 
 TORCHAO = {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}
 PARTS = {"sd3": ("transformer", "text_encoder_2", "text_encoder_3"), "sd": ("unet",)}

@@ -15,7 +15,8 @@ from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
-from tests.pipelines.plain_families import FAMILIES, asked, in_pieces, loaded, pixels_of
+from tests.pipelines.plain_calls import asked, in_pieces, loaded, pixels_of
+from tests.pipelines.plain_families import FAMILIES
 from tests.pipelines.tiny_families import MAKERS
 
 FIRST, SECOND = Reference(type="redux", image="a.png", scale=1.0), Reference(type="more", image="b.png", scale=0.4)

@@ -21,7 +21,7 @@ from promptmill.pipelines.work.units import Placed
 from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
-from tests.pipelines.plain_families import asked, loaded, pixels_of
+from tests.pipelines.plain_calls import asked, loaded, pixels_of
 from tests.pipelines.plain_steered import SD, SDXL, maps_of, steering
 
 STYLE, FACE = Reference(type="style", image="b.png", scale=0.7), Reference(type="content", image="wide.png", scale=1.3)

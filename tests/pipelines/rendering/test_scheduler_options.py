@@ -7,7 +7,8 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.engine import Engine
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, render_plain, request
-from tests.pipelines.plain_families import FAMILIES, render_family
+from tests.pipelines.plain_calls import render_family
+from tests.pipelines.plain_families import FAMILIES
 from tests.pipelines.tiny_families import MAKERS
 
 NOISE = [

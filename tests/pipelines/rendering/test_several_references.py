@@ -16,7 +16,7 @@ from promptmill.pipelines.rendering.engine import Engine
 from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
-from tests.pipelines.plain_families import asked, loaded, pixels_of
+from tests.pipelines.plain_calls import asked, loaded, pixels_of
 from tests.pipelines.plain_steered import SD
 
 FILES = {"style": "plain.safetensors", "content": "plus.safetensors", "face": "full.safetensors"}
