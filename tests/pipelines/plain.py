@@ -11,6 +11,7 @@ from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.units import candidate_seed
 
 JOB_SEED = 7
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where an engine computes, and so what it is held to
 
 
 def request(id="r", **values):
@@ -110,7 +111,7 @@ def render_plain(
     parts = {"controlnet": nets[0] if len(nets) == 1 else nets} if nets else {}
     if family == "StableDiffusion":
         parts |= {"safety_checker": None, "requires_safety_checker": False}
-    plain = kind.from_pretrained(base, dtype=dtype, **parts)
+    plain = kind.from_pretrained(base, dtype=dtype, **parts).to(DEVICE)
     if request.scheduler != "model":
         plain.scheduler = scheduler_of(request.scheduler, plain.scheduler.config, **(options or {}))
     elif options:

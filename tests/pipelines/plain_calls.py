@@ -16,7 +16,7 @@ from PIL import Image
 
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.pipelines.work.units import candidate_seed
-from tests.pipelines.plain import JOB_SEED, MODES, picture
+from tests.pipelines.plain import DEVICE, JOB_SEED, MODES, picture
 
 OF_PRIORS: dict[str, Any] = {"prior_steps": (2, 3, 5), "prior_guidance_scale": (4.0, 1.0, 3.0, 2.0)}
 
@@ -319,7 +319,7 @@ def loaded(
     kind: str, base: Any, request: Any, batch: int, scheduled: Mapping[str, Any] | None = None, **options: Any
 ) -> tuple[Any, list[int]]:
     """A pipeline whose parts take as many rows at once as the engine's do, and the rows of its denoiser's calls so far."""
-    pipeline = getattr(diffusers, kind).from_pretrained(base, **options)
+    pipeline = getattr(diffusers, kind).from_pretrained(base, **options).to(DEVICE)
     pipeline.set_progress_bar_config(disable=True)
     if request.scheduler != "model":
         pipeline.scheduler = _scheduler(request.scheduler, pipeline.scheduler.config, **(scheduled or {}))
@@ -397,7 +397,7 @@ def pixels_of(images: torch.Tensor, request: Any, folder: Any) -> np.ndarray:
     """Images (B, 3, H, W) in 0 … 1 as (B, H, W, 3) uint8; what a mask leaves is the picture's own."""
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
-    made = (images.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).numpy()
+    made = (images.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).cpu().numpy()
     if made.shape[-1] == 4:  # transparent pixels lie on white
         white = [Image.new("RGBA", one.shape[1::-1], "white") for one in made]
         made = np.stack([Image.alpha_composite(under, Image.fromarray(one)) for under, one in zip(white, made, strict=True)])

@@ -18,7 +18,7 @@ from promptmill.pipelines.rendering.conditioning import prepare
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.evaluations import evaluations, steps_of
 from promptmill.pipelines.work.units import Placed, Unit
-from tests.pipelines import plain_families
+from tests.pipelines import plain_calls
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import JOB_SEED, MODES, request
@@ -292,7 +292,7 @@ def test_sides_are_multiples_of_what_the_vae_and_a_token_of_two_latents_make_of_
 
 def test_plain_prx_makes_one_image_a_call_with_guidance(engines, folder, monkeypatch):
     _, base = engines("prx")
-    monkeypatch.setattr(plain_families, "with_a_timestep_each", lambda forward: forward)
+    monkeypatch.setattr(plain_calls, "with_a_timestep_each", lambda forward: forward)
     some = request(steps=2, scheduler="model", guidance_scale=4.0)
     assert len(render_family(FAMILIES["prx"], some, 1, base, folder, BATCH)[0]) == 1
     with pytest.raises(RuntimeError, match="must match the size"):
