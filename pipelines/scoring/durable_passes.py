@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from promptmill.pipelines.scoring.finishing import Finished, Onward, Passed, Waiting, finish
+from promptmill.pipelines.scoring.finishing import Finished, Onward, Passed, Spread, Waiting, finish
 from promptmill.pipelines.work.candidate_scores import Found, packed_look, unpacked_look
 from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.recipe import Recipe
@@ -42,11 +42,12 @@ def finish_durably(
     scorers: "Scorers",
     recipe: Recipe,
     earlier: "Callable[[], Sequence[Waiting]]",
+    spread: Spread = map,
 ) -> Finished | Onward:
     """Finish a unit or a pass of it as `finishing.finish`; where passes are durable, this pass is durable once the call returns.
 
     Args:
-        unit, rendered, scorers, recipe, earlier: As in `finish`. `earlier` is not called where passes are durable.
+        unit, rendered, scorers, recipe, earlier, spread: As in `finish`. `earlier` is not called where passes are durable.
 
     Returns:
         As `finish`. After a durable pass no result has to wait anywhere.
@@ -56,9 +57,9 @@ def finish_durably(
         StorageError: The output cannot be read or written.
     """
     if unit.course is None or unit.course.durable is None:
-        return finish(unit, rendered, scorers, recipe, earlier)
+        return finish(unit, rendered, scorers, recipe, earlier, spread=spread)
     passes = _Passes(recipe, unit)
-    finished = finish(unit, rendered, scorers, recipe, passes.in_full, passes.images)
+    finished = finish(unit, rendered, scorers, recipe, passes.in_full, passes.images, spread)
     if not isinstance(finished, Onward):
         return finished
     assert finished.passed is not None

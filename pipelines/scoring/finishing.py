@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,10 @@ from promptmill.shards.tables import FOUND, IMAGE
 
 if TYPE_CHECKING:
     from promptmill.pipelines.scoring.scorers import Scorers
+
+
+# Calls a function with each of some values, and returns what it returns in the order of the values.
+Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def finish(
     recipe: Recipe,
     earlier: Callable[[], Sequence[Waiting]] = lambda: (),
     images: Callable[[Collection[str]], Mapping[str, bytes]] = lambda keys: {},
+    spread: Spread = map,
 ) -> Finished | Onward:
     """Score the candidates of a unit under their prompts, rank them within their requests, encode the kept ones.
 
@@ -107,6 +112,7 @@ def finish(
         earlier: Called once the course ends; returns the results of the earlier passes in full.
         images: Called once the course ends with the keys of kept candidates without an image among those results; returns their
             files.
+        spread: Calls a function with each of some values, as `map` does, perhaps in several threads.
 
     Returns:
         The rows, or the course that the unit goes on with.
@@ -117,7 +123,7 @@ def finish(
     course, here = unit.course, None
     if course is None or course.in_full:
         with _timed(seconds, "encode"):
-            here = _looked_at(unit, rendered, scored, recipe)
+            here = _looked_at(unit, rendered, scored, recipe, spread)
     passes = [here] if here else []
     if course and unit.course:
         requests = {placed.row: placed.request for placed in unit.requests}
@@ -154,11 +160,11 @@ def _without_pixels(rendered: Rendered) -> Rendered:
     return replace(rendered, outcomes=tuple(outcomes))
 
 
-def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], recipe: Recipe) -> Waiting:
+def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], recipe: Recipe, spread: Spread) -> Waiting:
     """Return the result of a pass or a unit without its pixels: scores, hashes, and the encoded images that may be kept."""
     placed_at = {placed.row: placed for placed in unit.requests}
     ranking = recipe.config.ranking
-    outcomes, found = [], dict[tuple[int, int], dict[str, Any]]()
+    outcomes, looks, asked = [], dict[tuple[int, int], Found](), []
     for outcome in rendered.outcomes:
         placed, row = placed_at[outcome.row], outcome.row
         seen = [_finite(candidate, scored.get((row, candidate.index)), ranking) for candidate in outcome.candidates]
@@ -177,8 +183,10 @@ def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], 
             if one is None or candidate.pixels is None:
                 continue
             seen_as = look(place) if place in compared and ranking.diversity else None
-            found[row, candidate.index] = _columns(placed, candidate, candidate.pixels, one, place in kept, recipe)
-            found[row, candidate.index][FOUND] = Found.of(one, seen_as)
+            looks[row, candidate.index] = Found.of(one, seen_as)
+            asked.append((placed, candidate, candidate.pixels, one, place in kept, recipe))
+    columns = spread(lambda values: _columns(*values), asked)
+    found = {at: {**its, FOUND: look} for (at, look), its in zip(looks.items(), columns, strict=True)}
     return Waiting(replace(rendered, outcomes=tuple(outcomes)), found)
 
 

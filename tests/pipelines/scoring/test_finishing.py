@@ -1,6 +1,8 @@
 import dataclasses
 import io
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from promptmill.configs.columns import EMBEDDING, always
 from promptmill.configs.loading import load
 from promptmill.configs.parameters import Growing
 from promptmill.manifests.carried import arrow_types
+from promptmill.pipelines.scoring import finishing
 from promptmill.pipelines.scoring.finishing import Onward, finish
 from promptmill.pipelines.work.metadata_rows import ranking_columns
 from promptmill.pipelines.work.passes import begin
@@ -109,3 +112,27 @@ def test_the_size_of_an_image_is_that_of_its_pixels_where_the_pipeline_chose_ano
     assert (failed["width"], failed["height"]) == (placed.request.width, placed.request.height)
     image = Image.open(io.BytesIO(kept["image"]))
     assert image.size == (16, 8) and "Size: 16x8," in image.info["parameters"]
+
+
+def test_images_are_encoded_side_by_side_to_the_same_rows(monkeypatch):
+    both, encode = threading.Barrier(2), finishing.encode_image
+
+    def together(*given):
+        both.wait(20)  # raises unless another image is being encoded
+        return encode(*given)
+
+    config = load("embedded", [])
+    placed = Placed(0, dataclasses.replace(request("a", candidates=4), keep=2))
+    noise = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    rendered = Rendered((Outcome(0, tuple(Candidate(i, i, one, 1) for i, one in enumerate(noise))),))
+    recipe = Recipe(config, schema(arrow_types({}), 2, declared=ranking_columns(config.ranking)))
+    told = [scored(float(clip)) for clip in (5, 30, 1, 20)]
+    alone = finish(Unit(0, 0, (placed,)), rendered, Saying(*told), recipe)
+    monkeypatch.setattr(finishing, "encode_image", together)
+    with ThreadPoolExecutor(2) as pool:
+        spread = finish(Unit(0, 0, (placed,)), rendered, Saying(*told), recipe, spread=pool.map)
+    assert [row["key"] for row in spread.rows if row["image"]] == [row["key"] for row in alone.rows if row["image"]]
+    assert len([row for row in spread.rows if row["image"]]) == 2
+    for one, other in zip(alone.rows, spread.rows, strict=True):
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(value, other[name]) for name, value in one.items())
