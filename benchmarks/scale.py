@@ -1,0 +1,180 @@
+"""Simulates runs on many GPUs: the real lanes and pool sizes, in virtual time, with stand-ins that take as long as a stage takes.
+
+    python -m benchmarks.scale
+
+Prints for each kind of model and number of GPUs which share of their time generators and scorers work, how much of the driver is
+taken, and what limits the run. Seconds of a stage are measured in the same run where this machine can measure them (hashing and
+encoding an image as PNG, CLIP's preprocessing); the driver's are those of `benchmarks.units`. Those of a GPU are given: images a
+second that a review predicts for one H200, so long as none has been measured. CLIP's own time on the GPU is left out.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import click
+import numpy as np
+import torch
+from open_clip.transform import PreprocessCfg
+
+from promptmill.actors.flow.actor_slots import HANDS, Pool
+from promptmill.actors.flow.lanes import Lanes
+from promptmill.actors.pool_sizes import Sizes, size_pools
+from promptmill.actors.scorer import ENCODERS
+from promptmill.configs.schema import Runtime
+from promptmill.pipelines.scoring.clip_preprocessing import preprocess
+from promptmill.shards.image_files import Provenance, encode_image, pixel_sha256
+from tests.actors.flow.virtual_time import run
+
+UNIT_S = 20.0  # of a GPU that a unit takes
+DRIVER_S = 0.00246  # of the driver a unit, with Ray, parts and commits: measured by `python -m benchmarks.units`
+GPUS_A_NODE, CPUS_A_NODE = 8, 128
+UNITS_A_GPU = 20
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Holds a kind of model: its name, the images that one GPU renders a second, and the side of an image in pixels."""
+
+    name: str
+    images_s: float
+    side: int
+
+
+KINDS = (
+    Kind("FLUX.1-dev 1024², 28 steps", 0.18, 1024),
+    Kind("SDXL 1024², 30 steps", 0.85, 1024),
+    Kind("SD 1.5 512², 25 steps", 6.5, 512),
+    Kind("SD 1.5 LCM 512²", 24.0, 512),
+)
+SIZES = (8, 64, 1000)
+
+
+@dataclass
+class Busy:
+    """Counts the virtual seconds that stand-ins of a kind have worked."""
+
+    seconds: float = 0.0
+    started: int = 0
+
+
+@dataclass
+class Standin:
+    """Imitates an actor: takes the driver for a moment, then works in virtual time."""
+
+    seconds: float
+    busy: Busy
+    driver: "Driver"
+
+    async def call(self, *work: object) -> object:
+        await self.driver.takes(DRIVER_S / 2)  # a unit goes through two actors
+        await asyncio.sleep(self.seconds)
+        self.busy.seconds += self.seconds
+        return work[0]
+
+    def kill(self) -> None: ...
+
+
+@dataclass
+class Driver:
+    """Imitates the one process that hands on units: only one thing at a time."""
+
+    busy: Busy = field(default_factory=Busy)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def takes(self, seconds: float) -> None:
+        async with self._turn:
+            await asyncio.sleep(seconds)
+        self.busy.seconds += seconds
+
+
+def image_seconds(side: int) -> tuple[float, float, float]:
+    """Measure the seconds that an image of noise, the dearest there is, takes of a thread: to preprocess, hash, encode as PNG."""
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    said = Provenance("a prompt", "", 20, "euler", 7.0, 1, side, side, "a model")
+    return (
+        _seconds(lambda: preprocess([pixels], PreprocessCfg())),
+        _seconds(lambda: pixel_sha256(pixels)),
+        _seconds(lambda: encode_image(pixels, "png", 100, said)),
+    )
+
+
+def _seconds(work: Callable[[], object], times: int = 20) -> float:
+    """Return the least seconds of a thread that some work takes: other work on the machine only adds to them."""
+    spent = []
+    for _ in range(times):
+        started = time.thread_time()
+        work()
+        spent.append(time.thread_time() - started)
+    return min(spent)
+
+
+async def simulated(kind: Kind, gpus: int, scorer_s: float) -> tuple[Sizes, float, Busy, Busy, Busy]:
+    """Send units through the lanes.
+
+    Args:
+        kind: The kind of model.
+        gpus: The GPUs of the cluster.
+        scorer_s: Seconds of a scorer that an image takes.
+
+    Returns:
+        The pools' sizes, the virtual seconds, and how long generators, scorers and the driver have worked.
+    """
+    nodes = [{"GPU": min(GPUS_A_NODE, gpus), "CPU": CPUS_A_NODE}] * max(1, gpus // GPUS_A_NODE)
+    sizes = size_pools(nodes, Runtime(), threads=1)
+    generating, finishing, driver = Busy(), Busy(), Driver()
+    units = UNITS_A_GPU * sizes.generators
+
+    def pool(size: int, hands: int, seconds: float, busy: Busy) -> Pool:
+        async def start() -> Standin:
+            busy.started += 1
+            return Standin(seconds, busy, driver)
+
+        return Pool(start, size, hands)
+
+    async def convict(unit: int, reasons: list[Exception]) -> None:
+        raise AssertionError(f"unit {unit} was convicted: {reasons}")
+
+    flow = Lanes(
+        range(units),
+        pool(sizes.generators, HANDS, HANDS * UNIT_S, generating),
+        pool(sizes.scorers, 1, kind.images_s * UNIT_S * scorer_s, finishing),
+        convict,
+        lambda unit: [unit],
+        4 * sizes.generators,
+    )
+    began = asyncio.get_running_loop().time()
+    settled = 0
+    async for _ in flow.run():
+        settled += 1
+    assert settled == units
+    return sizes, asyncio.get_running_loop().time() - began, generating, finishing, driver.busy
+
+
+@click.command()
+@click.option("--encoders", default=ENCODERS, show_default=True, help="Threads in which a scorer hashes and encodes.")
+@click.option("--kept", default=0.25, show_default=True, help="The share of candidates that is kept, and so encoded.")
+def main(encoders: int, kept: float) -> None:
+    """Print the table of docs/gpus.md."""
+    torch.set_num_threads(1)
+    click.echo("| model | GPUs | generators | scorers | generators work | scorers work | driver taken | images/s | limit |")
+    click.echo("|---|---:|---:|---:|---:|---:|---:|---:|---|")
+    for kind in KINDS:
+        scoring_s, hashing_s, encoding_s = image_seconds(kind.side)
+        an_image = scoring_s + (hashing_s + kept * encoding_s) / encoders
+        for gpus in SIZES:
+            (sizes, virtual, generating, finishing, driver), _ = run(simulated(kind, gpus, an_image))
+            working = {
+                "generators": generating.seconds / (HANDS * sizes.generators * virtual),
+                "scorers": finishing.seconds / (sizes.scorers * virtual),
+                "driver": driver.seconds / virtual,
+            }
+            shares = " | ".join(f"{100 * share:.0f}%" for share in working.values())
+            rate = kind.images_s * UNIT_S * UNITS_A_GPU * sizes.generators / virtual
+            limit = max(working, key=working.__getitem__)
+            click.echo(f"| {kind.name} | {gpus:,} | {sizes.generators:,} | {sizes.scorers:,} | {shares} | {rate:,.1f} | {limit} |")
+
+
+if __name__ == "__main__":
+    main()
