@@ -3,7 +3,7 @@
     python -m benchmarks.kernels                  # the embedded family on this machine, some minutes
 
 Each is compared with the same model without it, in the same run, repeats interleaved, medians. What a machine cannot do is said.
-`benchmarks.gpu` does the same at real sizes on a GPU, one switch upon the other.
+`benchmarks.gpu_images` does the same at real sizes on a GPU, one switch upon the other.
 """
 
 import statistics

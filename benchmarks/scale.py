@@ -1,4 +1,4 @@
-"""Simulates runs on many GPUs: the real lanes and pool sizes, in virtual time, with stand-ins that take as long as a stage takes.
+"""Measures runs on many GPUs in virtual time: the real lanes and pool sizes, and stand-ins that take as long as their stages.
 
     python -m benchmarks.scale
 

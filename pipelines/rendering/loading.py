@@ -84,7 +84,9 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         if not hasattr(vae, "enable_tiling"):
             raise ModelError(f"model.vae_tiling: {type(vae).__name__} has no tiles; set it to false")
         vae.enable_tiling()
-    if dtype == torch.float16 and (vae := part_of(base, VAES)) is not None and getattr(vae.config, "force_upcast", False):
+    # Pipelines that do not lift the VAE, as Stable Diffusion's, have it compute in fp16 whatever its config says.
+    lifts = dtype == torch.float16 and hasattr(base, "upcast_vae")
+    if lifts and (vae := part_of(base, VAES)) is not None and getattr(vae.config, "force_upcast", False):
         kept_in_fp32(vae)
     unmark(base)
     base.set_progress_bar_config(disable=True)

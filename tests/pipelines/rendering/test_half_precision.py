@@ -7,7 +7,7 @@ import torch
 from promptmill.configs.model import Model
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.engine import Engine
-from tests.pipelines.engines import BATCH, pixels, render
+from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, render_plain, request
 
 SOME = [
@@ -41,6 +41,17 @@ def test_an_image_is_that_of_plain_diffusers_in_fp16(half, folder, made, one):
     )
     theirs = render_plain(wanted, BATCH, made("sdxl"), {}, folder, torch.float16, "StableDiffusionXL")
     np.testing.assert_array_equal(pixels(render(half, wanted)[0]), theirs)
+
+
+@pytest.mark.parametrize("one", SOME, ids=lambda one: one.id)
+def test_stable_diffusion_whose_pipelines_lift_nothing_computes_in_fp16_throughout(folder, one):
+    engine = Engine(model_of(folder, controlnets={}, dtype="float16"), JOB_SEED, Roots((str(folder),)))
+    assert engine.model.base.vae.config.force_upcast
+    values = {name: getattr(one, name) for name in ("mode", "scheduler", "steps", "init_image", "mask_image", "strength")}
+    wanted = request(**values, candidates=BATCH)
+    theirs = render_plain(wanted, BATCH, folder / "sd", {}, folder, torch.float16)
+    np.testing.assert_array_equal(pixels(render(engine, wanted)[0]), theirs)
+    engine.close()
 
 
 def test_among_others_an_image_is_the_one_rendered_alone(half):
