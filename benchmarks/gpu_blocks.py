@@ -75,7 +75,7 @@ def machine(device: torch.device, tiny: bool) -> Figures:
 
 
 def equality(device: torch.device, tiny: bool) -> Figures:
-    """Count the modes of tiny models whose images are those of plain diffusers, by dtype; and how often steps wait, by scheduler."""
+    """Count the modes of tiny models whose images are those of plain diffusers, by dtype; and the waits of a step, by scheduler."""
     del tiny
     figures: Figures = {}
     modes = ("txt2img", "img2img", "inpaint")
