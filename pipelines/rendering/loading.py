@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from promptmill.configs.model import Model
 from promptmill.configs.scheduler_options import SchedulerOptions
@@ -101,6 +102,12 @@ class LoadedModel:
         """Return the components of the base by their names, and those of its prior by prior.NAME."""
         others = {f"prior.{name}": part for name, part in self.prior.pipeline.components.items()} if self.prior else {}
         return {**self.base.components, **others}
+
+    @property
+    def encoded(self) -> Callable[[Image.Image], torch.Tensor] | None:
+        """Return what makes of a reference image what the model's image encoder takes; None where the model reads none."""
+        reader = self.references or self.redux
+        return reader.pixels if reader else None
 
     def guided(self, request: Request) -> bool:
         """Return whether a request's candidates are rendered with guidance, as diffusers decides it."""
