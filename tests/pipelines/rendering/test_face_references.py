@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel
 
+from promptmill.configs.model import LoraWeights
 from promptmill.configs.parameters import Control, Defaults, Reference
 from promptmill.configs.weights import ControlNetWeights, PartWeights, ReferenceWeights
 from promptmill.manifests.checking import check_rows
@@ -276,3 +277,10 @@ def test_each_of_two_controlnets_reads_the_face_of_its_own_type(instant, folder,
     assert pixels(render(engine, one)[0])
     assert not torch.equal(read[0], read[1])
     engine.close()
+
+
+def test_a_lora_has_another_name_than_those_that_adapters_of_faces_bring(folder, files):
+    references = {"face": face(files, "lora")}
+    with pytest.raises(ValueError, match=r"loras: faceid_0 is what diffusers calls the LoRA of an adapter of faces"):
+        model_of(folder, references=references, loras=(LoraWeights(name="faceid_0", source="./x"),))
+    assert model_of(folder, references=references, loras=(LoraWeights(name="faceid_1", source="./x"),)).loras
