@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from promptmill.configs.parameters import Reference
-from promptmill.configs.weights import PartWeights
+from promptmill.configs.weights import ReferenceWeights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
@@ -34,7 +34,7 @@ def base(folder):
 def model(folder, base):
     redux = tiny_adapters.redux(folder / "redux")
     given = model_of(folder, base=str(base), controlnets={})
-    references = dict.fromkeys(("redux", "more"), PartWeights(source=str(redux)))
+    references = dict.fromkeys(("redux", "more"), ReferenceWeights(source=str(redux)))
     return given.model_copy(update={"references": references})
 
 
@@ -92,9 +92,9 @@ def test_a_reference_and_its_scale_have_an_effect(engine):
 
 def test_what_is_no_redux_or_for_another_base_is_refused_in_one_line(model, base, folder):
     for weights, said in (
-        (PartWeights(source=str(base)), "is no Redux, which alone Flux takes"),
-        (PartWeights(source=str(folder / "redux"), weight_name="a.safetensors"), "is no Redux, which alone Flux takes"),
-        (PartWeights(source=str(tiny_adapters.redux(folder / "wider", 64))), "is for another base model: its txt_in_features"),
+        (ReferenceWeights(source=str(base)), "is no Redux, which alone Flux takes"),
+        (ReferenceWeights(source=str(folder / "redux"), weight_name="a.safetensors"), "is no Redux, which alone Flux takes"),
+        (ReferenceWeights(source=str(tiny_adapters.redux(folder / "wider", 64))), "is for another base model: its txt_in_features"),
     ):
         with pytest.raises(ModelError, match=said):
             check_fits(model.model_copy(update={"references": {"redux": weights}}))
@@ -104,3 +104,9 @@ def test_a_batch_is_tuned_with_a_row_that_has_references(folder, model):
     placed = Placed(0, request(references=(FIRST,), scheduler="euler"))
     found = tune(model, placed, JOB_SEED, Roots((str(folder),)), (1,))
     assert found.batch == 1 and found.trials[0].images_s > 0
+
+
+def test_flux_reads_no_embeddings_of_faces(model):
+    redux = ReferenceWeights(source=model.references["redux"].source, kind="face")
+    with pytest.raises(ModelError, match=r"no embeddings of faces; set model\.references\.redux\.kind to image"):
+        check_fits(model.model_copy(update={"references": {"redux": redux}}))
