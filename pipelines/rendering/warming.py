@@ -44,6 +44,7 @@ def warm(path: Slots, modes: tuple[str, ...], defaults: Defaults) -> None:
         keep=1,
         loras=(),
         carried={},
+        class_label=0 if family.classes and path.model.denoiser.config.get(family.classes) else None,
         **{name: getattr(defaults, name) for name in family.further},
     )
     by = family.enlarges
