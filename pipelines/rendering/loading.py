@@ -104,8 +104,8 @@ class LoadedModel:
         return {**self.base.components, **others}
 
     @property
+    def encoded(self) -> Callable[[Image.Image], torch.Tensor] | None:
         """Return a function that makes of a reference image what the image encoder takes; None where the model reads no images."""
-        """Return what makes of a reference image what the model's image encoder takes; None where the model reads none."""
         reader = self.references or self.redux
         return reader.pixels if reader else None
 
