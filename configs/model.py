@@ -278,6 +278,11 @@ class Model(Strict):
         for name, one in self.references.items():
             if one.source.endswith(SAFETENSORS) and not self.image_encoder and one.kind == "image":
                 raise ValueError(f"references.{name}: is a file, which has no image encoder beside it; set image_encoder")
+        # The LoRAs that adapters of faces bring are loaded under these names; another of the same name would be mixed with one.
+        if self.faces and (
+            taken := {f"faceid_{number}" for number in range(len(self.references))} & {one.name for one in self.loras}
+        ):
+            raise ValueError(f"loras: {min(taken)} is what diffusers calls the LoRA of an adapter of faces; take another name")
         for name, net in self.controlnets.items():
             if net.face is not None and net.face not in self.faces:
                 raise ValueError(f"controlnets.{name}.face: {net.face} is no type of references with kind face")

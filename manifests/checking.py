@@ -12,7 +12,7 @@ from PIL import Image
 
 from promptmill.configs.errors import quoted, shown
 from promptmill.manifests.embeddings import load_embedding
-from promptmill.manifests.images import ImageError, NotThereError, Roots, UnreachableError, load, mismatch
+from promptmill.manifests.images import ImageError, NotThereError, Roots, UnreachableError, load, mismatch, narrowness
 from promptmill.manifests.masks import Effect, effect_of
 from promptmill.manifests.repeated_ids import Ids, doubled
 from promptmill.manifests.requests import FLAT_CONTROL, OWN_IMAGES, Request, RowError, Shapes, make_request
@@ -230,6 +230,8 @@ def check_images(request: Request, look_at: Callable[..., Look], faces: Mapping[
     if not wrong:
         idle = {column: found.effect.selects for column, found in looks.items() if column.startswith("references.")}
         for number, one in enumerate(request.references):
+            if (picture := looks.get(f"references.{number}.image")) is not None:
+                idle[f"references.{number}.image"] = narrowness(picture.size)
             embedding, width = looks.get(f"references.{number}.embedding"), faces.get(one.type)
             if embedding is not None and width not in (None, embedding.size[0]):
                 idle[f"references.{number}.embedding"] = f"{embedding.size[0]} values, and {quoted(one.type)} reads {width}"

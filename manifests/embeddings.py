@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,18 @@ def load_embedding(path: str, roots: Roots, file: int = 0, known: bool = False) 
         shape, dtype, begin = _header(content)
     except Exception as error:  # numpy raises nearly anything at broken files
         raise ImageError(f"{name}: cannot be read as a .npy file: {in_line(error)}") from None
+    # The header is a stranger's: what it claims is compared with what is there before anything is allocated. Python refuses to
+    # print numbers of thousands of digits.
+    if any(abs(side) > sys.maxsize for side in shape):
+        raise ImageError(f"{name}: claims more values than any file has")
     size = math.prod(shape)
     if dtype.kind != "f" or not 0 < size == max(shape, default=0):
-        raise ImageError(f"{name}: holds an array of {dtype} and shape {shape}, not one row of floating point numbers")
-    # The header is a stranger's: what it claims is compared with what is there before anything is allocated.
+        said = shown(f"{dtype} and shape {shape}")
+        raise ImageError(f"{name}: holds an array of {said}, not one row of floating point numbers")
     if len(content) - begin != size * dtype.itemsize:
         raise ImageError(f"{name}: claims {size:,} values of {dtype.itemsize} bytes, and holds {len(content) - begin:,} bytes")
     values = np.frombuffer(content, dtype, offset=begin)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         values = values.reshape(-1).astype(np.float32)
     if not np.isfinite(values).all() or not values.any():
         raise ImageError(f"{name}: holds {'zeros alone' if np.isfinite(values).all() else 'values that are no numbers'}")

@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"]
+# A reference's longer side by its shorter one: the shorter is scaled to what the encoder takes, and with it the longer.
+MOST_STRETCHED = 100
 KINDS = "png, jpg, webp, bmp, tiff, gif, avif"
 HEIC_NEEDS = "; HEIC and HEIF need `pip install 'promptmill[heic]'`"
 try:
@@ -163,6 +165,14 @@ def is_image(file: Path) -> bool:
     except Exception:  # Pillow's readers raise nearly anything at what is no image
         return False
     return True
+
+
+def narrowness(size: tuple[int, int]) -> str:
+    """Return why a picture of this size (width, height) is no reference, or "": it is so narrow that its middle shows nothing."""
+    if max(size) <= MOST_STRETCHED * min(size):
+        return ""
+    said = f"{size[0]}×{size[1]} pixels: one side is more than {MOST_STRETCHED} times the other"
+    return f"{said}, and the encoder takes the middle of a picture alone"
 
 
 def mismatch(source: tuple[int, int], mask: tuple[int, int]) -> str | None:

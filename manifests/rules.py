@@ -230,7 +230,11 @@ def _check_schedules(request: Request, rules: Rules) -> list[str]:
     if (reason := rules.cannot_take(request.scheduler, request.steps, request.strength)) is not None:
         return [f"steps: {reason}"]
     drafts = rules.ranking.drafts
+    masked = rules.repainting.schedulers if request.mask_image is not None else ()
     for draft in (drafts[number] for number in applied(drafts, request.at_a_time)):
+        if draft.scheduler and masked and draft.scheduler not in masked:
+            takes = f"which takes {', '.join(masked)}"
+            return [f"scheduler: {draft.scheduler} of ranking.drafts does not go with a mask_image in this model, {takes}"]
         if (reason := rules.cannot_take(draft.scheduler or request.scheduler, draft.steps, request.strength)) is not None:
             return [f"steps: in a draft of ranking.drafts: {reason}"]
     return []

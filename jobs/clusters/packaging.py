@@ -174,7 +174,13 @@ def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> No
     model = config.model
     loras, references = tuple(lora.name for lora in model.loras), tuple(model.references)
     rules = Rules(
-        config.defaults, tuple(model.controlnets), loras, multiple=1, references=references, faces=dict.fromkeys(model.faces)
+        config.defaults,
+        tuple(model.controlnets),
+        loras,
+        multiple=1,
+        ignored=("prompt",),  # by some models, whose rows may have none
+        references=references,
+        faces=dict.fromkeys(model.faces),
     )
     for number, row in enumerate(read_rows([str(manifest)]), 1):
         try:

@@ -64,6 +64,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         files = find_files([_manifest_place(pattern) for pattern in manifest])
         facts = read_facts(config.model)
         check_fits(config.model)
+        faces = face_widths(config.model)
         inputs = {
             "manifest": [_sha256(file) for file in files],
             "config": config.render_config(),
@@ -89,7 +90,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         controls=tuple(config.model.controlnets),
         loras=tuple(lora.name for lora in config.model.loras),
         references=tuple(config.model.references),
-        faces=face_widths(config.model),
+        faces=faces,
         # What a model sets for rows has one name in both.
         **{one.name: getattr(facts, one.name) for one in fields(Rules) if hasattr(facts, one.name)},
         eta=config.model.scheduler_options.eta or 0.0,

@@ -94,6 +94,10 @@ def check_redux(model: Model, denoiser: Mapping[str, Any], read: Callable[[Weigh
         raise ModelError("model.image_encoder: Redux brings its own; leave it out")
     for name, weights in model.references.items():
         where = f"model.references.{name}: {weights.source}"
+        if weights.kind != "image":
+            raise ModelError(
+                f"{where}: Flux reads pictures (Redux), no embeddings of faces; set model.references.{name}.kind to image"
+            )
         if weights.weight_name or (read(weights, "model_index.json") or {}).get("_class_name") != REDUX:
             raise ModelError(f"{where}: is no Redux, which alone Flux takes: name the folder of a {REDUX}, without a weight_name")
         its = (read(weights, "image_embedder/config.json") or {}).get("txt_in_features", 4096)

@@ -91,6 +91,8 @@ class Engine:
         self._before: dict[str, float] = {}  # what was spent inside of models by then
         self._inbox: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._pending: list[Pending] = []
+        self._door = threading.Lock()  # held while a unit goes into the inbox, so that none comes after the last entry
+        self._closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -108,7 +110,10 @@ class Engine:
     def submit(self, unit: Unit) -> "Future[Rendered]":
         """Submit a unit without waiting for its result; see `render`. Its images are read here, while the engine computes."""
         pending = self._prepared(Pending(unit, Future()))
-        self._inbox.put(pending)
+        with self._door:
+            if self._closed:
+                raise FatalError("the engine was closed")
+            self._inbox.put(pending)
         return pending.done
 
     def close(self) -> None:
@@ -116,7 +121,9 @@ class Engine:
 
         Close every engine: a process that ends while its engine computes is aborted by torch.
         """
-        self._inbox.put(None)
+        with self._door:
+            self._closed = True
+            self._inbox.put(None)
         self._thread.join()
         self.__dict__.pop("path", None)
         self.__dict__.pop("tokenizers", None)
@@ -156,10 +163,8 @@ class Engine:
         model = self.__dict__.get("model")
         if model is None:
             raise FatalError("the engine was closed")
-        references = model.references or model.redux
-        encoded = references.pixels if references else None
         for placed, indices in pending.unit.next_pass():
-            prepared = prepare_request(placed, self._roots, model.family.enlarges, encoded)
+            prepared = prepare_request(placed, self._roots, model.family.enlarges, model.encoded)
             if isinstance(prepared, Outcome):
                 pending.outcomes[placed.row] = prepared
                 continue

@@ -20,6 +20,9 @@ SHAPES = 256  # compiled versions of one block: of each width, height, and level
 # VAE's. On a CPU the compiler leaves convolutions as they are, and takes a minute for a model of four of them.
 CONVOLVING = ("ResnetBlock2D", "Upsample2D", "Downsample2D")
 OF_CONTROLNETS = ("BasicTransformerBlock",)  # for which diffusers lists none
+# The classes that compute the same attention step by step, by those that models have. Others also rotate positions, normalise keys,
+# join texts or compute no softmax, which a plain processor would leave out in silence.
+PLAIN = {fused: name for name in ("AttnProcessor", "AttnAddedKVProcessor") for fused in (name, f"{name}2_0")}
 FP8_CAPABILITY = (8, 9)  # of the first GPUs whose tensor cores multiply FP8
 
 
@@ -59,9 +62,11 @@ def set_compiler() -> None:
 
 
 def _plain_attention(module: Any) -> None:
-    if not hasattr(module, "set_attn_processor"):
+    there = {place: type(one).__name__ for place, one in getattr(module, "attn_processors", {}).items()}
+    if not there or not PLAIN.keys() >= {*there.values()}:
         raise ModelError(f"model.kernels.attention plain does not go with a {type(module).__name__}; set it to sdpa")
-    module.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
+    known = diffusers.models.attention_processor
+    module.set_attn_processor({place: getattr(known, PLAIN[name])() for place, name in there.items()})
 
 
 def _fp8(module: Any, device: torch.device) -> None:

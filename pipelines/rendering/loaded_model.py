@@ -1,11 +1,12 @@
 """Holds a loaded diffusion model: one set of weights in memory, and the pipelines that modes need over it."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 
 from promptmill.configs.scheduler_options import SchedulerOptions
 from promptmill.configs.weights import ControlNetWeights
@@ -22,8 +23,6 @@ from promptmill.pipelines.rendering.references import ReferenceAdapters
 from promptmill.pipelines.rendering.refining import Refiner
 from promptmill.pipelines.rendering.schedules import scheduler_of
 from promptmill.pipelines.work.lean_imports import lean_imports
-
-CONFIG_ENDINGS = (".json", ".txt", ".model", ".jinja")  # of the files that say how a model is made, weights apart
 
 
 @dataclass
@@ -89,6 +88,12 @@ class LoadedModel:
         """Return the components of the base by their names, and those of its prior by prior.NAME."""
         others = {f"prior.{name}": part for name, part in self.prior.pipeline.components.items()} if self.prior else {}
         return {**self.base.components, **others}
+
+    @property
+    def encoded(self) -> Callable[[Image.Image], torch.Tensor] | None:
+        """Return a function that makes of a reference image what the image encoder takes; None where the model reads no images."""
+        reader = self.references or self.redux
+        return reader.pixels if reader else None
 
     def guided(self, request: Request) -> bool:
         """Return whether a request's candidates are rendered with guidance, as diffusers decides it."""

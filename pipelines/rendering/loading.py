@@ -27,8 +27,6 @@ from promptmill.pipelines.rendering.weight_files import load_by, load_denoiser, 
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.lean_imports import lean_imports
 
-CONFIG_ENDINGS = (".json", ".txt", ".model", ".jinja")  # of the files that say how a model is made, weights apart
-
 
 def device_here() -> torch.device:
     """Return the first GPU, or the CPU, set up so that no kernel is chosen by timing, which would differ between processes."""

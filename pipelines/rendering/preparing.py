@@ -9,7 +9,7 @@ from PIL import Image
 
 from promptmill.configs.errors import shown
 from promptmill.manifests.embeddings import load_embedding
-from promptmill.manifests.images import ImageError, Roots, UnreachableError, load, mismatch
+from promptmill.manifests.images import ImageError, Roots, UnreachableError, load, mismatch, narrowness
 from promptmill.manifests.masks import effect_of, prepare_mask
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.conditioning import control_map, prepare
@@ -17,8 +17,6 @@ from promptmill.pipelines.work.results import Code, Failure, Outcome
 from promptmill.pipelines.work.units import Placed, candidate_seed
 
 Encoded = Callable[[Image.Image], Any]
-# A reference's longer side by its shorter one: the shorter is scaled to what the encoder takes, and with it the longer.
-MOST_STRETCHED = 100
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,8 @@ def _prepared(
     controls = (control_map(c.preprocess, prepare(read[f"controls.{i}.image"], *size)) for i, c in enumerate(request.controls))
     # At the encoder's size, since a reference is a whole picture, of any size, and waits as long as its request.
     for column, image in read.items():
-        if column.startswith("references.") and column.endswith(".image") and max(image.size) > MOST_STRETCHED * min(image.size):
-            said = f"{image.width}×{image.height} pixels: one side is more than {MOST_STRETCHED} times the other"
-            return Failure("bad_image", f"{column}: {said}, and the encoder takes the middle of a picture alone")
+        if column.startswith("references.") and column.endswith(".image") and (narrow := narrowness(image.size)):
+            return Failure("bad_image", f"{column}: {narrow}")
     columns = [f"references.{number}.{one.source[0]}" for number, one in enumerate(request.references)]
     references = [faces[column] if column in faces else encoded(read[column]) for column in columns] if encoded else []
     masks = [read.get(f"references.{i}.mask") for i in range(len(request.references))]

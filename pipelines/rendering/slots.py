@@ -8,7 +8,7 @@ that a group leaves as it ends are the next group's at once.
 
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -81,7 +81,7 @@ class Group:
         elsewhere: Whether the call is at the denoiser of the prior or the refiner, and not at the base's.
         decoding: Whether the call has left the denoisers.
         references: What the UNet is told of the members' reference images, once it has been called.
-        faces: The tokens of the members' faces, once a ControlNet that reads faces has been called.
+        faces: The tokens of the members' faces by the type of references, once a ControlNet that reads these has been called.
     """
 
     members: list[Waiting]
@@ -90,7 +90,7 @@ class Group:
     elsewhere: bool = False
     decoding: bool = False
     references: dict[str, Any] | None = None
-    faces: torch.Tensor | None = None
+    faces: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -387,9 +387,9 @@ class Slots:
 
         def told(*args: Any, encoder_hidden_states: torch.Tensor, **kwargs: Any) -> Any:
             group = self._groups[getcurrent()]
-            if group.faces is None:
-                group.faces = references.tokens(name, [member.job for member in group.members], len(encoder_hidden_states))
-            return hold(*args, encoder_hidden_states=group.faces, **kwargs)
+            if name not in group.faces:
+                group.faces[name] = references.tokens(name, [member.job for member in group.members], len(encoder_hidden_states))
+            return hold(*args, encoder_hidden_states=group.faces[name], **kwargs)
 
         return told
 

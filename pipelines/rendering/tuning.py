@@ -46,8 +46,7 @@ def tune(model: Model, placed: Placed, job_seed: int, roots: Roots, batches: Seq
         ValueError: The request's images cannot be used, it cannot be rendered, or not even the smallest batch fits.
     """
     loaded = load_model(model)
-    references = loaded.references.pixels if loaded.references else None
-    prepared = prepare_request(placed, roots, loaded.family.enlarges, references)
+    prepared = prepare_request(placed, roots, loaded.family.enlarges, loaded.encoded)
     if not isinstance(prepared, Conditioning):
         raise ValueError(f"{placed.request.id}: {prepared.failure.message if prepared.failure else 'cannot be used'}")
     trials: list[Trial] = []

@@ -1,5 +1,7 @@
 """Renders a full batch before the first unit comes, so that compiling is done, and that too little memory is said at the start."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -24,6 +26,7 @@ def warm(path: Slots, modes: tuple[str, ...], defaults: Defaults) -> None:
         ModelError: Memory does not suffice, or the GPU fails.
     """
     mode, family = modes[0], path.model.family
+    config: Any = path.model.denoiser.config
     request = Request(
         id="warm",
         prompt="",
@@ -44,6 +47,7 @@ def warm(path: Slots, modes: tuple[str, ...], defaults: Defaults) -> None:
         keep=1,
         loras=(),
         carried={},
+        class_label=0 if family.classes and config.get(family.classes) else None,
         **{name: getattr(defaults, name) for name in family.further},
     )
     by = family.enlarges

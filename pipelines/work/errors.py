@@ -24,6 +24,7 @@ class MisfitError(FatalError):
 # What torch, cuDNN and CUDA's driver say, in small letters, where memory ran out: a convolution finds no engine that has room.
 OUT_OF_MEMORY = (
     "out of memory",
+    "can't allocate memory",  # torch's own allocator on a CPU
     "alloc_failed",
     "unable to find an engine",
     "no valid execution plans",

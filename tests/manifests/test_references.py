@@ -174,3 +174,14 @@ def test_a_text_within_a_list_is_no_text_with_a_nul_or_a_mark_of_byte_order(name
         make_request(Row("m", 1, given), 1, rules)
     assert f"{name}.0.{key}: holds {says}" in caught.value.problems
     assert make_request(Row("m", 1, {"prompt": "x", name: [entry]}), 1, rules)
+
+
+def test_a_reference_so_narrow_that_its_row_would_fail_is_a_bad_row_of_the_plan(tmp_path):
+    for name, size in (("long", (1, 101)), ("just", (2, 200))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    rows = [{"id": name, "prompt": "x", "references": [{**STYLE, "image": f"{name}.png"}]} for name in ("long", "just")]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    narrow, just = check_rows([str(tmp_path / "m.jsonl")], RULES, roots_of([str(tmp_path / "m.jsonl")], (), 10**6))
+    (problem,) = narrow.problems
+    assert problem.startswith("references.0.image: long.png: 1×101 pixels: one side is more than 100 times the other")
+    assert not just.problems

@@ -3,12 +3,14 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from promptmill.configs.parameters import Defaults
+from promptmill.configs.schema import Ranking
 from promptmill.manifests.carried import Types, cast
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.images import ImageError, Roots, load
@@ -341,3 +343,12 @@ def test_rows_with_a_mask_can_have_limits_of_their_own(tmp_path, row, strength, 
     assert len(checked.problems) == len(problems) and not checked.notes
     assert all(found.startswith(said) for found, said in zip(checked.problems, problems, strict=True))
     assert problems or checked.request.strength == strength
+
+
+def test_a_draft_of_a_row_with_a_mask_has_a_scheduler_that_goes_with_the_mask(tmp_path):
+    ranking = Ranking(drafts=[{"steps": 2, "keep": 1, "scheduler": "unipc"}])
+    rows = [{"prompt": "a", "scheduler": "euler", "keep": 1, **given} for given in (MASK, {"init_image": "a.png"})]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row | {"id": str(n)}) + "\n" for n, row in enumerate(rows)))
+    masked, plain = check_rows([str(tmp_path / "m.jsonl")], replace(REPAINTING, ranking=ranking))
+    said = "scheduler: unipc of ranking.drafts does not go with a mask_image in this model, which takes euler"
+    assert masked.problems == (said,) and not plain.problems

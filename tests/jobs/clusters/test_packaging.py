@@ -58,6 +58,13 @@ def test_what_a_link_leads_to_outside_the_manifests_folder_is_not_shipped(here, 
         load_image("x.png", roots)
 
 
+def test_images_of_rows_without_prompts_are_shipped_too_where_the_model_takes_none(here, tmp_path):
+    Path("rows.jsonl").write_text(json.dumps({"init_image": "images/a.png"}) + "\n")
+    (tmp_path / "package").mkdir()
+    pack(load("embedded", ["manifest=rows.jsonl"]), "s3://bucket/out", tmp_path / "package")
+    assert (tmp_path / "package/given/000/images/a.png").is_file()
+
+
 def test_images_are_looked_for_where_the_plan_does_when_the_manifest_is_a_link(here, tmp_path):
     (tmp_path / "data").mkdir()
     shutil.copy(SQUARE, tmp_path / "data/b.png")

@@ -317,3 +317,21 @@ def test_a_model_that_cannot_be_loaded_is_one_line(folder, tmp_path):
     with pytest.raises(ModelError, match="cannot be loaded: ") as caught:
         Engine(model_of(folder, controlnets={"canny": Weights(source=str(tmp_path / "empty"))}), 0, Roots(()))
     assert "\n" not in str(caught.value)
+
+
+def test_a_unit_whose_images_are_still_read_as_the_engine_closes_is_not_waited_for_in_vain(folder, monkeypatch):
+    engine, asked, closed = Engine(model_of(folder), JOB_SEED, Roots((str(folder),))), threading.Event(), threading.Event()
+
+    def slow(*given):
+        asked.set()
+        assert closed.wait(60)
+        return prepare_request(*given)
+
+    monkeypatch.setattr("promptmill.pipelines.rendering.engine.prepare_request", slow)
+    with ThreadPoolExecutor() as threads:
+        submitted = threads.submit(engine.submit, Unit(0, 0, (Placed(0, request()),)))
+        assert asked.wait(60)
+        engine.close()
+        closed.set()
+        with pytest.raises(FatalError, match="the engine was closed"):
+            submitted.result(60).result(5)

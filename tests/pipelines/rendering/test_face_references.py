@@ -1,10 +1,13 @@
 """Embeddings of faces as references (FaceID): equal to plain diffusers as documented, and without effect on rows that have none."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel
 
+from promptmill.configs.model import LoraWeights
 from promptmill.configs.parameters import Control, Defaults, Reference
 from promptmill.configs.weights import ControlNetWeights, PartWeights, ReferenceWeights
 from promptmill.manifests.checking import check_rows
@@ -41,6 +44,12 @@ def files(folder):
         np.save(folder / f"{name}.npy", (rng.standard_normal(shape) * (name != "zero")).astype(np.float32))
     whole = (folder / "one.npy").read_bytes()
     (folder / "huge.npy").write_bytes(whole.replace(b"(8,), }" + b" " * 12, b"(1000000000000,), }"))
+    # A number with more digits than Python prints.
+    digits = b"(0x" + b"f" * 5000 + b",)"
+    said = whole[10:128].replace(b"(8,)", digits)
+    (folder / "digits.npy").write_bytes(whole[:8] + len(said).to_bytes(2, "little") + said + whole[128:])
+    fields = np.zeros(1, [(f"field{number}", np.float32) for number in range(300)])
+    np.save(folder / "fields.npy", fields)
     (folder / "broken.npy").write_bytes(whole[:40])
     np.save(folder / "pickled.npy", np.array([{}] * 8, dtype=object), allow_pickle=True)
     return place
@@ -133,6 +142,8 @@ RULES = Rules(Defaults(width=64, height=64), references=("face", "style"), faces
         ("zero", "holds zeros alone"),
         ("pickled", "holds an array of object and shape (8,), not one row of floating point numbers"),
         ("huge", "claims 1,000,000,000,000 values of 4 bytes, and holds 32 bytes"),
+        ("digits", "claims more values than any file has"),
+        ("fields", "not one row of floating point numbers"),
         ("broken", "cannot be read as a .npy file: "),
         ("a.png", "not a .npy file, as numpy.save writes an array"),
         ("gone", "gone.npy"),
@@ -148,6 +159,7 @@ def test_an_embedding_that_cannot_be_used_is_one_line_of_the_plan_and_fails_its_
         return
     (problem,) = checked.problems
     assert problem.startswith(f"references.0.embedding: {path}") and says in problem and "\n" not in problem
+    assert len(problem) < 500
     (outcome,) = render(engine[0], request(references=(Reference(type="face", embedding=path),)))
     assert outcome.failure.code == ("render_error" if name == "short" else "bad_image")
 
@@ -239,3 +251,36 @@ def test_a_row_that_has_no_face_for_such_a_controlnet_is_a_bad_row(instant, fold
     assert checked.problems == ("controls: 'points' reads the face of a reference: give the row one reference of type 'face'",)
     with pytest.raises(ValueError, match=r"controlnets\.points\.face: style is no type of references with kind face"):
         model_of(folder, controlnets={"points": ControlNetWeights(source="./x", face="style")})
+
+
+def test_each_of_two_controlnets_reads_the_face_of_its_own_type(instant, folder, monkeypatch):
+    _, base, place = instant
+    tiny_adapters.ip_adapter(base, place / "other.safetensors", seed=5, plus=True, read=512)
+    types = ("face", "other")
+    given = model_of(
+        folder,
+        base=str(base),
+        references={name: face(place, name) for name in types},
+        controlnets={f"of {name}": ControlNetWeights(source=str(place / "points"), face=name) for name in types},
+    )
+    engine = Engine(given, JOB_SEED, Roots((str(folder),)))
+    read = []
+    for net in engine.path.controlnets:
+        seen = lambda run, **given: read.append(given["encoder_hidden_states"].clone()) or run(**given)  # noqa: E731
+        monkeypatch.setattr(net, "run", partial(seen, net.run))
+    one = request(
+        mode="controlnet",
+        controls=tuple(POINTS.model_copy(update={"type": f"of {name}"}) for name in types),
+        references=tuple(Reference(type=name, embedding="wide.npy") for name in types),
+        steps=2,
+    )
+    assert pixels(render(engine, one)[0])
+    assert not torch.equal(read[0], read[1])
+    engine.close()
+
+
+def test_a_lora_has_another_name_than_those_that_adapters_of_faces_bring(folder, files):
+    references = {"face": face(files, "lora")}
+    with pytest.raises(ValueError, match=r"loras: faceid_0 is what diffusers calls the LoRA of an adapter of faces"):
+        model_of(folder, references=references, loras=(LoraWeights(name="faceid_0", source="./x"),))
+    assert model_of(folder, references=references, loras=(LoraWeights(name="faceid_1", source="./x"),)).loras

@@ -13,11 +13,14 @@ from promptmill.configs.parameters import Defaults
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.kernels import SHAPES, _blocks, put_on
+from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines import tiny
 from tests.pipelines.engines import model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
+from tests.pipelines.tiny_families import MAKERS
+from tests.pipelines.tiny_stages import kandinsky22
 
 IS_ON = {
     "attention": lambda module: {type(one) for one in module.attn_processors.values()} == {AttnProcessor},
@@ -101,6 +104,25 @@ def test_fp8_takes_torchs_own_kernels_and_leaves_inductors_settings_alone(monkey
     put_on(Kernels(fp8=True), [torch.nn.Linear(1, 1)], torch.device("cuda"))
     (config,) = asked
     assert config.kernel_preference == KernelPreference.TORCH and not config.set_inductor_config
+
+
+@pytest.mark.parametrize("name", ["hunyuandit", "sana", "flux-dev"])
+def test_attention_that_is_more_than_a_softmax_is_not_taken_for_the_plain_one(folder, name):
+    base = MAKERS[name](folder / f"{name}-for-plain-attention")
+    with pytest.raises(ModelError, match=r"attention plain does not go with a \w+2DModel; set it to sdpa"):
+        load_model(model_of(folder, base=str(base), controlnets={}, kernels=Kernels(attention="plain")))
+
+
+def test_plain_attention_goes_with_keys_of_the_prompt_that_are_added_to_those_of_the_picture(folder):
+    base, drawn = kandinsky22(folder / "kandinsky-for-plain-attention"), []
+    for kind in ("sdpa", "plain"):
+        engine = Engine(
+            model_of(folder, base=str(base), controlnets={}, kernels=Kernels(attention=kind)), JOB_SEED, Roots((str(folder),))
+        )
+        (outcome,) = render(engine, request(scheduler="ddpm", prior_steps=2, prior_guidance_scale=4.0))
+        drawn.append(np.array(pixels(outcome), int))
+        engine.close()
+    assert np.abs(drawn[0] - drawn[1]).max() <= 2
 
 
 def test_what_this_machine_cannot_do_is_one_line(folder, monkeypatch):

@@ -11,7 +11,9 @@ from promptmill.configs.weights import ReferenceWeights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.rendering.tuning import tune
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.units import Placed
 from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
@@ -97,3 +99,15 @@ def test_what_is_no_redux_or_for_another_base_is_refused_in_one_line(model, base
     ):
         with pytest.raises(ModelError, match=said):
             check_fits(model.model_copy(update={"references": {"redux": weights}}))
+
+
+def test_a_batch_is_tuned_with_a_row_that_has_references(folder, model):
+    placed = Placed(0, request(references=(FIRST,), scheduler="euler"))
+    found = tune(model, placed, JOB_SEED, Roots((str(folder),)), (1,))
+    assert found.batch == 1 and found.trials[0].images_s > 0
+
+
+def test_flux_reads_no_embeddings_of_faces(model):
+    redux = ReferenceWeights(source=model.references["redux"].source, kind="face")
+    with pytest.raises(ModelError, match=r"no embeddings of faces; set model\.references\.redux\.kind to image"):
+        check_fits(model.model_copy(update={"references": {"redux": redux}}))

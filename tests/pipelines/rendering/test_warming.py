@@ -9,6 +9,7 @@ from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.rendering.warming import warm
 from promptmill.pipelines.work.errors import ModelError
+from tests.pipelines import tiny_unprompted
 from tests.pipelines.engines import BATCH, model_of
 from tests.pipelines.plain import JOB_SEED
 
@@ -59,3 +60,10 @@ def test_a_process_is_held_to_its_share_of_a_gpus_memory(monkeypatch, share, lim
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", said.append)
     gpus.keep_to_share(share)
     assert said == limited
+
+
+def test_a_model_that_draws_classes_is_warmed_with_one_of_them(folder):
+    path = Slots(load_model(model_of(folder, base=str(tiny_unprompted.dit(folder / "dit-to-warm")), controlnets={})), BATCH)
+    warm(path, ("txt2img",), Defaults(width=16, height=16, scheduler="ddim"))
+    assert path.denoiser.calls and path.decoder.calls
+    path.close()

@@ -13,7 +13,6 @@ MEMORY = [
     RuntimeError("CUDA driver error: out of memory"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried … Out of memory"),
     MemoryError(),
 ]
 BROKEN = [
@@ -45,3 +44,9 @@ def test_a_broken_gpu_ends_the_process_and_the_batch_is_not_at_fault(error):
 @pytest.mark.parametrize("error", ORDINARY, ids=str)
 def test_what_one_request_causes_ends_nothing(error):
     assert not is_fatal(error)
+
+
+def test_where_the_hosts_memory_does_not_suffice_for_a_tensor_the_process_ends_too():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(10**15)
+    assert is_out_of_memory(raised.value) and is_fatal(raised.value)
