@@ -70,6 +70,7 @@ class Rules:
         least_guidance: The least guidance scale that the model takes.
         further: Those columns of `FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
+        least_prior_steps: The fewest steps that the model's prior takes.
         repainting: The limits of rows with a mask.
         classes: The number of classes of which each row names one; None where the model draws none.
         side: The one width and height that the model's images have; None where rows choose.
@@ -99,6 +100,7 @@ class Rules:
     least_guidance: float = 0.0
     further: Collection[str] = ()
     most_noise: int = 1000
+    least_prior_steps: int = 1
     repainting: Repainting = field(default_factory=Repainting)
     classes: int | None = None
     side: tuple[int, int] | None = None
@@ -179,6 +181,10 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"guidance_rescale: not in mode {request.mode}; the model takes it {can}")
     if request.noise_level is not None and request.noise_level > rules.most_noise:
         wrong.append(f"noise_level: {request.noise_level} is above {rules.most_noise}, the most that the model takes")
+    if request.prior_steps is not None and request.prior_steps < rules.least_prior_steps:
+        wrong.append(
+            f"prior_steps: {request.prior_steps} is below {rules.least_prior_steps}, the fewest that the model's prior takes"
+        )
     if rules.classes is not None and not 0 <= (columns.class_label if columns.class_label is not None else -1) < rules.classes:
         found = "missing" if columns.class_label is None else f"{columns.class_label} is none of the model's"
         wrong.append(f"class_label: {found}; the model draws classes from 0 to {rules.classes - 1}, one for each row")

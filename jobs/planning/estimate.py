@@ -84,7 +84,9 @@ def measure(plan: Plan, shard: ShardPlan) -> Estimate | None:
 
     def timed(steps: int) -> tuple[float, list]:
         # A prior's evaluations have another price: with as large a share of the steps, the mean is that of the plan.
-        prior = max(1, round(request.prior_steps * steps / request.steps)) if request.prior_steps else None
+        # Some priors take no schedule of one step.
+        few = min(2, request.prior_steps or 0)
+        prior = max(few, round(request.prior_steps * steps / request.steps)) if request.prior_steps else None
         steps = math.ceil(steps / request.strength) if request.strength else steps
         unit = Unit(shard.shard, 0, (replace(placed, request=replace(request, steps=steps, prior_steps=prior)),))
         started = time.monotonic()

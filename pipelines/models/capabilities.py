@@ -52,6 +52,7 @@ class ModelFacts:
         unfit: By scheduler, why the config's options of schedulers do not go with it.
         further: Those columns of `rules.FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
+        least_prior_steps: The fewest steps that the model's prior takes.
         sizes: The only sizes (width, height) of images; empty where any.
         bends: The size (width, height) that the model renders in place of another one; None where it renders every size.
         most_pixels: The pixels that an image can have; None where any number.
@@ -77,6 +78,7 @@ class ModelFacts:
     unfit: Mapping[str, str] = field(default_factory=dict)
     further: tuple[str, ...] = ()
     most_noise: int = 350
+    least_prior_steps: int = 1
     sizes: tuple[tuple[int, int], ...] = ()
     bends: Callable[[int, int], tuple[int, int]] | None = None
     most_pixels: int | None = None
@@ -161,6 +163,7 @@ def read_facts(model: Model) -> ModelFacts:
         steering=steering,
         image_prompts=image_prompts,
         further=family_of(name).further,
+        least_prior_steps=family_of(name).least_prior_steps,
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,
         sizes=family.sizes,
         bends=family.bends,

@@ -30,6 +30,7 @@ def no_control_modes(request: Any) -> list[None] | None:
 _KANDINSKY: dict[str, Any] = {
     "solvers": ("ddpm",),
     "further": OF_PRIORS,
+    "least_prior_steps": 2,
     "output": "np",
     "signed": True,
     "whole_pictures": True,

@@ -77,6 +77,7 @@ class Family:
         attributes: What a call sets on its pipeline first: functions of the request and of how many pixels a latent has on a side.
         output: The form of images that is asked for; of `pt` one family makes values in -1 … 1, as its VAE has them.
         prior: The class of the pipeline that makes the embeddings that the model decodes; None where the model reads texts itself.
+        least_prior_steps: The fewest steps that the scheduler of the prior takes: unCLIP's divides by one less.
         inner: Steps of a prior that is a part of the model itself, with guidance, as diffusers has them where nothing is said.
         negative_too: Whether the prior makes an embedding of the negative prompt as well.
         multiple_by: Returns the pixels that sides are multiples of, of the indexes of the model and of its prior, and of how many
@@ -143,6 +144,7 @@ class Family:
     attributes: Mapping[str, Callable[[Any, int], Any]] = field(default_factory=dict)
     output: str = "pt"
     prior: str | None = None
+    least_prior_steps: int = 1
     inner: int = 0
     negative_too: bool = False
     multiple_by: Callable[[Mapping[str, Any], Mapping[str, Any], int], int] | None = None

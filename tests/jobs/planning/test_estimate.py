@@ -14,6 +14,7 @@ from promptmill.jobs.planning.sources import look
 from promptmill.pipelines.rendering import engine, gpus
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered
+from tests.pipelines.tiny_stages import kandinsky22
 
 
 def plan_of(tmp_path, *settings, **row):
@@ -108,3 +109,10 @@ def test_a_batch_that_does_not_fit_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Told, "render", full)
     with pytest.raises(ModelError, match="out of memory at batch 2"):
         measure(*plan_of(tmp_path))
+
+
+def test_a_prior_that_takes_no_schedule_of_one_step_is_measured_with_two(tmp_path):
+    base = kandinsky22(tmp_path / "kandinsky")
+    settings = ["model.controlnets={}", f"model.base={base}", f"model.prior={{source: {base / 'prior'}}}"]
+    settings.append("defaults={width: 64, height: 64, steps: 40, prior_steps: 2, scheduler: ddpm, candidates: 1, keep: 1}")
+    assert measure(*plan_of(tmp_path, *settings)) is not None

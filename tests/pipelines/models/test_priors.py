@@ -7,7 +7,11 @@ import pytest
 from pydantic import ValidationError
 
 from promptmill.configs.model import Model
+from promptmill.configs.parameters import Defaults
 from promptmill.configs.weights import Weights
+from promptmill.manifests.requests import RowError, make_request
+from promptmill.manifests.rows import Row
+from promptmill.manifests.rules import Rules
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.models.families import family_of
@@ -114,3 +118,16 @@ def test_sides_of_kandinsky_are_multiples_of_the_square_of_what_its_vae_makes_sm
 def test_a_negative_prompt_that_has_an_effect_doubles_the_rows_of_a_prior_that_embeds_it(scale, of_prior, negative, rows):
     one = request(steps=3, guidance_scale=scale, negative_prompt=negative, prior_steps=5, prior_guidance_scale=of_prior)
     assert evaluations(one, Counting(negative_too=True)) == rows
+
+
+def test_a_prior_of_unclip_takes_two_steps_at_least_and_a_row_with_one_is_bad(places):
+    row = Row("m", 1, {"prompt": "a", "prior_steps": 1})
+    for name, least in (("kandinsky22", 2), ("stable-cascade", 1)):
+        facts = read_facts(of(places[name], places[name] / "prior"))
+        assert facts.least_prior_steps == least
+        rules = Rules(Defaults(), multiple=1, further=facts.further, least_prior_steps=least)
+        if least == 1:
+            assert make_request(row, 1, rules).prior_steps == 1
+        else:
+            with pytest.raises(RowError, match=r"prior_steps: 1 is below 2, the fewest that the model's prior takes"):
+                make_request(row, 1, rules)
