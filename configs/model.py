@@ -51,7 +51,9 @@ class Kernels(Strict):
     channels_last: bool = Field(False, description="Weights and activations with the channels innermost.")
     compile: bool = Field(False, description="Each repeated block compiled at fixed shapes; minutes once a process, then faster.")
     merge_loras: bool = Field(
-        False, description="LoRAs are merged into the weights where requests change them, and cost nothing at each step."
+        False,
+        exclude_if=is_empty,
+        description="LoRAs are merged into the weights where requests change them, and cost nothing at each step.",
     )
     fp8: bool = Field(False, description="Linear layers of the blocks in FP8, scaled row by row; needs torchao and a recent GPU.")
 

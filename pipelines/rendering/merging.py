@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 class MergedLoras:
@@ -19,7 +18,10 @@ class MergedLoras:
     """
 
     def __init__(self, modules: Iterable[torch.nn.Module]):
-        self._adapted: list[tuple[BaseTunerLayer, dict[str, torch.Tensor]]] = []
+        # Here, since peft imports torch's compiler, which a model without LoRAs does without.
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self._adapted: list[tuple[Any, dict[str, torch.Tensor]]] = []
         for module in modules:
             for parent in [*module.modules()]:
                 for name, layer in [*parent.named_children()]:
