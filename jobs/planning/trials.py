@@ -13,6 +13,8 @@ from promptmill.pipelines.models.capabilities import ModelFacts
 from promptmill.pipelines.models.scheduler_options import class_of
 from promptmill.pipelines.work.evaluations import StepsLeft, steps_of
 
+# Odd schedules that a plan tries, at up to a fifth of a second each; a further one that cannot be taken fails as it renders.
+MOST = 500
 SAFE_STEPS = 250  # up to which no scheduler fails by the steps alone, but for those of `DISTILLED`
 ENDLESS = "DDPMWuerstchenScheduler"  # has timesteps between any two
 # The schedulers that skip among few steps, of a number that their config may set, and how many steps each takes in any case.
@@ -57,6 +59,8 @@ class Trials:
         shortened = strength if self.steps_left == "all" else None
         key = (scheduler, steps, left, shortened)
         if key not in self._tried:
+            if len(self._tried) >= MOST:
+                return None
             self._tried[key] = self._try(*key, strength)
         return self._tried[key]
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from promptmill.manifests.pixels import to_rgb
 from promptmill.pipelines.rendering.preparing import Job
+from promptmill.pipelines.work.errors import ModelError
 
 KEPT = 256 * 2**20  # bytes of embeddings on the device: about 45 pictures in bf16
 
@@ -29,6 +30,10 @@ class ReduxReferences:
         self._priors, self._device = priors, device
         self._kept: OrderedDict[tuple[str, str], torch.Tensor] = OrderedDict()
         self._bytes = 0
+        # All pictures are prepared alike, before it is known which type reads them.
+        kinds = {str(prior.feature_extractor.to_dict()) for prior in priors.values()}
+        if len(kinds) > 1:
+            raise ModelError(f"model.references: {', '.join(priors)}: read pictures of different kinds; take one of them")
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """Return a picture as the image encoder takes it, (1, 3, S, S): the whole picture at the encoder's size."""

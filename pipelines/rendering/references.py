@@ -10,6 +10,7 @@ images that are read together. In each place the rows that have nothing there ha
 needs is passed over.
 """
 
+import itertools
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -34,6 +35,8 @@ class Masks:
     """Holds the masks of references by numbers, which calls of the UNet can carry for each row, while the masks are in use."""
 
     def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}  # by id, so long as there is a mask of that id
+        self._next = itertools.count(EVERYWHERE + 1)
         self._masks: dict[int, weakref.ref[np.ndarray]] = {}
         self._levels: dict[tuple[int, int, torch.device, torch.dtype], torch.Tensor] = {}
 
@@ -41,10 +44,12 @@ class Masks:
         """Return the number of a mask, (H, W) bool; `EVERYWHERE` without one."""
         if mask is None:
             return EVERYWHERE
-        number = id(mask)
-        if number not in self._masks:
-            self._masks[number] = weakref.ref(mask, lambda gone: self._forget(number))
-        return number
+        at = id(mask)
+        if at not in self._numbers:
+            # Not the id itself, which another mask may have once this one is gone.
+            number = self._numbers[at] = next(self._next)
+            self._masks[number] = weakref.ref(mask, lambda gone: self._forget(at, number))
+        return self._numbers[at]
 
     def at(self, number: int, queries: int, like: torch.Tensor) -> torch.Tensor:
         """Return a mask as diffusers scales it down for a level of the UNet with so many queries, (1, queries, 1)."""
@@ -59,10 +64,13 @@ class Masks:
             self._levels[key] = scaled.to(like.device, like.dtype)
         return self._levels[key]
 
-    def _forget(self, number: int) -> None:
+    def _forget(self, at: int, number: int) -> None:
+        # Called in whatever thread collects garbage, while another may add.
+        if self._numbers.get(at) == number:
+            del self._numbers[at]
         self._masks.pop(number, None)
-        for key in [key for key in self._levels if key[0] == number]:
-            del self._levels[key]
+        for key in [key for key in list(self._levels) if key[0] == number]:
+            self._levels.pop(key, None)
 
 
 class RowScales(list[float]):

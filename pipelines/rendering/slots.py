@@ -293,8 +293,10 @@ class Slots:
             elsewhere = sum(group.rows for group in self._groups.values() if group.elsewhere)
             sharing = under_way - elsewhere - self.denoiser.waiting_rows + self.denoiser.most_alike
             room = (self._rows - sharing) // rows_each
-            if room < 1 or under_way > MOST_BATCHES * self._rows:
+            # A candidate of more rows than a batch has goes alone, in several.
+            if (room < 1 and self._groups) or under_way > MOST_BATCHES * self._rows:
                 return
+            room = max(1, room)
             if kind != self._kind:
                 self._kind = kind
                 self.model.adapt(self.model.adapted_by(first.job.request))

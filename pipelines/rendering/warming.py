@@ -1,5 +1,6 @@
 """Renders a full batch before the first unit comes, so that compiling is done, and that too little memory is said at the start."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,9 @@ def warm(path: Slots, modes: tuple[str, ...], defaults: Defaults) -> None:
     )
     try:
         with torch.no_grad():
-            path.run(jobs_of(Placed(0, request), conditioning, 0))
+            failures = path.run(jobs_of(Placed(0, request), conditioning, 0))
+        if failures:
+            logging.getLogger(__name__).warning("no batch was rendered at the start: %s", failures[0].message)
     except Exception as error:
         if not is_fatal(error):
             raise

@@ -12,7 +12,7 @@ from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError
 from promptmill.jobs.planning.sources import look
-from promptmill.jobs.planning.trials import Trials
+from promptmill.jobs.planning.trials import MOST, SAFE_STEPS, Trials
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.scheduler_options import class_of
@@ -158,3 +158,12 @@ print(*({{"torch", "diffusers"}} & set(sys.modules)))
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "\n"
+
+
+def test_a_manifest_of_a_schedule_a_row_is_not_tried_without_end(monkeypatch):
+    tried = []
+    monkeypatch.setattr(Trials, "_try", lambda self, *key: tried.append(key))
+    trials = Trials(SAVED["noise"], SchedulerOptions(), "down")
+    for steps in range(SAFE_STEPS + 1, SAFE_STEPS + 2 * MOST):
+        trials("ddim", steps, None)
+    assert len(tried) == len(trials._tried) == MOST

@@ -1,16 +1,20 @@
 """Reference images beside Flux (Redux): each row's own, equal to diffusers' prior and pipeline, and free of companions."""
 
+from types import SimpleNamespace
+
 import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import SiglipImageProcessor
 
 from promptmill.configs.parameters import Reference
 from promptmill.configs.weights import ReferenceWeights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.rendering.redux import ReduxReferences
 from promptmill.pipelines.rendering.tuning import tune
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.units import Placed
@@ -111,3 +115,11 @@ def test_flux_reads_no_embeddings_of_faces(model):
     redux = ReferenceWeights(source=model.references["redux"].source, kind="face")
     with pytest.raises(ModelError, match=r"no embeddings of faces; set model\.references\.redux\.kind to image"):
         check_fits(model.model_copy(update={"references": {"redux": redux}}))
+
+
+def test_priors_that_read_pictures_of_different_kinds_are_one_line(model):
+    sides = {"one": {"height": 32, "width": 32}, "other": {"height": 64, "width": 64}}
+    priors = {name: SimpleNamespace(feature_extractor=SiglipImageProcessor(size=side)) for name, side in sides.items()}
+    with pytest.raises(ModelError, match=r"^model\.references: one, other: read pictures of different kinds"):
+        ReduxReferences(priors, torch.device("cpu"))
+    assert ReduxReferences({"one": priors["one"], "same": priors["one"]}, torch.device("cpu"))

@@ -13,6 +13,7 @@ from promptmill.configs.weights import PartWeights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.rendering.references import EVERYWHERE, Masks
 from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
@@ -161,3 +162,15 @@ def test_in_bf16_too(folder, place):
     for one, outcome in zip(some, render(engine, *some), strict=True):
         np.testing.assert_array_equal(pixels(outcome), plainly(one, folder, place, torch.bfloat16), err_msg=str(one.references))
     engine.close()
+
+
+def test_a_mask_in_the_place_of_one_that_is_gone_is_another():
+    masks, like = Masks(), torch.zeros(1)
+    first = np.zeros((8, 8), bool)
+    number = masks.number(first)
+    assert masks.number(first) == number != EVERYWHERE
+    assert masks.at(number, 16, like).sum() == 0
+    del first
+    assert not masks._levels and not masks._masks and not masks._numbers
+    second = np.ones((8, 8), bool)
+    assert masks.number(second) != number and masks.at(masks.number(second), 16, like).sum() == 16

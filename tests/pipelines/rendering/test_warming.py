@@ -9,6 +9,7 @@ from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.rendering.warming import warm
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.results import Failure
 from tests.pipelines import tiny_unprompted
 from tests.pipelines.engines import BATCH, model_of
 from tests.pipelines.plain import JOB_SEED
@@ -67,3 +68,13 @@ def test_a_model_that_draws_classes_is_warmed_with_one_of_them(folder):
     warm(path, ("txt2img",), Defaults(width=16, height=16, scheduler="ddim"))
     assert path.denoiser.calls and path.decoder.calls
     path.close()
+
+
+def test_a_batch_that_cannot_be_rendered_is_said(model, monkeypatch, caplog):
+    path = Slots(model, BATCH)
+    monkeypatch.setattr(path, "run", lambda jobs: [Failure("render_error", "no such scheduler")])
+    try:
+        warm(path, ("txt2img",), SIZE)
+        assert "no batch was rendered at the start: no such scheduler" in caplog.text
+    finally:
+        path.close()
