@@ -68,6 +68,9 @@ SLOW: tuple[str, ...] = (
     # Processes that load models; many renderings of tiny ones.
     "tests/pipelines/rendering/test_kernels.py",
     "tests/pipelines/rendering/test_previews.py",
+    "tests/pipelines/rendering/test_redux.py",
+    "tests/pipelines/rendering/test_merging.py::test_no_layer_of_a_lora_is_left_in_the_model_and_its_blocks_can_be_compiled",
+    "tests/pipelines/rendering/test_loading.py::test_no_pipeline_marks_images_though_the_package_for_it_is_installed",
     "tests/pipelines/rendering/test_slots.py::test_in_any_mixture_each_image_is_the_one_rendered_alone",
     "tests/pipelines/scoring/test_durable_passes.py::test_however_often_runs_are_killed_between_passes_the_part_is_that_of_the_whole_and_no_pass_is_rendered_twice",
     "tests/pipelines/work/test_joined_slices.py::test_a_request_that_is_cut_makes_the_part_that_the_whole_makes",

@@ -43,15 +43,19 @@ def test_an_image_is_that_of_plain_diffusers_in_fp16(half, folder, made, one):
     np.testing.assert_array_equal(pixels(render(half, wanted)[0]), theirs)
 
 
+@pytest.fixture(scope="module")
+def lifting_nothing(folder):
+    """The tiny Stable Diffusion in fp16, whose config asks for a VAE in fp32 as well."""
+    return Engine(model_of(folder, controlnets={}, dtype="float16"), JOB_SEED, Roots((str(folder),)))
+
+
 @pytest.mark.parametrize("one", SOME, ids=lambda one: one.id)
-def test_stable_diffusion_whose_pipelines_lift_nothing_computes_in_fp16_throughout(folder, one):
-    engine = Engine(model_of(folder, controlnets={}, dtype="float16"), JOB_SEED, Roots((str(folder),)))
-    assert engine.model.base.vae.config.force_upcast
+def test_stable_diffusion_whose_pipelines_lift_nothing_computes_in_fp16_throughout(lifting_nothing, folder, one):
+    assert lifting_nothing.model.base.vae.config.force_upcast
     values = {name: getattr(one, name) for name in ("mode", "scheduler", "steps", "init_image", "mask_image", "strength")}
     wanted = request(**values, candidates=BATCH)
     theirs = render_plain(wanted, BATCH, folder / "sd", {}, folder, torch.float16)
-    np.testing.assert_array_equal(pixels(render(engine, wanted)[0]), theirs)
-    engine.close()
+    np.testing.assert_array_equal(pixels(render(lifting_nothing, wanted)[0]), theirs)
 
 
 def test_among_others_an_image_is_the_one_rendered_alone(half):
