@@ -1,12 +1,15 @@
 """What a scorer makes of errors: a unit's own, the storage's, and those of hardware that fails every later unit too."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from promptmill.actors.scorer import Scorer
-from promptmill.pipelines.scoring import durable_passes
+from promptmill.actors.scorer import ENCODERS, Scorer
+from promptmill.configs.loading import load
+from promptmill.pipelines.rendering import gpus, loading
+from promptmill.pipelines.scoring import durable_passes, scorers
 from promptmill.pipelines.work.errors import FatalError
 from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError
@@ -54,3 +57,22 @@ def test_other_errors_stay_what_they_are(scorer, error):
     with pytest.raises(type(error)) as raised:
         scorer.finish(None, None)
     assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "shares", "threads"), [("cuda", "ray", [0.2], ENCODERS), ("cuda", "here", [], ENCODERS), ("cpu", "ray", [0.2], 1)]
+)
+def test_beside_a_gpu_a_scorer_keeps_to_its_share_of_the_card_and_encodes_in_several_threads(
+    monkeypatch, device, workers, shares, threads
+):
+    limited, beside = [], threading.Barrier(threads)
+    monkeypatch.setattr(gpus, "keep_to_share", limited.append)
+    monkeypatch.setattr(loading, "device_here", lambda: torch.device(device))
+    monkeypatch.setattr(scorers, "load_scorers", lambda ranking, on, threads: limited[:] == shares or pytest.fail("too late"))
+    monkeypatch.setattr("promptmill.actors.scorer.names", lambda folder: ["plan.json"])
+    config = load("embedded", [f"runtime.workers={workers}", "runtime.scorer_gpus=0.2"])
+    scorer = Scorer(SimpleNamespace(config=config, output="somewhere"))
+    scorer.load()
+    assert limited == shares
+    # As many at once as there are threads, or the barrier breaks.
+    assert [*scorer._spread(lambda number: beside.wait(20) * 0 + number, range(threads))] == [*range(threads)]

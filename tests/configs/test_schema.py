@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from promptmill.configs.model import LoraWeights, TextualInversion
+from promptmill.configs.model import Kernels, LoraWeights, TextualInversion
 from promptmill.configs.schema import Ranking
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -84,3 +84,8 @@ def test_a_lora_or_inversion_that_is_no_safetensors_is_refused(kind, given, says
 def test_a_lora_or_inversion_may_be_a_file_or_lie_in_a_folder(kind):
     assert kind(source="./x.safetensors", **ADAPTERS[kind]).file.endswith(".safetensors")
     assert kind(source="./x", weight_name="a/b.safetensors", **ADAPTERS[kind]).file == "a/b.safetensors"
+
+
+def test_a_switch_of_kernels_is_of_a_plan_where_it_is_on():
+    assert "merge_loras" not in Kernels().model_dump()
+    assert Kernels(merge_loras=True).model_dump()["merge_loras"] is True

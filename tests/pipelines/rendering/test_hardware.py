@@ -1,10 +1,12 @@
 import ctypes
+import os
 
 import pytest
 import torch
 
 from promptmill.pipelines.rendering import gpus, hardware
 from promptmill.pipelines.rendering.hardware import hardware_kind, processor
+from promptmill.pipelines.rendering.loading import device_here
 
 INTEL = "processor : 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Xeon\n\nprocessor : 1\nmodel : 7\n"
 ARM = "processor : 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n"
@@ -80,3 +82,12 @@ def test_settings_that_choose_other_kernels_are_another_kind_of_hardware(monkeyp
         monkeypatch.setenv(name, "1")
         assert hardware_kind(1) == {**plain, name.lower(): "1"}
         monkeypatch.delenv(name)
+
+
+def test_no_kernel_is_chosen_by_timing_and_none_that_adds_in_any_order(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for name, value in (("benchmark", True), ("deterministic", False)):
+        monkeypatch.setattr(torch.backends.cudnn, name, value)
+    device_here()
+    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (False, True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.manifests.images import Roots
+from promptmill.pipelines.rendering import slots
 from promptmill.pipelines.rendering.engine import Engine
+from promptmill.pipelines.rendering.loading import load_model
+from promptmill.pipelines.rendering.preparing import Conditioning, jobs_of
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines.engines import BATCH, model_of, pixels, render
@@ -166,3 +169,19 @@ def test_the_denoiser_goes_on_while_images_are_copied(folder, monkeypatch):
     np.testing.assert_array_equal(late, usual)
     assert slots.path.denoiser.calls == 2 * batches
     assert any(meanwhile) and all(copy.waited for copy in copies) and not slots.path._copies
+
+
+def test_images_of_many_pixels_are_decoded_fewer_at_a_time(folder, monkeypatch):
+    monkeypatch.setattr(slots, "DECODED_PIXELS", 2 * 64 * 64)
+    path, decoded = Slots(load_model(model_of(folder, controlnets={})), BATCH), []
+    run = path.decoder.run
+    path.decoder.run = lambda **given: decoded.append(tuple(given["z"].shape)) or run(**given)
+    try:
+        for width, rows in ((64, 2), (128, 1)):
+            decoded.clear()
+            one = Placed(0, request(candidates=BATCH, width=width))
+            with torch.no_grad():
+                assert not path.run(jobs_of(one, Conditioning(), JOB_SEED))
+            assert len(decoded) == -(-BATCH // rows) and {shape[0] for shape in decoded} == {rows}
+    finally:
+        path.close()

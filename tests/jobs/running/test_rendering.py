@@ -1,0 +1,24 @@
+"""What a run says of the hardware that a generator has come up on."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from promptmill.configs.loading import load
+from promptmill.jobs.running.rendering import Run
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "times"),
+    [({"gpu": "H200"}, "float32", 1), ({"gpu": "H200"}, "bfloat16", 0), ({"cpu": "x86_64"}, "float32", 0)],
+    ids=["slow", "fast", "cpu"],
+)
+def test_float32_on_a_gpu_is_said_once_however_many_generators_come_up(kind, dtype, times):
+    said, loaded = [], []
+    told = SimpleNamespace(loaded=lambda: loaded.append(1))
+    plan = SimpleNamespace(config=load("embedded", [f"model.dtype={dtype}"]))
+    run = SimpleNamespace(plan=plan, told=told, say=said.append, check_hardware=lambda kind: None, _slow_said=False)
+    for _ in range(3):
+        Run.generator_loaded(run, kind)
+    assert len(loaded) == 3 and len(said) == times
+    assert all(line.startswith("model.dtype float32 leaves a GPU") for line in said)

@@ -1,0 +1,7 @@
+from promptmill.configs.model import Kernels
+from promptmill.pipelines.work.metadata_rows import kernels
+
+
+def test_the_kernels_of_a_row_are_the_kind_of_attention_and_every_switch_that_is_on():
+    assert kernels(Kernels()) == "sdpa"
+    assert kernels(Kernels(attention="plain", merge_loras=True, compile=True)) == "plain+compile+merge_loras"
