@@ -166,6 +166,10 @@ Candidates = Annotated[
 ]
 
 
+# Defaults and columns that only some families of models take; where the model takes none, the request has none.
+FURTHER = ("image_guidance_scale", "noise_level", "prior_steps", "prior_guidance_scale")
+
+
 class Defaults(Strict):
     """Declares the values of every request that does not say otherwise; each key is also a column of the manifest."""
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from promptmill.configs.drafts import MAX_DRAFTS, Draft, check_cascade, check_noise, misfits
 from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
 from promptmill.configs.model import Model
-from promptmill.configs.parameters import Defaults, Growing, Seed, Strict, is_empty, no_boolean
+from promptmill.configs.parameters import FURTHER, Defaults, Growing, Seed, Strict, is_empty, no_boolean
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
 from promptmill.configs.weights import OpenClip, Weights
 
@@ -225,7 +225,7 @@ class Config(Strict):
         if not self.ranking.drafts:
             # Without drafts these keys decide nothing; left out, they leave the fingerprints of older plans as they are.
             del values["ranking"]["drafts"], values["ranking"]["drafts_stochastic"]
-        for name in ("image_guidance_scale", "noise_level", "prior_steps", "prior_guidance_scale"):
+        for name in FURTHER:
             # Likewise, where the config says nothing else.
             if values["defaults"][name] == Defaults.model_fields[name].default:
                 del values["defaults"][name]

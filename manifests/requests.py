@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from promptmill.configs.errors import describe, nearest, shown
 from promptmill.configs.parameters import (
+    FURTHER,
     MAX_CANDIDATES,
     MAX_LIST,
     MAX_PROMPT,
@@ -35,7 +36,7 @@ from promptmill.configs.parameters import (
 from promptmill.manifests.carried import EXACT, plain
 from promptmill.manifests.json_rows import parse_list
 from promptmill.manifests.rows import Row
-from promptmill.manifests.rules import CLASS_LABEL, FURTHER, Rules, problems_between
+from promptmill.manifests.rules import CLASS_LABEL, Rules, problems_between
 from promptmill.manifests.steering import begin_with_noise
 
 MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
@@ -257,7 +258,8 @@ def _shape(columns: Columns) -> bytes | None:
 def _with_hints(problems: list[str], carried: Collection[str], known: Collection[str]) -> list[str]:
     """Return a row's problems, the last with hints at the known columns that the row's unknown ones may have meant."""
     lacking = [name for name in KNOWN_COLUMNS if name not in known]
-    hints = {name: nearest(name, lacking).removeprefix("; ") for name in carried if len(carried) <= MOST_HINTED}
+    unknown = [name for name in carried if name != CLASS_LABEL] if len(carried) <= MOST_HINTED else []
+    hints = {name: nearest(name, lacking).removeprefix("; ") for name in unknown}
     said = ", ".join(f"{shown(name)} ({hint})" for name, hint in hints.items() if hint)
     return [*problems[:-1], f"{problems[-1]}; not known: {said}"] if said else problems
 

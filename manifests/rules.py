@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptmill.configs.drafts import applied, misfits
 from promptmill.configs.errors import nearest, quoted
-from promptmill.configs.parameters import MODES, Defaults
+from promptmill.configs.parameters import FURTHER, MODES, Defaults
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import HeadScorer
@@ -23,10 +23,8 @@ from promptmill.manifests.steering import (
 if TYPE_CHECKING:
     from promptmill.manifests.requests import Columns, Request
 
-# Columns that only some families of models take; where the model takes none, the request has none.
 # A column that goes into requests only where the model draws classes; elsewhere it is carried, as columns that are not known.
 CLASS_LABEL = "class_label"
-FURTHER = ("image_guidance_scale", "noise_level", "prior_steps", "prior_guidance_scale")
 
 
 @dataclass(frozen=True)

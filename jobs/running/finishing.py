@@ -4,11 +4,10 @@ import re
 from collections.abc import Sequence
 
 from promptmill.configs.drafts import in_words
-from promptmill.configs.parameters import Defaults, Growing
+from promptmill.configs.parameters import FURTHER, Defaults, Growing
 from promptmill.configs.weights import OpenClip, Weights
 from promptmill.jobs.planning.plan import Plan
 from promptmill.jobs.running.repair_note import REPAIR_NOTE
-from promptmill.manifests.rules import FURTHER
 from promptmill.shards.card import CARD, Made, ModelMade, card
 from promptmill.shards.commits import CommitError, CommitRecord
 from promptmill.shards.generations import drop_earlier

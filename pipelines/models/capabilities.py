@@ -50,7 +50,7 @@ class ModelFacts:
         left_out: Parts that the pipeline's class could have and the model does not.
         repainting: The limits of rows with a mask.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
-        further: Those columns of `rules.FURTHER` that the model takes.
+        further: Those columns of `parameters.FURTHER` that the model takes.
         most_noise: The largest noise level that the model takes.
         least_prior_steps: The fewest steps that the model's prior takes.
         sizes: The only sizes (width, height) of images; empty where any.

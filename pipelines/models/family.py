@@ -51,7 +51,7 @@ class Family:
         redux: The pipeline that makes embeddings of reference images and prompts, which the family's pipelines take; None: none.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         sized: Whether its pipelines tell the scheduler the size of images, for a schedule that depends on it.
-        further: Those columns of `rules.FURTHER` that the family takes.
+        further: Those columns of `parameters.FURTHER` that the family takes.
         most_noise: The largest noise level, where the model's index says none.
         enlarges: How many times larger an image's sides are than those of the picture that the image is made of.
         by_itself: Parts that compute each picture by itself and at once, since they are called in a context of torch's.

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from promptmill.configs.parameters import FURTHER
 from promptmill.manifests.pixels import to_rgb
 from promptmill.manifests.requests import Request
-from promptmill.manifests.rules import FURTHER
 from promptmill.pipelines.models.families import TURNED
 from promptmill.pipelines.models.pipeline_classes import plain_mode
 from promptmill.pipelines.rendering.conditioning import composite

@@ -7,6 +7,7 @@ from functools import partial
 
 from promptmill.configs.drafts import Draft, applied
 from promptmill.configs.errors import shown
+from promptmill.configs.parameters import FURTHER
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, Counting, evaluations
 from promptmill.pipelines.work.passes import Course, as_draft
@@ -140,9 +141,8 @@ def bucket_of(request: Request) -> Hashable:
     controls = tuple((c.type, c.scale, c.start, c.end) for c in request.controls)
     loras = tuple((lora.name, lora.scale) for lora in request.loras)
     shape = (request.mode, request.width, request.height, request.steps, request.scheduler)
-    scales = (request.guidance_scale, request.guidance_rescale, request.image_guidance_scale, request.noise_level)
-    prior = (request.prior_steps, request.prior_guidance_scale)
-    return (*shape, *scales, request.strength, controls, loras, *prior, *_faces(request))
+    scales = (request.guidance_scale, request.guidance_rescale, *(getattr(request, name) for name in FURTHER))
+    return (*shape, *scales, request.strength, controls, loras, *_faces(request))
 
 
 def kind_of(request: Request) -> Hashable:

@@ -60,7 +60,8 @@ def test_other_errors_stay_what_they_are(scorer, error):
 
 
 @pytest.mark.parametrize(
-    ("device", "workers", "shares", "threads"), [("cuda", "ray", [0.2], ENCODERS), ("cuda", "here", [], ENCODERS), ("cpu", "ray", [0.2], 1)]
+    ("device", "workers", "shares", "threads"),
+    [("cuda", "ray", [0.2], ENCODERS), ("cuda", "here", [], ENCODERS), ("cpu", "ray", [0.2], 1)],
 )
 def test_beside_a_gpu_a_scorer_keeps_to_its_share_of_the_card_and_encodes_in_several_threads(
     monkeypatch, device, workers, shares, threads

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import fuzz_manifests
-from benchmarks.fuzz_manifests import Case, check, fuzz
+from benchmarks.fuzz_manifests import Case, check, check_damaged, fuzz, is_safe_line
 from promptmill.manifests import json_rows
 
 SECONDS = 10
@@ -32,3 +32,9 @@ def test_a_row_with_another_value_type_or_column_than_was_meant_is_found(tmp_pat
     check(tmp_path, fuzz_manifests.Counter(), Case("m.jsonl", content, [{"prompt": "a", "n": 1}], True))
     with pytest.raises(AssertionError):
         check(tmp_path, fuzz_manifests.Counter(), Case("m.jsonl", content, [meant], True))
+
+
+def test_letters_newer_than_python_are_shown_and_what_steers_a_terminal_is_found(tmp_path):
+    check_damaged(tmp_path, fuzz_manifests.Counter(), Case("m.csv", "\x01;\U00018d09".encode(), [], False))
+    assert is_safe_line("日本\u3000\U00018d09")
+    assert not any(is_safe_line(f"a{sign}b") for sign in "\n\r\x1b\x9b\u2028\u202e\u2066\ud800")

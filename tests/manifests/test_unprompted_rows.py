@@ -8,7 +8,8 @@ from promptmill.configs.parameters import Defaults
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import HeadScorer, OpenClipScorer
 from promptmill.manifests.checking import check_rows
-from promptmill.manifests.requests import from_json, to_json
+from promptmill.manifests.requests import RowError, from_json, make_request, to_json
+from promptmill.manifests.rows import Row
 from promptmill.manifests.rules import Rules
 
 RANKING = Ranking(
@@ -77,3 +78,9 @@ def test_models_without_classes_carry_a_column_of_that_name_whatever_it_holds(tm
     for rules in (READS, Rules(READS.defaults, strict=True)):
         (row,) = check(tmp_path, rules, {"prompt": "a dog", "class_label": "dog"})
         assert row.request.carried == {"class_label": "dog"} and row.request.class_label is None and not row.notes
+
+
+def test_a_label_that_is_only_carried_is_hinted_at_by_no_other_problem():
+    with pytest.raises(RowError) as raised:
+        make_request(Row("m", 1, {"prompt": "a", "class_label": "cat", "width": 0}), 1, Rules(Defaults()))
+    assert "not known" not in "; ".join(raised.value.problems)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.pipelines import tiny
+from tests.pipelines.tiny_bria import BRIA
 from tests.pipelines.tiny_editors import EDITORS
 from tests.pipelines.tiny_families import MAKERS
 from tests.pipelines.tiny_pixels import PIXELS
@@ -22,6 +23,7 @@ TINY: dict[str, Callable[[Path], Any]] = {
     **MAKERS,
     **EDITORS,
     **READERS,
+    **BRIA,
     **STAGES,
     **UNPROMPTED,
     **PIXELS,

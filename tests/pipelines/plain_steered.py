@@ -1,13 +1,13 @@
 """What plain diffusers makes of requests that are steered by other models than the ControlNets of their family."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tests.pipelines.plain import picture
+from tests.pipelines.plain import MODES, picture, request
 from tests.pipelines.plain_calls import Plain, asked, loaded, pixels_of
 
 XL = "StableDiffusionXL"
@@ -53,3 +53,18 @@ def steering(request: Any, scale: str = "controlnet_conditioning_scale", timed: 
     for name in ("start", "end") if timed else ():
         said[f"control_guidance_{name}"] = one_or_all([getattr(control, name) for control in request.controls])
     return said
+
+
+def mixed(ways: Sequence[Any], modes: Sequence[str] = ("txt2img", "img2img", "inpaint")) -> list[Any]:
+    """Requests that differ in mode, steps and guidance, each with one of these ways to give references."""
+    return [
+        request(
+            f"r{number}",
+            references=references,
+            steps=2 + number % 2,
+            guidance_scale=[4.0, 7.0, 1.0][number % 3],
+            scheduler="euler",
+            **{"mode": (mode := modes[number % len(modes)]), **MODES[mode]},
+        )
+        for number, references in enumerate(ways)
+    ]

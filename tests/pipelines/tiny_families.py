@@ -14,7 +14,7 @@ import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tests.pipelines import tiny, tiny_texts
-from tests.pipelines.tiny_parts import FLUX_LIKE, WIDTH, gemma, gemma2, made, qwen3, qwen25, qwen_vae, seeded, t5, vae
+from tests.pipelines.tiny_parts import FLUX_LIKE, WIDTH, gemma, gemma2, made, qwen3, qwen25, seeded, t5, vae, video_vae
 
 
 def sd3(folder: Path, whole: bool = True, second: int = WIDTH) -> Path:
@@ -267,7 +267,7 @@ def cogview4(folder: Path, controlled: bool = False) -> Path:
 def qwen_image(folder: Path) -> Path:
     """Qwen-Image: a language model that sees, latents of five dimensions, guidance called true_cfg_scale."""
     scheduler, transformer = qwen_image_parts()
-    parts = (scheduler, qwen_vae(), qwen25(), tiny_texts.words(), transformer)
+    parts = (scheduler, video_vae(), qwen25(), tiny_texts.words(), transformer)
     diffusers.QwenImagePipeline(*parts).save_pretrained(folder)
     return folder
 

@@ -119,9 +119,41 @@ def qwen25(picture: int = 3) -> transformers.Qwen2_5_VLForConditionalGeneration:
     return seeded(transformers.Qwen2_5_VLForConditionalGeneration, config)
 
 
-def qwen_vae() -> diffusers.AutoencoderKLQwenImage:
+def qwen3_vl(layers: int = 2, picture: int = 3) -> transformers.Qwen3VLConfig:
+    text = {
+        "hidden_size": 2 * WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_scaling": {"mrope_section": [2, 2, 4], "rope_type": "default", "type": "default"},
+        "rope_theta": 1000000.0,
+        "vocab_size": 32,
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 2 * WIDTH}
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    return transformers.Qwen3VLConfig(text_config=text, vision_config=vision, image_token_id=picture)
+
+
+def image_encoder(layers: int = 1) -> transformers.CLIPVisionModelWithProjection:
+    """CLIP for pictures of 32 pixels a side, with embeddings of 32 values."""
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        projection_dim=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+    )
+    return seeded(transformers.CLIPVisionModelWithProjection, config)
+
+
+def video_vae(kind: Any = diffusers.AutoencoderKLQwenImage, **more: Any) -> Any:
+    """A VAE of videos, which makes four latents of a pixel's block of eight a side."""
     return seeded(
-        diffusers.AutoencoderKLQwenImage,
+        kind,
         base_dim=8,
         z_dim=4,
         dim_mult=[1, 2, 2, 2],
@@ -129,4 +161,5 @@ def qwen_vae() -> diffusers.AutoencoderKLQwenImage:
         temperal_downsample=[False, True, True],
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.1, 0.9, 1.0, 1.2],
+        **more,
     )

@@ -17,7 +17,7 @@ from promptmill.pipelines.models.families import FAMILIES
 from tests.pipelines import tiny, tiny_texts
 from tests.pipelines.tiny_editors import flux2_vae, mistral3
 from tests.pipelines.tiny_families import qwen_image_parts
-from tests.pipelines.tiny_parts import FLUX_LIKE, WIDTH, made, qwen25, qwen_vae, seeded, t5, vae
+from tests.pipelines.tiny_parts import FLUX_LIKE, WIDTH, made, qwen3_vl, qwen25, seeded, t5, vae, video_vae
 
 
 def krea2(folder: Path) -> Path:
@@ -44,26 +44,9 @@ def krea2(folder: Path) -> Path:
     scheduler = FlowMatchEulerDiscreteScheduler(
         base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=6400, use_dynamic_shifting=True
     )
-    parts = (scheduler, qwen_vae(), seeded(transformers.Qwen3VLModel, _qwen3_vl()), tiny_texts.words(), transformer)
+    parts = (scheduler, video_vae(), seeded(transformers.Qwen3VLModel, qwen3_vl()), tiny_texts.words(), transformer)
     diffusers.Krea2Pipeline(*parts, text_encoder_select_layers=(0, 2)).save_pretrained(folder)
     return folder
-
-
-def _qwen3_vl(layers: int = 2, picture: int = 3) -> transformers.Qwen3VLConfig:
-    text = {
-        "hidden_size": 2 * WIDTH,
-        "intermediate_size": 32,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "rope_scaling": {"mrope_section": [2, 2, 4], "rope_type": "default", "type": "default"},
-        "rope_theta": 1000000.0,
-        "vocab_size": 32,
-    }
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 2 * WIDTH}
-    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
-    return transformers.Qwen3VLConfig(text_config=text, vision_config=vision, image_token_id=picture)
 
 
 def longcat(folder: Path, edits: bool = False) -> Path:
@@ -103,83 +86,6 @@ def ernie(folder: Path) -> Path:
     )
     rewriting = {"pe": rewriter, "pe_tokenizer": tiny_texts.words(most=8, chat=True)}
     diffusers.ErnieImagePipeline(*parts, **rewriting).save_pretrained(folder)
-    return folder
-
-
-def bria(folder: Path) -> Path:
-    """Bria 3.2: Flux's way with T5 alone, zeros in place of an empty negative prompt, and true guidance."""
-    transformer = made(
-        "BriaTransformer2DModel",
-        in_channels=16,
-        **FLUX_LIKE,
-        pooled_projection_dim=None,
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    diffusers.BriaPipeline(transformer, scheduler, vae(4), t5(WIDTH), tiny_texts.words()).save_pretrained(folder)
-    return folder
-
-
-def fibo(folder: Path) -> Path:
-    """Bria FIBO: the outputs of SmolLM 3's layers, one for each block, and a VAE of videos whose pixels are folded first."""
-    transformer = made(
-        "BriaFiboTransformer2DModel",
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=2 * WIDTH,
-        text_encoder_dim=WIDTH,
-        axes_dims_rope=[4, 4, 8],
-    )
-    small = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    # An empty text is a token of its own, 128,000.
-    config = transformers.SmolLM3Config(**small, num_key_value_heads=2, vocab_size=128008, pad_token_id=0)
-    latents = seeded(
-        diffusers.AutoencoderKLWan,
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 2, 2, 2],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.1, 0.9, 1.0, 1.2],
-        in_channels=12,
-        out_channels=12,
-        patch_size=2,
-        scale_factor_spatial=16,
-    )
-    encoder = seeded(transformers.SmolLM3ForCausalLM, config)
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    diffusers.BriaFiboPipeline(transformer, scheduler, latents, encoder, tiny_texts.words()).save_pretrained(folder)
-    return folder
-
-
-def fibo2(folder: Path) -> Path:
-    """Bria FIBO 2: the outputs of several layers of Qwen 3 VL in bundles, and a Perceiver that makes a gist of the first one."""
-    words, picture = tiny_texts.seeing()
-    transformer = made(
-        "BriaFibo2Transformer2DModel",
-        in_channels=4,
-        dim=32,
-        n_layers=2,
-        n_refiner_layers=1,
-        n_heads=2,
-        cap_feat_dim=3 * 2 * WIDTH,
-        injection_layer_ids=(1,),
-        perceiver_num_layers=1,
-        min_num_gist_tokens=8,
-        max_num_gist_tokens=16,
-        gist_step=4,
-        gist_min_text_len=8,
-        gist_max_text_len=64,
-        axes_dims=(8, 4, 4),
-        axes_lens=(64, 32, 32),
-    )
-    reader = seeded(transformers.Qwen3VLForConditionalGeneration, _qwen3_vl(picture=picture))
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    parts = (transformer, scheduler, flux2_vae(), reader, tiny_texts.processor3(words))
-    diffusers.BriaFibo2Pipeline(*parts).save_pretrained(folder)
     return folder
 
 
@@ -277,7 +183,7 @@ def qwen_image_21(folder: Path) -> Path:
         context_in_dim=2 * WIDTH,
         axes_dims_rope=(8, 4, 4),
     )
-    reader = seeded(transformers.Qwen3VLForConditionalGeneration, _qwen3_vl(picture=picture))
+    reader = seeded(transformers.Qwen3VLForConditionalGeneration, qwen3_vl(picture=picture))
     scheduler = FlowMatchEulerDiscreteScheduler(base_shift=0.5, max_shift=0.9, use_dynamic_shifting=True, shift_terminal=0.02)
     parts = (scheduler, latents, reader, tiny_texts.processor3(words), transformer)
     diffusers.QwenImage21Pipeline(*parts).save_pretrained(folder)
@@ -289,7 +195,7 @@ def qwen_edit(folder: Path, plus: bool = False) -> Path:
     words, picture = tiny_texts.seeing()
     scheduler, transformer = qwen_image_parts(zero_cond_t=plus)
     kind = diffusers.QwenImageEditPlusPipeline if plus else diffusers.QwenImageEditPipeline
-    kind(scheduler, qwen_vae(), qwen25(picture), words, tiny_texts.processor(words), transformer).save_pretrained(folder)
+    kind(scheduler, video_vae(), qwen25(picture), words, tiny_texts.processor(words), transformer).save_pretrained(folder)
     return folder
 
 
@@ -396,9 +302,6 @@ READERS: dict[str, Callable[[Path], Path]] = {
     "longcat": longcat,
     "longcat-edit": lambda folder: longcat(folder, edits=True),
     "ernie": ernie,
-    "bria": bria,
-    "bria-fibo": fibo,
-    "bria-fibo-2": fibo2,
     "prx": prx,
     "hidream": hidream,
     "kandinsky5": kandinsky5,

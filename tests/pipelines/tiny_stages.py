@@ -15,26 +15,13 @@ from diffusers.pipelines.deprecated import wuerstchen as moved
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 
 from tests.pipelines import tiny, tiny_texts
-from tests.pipelines.tiny_parts import lively, made, seeded
+from tests.pipelines.tiny_parts import image_encoder, lively, made, seeded
 
 # The indexes on the hub name classes by where diffusers had them before version 0.42; so do those that are saved here.
 diffusers.pipelines.wuerstchen = moved
 
 EMBEDDED = 32  # values of an image's embedding
 SMALLER, LARGER = 10.67, 2.67  # four times less than the real ones, so that sides are multiples of 32 in place of 128
-
-
-def _image_encoder() -> transformers.CLIPVisionModelWithProjection:
-    config = transformers.CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=32,
-        projection_dim=EMBEDDED,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-    )
-    return seeded(transformers.CLIPVisionModelWithProjection, config)
 
 
 def _texts() -> dict[str, Any]:
@@ -54,7 +41,7 @@ def _unclip(kind: Any, folder: Path) -> None:
     )
     kind(
         prior=transformer,
-        image_encoder=_image_encoder(),
+        image_encoder=image_encoder(),
         image_processor=transformers.CLIPImageProcessor(size=32, crop_size=32),
         scheduler=diffusers.UnCLIPScheduler(
             variance_type="fixed_small_log", prediction_type="sample", num_train_timesteps=1000, clip_sample_range=5.0

@@ -10,7 +10,7 @@ from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
 from tests.pipelines import tiny, tiny_texts
-from tests.pipelines.tiny_parts import WIDTH, made, seeded, t5
+from tests.pipelines.tiny_parts import WIDTH, image_encoder, made, seeded, t5
 from tests.pipelines.tiny_stages import movq
 
 SAFE = {"safety_checker": None, "feature_extractor": None}
@@ -51,20 +51,11 @@ def alt(folder: Path) -> Path:
 
 def unclip(folder: Path) -> Path:
     """Stable unCLIP: variations of a picture, which the UNet is given as the embedding of an image encoder, with noise."""
-    config = transformers.CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=32,
-        projection_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-    )
     pipeline = diffusers.StableUnCLIPImg2ImgPipeline(
         **_parts(),
         unet=tiny.unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * 32),
         feature_extractor=transformers.CLIPImageProcessor(size=32, crop_size=32),
-        image_encoder=seeded(transformers.CLIPVisionModelWithProjection, config),
+        image_encoder=image_encoder(2),
         image_normalizer=StableUnCLIPImageNormalizer(embedding_dim=32),
         image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
     )

@@ -8,7 +8,7 @@ import diffusers
 import transformers
 
 from tests.pipelines import tiny
-from tests.pipelines.tiny_parts import made, seeded
+from tests.pipelines.tiny_parts import image_encoder, made
 
 
 def _unet(**options: Any) -> Any:
@@ -64,18 +64,9 @@ def dit(folder: Path) -> Path:
 
 def variations(folder: Path) -> Path:
     """Stable Diffusion's image variations: the UNet is told the embedding of a picture in place of a text's."""
-    config = transformers.CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=32,
-        projection_dim=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-    )
     pipeline = diffusers.StableDiffusionImageVariationPipeline(
         vae=tiny.vae(),
-        image_encoder=seeded(transformers.CLIPVisionModelWithProjection, config),
+        image_encoder=image_encoder(),
         unet=tiny.unet(cross=32),
         scheduler=tiny.ddim(),
         safety_checker=None,

@@ -21,9 +21,9 @@ from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
-from tests.pipelines.plain import CANNY, JOB_SEED, MODES, request
+from tests.pipelines.plain import CANNY, JOB_SEED, request
 from tests.pipelines.plain_calls import asked, loaded, pixels_of
-from tests.pipelines.plain_steered import SD, SDXL, maps_of, one_or_all, steering
+from tests.pipelines.plain_steered import SD, SDXL, maps_of, mixed, one_or_all, steering
 from tests.pipelines.rendering.test_control_classes import controlnet_of
 
 ONE, TWO = (Reference(type="face", embedding=f"{name}.npy", scale=0.8) for name in ("one", "two"))
@@ -70,22 +70,6 @@ def face(files, name):
     return ReferenceWeights(source=str(files / f"{name}.safetensors"), kind="face")
 
 
-def mixed():
-    modes = ("txt2img", "img2img")
-    return [
-        request(
-            f"r{number}",
-            mode=modes[number % 2],
-            references=references,
-            steps=2 + number % 2,
-            guidance_scale=[4.0, 7.0, 1.0][number % 3],
-            scheduler="euler",
-            **MODES[modes[number % 2]],
-        )
-        for number, references in enumerate([*WAYS, *WAYS[::-1]])
-    ]
-
-
 def plainly(one, folder, files, name):
     """The candidates of a request by diffusers' pipeline, as its documentation has FaceID."""
     count = SD.fills(one, BATCH)
@@ -107,7 +91,7 @@ def plainly(one, folder, files, name):
 def test_images_with_faces_are_those_of_plain_diffusers_and_those_without_have_no_lora(engine, folder, files):
     engine, name = engine
     assert engine.model.references.loras == ({"face": "faceid_0"} if name == "lora" else {})
-    some = mixed()
+    some = mixed([*WAYS, *WAYS[::-1]], ("txt2img", "img2img"))
     ours = [pixels(outcome) for outcome in render(engine, *some)]
     for one, made in zip(some, ours, strict=True):
         np.testing.assert_array_equal(made, plainly(one, folder, files, name), err_msg=str(one))

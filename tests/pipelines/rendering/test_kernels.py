@@ -95,7 +95,7 @@ def test_on_a_gpu_convolutions_are_compiled_with_all_else_that_repeats(part):
 
 
 def test_fp8_takes_torchs_own_kernels_and_leaves_inductors_settings_alone(monkeypatch):
-    quantization = pytest.importorskip("torchao.quantization")
+    from torchao import quantization
     from torchao.quantization.quantize_.common import KernelPreference
 
     asked = []

@@ -18,7 +18,7 @@ from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_calls import asked, loaded, pixels_of
-from tests.pipelines.plain_steered import SD
+from tests.pipelines.plain_steered import SD, mixed
 
 FILES = {"style": "plain.safetensors", "content": "plus.safetensors", "face": "full.safetensors"}
 A, B, C = (Reference(type="style", image=f"{name}.png", scale=0.7) for name in ("a", "b", "wide"))
@@ -67,22 +67,6 @@ def engine(folder, place):
     one.close()
 
 
-def mixed():
-    modes = ("txt2img", "img2img", "inpaint")
-    return [
-        request(
-            f"r{number}",
-            mode=modes[number % 3],
-            references=references,
-            steps=2 + number % 2,
-            guidance_scale=[4.0, 7.0, 1.0][number % 3],
-            scheduler="euler",
-            **MODES[modes[number % 3]],
-        )
-        for number, references in enumerate(WAYS)
-    ]
-
-
 def one_by_one(encode):
     """The pipeline's `encode_image` for several pictures, each read by itself: in a batch a CPU's kernels make other last bits."""
 
@@ -118,7 +102,7 @@ def plainly(one, folder, place, dtype=torch.float32):
 
 
 def test_several_images_of_an_adapter_make_the_bits_of_plain_diffusers_in_mixed_units(engine, folder, place):
-    some = mixed()
+    some = mixed(WAYS)
     ours = [pixels(outcome) for outcome in render(engine, *some)]
     for one, made in zip(some, ours, strict=True):
         np.testing.assert_array_equal(made, plainly(one, folder, place), err_msg=str(one.references))
@@ -126,7 +110,7 @@ def test_several_images_of_an_adapter_make_the_bits_of_plain_diffusers_in_mixed_
 
 
 def test_companions_never_matter_to_them_and_rows_share_batches(engine):
-    some = [replace(one, **{**MODES["txt2img"], "mode": "txt2img", "init_image": None, "mask_image": None}) for one in mixed()]
+    some = [replace(one, **{**MODES["txt2img"], "mode": "txt2img", "init_image": None, "mask_image": None}) for one in mixed(WAYS)]
     some = [replace(one, strength=None, steps=3, guidance_scale=4.0) for one in some]
     before = engine.path.denoiser.calls
     together = [pixels(outcome) for outcome in render(engine, *some)]
