@@ -3,10 +3,11 @@
 import platform
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from promptmill.actors.encoding import Encoders
+from promptmill.actors.pool_sizes import GPUS_A_SCORER
 from promptmill.actors.receipts import Receipt
 from promptmill.pipelines.work.errors import FatalError, is_fatal
 from promptmill.pipelines.work.recipe import Recipe
@@ -14,10 +15,8 @@ from promptmill.pipelines.work.units import Unit
 from promptmill.shards.parts import PartError, part_name, write_part
 from promptmill.shards.storage import StorageError, join, names, staying
 
-ENCODERS = 4  # threads in which a scorer beside a GPU hashes and encodes images
-
 if TYPE_CHECKING:
-    from promptmill.pipelines.scoring.finishing import Onward, Spread, Waiting
+    from promptmill.pipelines.scoring.finishing import Onward, Waiting
     from promptmill.pipelines.scoring.scorers import Scorers
     from promptmill.pipelines.work.results import Rendered
 
@@ -27,7 +26,7 @@ class Scorer:
 
     def __init__(self, recipe: Recipe):
         self._recipe = recipe
-        self._spread: Spread = map
+        self._encoders = Encoders(GPUS_A_SCORER)
 
     def load(self) -> dict[str, str]:
         """Load the CLIP model and the other scorers, and return the kind of hardware here, which decides scores too.
@@ -48,10 +47,7 @@ class Scorer:
             raise StorageError(f"{output}: {platform.node()} does not see the plan there; all nodes have to reach the output")
         if self._recipe.config.runtime.workers == "ray":
             keep_to_share(self._recipe.config.runtime.scorer_gpus)
-        self._scorers: Scorers = load_scorers(self._recipe.config.ranking, device := device_here(), threads=1)
-        # Beside a GPU a scorer would encode more slowly than few-step models render; the cores of a CPU are the generators'.
-        if device.type == "cuda":
-            self._spread = ThreadPoolExecutor(ENCODERS, "encoder").map
+        self._scorers: Scorers = load_scorers(self._recipe.config.ranking, device_here(), threads=1)
         return hardware_kind(self._recipe.config.model.threads)
 
     def finish(self, unit: Unit, rendered: "Rendered", earlier: "Callable[[], Sequence[Waiting]]" = tuple) -> "Receipt | Onward":
@@ -84,7 +80,9 @@ class Scorer:
         from promptmill.pipelines.scoring.durable_passes import finish_durably
         from promptmill.pipelines.scoring.finishing import Onward
 
-        finished = finish_durably(unit, rendered, self._scorers, self._recipe, earlier, self._spread)
+        began = time.monotonic()
+        finished = finish_durably(unit, rendered, self._scorers, self._recipe, earlier, self._encoders.map)
+        self._encoders.keep_up(sum(rendered.seconds.values()), time.monotonic() - began)
         if isinstance(finished, Onward):
             return finished
         started = time.monotonic()

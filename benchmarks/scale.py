@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from open_clip.transform import PreprocessCfg
 
+from promptmill.actors.encoding import threads_needed
 from promptmill.actors.flow.actor_slots import HANDS, Pool
 from promptmill.actors.flow.lanes import Lanes
-from promptmill.actors.pool_sizes import Sizes, size_pools
-from promptmill.actors.scorer import ENCODERS
+from promptmill.actors.pool_sizes import GPUS_A_SCORER, Sizes, size_pools
 from promptmill.configs.schema import Runtime
 from promptmill.pipelines.scoring.clip_preprocessing import preprocess
 from promptmill.shards.image_files import Provenance, encode_image, pixel_sha256
@@ -153,16 +153,19 @@ async def simulated(kind: Kind, gpus: int, scorer_s: float) -> tuple[Sizes, floa
 
 
 @click.command()
-@click.option("--encoders", default=ENCODERS, show_default=True, help="Threads in which a scorer hashes and encodes.")
+@click.option("--encoders", type=int, help="Threads in which a scorer hashes and encodes; by default as many as it would start.")
 @click.option("--kept", default=0.25, show_default=True, help="The share of candidates that is kept, and so encoded.")
-def main(encoders: int, kept: float) -> None:
+def main(encoders: int | None, kept: float) -> None:
     """Print the table of docs/gpus.md."""
     torch.set_num_threads(1)
-    click.echo("| model | GPUs | generators | scorers | generators work | scorers work | driver taken | images/s | limit |")
-    click.echo("|---|---:|---:|---:|---:|---:|---:|---:|---|")
+    columns = "generators | scorers | generators work | scorers work | encoding threads | driver taken | images/s | limit"
+    click.echo(f"| model | GPUs | {columns} |")
+    click.echo("|---|---:|---:|---:|---:|---:|---:|---:|---:|---|")
     for kind in KINDS:
         scoring_s, hashing_s, encoding_s = image_seconds(kind.side)
-        an_image = scoring_s + (hashing_s + kept * encoding_s) / encoders
+        working_s = hashing_s + kept * encoding_s
+        threads = encoders or threads_needed(1 / kind.images_s / GPUS_A_SCORER, scoring_s, working_s, CPUS_A_NODE // GPUS_A_NODE)
+        an_image = scoring_s + working_s / threads
         for gpus in SIZES:
             (sizes, virtual, generating, finishing, driver), _ = run(simulated(kind, gpus, an_image))
             working = {
@@ -170,7 +173,8 @@ def main(encoders: int, kept: float) -> None:
                 "scorers": finishing.seconds / (sizes.scorers * virtual),
                 "driver": driver.seconds / virtual,
             }
-            shares = " | ".join(f"{100 * share:.0f}%" for share in working.values())
+            first, second, third = (f"{100 * share:.0f}%" for share in working.values())
+            shares = f"{first} | {second} | {threads} | {third}"
             rate = kind.images_s * UNIT_S * UNITS_A_GPU * sizes.generators / virtual
             limit = max(working, key=working.__getitem__)
             click.echo(f"| {kind.name} | {gpus:,} | {sizes.generators:,} | {sizes.scorers:,} | {shares} | {rate:,.1f} | {limit} |")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 
+from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.family import Family
 from promptmill.pipelines.rendering.batching import Joined
 from promptmill.pipelines.rendering.calls import call, candidate
@@ -35,6 +36,7 @@ from promptmill.pipelines.work.errors import is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure
 from promptmill.pipelines.work.units import bucket_of, kind_of
 
+MOST_LENGTHS = 1000  # of calls that are remembered, by the kind of request
 MOST_BATCHES = 4  # of rows that are under way at once
 # Pixels that a VAE decodes at once: four images of 1024 x 1024. Of eight, a tensor in the last layers of SDXL's has 2^31 elements,
 # more than some kernels count; and more images at once are no faster.
@@ -119,6 +121,7 @@ class Slots:
         self._is_alone = False  # whether the latest group renders without others
         self._rows = self._family.rows * batch
         self._rows_seen: dict[Hashable, int] = {}
+        self._evaluations_seen: dict[Hashable, int] = {}
         self._held: list[tuple[Any, str, Any]] = []
         vae, denoiser = model.vae, model.denoiser
         habits = {"multiple": self._family.multiple, "longest": self._family.longest}
@@ -269,8 +272,14 @@ class Slots:
             for caller in callers:
                 self._go_on(caller, partial(caller.throw, error if len(callers) == 1 else SharedError(error)))
             return
+        # A GPU computes the batch by now, and the next groups begin while it does, in the rows of those who are done with it.
+        self._admit(sum(self._groups[caller].rows for caller, _ in answered if self._is_last(self._groups[caller])))
         for caller, answer in answered:
             self._go_on(caller, partial(caller.switch, answer))
+
+    def _is_last(self, group: Group) -> bool:
+        """Return whether a group's latest call of the denoiser is its last one, as it was for its like."""
+        return not group.decoding and group.evaluations == self._evaluations_seen.get(_length(group.members[0].job.request))
 
     def _next(self) -> Joined | None:
         # What waits for the base's groups to come is run once it fills a batch, or once nothing else is left.
@@ -281,7 +290,8 @@ class Slots:
         order = (*self._encoders, *self.controlnets, *self._denoisers, self.decoder)
         return next((joined for joined in order if joined.waiting), None)
 
-    def _admit(self) -> None:
+    def _admit(self, leaving: int = 0) -> None:
+        """Start queued groups in the rows that are free, and in those that are about to be."""
         while self._queue:
             first = self._queue[0]
             kind = kind_of(first.job.request)
@@ -291,7 +301,7 @@ class Slots:
             under_way = sum(group.rows for group in self._groups.values())
             # Of several kinds of calls (texts of several lengths), more are under way than fill one batch, so that one kind does.
             elsewhere = sum(group.rows for group in self._groups.values() if group.elsewhere)
-            sharing = under_way - elsewhere - self.denoiser.waiting_rows + self.denoiser.most_alike
+            sharing = under_way - leaving - elsewhere - self.denoiser.waiting_rows + self.denoiser.most_alike
             room = (self._rows - sharing) // rows_each
             # A candidate of more rows than a batch has goes alone, in several.
             if (room < 1 and self._groups) or under_way > MOST_BATCHES * self._rows:
@@ -336,6 +346,9 @@ class Slots:
         for name, value in self._family.attributes.items():
             setattr(pipeline, name, value(request, pipeline.vae_scale_factor))
         made = call(pipeline, self.model, jobs, self._wait)
+        if len(self._evaluations_seen) == MOST_LENGTHS:
+            self._evaluations_seen.clear()
+        self._evaluations_seen[_length(request)] = group.evaluations
         for place, member in enumerate(group.members):
             member.settled(member.job, candidate(member.job, *made[place], group.evaluations))
 
@@ -416,6 +429,11 @@ def _decoded_at_once(base: Any, given: Mapping[str, Any]) -> int:
     latents = next(iter(given.values()))
     scale = getattr(base, "vae_scale_factor", 8)
     return max(1, DECODED_PIXELS // (latents.shape[-1] * latents.shape[-2] * scale**2))
+
+
+def _length(request: Request) -> Hashable:
+    """Return what decides how often a request calls the denoiser, in nearly all families."""
+    return (request.mode, request.scheduler, request.steps, request.strength, request.guidance_scale > 1)
 
 
 def _loras(job: Job) -> tuple[tuple[str, float], ...]:

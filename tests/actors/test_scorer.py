@@ -1,18 +1,21 @@
 """What a scorer makes of errors: a unit's own, the storage's, and those of hardware that fails every later unit too."""
 
-import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from promptmill.actors.scorer import ENCODERS, Scorer
+from promptmill.actors.encoding import Encoders
+from promptmill.actors.scorer import Scorer
 from promptmill.configs.loading import load
 from promptmill.pipelines.rendering import gpus, loading
 from promptmill.pipelines.scoring import durable_passes, scorers
+from promptmill.pipelines.scoring.finishing import Onward
 from promptmill.pipelines.work.errors import FatalError
+from promptmill.pipelines.work.results import Rendered
 from promptmill.shards.parts import PartError
 from promptmill.shards.storage import StorageError
+from tests.actors.test_encoding import work
 
 
 @pytest.fixture
@@ -59,21 +62,35 @@ def test_other_errors_stay_what_they_are(scorer, error):
     assert raised.value is error
 
 
-@pytest.mark.parametrize(
-    ("device", "workers", "shares", "threads"),
-    [("cuda", "ray", [0.2], ENCODERS), ("cuda", "here", [], ENCODERS), ("cpu", "ray", [0.2], 1)],
-)
-def test_beside_a_gpu_a_scorer_keeps_to_its_share_of_the_card_and_encodes_in_several_threads(
-    monkeypatch, device, workers, shares, threads
-):
-    limited, beside = [], threading.Barrier(threads)
+@pytest.mark.parametrize(("device", "workers", "shares"), [("cuda", "ray", [0.2]), ("cuda", "here", []), ("cpu", "ray", [0.2])])
+def test_a_scorer_keeps_to_its_share_of_the_card(monkeypatch, device, workers, shares):
+    limited = []
     monkeypatch.setattr(gpus, "keep_to_share", limited.append)
     monkeypatch.setattr(loading, "device_here", lambda: torch.device(device))
     monkeypatch.setattr(scorers, "load_scorers", lambda ranking, on, threads: limited[:] == shares or pytest.fail("too late"))
     monkeypatch.setattr("promptmill.actors.scorer.names", lambda folder: ["plan.json"])
     config = load("embedded", [f"runtime.workers={workers}", "runtime.scorer_gpus=0.2"])
-    scorer = Scorer(SimpleNamespace(config=config, output="somewhere"))
-    scorer.load()
+    Scorer(SimpleNamespace(config=config, output="somewhere")).load()
     assert limited == shares
-    # As many at once as there are threads, or the barrier breaks.
-    assert [*scorer._spread(lambda number: beside.wait(20) * 0 + number, range(threads))] == [*range(threads)]
+
+
+def test_a_scorer_encodes_in_more_threads_once_units_show_that_one_does_not_keep_up(monkeypatch):
+    scorer = Scorer(SimpleNamespace())
+    scorer._scorers, scorer._encoders = None, Encoders(generators=4, most=8)
+
+    def finish(unit, rendered, scorers, recipe, earlier, spread):
+        assert spread(work, [0.02] * 5) == [0.02] * 5
+        return Onward(None)
+
+    monkeypatch.setattr(durable_passes, "finish_durably", finish)
+    seen = []
+    for rendering_s in (10, 0.1, 0.1):  # with the first unit, slow since the model warms up, one thread suffices
+        scorer.finish(None, Rendered((), {"denoise": rendering_s}))
+        seen.append(scorer._encoders.threads)
+    assert seen == [1, 1, 1]
+    scorer._encoders = Encoders(generators=4, most=8)
+    for _ in range(2):
+        scorer.finish(None, Rendered((), {"denoise": 0.2}))
+    # A tenth of a second of work has to be done in a fortieth.
+    assert 4 <= scorer._encoders.threads <= 8
+    scorer._encoders.close()

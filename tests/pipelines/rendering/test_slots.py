@@ -1,3 +1,4 @@
+import itertools
 import threading
 from dataclasses import replace
 
@@ -169,6 +170,26 @@ def test_the_denoiser_goes_on_while_images_are_copied(folder, monkeypatch):
     np.testing.assert_array_equal(late, usual)
     assert slots.path.denoiser.calls == 2 * batches
     assert any(meanwhile) and all(copy.waited for copy in copies) and not slots.path._copies
+
+
+def test_the_next_group_begins_while_the_last_batch_of_the_one_before_is_computed(engine, monkeypatch):
+    path, events = engine.path, []
+    for holder, name in ((path.denoiser, "run_batch"), (path, "_start"), (path, "_go_on")):
+        run = getattr(holder, name)
+        monkeypatch.setattr(holder, name, lambda *args, run=run, name=name: events.append(name) or run(*args))
+    some = [request(f"r{i}", prompt=f"a circle {i}", steps=3, scheduler="euler", seed=i, candidates=BATCH) for i in range(3)]
+
+    def begun_at_once():
+        events.clear()
+        made = [pixels(outcome) for outcome in render(engine, *some)]
+        return made, events.count("run_batch"), [*itertools.pairwise(events)].count(("run_batch", "_start"))
+
+    path._evaluations_seen.clear()
+    made, batches, at_once = begun_at_once()
+    again, as_many, all_at_once = begun_at_once()
+    assert (at_once, all_at_once) == (1, 2)  # the first group shows how often the others will call the denoiser
+    assert batches == as_many == 9
+    np.testing.assert_array_equal(made, again)
 
 
 def test_images_of_many_pixels_are_decoded_fewer_at_a_time(folder, monkeypatch):
