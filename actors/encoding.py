@@ -37,7 +37,7 @@ class Encoders:
         self._finished_s = 0.0
 
     def map(self, function: Callable[[Value], Made], values: Iterable[Value]) -> list[Made]:
-        """Return what a function returns for each value, in the order of the values."""
+        """Return a list of the function's answers, in the order of the values."""
 
         def timed(value: Value) -> tuple[Made, float]:
             started = time.thread_time()

@@ -1,4 +1,4 @@
-"""Measures what the engine's thread does beside denoising, in a mixed manifest with images, on the embedded family.
+"""Measures the work of the engine's thread beside denoising, in a mixed manifest with images, on the embedded family.
 
     python -m benchmarks.engine_thread
 

@@ -432,7 +432,7 @@ def _decoded_at_once(base: Any, given: Mapping[str, Any]) -> int:
 
 
 def _length(request: Request) -> Hashable:
-    """Return what decides how often a request calls the denoiser, in nearly all families."""
+    """Return the key of requests that call the denoiser equally often, in nearly all families."""
     return (request.mode, request.scheduler, request.steps, request.strength, request.guidance_scale > 1)
 
 

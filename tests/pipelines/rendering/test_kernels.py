@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -56,6 +59,30 @@ def test_a_compiled_block_is_compiled_once_for_a_shape_and_for_the_default_one_b
     assert counted["unique_graphs"] == graphs
     render(compiled, request("other", steps=5, scheduler="euler", candidates=1, width=72, height=88))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+COMPILE_ONE = """
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from promptmill.configs.model import Kernels
+from promptmill.pipelines.rendering.kernels import put_on
+
+block = torch.nn.Sequential(BasicTransformerBlock(8, 1, 8, cross_attention_dim=8))
+put_on(Kernels(compile=True), [block], torch.device("cpu"))
+with torch.no_grad():
+    block[0](torch.zeros(1, 4, 8), encoder_hidden_states=torch.zeros(1, 4, 8))
+counted = torch._dynamo.utils.counters["inductor"]
+print(counted["fxgraph_cache_hit"], counted["fxgraph_cache_miss"])
+"""
+
+
+def test_what_one_process_has_compiled_the_next_one_on_a_node_reads_from_its_disk(tmp_path):
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    said = [
+        subprocess.run([sys.executable, "-c", COMPILE_ONE], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert [one.split() for one in said] == [["0", "1"], ["1", "0"]]
 
 
 def test_the_thread_that_computes_compiles_many_shapes_and_chooses_no_kernel_by_timing(folder, monkeypatch):
