@@ -16,13 +16,11 @@ from pydantic import (
 
 from promptmill.configs.errors import A_NUMBER, AN_OBJECT
 from promptmill.configs.keys import forms_of
+from promptmill.configs.preprocessors import preprocess_name
 from promptmill.configs.schedulers import scheduler_name
 
 MODES = ("txt2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint")
 Mode = Literal["txt2img", "img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint"]
-
-PREPROCESSORS = ("none", "canny", "grey", "blur", "tile", "invert")
-Preprocess = Literal["none", "canny", "grey", "blur", "tile", "invert"]
 
 MAX_PROMPT = 10_000  # characters; a text encoder reads some 77 tokens, so anything longer is a mistake
 MAX_SIDE = 8192  # pixels
@@ -33,6 +31,7 @@ MAX_NAME = 200  # characters, of a ControlNet's type or a LoRA
 MAX_LIST = 16  # controls, references or LoRAs of one request
 
 Scheduler = Annotated[str, AfterValidator(scheduler_name)]
+Preprocess = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(preprocess_name)]
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
 Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -92,7 +91,8 @@ class Control(Strict):
     Attributes:
         type: The name of one of the config's ControlNets.
         image: A path relative to the manifest's folder.
-        preprocess: How the control map is made from the image; `none` takes the image as the map.
+        preprocess: How the control map is made from the image, as `configs.preprocessors` says it; `none` takes the image as the
+            map.
         scale: Multiplies the ControlNet's residuals.
         start, end: The share of the denoising steps during which the ControlNet steers, in [0, 1].
     """

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import click
 
-from promptmill.configs.parameters import PREPROCESSORS
+from promptmill.configs.preprocessors import PREPROCESSORS, preprocess_name
 from promptmill.configs.printing import echo
 from promptmill.jobs.cli.arguments import first_given, takes_image_places
 from promptmill.jobs.cli.endings import one_line_errors, stop
@@ -29,7 +29,7 @@ from promptmill.jobs.verifying.image_places import NOTHING, Given
 @click.option("--as", "kind", type=click.Choice(["img2img", "control"]), help="--manifest: what images become.  [default: img2img]")
 @click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="--as img2img: else the second config's.")
 @click.option("--type", "control", metavar="NAME", help="--as control: the ControlNet's type.  [default: canny]")
-@click.option("--preprocess", type=click.Choice(PREPROCESSORS), help="--as control: how the map is made.  [default: by the type]")
+@click.option("--preprocess", metavar="NAME", help="--as control: how the map is made.  [default: by the type]")
 @click.option("--scale", type=click.FloatRange(0, 10), help="--as control: how strongly it steers.  [default: 1]")
 @click.option("--conditioning", is_flag=True, help="--manifest: keep the first pass's controls and masks, too.")
 @click.option("--seeds", is_flag=True, help="--manifest: keep each image's seed; else the noise is new.")
@@ -90,8 +90,10 @@ def _export_manifest(out: str, file: Path, options: dict[str, Any], given: set[s
     preprocess = options["preprocess"] or (control if control in PREPROCESSORS else None)
     if kind == "control" and preprocess is None:
         stop(USAGE, f"--type {control}: say how its map is made of an image, with --preprocess {'|'.join(PREPROCESSORS)}")
+    try:
+        preprocess = preprocess_name(preprocess or "none")
+    except ValueError as error:
+        stop(USAGE, f"--preprocess: {error}")
     scale = 1.0 if options["scale"] is None else options["scale"]
-    wanted = Pass(
-        kind, options["strength"], control, preprocess or "none", scale, options["conditioning"], options["seeds"], options["drop"]
-    )
+    wanted = Pass(kind, options["strength"], control, preprocess, scale, options["conditioning"], options["seeds"], options["drop"])
     echo(f"{file}: {summary.many(export_manifest(out, file, wanted), 'row')}, images in {file.stem}-images/")

@@ -19,6 +19,7 @@ from promptmill.configs.model import Model
 from promptmill.configs.parameters import Defaults
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
+from promptmill.pipelines.rendering.control_maps import ControlMaps
 from promptmill.pipelines.rendering.kernels import set_compiler
 from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
@@ -80,6 +81,7 @@ class Engine:
     ):
         self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
         self._compiles = model.kernels.compile
+        self._maps = ControlMaps()
         with COMPUTING, lean_imports():
             torch.set_num_threads(model.threads)
             self.model = load_model(model, device)
@@ -164,7 +166,7 @@ class Engine:
         if model is None:
             raise FatalError("the engine was closed")
         for placed, indices in pending.unit.next_pass():
-            prepared = prepare_request(placed, self._roots, model.family.enlarges, model.encoded)
+            prepared = prepare_request(placed, self._roots, model.family.enlarges, model.encoded, self._maps)
             if isinstance(prepared, Outcome):
                 pending.outcomes[placed.row] = prepared
                 continue

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from promptmill.manifests.embeddings import load_embedding
 from promptmill.manifests.images import ImageError, Roots, UnreachableError, load, mismatch, narrowness
 from promptmill.manifests.masks import effect_of, prepare_mask
 from promptmill.manifests.requests import Request
-from promptmill.pipelines.rendering.conditioning import control_map, prepare
+from promptmill.pipelines.rendering.conditioning import prepare
+from promptmill.pipelines.rendering.control_maps import ControlMaps
 from promptmill.pipelines.work.results import Code, Failure, Outcome
 from promptmill.pipelines.work.units import Placed, candidate_seed
 
@@ -54,7 +56,9 @@ class Job:
         return self.placed.request
 
 
-def prepare_request(placed: Placed, roots: Roots, enlarges: int = 1, encoded: Encoded | None = None) -> Conditioning | Outcome:
+def prepare_request(
+    placed: Placed, roots: Roots, enlarges: int = 1, encoded: Encoded | None = None, maps: ControlMaps | None = None
+) -> Conditioning | Outcome:
     """Return the images of a request, or its failure: an image that cannot be used or reached, or differs from the planned one.
 
     Args:
@@ -62,10 +66,11 @@ def prepare_request(placed: Placed, roots: Roots, enlarges: int = 1, encoded: En
         roots: Where images may lie.
         enlarges: How many times larger than the initial image the sides of the rendered images are.
         encoded: Makes of a reference image what the image encoder takes; None where there is no encoder.
+        maps: The control maps that were made before; None: all are made here.
     """
     hashes: dict[str, str] = {}
     try:
-        prepared = _prepared(placed, roots, hashes, enlarges, encoded)
+        prepared = _prepared(placed, roots, hashes, enlarges, encoded, maps or ControlMaps())
     except Exception as error:  # a picture that breaks a library concerns no other request
         reason = shown(" ".join(str(error).split()), 300)
         prepared = Failure("render_error", f"images: {type(error).__name__}: {reason}")
@@ -73,7 +78,7 @@ def prepare_request(placed: Placed, roots: Roots, enlarges: int = 1, encoded: En
 
 
 def _prepared(
-    placed: Placed, roots: Roots, hashes: dict[str, str], enlarges: int, encoded: Encoded | None
+    placed: Placed, roots: Roots, hashes: dict[str, str], enlarges: int, encoded: Encoded | None, maps: ControlMaps
 ) -> Conditioning | Failure:
     """Return the same as `prepare_request`; the hashes of images that were read are added to `hashes`."""
     request = placed.request
@@ -100,7 +105,10 @@ def _prepared(
     size = request.width, request.height
     if mask and (nothing := effect_of(mask, *size, init).problem):
         return Failure("bad_image", f"mask_image: {shown(request.mask_image or '')}: {nothing}")
-    controls = (control_map(c.preprocess, prepare(read[f"controls.{i}.image"], *size)) for i, c in enumerate(request.controls))
+    controls = [
+        maps.get(hashes[column], control.preprocess, size, partial(prepare, read[column], *size))
+        for column, control in ((f"controls.{number}.image", control) for number, control in enumerate(request.controls))
+    ]
     # At the encoder's size, since a reference is a whole picture, of any size, and waits as long as its request.
     for column, image in read.items():
         if column.startswith("references.") and column.endswith(".image") and (narrow := narrowness(image.size)):

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptmill.configs.parameters import MODES, PREPROCESSORS, Control, Defaults, Growing, Lora
+from promptmill.configs.parameters import MODES, Control, Defaults, Growing, Lora
+from promptmill.configs.preprocessors import PREPROCESSORS
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Ranking
 from promptmill.manifests import requests
@@ -23,7 +24,7 @@ CONTROLS = st.builds(
     start=SHARE,
     type=TEXT,
     image=TEXT.filter(bool),
-    preprocess=st.sampled_from(PREPROCESSORS),
+    preprocess=st.sampled_from(sorted(PREPROCESSORS)),
     scale=st.floats(0, 10),
 )
 REQUESTS = st.builds(

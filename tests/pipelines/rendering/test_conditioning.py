@@ -1,20 +1,14 @@
 import io
-from typing import get_args
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from promptmill.configs.parameters import Preprocess
-from promptmill.embedded.pictures import canny, draw
-from promptmill.embedded.world import sample_scene
 from promptmill.manifests.masks import prepare_mask
-from promptmill.pipelines.rendering.conditioning import composite, control_map, prepare
+from promptmill.pipelines.rendering.conditioning import composite, prepare
 
-KINDS = get_args(Preprocess)
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "I;16B", "F")
 
 sides = st.integers(1, 90)
@@ -161,102 +155,6 @@ def test_grey_beyond_8_bits_is_scaled_as_stated(values, levels):
 @pytest.mark.parametrize(("mode", "white"), [("CMYK", (0, 0, 0, 0)), ("LAB", (255, 128, 128)), ("YCbCr", (255, 128, 128))])
 def test_white_is_white_in_every_colour_space(mode, white):
     assert (prepare(Image.new(mode, (8, 8), white), 8, 8) >= 254).all()
-
-
-@given(st.sampled_from(KINDS), wanted, wanted, seeds)
-def test_a_control_map_has_its_pictures_shape_and_memory_of_its_own(kind, width, height, seed):
-    image = array(seed, width, height)
-    made = control_map(kind, image)
-    assert (made.shape, made.dtype) == ((height, width, 3), np.uint8)
-    assert not np.shares_memory(made, image)
-    assert np.array_equal(made, control_map(kind, np.asfortranarray(image)))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_control_map_does_not_depend_on_threads(kind):
-    image = array(0, 512, 384)
-    threads = cv2.getNumThreads()
-    made = []
-    try:
-        for count in (1, 4):
-            cv2.setNumThreads(count)
-            made.append(control_map(kind, image))
-    finally:
-        cv2.setNumThreads(threads)
-    assert np.array_equal(*made)
-
-
-@given(st.tuples(*[st.integers(0, 255)] * 3), wanted, wanted)
-def test_a_plain_picture_stays_plain_in_every_map(color, width, height):
-    image = np.broadcast_to(np.array(color, np.uint8), (height, width, 3))
-    luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    plain = {"canny": [0, 0, 0], "grey": [luminance] * 3, "invert": [255 - c for c in color]}
-    for kind in KINDS:
-        assert np.abs(control_map(kind, image).astype(float) - plain.get(kind, color)).max() <= 1, kind
-
-
-@given(seeds)
-def test_canny_on_the_fly_finds_the_edges_that_the_embedded_controlnet_was_trained_on(seed):
-    """The family's maps are made with lower thresholds, channel by channel: these are a subset, and nearly all of them."""
-    rng = np.random.default_rng(seed)
-    pictures = draw([sample_scene(rng) for _ in range(8)], rng).pixels
-    found, trained = (np.stack([make(p)[..., 0] for p in pictures]) > 0 for make in (lambda p: control_map("canny", p), canny))
-    assert not (found & ~trained).any()
-    shares = found.sum((1, 2)) / trained.sum((1, 2))
-    assert shares.min() >= 0.75 and shares.mean() >= 0.95
-
-
-@pytest.mark.parametrize(("step", "seen"), [(20, False), (45, False), (55, True), (255, True)])
-def test_canny_sees_steps_of_more_than_50_levels(step, seen):
-    """A step of n levels has a Sobel gradient of 4 n; where it is under 200 nothing there is strong enough to begin an edge."""
-    image = np.zeros((32, 32, 3), np.uint8)
-    image[:, 16:] = step
-    assert (control_map("canny", image) == 255).any() == seen
-
-
-def test_canny_follows_an_edge_down_to_25_levels():
-    image = np.zeros((64, 64, 3), np.uint8)
-    image[:, 32:] = np.linspace(10, 100, 64, dtype=np.uint8)[:, None, None]
-    faintest = np.flatnonzero(control_map("canny", image).any((1, 2))).min()
-    assert image[faintest, 63, 0] == pytest.approx(25, abs=3)
-
-
-def test_canny_sees_an_edge_between_colours_that_are_equally_bright():
-    red, green = (200, 0, 0), (0, 102, 0)  # the same luminance
-    image = np.zeros((32, 32, 3), np.uint8)
-    image[:, :16], image[:, 16:] = red, green
-    assert (control_map("canny", image) == 255).any(1).all(1).sum() == 32
-
-
-@given(wanted, wanted, seeds)
-def test_inverting_twice_gives_the_picture_back(width, height, seed):
-    image = array(seed, width, height)
-    assert np.array_equal(control_map("invert", control_map("invert", image)), image)
-    assert np.array_equal(control_map("none", image), image)
-
-
-def test_grey_has_three_equal_channels():
-    grey = control_map("grey", array(0, 64, 64))
-    assert (grey == grey[..., :1]).all()
-
-
-def test_blur_is_relative_to_the_size_of_the_picture():
-    small, large = np.zeros((64, 64, 3), np.uint8), np.zeros((512, 512, 3), np.uint8)
-    small[:, 32:], large[:, 256:] = 255, 255
-    widths = [np.count_nonzero((blurred[0, :, 0] > 40) & (blurred[0, :, 0] < 215)) for blurred in map(blur, (small, large))]
-    assert widths[0] == 2 and widths[1] == 16  # 2 sigma either way between the 16% and the 84% point
-
-
-def blur(image):
-    return control_map("blur", image)
-
-
-def test_tile_keeps_the_average_of_each_block_and_no_more():
-    image = array(0, 512, 512)
-    tiled = control_map("tile", image)
-    blocks = [pixels.reshape(64, 8, 64, 8, 3).mean((1, 3)) for pixels in (image, tiled)]
-    assert np.abs(blocks[0] - blocks[1]).max() < 12
-    assert tiled.astype(float).std() < 0.2 * image.astype(float).std()
 
 
 @given(wanted, wanted, seeds)

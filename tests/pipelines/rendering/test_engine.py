@@ -51,6 +51,17 @@ def test_a_row_with_a_seed_counts_up_from_it_and_the_first_candidates_stay_when_
     np.testing.assert_array_equal(few, many[:2])
 
 
+def test_units_of_one_picture_share_its_control_map(engine):
+    mode = {"mode": "controlnet", **MODES["controlnet"]}
+    render(engine, request(width=80, **mode))
+    made = engine._maps.made
+    for seed in (1, 2):
+        render(engine, request(seed=seed, width=80, candidates=2, **mode))
+    assert engine._maps.made == made
+    render(engine, request(width=72, **mode))
+    assert engine._maps.made == made + 1
+
+
 def test_an_image_that_is_long_in_coming_stops_no_other_unit(engine, monkeypatch):
     arrived, asked = threading.Event(), threading.Event()
 
