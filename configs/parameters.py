@@ -27,8 +27,23 @@ MAX_SIDE = 8192  # pixels
 MAX_STEPS = 1000
 MAX_CANDIDATES = 10_000
 MAX_PATH = 4096  # characters
+MAX_DRAWING = 100_000  # characters, of an SVG drawing in the place of a path
+DRAWING = ("<svg", "<?xml", "<!--", "<!DOCTYPE svg")  # how an SVG drawing begins
 MAX_NAME = 200  # characters, of a ControlNet's type or a LoRA
 MAX_LIST = 16  # controls, references or LoRAs of one request
+
+
+def path_or_drawing(text: str) -> str:
+    """Return a path, or an SVG drawing that a row holds in its place, unchanged.
+
+    Raises:
+        ValueError: A path is longer than file systems have, or the drawing is longer than a row may hold.
+    """
+    most = MAX_DRAWING if text.lstrip().startswith(DRAWING) else MAX_PATH
+    if len(text) > most:
+        raise ValueError(f"string should have at most {most} characters")
+    return text
+
 
 Scheduler = Annotated[str, AfterValidator(scheduler_name)]
 Preprocess = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(preprocess_name)]
@@ -41,7 +56,7 @@ Rescale = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Window = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-ImagePath = Annotated[str, Field(min_length=1, max_length=MAX_PATH)]
+ImagePath = Annotated[str, Field(min_length=1), AfterValidator(path_or_drawing)]
 Name = Annotated[str, Field(max_length=MAX_NAME)]
 
 

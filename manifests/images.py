@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from promptmill.configs.errors import shown
 from promptmill.manifests.cells import is_parquet, read_cell
+from promptmill.manifests.drawings import DrawingError, draw, is_drawing, is_inline
 from promptmill.manifests.files import open_file
 from promptmill.manifests.pointers import HEAD, pointer
 from promptmill.manifests.roots import (
@@ -50,7 +51,7 @@ __all__ = [
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"]
 # A reference's longer side by its shorter one: the shorter is scaled to what the encoder takes, and with it the longer.
 MOST_STRETCHED = 100
-KINDS = "png, jpg, webp, bmp, tiff, gif, avif"
+KINDS = "png, jpg, webp, bmp, tiff, gif, avif, svg"
 HEIC_NEEDS = "; HEIC and HEIF need `pip install 'promptmill[heic]'`"
 try:
     import pillow_heif
@@ -79,26 +80,29 @@ class Picture:
     sha256: str
 
 
-def load(path: str, roots: Roots, file: int = 0, known: bool = False) -> Picture:
+def load(path: str, roots: Roots, file: int = 0, known: bool = False, size: tuple[int, int] | None = None) -> Picture:
     """Read the image that a row names; its file is read once.
 
     Args:
         path: The path as the row gives it: relative to a root, or absolute and in one, or an allowed URL; `file.tar::member` for an
-            image in a tar.
+            image in a tar; or an SVG drawing itself.
         roots: Where the path may lead.
         file: Index of the row's file in the manifest, counted from 0.
         known: Whether the caller compares the file with a known SHA-256.
+        size: Width and height that an SVG drawing is drawn to cover; None: as large as it says.
 
     Raises:
         UnreachableError: The storage or the host failed.
         ImageError: The path leads elsewhere or to no file, or the file is no image, is truncated, or is larger than allowed.
     """
     content = content_of(path, roots, file, known)
-    return Picture(_decode(content, shown(path), roots.max_pixels), hashlib.sha256(content).hexdigest())
+    return Picture(_decode(content, shown(path), roots.max_pixels, size), hashlib.sha256(content).hexdigest())
 
 
 def content_of(path: str, roots: Roots, file: int = 0, known: bool = False) -> bytes:
-    """Return the bytes of the file that a row names; arguments and errors are those of `load`."""
+    """Return the bytes of the file that a row names, or of a drawing that it holds; arguments and errors are those of `load`."""
+    if is_inline(path):
+        return path.encode()
     return _content(path, *find(path, roots, file, known), roots)
 
 
@@ -135,7 +139,12 @@ def _content(path: str, place: str, member: str, roots: Roots) -> bytes:
     return content
 
 
-def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image:
+def _decode(content: bytes, name: str, max_pixels: int, size: tuple[int, int] | None) -> Image.Image:
+    if is_drawing(content):
+        try:
+            return draw(content, max_pixels, size)
+        except DrawingError as error:
+            raise ImageError(f"{name}: {error}") from None
     try:
         with warnings.catch_warnings():
             # Pillow's warnings, of odd metadata or of another limit than ours, do not concern the pixels.
@@ -159,9 +168,12 @@ def _decode(content: bytes, name: str, max_pixels: int) -> Image.Image:
 def is_image(file: Path) -> bool:
     """Return whether a local file is an image of a supported format, as far as its header tells."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), file.open("rb") as opened:
             warnings.simplefilter("ignore")
-            Image.open(file, formats=FORMATS).close()
+            if is_drawing(opened.read(200)):
+                return True
+            opened.seek(0)
+            Image.open(opened, formats=FORMATS).close()
     except Exception:  # Pillow's readers raise nearly anything at what is no image
         return False
     return True

@@ -62,6 +62,7 @@ SLOW: tuple[str, ...] = (
     "tests/test_one_name.py",
     # Notebooks and commands as a reader runs them.
     "tests/examples/test_balanced_classifier.py::test_the_readmes_commands_render_balanced_classes_and_train_with_them",
+    "tests/examples/test_layouts_as_code.py::test_the_readmes_commands_render_layouts_and_judge_them",
     "tests/examples/test_notebook.py::test_the_notebook_comes_to_what_it_says",
     "tests/examples/test_notebook.py::test_images_and_progress_are_shown_in_jupyter",
     "tests/examples/test_two_million_images.py::test_a_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not",

@@ -22,6 +22,7 @@ from promptmill.configs.schema import Config
 from promptmill.configs.weights import LOCAL_DIR, OpenClip, Weights, is_folder
 from promptmill.configs.yaml_values import dump
 from promptmill.jobs.planning.plan import PlanError
+from promptmill.manifests.drawings import is_inline
 from promptmill.manifests.embeddings import is_embedding
 from promptmill.manifests.finding import partition_folders
 from promptmill.manifests.images import ImageError, Roots, is_image, locate, roots_of
@@ -188,7 +189,7 @@ def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> No
         except RowError:
             continue
         for _, path in request.images():
-            if "://" in path or IN_TAR in path or Path(path).is_absolute() or ".." in Path(path).parts:
+            if is_inline(path) or "://" in path or IN_TAR in path or Path(path).is_absolute() or ".." in Path(path).parts:
                 continue
             there = folder / path
             if path in named or there.exists():

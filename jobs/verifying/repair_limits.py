@@ -18,6 +18,7 @@ from promptmill.jobs.verifying.problems import Problem
 from promptmill.jobs.verifying.repair import whole_plan
 from promptmill.jobs.verifying.verify import read_all_records, read_index
 from promptmill.manifests.checking import AsMask, Look, check_images, look
+from promptmill.manifests.drawings import is_inline
 from promptmill.manifests.roots import ImageError, find
 from promptmill.pipelines.models.identity import library_versions, model_identity
 from promptmill.pipelines.work.units import sample_key
@@ -179,7 +180,11 @@ def _image_folders(output: str, plan: Plan, shards: Iterable[int], records: Sequ
                 was = was_before[column]
                 if column in found and was not in (None, found[column]):
                     wrong.append(f"{column}: {shown(path)}: is not what it was when the dataset was made")
-                elif column in found and is_local(place := find(path, plan.roots, placed.file, path in known)[0]):
+                elif (
+                    column in found
+                    and not is_inline(path)
+                    and is_local(place := find(path, plan.roots, placed.file, path in known)[0])
+                ):
                     folders.add(str(Path(place).parent))
             if wrong:
                 fault = seen_now.kinds.get(wrong[0], ImageError).fault

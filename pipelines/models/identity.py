@@ -36,6 +36,7 @@ LIBRARIES = (
     "opencv-python-headless",
     "pillow",
     "pyarrow",
+    "resvg_py",
 )
 WEIGHT_ENDINGS = (SAFETENSORS, ".json", ".txt", ".model", ".jinja")
 

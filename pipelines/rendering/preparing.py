@@ -91,7 +91,9 @@ def _prepared(
                 face = load_embedding(path, roots, placed.file, known)
                 hashes[column], faces[column] = face.sha256, face.values
             else:
-                picture = load(path, roots, placed.file, known)
+                # A drawing that steers is drawn at the size at which it does, so that its edges are not scaled.
+                covered = (request.width, request.height) if column.startswith("controls.") else None
+                picture = load(path, roots, placed.file, known, covered)
                 hashes[column], read[column] = picture.sha256, picture.image
         except ImageError as error:
             code: Code = "unreachable" if isinstance(error, UnreachableError) else "bad_image"

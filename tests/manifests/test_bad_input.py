@@ -264,13 +264,13 @@ ROWS = {
     "cut GIF": (jsonl(init_image="cut.gif"), "init_image: cut.gif: "),
     "damaged PNG": (jsonl(init_image="damaged.png"), "init_image: damaged.png: cannot be decoded"),
     "header alone": (jsonl(init_image="header.png"), "init_image: header.png: "),
-    "SVG": (
-        jsonl(init_image="a.svg"),
-        "init_image: a.svg: not an image of a kind that is read here (png, jpg, webp, bmp, tiff, gif, avif, heic)",
+    "SVG with a script": (jsonl(init_image="a.svg"), "init_image: a.svg: has an element script: scripts are not run"),
+    "PostScript": (
+        jsonl(init_image="a.eps"),
+        "init_image: a.eps: not an image of a kind that is read here (png, jpg, webp, bmp, tiff, gif, avif, svg, heic)",
     ),
-    "PostScript": (jsonl(init_image="a.eps"), "init_image: a.eps: not an image of a kind"),
     "icon": (jsonl(init_image="a.ico"), "init_image: a.ico: not an image of a kind"),
-    "mask that is no image": (jsonl(init_image="good.png", mask_image="a.svg"), "mask_image: a.svg: not an image"),
+    "mask that is no image": (jsonl(init_image="good.png", mask_image="a.eps"), "mask_image: a.eps: not an image"),
     "second control missing": (
         jsonl(controls=[{"type": "canny", "image": i} for i in ("good.png", "gone.png")]),
         "controls.1.image: gone.png: no such",
@@ -290,7 +290,7 @@ def folder(tmp_path_factory):
         "cut.gif": encoded("GIF")[:1000],
         "damaged.png": bytes(damaged),
         "header.png": encoded("PNG")[:33],
-        "a.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"/>',
+        "a.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><script/></svg>',
         "a.eps": encoded("EPS"),
         "a.ico": encoded("ICO"),
         "samples.tar": SAMPLES,

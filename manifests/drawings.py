@@ -1,0 +1,189 @@
+"""Reads drawings as SVG, which a row may name or hold itself, and draws them: no file, host or font beside the drawing has a part.
+
+A drawing of a stranger may hold what harms: entities and references that multiply, names of files and hosts, scripts. Such a
+drawing is refused before the renderer sees it. Text, which would look different on another machine, is refused too.
+"""
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+
+from PIL import Image
+
+from promptmill.configs.errors import shown
+from promptmill.configs.parameters import DRAWING
+
+MOST_BYTES = 1_000_000
+DEEPEST = 64  # elements in one another
+MOST_ELEMENTS = 20_000  # with all that references repeat
+MARK = b"\xef\xbb\xbf"  # of byte order
+REFUSED = {
+    "script": "scripts are not run",
+    "foreignObject": "what is not SVG is not drawn",
+    "image": "a picture in a drawing is not read; give the picture itself",
+    "text": "text needs fonts, which differ between machines; convert it to paths",
+    "filter": "filters are not drawn",
+    "animate": "what moves is not drawn",
+    "set": "what moves is not drawn",
+}
+_REFERENCE = re.compile(r"url\(\s*['\"]?\s*([^'\")\s]*)")
+_LENGTH = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(?:px)?\s*")
+
+
+class DrawingError(ValueError):
+    """Reports a drawing that is not drawn, and why, in one line."""
+
+
+class _Tree(ET.TreeBuilder):
+    """Builds the tree of a drawing, of bounded depth and without declarations, by which entities multiply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def doctype(self, name: str, public: str | None, system: str | None) -> None:
+        raise DrawingError("has a DOCTYPE, which may declare entities; take it out")
+
+    def start(self, tag: str, attrs: dict[str, str]) -> ET.Element:
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise DrawingError(f"has more than {DEEPEST} elements in one another")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str) -> ET.Element:
+        self._depth -= 1
+        return super().end(tag)
+
+
+def is_inline(path: str) -> bool:
+    """Return whether a row has a drawing itself in the place of a path."""
+    return path.lstrip().startswith(DRAWING)
+
+
+def is_drawing(content: bytes) -> bool:
+    """Return whether a file's bytes begin as an SVG drawing does."""
+    return content[:200].removeprefix(MARK).lstrip().startswith(tuple(one.encode() for one in DRAWING))
+
+
+def draw(content: bytes, max_pixels: int, size: tuple[int, int] | None = None) -> Image.Image:
+    """Draw an SVG drawing, on transparency.
+
+    Args:
+        content: The drawing, in UTF-8.
+        max_pixels: The greatest number of pixels of the result.
+        size: Width and height that the result has to cover, in pixels, so that nothing has to be scaled; None is the size that the
+            drawing says.
+
+    Returns:
+        An RGBA picture of the drawing's aspect.
+
+    Raises:
+        DrawingError: The drawing is broken, holds what is refused, or would be larger than allowed.
+    """
+    width, height = _checked(content)
+    if size is not None:
+        scale = max(size[0] / width, size[1] / height)
+        width, height = width * scale, height * scale
+    if width * height > max_pixels or max(width, height) > max_pixels:
+        raise DrawingError(f"{width:,.0f} x {height:,.0f} pixels are more than the {max_pixels:,} allowed")
+    from resvg_py import svg_to_bytes  # few manifests need the renderer
+
+    try:
+        drawn = svg_to_bytes(
+            svg_string=content.decode("utf-8-sig"), width=max(1, round(width)), height=max(1, round(height)), skip_system_fonts=True
+        )
+    except ValueError as error:
+        raise DrawingError(shown(" ".join(str(error).split()), 200)) from None
+    image = Image.open(io.BytesIO(drawn), formats=["PNG"])
+    image.load()
+    return image
+
+
+def _checked(content: bytes) -> tuple[float, float]:
+    """Return the width and height that a drawing says, in pixels.
+
+    Raises:
+        DrawingError: The drawing is broken, or holds what is refused.
+    """
+    if len(content) > MOST_BYTES:
+        raise DrawingError(f"a drawing of more than {MOST_BYTES:,} bytes")
+    try:
+        # As text, since a declared encoding may let the renderer read another drawing than this parser does.
+        root = ET.fromstring(content.decode("utf-8-sig"), ET.XMLParser(target=_Tree()))
+    except UnicodeDecodeError:
+        raise DrawingError("a drawing that is not UTF-8") from None
+    except ET.ParseError as error:
+        raise DrawingError(f"is no SVG: {shown(str(error), 200)}") from None
+    if _plain(root.tag) != "svg":
+        raise DrawingError(f"is no SVG: begins with {shown(_plain(root.tag))}")
+    for element in root.iter():
+        _check_element(element)
+    _check_repeated(root)
+    return _size_of(root)
+
+
+def _check_element(element: ET.Element) -> None:
+    name = _plain(element.tag)
+    for refused, why in REFUSED.items():
+        if name == refused or (refused == "animate" and name.startswith(refused)):
+            raise DrawingError(f"has an element {name}: {why}")
+    if name == "style" and (found := re.search(r"@import|url\(", element.text or "", re.IGNORECASE)):
+        raise DrawingError(f"has {found[0]} in its style: nothing beside the drawing is read")
+    for key in element.attrib:
+        if _plain(key).lower().startswith("on"):
+            raise DrawingError(f"has an attribute {shown(_plain(key))}: scripts are not run")
+    for target in _targets(element):
+        if not target.startswith("#"):
+            raise DrawingError(f"names {shown(target)}: nothing beside the drawing is read")
+
+
+def _targets(element: ET.Element) -> Iterator[str]:
+    """Yield the places that an element's attributes refer to."""
+    for key, value in element.attrib.items():
+        if _plain(key) == "href":
+            yield value.strip()
+        else:
+            yield from _REFERENCE.findall(value)
+
+
+def _check_repeated(root: ET.Element) -> None:
+    """Check that a drawing has few elements, counting each as often as references repeat it, and that none refers to itself."""
+    by_id = {element.attrib["id"]: element for element in root.iter() if "id" in element.attrib}
+    counts: dict[ET.Element, int | None] = {}  # None while an element is being counted
+    waiting = [(root, False)]
+    while waiting:
+        element, is_counted = waiting.pop()
+        parts = [*element, *(by_id[target[1:]] for target in _targets(element) if target[1:] in by_id)]
+        if is_counted:
+            total = 1 + sum(counts[part] or 0 for part in parts)
+            if total > MOST_ELEMENTS:
+                raise DrawingError(f"has more than {MOST_ELEMENTS:,} elements, with those that references repeat")
+            counts[element] = total
+        elif element not in counts:
+            counts[element] = None
+            waiting.append((element, True))
+            for part in parts:
+                if part not in counts:
+                    waiting.append((part, False))
+                elif counts[part] is None:
+                    raise DrawingError(f"has an element {_plain(element.tag)} that refers to itself")
+
+
+def _size_of(root: ET.Element) -> tuple[float, float]:
+    said = [_LENGTH.fullmatch(root.attrib.get(name, "")) for name in ("width", "height")]
+    box = re.split(r"[\s,]+", root.attrib.get("viewBox", "").strip())
+    try:
+        if said[0] and said[1]:
+            size = float(said[0][1]), float(said[1][1])
+        else:
+            size = float(box[2]), float(box[3])
+    except (ValueError, IndexError):
+        raise DrawingError("says no size; give the svg element a width and a height in pixels, or a viewBox") from None
+    if not all(0 < side < 1e6 for side in size):
+        raise DrawingError(f"has a size of {size[0]:g} x {size[1]:g}")
+    return size
+
+
+def _plain(name: str) -> str:
+    return name.rpartition("}")[2]

@@ -1,0 +1,136 @@
+"""SVG drawings as images of a row: drawn crisp at the size that is wanted, and refused where they would harm or differ."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from promptmill.configs.parameters import Control, Defaults
+from promptmill.manifests.checking import check_images, check_rows, look
+from promptmill.manifests.drawings import DrawingError, draw, is_drawing
+from promptmill.manifests.images import ImageError, Roots, load
+from promptmill.manifests.rules import Rules
+from promptmill.pipelines.rendering.preparing import Conditioning, prepare_request
+from promptmill.pipelines.work.units import Placed
+from tests.pipelines.plain import request
+
+NAMESPACE = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+HALVES = '<rect width="50" height="100" fill="#ff0000"/><rect x="50" width="50" height="100" fill="#0000ff"/>'
+
+
+def svg(inner=HALVES, size='viewBox="0 0 100 100"', more=""):
+    return f"<svg {NAMESPACE} {size} {more}>{inner}</svg>"
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_a_drawing_covers_any_size_in_one_direction_exactly_and_keeps_its_aspect(across, down):
+    width, height = 8 * across, 8 * down
+    made = draw(svg(size='viewBox="0 0 200 100"').encode(), 10**7, (width, height))
+    assert made.mode == "RGBA" and (made.width == width or made.height == height)
+    assert made.width >= width - 1 and made.height >= height - 1
+    assert made.width / 2 == pytest.approx(made.height, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ('width="30" height="20"', (30, 20)),
+        ('width="30px" height="20px" viewBox="0 0 3 2"', (30, 20)),
+        ('viewBox="0 0 30 20"', (30, 20)),
+        ('width="100%" height="100%" viewBox="0,0,30,20"', (30, 20)),
+    ],
+)
+def test_a_drawing_is_as_large_as_it_says(size, wanted):
+    assert draw(svg(size=size).encode(), 10**6).size == wanted
+
+
+@pytest.mark.parametrize("begin", ["", '<?xml version="1.0" encoding="UTF-8"?>\n', "<!-- by hand -->\n", "\ufeff", "\n  "])
+def test_a_drawing_is_known_by_its_beginning_in_a_file_and_in_a_row(tmp_path, begin):
+    (tmp_path / "plan.svg").write_text(begin + svg())
+    assert is_drawing((begin + svg()).encode())
+    named = load("plan.svg", Roots((str(tmp_path),)))
+    assert named.image.getpixel((10, 10)) == (255, 0, 0, 255)
+    if begin != "\ufeff":
+        held = load(begin + svg(), Roots(()))
+        assert held.image == named.image and held.sha256 == named.sha256
+
+
+def test_a_map_is_drawn_at_the_size_of_the_images_so_that_no_edge_is_blurred(tmp_path):
+    held = request(mode="controlnet", controls=(Control(type="seg", image=svg(size='width="7" height="7" viewBox="0 0 100 100"')),))
+    made = prepare_request(Placed(0, held), Roots((str(tmp_path),)))
+    assert isinstance(made, Conditioning)
+    colours = np.unique(made.controls[0].reshape(-1, 3), axis=0)
+    assert colours.tolist() == [[0, 0, 255], [255, 0, 0]]
+
+
+def test_rows_hold_drawings_and_broken_ones_make_bad_rows(tmp_path):
+    rules = Rules(Defaults(width=64, height=64), controls=("seg",))
+    (tmp_path / "m.csv").write_text(
+        "prompt,control_type,control_image\n"
+        + "".join(f'a dog,seg,"{one}"\n' for one in (svg().replace('"', '""'), "<svg>", svg("<script/>").replace('"', '""')))
+    )
+    good, *bad = check_rows([str(tmp_path / "m.csv")], rules)
+    roots = Roots((str(tmp_path),))
+    assert not check_images(good.request, lambda path, mask=None: look(path, 0, roots, mask=mask)).problems
+    said = ["\n".join(check_images(one.request, lambda path, mask=None: look(path, 0, roots, mask=mask)).problems) for one in bad]
+    assert "says no size" in said[0] or "is no SVG" in said[0]
+    assert "has an element script: scripts are not run" in said[1]
+
+
+LAUGHS = "".join(f'<g id="a{n + 1}"><use href="#a{n}"/><use href="#a{n}"/></g>' for n in range(30))
+BAD = {
+    "entities": (f'<!DOCTYPE svg [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]>{svg()}', "has a DOCTYPE"),
+    "script": (svg("<script>alert(1)</script>"), "has an element script"),
+    "handler": (svg(HALVES, more='onload="alert(1)"'), "has an attribute onload"),
+    "page": (svg("<foreignObject/>"), "has an element foreignObject"),
+    "file": (svg('<image href="file:///etc/passwd"/>'), "has an element image"),
+    "other file": (svg('<use href="other.svg#a"/>'), "names other.svg#a"),
+    "old link": (svg('<use xlink:href="http://host/a"/>'), "names http://host/a"),
+    "paint": (svg('<rect fill="url(http://host/a)" width="1" height="1"/>'), "names http://host/a"),
+    "quoted paint": (svg("<rect style=\"fill: url( 'http://host/a')\" width='1' height='1'/>"), "names http://host/a"),
+    "style": (svg("<style>@import 'http://host/a.css'</style>"), "has @import in its style"),
+    "painted style": (svg("<style>rect { fill: url(#a) }</style>"), "has url( in its style"),
+    "laughs": (svg(f'<rect id="a0" width="1" height="1"/>{LAUGHS}<use href="#a30"/>'), "has more than 20,000 elements"),
+    "many": (svg('<rect width="1" height="1"/>' * 20_001), "has more than 20,000 elements"),
+    "own": (svg('<g id="a"><use href="#a"/></g>'), "refers to itself"),
+    "each other": (svg('<g id="a"><use href="#b"/></g><g id="b"><use href="#a"/></g>'), "refers to itself"),
+    "deep": (svg("<g>" * 70 + "</g>" * 70), "has more than 64 elements in one another"),
+    "text": (svg("<text>hello</text>"), "text needs fonts"),
+    "filter": (svg("<filter/>"), "filters are not drawn"),
+    "moving": (svg("<animateTransform/>"), "what moves is not drawn"),
+    "large": (svg(size='width="99999" height="99999"'), "99,999 x 99,999 pixels are more than the 1,000,000 allowed"),
+    "endless": (svg(size='width="1e300" height="1"'), "has a size of 1e+300 x 1"),
+    "sizeless": (svg(size=""), "says no size"),
+    "relative": (svg(size='width="100%" height="50%"'), "says no size"),
+    "flat": (svg(size='width="0" height="5"'), "has a size of 0 x 5"),
+    "torn": (svg()[:-5], "is no SVG: "),
+    "other": ("<!-- a --><html></html>", "is no SVG: begins with html"),
+    "long": (svg("<!--" + "a" * 1_000_000 + "-->"), "a drawing of more than 1,000,000 bytes"),
+}
+
+
+@pytest.mark.parametrize(("drawing", "says"), BAD.values(), ids=BAD)
+def test_a_drawing_that_would_harm_or_differ_is_refused_in_one_line(tmp_path, drawing, says):
+    (tmp_path / "a.svg").write_text(drawing)
+    with pytest.raises(ImageError) as raised:
+        load("a.svg", Roots((str(tmp_path),), max_pixels=1_000_000))
+    assert str(raised.value).startswith("a.svg: ") and says in str(raised.value) and len(str(raised.value).splitlines()) == 1
+
+
+def test_a_drawing_in_another_encoding_cannot_hide_what_it_holds():
+    hidden = b'<?xml version="1.0" encoding="cp037"?>' + svg("<script/>").encode()
+    with pytest.raises(DrawingError, match="script"):
+        draw(hidden, 10**6)
+    with pytest.raises(DrawingError, match="not UTF-8"):
+        draw(svg().encode("utf-16"), 10**6)
+
+
+@given(st.binary(max_size=30), st.integers(0, len(svg()) - 1), st.integers(0, 5))
+def test_any_bytes_in_a_drawing_make_a_picture_or_one_line(piece, at, gone):
+    content = svg().encode()
+    said = "one line"
+    try:
+        assert draw(content[:at] + piece + content[at + gone :], 10**6).width
+    except DrawingError as error:
+        said = str(error)
+    assert len(said.splitlines()) == 1
