@@ -31,6 +31,7 @@ MAX_CANDIDATES = 10_000
 MAX_PATH = 4096  # characters
 MAX_NAME = 200  # characters, of a ControlNet's type or a LoRA
 MAX_LIST = 16  # controls, references or LoRAs of one request
+PICTURE = "image"  # the type of references that are further pictures of a model that takes several
 
 Scheduler = Annotated[str, AfterValidator(scheduler_name)]
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
@@ -114,8 +115,10 @@ class Control(Strict):
 class Reference(Strict):
     """Declares one reference image of a request, whose content or style an adapter brings into the images beside the prompt.
 
+    In models that take several pictures it is a further one, behind the init image, and has neither a scale nor a mask.
+
     Attributes:
-        type: The name of one of the config's adapters.
+        type: The name of one of the config's adapters, or `PICTURE`.
         image: A path relative to the manifest's folder.
         embedding: In place of an image, the path of a .npy file, the embedding of a face.
         scale: Multiplies the adapter's share of the cross-attention; 0 is none.

@@ -17,6 +17,7 @@ from promptmill.manifests.steering import (
     begin_with_noise,
     problems_of_controls,
     problems_of_faces,
+    problems_of_pictures,
     problems_of_references,
 )
 
@@ -79,6 +80,7 @@ class Rules:
         strict: Whether unknown columns are refused rather than carried.
         references: The types that the config has adapters for.
         image_prompts: Whether the model can have such adapters.
+        pictures: How many pictures of one row the model takes: the init image, and references of the type `image`.
         faces: Those types whose adapters read embeddings of faces, and of how many values; None where that is not known.
         cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
     """
@@ -109,6 +111,7 @@ class Rules:
     strict: bool = False
     references: Collection[str] = ()
     image_prompts: bool = True
+    pictures: int = 1
     faces: Mapping[str, int | None] = field(default_factory=dict)
     cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
 
@@ -205,7 +208,11 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     size = request.width, request.height
     wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, request.init_image)
     wrong += problems_of_faces(request.controls, request.references, rules.steering)
-    wrong += problems_of_references(request.references, rules.references, rules.image_prompts, rules.faces)
+    if rules.pictures > 1:
+        begins, masked = request.init_image is not None, request.mask_image is not None
+        wrong += problems_of_pictures(request.references, rules.pictures, begins, masked)
+    else:
+        wrong += problems_of_references(request.references, rules.references, rules.image_prompts, rules.faces)
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"

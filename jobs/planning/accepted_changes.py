@@ -185,6 +185,7 @@ class Aside:
                 ("the columns that the config declares", _names(plan), _names(made)),
                 ("drafts", bool(plan.config.ranking.drafts), bool(made.config.ranking.drafts)),
                 ("growing candidates", plan.growing, made.growing),
+                ("references in rows", "references" in plan.form.names, "references" in made.form.names),
             ):
                 if then != now:
                     raise PlanError([f"{what}: {then} in the shards that are committed, {now} now; give another --out"])

@@ -65,7 +65,7 @@ class Waiting:
         if family.single:
             return id(self)
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
-        apart = self.apart or (family.references and request.init_image is not None)
+        apart = self.apart or (family.references and (request.init_image is not None or bool(request.references)))
         apart = apart or (family.one_mask and request.mask_image is not None)
         embedded = family.redux is not None and bool(request.references)
         return (bucket_of(request), embedded, self.job.placed.preview, texts, id(self.job.placed) if apart else None)
@@ -122,7 +122,7 @@ class Slots:
         self._held: list[tuple[Any, str, Any]] = []
         vae, denoiser = model.vae, model.denoiser
         habits = {"multiple": self._family.multiple, "longest": self._family.longest}
-        self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
+        self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, apart=self._pictured, **habits)
         if model.references:
             self.denoiser.run = model.references.scaled(self.denoiser.run)
         hold = self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold
@@ -406,6 +406,10 @@ class Slots:
         group.evaluations += group.rows_each
         job = group.members[0].job
         self._rows_seen[job.request.mode, self._guided(job)] = group.rows_each
+
+    def _pictured(self, caller: greenlet) -> Hashable:
+        """Return the sizes of a call's further pictures: a denoiser is told their places in one argument for all rows."""
+        return tuple(one.shape for one in self._groups[caller].members[0].job.conditioning.pictures)
 
     def _decoding(self, caller: greenlet, rows: int) -> None:
         self._groups[caller].decoding = True
