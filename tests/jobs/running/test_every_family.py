@@ -11,7 +11,10 @@ from click.testing import CliRunner
 from promptmill.configs.loading import load
 from promptmill.configs.own_files import ROOT
 from promptmill.jobs.cli import main
+from promptmill.jobs.planning.making import make_plan
+from promptmill.jobs.planning.plan import PlanError
 from promptmill.jobs.planning.shard_plans import read_shard
+from promptmill.jobs.planning.sources import look
 from promptmill.jobs.verifying.regenerate import regenerate
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.scoring import scorers
@@ -131,6 +134,11 @@ def test_rows_with_several_pictures_go_through_the_whole_job(pictures, tmp_path)
         assert regenerate(str(out), key).same, key
     made = dict(rows(out, "id, pixel_sha256 FROM RUNS WHERE candidate_index = 0"))
     assert len({made[line["id"]] for line in lines}) == len(lines)
+    # Shards with the column and shards without it are of no one dataset.
+    manifest.write_text("".join(json.dumps({**line, "references": []}) + "\n" for line in lines + wrong))
+    said = r"references in rows: True in the shards that are committed, False now; give another --out"
+    with pytest.raises(PlanError, match=said):
+        make_plan(look(load(str(config))), str(out), accept_changes="rerender")
     # The output is the manifest of a second pass.
     given |= {"manifest": f"{out}/metadata/*.parquet"}
     given["runtime"] = {"workers": "here", "image_roots": [str(pictures)]}
