@@ -163,7 +163,8 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"mode: stated as {stated}, but the images given make it {request.mode}")
     # Where no ControlNet is configured, the controls say so.
     elif request.mode not in rules.modes and not (request.controls and not rules.controls):
-        wrong.append(f"mode: {request.mode} is not served by the model; it serves {', '.join(rules.modes)}")
+        first = "; give the first picture as init_image" if rules.pictures > 1 and request.references else ""
+        wrong.append(f"mode: {request.mode} is not served by the model; it serves {', '.join(rules.modes)}{first}")
     if request.scheduler not in rules.schedulers:
         wrong.append(f"scheduler: {request.scheduler} does not fit the model, which takes {', '.join(rules.schedulers)}")
     elif request.mask_image is not None and request.scheduler not in (some := rules.repainting.schedulers or rules.schedulers):

@@ -198,6 +198,7 @@ class Slots:
         waiting.sort(
             key=lambda one: (
                 str(kind_of(one.job.request)),
+                str(_pictured(one.job)),
                 -one.job.request.steps,
                 "" if family.single else str(one.bucket(family)),
             )
@@ -409,7 +410,7 @@ class Slots:
 
     def _pictured(self, caller: greenlet) -> Hashable:
         """Return the sizes of a call's further pictures: a denoiser is told their places in one argument for all rows."""
-        return tuple(one.shape for one in self._groups[caller].members[0].job.conditioning.pictures)
+        return _pictured(self._groups[caller].members[0].job)
 
     def _decoding(self, caller: greenlet, rows: int) -> None:
         self._groups[caller].decoding = True
@@ -420,6 +421,10 @@ def _decoded_at_once(base: Any, given: Mapping[str, Any]) -> int:
     latents = next(iter(given.values()))
     scale = getattr(base, "vae_scale_factor", 8)
     return max(1, DECODED_PIXELS // (latents.shape[-1] * latents.shape[-2] * scale**2))
+
+
+def _pictured(job: Job) -> Hashable:
+    return tuple(one.shape for one in job.conditioning.pictures)
 
 
 def _loras(job: Job) -> tuple[tuple[str, float], ...]:

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,6 +145,13 @@ def test_a_wrong_further_picture_is_one_line(row, says):
     with pytest.raises(RowError) as caught:
         make_request(Row("m", 1, {"prompt": "x", **row}), 1, SEVERAL)
     assert caught.value.problems == (says,)
+
+
+def test_where_a_model_begins_with_a_picture_a_row_of_references_alone_is_told_so():
+    with pytest.raises(RowError) as caught:
+        make_request(Row("m", 1, {"prompt": "x", "references": [FURTHER]}), 1, replace(SEVERAL, modes=("img2img",)))
+    said = "mode: txt2img is not served by the model; it serves img2img; give the first picture as init_image"
+    assert caught.value.problems == (said,)
 
 
 def test_a_model_of_one_picture_refuses_further_ones_and_says_which_take_several():

@@ -110,12 +110,13 @@ def test_every_picture_counts_and_so_does_their_order(engines, name):
     assert len(set(made)) == len(ways)
 
 
-def test_rows_with_pictures_of_one_size_share_batches(engines):
-    engine, _ = engines("flux2-klein")
-    some = [pictured(f"r{n}", "a.png", ("b", "a")[n % 2], steps=4, prompt=f"{'a ' * (1 + n % 5)}circle") for n in range(12)]
+@pytest.mark.parametrize("name", ["flux2-klein", "qwen-image-edit-plus"])
+def test_rows_with_as_many_pictures_stand_together_and_fill_batches(engines, name):
+    engine, _ = engines(name)
+    some = [pictured(f"r{n}", "a.png", *["b", "a", "b"][: n % 4], steps=2 + n % 3) for n in range(24)]
     engine.path.denoiser.calls = engine.path.denoiser.rows = 0
     assert all(outcome.failure is None for outcome in render(engine, *some))
-    assert engine.path.share > 0.9
+    assert engine.path.share > 0.97
 
 
 def test_a_further_picture_keeps_its_aspect_and_has_about_the_pixels_of_the_images(engines, folder):
