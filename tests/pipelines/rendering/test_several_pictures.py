@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from promptmill.configs.parameters import Reference
@@ -82,6 +83,19 @@ def test_images_of_several_pictures_are_those_of_plain_diffusers(engines, folder
     for one, mine in zip(some, made, strict=True):
         theirs, _ = render_family(plain, one, plain.fills(one, BATCH), base, folder, BATCH)
         np.testing.assert_array_equal(mine, theirs[: one.candidates], err_msg=one.id)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_bf16_and_at_sizes_that_are_no_squares_they_are_too(engines, folder, name):
+    _, base = engines(name)
+    # As large as the images: the init image is not cropped, and no picture is scaled.
+    some = [pictured(f"r{n}", "wide.png", *others, steps=2, width=128) for n, others in enumerate((["tall"], ["wide", "tall"]))]
+    engine = Engine(model_of(folder, base=str(base), controlnets={}, dtype="bfloat16"), JOB_SEED, Roots((str(folder),)))
+    plain = FAMILIES[name]
+    for one, outcome in zip(some, render(engine, *some), strict=True):
+        theirs, _ = render_family(plain, one, plain.fills(one, BATCH), base, folder, BATCH, torch.bfloat16)
+        np.testing.assert_array_equal(pixels(outcome), theirs[:1], err_msg=one.id)
+    engine.close()
 
 
 @pytest.mark.parametrize("name", NAMES)
