@@ -20,7 +20,7 @@ from promptmill.configs.loading import load, preset_names
 from promptmill.configs.own_files import PRESETS
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.pipelines.models.controls import ControlClass, control_classes
-from promptmill.pipelines.models.families import family_of
+from promptmill.pipelines.models.families import ANY_NUMBER, family_of
 from promptmill.pipelines.models.pipeline_classes import family_name
 from tests.pipelines.plain_calls import Plain
 from tests.pipelines.plain_controlnets import CONTROLLED
@@ -152,7 +152,7 @@ ROWS: tuple[Row, ...] = (
     Row("Qwen-Image 2.1", "qwen-image-2.1", ("Qwen/Qwen-Image-2.1",)),
     Row("Qwen-Image-Edit", "qwen-image-edit", ("Qwen/Qwen-Image-Edit",), ("qwen-image-edit",)),
     Row(
-        "Qwen-Image-Edit Plus (2509, 2511; one picture)",
+        "Qwen-Image-Edit Plus (2509, 2511)",
         "qwen-image-edit-plus",
         ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511"),
         ("qwen-image-edit-2511",),
@@ -193,9 +193,15 @@ def _family(row: Row) -> Iterator[str]:
     takes = f"takes {_code(more)}" if more else ""
     yield "; ".join(filter(None, (_code(plain.ignored), takes)))
     family = family_of(pipeline_of(row))
-    yield "IP-Adapters" if family.image_prompts else "Redux" if family.redux else ""
+    yield "IP-Adapters" if family.image_prompts else "Redux" if family.redux else _pictures(family.pictures)
     yield ", ".join(dict.fromkeys(_licence(source) for source in row.weights))
     yield _code(row.presets)
+
+
+def _pictures(most: int) -> str:
+    if most == 1:
+        return ""
+    return f"{'' if most == ANY_NUMBER else f'up to {most}, '}[as further pictures](#several-pictures)"
 
 
 def _modes(modes: Iterable[str]) -> str:

@@ -31,6 +31,7 @@ MAX_DRAWING = 100_000  # characters, of an SVG drawing in the place of a path
 DRAWING = ("<svg", "<?xml", "<!--", "<!DOCTYPE svg")  # how an SVG drawing begins
 MAX_NAME = 200  # characters, of a ControlNet's type or a LoRA
 MAX_LIST = 16  # controls, references or LoRAs of one request
+PICTURE = "image"  # the type of references that are further pictures of a model that takes several
 
 
 def path_or_drawing(text: str) -> str:
@@ -129,8 +130,10 @@ class Control(Strict):
 class Reference(Strict):
     """Declares one reference image of a request, whose content or style an adapter brings into the images beside the prompt.
 
+    In models that take several pictures it is a further one, behind the init image, and has neither a scale nor a mask.
+
     Attributes:
-        type: The name of one of the config's adapters.
+        type: The name of one of the config's adapters, or `PICTURE`.
         image: A path relative to the manifest's folder.
         embedding: In place of an image, the path of a .npy file, the embedding of a face.
         scale: Multiplies the adapter's share of the cross-attention; 0 is none.

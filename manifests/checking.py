@@ -12,7 +12,16 @@ from PIL import Image
 
 from promptmill.configs.errors import quoted, shown
 from promptmill.manifests.embeddings import load_embedding
-from promptmill.manifests.images import ImageError, NotThereError, Roots, UnreachableError, load, mismatch, narrowness
+from promptmill.manifests.images import (
+    ImageError,
+    NotThereError,
+    Roots,
+    UnreachableError,
+    elongation,
+    load,
+    mismatch,
+    narrowness,
+)
 from promptmill.manifests.masks import Effect, effect_of
 from promptmill.manifests.repeated_ids import Ids, doubled
 from promptmill.manifests.requests import FLAT_CONTROL, OWN_IMAGES, Request, RowError, Shapes, make_request
@@ -114,7 +123,7 @@ class RowChecks:
             return Checked(number, row, request, file=file, notes=notes)
         # A file that holds images may be a link, and named by its own rows alone.
         first = file if row.file.lower().endswith((".tar", ".parquet")) else self._firsts[self._roots.folders[file]]
-        found = check_images(request, functools.partial(look_at, file=first), self._rules.faces)
+        found = check_images(request, functools.partial(look_at, file=first), self._rules.faces, self._rules.pictures > 1)
         made = None if found.problems and found.final else request
         lacks = NotThereError in found.kinds.values()
         return Checked(number, row, made, tuple(found.problems), found.sha256, file, (*notes, *found.notes), found.advice, lacks)
@@ -202,13 +211,19 @@ class Found:
     kinds: Mapping[str, type[ImageError]] = field(default_factory=dict)
 
 
-def check_images(request: Request, look_at: Callable[..., Look], faces: Mapping[str, int | None] = MappingProxyType({})) -> Found:
+def check_images(
+    request: Request,
+    look_at: Callable[..., Look],
+    faces: Mapping[str, int | None] = MappingProxyType({}),
+    pictures: bool = False,
+) -> Found:
     """Check the images of a request.
 
     Args:
         request: The request whose images are checked.
         look_at: Returns the `Look` at the image of a path; with `mask` given, the `Look` at that image as a mask.
         faces: By type of references, of how many values their embeddings have to be, where that is known.
+        pictures: Whether references are further pictures, and no adapter's.
     """
     looks: dict[str, Look] = {}
     for column, path in request.images():
@@ -231,7 +246,7 @@ def check_images(request: Request, look_at: Callable[..., Look], faces: Mapping[
         idle = {column: found.effect.selects for column, found in looks.items() if column.startswith("references.")}
         for number, one in enumerate(request.references):
             if (picture := looks.get(f"references.{number}.image")) is not None:
-                idle[f"references.{number}.image"] = narrowness(picture.size)
+                idle[f"references.{number}.image"] = (elongation if pictures else narrowness)(picture.size)
             embedding, width = looks.get(f"references.{number}.embedding"), faces.get(one.type)
             if embedding is not None and width not in (None, embedding.size[0]):
                 idle[f"references.{number}.embedding"] = f"{embedding.size[0]} values, and {quoted(one.type)} reads {width}"

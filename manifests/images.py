@@ -41,6 +41,7 @@ __all__ = [
     "NotThereError",
     "Roots",
     "UnreachableError",
+    "elongation",
     "load",
     "locate",
     "mismatch",
@@ -51,6 +52,8 @@ __all__ = [
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"]
 # A reference's longer side by its shorter one: the shorter is scaled to what the encoder takes, and with it the longer.
 MOST_STRETCHED = 100
+# The same of a picture that a model takes beside others, as FLUX.2's pipeline does.
+MOST_STRETCHED_PICTURE = 8
 KINDS = "png, jpg, webp, bmp, tiff, gif, avif, svg"
 HEIC_NEEDS = "; HEIC and HEIF need `pip install 'promptmill[heic]'`"
 try:
@@ -185,6 +188,13 @@ def narrowness(size: tuple[int, int]) -> str:
         return ""
     said = f"{size[0]}×{size[1]} pixels: one side is more than {MOST_STRETCHED} times the other"
     return f"{said}, and the encoder takes the middle of a picture alone"
+
+
+def elongation(size: tuple[int, int]) -> str:
+    """Return why a picture of this size (width, height) is none that a model takes beside others, or "": it is too elongated."""
+    if max(size) <= MOST_STRETCHED_PICTURE * min(size):
+        return ""
+    return f"{size[0]}×{size[1]} pixels: one side is more than {MOST_STRETCHED_PICTURE} times the other; crop the picture"
 
 
 def mismatch(source: tuple[int, int], mask: tuple[int, int]) -> str | None:

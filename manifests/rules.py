@@ -17,6 +17,7 @@ from promptmill.manifests.steering import (
     begin_with_noise,
     problems_of_controls,
     problems_of_faces,
+    problems_of_pictures,
     problems_of_references,
 )
 
@@ -79,6 +80,7 @@ class Rules:
         strict: Whether unknown columns are refused rather than carried.
         references: The types that the config has adapters for.
         image_prompts: Whether the model can have such adapters.
+        pictures: How many pictures of one row the model takes: the init image, and references of the type `image`.
         faces: Those types whose adapters read embeddings of faces, and of how many values; None where that is not known.
         cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
     """
@@ -109,6 +111,7 @@ class Rules:
     strict: bool = False
     references: Collection[str] = ()
     image_prompts: bool = True
+    pictures: int = 1
     faces: Mapping[str, int | None] = field(default_factory=dict)
     cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
 
@@ -160,7 +163,8 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"mode: stated as {stated}, but the images given make it {request.mode}")
     # Where no ControlNet is configured, the controls say so.
     elif request.mode not in rules.modes and not (request.controls and not rules.controls):
-        wrong.append(f"mode: {request.mode} is not served by the model; it serves {', '.join(rules.modes)}")
+        first = "; give the first picture as init_image" if rules.pictures > 1 and request.references else ""
+        wrong.append(f"mode: {request.mode} is not served by the model; it serves {', '.join(rules.modes)}{first}")
     if request.scheduler not in rules.schedulers:
         wrong.append(f"scheduler: {request.scheduler} does not fit the model, which takes {', '.join(rules.schedulers)}")
     elif request.mask_image is not None and request.scheduler not in (some := rules.repainting.schedulers or rules.schedulers):
@@ -205,7 +209,11 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     size = request.width, request.height
     wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, request.init_image)
     wrong += problems_of_faces(request.controls, request.references, rules.steering)
-    wrong += problems_of_references(request.references, rules.references, rules.image_prompts, rules.faces)
+    if rules.pictures > 1:
+        begins, masked = request.init_image is not None, request.mask_image is not None
+        wrong += problems_of_pictures(request.references, rules.pictures, begins, masked)
+    else:
+        wrong += problems_of_references(request.references, rules.references, rules.image_prompts, rules.faces)
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from promptmill.configs.errors import nearest, quoted
-from promptmill.configs.parameters import Control, Mode, Reference
+from promptmill.configs.parameters import PICTURE, Control, Mode, Reference
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,9 @@ def problems_of_references(
         image_prompts: Whether the model can have adapters at all.
         faces: The types whose adapters read embeddings of faces.
     """
+    if references and not image_prompts and all(one.type == PICTURE for one in references):
+        can = "FLUX.2, Qwen-Image-Edit-Plus, Qwen-Image 2.1 and Bria FIBO 2 take several pictures"
+        return [f"references: the model takes no further pictures beside an init_image; leave them out; {can}"]
     if references and not image_prompts:
         return ["references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL, Redux is for Flux"]
     wrong, types = [], [reference.type for reference in references]
@@ -117,6 +120,29 @@ def problems_of_references(
             wrong.append(f"references: {quoted(name)} reads {reads}")
         elif (several := [one for one in references if one.type == name])[1:]:
             wrong += _problems_of_several(name, several)
+    return wrong
+
+
+def problems_of_pictures(references: Sequence[Reference], most: int, begins: bool, masked: bool) -> list[str]:
+    """Return the problems of a row's references where they are further pictures, for a model that takes several.
+
+    Args:
+        references: The row's.
+        most: How many pictures of one row the model takes.
+        begins: Whether the row has an init image, which is the first of its pictures.
+        masked: Whether the row has a mask.
+    """
+    wrong, others = [], [one.type for one in references if one.type != PICTURE]
+    if others:
+        wrong.append(f"references: no type {quoted(others[0])} in this model, whose references are further pictures: {PICTURE!r}")
+    elif any(one.embedding is not None for one in references):
+        wrong.append("references: a further picture is an image; give it an image in place of the embedding")
+    elif any("scale" in one.model_fields_set or one.mask is not None for one in references):
+        wrong.append("references: further pictures have neither a scale nor a mask; leave these out")
+    if (given := len(references) + begins) > most and references:
+        wrong.append(f"references: {given} pictures{' with the init_image' * begins}, and the model takes {most} at most")
+    if references and masked:
+        wrong.append("references: further pictures do not go with a mask_image; give them to rows of their own")
     return wrong
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from promptmill.configs.errors import shown
 from promptmill.configs.own_files import LOCK, PROJECT, ROOT
 from promptmill.configs.own_files import PACKAGE as OWN_PACKAGE
+from promptmill.configs.parameters import MAX_LIST
 from promptmill.configs.schema import Config
 from promptmill.configs.weights import LOCAL_DIR, OpenClip, Weights, is_folder
 from promptmill.configs.yaml_values import dump
@@ -181,6 +182,7 @@ def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> No
         multiple=1,
         ignored=("prompt",),  # by some models, whose rows may have none
         references=references,
+        pictures=1 if references else 1 + MAX_LIST,  # by some models alone
         faces=dict.fromkeys(model.faces),
     )
     for number, row in enumerate(read_rows([str(manifest)]), 1):

@@ -56,6 +56,7 @@ class Counts:
         modes: Requests by mode.
         undrafted: The number of evaluations without drafts.
         growing: Requests whose candidates grow; their candidates, keep and evaluations are the greatest possible.
+        references: Requests that have references.
     """
 
     rows: int = 0
@@ -70,6 +71,7 @@ class Counts:
     modes: Mapping[str, int] = field(default_factory=dict)
     undrafted: int = 0
     growing: int = 0
+    references: int = 0
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,11 @@ class Plan:
         """Return whether candidates of any request grow."""
         return self.counts.growing > 0
 
+    @property
+    def referring(self) -> bool:
+        """Return whether any request has references."""
+        return self.counts.references > 0
+
     def rerenders(self, shard: int, generation: int) -> frozenset[int]:
         """Return the rows of a committed shard, counted from 0, that a later generation than this has to render again."""
         found = (some.numbers for some in self.rerender if some.shard == shard and some.generation >= generation)
@@ -200,7 +207,7 @@ class Plan:
     def form(self) -> pa.Schema:
         """Return the schema of the metadata."""
         ranking, carried = self.config.ranking, arrow_types(self.carried)
-        declared = declared_columns(self.config)
+        declared = declared_columns(self.config, self.referring)
         return schema(carried, self.embedding, bool(ranking.drafts), self.growing, declared, self.dataset_format)
 
     def recipe(self, output: str) -> Recipe:

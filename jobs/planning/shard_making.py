@@ -209,7 +209,7 @@ def kinds(shard: ShardPlan) -> frozenset[Hashable]:
 
 def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
     """Count the contents of a shard, without its buckets, which it shares with others."""
-    sums: dict[str, int] = dict.fromkeys(("candidates", "keep", "evaluations", "pixels", "undrafted", "growing"), 0)
+    sums: dict[str, int] = dict.fromkeys(("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "references"), 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
     for placed in shard.requests:
         request = placed.request
@@ -219,6 +219,7 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
         sums["pixels"] += request.width * request.height * request.candidates
         sums["undrafted"] += price(request, (), recipe.counting)
         sums["growing"] += request.growing is not None
+        sums["references"] += bool(request.references)
         modes[request.mode] += 1
     requests, bad = len(shard.requests), len(shard.bad)
     some = {mode: n for mode, n in modes.items() if n}

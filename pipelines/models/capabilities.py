@@ -47,6 +47,7 @@ class ModelFacts:
         least_guidance: The least guidance scale that the model's pipelines take.
         steering: What each type of control that the config names can do.
         image_prompts: Whether the model can have adapters for reference images.
+        pictures: How many pictures of one row the model takes.
         left_out: Parts that the pipeline's class could have and the model does not.
         repainting: The limits of rows with a mask.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
@@ -73,6 +74,7 @@ class ModelFacts:
     least_guidance: float = 0.0
     steering: Mapping[str, Steering] = field(default_factory=dict)
     image_prompts: bool = True
+    pictures: int = 1
     left_out: tuple[str, ...] = ()
     repainting: Repainting = field(default_factory=Repainting)
     unfit: Mapping[str, str] = field(default_factory=dict)
@@ -162,6 +164,7 @@ def read_facts(model: Model) -> ModelFacts:
         least_guidance=family_of(name).least_guidance,
         steering=steering,
         image_prompts=image_prompts,
+        pictures=family.pictures,
         further=family_of(name).further,
         least_prior_steps=family_of(name).least_prior_steps,
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,

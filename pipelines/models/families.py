@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from promptmill.configs.parameters import MAX_LIST
 from promptmill.manifests.rules import Repainting
 from promptmill.pipelines.models.family import Family
 from promptmill.pipelines.models.family_sizes import (
@@ -17,6 +18,7 @@ BY_SCALED_NOISE = ("euler", "model")  # diffusers' inpainting has the scheduler 
 KANDINSKY5 = ((1024, 1024), (640, 1408), (1408, 640), (768, 1280), (1280, 768), (896, 1152), (1152, 896))
 OF_PRIORS = ("prior_steps", "prior_guidance_scale")
 ALL_SOLVERS = ("euler", "heun", "dpmpp_2m", "unipc")
+ANY_NUMBER = 1 + MAX_LIST  # of pictures: as many as a row can name
 # Pipelines that take a width for the height and a height for the width.
 TURNED = frozenset({"KandinskyImg2ImgPipeline", "KandinskyV22Img2ImgPipeline"})
 
@@ -53,7 +55,7 @@ FAMILIES: dict[str, Family] = {
     "AltDiffusion": Family(moved="alt_diffusion"),
     "AuraFlow": Family(solvers=ALL_SOLVERS),
     # Texts that captions ask for are drawn, and read as pictures.
-    "BriaFibo2": Family(rows=1, strength=False, patch=2, sized=True, solvers=("euler", "unipc"), single=True),
+    "BriaFibo2": Family(rows=1, strength=False, patch=2, sized=True, solvers=("euler", "unipc"), single=True, pictures=5),
     "BriaFiboPipeline": Family(patch=2, sized=True, prompts_apart=True, solvers=("euler", "unipc")),
     "BriaPipeline": Family(patch=2, sized=True),
     "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),
@@ -97,7 +99,15 @@ FAMILIES: dict[str, Family] = {
         always={"control_mode": no_control_modes},
     ),
     "Flux2": Family(
-        sized=True, rows=1, embedded=True, negative=False, strength=False, patch=2, solvers=("euler", "unipc"), references=True
+        sized=True,
+        rows=1,
+        embedded=True,
+        negative=False,
+        strength=False,
+        patch=2,
+        solvers=("euler", "unipc"),
+        references=True,
+        pictures=ANY_NUMBER,
     ),
     # Inpainting makes a larger picture smaller.
     "Flux2Klein": Family(
@@ -109,6 +119,7 @@ FAMILIES: dict[str, Family] = {
         patch=2,
         solvers=("euler", "unipc"),
         references=True,
+        pictures=ANY_NUMBER,
         repainting=Repainting(BY_SCALED_NOISE, strength=True, most_pixels=1024 * 1024),
     ),
     "FluxControlPipeline": Family(
@@ -234,6 +245,7 @@ FAMILIES: dict[str, Family] = {
         solvers=("euler", "unipc"),
         sized=True,
         references=True,
+        pictures=ANY_NUMBER,
         always={"use_kv_cache": False, "output_resolution": side},
     ),
     # The language model reads the picture that is edited, scaled to the pixels that it was trained with.
@@ -247,6 +259,17 @@ FAMILIES: dict[str, Family] = {
         single=True,
         steps_left="up",
         repainting=Repainting(BY_SCALED_NOISE, strength=True, bends=a_million_pixels),
+    ),
+    "QwenImageEditPlus": Family(
+        rows=1,
+        guidance="true_cfg_scale",
+        empty_negative=True,
+        strength=False,
+        solvers=("euler", "unipc"),
+        sized=True,
+        single=True,
+        pictures=ANY_NUMBER,
+        steps_left="up",
     ),
     "Sana": Family(
         solvers=ALL_SOLVERS,

@@ -50,6 +50,7 @@ class Family:
         image_prompts: Whether its pipelines take reference images through adapters (IP-Adapters).
         redux: The pipeline that makes embeddings of reference images and prompts, which the family's pipelines take; None: none.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
+        pictures: How many pictures of one row a call takes.
         sized: Whether its pipelines tell the scheduler the size of images, for a schedule that depends on it.
         further: Those columns of `parameters.FURTHER` that the family takes.
         most_noise: The largest noise level, where the model's index says none.
@@ -61,7 +62,7 @@ class Family:
         picture: The argument that takes the picture of a row.
         signed: Whether tensors of pictures are given in -1 … 1.
         whole_pictures: Whether pipelines are given pictures as Pillow has them, for processors that scale the values themselves.
-        single: Whether a call makes one image, of one picture as Pillow has it.
+        single: Whether a call makes one image, of one row's pictures as Pillow has them.
         guiders: Parts that guide, where they are there, and keep a state between steps: each call has copies of them with the row's
             scale. Without them guidance is an input of the model.
         second: Arguments of the denoiser whose second dimension is the rows.
@@ -120,6 +121,7 @@ class Family:
     image_prompts: bool = False
     redux: str | None = None
     references: bool = False
+    pictures: int = 1
     sized: bool = False
     further: tuple[str, ...] = ()
     most_noise: int = 350

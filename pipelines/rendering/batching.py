@@ -64,6 +64,7 @@ class Joined:
         names: Names of the module's positional arguments.
         shape: Rows a batch, always, but for calls that `fitting` gives fewer.
         fitting: Returns the rows of a batch of calls with such arguments, by the sizes of tensors; None where all have `shape`.
+        apart: Returns what calls have to share beside their arguments, of a caller.
         called: Called with each caller and its number of rows as it calls the module.
         once: Whether calls that begin with integers, which are tokens, are answered once where all they say is equal.
         multiple: Of lists with a tensor a row: the length to a multiple of which the module pads each of them by itself.
@@ -76,6 +77,7 @@ class Joined:
     shape: int
     fitting: Callable[[Mapping[str, Any]], int] | None = None
     called: Callable[[greenlet, int], object] = lambda caller, rows: None
+    apart: Callable[[greenlet], Hashable] = lambda caller: None
     once: bool = False
     multiple: int = 1
     longest: str | None = None
@@ -113,7 +115,7 @@ class Joined:
         equal = self._equal(arguments) if self.once else None
         if equal is None:
             listed = is_listed(arguments.values())
-            same = (alike(arguments, rows, self.multiple if listed else 0), self._length(arguments))
+            same = (alike(arguments, rows, self.multiple if listed else 0), self._length(arguments), self.apart(caller))
             whole = listed and any(
                 is_of_rows(value, rows) and len(_lengths(value, self.multiple)) > 1 for value in arguments.values()
             )

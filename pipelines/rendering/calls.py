@@ -156,12 +156,14 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
     said |= {name: value for name in ("strength", *FURTHER) if (value := getattr(request, name)) is not None}
     inits = [job.conditioning.init for job in jobs if job.conditioning.init is not None]
     masks = [job.conditioning.mask for job in jobs if job.conditioning.mask is not None]
-    if inits and model.family.single:
+    # A call with further pictures is of one row.
+    own = [Image.fromarray(one) for one in (*inits[:1], *jobs[0].conditioning.pictures)]
+    if own and model.family.single:
         repainted = {"mask_image": Image.fromarray(np.where(masks[0], 255, 0).astype(np.uint8))} if masks else {}
-        return said | {"image": Image.fromarray(inits[0]), **repainted}
+        return said | {"image": _one_or_all(own), **repainted}
     # As tensors: of PIL images diffusers makes channels-last ones, which would bring that format into the denoiser.
-    if inits and model.family.references and not masks:
-        said["image"] = [Image.fromarray(inits[0])]  # a list of references, which all samples share
+    if own and model.family.references and not masks:
+        said["image"] = own  # a list of references, which all samples share
     elif inits and model.family.whole_pictures and not masks:
         said["image"] = [Image.fromarray(init) for init in inits]
     elif inits:

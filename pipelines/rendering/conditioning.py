@@ -2,13 +2,18 @@
 
 One policy holds for all of them. A picture is brought to 8-bit RGB: transparency lies on white, colour profiles are not applied.
 The picture is then scaled, its aspect kept, until it covers the wanted size, and cropped around its centre. So a mask and a control
-image of the same shape as their init image stay aligned with it. promptmill.manifests.masks says how a mask is read.
+image of the same shape as their init image stay aligned with it. promptmill.manifests.masks says how a mask is read. Further
+pictures keep their aspect, since nothing has to be aligned with them.
 """
+
+import math
 
 import numpy as np
 from PIL import Image
 
 from promptmill.manifests.pixels import cover, to_rgb
+
+LEAST_SIDE = 64  # of further pictures, in pixels, as FLUX.2's pipeline wants it
 
 
 def prepare(image: Image.Image, width: int, height: int) -> np.ndarray:
@@ -24,6 +29,24 @@ def prepare(image: Image.Image, width: int, height: int) -> np.ndarray:
         (height, width, 3) uint8, sRGB.
     """
     return np.array(cover(to_rgb(image), width, height, Image.Resampling.LANCZOS))
+
+
+def further(image: Image.Image, pixels: int) -> np.ndarray:
+    """Bring a further picture to RGB and to about so many pixels, its aspect kept and no side below `LEAST_SIDE`.
+
+    Args:
+        image: As for `prepare`.
+        pixels: Those of the images that are rendered.
+
+    Returns:
+        (height, width, 3) uint8, sRGB; its longer side by its shorter one is never more than that of `image`.
+    """
+    short, long = sorted(image.size)
+    scale = max(math.sqrt(pixels / (short * long)), LEAST_SIDE / short)
+    # Rounded first, so that a whole number stays whole.
+    least = math.ceil(round(short * scale, 6))
+    most = max(least, math.floor(round(long * scale, 6)))
+    return prepare(image, *((most, least) if image.width > image.height else (least, most)))
 
 
 def composite(original: np.ndarray, rendered: np.ndarray, mask: np.ndarray) -> np.ndarray:

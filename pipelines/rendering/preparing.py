@@ -10,10 +10,10 @@ from PIL import Image
 
 from promptmill.configs.errors import shown
 from promptmill.manifests.embeddings import load_embedding
-from promptmill.manifests.images import ImageError, Roots, UnreachableError, load, mismatch, narrowness
+from promptmill.manifests.images import ImageError, Roots, UnreachableError, elongation, load, mismatch, narrowness
 from promptmill.manifests.masks import effect_of, prepare_mask
 from promptmill.manifests.requests import Request
-from promptmill.pipelines.rendering.conditioning import prepare
+from promptmill.pipelines.rendering.conditioning import further, prepare
 from promptmill.pipelines.rendering.control_maps import ControlMaps
 from promptmill.pipelines.work.results import Code, Failure, Outcome
 from promptmill.pipelines.work.units import Placed, candidate_seed
@@ -31,6 +31,7 @@ class Conditioning:
         controls: (H, W, 3) uint8 each, one for each control.
         references: What the image encoder takes of each reference image, (1, 3, S, S); of a face its embedding, (width,) float32.
         within: (H, W) bool for each reference image, where it acts; None where it acts everywhere.
+        pictures: (H, W, 3) uint8 of each further picture, each of a size of its own.
         sha256: SHA-256 of the files, by column.
     """
 
@@ -39,6 +40,7 @@ class Conditioning:
     controls: tuple[np.ndarray, ...] = ()
     references: tuple[Any, ...] = ()
     within: tuple[np.ndarray | None, ...] = ()
+    pictures: tuple[np.ndarray, ...] = ()
     sha256: dict[str, str] = field(default_factory=dict)
 
 
@@ -65,7 +67,8 @@ def prepare_request(
         placed: The request.
         roots: Where images may lie.
         enlarges: How many times larger than the initial image the sides of the rendered images are.
-        encoded: Makes of a reference image what the image encoder takes; None where there is no encoder.
+        encoded: Makes of a reference image what the image encoder takes; None where there is no encoder, so that references are
+            further pictures.
         maps: The control maps that were made before; None: all are made here.
     """
     hashes: dict[str, str] = {}
@@ -111,12 +114,14 @@ def _prepared(
         maps.get(hashes[column], control.preprocess, size, partial(prepare, read[column], *size))
         for column, control in ((f"controls.{number}.image", control) for number, control in enumerate(request.controls))
     ]
-    # At the encoder's size, since a reference is a whole picture, of any size, and waits as long as its request.
+    unfit = narrowness if encoded else elongation
     for column, image in read.items():
-        if column.startswith("references.") and column.endswith(".image") and (narrow := narrowness(image.size)):
-            return Failure("bad_image", f"{column}: {narrow}")
+        if column.startswith("references.") and column.endswith(".image") and (reason := unfit(image.size)):
+            return Failure("bad_image", f"{column}: {reason}")
+    # At the encoder's size, since a reference is a whole picture, of any size, and waits as long as its request.
     columns = [f"references.{number}.{one.source[0]}" for number, one in enumerate(request.references)]
     references = [faces[column] if column in faces else encoded(read[column]) for column in columns] if encoded else []
+    pictures = [] if encoded else [further(read[column], size[0] * size[1]) for column in columns if column in read]
     masks = [read.get(f"references.{i}.mask") for i in range(len(request.references))]
     for number, selecting in enumerate(masks):
         if selecting and (nothing := effect_of(selecting, *size).selects):
@@ -124,7 +129,7 @@ def _prepared(
     within = tuple(prepare_mask(selecting, *size) if selecting else None for selecting in masks)
     first = prepare(init, size[0] // enlarges, size[1] // enlarges) if init else None
     repainted = prepare_mask(mask, *size, init) if mask else None
-    return Conditioning(first, repainted, tuple(controls), tuple(references), within, hashes)
+    return Conditioning(first, repainted, tuple(controls), tuple(references), within, tuple(pictures), hashes)
 
 
 def jobs_of(placed: Placed, conditioning: Conditioning, job_seed: int, indices: Iterable[int] | None = None) -> list[Job]:

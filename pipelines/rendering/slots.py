@@ -67,7 +67,7 @@ class Waiting:
         if family.single:
             return id(self)
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
-        apart = self.apart or (family.references and request.init_image is not None)
+        apart = self.apart or (family.references and (request.init_image is not None or bool(request.references)))
         apart = apart or (family.one_mask and request.mask_image is not None)
         embedded = family.redux is not None and bool(request.references)
         return (bucket_of(request), embedded, self.job.placed.preview, texts, id(self.job.placed) if apart else None)
@@ -125,7 +125,7 @@ class Slots:
         self._held: list[tuple[Any, str, Any]] = []
         vae, denoiser = model.vae, model.denoiser
         habits = {"multiple": self._family.multiple, "longest": self._family.longest}
-        self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
+        self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, apart=self._pictured, **habits)
         if model.references:
             self.denoiser.run = model.references.scaled(self.denoiser.run)
         hold = self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold
@@ -201,6 +201,7 @@ class Slots:
         waiting.sort(
             key=lambda one: (
                 str(kind_of(one.job.request)),
+                str(_pictured(one.job)),
                 -one.job.request.steps,
                 "" if family.single else str(one.bucket(family)),
             )
@@ -420,6 +421,10 @@ class Slots:
         job = group.members[0].job
         self._rows_seen[job.request.mode, self._guided(job)] = group.rows_each
 
+    def _pictured(self, caller: greenlet) -> Hashable:
+        """Return the sizes of a call's further pictures: a denoiser is told their places in one argument for all rows."""
+        return _pictured(self._groups[caller].members[0].job)
+
     def _decoding(self, caller: greenlet, rows: int) -> None:
         self._groups[caller].decoding = True
 
@@ -434,6 +439,10 @@ def _decoded_at_once(base: Any, given: Mapping[str, Any]) -> int:
 def _length(request: Request) -> Hashable:
     """Return the key of requests that call the denoiser equally often, in nearly all families."""
     return (request.mode, request.scheduler, request.steps, request.strength, request.guidance_scale > 1)
+
+
+def _pictured(job: Job) -> Hashable:
+    return tuple(one.shape for one in job.conditioning.pictures)
 
 
 def _loras(job: Job) -> tuple[tuple[str, float], ...]:

@@ -38,6 +38,7 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
     ]
     references = [
         one.model_dump()
+        | ({} if model.references else {"scale": None})  # which a further picture has none of
         | {
             f"{ending}sha256": outcome.images.get(f"{REFERENCES}.{i}.{of}")
             for ending, of in (("", one.source[0]), ("mask_", "mask"))
@@ -49,7 +50,7 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
         **{name: getattr(request, name) for name in _REQUEST_COLUMNS if name in recipe.form.names},
         **{f"{column}_sha256": outcome.images.get(column) for column in OWN_IMAGES},
         "controls": controls,
-        **({REFERENCES: references} if model.references else {}),
+        **({REFERENCES: references} if REFERENCES in recipe.form.names else {}),
         "loras": [lora.model_dump() for lora in request.loras],
         "prompt_truncated": outcome.prompt_truncated,
         "model": model.base,
@@ -128,9 +129,14 @@ def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: in
     }
 
 
-def declared_columns(config: Config) -> tuple[Column, ...]:
-    """Return the columns that a config declares beside those that every dataset has, in their order."""
-    more = [REFERENCES] * bool(config.model.references) + [*OF_PRIORS] * bool(config.model.prior)
+def declared_columns(config: Config, referring: bool = False) -> tuple[Column, ...]:
+    """Return the columns that a config declares beside those that every dataset has, in their order.
+
+    Args:
+        config: The run's config.
+        referring: Whether any row has references, which need no adapter in models that take several pictures.
+    """
+    more = [REFERENCES] * (referring or bool(config.model.references)) + [*OF_PRIORS] * bool(config.model.prior)
     return (*ranking_columns(config.ranking), *(by_name()[name] for name in more))
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -92,6 +93,94 @@ def test_a_mask_of_a_reference_is_looked_at_by_the_plan(tmp_path):
     said = "references.0.mask: black.png: selects nothing (no pixel is 128 or more; its greatest is 0)"
     assert black.problems == (said,) and black.request is None
     assert gone.problems[0].startswith("references.0.mask: gone.png")
+
+
+SEVERAL = Rules(Defaults(width=64, height=64), image_prompts=False, pictures=3)
+FURTHER = {"type": "image", "image": "b.png"}
+
+
+def test_references_of_a_model_that_takes_several_pictures_are_further_pictures_in_their_order():
+    given = {"prompt": "x", "init_image": "a.png", "references": [FURTHER, {**FURTHER, "image": "c.png"}]}
+    request = make_request(Row("m", 1, given), 1, SEVERAL)
+    assert (request.mode, [one.image for one in request.references]) == ("img2img", ["b.png", "c.png"])
+    assert [*request.images()] == [("init_image", "a.png"), ("references.0.image", "b.png"), ("references.1.image", "c.png")]
+    assert from_json(json.loads(json.dumps(to_json(request)))) == request
+    alone = make_request(Row("m", 1, {"prompt": "x", "references": [FURTHER] * 3}), 1, SEVERAL)
+    assert (alone.mode, len(alone.references)) == ("txt2img", 3)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"references": [STYLE]}, "references: no type 'style' in this model, whose references are further pictures: 'image'"),
+        (
+            {"references": [{**FURTHER, "scale": 0.5}]},
+            "references: further pictures have neither a scale nor a mask; leave these out",
+        ),
+        (
+            {"references": [{**FURTHER, "scale": 1}]},
+            "references: further pictures have neither a scale nor a mask; leave these out",
+        ),
+        (
+            {"references": [{**FURTHER, "mask": "m.png"}]},
+            "references: further pictures have neither a scale nor a mask; leave these out",
+        ),
+        (
+            {"references": [{"type": "image", "embedding": "a.npy"}]},
+            "references: a further picture is an image; give it an image in place of the embedding",
+        ),
+        ({"references": [FURTHER] * 4}, "references: 4 pictures, and the model takes 3 at most"),
+        (
+            {"references": [FURTHER] * 3, "init_image": "a.png"},
+            "references: 4 pictures with the init_image, and the model takes 3 at most",
+        ),
+        (
+            {"references": [FURTHER], "init_image": "a.png", "mask_image": "m.png"},
+            "references: further pictures do not go with a mask_image; give them to rows of their own",
+        ),
+        ({"references": [{"type": "image"}]}, "references.0: needs either an image or, for an adapter of faces, an embedding"),
+    ],
+)
+def test_a_wrong_further_picture_is_one_line(row, says):
+    with pytest.raises(RowError) as caught:
+        make_request(Row("m", 1, {"prompt": "x", **row}), 1, SEVERAL)
+    assert caught.value.problems == (says,)
+
+
+def test_where_a_model_begins_with_a_picture_a_row_of_references_alone_is_told_so():
+    with pytest.raises(RowError) as caught:
+        make_request(Row("m", 1, {"prompt": "x", "references": [FURTHER]}), 1, replace(SEVERAL, modes=("img2img",)))
+    said = "mode: txt2img is not served by the model; it serves img2img; give the first picture as init_image"
+    assert caught.value.problems == (said,)
+
+
+def test_a_model_of_one_picture_refuses_further_ones_and_says_which_take_several():
+    for images in ({}, {"init_image": "a.png"}):
+        with pytest.raises(RowError) as caught:
+            make_request(Row("m", 1, {"prompt": "x", "references": [FURTHER], **images}), 1, Rules(Defaults(), image_prompts=False))
+        assert caught.value.problems == (
+            "references: the model takes no further pictures beside an init_image; leave them out; FLUX.2, Qwen-Image-Edit-Plus,"
+            " Qwen-Image 2.1 and Bria FIBO 2 take several pictures",
+        )
+
+
+def test_further_pictures_that_are_not_there_or_are_too_elongated_are_one_line_of_the_plan(tmp_path):
+    for name, size in {"a": (64, 64), "long": (900, 100), "fine": (800, 100)}.items():
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    rows = [
+        {"prompt": "x", "init_image": "a.png", "references": [{**FURTHER, "image": f"{name}.png"}]}
+        for name in ("fine", "long", "gone")
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [str(tmp_path / "m.jsonl")]
+    fine, long, gone = check_rows(files, SEVERAL, roots_of(files, (), 10**6))
+    assert set(fine.images) == {"init_image", "references.0.image"} and not fine.problems
+    said = "references.0.image: long.png: 900×100 pixels: one side is more than 8 times the other; crop the picture"
+    assert long.problems == (said,) and long.request is None
+    (problem,) = gone.problems
+    assert problem.startswith("references.0.image: gone.png") and gone.request is None
+    (large,) = [one for one in check_rows(files, SEVERAL, roots_of(files, (), 70_000)) if one.number == 1]
+    assert large.problems == ("references.0.image: fine.png: 800 x 100 pixels are more than the 70,000 allowed",)
 
 
 def test_references_that_nothing_takes_are_one_line():

@@ -37,11 +37,12 @@ class Plain:
         repainting: The schedulers of rows with a mask, which alone have a strength; None where rows with a mask are like others.
         guided: Whether a guidance scale has an effect.
         references: Whether pictures are a list of references for all images of a call.
+        pictures: How many pictures of one row a call takes.
         further: Values to mix of a column that other families do not have.
         small: The initial image, where it has to be smaller than the image that is made of it.
         takes: The argument that takes a picture.
         pillow: Whether pictures are given as Pillow has them.
-        single: Whether a call makes one image of one picture.
+        single: Whether a call makes one image, of one row's pictures.
         multiple: Sides are multiples of so many pixels, or of fewer.
         guiders: Parts that are given the guidance scale.
         sets: Attributes of the pipeline, functions of the request.
@@ -72,6 +73,7 @@ class Plain:
     repainting: tuple[str, ...] | None = None
     guided: bool = True
     references: bool = False
+    pictures: int = 1
     further: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     small: str | None = None
     takes: str = "image"
@@ -373,15 +375,18 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
     if request.strength and plain.has_strength(request.mode):
         said["strength"] = request.strength
     if request.init_image:
-        references = plain.references and not request.mask_image
         file = folder / request.init_image
-        said[plain.takes] = [Image.open(file)] if references else picture(file, count)
+        said[plain.takes] = picture(file, count)
         if plain.pillow:
             said[plain.takes] = [Image.open(file)] * count
-        if plain.single:
-            said[plain.takes] = Image.open(file)
         if plain.signed:
             said[plain.takes] = 2.0 * picture(file, count) - 1.0
+    files = [*([request.init_image] if request.init_image else []), *(one.image for one in request.references)]
+    own = [Image.open(folder / name) for name in files]
+    if own and plain.references and not request.mask_image:
+        said[plain.takes] = own
+    if own and plain.single:
+        said[plain.takes] = own if own[1:] else own[0]
     if not plain.prompted:
         del said["prompt"]
     if plain.classes is not None:

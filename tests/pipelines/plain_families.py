@@ -5,6 +5,7 @@ from typing import Any
 from tests.pipelines.plain_calls import OF_PRIORS, Plain
 
 _UNBENT = {"use_resolution_binning": False}
+MANY = 17  # pictures: no pipeline that takes a list of them counts it, and a row names an init image and 16 more
 _FLOW = ("euler", "heun", "dpmpp_2m", "unipc", "model")
 _NOISE = ("ddim", "euler", "dpmpp_2m", "lcm", "model")
 
@@ -76,6 +77,7 @@ FAMILIES: dict[str, Plain] = {
         apart=True,
         strength=False,
         references=True,
+        pictures=MANY,
         said={"use_kv_cache": False, "output_resolution": lambda request: (request.width * request.height) ** 0.5},
         schedulers=("euler", "unipc", "model"),
     ),
@@ -93,6 +95,7 @@ FAMILIES: dict[str, Plain] = {
         rows=1,
         strength=False,
         single=True,
+        pictures=5,
         schedulers=("euler", "unipc", "model"),
     ),
     "bria": Plain(_text("Bria")),
@@ -150,6 +153,7 @@ FAMILIES: dict[str, Plain] = {
         negative=False,
         strength=False,
         references=True,
+        pictures=MANY,
         schedulers=("euler", "unipc", "model"),
     ),
     "flux2-klein": Plain(
@@ -159,6 +163,7 @@ FAMILIES: dict[str, Plain] = {
         negative=False,
         strength=False,
         references=True,
+        pictures=MANY,
         schedulers=("euler", "unipc", "model"),
     ),
     "flux2-klein-distilled": Plain(
@@ -169,12 +174,13 @@ FAMILIES: dict[str, Plain] = {
         strength=False,
         guided=False,
         references=True,
+        pictures=MANY,
         schedulers=("euler", "unipc", "model"),
     ),
     "qwen-image-edit": Plain(
         _picture("QwenImageEdit") | {"inpaint": "QwenImageEditInpaintPipeline"}, repainting=("euler", "model"), **_QWEN_EDIT
     ),
-    "qwen-image-edit-plus": Plain(_picture("QwenImageEditPlus"), **_QWEN_EDIT),
+    "qwen-image-edit-plus": Plain(_picture("QwenImageEditPlus"), pictures=MANY, **_QWEN_EDIT),
     "sana-sprint": Plain(
         {"txt2img": "SanaSprintPipeline", "img2img": "SanaSprintImg2ImgPipeline"},
         rows=1,

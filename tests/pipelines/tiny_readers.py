@@ -344,7 +344,7 @@ def small_inputs() -> Iterator[None]:
             theirs = module.calculate_dimensions
             patched.setattr(module, "calculate_dimensions", lambda area, ratio, theirs=theirs: theirs(64 * 64, ratio))
         changed(diffusers.HunyuanImagePipeline, tokenizer_max_length=64)
-        changed(diffusers.BriaFibo2Pipeline, text_encoder_out_layers=((0, 1, 2), (2, 1, 0)))
+        changed(diffusers.BriaFibo2Pipeline, text_encoder_out_layers=((0, 1, 2), (2, 1, 0)), default_sample_size=16)
         changed(diffusers.LongCatImageEditPipeline, tokenizer_max_length=64)
         patched.setitem(FAMILIES, "LongCatImageEdit", replace(FAMILIES["LongCatImageEdit"], bends=None))
         edit = FAMILIES["QwenImageEdit"]

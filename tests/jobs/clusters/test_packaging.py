@@ -65,6 +65,15 @@ def test_images_of_rows_without_prompts_are_shipped_too_where_the_model_takes_no
     assert (tmp_path / "package/given/000/images/a.png").is_file()
 
 
+def test_further_pictures_of_rows_are_shipped_too(here, tmp_path):
+    shutil.copy(SQUARE, here / "images/b.png")
+    row = {"prompt": "x", "init_image": "images/a.png", "references": [{"type": "image", "image": "images/b.png"}]}
+    Path("rows.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "sent").mkdir()
+    pack(load("embedded", ["manifest=rows.jsonl"]), "s3://bucket/out", tmp_path / "sent")
+    assert sorted(file.name for file in (tmp_path / "sent").rglob("[ab].png")) == ["a.png", "b.png"]
+
+
 def test_images_are_looked_for_where_the_plan_does_when_the_manifest_is_a_link(here, tmp_path):
     (tmp_path / "data").mkdir()
     shutil.copy(SQUARE, tmp_path / "data/b.png")

@@ -349,6 +349,7 @@ def test_the_schedulers_that_fit_are_those_that_the_mixed_units_have(engines, fo
     assert facts.schedulers == FAMILIES[name].fitting
     assert facts.modes == tuple(FAMILIES[name].pipelines)
     assert facts.ignored == FAMILIES[name].ignored
+    assert facts.pictures == FAMILIES[name].pictures
 
 
 @pytest.mark.parametrize("name", FAMILIES_OF_UNETS)
