@@ -14,6 +14,9 @@ CPU_KEYS = ("vendor_id", "model name", "cpu family", "model", "CPU implementer",
 
 # Variables of the environment by which CUDA's libraries and torch choose other kernels.
 CUDA_SETTINGS = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_CUDNN_SDPA_DEPRIORITIZED")
+# Whatever a process sets before it computes holds for the kind, too, which may be asked for first: cuBLAS is reproducible only with a
+# workspace of fixed size.
+WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
 def hardware_kind(threads: int) -> dict[str, str]:
@@ -23,7 +26,7 @@ def hardware_kind(threads: int) -> dict[str, str]:
     """
     if torch.cuda.is_available():
         return {
-            **{name.lower(): os.environ[name] for name in CUDA_SETTINGS if name in os.environ},
+            **{name.lower(): value for name, value in {**WORKSPACE, **os.environ}.items() if name in CUDA_SETTINGS},
             "gpu": torch.cuda.get_device_name(0),
             "driver": driver_version() or "unknown",
             "cuda": str(torch.version.cuda),

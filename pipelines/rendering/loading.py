@@ -13,6 +13,7 @@ from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.family import VAES, Family
 from promptmill.pipelines.models.pipeline_classes import class_for
 from promptmill.pipelines.models.reference_adapters import adapter_place
+from promptmill.pipelines.rendering.hardware import WORKSPACE
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, put_back, transformers
 from promptmill.pipelines.rendering.loaded_model import LoadedModel, part_of, unmark
@@ -32,8 +33,8 @@ def device_here() -> torch.device:
     """Return the first GPU, or the CPU, set up so that no kernel is chosen by timing, which would differ between processes."""
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    # cuBLAS is reproducible only with a workspace of fixed size; CUDA reads the variable as it starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for name, value in WORKSPACE.items():  # CUDA reads the variable as it starts
+        os.environ.setdefault(name, value)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

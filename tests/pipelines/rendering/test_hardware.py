@@ -82,6 +82,8 @@ def test_settings_that_choose_other_kernels_are_another_kind_of_hardware(monkeyp
         monkeypatch.setenv(name, "1")
         assert hardware_kind(1) == {**plain, name.lower(): "1"}
         monkeypatch.delenv(name)
+    device_here()  # which a process calls that computes, before or after its kind is asked for
+    assert hardware_kind(1) == plain
 
 
 def test_no_kernel_is_chosen_by_timing_and_none_that_adds_in_any_order(monkeypatch):
