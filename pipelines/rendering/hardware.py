@@ -14,7 +14,7 @@ CPU_KEYS = ("vendor_id", "model name", "cpu family", "model", "CPU implementer",
 
 # Variables of the environment by which CUDA's libraries and torch choose other kernels.
 CUDA_SETTINGS = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_CUDNN_SDPA_DEPRIORITIZED")
-# Whatever a process sets before it computes holds for the kind, too, which may be asked for first: cuBLAS is reproducible only with a
+# Set by each process before it computes, and part of the kind, which may be asked for before: cuBLAS is reproducible only with a
 # workspace of fixed size.
 WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
