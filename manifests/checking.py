@@ -23,6 +23,7 @@ from promptmill.manifests.images import (
     narrowness,
 )
 from promptmill.manifests.masks import Effect, effect_of
+from promptmill.manifests.prompt_syntax import notes_on
 from promptmill.manifests.repeated_ids import Ids, doubled
 from promptmill.manifests.requests import FLAT_CONTROL, OWN_IMAGES, Request, RowError, Shapes, make_request
 from promptmill.manifests.rows import Row
@@ -117,7 +118,7 @@ class RowChecks:
             request = make_request(row, number, self._rules, self._shapes)
         except RowError as error:
             return Checked(number, row, None, error.problems, file=file)
-        notes = (*_words(request.prompt), *ignored(request, row.values, self._rules))
+        notes = (*notes_on(request.prompt), *ignored(request, row.values, self._rules))
         without = request.mode == "txt2img" and not request.references
         if without or self._roots is None or (look_at := self._looking()) is None:
             return Checked(number, row, request, file=file, notes=notes)
@@ -127,15 +128,6 @@ class RowChecks:
         made = None if found.problems and found.final else request
         lacks = NotThereError in found.kinds.values()
         return Checked(number, row, made, tuple(found.problems), found.sha256, file, (*notes, *found.notes), found.advice, lacks)
-
-
-def _words(prompt: str) -> tuple[str, ...]:
-    """Return a note where a prompt is written for a tool that reads more in a prompt than words."""
-    if prompt[:1] in "-#/" and prompt.startswith(("--", "#", "//")):
-        return ("prompt: begins with --, # or //, which is rendered as words; options have columns of their own",)
-    if "<lora:" in prompt:
-        return ("prompt: holds <lora:…>, which is rendered as words; LoRAs have the column loras",)
-    return ()
 
 
 @dataclass(frozen=True)
