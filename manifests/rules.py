@@ -13,6 +13,8 @@ from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import HeadScorer
 from promptmill.manifests.steering import (
+    EVERY_WAY,
+    Reading,
     Steering,
     begin_with_noise,
     problems_of_controls,
@@ -79,6 +81,7 @@ class Rules:
         strict: Whether unknown columns are refused rather than carried.
         references: The types that the config has adapters for.
         image_prompts: Whether the model can have such adapters.
+        reading: The limits that the model sets for reference images.
         faces: Those types whose adapters read embeddings of faces, and of how many values; None where that is not known.
         cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
     """
@@ -109,6 +112,7 @@ class Rules:
     strict: bool = False
     references: Collection[str] = ()
     image_prompts: bool = True
+    reading: Reading = EVERY_WAY
     faces: Mapping[str, int | None] = field(default_factory=dict)
     cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
 
@@ -205,7 +209,9 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     size = request.width, request.height
     wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, request.init_image)
     wrong += problems_of_faces(request.controls, request.references, rules.steering)
-    wrong += problems_of_references(request.references, rules.references, rules.image_prompts, rules.faces)
+    wrong += problems_of_references(
+        request.references, request.mode, rules.references, rules.image_prompts, rules.faces, rules.reading
+    )
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
