@@ -22,6 +22,7 @@ from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.pipelines.models.controls import ControlClass, control_classes
 from promptmill.pipelines.models.families import ANY_NUMBER, family_of
 from promptmill.pipelines.models.pipeline_classes import family_name
+from promptmill.pipelines.models.reference_adapters import kinds_of_references
 from tests.pipelines.plain_calls import Plain
 from tests.pipelines.plain_controlnets import CONTROLLED
 from tests.pipelines.plain_families import FAMILIES, UNETS
@@ -193,7 +194,7 @@ def _family(row: Row) -> Iterator[str]:
     takes = f"takes {_code(more)}" if more else ""
     yield "; ".join(filter(None, (_code(plain.ignored), takes)))
     family = family_of(pipeline_of(row))
-    yield "IP-Adapters" if family.image_prompts else "Redux" if family.redux else _pictures(family.pictures)
+    yield ", ".join(kinds_of_references(pipeline_of(row))) or _pictures(family.pictures)
     yield ", ".join(dict.fromkeys(_licence(source) for source in row.weights))
     yield _code(row.presets)
 

@@ -151,6 +151,11 @@ class Model(Strict):
         return PartWeights(source=first.source, revision=first.revision, subfolder=inside)
 
     @property
+    def redux(self) -> bool:
+        """Return whether all references come through Redux, whose folders name no file; IP-Adapters are files."""
+        return not any(one.weight_name or one.source.endswith(SAFETENSORS) for one in self.references.values())
+
+    @property
     def faces(self) -> tuple[str, ...]:
         """Return the types of references that are embeddings of faces."""
         return tuple(name for name, one in self.references.items() if one.kind == "face")
@@ -224,6 +229,8 @@ class Model(Strict):
             raise ValueError(f"kernels.compile and kernels.fp8 do not go with a denoiser that is a {GGUF} file; set them to false")
         if self.references and ("unet" in self.quantize or file.endswith(GGUF)):
             raise ValueError("references do not go with a UNet of fewer bits; leave one of them out")
+        if not self.redux and "transformer" in self.quantize:
+            raise ValueError("IP-Adapters do not go with a transformer of fewer bits; leave one of the two out")
         if self.image_encoder and (self.image_encoder.weight_name or self.image_encoder.source.endswith(SAFETENSORS)):
             raise ValueError("image_encoder: name the folder of the encoder, by source and subfolder, and no file")
         return self

@@ -13,6 +13,8 @@ from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import HeadScorer
 from promptmill.manifests.steering import (
+    EVERY_WAY,
+    Reading,
     Steering,
     begin_with_noise,
     problems_of_controls,
@@ -81,6 +83,7 @@ class Rules:
         references: The types that the config has adapters for.
         image_prompts: Whether the model can have such adapters.
         pictures: How many pictures of one row the model takes: the init image, and references of the type `image`.
+        reading: The limits that the model sets for reference images.
         faces: Those types whose adapters read embeddings of faces, and of how many values; None where that is not known.
         cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
     """
@@ -112,6 +115,7 @@ class Rules:
     references: Collection[str] = ()
     image_prompts: bool = True
     pictures: int = 1
+    reading: Reading = EVERY_WAY
     faces: Mapping[str, int | None] = field(default_factory=dict)
     cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
 
@@ -213,7 +217,9 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         begins, masked = request.init_image is not None, request.mask_image is not None
         wrong += problems_of_pictures(request.references, rules.pictures, begins, masked)
     else:
-        wrong += problems_of_references(request.references, rules.references, rules.image_prompts, rules.faces)
+        wrong += problems_of_references(
+            request.references, request.mode, rules.references, rules.image_prompts, rules.faces, rules.reading
+        )
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import PICTURE, Control, Mode, Reference
 
+ADAPTED = "IP-Adapters are for Stable Diffusion, SDXL, Stable Diffusion 3 and Flux, Redux is for Flux"  # and for nothing else
+
 
 @dataclass(frozen=True)
 class Steering:
@@ -30,6 +32,24 @@ class Steering:
     repaints: bool = False
     from_noise: tuple[Mode, ...] = ()
     face: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Holds the limits of reference images beside a model.
+
+    Attributes:
+        masks: Whether an image can act within a mask alone.
+        several: Whether an adapter reads several images of a row.
+        modes: The modes whose pipelines take reference images; None where all do.
+    """
+
+    masks: bool = True
+    several: bool = True
+    modes: tuple[str, ...] | None = None
+
+
+EVERY_WAY = Reading()
 
 
 def begin_with_noise(controls: Sequence[Control], mode: Mode, steering: Mapping[str, Steering]) -> bool:
@@ -95,22 +115,34 @@ def problems_of_faces(controls: Sequence[Control], references: Sequence[Referenc
 
 
 def problems_of_references(
-    references: Sequence[Reference], configured: Collection[str], image_prompts: bool, faces: Collection[str] = ()
+    references: Sequence[Reference],
+    mode: Mode,
+    configured: Collection[str],
+    image_prompts: bool,
+    faces: Collection[str] = (),
+    reading: Reading = EVERY_WAY,
 ) -> list[str]:
     """Return the problems of a row's references.
 
     Args:
         references: The row's.
+        mode: The row's mode.
         configured: The types that the config has adapters for.
         image_prompts: Whether the model can have adapters at all.
         faces: The types whose adapters read embeddings of faces.
+        reading: The limits that the model sets.
     """
     if references and not image_prompts and all(one.type == PICTURE for one in references):
         can = "FLUX.2, Qwen-Image-Edit-Plus, Qwen-Image 2.1 and Bria FIBO 2 take several pictures"
         return [f"references: the model takes no further pictures beside an init_image; leave them out; {can}"]
     if references and not image_prompts:
-        return ["references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL, Redux is for Flux"]
-    wrong, types = [], [reference.type for reference in references]
+        return [f"references: the model takes no reference images; {ADAPTED}"]
+    wrong, types = list[str](), [reference.type for reference in references]
+    if references and reading.modes is not None and mode not in reading.modes:
+        others = ", ".join(reading.modes)
+        wrong.append(f"references: diffusers' pipeline for {mode} takes no reference images; those for {others} do")
+    if not reading.masks and (masked := next((one.type for one in references if one.mask is not None), None)) is not None:
+        wrong.append(f"references: {quoted(masked)} has a mask, and the model's adapters act everywhere; leave the mask out")
     for name in dict.fromkeys(types):
         if name not in configured:
             known = f"; configured: {', '.join(configured)}" if configured else "; none is configured in model.references"
@@ -119,7 +151,7 @@ def problems_of_references(
             reads = "embeddings of faces: give it an embedding, a .npy file" if name in faces else "pictures: give it an image"
             wrong.append(f"references: {quoted(name)} reads {reads}")
         elif (several := [one for one in references if one.type == name])[1:]:
-            wrong += _problems_of_several(name, several)
+            wrong += _problems_of_several(name, several, reading)
     return wrong
 
 
@@ -146,8 +178,10 @@ def problems_of_pictures(references: Sequence[Reference], most: int, begins: boo
     return wrong
 
 
-def _problems_of_several(name: str, several: Sequence[Reference]) -> list[str]:
+def _problems_of_several(name: str, several: Sequence[Reference], reading: Reading) -> list[str]:
     """Return the problems of the images that a row gives to one adapter, which reads them together or each within its mask."""
+    if not reading.several:
+        return [f"references: {quoted(name)} has {len(several)} images, and the model's adapter reads one"]
     masked = sum(one.mask is not None for one in several)
     if 0 < masked < len(several):
         return [

@@ -154,6 +154,7 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/rendering/test_face_references.py",
     "tests/pipelines/rendering/test_several_pictures.py",
     "tests/pipelines/rendering/test_several_references.py",
+    "tests/pipelines/rendering/test_transformer_references.py",
     "tests/pipelines/rendering/test_refiners.py",
     "tests/jobs/running/test_prior_run.py",
     "tests/jobs/running/test_reference_run.py",

@@ -10,7 +10,7 @@ from typing import Any
 from promptmill.configs.model import Model
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.manifests.rules import Repainting
-from promptmill.manifests.steering import Steering
+from promptmill.manifests.steering import ADAPTED, EVERY_WAY, Reading, Steering
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.compatibility import class_of_control, config_of, config_of_control, multiple_of
 from promptmill.pipelines.models.controls import control_class_of, control_classes, modes_of_net
@@ -18,6 +18,7 @@ from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.family import DENOISERS, VAES, Family, lacking
 from promptmill.pipelines.models.pipeline_classes import TABLES, controlled_mode, modes_of
 from promptmill.pipelines.models.priors import index_of_prior
+from promptmill.pipelines.models.reference_adapters import reading_of
 from promptmill.pipelines.models.refiners import MODES, schedulers_between
 from promptmill.pipelines.models.refusals import refusal
 from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, kind_of_class, unfit
@@ -48,6 +49,7 @@ class ModelFacts:
         steering: What each type of control that the config names can do.
         image_prompts: Whether the model can have adapters for reference images.
         pictures: How many pictures of one row the model takes.
+        reading: The limits of reference images.
         left_out: Parts that the pipeline's class could have and the model does not.
         repainting: The limits of rows with a mask.
         unfit: By scheduler, why the config's options of schedulers do not go with it.
@@ -75,6 +77,7 @@ class ModelFacts:
     steering: Mapping[str, Steering] = field(default_factory=dict)
     image_prompts: bool = True
     pictures: int = 1
+    reading: Reading = EVERY_WAY
     left_out: tuple[str, ...] = ()
     repainting: Repainting = field(default_factory=Repainting)
     unfit: Mapping[str, str] = field(default_factory=dict)
@@ -138,10 +141,9 @@ def read_facts(model: Model) -> ModelFacts:
         multiple = multiple_by(index, prior, factor)
     steering = _steering(model, name, modes, denoiser.get("in_channels")) if model.controlnets else {}
     modes += tuple(mode for mode in map(controlled_mode, TABLES) if any(mode in can.modes for can in steering.values()))
-    image_prompts = family_of(name).redux is not None or (family_of(name).image_prompts and "unet" in index)
+    image_prompts = bool(family_of(name).redux or family_of(name).image_prompts)
     if model.references and not image_prompts:
-        others = "IP-Adapters are for Stable Diffusion and SDXL, Redux is for Flux"
-        raise ModelError(f"{model.base}: model.references: {name} takes none; {others}")
+        raise ModelError(f"{model.base}: model.references: {name} takes none; {ADAPTED}")
     scheduler = _scheduler_config(model, _class_of(index, "scheduler"))
     schedulers = _schedulers(name, scheduler)
     if model.refiner:
@@ -165,6 +167,7 @@ def read_facts(model: Model) -> ModelFacts:
         steering=steering,
         image_prompts=image_prompts,
         pictures=family.pictures,
+        reading=reading_of(model, name, modes) if model.references else EVERY_WAY,
         further=family_of(name).further,
         least_prior_steps=family_of(name).least_prior_steps,
         most_noise=_count(index, "max_noise_level") if "max_noise_level" in index else family_of(name).most_noise,

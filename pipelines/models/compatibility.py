@@ -16,6 +16,7 @@ from promptmill.pipelines.models.priors import check_prior
 from promptmill.pipelines.models.reference_adapters import check_redux, check_references
 from promptmill.pipelines.models.refiners import check_refiner
 from promptmill.pipelines.models.sources import local_folder, part_place
+from promptmill.pipelines.models.transformer_adapters import check_flux_adapters, check_pictured, check_sd3_adapter
 from promptmill.pipelines.work.errors import ModelError
 
 VAE, CONTROLNET = "AutoencoderKL", "ControlNetModel"
@@ -54,19 +55,39 @@ def check_fits(model: Model) -> None:
     denoiser = (config_of(model.layout, f"{name}/config.json") if name else None) or {}
     for kind, weights in model.controlnets.items():
         _check_controlnet(model, denoiser, f"model.controlnets.{kind}", weights)
-    if model.references and name == "transformer":
-        check_redux(model, denoiser, config_of)
-    elif model.references:
-        encoder = model.reads_references
-        its = config_of(encoder, "/".join(filter(None, (encoder.subfolder, "config.json")))) if encoder else None
-        own = _is_part((config_of(model.layout, "model_index.json") or {}).get("feature_extractor"))
-        check_references(model, denoiser, its, config_of(model.layout, PROCESSOR) if own else None)
+    if model.references:
+        _check_references(model, name, denoiser)
     wanted = denoiser.get("cross_attention_dim") if name == "unet" else None
     for lora in model.loras:
         width = _lora_width(lora, lora.weight_name)
         if isinstance(wanted, int) and width is not None and width != wanted:
             said = f"it adapts text embeddings of {width} values, the base's have {wanted}"
             raise ModelError(f"model.loras.{lora.name}: {lora.source} is for another family of models: {said}")
+
+
+def _check_references(model: Model, name: str, denoiser: Mapping[str, Any]) -> None:
+    kind = family_of(str((config_of(model.layout, "model_index.json") or {}).get("_class_name"))).image_prompts
+    if name == "transformer":
+        check_pictured(model)
+    if kind == "flux" and model.redux:
+        check_redux(model, denoiser, config_of)
+        return
+    encoder = model.reads_references
+    its = config_of(encoder, "/".join(filter(None, (encoder.subfolder, "config.json")))) if encoder else None
+    own = _is_part((config_of(model.layout, "model_index.json") or {}).get("feature_extractor"))
+    processor = config_of(model.layout, PROCESSOR) if own else None
+    if kind == "flux":
+        check_flux_adapters(model, denoiser, its, processor)
+    elif kind == "sd3":
+        beside = processor_beside(encoder) if encoder and not own else None
+        check_sd3_adapter(model, denoiser, its, processor or beside)
+    else:
+        check_references(model, denoiser, its, processor)
+
+
+def processor_beside(encoder: PartWeights) -> dict[str, Any] | None:
+    """Return the config of the image processor in the folder of an image encoder; None where there is none."""
+    return config_of(encoder, "/".join(filter(None, (encoder.subfolder, PROCESSOR.rpartition("/")[2]))))
 
 
 def _is_part(entry: Any) -> bool:

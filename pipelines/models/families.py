@@ -95,6 +95,7 @@ FAMILIES: dict[str, Family] = {
         sized=True,
         controlnet="FluxControlNetModel",
         control_modes="num_mode",
+        image_prompts="flux",
         redux="FluxPriorReduxPipeline",
         always={"control_mode": no_control_modes},
     ),
@@ -286,7 +287,7 @@ FAMILIES: dict[str, Family] = {
         negative=False,
         always={"use_resolution_binning": False, "intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
     ),
-    "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False, guess=True, image_prompts=True),
+    "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False, guess=True, image_prompts="unet"),
     # The UNet is given the depth of the picture, which a part of the model estimates under `torch.autocast`.
     "StableDiffusionDepth2Img": Family(by_itself=("depth_estimator",), whole_pictures=True),
     "StableDiffusionImageVariation": Family(
@@ -297,7 +298,7 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionLatentUpscale": Family(projected=False, strength=False, enlarges=2, solvers=("euler",)),
     "StableDiffusionUpscale": Family(strength=False, enlarges=4, further=("noise_level",)),
     "StableDiffusionXLInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
-    "StableDiffusion3": Family(steps_left="up", solvers=("euler", "heun"), controlnet="SD3ControlNetModel"),
+    "StableDiffusion3": Family(steps_left="up", solvers=("euler", "heun"), controlnet="SD3ControlNetModel", image_prompts="sd3"),
     "StableUnCLIPPipeline": Family(
         inner=25,
         further=("noise_level",),

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from promptmill.manifests.rules import Repainting
 from promptmill.pipelines.work.evaluations import StepsLeft
 
+Adapters = Literal["unet", "flux", "sd3"]
 # What the parts of pipelines are called that remove noise, and that make images of latents.
 DENOISERS = ("unet", "transformer", "decoder")
 VAES = ("vae", "movq", "vqgan", "vqvae")
@@ -47,7 +48,8 @@ class Family:
             family's; None where there are none.
         guess: Whether its pipelines with ControlNets have a guess mode.
         from_noise: The modes in which its pipelines with ControlNets begin with noise alone, though there is a picture.
-        image_prompts: Whether its pipelines take reference images through adapters (IP-Adapters).
+        image_prompts: Whose adapters (IP-Adapters) bring reference images into its denoiser: those of UNets, of Flux, or of Stable
+            Diffusion 3; None where it has none.
         redux: The pipeline that makes embeddings of reference images and prompts, which the family's pipelines take; None: none.
         references: Whether a call takes pictures as references for all of its samples, so that it has one row's alone.
         pictures: How many pictures of one row a call takes.
@@ -118,7 +120,7 @@ class Family:
     control_modes: str | None = None
     guess: bool = False
     from_noise: tuple[str, ...] = ()
-    image_prompts: bool = False
+    image_prompts: Adapters | None = None
     redux: str | None = None
     references: bool = False
     pictures: int = 1

@@ -1,6 +1,6 @@
 """Checks reference adapters (IP-Adapters) from config files and weight headers: nothing is loaded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,24 @@ from safetensors import safe_open
 
 from promptmill.configs.model import Model
 from promptmill.configs.weights import PartWeights, ReferenceWeights, Weights
+from promptmill.manifests.steering import Reading
 from promptmill.pipelines.models.clip_sources import hub_file
+from promptmill.pipelines.models.families import family_of
+from promptmill.pipelines.models.family import Adapters
+from promptmill.pipelines.models.pipeline_classes import class_for, modes_of
 from promptmill.pipelines.models.sources import part_place
 from promptmill.pipelines.work.errors import ModelError
 
 REDUX = "FluxPriorReduxPipeline"
-ENCODER = "CLIPVisionModelWithProjection"
+# What adapters read images through, by whose they are: the class in transformers, and the names by which configs say that a model
+# is one, or holds one.
+ENCODERS: dict[Adapters | None, tuple[str, tuple[str, ...]]] = {
+    "unet": ("CLIPVisionModelWithProjection", ("clip_vision_model", "CLIPModel", "clip")),
+    "flux": ("CLIPVisionModelWithProjection", ("clip_vision_model", "CLIPModel", "clip")),
+    "sd3": ("SiglipVisionModel", ("siglip_vision_model", "SiglipModel", "siglip")),
+}
+# Flux's pipelines that take embeddings of images.
+TAKING = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxControlNetPipeline")
 # Why adapters that read faces by more than an embedding are refused.
 PLUS = "reads a picture beside the embedding of a face (FaceID Plus), which is not supported"
 
@@ -27,6 +39,39 @@ def adapter_place(weights: PartWeights) -> Path:
     place = part_place(weights)
     inside = "/".join(filter(None, (weights.subfolder, weights.weight_name)))
     return place if place is not None else hub_file(weights.source, inside, weights.revision)
+
+
+def kinds_of_references(pipeline: str) -> tuple[str, ...]:
+    """Return the names of the ways by which reference images come into the models of a pipeline class: IP-Adapters, Redux."""
+    family = family_of(pipeline)
+    adapted = family.image_prompts and (family.image_prompts != "flux" or _taking(pipeline, modes_of(pipeline)))
+    return (*(["IP-Adapters"] if adapted else []), *(["Redux"] if family.redux else []))
+
+
+def reading_of(model: Model, pipeline: str, modes: Sequence[str]) -> Reading:
+    """Return the limits of reference images beside a pipeline class.
+
+    Args:
+        model: The config's model, with references.
+        pipeline: The class.
+        modes: The modes that the model serves.
+
+    Raises:
+        ModelError: No pipeline of the class takes adapters.
+    """
+    kind = family_of(pipeline).image_prompts
+    if kind == "unet":
+        return Reading()
+    if kind == "sd3":
+        return Reading(masks=False, several=False)
+    taking = None if model.redux else _taking(pipeline, modes)
+    if taking is not None and not taking:
+        raise ModelError(f"{model.base}: model.references: no pipeline of {pipeline} takes IP-Adapters; Redux is for it")
+    return Reading(masks=False, modes=taking)
+
+
+def _taking(pipeline: str, modes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(mode for mode in modes if class_for(pipeline, mode) in TAKING)
 
 
 def check_references(
@@ -49,11 +94,40 @@ def check_references(
         if not weights.weight_name and not weights.source.endswith(".safetensors"):
             place = f"model.references.{name}"
             raise ModelError(f"{place}: needs a weight_name, the adapter's .safetensors file in {weights.source}")
-    if (source := model.reads_references) is not None:
-        place = "/".join(filter(None, (source.source, source.subfolder)))
-        _check_encoder(f"model.image_encoder: {place}", model, encoder, processor)
+    seen = check_encoder(model, "unet", encoder, processor)
     for name, weights in model.references.items():
-        _check_adapter(f"model.references.{name}", weights, denoiser, encoder or {})
+        _check_adapter(f"model.references.{name}", weights, denoiser, seen)
+
+
+def check_encoder(
+    model: Model, kind: Adapters, encoder: Mapping[str, Any] | None, processor: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    """Check that the image encoder of a config is one that adapters read images through, and return its own config.
+
+    Args:
+        model: The config's model.
+        kind: Whose the adapters are.
+        encoder: The config of the image encoder, or of a model that holds it; None where there is none.
+        processor: The config of the image processor before it; None where there is none.
+
+    Raises:
+        ModelError: It is another model, or reads pictures of another size than the processor makes.
+    """
+    if (source := model.reads_references) is None:
+        return {}
+    where = f"model.image_encoder: {'/'.join(filter(None, (source.source, source.subfolder)))}"
+    wanted, alike = ENCODERS[kind]
+    if encoder is None:
+        raise ModelError(f"{where}: has no config.json; set model.image_encoder to the adapters' {wanted}")
+    names = [*(encoder.get("architectures") or []), encoder.get("model_type")]
+    if not {*names} & {wanted, *alike}:
+        raise ModelError(f"{where}: is a {names[0] or 'model of no class'}, and adapters read images through a {wanted}")
+    own = {**encoder, **(encoder.get("vision_config") or {})}
+    side, sides = own.get("image_size"), _sides(processor) if processor else None
+    if sides is not None and isinstance(side, int) and sides != (side, side):
+        said = f"reads pictures of {side}×{side} pixels, and the feature_extractor of {model.base} makes {sides[1]}×{sides[0]}"
+        raise ModelError(f"{where}: {said}; take an encoder of that size, or a base with another feature_extractor")
+    return own
 
 
 def face_widths(model: Model) -> dict[str, int | None]:
@@ -62,28 +136,16 @@ def face_widths(model: Model) -> dict[str, int | None]:
     Raises:
         ModelError: An adapter cannot be read.
     """
-    shapes = {name: _shapes(adapter_place(model.references[name])) for name in model.faces}
+    shapes = {name: shapes_of(adapter_place(model.references[name])) for name in model.faces}
     read = ("image_proj.proj.0.weight", "image_proj.proj_in.weight")
     return {name: next((one[tensor][1] for tensor in read if tensor in one), None) for name, one in shapes.items()}
-
-
-def _check_encoder(where: str, model: Model, encoder: Mapping[str, Any] | None, processor: Mapping[str, Any] | None) -> None:
-    if encoder is None:
-        raise ModelError(f"{where}: has no config.json; set model.image_encoder to the adapters' {ENCODER}")
-    names = [*(encoder.get("architectures") or []), encoder.get("model_type")]
-    if ENCODER not in names and "clip_vision_model" not in names:
-        raise ModelError(f"{where}: is a {names[0] or 'model of no class'}, and adapters read images through a {ENCODER}")
-    wanted, sides = encoder.get("image_size"), _sides(processor) if processor else None
-    if sides is not None and isinstance(wanted, int) and sides != (wanted, wanted):
-        said = f"reads pictures of {wanted}×{wanted} pixels, and the feature_extractor of {model.base} makes {sides[1]}×{sides[0]}"
-        raise ModelError(f"{where}: {said}; take an encoder of that size, or a base with another feature_extractor")
 
 
 def check_redux(model: Model, denoiser: Mapping[str, Any], read: Callable[[Weights, str], dict[str, Any] | None]) -> None:
     """Compare the priors of a config with the transformer of the base model.
 
     Args:
-        model: The config's model, a Flux.
+        model: The config's model, a Flux whose references are folders.
         denoiser: The transformer's config.
         read: Returns a config file of weights by its path there; None where there is none.
 
@@ -94,12 +156,9 @@ def check_redux(model: Model, denoiser: Mapping[str, Any], read: Callable[[Weigh
         raise ModelError("model.image_encoder: Redux brings its own; leave it out")
     for name, weights in model.references.items():
         where = f"model.references.{name}: {weights.source}"
-        if weights.kind != "image":
-            raise ModelError(
-                f"{where}: Flux reads pictures (Redux), no embeddings of faces; set model.references.{name}.kind to image"
-            )
-        if weights.weight_name or (read(weights, "model_index.json") or {}).get("_class_name") != REDUX:
-            raise ModelError(f"{where}: is no Redux, which alone Flux takes: name the folder of a {REDUX}, without a weight_name")
+        if (read(weights, "model_index.json") or {}).get("_class_name") != REDUX:
+            file = "or the file of an IP-Adapter as its weight_name"
+            raise ModelError(f"{where}: is no Redux: name the folder of a {REDUX}, without a weight_name, {file}")
         its = (read(weights, "image_embedder/config.json") or {}).get("txt_in_features", 4096)
         if (base := denoiser.get("joint_attention_dim", 4096)) != its:
             raise ModelError(f"{where} is for another base model: its txt_in_features are {its}, the base's texts have {base}")
@@ -117,7 +176,7 @@ def _sides(processor: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _check_adapter(where: str, weights: ReferenceWeights, denoiser: Mapping[str, Any], encoder: Mapping[str, Any]) -> None:
-    shapes = _shapes(adapter_place(weights))
+    shapes = shapes_of(adapter_place(weights))
     said = f"{where}: {weights.weight_name or weights.source}"
     keys = [shape for name, shape in shapes.items() if name.startswith("ip_adapter.") and name.endswith("to_k_ip.weight")]
     if not keys or not any(name.startswith("image_proj.") for name in shapes):
@@ -148,7 +207,12 @@ def _reads_faces(shapes: Mapping[str, list[int]]) -> tuple[bool, str | None]:
     return "image_proj.proj.0.weight" in shapes and "image_proj.proj.3.weight" not in shapes, None
 
 
-def _shapes(place: Path) -> dict[str, list[int]]:
+def shapes_of(place: Path) -> dict[str, list[int]]:
+    """Return the shapes of an adapter's tensors by name, of vectors as of columns.
+
+    Raises:
+        ModelError: The file cannot be read.
+    """
     try:
         with safe_open(place, framework="numpy") as file:
             # Of a vector the second side is 1, as of a column.

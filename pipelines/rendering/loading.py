@@ -12,7 +12,7 @@ from promptmill.pipelines.models.compatibility import CONTROLNET, QUANTIZED, VAE
 from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.family import VAES, Family
 from promptmill.pipelines.models.pipeline_classes import class_for
-from promptmill.pipelines.models.reference_adapters import adapter_place
+from promptmill.pipelines.rendering.adapter_loading import hold_adapters, load_adapters
 from promptmill.pipelines.rendering.hardware import WORKSPACE
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, put_back, transformers
@@ -22,11 +22,9 @@ from promptmill.pipelines.rendering.modules import kept_in_fp32
 from promptmill.pipelines.rendering.priors import Prior
 from promptmill.pipelines.rendering.quantised import quantisation, quantisation_of_part
 from promptmill.pipelines.rendering.redux import ReduxReferences
-from promptmill.pipelines.rendering.references import ReferenceAdapters
 from promptmill.pipelines.rendering.refining import Refiner
 from promptmill.pipelines.rendering.weight_files import load_by, load_denoiser, load_single_file
 from promptmill.pipelines.work.errors import ModelError
-from promptmill.pipelines.work.lean_imports import lean_imports
 
 
 def device_here() -> torch.device:
@@ -98,9 +96,10 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         load_by(base.load_textual_inversion, inversion, None, token=inversion.token)
     for lora in model.loras:
         load_by(base.load_lora_weights, lora, None, adapter_name=lora.name)
-    prior = family_of(facts.pipeline).redux
-    if model.references and prior is None:
-        _load_adapters(base, model, dtype)
+    family = family_of(facts.pipeline)
+    adapters, redux = family.image_prompts, family.redux if model.redux else None
+    if model.references and redux is None and adapters is not None:
+        load_adapters(base, model, adapters, dtype)
     nets: dict[ControlNetWeights, Any] = {}
     for one in model.controlnets.values():
         if (weights := one.model_copy(update={"mode": None})) not in nets:
@@ -114,10 +113,10 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     loaded = LoadedModel(
         base, controlnets, model.controlnets, model.clip_skip, device, scheduler, bool(model.loras), model.scheduler_options
     )
-    if model.references and prior is not None:
-        loaded.redux = _load_redux(prior, model, dtype, device)
-    elif model.references:
-        loaded.references = ReferenceAdapters(base, tuple(model.references), model.faces)
+    if model.references and redux is not None:
+        loaded.redux = _load_redux(redux, model, dtype, device)
+    elif model.references and adapters is not None:
+        loaded.references = hold_adapters(base, model, adapters)
         loaded.adapters |= bool(loaded.references.loras)
     if model.refiner:
         loaded.refiner = _refiner(base, model.refiner, dtype, device)
@@ -175,24 +174,3 @@ def _prior(weights: Weights, family: Family, dtype: torch.dtype, device: torch.d
     pipeline = load_by(of_diffusers(family.prior).from_pretrained, weights, dtype)
     pipeline.set_progress_bar_config(disable=True)
     return Prior(pipeline.to(device), family.negative_too)
-
-
-def _load_adapters(base: Any, model: Model, dtype: torch.dtype) -> None:
-    """Load the image encoder, and all adapters into the UNet."""
-    if (encoder := model.reads_references) is not None:
-        folder = {"subfolder": encoder.subfolder} if encoder.subfolder else {}
-        read = load_by(transformers.CLIPVisionModelWithProjection.from_pretrained, encoder, dtype, **folder)
-        base.register_modules(image_encoder=read)
-    places = [adapter_place(weights) for weights in model.references.values()]
-    try:
-        with lean_imports():
-            base.load_ip_adapter(
-                [str(place) for place in places],
-                subfolder=[""] * len(places),
-                weight_name=[place.name for place in places],
-                image_encoder_folder=None,
-                local_files_only=True,
-            )
-    except Exception as error:  # as `_load`
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model.references: {', '.join(model.references)}: cannot be loaded: {reason}") from error

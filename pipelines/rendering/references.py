@@ -1,13 +1,15 @@
 """Brings reference images into the denoiser through IP-Adapters (arXiv:2308.06721), each row with its own images and scales.
 
-Diffusers' own loader puts the adapters into the UNet, and diffusers' own attention processors compute them. A processor multiplies
-an adapter's share by one scale for a batch; `RowScales` stands in for that scale, and multiplies each row by its own, within its
-own mask.
+Diffusers' own loader puts the adapters into the denoiser, and diffusers' own attention processors compute them. A processor
+multiplies an adapter's share by one scale for a batch; `RowScales` stands in for that scale, and multiplies each row by its own,
+within its own mask.
 
 Images of one adapter are read together, or each by itself within its mask. Where rows differ in how many they have, the adapter
-stands in the UNet several times, with the same weights: in a place for each image with a mask, and in one for each number of
+stands in the denoiser several times, with the same weights: in a place for each image with a mask, and in one for each number of
 images that are read together. In each place the rows that have nothing there have a scale of 0, and a place that no row of a batch
 needs is passed over.
+
+`ReferenceAdapters` is for UNets. `rendering.transformer_references` says what transformers do otherwise.
 """
 
 import itertools
@@ -15,7 +17,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from promptmill.pipelines.rendering.libraries import diffusers
 from promptmill.pipelines.rendering.preparing import Job
 
 KEPT = 256 * 2**20  # bytes of embeddings on the device: some 100 images of a plus adapter in fp32
-# Beside the embeddings, in what the UNet is told.
+# Beside the embeddings, in what the denoiser is told.
 PLACES, SCALES, WITHIN = "places of adapters", "scales of adapters", "masks of adapters"
 EVERYWHERE = 0  # in place of a mask's number
 
@@ -78,7 +80,7 @@ class RowScales(list[float]):
 
     Args:
         scales: (rows,) float32.
-        device: That of the UNet.
+        device: That of the denoiser.
         within: For each row the number of its mask; None where no row has one.
         masks: The masks.
     """
@@ -98,10 +100,17 @@ class RowScales(list[float]):
         # As torch multiplies by one number: in fp32, rounded once.
         return (share.float() * self._scales).to(share.dtype)
 
+    def __rmul__(self, share: Any) -> Any:
+        return self * share
+
+    def __ne__(self, other: object) -> bool:
+        """Return whether any row's scale is another number: where all are zeros, diffusers passes an adapter over."""
+        return any(scale != other for scale in self)
+
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Names a place of an adapter in the UNet.
+    """Names a place of an adapter in the denoiser.
 
     Attributes:
         adapter: The adapter's number, in the order in which adapters were loaded.
@@ -123,25 +132,34 @@ class ReferenceAdapters:
         faces: Those types that are embeddings of faces.
 
     Attributes:
-        loras: By type, the name of the LoRA that an adapter of faces has brought into the UNet.
+        part: What the pipeline calls the denoiser.
+        argument: The argument of the denoiser's call that holds what it is told of references.
+        key: That of the embeddings there.
+        apart: Whether a call of its own has the rows that guidance leads away from.
+        loras: By type, the name of the LoRA that an adapter of faces has brought into the denoiser.
     """
+
+    part: ClassVar[str] = "unet"
+    argument: ClassVar[str] = "added_cond_kwargs"
+    key: ClassVar[str] = "image_embeds"
+    apart: ClassVar[bool] = False
 
     def __init__(self, base: Any, names: Sequence[str], faces: Collection[str] = ()):
         self.names, self._faces = tuple(names), frozenset(faces)
-        brought = getattr(base.unet, "peft_config", {})
+        self._base, self._denoiser = base, getattr(base, self.part)
+        brought = getattr(self._denoiser, "peft_config", {})
         self.loras = {name: f"faceid_{number}" for number, name in enumerate(names) if f"faceid_{number}" in brought}
-        self._base = base
         self._kept: OrderedDict[tuple[str, bool], torch.Tensor] = OrderedDict()
         self._empty: dict[bool, tuple[torch.Tensor, torch.Tensor]] = {}
         self._bytes = 0
         self._masks = Masks()
-        self._layers = [*base.unet.encoder_hid_proj.image_projection_layers]
+        self._layers = self._projections()
         # Whether an adapter reads the encoder's last layer but one, as those with a resampler do, or its one embedding.
         self._hidden = [not isinstance(layer, diffusers.models.embeddings.ImageProjection) for layer in self._layers]
-        self._processors = [one for one in base.unet.attn_processors.values() if hasattr(one, "to_k_ip")]
-        self._weights = [(one, [*one.to_k_ip], [*one.to_v_ip]) for one in self._processors]
+        self._processors = [one for one in self._denoiser.attn_processors.values() if hasattr(one, "to_k_ip")]
         self._places = self._stand = tuple(Place(number) for number in range(len(names)))
         self._known = {str(self._places): self._places}
+        self._weights = self._weights_of_all()
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """Return a picture as the image encoder takes it, (1, 3, S, S): scaled to the encoder's size, cropped around its centre."""
@@ -149,7 +167,7 @@ class ReferenceAdapters:
         return made
 
     def expect(self, jobs: Iterable[Job], anew: bool = False) -> None:
-        """Add the places that jobs need, so that calls of the UNet from now on have a place for each of their images.
+        """Add the places that jobs need, so that calls of the denoiser from now on have a place for each of their images.
 
         Args:
             jobs: The jobs.
@@ -160,9 +178,9 @@ class ReferenceAdapters:
         self._known[str(self._places)] = self._places
 
     def conditions(self, jobs: Sequence[Job], rows: int) -> dict[str, Any]:
-        """Return the embeddings and the scales of the jobs' reference images, a row for each row of a call of the UNet.
+        """Return the embeddings and the scales of the jobs' reference images, a row for each row of a call of the denoiser.
 
-        Diffusers' pipelines have one image for all samples of a call. So these are put in where a pipeline calls the UNet.
+        Diffusers' pipelines have one image for all samples of a call. So these are put in where a pipeline calls the denoiser.
 
         Args:
             jobs: One for each sample.
@@ -170,32 +188,58 @@ class ReferenceAdapters:
         """
         self.expect(jobs)
         held = [self._held(job) for job in jobs]
+        return self._told(jobs, held, rows, [self._embeddings(place, jobs, held, rows) for place in self._places])
+
+    def led_away(self, jobs: Sequence[Job], rows: int) -> dict[str, Any]:
+        """Return the same as `conditions` for a call that guidance leads away from, where that is a call of its own."""
+        raise NotImplementedError("the half that guidance leads away from is part of the call")
+
+    def _told(
+        self, jobs: Sequence[Job], held: Sequence[dict[Place, tuple[int, ...]]], rows: int, embeddings: list[torch.Tensor]
+    ) -> dict[str, Any]:
         repeats = rows // len(jobs), 1
         return {
-            "image_embeds": [self._embeddings(place, jobs, held, rows) for place in self._places],
+            self.key: embeddings,
             PLACES: str(self._places),
             SCALES: _by_row(jobs, held, self._places, _scale, 0.0).repeat(repeats),
             WITHIN: _by_row(jobs, held, self._places, self._mask, EVERYWHERE).repeat(repeats),
         }
 
     def scaled(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the UNet's call on a batch whose rows bring scales and masks of their own, under `SCALES` and `WITHIN`."""
+        """Return the denoiser's call on a batch whose rows bring scales and masks of their own, under `SCALES` and `WITHIN`."""
 
-        def run(added_cond_kwargs: dict[str, Any], **given: Any) -> Any:
-            places, scales = self._known[added_cond_kwargs[PLACES]], added_cond_kwargs[SCALES]
-            within = added_cond_kwargs[WITHIN].tolist()
+        def run(**given: Any) -> Any:
+            told = dict(given.pop(self.argument))
+            places, scales, within = self._known[told.pop(PLACES)], told.pop(SCALES), told.pop(WITHIN).tolist()
             columns = []
             for place in range(len(places)):
                 numbers = [row[place] for row in within]
                 masked = numbers if any(number != EVERYWHERE for number in numbers) else None
-                columns.append(RowScales(scales[:, place], given["sample"].device, masked, self._masks))
-            self._set_up(places)
-            for processor in self._processors:
-                processor.scale = columns
-            told = {name: one for name, one in added_cond_kwargs.items() if name not in (PLACES, SCALES, WITHIN)}
-            return forward(added_cond_kwargs=told, **given)
+                columns.append(RowScales(scales[:, place], self._denoiser.device, masked, self._masks))
+            return forward(**{self.argument: self._set_up(places, columns, told)}, **given)
 
         return run
+
+    def _projections(self) -> list[Any]:
+        """Return the layers of the denoiser that make tokens of embeddings, one for each adapter."""
+        return [*self._denoiser.encoder_hid_proj.image_projection_layers]
+
+    def _weights_of_all(self) -> list[tuple[Any, list[Any], list[Any]]]:
+        """Return each attention processor with its layers for keys and for values, one for each adapter."""
+        return [(one, [*one.to_k_ip], [*one.to_v_ip]) for one in self._processors]
+
+    def _set_up(self, places: tuple[Place, ...], columns: Sequence[RowScales], told: dict[str, Any]) -> dict[str, Any]:
+        """Let the denoiser have the adapters at some places with their scales; return what its call is told.
+
+        Args:
+            places: The places.
+            columns: The scales of each.
+            told: What the rows bring, of which `key` has the embeddings of each place.
+        """
+        self._stand_at(places)
+        for processor in self._processors:
+            processor.scale = columns
+        return told
 
     def _held(self, job: Job) -> dict[Place, tuple[int, ...]]:
         """Return the places that a job's references have, each with the numbers of the references."""
@@ -208,11 +252,11 @@ class ReferenceAdapters:
                 held |= {Place(adapter, rank=rank): (number,) for rank, number in enumerate(numbers)}
         return held
 
-    def _set_up(self, places: tuple[Place, ...]) -> None:
-        """Let the UNet's processors and projections have the adapters at some places."""
+    def _stand_at(self, places: tuple[Place, ...]) -> None:
+        """Let the denoiser's processors and projections have the adapters at some places."""
         if places == self._stand:
             return
-        chosen, projections = [place.adapter for place in places], self._base.unet.encoder_hid_proj
+        chosen, projections = [place.adapter for place in places], self._denoiser.encoder_hid_proj
         projections.image_projection_layers = torch.nn.ModuleList(self._layers[adapter] for adapter in chosen)
         for processor, keys, values in self._weights:
             processor.to_k_ip = torch.nn.ModuleList(keys[adapter] for adapter in chosen)
@@ -258,8 +302,7 @@ class ReferenceAdapters:
         return torch.cat([unseen] * (rows - len(jobs)) + seen)
 
     def _face(self, values: np.ndarray) -> torch.Tensor:
-        unet = self._base.unet
-        return torch.from_numpy(values).to(unet.device, unet.dtype)[None, None]
+        return torch.from_numpy(values).to(self._denoiser.device, self._denoiser.dtype)[None, None]
 
     def _embedded(self, job: Job, number: int, hidden: bool) -> torch.Tensor:
         if job.request.references[number].embedding is not None:
@@ -282,7 +325,7 @@ class ReferenceAdapters:
 
     def _encode(self, pixels: torch.Tensor, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the embeddings of one picture and of none, as diffusers computes them: one picture at a time."""
-        made: tuple[torch.Tensor, torch.Tensor] = self._base.encode_image(pixels, self._base.unet.device, 1, hidden)
+        made: tuple[torch.Tensor, torch.Tensor] = self._base.encode_image(pixels, self._denoiser.device, 1, hidden)
         return made
 
 

@@ -31,6 +31,7 @@ from promptmill.pipelines.rendering.modules import (
     without_generator,
 )
 from promptmill.pipelines.rendering.preparing import Job
+from promptmill.pipelines.rendering.rows import count_of
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.errors import is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure
@@ -69,7 +70,9 @@ class Waiting:
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
         apart = self.apart or (family.references and (request.init_image is not None or bool(request.references)))
         apart = apart or (family.one_mask and request.mask_image is not None)
-        embedded = family.redux is not None and bool(request.references)
+        # Of transformers those without references go through calls of their own; a scale of 0 is none to an adapter, but to Redux.
+        several = family.image_prompts not in (None, "unet") and request.references
+        embedded = tuple(sorted({bool(one.scale) for one in several})) if several else ()
         return (bucket_of(request), embedded, self.job.placed.preview, texts, id(self.job.placed) if apart else None)
 
 
@@ -82,7 +85,10 @@ class Group:
         evaluations: Rows of a candidate that have gone through the denoiser, or wait to.
         elsewhere: Whether the call is at the denoiser of the prior or the refiner, and not at the base's.
         decoding: Whether the call has left the denoisers.
-        references: What the UNet is told of the members' reference images, once it has been called.
+        texts: The texts of the denoiser's first call, which are those that guidance leads to, where it leads away by calls of their
+            own.
+        references: What the denoiser is told of the members' reference images, once it has been called, in calls that guidance
+            leads to, and in those that it leads away from.
         faces: The tokens of the members' faces by the type of references, once a ControlNet that reads these has been called.
     """
 
@@ -91,7 +97,8 @@ class Group:
     evaluations: int = 0
     elsewhere: bool = False
     decoding: bool = False
-    references: dict[str, Any] | None = None
+    texts: torch.Tensor | None = None
+    references: dict[bool, dict[str, Any]] = field(default_factory=dict)
     faces: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -384,15 +391,19 @@ class Slots:
             caller.parent.switch()
 
     def _with_references(self, hold: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the UNet's call with the embeddings and the scales of each row's reference images."""
+        """Return the denoiser's call with the embeddings and the scales of each row's reference images."""
         references = self.model.references
         assert references is not None
 
-        def told(sample: torch.Tensor, *args: Any, added_cond_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-            group = self._groups[getcurrent()]
-            if group.references is None:
-                group.references = references.conditions([member.job for member in group.members], len(sample))
-            return hold(sample, *args, added_cond_kwargs={**(added_cond_kwargs or {}), **group.references}, **kwargs)
+        def told(*args: Any, **kwargs: Any) -> Any:
+            group, beside = self._groups[getcurrent()], kwargs.pop(references.argument, None) or {}
+            if group.texts is None:
+                group.texts = kwargs.get("encoder_hidden_states")
+            away = references.apart and kwargs.get("encoder_hidden_states") is not group.texts
+            if away not in group.references:
+                make = references.led_away if away else references.conditions
+                group.references[away] = make([member.job for member in group.members], count_of([*args, *kwargs.values()]))
+            return hold(*args, **{references.argument: {**beside, **group.references[away]}}, **kwargs)
 
         return told
 

@@ -17,6 +17,7 @@ from promptmill.manifests.own_outputs import as_input
 from promptmill.manifests.requests import RowError, from_json, make_request, to_json
 from promptmill.manifests.rows import Row
 from promptmill.manifests.rules import Rules
+from promptmill.manifests.steering import Reading
 
 RULES = Rules(Defaults(width=64, height=64), references=("style", "face"))
 STYLE = {"type": "style", "image": "a.png", "scale": 0.5}
@@ -187,7 +188,28 @@ def test_references_that_nothing_takes_are_one_line():
     (problem,) = problems_of([STYLE], Rules(Defaults()))
     assert problem == "references: no adapter 'style'; none is configured in model.references"
     (problem,) = problems_of([STYLE], Rules(Defaults(), image_prompts=False))
-    assert problem.startswith("references: the model takes no reference images; IP-Adapters are for Stable Diffusion and SDXL")
+    assert problem.startswith("references: the model takes no reference images; IP-Adapters are for Stable Diffusion, SDXL,")
+
+
+@pytest.mark.parametrize(
+    ("reading", "references", "says"),
+    [
+        (
+            Reading(masks=False),
+            [{**STYLE, "mask": "m.png"}],
+            "references: 'style' has a mask, and the model's adapters act everywhere",
+        ),
+        (Reading(several=False), [STYLE, STYLE], "references: 'style' has 2 images, and the model's adapter reads one"),
+        (
+            Reading(modes=("img2img", "inpaint")),
+            [STYLE],
+            "references: diffusers' pipeline for txt2img takes no reference images; those for img2img, inpaint do",
+        ),
+    ],
+)
+def test_what_a_models_adapters_do_not_take_is_one_line(reading, references, says):
+    (problem,) = problems_of(references, replace(RULES, reading=reading))
+    assert problem.startswith(says), problem
 
 
 def test_a_reference_that_is_not_there_is_one_line_of_the_plan(tmp_path):

@@ -66,6 +66,47 @@ SD3_INPUTS = {
     "attn2.to_k": ("x_block.attn2", 1),
     "attn2.to_v": ("x_block.attn2", 2),
 }
+FLUX = {
+    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "context_embedder": "txt_in",
+    "x_embedder": "img_in",
+    "proj_out": "final_layer.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}
+FLUX_BLOCK = {
+    "norm1.linear": "img_mod.lin",
+    "norm1_context.linear": "txt_mod.lin",
+    "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
+    "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
+    "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+    "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
+    "attn.to_out.0": "img_attn.proj",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff.net.0.proj": "img_mlp.0",
+    "ff.net.2": "img_mlp.2",
+    "ff_context.net.0.proj": "txt_mlp.0",
+    "ff_context.net.2": "txt_mlp.2",
+}
+FLUX_SINGLE = {
+    "norm.linear": "modulation.lin",
+    "attn.norm_q.weight": "norm.query_norm.scale",
+    "attn.norm_k.weight": "norm.key_norm.scale",
+    "proj_out": "linear2",
+}
+FLUX_INPUTS = {
+    "attn.to_q": ("img_attn.qkv", 0),
+    "attn.to_k": ("img_attn.qkv", 1),
+    "attn.to_v": ("img_attn.qkv", 2),
+    "attn.add_q_proj": ("txt_attn.qkv", 0),
+    "attn.add_k_proj": ("txt_attn.qkv", 1),
+    "attn.add_v_proj": ("txt_attn.qkv", 2),
+}
+FLUX_SINGLE_INPUTS = {name: ("linear1", order) for order, name in enumerate(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"))}
 CLIP_LAYER = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -172,6 +213,30 @@ def sd3_transformer(tensors: Tensors, layers: int = 2) -> Tensors:
     return made
 
 
+def flux_transformer(tensors: Tensors) -> Tensors:
+    """A transformer's tensors as Flux's authors name them.
+
+    Queries, keys and values are one, in the single blocks with the first layer behind them; and what scales and shifts the last
+    norm has the two in the other order.
+    """
+    made, inputs = {}, {}
+    for name, tensor in tensors.items():
+        if found := re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.((.*)\.(?:weight|bias))", name):
+            single, number, rest, part = found.groups()
+            block = f"{'single' if single else 'double'}_blocks.{number}"
+            table, joined = (FLUX_SINGLE, FLUX_SINGLE_INPUTS) if single else (FLUX_BLOCK, FLUX_INPUTS)
+            if part in joined:
+                place, order = joined[part]
+                inputs[f"{block}.{place}.{name.rpartition('.')[2]}", order] = tensor
+            else:
+                made[f"{block}.{_begins(rest, table)}"] = tensor
+        else:
+            made[_begins(name, FLUX)] = _swapped(tensor) if name.startswith("norm_out.") else tensor
+    for place in {place for place, _ in inputs}:
+        made[place] = torch.cat([inputs[place, order] for order in range(4) if (place, order) in inputs])
+    return made
+
+
 def _swapped(tensor: torch.Tensor) -> torch.Tensor:
     first, second = tensor.chunk(2)
     return torch.cat([second, first])
@@ -214,5 +279,15 @@ def sd3(folder: Path, file: Path) -> Path:
         whole |= _within(f"text_encoders.{name}.transformer.", _tensors(folder / part))
     # The authors left out the first CLIP's projection, which changes nothing.
     del whole["text_encoders.clip_l.transformer.text_projection.weight"]
+    save_file(whole, file)
+    return file
+
+
+def flux(folder: Path, file: Path) -> Path:
+    """Write a Flux in diffusers' format into one file with its two text encoders, as programs give the whole model out."""
+    whole = _within("model.diffusion_model.", flux_transformer(_tensors(folder / "transformer")))
+    whole |= _within("vae.", vae(_tensors(folder / "vae")))
+    whole |= _within("text_encoders.clip_l.transformer.", clip(_tensors(folder / "text_encoder")))
+    whole |= _within("text_encoders.t5xxl.transformer.", _tensors(folder / "text_encoder_2"))
     save_file(whole, file)
     return file

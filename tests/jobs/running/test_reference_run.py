@@ -14,7 +14,7 @@ from promptmill.jobs.planning.plan import PlanError, read_plan
 from promptmill.jobs.planning.sources import look
 from promptmill.jobs.verifying.regenerate import regenerate
 from tests.jobs.running.test_run import HERE, problems, rendered, rows, run_by_command
-from tests.pipelines import tiny_adapters
+from tests.pipelines import tiny_adapters, tiny_transformer_adapters
 
 BASE = ROOT / "embedded" / "weights" / "pipeline"
 IMAGES = ROOT / "configs" / "presets" / "quickstart" / "images"
@@ -138,7 +138,51 @@ def test_a_config_that_does_not_go_together_is_one_line(settings, change, says):
         load("embedded", [*settings[1], *more, change])
 
 
-def test_references_for_a_family_without_adapters_are_one_line_before_anything_renders(settings):
-    given = [setting for setting in settings[1] if "controlnets" not in setting]
-    with pytest.raises(PlanError, match=r"model\.references: StableDiffusion3Pipeline takes none; IP-Adapters are for Stable"):
-        look(load("embedded-flow", given))
+@pytest.fixture(scope="module")
+def flow(settings):
+    """Rows for the embedded family of a transformer, with and without a picture, and settings with a tiny adapter for it."""
+    folder, given = settings
+    base = load("embedded-flow", given).model.base
+    tiny_transformer_adapters.siglip(folder / "flow" / "image_encoder")
+    tiny_transformer_adapters.sd3(ROOT / base, folder / "flow" / "adapter.safetensors")
+    style = {"type": "style", "image": STYLE}
+    ways = [{}, {"references": [style]}, {"references": [{**style, "image": INIT, "scale": 0.4}]}]
+    lines = [{"id": str(number), "prompt": "a small red circle", **way} for number, way in enumerate(ways)]
+    (folder / "flow.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    references = {"style": {"source": str(folder / "flow"), "weight_name": "adapter.safetensors"}}
+    rest = [setting for setting in given if not setting.startswith(("manifest=", "model.references="))]
+    return folder, [*rest, f"manifest={folder / 'flow.jsonl'}", f"model.references={json.dumps(references)}"]
+
+
+def test_the_whole_job_with_an_adapter_of_a_transformer(flow, tmp_path):
+    folder, given = flow
+    plan = make_plan(look(load("embedded-flow", given)), str(tmp_path / "plan"))
+    assert {"model.references.style", "model.image_encoder"} <= plan.inputs["models"].keys()
+    out = run_by_command(given, tmp_path / "out", "embedded-flow")
+    assert problems(out) == []
+    found = rows(out, "id, [r.image || ':' || r.scale FOR r IN \"references\"] FROM RUNS WHERE selected ORDER BY id")
+    assert found == [("0", []), ("1", [f"{STYLE}:1.0"]), ("2", [f"{INIT}:0.4"])]
+    assert len(rows(out, "DISTINCT pixel_sha256 FROM RUNS")) == 6
+    for (key,) in rows(out, "key FROM RUNS ORDER BY key"):
+        assert regenerate(str(out), key).same, key
+    # Another image processor beside the encoder makes other pixels.
+    other = tmp_path / "flow"
+    shutil.copytree(folder / "flow", other)
+    file = other / "image_encoder" / "preprocessor_config.json"
+    file.write_text(file.read_text().replace('"resample": 3', '"resample": 2'))
+    moved = [setting.replace(str(folder / "flow") + '"', str(other) + '"') for setting in given]
+    assert make_plan(look(load("embedded-flow", moved)), str(tmp_path / "other")).fingerprint != plan.fingerprint
+
+
+def test_adapters_that_a_transformer_does_not_take_are_one_line_before_anything_renders(settings, flow):
+    unet = json.dumps({"style": {"source": str(settings[0]), "weight_name": "plain.safetensors"}})
+    encoder = json.dumps({"source": str(flow[0] / "flow" / "image_encoder")})
+    for more, says in (
+        ([], r"model\.image_encoder: .* is a CLIPVisionModelWithProjection, and adapters read images through a Siglip"),
+        (
+            [f"model.image_encoder={encoder}"],
+            r"model\.references\.style: plain\.safetensors is no IP-Adapter of Stable Diffusion 3",
+        ),
+    ):
+        with pytest.raises(PlanError, match=says):
+            look(load("embedded-flow", [*flow[1], f"model.references={unet}", *more]))

@@ -71,10 +71,10 @@ def published(out):
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
 
-def run_by_command(settings, out):
-    """Renders the preset `embedded` with these settings by `promptmill run`; returns the output."""
+def run_by_command(settings, out, preset="embedded"):
+    """Renders a preset with these settings by `promptmill run`; returns the output."""
     words = [word for setting in settings for word in ("--set", setting)]
-    done = CliRunner().invoke(main, ["run", "embedded", "--out", str(out), *words])
+    done = CliRunner().invoke(main, ["run", preset, "--out", str(out), *words])
     assert done.exit_code == 0, done.output
     return out
 

@@ -11,6 +11,7 @@ from diffusers.pipelines import auto_pipeline
 from promptmill.configs.model import Model
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.weights import PartWeights, Weights
+from promptmill.manifests.steering import Reading
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.pipeline_classes import modes_of, tables
 from promptmill.pipelines.work.errors import ModelError
@@ -137,10 +138,21 @@ def test_a_pipeline_that_is_steered_by_itself_is_refused_by_its_name_with_what_t
 def test_references_are_for_families_that_promptmill_has_adapters_for(saved):
     references = {"style": PartWeights(source="./a", weight_name="b.safetensors")}
     with pytest.raises(
-        ModelError, match=r"model\.references: AuraFlowPipeline takes none; IP-Adapters are for Stable Diffusion and SDXL"
+        ModelError, match=r"model\.references: AuraFlowPipeline takes none; IP-Adapters are for Stable Diffusion, SDXL, Stable"
     ):
         read_facts(saved("AuraFlowPipeline", references=references))
     assert read_facts(saved("StableDiffusionXLPipeline", unet={"in_channels": 4}, references=references)).image_prompts
+
+
+def test_references_of_transformers_are_for_what_diffusers_pipelines_take(saved):
+    adapted = {"transformer": {"in_channels": 16}, "references": {"style": PartWeights(source="./a", weight_name="b.safetensors")}}
+    assert read_facts(saved("StableDiffusion3Pipeline", **adapted)).reading == Reading(masks=False, several=False)
+    flux = read_facts(saved("FluxPipeline", **adapted))
+    assert flux.reading == Reading(masks=False, modes=("txt2img", "img2img", "inpaint"))
+    with pytest.raises(ModelError, match="no pipeline of FluxFillPipeline takes IP-Adapters; Redux is for it"):
+        read_facts(saved("FluxFillPipeline", **adapted))
+    redux = {**adapted, "references": {"redux": PartWeights(source="./r")}}
+    assert read_facts(saved("FluxFillPipeline", **redux)).reading == Reading(masks=False)
 
 
 DC = {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]}

@@ -97,8 +97,11 @@ def test_a_reference_and_its_scale_have_an_effect(engine):
 
 def test_what_is_no_redux_or_for_another_base_is_refused_in_one_line(model, base, folder):
     for weights, said in (
-        (ReferenceWeights(source=str(base)), "is no Redux, which alone Flux takes"),
-        (ReferenceWeights(source=str(folder / "redux"), weight_name="a.safetensors"), "is no Redux, which alone Flux takes"),
+        (ReferenceWeights(source=str(base)), "is no Redux: name the folder of a FluxPriorReduxPipeline, without a weight_name"),
+        (
+            ReferenceWeights(source=str(folder / "redux"), weight_name="a.safetensors"),
+            "adapters read images through a CLIPVision",
+        ),
         (ReferenceWeights(source=str(tiny_adapters.redux(folder / "wider", 64))), "is for another base model: its txt_in_features"),
     ):
         with pytest.raises(ModelError, match=said):

@@ -1,9 +1,11 @@
 """Models in one file, in the layouts of their authors: written from tiny models in diffusers' format, loaded to the same bits."""
 
+import inspect
 import shutil
 
 import pytest
 import torch
+from diffusers.loaders import single_file_model, single_file_utils
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
@@ -26,7 +28,25 @@ FAMILIES = {
     "Stable Diffusion": (tiny.stable_diffusion, original_layout.stable_diffusion),
     "Stable Diffusion XL": (lambda folder: tiny.sdxl(folder, width=32), original_layout.sdxl),
     "Stable Diffusion 3": (lambda folder: tiny_families.sd3(folder, second=32), original_layout.sd3),
+    "Flux": (tiny_families.flux, original_layout.flux),
 }
+VAE = ("first_stage_model.", "vae.")  # what the names of a VAE's tensors begin with
+INNER = "inner_dim = 3072"  # the width of every Flux, which diffusers' conversion takes for granted
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow_flux():
+    """Lets diffusers' own conversion of Flux split the single blocks' layers at the width of the tiny model."""
+    source = inspect.getsource(single_file_utils.convert_flux_transformer_checkpoint_to_diffusers)
+    assert source.count(INNER) == 1
+    narrow = {}
+    width = tiny_families.FLUX_LIKE["attention_head_dim"] * tiny_families.FLUX_LIKE["num_attention_heads"]
+    exec(source.replace(INNER, f"inner_dim = {width}"), {"torch": torch}, narrow)
+    (converted,) = narrow.values()
+    with pytest.MonkeyPatch.context() as patch:
+        loadable = single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+        patch.setitem(loadable, "checkpoint_mapping_fn", converted)
+        yield
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -91,7 +111,7 @@ def test_a_file_that_lacks_a_tensor_or_a_part_is_one_line_and_renders_nothing(ma
     lost = denoiser[0] if denoiser else "model.diffusion_model.out.2.bias"
     for name, left in {
         "a tensor": {key: one for key, one in tensors.items() if key != lost},
-        "the VAE": {key: one for key, one in tensors.items() if not key.startswith("first_stage_model.")},
+        "the VAE": {key: one for key, one in tensors.items() if not key.startswith(VAE)},
         "the denoiser": {key: one for key, one in tensors.items() if not key.startswith("model.diffusion_model.")},
         "all": {"other.weight": torch.zeros(1)},
     }.items():
@@ -117,7 +137,7 @@ def test_a_part_that_the_file_lacks_is_never_taken_from_the_layout_whatever_weig
 
 def test_a_part_that_the_file_lacks_may_be_given_by_itself(made, tmp_path):
     folder, file, _ = made
-    left = {key: one for key, one in load_file(file).items() if not key.startswith("first_stage_model.")}
+    left = {key: one for key, one in load_file(file).items() if not key.startswith(VAE)}
     save_file(left, tmp_path / "no-vae.safetensors")
     found = load_model(single(tmp_path / "no-vae.safetensors", folder, vae=PartWeights(source=str(folder / "vae")))).base.vae
     wanted = load_file(next((folder / "vae").glob("*.safetensors")))
@@ -126,14 +146,29 @@ def test_a_part_that_the_file_lacks_may_be_given_by_itself(made, tmp_path):
 
 def test_a_denoiser_in_its_authors_layout_takes_the_place_of_the_bases(made, tmp_path):
     folder, file, _ = made
-    denoiser = {key: one + 0.01 for key, one in load_file(file).items() if key.startswith("model.diffusion_model.")}
-    save_file(denoiser, tmp_path / "tuned.safetensors")
-    base = load_model(Model(base=str(folder), batch=2))
-    tuned = load_model(Model(base=str(folder), batch=2, denoiser=PartWeights(source=str(tmp_path / "tuned.safetensors"))))
-    wanted = {key: value + 0.01 for key, value in base.denoiser.state_dict().items()}
-    found = tuned.denoiser.state_dict()
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[key], value) for key, value in wanted.items())
+    prefix = "model.diffusion_model."
+    denoiser = {key: one + 0.01 for key, one in load_file(file).items() if key.startswith(prefix)}
+    wanted = {key: value + 0.01 for key, value in load_model(Model(base=str(folder), batch=2)).denoiser.state_dict().items()}
+    # The authors of transformers give them out by themselves without a prefix, too.
+    for begin in (prefix, "") if (folder / "transformer").is_dir() else (prefix,):
+        save_file({f"{begin}{key.removeprefix(prefix)}": one for key, one in denoiser.items()}, tmp_path / "tuned.safetensors")
+        tuned = load_model(Model(base=str(folder), batch=2, denoiser=PartWeights(source=str(tmp_path / "tuned.safetensors"))))
+        found = tuned.denoiser.state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], value) for key, value in wanted.items()), begin
+
+
+def test_weights_that_are_stored_in_fp8_are_those_values_in_the_models_dtype(made, tmp_path):
+    _, file, layout = made
+    stored = {key: one.to(torch.float8_e4m3fn) for key, one in load_file(file).items()}
+    save_file(stored, tmp_path / "fp8.safetensors")
+    save_file({key: one.float() for key, one in stored.items()}, tmp_path / "whole.safetensors")
+    small, whole = (load_model(single(tmp_path / f"{name}.safetensors", layout)).base.components for name in ("fp8", "whole"))
+    for name, wanted in whole.items():
+        if name in WEIGHTS:
+            found = small[name].state_dict()
+            for key, one in wanted.state_dict().items():
+                assert found[key].dtype == one.dtype and torch.equal(found[key], one), (name, key)
 
 
 def test_a_single_file_and_its_layout_are_told_by_their_contents(made, tmp_path):
