@@ -381,7 +381,8 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
             said[plain.takes] = [Image.open(file)] * count
         if plain.signed:
             said[plain.takes] = 2.0 * picture(file, count) - 1.0
-    files = [*([request.init_image] if request.init_image else []), *(one.image for one in request.references)]
+    further = [one.image for one in request.references] if plain.pictures > 1 else []
+    files = [*([request.init_image] if request.init_image else []), *further]
     own = [Image.open(folder / name) for name in files]
     if own and plain.references and not request.mask_image:
         said[plain.takes] = own
