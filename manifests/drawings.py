@@ -13,6 +13,7 @@ from PIL import Image
 
 from promptmill.configs.errors import shown
 from promptmill.configs.parameters import DRAWING
+from promptmill.manifests.drawing_process import UndrawnError, render
 
 MOST_BYTES = 1_000_000
 DEEPEST = 64  # elements in one another
@@ -28,7 +29,7 @@ REFUSED = {
     "set": "what moves is not drawn",
 }
 _REFERENCE = re.compile(r"url\(\s*['\"]?\s*([^'\")\s]*)")
-_LENGTH = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(?:px)?\s*")
+_LENGTH = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]+)?) ?(?:px)?")
 
 
 class DrawingError(ValueError):
@@ -87,13 +88,9 @@ def draw(content: bytes, max_pixels: int, size: tuple[int, int] | None = None) -
         width, height = width * scale, height * scale
     if width * height > max_pixels or max(width, height) > max_pixels:
         raise DrawingError(f"{width:,.0f} x {height:,.0f} pixels are more than the {max_pixels:,} allowed")
-    from resvg_py import svg_to_bytes  # few manifests need the renderer
-
     try:
-        drawn = svg_to_bytes(
-            svg_string=content.decode("utf-8-sig"), width=max(1, round(width)), height=max(1, round(height)), skip_system_fonts=True
-        )
-    except ValueError as error:
+        drawn = render(content.decode("utf-8-sig"), max(1, round(width)), max(1, round(height)))
+    except UndrawnError as error:
         raise DrawingError(shown(" ".join(str(error).split()), 200)) from None
     image = Image.open(io.BytesIO(drawn), formats=["PNG"])
     image.load()
@@ -171,7 +168,7 @@ def _check_repeated(root: ET.Element) -> None:
 
 
 def _size_of(root: ET.Element) -> tuple[float, float]:
-    said = [_LENGTH.fullmatch(root.attrib.get(name, "")) for name in ("width", "height")]
+    said = [_LENGTH.fullmatch(root.attrib.get(name, "").strip()) for name in ("width", "height")]
     box = re.split(r"[\s,]+", root.attrib.get("viewBox", "").strip())
     try:
         if said[0] and said[1]:

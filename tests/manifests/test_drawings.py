@@ -1,11 +1,14 @@
 """SVG drawings as images of a row: drawn crisp at the size that is wanted, and refused where they would harm or differ."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from promptmill.configs.parameters import Control, Defaults
+from promptmill.manifests import drawing_process
 from promptmill.manifests.checking import check_images, check_rows, look
 from promptmill.manifests.drawings import DrawingError, draw, is_drawing
 from promptmill.manifests.images import ImageError, Roots, load
@@ -134,3 +137,30 @@ def test_any_bytes_in_a_drawing_make_a_picture_or_one_line(piece, at, gone):
     except DrawingError as error:
         said = str(error)
     assert len(said.splitlines()) == 1
+
+
+SCALED = '<pattern id="a" width="1" height="1" patternUnits="userSpaceOnUse" patternTransform="scale(1e5)">{}</pattern>{}'
+ENDING = {
+    "memory": svg(SCALED.format(HALVES, '<rect width="100" height="100" fill="url(#a)"/>')),
+    "dashes": svg('<g stroke="red" stroke-dasharray="0.01 0.01">' + '<path d="M0 0 L9999 9999"/>' * 10_000 + "</g>"),
+    "layers": svg('<g opacity="0.9">' * 60 + HALVES + "</g>" * 60, 'width="8000" height="8000" viewBox="0 0 100 100"'),
+}
+
+
+@pytest.mark.parametrize(
+    ("drawing", "says"), zip(ENDING.values(), ("in 4 GiB", "more than 0 s", "in 4 GiB"), strict=True), ids=ENDING
+)
+def test_a_drawing_that_would_end_its_process_makes_one_line_and_the_next_is_drawn(monkeypatch, drawing, says):
+    monkeypatch.setattr(drawing_process, "MOST_SECONDS", 0)
+    before = draw(svg().encode(), 10**6)
+    with pytest.raises(DrawingError, match=says) as raised:
+        draw(drawing.encode(), 64_000_000)
+    assert len(str(raised.value).splitlines()) == 1
+    assert draw(svg().encode(), 10**6) == before
+
+
+def test_a_size_full_of_spaces_is_read_at_once():
+    began = time.process_time()
+    with pytest.raises(DrawingError, match="says no size"):
+        draw(svg(size=f'width="1{" " * 50_000}x" height="1"').encode(), 10**6)
+    assert time.process_time() - began < 1
