@@ -6,12 +6,14 @@ the process that draws is limited in memory and in time of a core.
 """
 
 import atexit
+import contextlib
 import os
 import signal
 import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 MOST_MEMORY = 4 * 1024**3  # bytes of addresses: a picture of 64,000,000 pixels has 256,000,000 bytes, and each layer as many
 MOST_SECONDS = 10  # of a core, for one drawing, so that other work on the machine changes nothing
@@ -83,7 +85,7 @@ def render(drawing: str, width: int, height: int) -> bytes:
 def _process() -> "subprocess.Popen[bytes]":
     global _running
     if _running is None or _running[0] != os.getpid() or _running[1].poll() is not None:
-        command = [sys.executable, "-I", "-S", "-c", _CODE, *(path or os.getcwd() for path in sys.path)]
+        command = [sys.executable, "-I", "-S", "-c", _CODE, *(path or str(Path.cwd()) for path in sys.path)]
         pipe, none = subprocess.PIPE, subprocess.DEVNULL
         _running = os.getpid(), subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=none, start_new_session=True)
     return _running[1]
@@ -106,10 +108,8 @@ def _end() -> None:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
-            try:
+            with contextlib.suppress(BrokenPipeError):  # of a drawing that was never read
                 pipe.close()
-            except BrokenPipeError:
-                pass  # of a drawing that was never read
     _running = None
 
 
