@@ -1,6 +1,8 @@
 """SVG drawings as images of a row: drawn crisp at the size that is wanted, and refused where they would harm or differ."""
 
+import json
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -100,6 +102,9 @@ BAD = {
     "deep": (svg("<g>" * 70 + "</g>" * 70), "has more than 64 elements in one another"),
     "text": (svg("<text>hello</text>"), "text needs fonts"),
     "filter": (svg("<filter/>"), "filters are not drawn"),
+    "filter function": (svg('<rect width="9" height="9" filter="blur(2)"/>'), "filters are not drawn"),
+    "filter in a style": (svg('<rect width="9" height="9" style="fill:red;filter: blur(2px)"/>'), "filters are not drawn"),
+    "filter in styles": (svg("<style>rect { filter: blur(2px) }</style><rect/>"), "filters are not drawn"),
     "moving": (svg("<animateTransform/>"), "what moves is not drawn"),
     "large": (svg(size='width="99999" height="99999"'), "99,999 x 99,999 pixels are more than the 1,000,000 allowed"),
     "endless": (svg(size='width="1e300" height="1"'), "has a size of 1e+300 x 1"),
@@ -164,3 +169,30 @@ def test_a_size_full_of_spaces_is_read_at_once():
     with pytest.raises(DrawingError, match="says no size"):
         draw(svg(size=f'width="1{" " * 50_000}x" height="1"').encode(), 10**6)
     assert time.process_time() - began < 1
+
+
+def test_a_drawing_that_a_plan_takes_is_drawn_at_any_size_of_a_row_however_narrow_it_is():
+    narrow = svg(size='width="1" height="9000" viewBox="0 0 100 100"').encode()
+    assert draw(narrow, 10**6).size == (1, 9000)
+    made = draw(narrow, 10**6, (512, 512))
+    assert made.width * made.height <= 1.1e6 and made.height > 9000
+
+
+def test_a_filter_of_none_is_no_filter():
+    held = svg('<rect width="100" height="100" style="filter: none" filter="none" fill="#ff0000"/>')
+    assert draw(held.encode(), 10**6).getpixel((50, 50)) == (255, 0, 0, 255)
+
+
+def test_drawings_in_rows_are_not_kept_once_their_rows_are_checked(tmp_path):
+    rules, where = Rules(Defaults(width=64, height=64), controls=("seg",)), tmp_path / "m.jsonl"
+    long = [svg(f"<!--{number}{'a' * 90_000}-->{HALVES}") for number in range(30)]
+    where.write_text("".join(json.dumps({"prompt": "a", "controls": [{"type": "seg", "image": one}]}) + "\n" for one in long))
+    del long
+    checks = check_rows([str(where)], rules, Roots((str(tmp_path),)))
+    assert not next(checks).problems
+    tracemalloc.start()
+    try:
+        assert sum(not one.problems for one in checks) == 29
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
