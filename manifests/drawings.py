@@ -84,7 +84,7 @@ def draw(content: bytes, max_pixels: int, size: tuple[int, int] | None = None) -
     Raises:
         DrawingError: The drawing is broken, holds what is refused, or says a size that is larger than allowed.
     """
-    width, height = _checked(content)
+    width, height = checked(content)
     if width * height > max_pixels or max(width, height) > max_pixels:
         raise DrawingError(f"{width:,.0f} x {height:,.0f} pixels are more than the {max_pixels:,} allowed")
     if size is not None:
@@ -100,7 +100,7 @@ def draw(content: bytes, max_pixels: int, size: tuple[int, int] | None = None) -
     return image
 
 
-def _checked(content: bytes) -> tuple[float, float]:
+def checked(content: bytes) -> tuple[float, float]:
     """Return the width and height that a drawing says, in pixels.
 
     Raises:

@@ -13,7 +13,7 @@ from promptmill.configs.parameters import Control, Defaults
 from promptmill.manifests import drawing_process
 from promptmill.manifests.checking import check_images, check_rows, look
 from promptmill.manifests.drawings import DrawingError, draw, is_drawing
-from promptmill.manifests.images import ImageError, Roots, load
+from promptmill.manifests.images import ImageError, Roots, is_image, load
 from promptmill.manifests.rules import Rules
 from promptmill.pipelines.rendering.preparing import Conditioning, prepare_request
 from promptmill.pipelines.work.units import Placed
@@ -196,3 +196,10 @@ def test_drawings_in_rows_are_not_kept_once_their_rows_are_checked(tmp_path):
         assert tracemalloc.get_traced_memory()[0] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("other", ['<?xml version="1.0"?><settings><password>x</password></settings>', "<!-- a page --><html/>"])
+def test_other_xml_is_no_image_though_it_begins_as_drawings_may(tmp_path, other):
+    (tmp_path / "a.xml").write_text(other)
+    (tmp_path / "b.svg").write_text('<?xml version="1.0"?>' + svg())
+    assert not is_image(tmp_path / "a.xml") and is_image(tmp_path / "b.svg")
