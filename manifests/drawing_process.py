@@ -19,6 +19,7 @@ MOST_MEMORY = 4 * 1024**3  # bytes of addresses: a picture of 64,000,000 pixels 
 MOST_SECONDS = 10  # of a core, for one drawing, so that other work on the machine changes nothing
 # To the process: width, height, seconds, bytes of the drawing. From it: whether it is drawn, 0, 0, bytes of the answer.
 HEADER = struct.Struct("<QQQQ")
+STOPPED = (-signal.SIGKILL, -signal.SIGTERM)  # by somebody else, who says nothing of the drawing
 
 # Read by a bare interpreter, which has the paths of this one as arguments.
 _CODE = f"""
@@ -35,8 +36,8 @@ while len(begin := sys.stdin.buffer.read(header.size)) == header.size:
     width, height, seconds, size = header.unpack(begin)
     drawing = sys.stdin.buffer.read(size).decode()
     used = resource.getrusage(resource.RUSAGE_SELF)
-    most = int(used.ru_utime + used.ru_stime) + 1 + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    most, hard = int(used.ru_utime + used.ru_stime) + 1 + seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     try:
         drawn, answer = 1, bytes(svg_to_bytes(svg_string=drawing, width=width, height=height, skip_system_fonts=True))
     except BaseException as error:  # a panic of the renderer is no Exception
@@ -62,24 +63,38 @@ def render(drawing: str, width: int, height: int) -> bytes:
     """
     content = drawing.encode()
     with _door:
-        process = _process()
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(HEADER.pack(width, height, MOST_SECONDS, len(content)) + content)
-            process.stdin.flush()
-            begin = process.stdout.read(HEADER.size)
-            drawn, _, _, size = HEADER.unpack(begin) if len(begin) == HEADER.size else (0, 0, 0, None)
-            answer = process.stdout.read(size) if size is not None else b""
-        except BrokenPipeError:
-            size, answer = None, b""
-        except BaseException:  # an interrupted call would leave its answer to the next one
-            _end()
-            raise
-        if size is None or len(answer) != size:
-            raise UndrawnError(_why_ended(process))
+        answered = _answer(HEADER.pack(width, height, MOST_SECONDS, len(content)) + content)
+        if answered in STOPPED:
+            answered = _answer(HEADER.pack(width, height, MOST_SECONDS, len(content)) + content)
+    if isinstance(answered, int):
+        raise UndrawnError(_why_ended(answered))
+    drawn, answer = answered
     if not drawn:
         raise UndrawnError(answer.decode(errors="replace"))
     return answer
+
+
+def _answer(question: bytes) -> tuple[int, bytes] | int:
+    """Return whether the process has drawn, and the picture or the reason; or the exit code of a process that ended."""
+    process = _process()
+    assert process.stdin is not None and process.stdout is not None
+    begin = answer = b""
+    size = 0
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(question)
+            process.stdin.flush()
+        begin = process.stdout.read(HEADER.size)
+        if len(begin) == HEADER.size:
+            drawn, _, _, size = HEADER.unpack(begin)
+            answer = process.stdout.read(size)
+            if len(answer) == size:
+                return drawn, answer
+        return process.wait()
+    finally:
+        # What ended, and what was interrupted, whose answer would be the next one's.
+        if len(begin) < HEADER.size or len(answer) < size:
+            _end()
 
 
 def _process() -> "subprocess.Popen[bytes]":
@@ -91,12 +106,12 @@ def _process() -> "subprocess.Popen[bytes]":
     return _running[1]
 
 
-def _why_ended(process: "subprocess.Popen[bytes]") -> str:
-    code = process.wait()
-    _end()
+def _why_ended(code: int) -> str:
     if code == -signal.SIGXCPU:
         return f"takes more than {MOST_SECONDS} s to draw"
-    return f"cannot be drawn in {MOST_MEMORY // 1024**3} GiB of memory"
+    if code in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):
+        return f"cannot be drawn in {MOST_MEMORY // 1024**3} GiB of memory"
+    return f"cannot be drawn: the renderer ended with {code}"
 
 
 def _end() -> None:

@@ -1,8 +1,11 @@
 """SVG drawings as images of a row: drawn crisp at the size that is wanted, and refused where they would harm or differ."""
 
 import json
+import signal
+import threading
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -203,3 +206,31 @@ def test_other_xml_is_no_image_though_it_begins_as_drawings_may(tmp_path, other)
     (tmp_path / "a.xml").write_text(other)
     (tmp_path / "b.svg").write_text('<?xml version="1.0"?>' + svg())
     assert not is_image(tmp_path / "a.xml") and is_image(tmp_path / "b.svg")
+
+
+def test_a_process_that_somebody_ends_is_started_anew_and_the_drawing_is_not_at_fault():
+    before = draw(svg().encode(), 10**6)
+    _, process = drawing_process._running
+    process.kill()
+    assert draw(svg().encode(), 10**6) == before
+    assert drawing_process._running[1].pid != process.pid
+    process = drawing_process._running[1]
+    process.send_signal(signal.SIGSTOP)  # so that it is ended while the next drawing waits for it
+    ending = threading.Timer(0.3, process.kill)
+    ending.start()
+    assert draw(svg().encode(), 10**6) == before
+    ending.join()
+
+
+def test_an_interrupted_drawing_leaves_no_answer_for_the_next_one(monkeypatch):
+    before = draw(svg().encode(), 10**6)
+    process = drawing_process._running[1]
+
+    def interrupted(size):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "stdout", SimpleNamespace(read=interrupted, close=process.stdout.close))
+        with pytest.raises(KeyboardInterrupt):
+            draw(svg("<rect/>").encode(), 10**6)
+    assert draw(svg().encode(), 10**6) == before
