@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from promptmill.configs.errors import quoted, shown
+from promptmill.configs.parameters import MAX_PATH
 from promptmill.manifests.embeddings import load_embedding
 from promptmill.manifests.images import (
     ImageError,
@@ -96,7 +97,7 @@ class RowChecks:
 
     def __init__(self, files: Sequence[str], rules: Rules, roots: Roots | None = None, max_images: int | None = None):
         self._rules, self._roots, self._most = rules, roots, max_images
-        self._look_at = functools.lru_cache(REMEMBERED_IMAGES)(functools.partial(look, roots=roots)) if roots else None
+        self._look_at = Looks(roots, REMEMBERED_IMAGES) if roots else None
         self._places = {file: place for place, file in enumerate(files)}
         # What files of one folder name is one image.
         self._firsts = {folder: i for i, folder in reversed(list(enumerate(roots.folders)))} if roots else {}
@@ -106,8 +107,8 @@ class RowChecks:
         """Return whether a row's images have to be looked at; such rows have to be checked in their order."""
         return self._looking() is not None and not IMAGE_COLUMNS.isdisjoint(row.values)
 
-    def _looking(self) -> "functools._lru_cache_wrapper[Look] | None":
-        if self._look_at and (self._most is None or self._look_at.cache_info().misses < self._most):
+    def _looking(self) -> "Looks | None":
+        if self._look_at and (self._most is None or self._look_at.decoded < self._most):
             return self._look_at
         return None
 
@@ -175,6 +176,32 @@ def look(path: str, file: int, roots: Roots, known: bool = False, mask: AsMask |
     except Exception as error:  # Pillow cannot bring every image to levels
         return Look(problem=f"{shown(path)}: cannot be read as a mask: {shown(' '.join(str(error).split()), 300)}")
     return Look(picture.sha256, picture.image.size, effect=effect)
+
+
+class Looks:
+    """Looks at images as `look` does, and remembers what it saw; of long drawings in rows, which would fill the memory, nothing.
+
+    Args:
+        roots: Where images may lie.
+        most: How many looks are remembered.
+    """
+
+    def __init__(self, roots: Roots, most: int):
+        self._anew = functools.partial(look, roots=roots)
+        self._remembering = functools.lru_cache(most)(self._anew)
+        self._long = 0
+
+    @property
+    def decoded(self) -> int:
+        """Return how many images were read so far."""
+        return self._long + self._remembering.cache_info().misses
+
+    def __call__(self, path: str, file: int, known: bool = False, mask: AsMask | None = None, face: bool = False) -> Look:
+        """Return the look at an image; the arguments are those of `look`."""
+        if max(len(path), len(mask.init or "") if mask else 0) <= MAX_PATH:
+            return self._remembering(path, file, known=known, mask=mask, face=face)
+        self._long += 1
+        return self._anew(path, file, known=known, mask=mask, face=face)
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -5,6 +5,7 @@ drawing is refused before the renderer sees it. Text, which would look different
 """
 
 import io
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from PIL import Image
 
 from promptmill.configs.errors import shown
 from promptmill.configs.parameters import DRAWING
+from promptmill.manifests.drawing_process import UndrawnError, render
 
 MOST_BYTES = 1_000_000
 DEEPEST = 64  # elements in one another
@@ -28,7 +30,8 @@ REFUSED = {
     "set": "what moves is not drawn",
 }
 _REFERENCE = re.compile(r"url\(\s*['\"]?\s*([^'\")\s]*)")
-_LENGTH = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(?:px)?\s*")
+_FILTER = re.compile(r"(?<![\w-])filter\s*:(?!\s*none\b)", re.IGNORECASE)
+_LENGTH = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]+)?) ?(?:px)?")
 
 
 class DrawingError(ValueError):
@@ -72,35 +75,32 @@ def draw(content: bytes, max_pixels: int, size: tuple[int, int] | None = None) -
     Args:
         content: The drawing, in UTF-8.
         max_pixels: The greatest number of pixels of the result.
-        size: Width and height that the result has to cover, in pixels, so that nothing has to be scaled; None is the size that the
-            drawing says.
+        size: Width and height that the result has to cover, in pixels, so that nothing has to be scaled. A drawing so narrow that
+            it would need more pixels than allowed has those allowed. None is the size that the drawing says.
 
     Returns:
         An RGBA picture of the drawing's aspect.
 
     Raises:
-        DrawingError: The drawing is broken, holds what is refused, or would be larger than allowed.
+        DrawingError: The drawing is broken, holds what is refused, or says a size that is larger than allowed.
     """
-    width, height = _checked(content)
-    if size is not None:
-        scale = max(size[0] / width, size[1] / height)
-        width, height = width * scale, height * scale
+    width, height = checked(content)
     if width * height > max_pixels or max(width, height) > max_pixels:
         raise DrawingError(f"{width:,.0f} x {height:,.0f} pixels are more than the {max_pixels:,} allowed")
-    from resvg_py import svg_to_bytes  # few manifests need the renderer
-
+    if size is not None:
+        most = min(math.sqrt(max_pixels / (width * height)), max_pixels / max(width, height))
+        scale = min(max(size[0] / width, size[1] / height), most)
+        width, height = width * scale, height * scale
     try:
-        drawn = svg_to_bytes(
-            svg_string=content.decode("utf-8-sig"), width=max(1, round(width)), height=max(1, round(height)), skip_system_fonts=True
-        )
-    except ValueError as error:
+        drawn = render(content.decode("utf-8-sig"), max(1, round(width)), max(1, round(height)))
+    except UndrawnError as error:
         raise DrawingError(shown(" ".join(str(error).split()), 200)) from None
     image = Image.open(io.BytesIO(drawn), formats=["PNG"])
     image.load()
     return image
 
 
-def _checked(content: bytes) -> tuple[float, float]:
+def checked(content: bytes) -> tuple[float, float]:
     """Return the width and height that a drawing says, in pixels.
 
     Raises:
@@ -128,7 +128,10 @@ def _check_element(element: ET.Element) -> None:
     for refused, why in REFUSED.items():
         if name == refused or (refused == "animate" and name.startswith(refused)):
             raise DrawingError(f"has an element {name}: {why}")
-    if name == "style" and (found := re.search(r"@import|url\(", element.text or "", re.IGNORECASE)):
+    style = "".join(element.itertext()) if name == "style" else element.attrib.get("style", "")
+    if _FILTER.search(style) or element.attrib.get("filter", "none").strip() != "none":
+        raise DrawingError(f"has a filter: {REFUSED['filter']}")
+    if name == "style" and (found := re.search(r"@import|url\(", style, re.IGNORECASE)):
         raise DrawingError(f"has {found[0]} in its style: nothing beside the drawing is read")
     for key in element.attrib:
         if _plain(key).lower().startswith("on"):
@@ -171,7 +174,7 @@ def _check_repeated(root: ET.Element) -> None:
 
 
 def _size_of(root: ET.Element) -> tuple[float, float]:
-    said = [_LENGTH.fullmatch(root.attrib.get(name, "")) for name in ("width", "height")]
+    said = [_LENGTH.fullmatch(root.attrib.get(name, "").strip()) for name in ("width", "height")]
     box = re.split(r"[\s,]+", root.attrib.get("viewBox", "").strip())
     try:
         if said[0] and said[1]:

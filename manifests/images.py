@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from promptmill.configs.errors import shown
 from promptmill.manifests.cells import is_parquet, read_cell
-from promptmill.manifests.drawings import DrawingError, draw, is_drawing, is_inline
+from promptmill.manifests.drawings import MOST_BYTES, DrawingError, checked, draw, is_drawing, is_inline
 from promptmill.manifests.files import open_file
 from promptmill.manifests.pointers import HEAD, pointer
 from promptmill.manifests.roots import (
@@ -169,11 +169,13 @@ def _decode(content: bytes, name: str, max_pixels: int, size: tuple[int, int] | 
 
 
 def is_image(file: Path) -> bool:
-    """Return whether a local file is an image of a supported format, as far as its header tells."""
+    """Return whether a local file is an image of a supported format, as far as its header tells, or a drawing that can be drawn."""
     try:
         with warnings.catch_warnings(), file.open("rb") as opened:
             warnings.simplefilter("ignore")
-            if is_drawing(opened.read(200)):
+            content = opened.read(MOST_BYTES + 1)
+            if is_drawing(content):
+                checked(content)  # since other XML and HTML, which may hold what is secret, begins likewise
                 return True
             opened.seek(0)
             Image.open(opened, formats=FORMATS).close()

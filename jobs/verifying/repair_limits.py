@@ -17,7 +17,7 @@ from promptmill.jobs.verifying.plan_checks import Planned
 from promptmill.jobs.verifying.problems import Problem
 from promptmill.jobs.verifying.repair import whole_plan
 from promptmill.jobs.verifying.verify import read_all_records, read_index
-from promptmill.manifests.checking import AsMask, Look, check_images, look
+from promptmill.manifests.checking import AsMask, Look, Looks, check_images
 from promptmill.manifests.drawings import is_inline
 from promptmill.manifests.roots import ImageError, find
 from promptmill.pipelines.models.identity import library_versions, model_identity
@@ -148,9 +148,11 @@ def _check_records(output: str, left: Mapping[int, str], known: Iterable[CommitR
             raise PlanError([*left.values(), f"{output}/commits/{name}: broken; {way}"])
 
 
-def _look_known(look_at: Callable[..., Look], file: int, known: Collection[str], path: str, mask: AsMask | None = None) -> Look:
+def _look_known(
+    look_at: Callable[..., Look], file: int, known: Collection[str], path: str, mask: AsMask | None = None, face: bool = False
+) -> Look:
     """Look at an image of a request, with the word whether the caller knows its SHA-256."""
-    return look_at(path, file, known=path in known, mask=mask)
+    return look_at(path, file, known=path in known, mask=mask, face=face)
 
 
 def _image_folders(output: str, plan: Plan, shards: Iterable[int], records: Sequence[CommitRecord]) -> tuple[str, ...]:
@@ -163,7 +165,7 @@ def _image_folders(output: str, plan: Plan, shards: Iterable[int], records: Sequ
         PlanError: An image is not there, or is another.
     """
     folders = set[str]()
-    look_at = functools.lru_cache(maxsize=100_000)(functools.partial(look, roots=plan.roots))
+    look_at = Looks(plan.roots, 100_000)
     for shard in sorted(shards):
         requests = [placed for placed in read_shard(output, shard, plan).requests if next(placed.request.images(), None)]
         seen = seen_images(output, [record for record in records if record.shard == shard]) if requests else {}

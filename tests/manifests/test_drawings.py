@@ -1,14 +1,22 @@
 """SVG drawings as images of a row: drawn crisp at the size that is wanted, and refused where they would harm or differ."""
 
+import json
+import signal
+import threading
+import time
+import tracemalloc
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from promptmill.configs.parameters import Control, Defaults
+from promptmill.manifests import drawing_process
 from promptmill.manifests.checking import check_images, check_rows, look
 from promptmill.manifests.drawings import DrawingError, draw, is_drawing
-from promptmill.manifests.images import ImageError, Roots, load
+from promptmill.manifests.images import ImageError, Roots, is_image, load
 from promptmill.manifests.rules import Rules
 from promptmill.pipelines.rendering.preparing import Conditioning, prepare_request
 from promptmill.pipelines.work.units import Placed
@@ -97,6 +105,9 @@ BAD = {
     "deep": (svg("<g>" * 70 + "</g>" * 70), "has more than 64 elements in one another"),
     "text": (svg("<text>hello</text>"), "text needs fonts"),
     "filter": (svg("<filter/>"), "filters are not drawn"),
+    "filter function": (svg('<rect width="9" height="9" filter="blur(2)"/>'), "filters are not drawn"),
+    "filter in a style": (svg('<rect width="9" height="9" style="fill:red;filter: blur(2px)"/>'), "filters are not drawn"),
+    "filter in styles": (svg("<style>rect { filter: blur(2px) }</style><rect/>"), "filters are not drawn"),
     "moving": (svg("<animateTransform/>"), "what moves is not drawn"),
     "large": (svg(size='width="99999" height="99999"'), "99,999 x 99,999 pixels are more than the 1,000,000 allowed"),
     "endless": (svg(size='width="1e300" height="1"'), "has a size of 1e+300 x 1"),
@@ -134,3 +145,92 @@ def test_any_bytes_in_a_drawing_make_a_picture_or_one_line(piece, at, gone):
     except DrawingError as error:
         said = str(error)
     assert len(said.splitlines()) == 1
+
+
+SCALED = '<pattern id="a" width="1" height="1" patternUnits="userSpaceOnUse" patternTransform="scale(1e5)">{}</pattern>{}'
+ENDING = {
+    "memory": svg(SCALED.format(HALVES, '<rect width="100" height="100" fill="url(#a)"/>')),
+    "dashes": svg('<g stroke="red" stroke-dasharray="0.01 0.01">' + '<path d="M0 0 L9999 9999"/>' * 10_000 + "</g>"),
+    "layers": svg('<g opacity="0.9">' * 60 + HALVES + "</g>" * 60, 'width="8000" height="8000" viewBox="0 0 100 100"'),
+}
+
+
+@pytest.mark.parametrize(
+    ("drawing", "says"), zip(ENDING.values(), ("in 4 GiB", "more than 0 s", "in 4 GiB"), strict=True), ids=ENDING
+)
+def test_a_drawing_that_would_end_its_process_makes_one_line_and_the_next_is_drawn(monkeypatch, drawing, says):
+    monkeypatch.setattr(drawing_process, "MOST_SECONDS", 0)
+    before = draw(svg().encode(), 10**6)
+    with pytest.raises(DrawingError, match=says) as raised:
+        draw(drawing.encode(), 64_000_000)
+    assert len(str(raised.value).splitlines()) == 1
+    assert draw(svg().encode(), 10**6) == before
+
+
+def test_a_size_full_of_spaces_is_read_at_once():
+    began = time.process_time()
+    with pytest.raises(DrawingError, match="says no size"):
+        draw(svg(size=f'width="1{" " * 50_000}x" height="1"').encode(), 10**6)
+    assert time.process_time() - began < 1
+
+
+def test_a_drawing_that_a_plan_takes_is_drawn_at_any_size_of_a_row_however_narrow_it_is():
+    narrow = svg(size='width="1" height="9000" viewBox="0 0 100 100"').encode()
+    assert draw(narrow, 10**6).size == (1, 9000)
+    made = draw(narrow, 10**6, (512, 512))
+    assert made.width * made.height <= 1.1e6 and made.height > 9000
+
+
+def test_a_filter_of_none_is_no_filter():
+    held = svg('<rect width="100" height="100" style="filter: none" filter="none" fill="#ff0000"/>')
+    assert draw(held.encode(), 10**6).getpixel((50, 50)) == (255, 0, 0, 255)
+
+
+def test_drawings_in_rows_are_not_kept_once_their_rows_are_checked(tmp_path):
+    rules, where = Rules(Defaults(width=64, height=64), controls=("seg",)), tmp_path / "m.jsonl"
+    long = [svg(f"<!--{number}{'a' * 90_000}-->{HALVES}") for number in range(30)]
+    where.write_text("".join(json.dumps({"prompt": "a", "controls": [{"type": "seg", "image": one}]}) + "\n" for one in long))
+    del long
+    checks = check_rows([str(where)], rules, Roots((str(tmp_path),)))
+    assert not next(checks).problems
+    tracemalloc.start()
+    try:
+        assert sum(not one.problems for one in checks) == 29
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("other", ['<?xml version="1.0"?><settings><password>x</password></settings>', "<!-- a page --><html/>"])
+def test_other_xml_is_no_image_though_it_begins_as_drawings_may(tmp_path, other):
+    (tmp_path / "a.xml").write_text(other)
+    (tmp_path / "b.svg").write_text('<?xml version="1.0"?>' + svg())
+    assert not is_image(tmp_path / "a.xml") and is_image(tmp_path / "b.svg")
+
+
+def test_a_process_that_somebody_ends_is_started_anew_and_the_drawing_is_not_at_fault():
+    before = draw(svg().encode(), 10**6)
+    _, process = drawing_process._running
+    process.kill()
+    assert draw(svg().encode(), 10**6) == before
+    assert drawing_process._running[1].pid != process.pid
+    process = drawing_process._running[1]
+    process.send_signal(signal.SIGSTOP)  # so that it is ended while the next drawing waits for it
+    ending = threading.Timer(0.3, process.kill)
+    ending.start()
+    assert draw(svg().encode(), 10**6) == before
+    ending.join()
+
+
+def test_an_interrupted_drawing_leaves_no_answer_for_the_next_one(monkeypatch):
+    before = draw(svg().encode(), 10**6)
+    process = drawing_process._running[1]
+
+    def interrupted(size):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "stdout", SimpleNamespace(read=interrupted, close=process.stdout.close))
+        with pytest.raises(KeyboardInterrupt):
+            draw(svg("<rect/>").encode(), 10**6)
+    assert draw(svg().encode(), 10**6) == before

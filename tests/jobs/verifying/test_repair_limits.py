@@ -1,11 +1,13 @@
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import shutil
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -13,6 +15,7 @@ from PIL import Image
 from benchmarks.mutations import files_of
 from promptmill.actors.pool_sizes import ResourcesError
 from promptmill.configs.loading import load
+from promptmill.configs.parameters import Reference
 from promptmill.jobs.cli import main
 from promptmill.jobs.planning.plan import PlanError, read_plan, write_plan
 from promptmill.jobs.running.finishing import finish
@@ -21,12 +24,15 @@ from promptmill.jobs.running.repair_note import remembered
 from promptmill.jobs.running.run import run
 from promptmill.jobs.verifying.image_places import Given
 from promptmill.jobs.verifying.repair import clear
-from promptmill.jobs.verifying.repair_limits import repairable
+from promptmill.jobs.verifying.repair_limits import _look_known, repairable
+from promptmill.manifests.checking import Looks, check_images
+from promptmill.manifests.roots import Roots
 from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.storage import delete, get, join, names, put
 from tests.jobs.datasets import SHARDS, commit_planned, planned_dataset, rendered_here
 from tests.jobs.running.test_run import Watching
 from tests.jobs.verifying.damage import flip, problems_of
+from tests.pipelines.plain import request
 
 
 @pytest.fixture
@@ -312,3 +318,11 @@ def test_shards_of_an_earlier_plan_do_not_keep_others_from_being_repaired(mixed)
         repairable(mixed, problems_of(mixed))
     flip(mixed, "data/000002.tar")
     assert {problem.shard for problem in repairable(mixed, problems_of(mixed)).problems} == {2}
+
+
+def test_a_repair_looks_at_the_embeddings_of_faces_as_well(tmp_path):
+    np.save(tmp_path / "face.npy", np.ones(4, np.float32))
+    faced = request(references=(Reference(type="face", embedding="face.npy"),))
+    looking = functools.partial(_look_known, Looks(Roots((str(tmp_path),)), 10), 0, ())
+    found = check_images(faced, looking)
+    assert not found.problems and [*found.sha256] == ["references.0.embedding"]

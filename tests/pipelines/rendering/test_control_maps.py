@@ -1,5 +1,7 @@
 """Control maps made without a model: their shapes, what each sees, and that each is made once."""
 
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -205,3 +207,15 @@ def test_maps_of_another_size_or_picture_are_other_maps_and_the_oldest_go(monkey
         sha256, size = name[0], 32 if name.endswith("smaller") else 64
         maps.get(sha256, "canny", (size, size), lambda size=size: array(0, size, size))
         assert maps.made == made
+
+
+def test_a_wide_blur_is_the_gaussians_within_few_levels_and_takes_no_longer_than_a_narrow_one():
+    patches = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
+    picture = cv2.resize(patches, (260, 250), interpolation=cv2.INTER_NEAREST)
+    exact = cv2.GaussianBlur(picture, (0, 0), 50)
+    assert np.ptp(exact) > 40
+    assert np.abs(control_map("blur(sigma=0.2)", picture).astype(int) - exact).max() <= 4
+    large = cv2.resize(patches, (1024, 1024))
+    began = time.process_time()
+    control_map("blur(sigma=0.25)", large)
+    assert time.process_time() - began < 2
