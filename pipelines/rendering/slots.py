@@ -30,6 +30,7 @@ from promptmill.pipelines.rendering.modules import (
     without_generator,
 )
 from promptmill.pipelines.rendering.preparing import Job
+from promptmill.pipelines.rendering.step_caching import Kept, with_inner
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.errors import is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure
@@ -82,6 +83,7 @@ class Group:
         decoding: Whether the call has left the denoisers.
         references: What the UNet is told of the members' reference images, once it has been called.
         faces: The tokens of the members' faces by the type of references, once a ControlNet that reads these has been called.
+        kept: What the denoiser's inner blocks made, where a step cache is on.
     """
 
     members: list[Waiting]
@@ -91,6 +93,7 @@ class Group:
     decoding: bool = False
     references: dict[str, Any] | None = None
     faces: dict[str, torch.Tensor] = field(default_factory=dict)
+    kept: Kept | None = None
 
     @property
     def rows(self) -> int:
@@ -123,9 +126,13 @@ class Slots:
         vae, denoiser = model.vae, model.denoiser
         habits = {"multiple": self._family.multiple, "longest": self._family.longest}
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
+        hold = self.denoiser.hold
+        if model.cache:
+            self.denoiser.run = with_inner(denoiser, self.denoiser.run)
+            hold = self._with_cache(hold)
         if model.references:
             self.denoiser.run = model.references.scaled(self.denoiser.run)
-        hold = self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold
+            hold = self._with_references(hold)
         if self._family.second:
             self.denoiser.run = turned(self.denoiser.run, self._family.second)
             hold = turned(hold, self._family.second)
@@ -335,9 +342,12 @@ class Slots:
                 setattr(pipeline, name, guider.new(guidance_scale=request.guidance_scale))
         for name, value in self._family.attributes.items():
             setattr(pipeline, name, value(request, pipeline.vae_scale_factor))
+        if self.model.cache:
+            group.kept = Kept.of(self.model.cache, request, pipeline.scheduler, self._family.steps_left)
         made = call(pipeline, self.model, jobs, self._wait)
+        cached = group.kept.cached // len(jobs) if group.kept else 0
         for place, member in enumerate(group.members):
-            member.settled(member.job, candidate(member.job, *made[place], group.evaluations))
+            member.settled(member.job, candidate(member.job, *made[place], group.evaluations, cached))
 
     def _failed(self, group: Group, error: Exception) -> None:
         if is_fatal(error):
@@ -368,6 +378,16 @@ class Slots:
             self._copies.append((caller, copy))
             assert caller.parent is not None
             caller.parent.switch()
+
+    def _with_cache(self, hold: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the denoiser's call, of which the step cache answers some."""
+
+        def told(*args: Any, **kwargs: Any) -> Any:
+            kept = self._groups[getcurrent()].kept
+            assert kept is not None
+            return kept.call(hold, args, kwargs)
+
+        return told
 
     def _with_references(self, hold: Callable[..., Any]) -> Callable[..., Any]:
         """Return the UNet's call with the embeddings and the scales of each row's reference images."""
