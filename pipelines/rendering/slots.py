@@ -30,7 +30,7 @@ from promptmill.pipelines.rendering.modules import (
     without_generator,
 )
 from promptmill.pipelines.rendering.preparing import Job
-from promptmill.pipelines.rendering.step_caching import Kept, with_inner
+from promptmill.pipelines.rendering.step_caching import Kept, shortened_of
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.errors import is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure
@@ -69,7 +69,14 @@ class Waiting:
         apart = self.apart or (family.references and request.init_image is not None)
         apart = apart or (family.one_mask and request.mask_image is not None)
         embedded = family.redux is not None and bool(request.references)
-        return (bucket_of(request), embedded, self.job.placed.preview, texts, id(self.job.placed) if apart else None)
+        return (
+            bucket_of(request),
+            embedded,
+            self.job.placed.preview,
+            self.job.placed.cache,
+            texts,
+            id(self.job.placed) if apart else None,
+        )
 
 
 @dataclass
@@ -127,9 +134,9 @@ class Slots:
         habits = {"multiple": self._family.multiple, "longest": self._family.longest}
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, **habits)
         hold = self.denoiser.hold
-        if model.cache:
-            self.denoiser.run = with_inner(denoiser, self.denoiser.run)
-            hold = self._with_cache(hold)
+        if (shortened := shortened_of(denoiser, self.denoiser.run, needed=model.cache is not None)) is not None:
+            self.denoiser.run, hold = shortened, self._with_cache(hold)
+        self.shortened = shortened
         if model.references:
             self.denoiser.run = model.references.scaled(self.denoiser.run)
             hold = self._with_references(hold)
@@ -342,8 +349,8 @@ class Slots:
                 setattr(pipeline, name, guider.new(guidance_scale=request.guidance_scale))
         for name, value in self._family.attributes.items():
             setattr(pipeline, name, value(request, pipeline.vae_scale_factor))
-        if self.model.cache:
-            group.kept = Kept.of(self.model.cache, request, pipeline.scheduler, self._family.steps_left)
+        if self.shortened and (schedule := jobs[0].placed.cache or self.model.cache):
+            group.kept = Kept.of(schedule, request, pipeline.scheduler, self._family.steps_left)
         made = call(pipeline, self.model, jobs, self._wait)
         cached = group.kept.cached // len(jobs) if group.kept else 0
         for place, member in enumerate(group.members):
@@ -384,8 +391,7 @@ class Slots:
 
         def told(*args: Any, **kwargs: Any) -> Any:
             kept = self._groups[getcurrent()].kept
-            assert kept is not None
-            return kept.call(hold, args, kwargs)
+            return kept.call(hold, args, kwargs) if kept else hold(*args, **kwargs)
 
         return told
 

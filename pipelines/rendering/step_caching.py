@@ -9,10 +9,11 @@ so rows that run all blocks and rows that do not make batches of their own, of t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from promptmill.configs.step_caches import StepCache
 from promptmill.manifests.requests import Request
@@ -71,31 +72,90 @@ class Kept:
         return kept
 
     def call(self, hold: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call a denoiser that takes and returns the part of its inner blocks, as `with_inner` makes it, and return its answer."""
+        """Call a denoiser that takes and returns the part of its inner blocks, as `Shortened` does, and return its answer."""
         number, self.calls = self.calls, self.calls + 1
         part, rows = self.parts.pop(number, None), count_of([*args, *kwargs.values()])
         if part is not None and len(part) == rows and self.schedule.answers(self.step, self.steps):
             self.cached += rows
             answer, _ = hold(*args, **kwargs, **{INNER: part})
         else:
-            answer, part = hold(*args, **kwargs)
+            answer, part = hold(*args, **kwargs, **{INNER: None})
         if self.schedule.answers(self.step + 1, self.steps):
             self.parts[number] = part
         return answer
 
 
-def with_inner(denoiser: Any, run: Run) -> Run:
-    """Return a denoiser's call, by keyword, that also returns what its inner blocks made, and runs without these where it is given.
+class Shortened:
+    """Runs a denoiser, by keyword, whole or without its inner blocks.
+
+    A call with `INNER` returns a pair: the answer, and what the inner blocks made. Where `INNER` is what they made earlier, the
+    inner blocks do not run, and the second is None; where it is None, all blocks run. A call without `INNER` is the denoiser's own.
+
+    Args:
+        denoiser: The denoiser.
+        run: Its call.
 
     Raises:
         ModelError: The blocks are not as they are known.
     """
-    kind = type(denoiser).__name__
-    blocks = TRANSFORMERS.get(kind)
-    outer = _unet(denoiser, run) if kind == UNET else _transformer(denoiser, run, blocks) if blocks else None
-    if outer is None:
-        raise ModelError(f"model.kernels.cache: the blocks of this {kind} are not those that a step cache goes with; leave it out")
-    return outer
+
+    def __init__(self, denoiser: Any, run: Run):
+        kind = type(denoiser).__name__
+        blocks = TRANSFORMERS.get(kind)
+        made = _unet(denoiser, run) if kind == UNET else _transformer(denoiser, run, blocks) if blocks else None
+        if made is None:
+            unlike = f"the blocks of this {kind} are not those that a step cache goes with; leave it out"
+            raise ModelError(f"model.kernels.cache: {unlike}")
+        self._denoiser, self._run, (self._whole, self._outer) = denoiser, run, made
+        self._given: dict[str, Any] = {}
+
+    def __call__(self, **given: Any) -> Any:
+        if INNER not in given:
+            return self._run(**given)
+        inner = given.pop(INNER)
+        if inner is not None:
+            return self._outer(inner, **given), None
+        self._given = self._given or {name: _shape(value) for name, value in given.items()}
+        return self._whole(**given)
+
+    @cached_property
+    def share(self) -> float:
+        """Return the share of a whole evaluation's work that one without the inner blocks takes: of multiplications in products of
+        matrices, convolutions and attention, at the shapes of the first batch that ran so. No weights are needed to count them.
+        """
+        with torch.device("meta"):
+            bare = type(self._denoiser).from_config(self._denoiser.config)
+            torch.nn.Module.to(bare, self._denoiser.dtype)
+        alike, work = Shortened(bare, bare.forward), []
+        inner = None
+        for _ in range(2):
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                _, inner = alike(**self._given, **{INNER: inner})
+            work.append(counter.get_total_flops())
+        return work[1] / work[0]
+
+
+def shortened_of(denoiser: Any, run: Run, needed: bool) -> Shortened | None:
+    """Return the call of a denoiser that may be run without its inner blocks; None where that is neither possible nor needed.
+
+    Raises:
+        ModelError: The blocks are not as they are known, and it is needed.
+    """
+    try:
+        return Shortened(denoiser, run)
+    except ModelError:
+        if needed:
+            raise
+        return None
+
+
+def _shape(value: Any) -> Any:
+    """Return a value with tensors of the same shapes, which hold nothing."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty_like(value, device="meta")
+    if isinstance(value, Mapping):
+        return {name: _shape(one) for name, one in value.items()}
+    return type(value)(map(_shape, value)) if isinstance(value, list | tuple) else value
 
 
 class _Instead:
@@ -122,7 +182,8 @@ def _replaced(module: Any, **parts: Any) -> Iterator[None]:
             del vars(module)[name]
 
 
-def _unet(unet: Any, run: Run) -> Run | None:
+def _unet(unet: Any, run: Run) -> tuple[Run, Run] | None:
+    """Return the calls of a UNet that runs all blocks, and of one that runs the outer ones; None where its blocks are others."""
     down, up = list(unet.down_blocks), list(unet.up_blocks)
     skips = sum(len(block.resnets) for block in up)  # outputs on the way down, each of which goes into a block on the way up
     passed = 1 + sum(len(block.resnets) + (getattr(block, "downsamplers", None) is not None) for block in down)
@@ -163,12 +224,13 @@ def _unet(unet: Any, run: Run) -> Run | None:
             _replaced(down[0], downsamplers=None),
             _replaced(unet, down_blocks=[down[0], *skipped], up_blocks=[*ascending, _Instead(up[-1], last)], **between),
         ):
-            return run(**given), None
+            return run(**given)
 
-    return _either(whole, outer)
+    return whole, outer
 
 
-def _transformer(transformer: Any, run: Run, how: Blocks) -> Run | None:
+def _transformer(transformer: Any, run: Run, how: Blocks) -> tuple[Run, Run] | None:
+    """Return the calls of a transformer that runs all blocks, and of one that runs the first; None where it has no second."""
     lists = {name: list(getattr(transformer, name)) for name in how.lists}
     if len(blocks := [block for some in lists.values() for block in some]) < 2:
         return None
@@ -213,19 +275,12 @@ def _transformer(transformer: Any, run: Run, how: Blocks) -> Run | None:
             return call
 
         with replaced({id(block): passing(block) for block in blocks[1:]}):
-            return run(**given), None
+            return run(**given)
 
-    return _either(whole, outer)
+    return whole, outer
 
 
 def _tokens(stream: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Return the tokens that a block is given of the picture or of the text, by name or as its first and second argument."""
     name, place = ("hidden_states", 0) if stream == "picture" else ("encoder_hidden_states", 1)
     return kwargs[name] if name in kwargs else args[place]
-
-
-def _either(whole: Run, outer: Run) -> Run:
-    def run(**given: Any) -> Any:
-        return outer(**given) if INNER in given else whole(**given)
-
-    return run

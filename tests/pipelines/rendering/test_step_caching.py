@@ -11,6 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from pydantic import ValidationError
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from promptmill.configs.model import Kernels, LoraWeights, Model
 from promptmill.configs.parameters import Lora
@@ -21,7 +23,7 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.cached_blocks import TRANSFORMERS, UNET
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
-from promptmill.pipelines.rendering.step_caching import INNER, with_inner
+from promptmill.pipelines.rendering.step_caching import INNER, Shortened
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.evaluations import steps_of
 from promptmill.pipelines.work.units import Placed, Unit
@@ -181,6 +183,41 @@ def test_the_cached_evaluations_are_those_of_the_schedule_and_without_any_the_bi
     assert not np.array_equal(pixels(render(cached, some[0])[0]), pixels(render(engine, some[0])[0]))
 
 
+def test_the_share_of_the_work_is_counted_without_weights_and_is_that_of_the_blocks_that_run():
+    shares, given = (
+        [],
+        {
+            "hidden_states": torch.randn(2, 16, 8, 8),
+            "timestep": torch.tensor([9.0, 500.0]),
+            "encoder_hidden_states": torch.randn(2, 7, 4096),
+            "pooled_projections": torch.randn(2, 2048),
+        },
+    )
+    for dtype in (torch.bfloat16, torch.float32):
+        transformer = diffusers.SD3Transformer2DModel(
+            sample_size=8,
+            num_layers=8,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            caption_projection_dim=64,
+            pos_embed_max_size=8,
+        )
+        torch.nn.Module.to(transformer, dtype)
+        shortened, ran, counts = Shortened(transformer, transformer.forward), [], []
+        for number, block in enumerate(transformer.transformer_blocks):
+            block.register_forward_hook(lambda *_, ran=ran, number=number: ran.append(number))
+        inner, alike = None, {name: value.to(dtype) for name, value in given.items()}
+        for _ in range(2):
+            # Step by step, since the counter does not know a CPU's fused attention.
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                _, inner = shortened(**alike, **{INNER: inner})
+            counts.append(counter.get_total_flops())
+        assert ran == [*range(8), 0]
+        shares.append(shortened.share)
+    assert shares[0] == shares[1] == counts[1] / counts[0]
+    assert 1 / 8 < shares[0] < 1 / 2
+
+
 @pytest.mark.parametrize("features", ["residuals", "adapter", "neither"])
 @pytest.mark.parametrize("first", ["DownBlock2D", "CrossAttnDownBlock2D"])
 def test_the_outer_blocks_of_a_unet_alone_make_what_they_make_beside_the_inner_ones(first, features):
@@ -209,9 +246,9 @@ def test_the_outer_blocks_of_a_unet_alone_make_what_they_make_beside_the_inner_o
             said["down_intrablock_additional_residuals"] = [torch.randn(2, *level) for level in inner]
         return said
 
-    run = with_inner(unet, unet.forward)
+    run = Shortened(unet, unet.forward)
     with torch.no_grad():
-        _, older = run(**given())
+        _, older = run(**given(), **{INNER: None})
         now = given()
         features_now = {name: list(value) for name, value in now.items() if isinstance(value, list)}
         hook = unet.up_blocks[-1].register_forward_pre_hook(lambda b, a, k: (a, {**k, "hidden_states": older}), with_kwargs=True)
