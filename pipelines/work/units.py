@@ -10,7 +10,7 @@ from promptmill.configs.errors import shown
 from promptmill.configs.parameters import FURTHER
 from promptmill.configs.step_caches import StepCache
 from promptmill.manifests.requests import Request
-from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, Counting, evaluations
+from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, Counting, cached_evaluations, evaluations
 from promptmill.pipelines.work.passes import Course, as_draft
 from promptmill.shards.keys import parse
 
@@ -204,6 +204,11 @@ def price(request: Request, drafts: Sequence[Draft], counting: Counting = STABLE
         counting: What the model decides of the number.
     """
     return _summed(request, drafts, partial(evaluations, counting=counting))
+
+
+def cached_price(request: Request, drafts: Sequence[Draft], cache: StepCache, counting: Counting = STABLE_DIFFUSION) -> int:
+    """Return how many of the evaluations of `price` a step cache answers."""
+    return _summed(request, drafts, partial(cached_evaluations, cache=cache, counting=counting))
 
 
 def _summed(request: Request, drafts: Sequence[Draft], of_one: Callable[[Request], int]) -> int:

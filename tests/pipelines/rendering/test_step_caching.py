@@ -21,11 +21,12 @@ from promptmill.configs.step_caches import StepCache
 from promptmill.configs.weights import RefinerWeights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.cached_blocks import TRANSFORMERS, UNET
+from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.step_caching import INNER, Shortened
 from promptmill.pipelines.work.errors import ModelError
-from promptmill.pipelines.work.evaluations import steps_of
+from promptmill.pipelines.work.evaluations import cached_evaluations, steps_of
 from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import tiny
 from tests.pipelines.engines import BATCH, model_of, pixels, render
@@ -149,7 +150,9 @@ def test_so_it_is_in_other_families_in_mixed_units(engines, folder, monkeypatch,
             patch.setattr(kind, "forward", whole_with_older(kind, one, left, 2 if apart else 1))
             theirs, rows = render_family(plain, one, plain.fills(one, BATCH), base, folder, BATCH)
         np.testing.assert_array_equal(pixels(outcome), theirs[: one.candidates], err_msg=str(one))
-        assert {candidate.evaluations for candidate in outcome.candidates} == {rows}, one
+        planned = one if plain.has_strength(one.mode) else replace(one, strength=None)
+        cached = cached_evaluations(planned, EVERY, read_facts(model_of(folder, base=str(base), controlnets={})).counting)
+        assert {(made.evaluations, made.cached) for made in outcome.candidates} == {(rows, cached)}, one
 
 
 def test_a_row_is_the_same_alone_in_another_order_and_beside_previews(cached):
@@ -216,6 +219,14 @@ def test_the_share_of_the_work_is_counted_without_weights_and_is_that_of_the_blo
         shares.append(shortened.share)
     assert shares[0] == shares[1] == counts[1] / counts[0]
     assert 1 / 8 < shares[0] < 1 / 2
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_plan_counts_the_cached_evaluations_that_are_made_by_every_scheduler(cached, scheduler):
+    for mode, steps in (("txt2img", 6), ("img2img", 7)):
+        one = request(mode=mode, steps=steps, scheduler=scheduler, candidates=1, **MODES[mode])
+        (made,) = render(cached, one)[0].candidates
+        assert made.cached == cached_evaluations(one, EVERY) > 0
 
 
 @pytest.mark.parametrize("features", ["residuals", "adapter", "neither"])
