@@ -229,6 +229,53 @@ def test_a_plan_counts_the_cached_evaluations_that_are_made_by_every_scheduler(c
         assert made.cached == cached_evaluations(one, EVERY) > 0
 
 
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_the_first_block_of_a_transformer_alone_takes_what_controlnets_add_behind_it_and_no_more(kind):
+    torch.manual_seed(0)
+    if kind == "sd3":
+        sizes = {"attention_head_dim": 8, "num_attention_heads": 2, "caption_projection_dim": 16, "joint_attention_dim": 16}
+        transformer = diffusers.SD3Transformer2DModel(
+            sample_size=8, in_channels=4, num_layers=4, pooled_projection_dim=16, pos_embed_max_size=8, **sizes
+        )
+    else:
+        sizes = {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 16, "axes_dims_rope": (2, 2, 4)}
+        transformer = diffusers.FluxTransformer2DModel(
+            in_channels=4, num_layers=2, num_single_layers=3, pooled_projection_dim=16, **sizes
+        )
+
+    def given():
+        said = {"timestep": torch.tensor([9.0, 500.0]), "encoder_hidden_states": torch.randn(2, 7, 16)}
+        said["pooled_projections"] = torch.randn(2, 16)
+        if kind == "sd3":
+            added = [torch.randn(2, 16, 16) for _ in range(2)]
+            return said | {"hidden_states": torch.randn(2, 4, 8, 8), "block_controlnet_hidden_states": added}
+        said |= {"hidden_states": torch.randn(2, 16, 4), "img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(7, 3)}
+        return said | {
+            "controlnet_block_samples": [torch.randn(2, 16, 16)],
+            "controlnet_single_block_samples": [torch.randn(2, 16, 16)],
+        }
+
+    how = TRANSFORMERS[type(transformer).__name__]
+    blocks = [block for name in how.lists for block in getattr(transformer, name)]
+    shortened = Shortened(transformer.eval(), transformer.forward)
+    with torch.no_grad():
+        _, older = shortened(**given(), **{INNER: None})
+        now, seen = given(), []
+        place = how.returns.index("picture")
+
+        def out_of_last(block, args, named, made):
+            return tuple(seen[0] + older if number == place else part for number, part in enumerate(made))
+
+        hooks = [
+            blocks[1].register_forward_pre_hook(lambda b, a, named: seen.append(named["hidden_states"]), with_kwargs=True),
+            blocks[-1].register_forward_hook(out_of_last, with_kwargs=True),
+        ]
+        wanted = transformer(**now).sample
+        for hook in hooks:
+            hook.remove()
+        assert torch.equal(shortened(**now, **{INNER: older})[0].sample, wanted)
+
+
 @pytest.mark.parametrize("features", ["residuals", "adapter", "neither"])
 @pytest.mark.parametrize("first", ["DownBlock2D", "CrossAttnDownBlock2D"])
 def test_the_outer_blocks_of_a_unet_alone_make_what_they_make_beside_the_inner_ones(first, features):
