@@ -83,6 +83,7 @@ REFERENCE = pa.struct(
 LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
 REFERENCES = "references"
+CACHED = "cached_evaluations"
 OF_PRIORS = ("prior_steps", "prior_guidance_scale")
 CLIP_SCORE, RANK_SCORE, REJECTED_FOR = "clip_score", "rank_score", "rejected_for"
 NEAR_DUPLICATE_OF, DUPLICATE_OF = "near_duplicate_of", "duplicate_of"
@@ -177,6 +178,7 @@ COLUMNS = (
     ),
     Column("prior_steps", _INT, "of denoising, by the prior", _INPUT, need=Need.DECLARED),
     Column("prior_guidance_scale", _NUMBER, "classifier-free guidance of the prior", _INPUT, need=Need.DECLARED),
+    Column(CACHED, _INT, "how many of the evaluations ran the outer blocks alone, by the step cache", _MADE, need=Need.DECLARED),
     Column("sha256", _TEXT, "of the image file", _MADE),
     Column("pixel_sha256", _TEXT, "of height, width and RGB values before encoding", _MADE),
     Column("bytes", pa.int64(), "size of the image file", _MADE),

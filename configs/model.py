@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from promptmill.configs.parameters import Strict, is_empty
 from promptmill.configs.scheduler_options import SchedulerOptions
+from promptmill.configs.step_caches import StepCache
 from promptmill.configs.weights import (
     FOLDER_OR_REPOSITORY,
     GGUF,
@@ -56,6 +57,11 @@ class Kernels(Strict):
         description="LoRAs are merged into the weights where requests change them, and cost nothing at each step.",
     )
     fp8: bool = Field(False, description="Linear layers of the blocks in FP8, scaled row by row; needs torchao and a recent GPU.")
+    cache: StepCache | None = Field(
+        None,
+        exclude_if=is_empty,
+        description="Some steps run the outer blocks alone, with what the inner blocks made at an earlier step.",
+    )
 
 
 class Model(Strict):
@@ -241,6 +247,7 @@ class Model(Strict):
             "kernels.channels_last": self.kernels.channels_last,
             "kernels.compile": self.kernels.compile,
             "kernels.fp8": self.kernels.fp8,
+            "kernels.cache": self.kernels.cache is not None,
             "refiner": self.refiner is not None,
             "prior": self.prior is not None,
             "references": bool(self.references),
@@ -268,6 +275,8 @@ class Model(Strict):
 
     @model_validator(mode="after")
     def _refined(self) -> "Model":
+        if self.refiner and self.kernels.cache:
+            raise ValueError("a refiner does not go with kernels.cache; leave one of the two out")
         if self.refiner:
             for name in ("controlnets", "references", "quantize"):
                 if getattr(self, name):

@@ -68,6 +68,7 @@ SLOW: tuple[str, ...] = (
     "tests/examples/test_two_million_images.py::test_a_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not",
     # Processes that load models; many renderings of tiny ones.
     "tests/pipelines/rendering/test_kernels.py",
+    "tests/jobs/calibration/test_step_caches.py::test_calibration_sees_the_images_of_a_run_by_the_cache_and_writes_a_config_that_plans",
     "tests/pipelines/rendering/test_previews.py",
     "tests/pipelines/rendering/test_redux.py",
     "tests/pipelines/rendering/test_merging.py",
@@ -80,6 +81,7 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/scoring/test_durable_passes.py::test_however_often_runs_are_killed_between_passes_the_part_is_that_of_the_whole_and_no_pass_is_rendered_twice",
     "tests/pipelines/work/test_joined_slices.py::test_a_request_that_is_cut_makes_the_part_that_the_whole_makes",
     "tests/pipelines/work/test_lean_imports.py",
+    "tests/jobs/running/test_cached_run.py",
     # On Ray.
     "tests/actors/local_ray/test_processes.py::test_a_ray_of_this_machine_has_no_dashboard_and_no_monitors",
     "tests/actors/flow/test_ray_pools.py",

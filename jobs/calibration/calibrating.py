@@ -1,4 +1,4 @@
-"""Calibrates drafts: samples a manifest, renders candidates in full and as drafts, and chooses the cheapest good drafts."""
+"""Calibrates drafts, or a step cache: samples a manifest, renders candidates in full and so, and chooses the cheapest good way."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from promptmill.configs.errors import ConfigError
 from promptmill.configs.schedulers import scheduler_name
 from promptmill.configs.schema import Config
 from promptmill.configs.scorers import CLIP
+from promptmill.configs.step_caches import StepCache
 from promptmill.jobs.calibration.gains import Gains
 from promptmill.jobs.calibration.policies import Policy, policies, sight_of, sights_of, usual_steps
 from promptmill.jobs.calibration.sample import Shape, draw
@@ -16,6 +17,7 @@ from promptmill.jobs.calibration.trials import RANK, Notes, identity, observe
 from promptmill.jobs.planning.plan import PlanError
 from promptmill.jobs.planning.sources import look
 from promptmill.manifests.rules import Rules
+from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.work.units import Placed
 
 
@@ -29,6 +31,7 @@ class Asked:
         samplers: Schedulers to try drafts by, besides the finals' own.
         gain: The share of the gain to keep, in (0, 1).
         previews: Whether to compare with x0 previews after as many steps.
+        caches: The step caches to try, in place of drafts.
     """
 
     requests: int
@@ -36,6 +39,7 @@ class Asked:
     samplers: Sequence[str]
     gain: float
     previews: bool
+    caches: Sequence[StepCache] = ()
 
 
 def calibrated(
@@ -57,7 +61,11 @@ def calibrated(
     """
     # Ignore the configured drafts: calibration searches for drafts itself.
     ranking = config.ranking.model_copy(update={"drafts": (), "drafts_stochastic": False})
-    sources = look(config.model_copy(update={"ranking": ranking}))
+    config = config.model_copy(update={"ranking": ranking})
+    if asked.caches:
+        check_fits(_with_cache(config, asked.caches[0]).model)
+        config = _with_cache(config, None)
+    sources = look(config)
     sample = draw(sources, asked.requests)
     own = {shape.scheduler for shape in sample.shapes}
     others = dict.fromkeys(_sampler(name, sources.rules) for name in asked.samplers)
@@ -65,13 +73,13 @@ def calibrated(
     schedulers = (None, *(name for name in others if own != {name}))
     steps = asked.steps or usual_steps(sample.shapes)
     try:
-        tried = policies("draft", steps, sample.shapes, schedulers)
-        compared = policies("preview", steps, sample.shapes) if asked.previews else []
+        tried = [Policy("cache", (), one) for one in asked.caches] or policies("draft", steps, sample.shapes, schedulers)
+        compared = policies("preview", steps, sample.shapes) if asked.previews and not asked.caches else []
     except ValueError as error:
         raise PlanError([f"no cascade with drafts of {', '.join(map(str, steps))} steps fits: {error}"]) from None
     notes = Notes(place, identity(sources))
     failed = observe(sources, sample.requests, list(sights_of([*tried, *compared])), notes, progress=progress)
-    without = {**sample.broken, **failed, **_left_out(steps, tried, sample.shapes)}
+    without = {**sample.broken, **failed, **({} if asked.caches else _left_out(steps, tried, sample.shapes))}
     if sample.bad:
         without["rows that make no request"] = f"{sample.bad:,}; `promptmill plan` says why"
     drafts = _judged(sample.requests, notes, tried)
@@ -79,7 +87,14 @@ def calibrated(
         raise PlanError([f"nothing could be rendered: {next(iter(without.values()), 'no request is left')}"])
     score = RANK if ranking.scorers else CLIP
     found = find_out(score, asked.gain, sample.rows, drafts, _judged(sample.requests, notes, compared), without)
-    return found, found.chosen is not None and noisy(drafts.policies[found.chosen], sample.shapes, sources.rules.eta)
+    if found.chosen is None or asked.caches:
+        return found, False
+    return found, noisy(drafts.policies[found.chosen], sample.shapes, sources.rules.eta)
+
+
+def _with_cache(config: Config, cache: StepCache | None) -> Config:
+    kernels = config.model.kernels.model_copy(update={"cache": cache})
+    return config.model_copy(update={"model": config.model.model_copy(update={"kernels": kernels})})
 
 
 def _left_out(steps: Sequence[int], tried: Sequence[Policy], shapes: Sequence[Shape]) -> dict[str, str]:
@@ -102,7 +117,7 @@ def _judged(sample: Sequence[Placed], notes: Notes, some: Sequence[Policy]) -> G
     trials = [trial for placed in sample if (trial := notes.trial(placed))]
     ways = {sight_of(*stage) for stage in sights_of(some)}
     seen = {way for way in ways if sum(way in trial.sights for trial in trials) > len(trials) / 2}
-    usable = [policy for policy in some if {sight_of(policy.kind, stage) for stage in policy.stages} <= seen]
+    usable = [policy for policy in some if {sight_of(*stage) for stage in sights_of([policy])} <= seen]
     whole = [trial for trial in trials if seen <= set(trial.sights)]
     return Gains.of(whole, usable) if whole and usable else None
 

@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from promptmill.jobs.calibration.policies import Policy, Trial, outcome
+from promptmill.jobs.calibration.policies import Policy, Trial, outcome, sight_of
 
 RESAMPLES = 2000
 FOLDS = 5
@@ -47,7 +47,12 @@ class Gains:
         whole = [outcome(trial, None) for trial in trials]
         tried = [[outcome(trial, policy) for trial in trials] for policy in policies]
         gains = {
-            name: np.array([[_gain(t, name, kept) for t, (kept, _) in zip(trials, row, strict=True)] for row in tried])
+            name: np.array(
+                [
+                    [_gain(t, name, kept, policy) for t, (kept, _) in zip(trials, row, strict=True)]
+                    for policy, row in zip(policies, tried, strict=True)
+                ]
+            )
             for name in names
         }
         return cls(
@@ -172,8 +177,10 @@ def _resampled(requests: int) -> np.ndarray:
     return np.random.default_rng(0).multinomial(requests, np.full(requests, 1 / requests), RESAMPLES) / requests
 
 
-def _gain(trial: Trial, score: str, kept: Sequence[int]) -> float:
+def _gain(trial: Trial, score: str, kept: Sequence[int], policy: Policy | None = None) -> float:
     there = [of for of in trial.scores[score] if of is not None]
-    values = [of for index in kept if (of := trial.scores[score][index]) is not None]
+    # Images by a step cache are others than those without, and have scores of their own.
+    scores = trial.sights[sight_of(policy.kind, policy.cache)].scores if policy and policy.cache else trial.scores
+    values = [of for index in kept if (of := scores[score][index]) is not None]
     # Where nothing is left to keep nothing is gained.
     return float(np.mean(values) - np.mean(there)) if values else 0.0

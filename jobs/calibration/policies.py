@@ -1,16 +1,17 @@
 """Lists the policies that a calibration tries (cascades of drafts, and of previews for comparison), and applies them to trials."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from math import comb
 from typing import Literal
 
 from promptmill.configs.drafts import Draft, applied, in_words, misfits
+from promptmill.configs.step_caches import StepCache
 from promptmill.jobs.calibration.sample import Shape
 from promptmill.pipelines.work.passes import best
 
-Kind = Literal["draft", "preview"]
+Kind = Literal["draft", "preview", "cache"]
 FINAL = "final"
 SHARES = (0.15, 0.2, 0.3, 0.4, 0.5)  # of the finals' steps, where no option says which drafts to try
 MOST = 5_000  # cascades
@@ -19,17 +20,21 @@ DEEPEST = 2  # drafts of a cascade; no measurement showed a third that was worth
 
 @dataclass(frozen=True)
 class Policy:
-    """Holds a cascade that might be run.
+    """Holds a cascade, or a step cache, that might be run.
 
     Attributes:
         kind: The kind of its stages. After a preview, the candidates that go on are rendered on from there; after a draft, from the
-            beginning.
+            beginning. With a cache all candidates are rendered, by it.
+        cache: The step cache, of that kind alone.
     """
 
     kind: Kind
     stages: tuple[Draft, ...]
+    cache: StepCache | None = None
 
     def __str__(self) -> str:
+        if self.cache:
+            return str(self.cache)
         words = in_words(self.stages)
         return words if self.kind == "draft" else words.replace(" steps", " of the steps")
 
@@ -41,10 +46,23 @@ class Sight:
     Attributes:
         ranks: The rank score of each candidate; None for one that failed.
         evaluations: Evaluations of the denoiser for each candidate.
+        cached: How many of these a step cache answered; empty for none.
+        share: The share of an evaluation's work that such a one takes.
+        scores: With a step cache the scores of the images by each scorer's name, as `Trial` has those of the finals.
     """
 
     ranks: Sequence[float | None]
     evaluations: Sequence[int]
+    cached: Sequence[int] = ()
+    share: float = 1.0
+    scores: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+
+    @property
+    def prices(self) -> Sequence[float]:
+        """Return the price of each candidate, in evaluations of all blocks."""
+        if not self.cached:
+            return self.evaluations
+        return [all_ - some * (1 - self.share) for all_, some in zip(self.evaluations, self.cached, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -67,8 +85,10 @@ class Trial:
         return len(self.sights[FINAL].ranks)
 
 
-def sight_of(kind: Kind, stage: Draft) -> str:
-    """Return the name of the way in which a stage renders candidates: draft 6, draft 6 euler, preview 6."""
+def sight_of(kind: Kind, stage: Draft | StepCache) -> str:
+    """Return the name of the way in which a stage renders candidates: draft 6 euler, preview 6, cache every 2 from 0.25."""
+    if isinstance(stage, StepCache):
+        return f"{kind} {stage}"
     return f"{kind} {stage.steps}{f' {stage.scheduler}' if stage.scheduler else ''}"
 
 
@@ -130,8 +150,10 @@ def _keeps(shapes: Sequence[Shape]) -> list[int]:
     return sorted({keep for keep in ladder if fewest <= keep < most}, reverse=True)
 
 
-def outcome(trial: Trial, policy: Policy | None) -> tuple[tuple[int, ...], int]:
+def outcome(trial: Trial, policy: Policy | None) -> tuple[tuple[int, ...], float]:
     """Return the candidates of a request that a policy keeps, and the evaluations of the denoiser that this takes.
+
+    An evaluation that a step cache answers is a part of one.
 
     Args:
         trial: The request.
@@ -139,6 +161,9 @@ def outcome(trial: Trial, policy: Policy | None) -> tuple[tuple[int, ...], int]:
     """
     final = trial.sights[FINAL]
     living: tuple[int, ...] = tuple(range(trial.candidates))
+    if policy and policy.cache:
+        cached = trial.sights[sight_of(policy.kind, policy.cache)]
+        return best(dict(enumerate(cached.ranks)), trial.keep), sum(cached.prices)
     price, behind = 0, dict.fromkeys(living, 0)
     for stage in policy.stages if policy else ():
         if not applied([stage], len(living)):
@@ -152,11 +177,11 @@ def outcome(trial: Trial, policy: Policy | None) -> tuple[tuple[int, ...], int]:
     return best({index: final.ranks[index] for index in living}, trial.keep), price
 
 
-def sights_of(some: Iterable[Policy]) -> Iterator[tuple[Kind, Draft]]:
+def sights_of(some: Iterable[Policy]) -> Iterator[tuple[Kind, Draft | StepCache]]:
     """Yield each way of rendering that these policies need, once."""
     seen = set()
     for policy in some:
-        for stage in policy.stages:
+        for stage in (policy.cache,) if policy.cache else policy.stages:
             if (name := sight_of(policy.kind, stage)) not in seen:
                 seen.add(name)
                 yield policy.kind, stage

@@ -13,6 +13,7 @@ from promptmill.configs.errors import describe
 from promptmill.configs.loading import find, override, read
 from promptmill.configs.schedulers import scheduler_kind
 from promptmill.configs.schema import Config
+from promptmill.configs.step_caches import StepCache
 from promptmill.configs.yaml_values import dump
 from promptmill.jobs.calibration.gains import Gains, HeldOut, Measure, fewest, held_out
 from promptmill.jobs.calibration.policies import Policy
@@ -33,7 +34,8 @@ class Found:
         score: The name of the score that ranks.
         wanted: The share of the gain to keep, in (0, 1).
         rows: Rows of the manifest that could have been drawn.
-        drafts, previews: The gains of the cascades of each kind; previews are None where none could be tried.
+        drafts, previews: The gains of the cascades of each kind; previews are None where none could be tried. Where step caches
+            were tried, `drafts` has their gains.
         chosen: The index among the drafts' policies of the cheapest that keeps enough; None where none does.
         apart: How the choice does on requests that had no part in it.
         without: By name, what could not be rendered or tried, and why.
@@ -47,6 +49,16 @@ class Found:
     chosen: int | None
     apart: HeldOut | None
     without: Mapping[str, str]
+
+    @property
+    def cache(self) -> StepCache | None:
+        """Return the chosen step cache; None where none is chosen, or drafts were tried."""
+        return self.drafts.policies[self.chosen].cache if self.chosen is not None else None
+
+    @property
+    def tried(self) -> str:
+        """Return the word for what was tried."""
+        return "cascade" if self.drafts.policies[0].kind == "draft" else "step cache"
 
     @property
     def cascade(self) -> tuple[Draft, ...]:
@@ -77,7 +89,7 @@ def lines(found: Found) -> Iterator[str]:
         gain = drafts.gain(name)
         yield f"gain         {gain.value:.3f} ({gain.low:.3f} to {gain.high:.3f}) by {name}: the kept less the mean of all"
     yield ""
-    yield from _table("drafts", drafts, found, names)
+    yield from _table("drafts" if found.tried == "cascade" else "step caches", drafts, found, names)
     if found.previews:
         yield ""
         yield from _table("x0 previews", found.previews, found, names)
@@ -114,14 +126,15 @@ def _verdict(found: Found) -> Iterator[str]:
     drafts, score = found.drafts, found.score
     if found.chosen is None:
         if drafts.gain(score).low <= 0:
-            yield f"ranking by {score} is not shown to gain anything here, so there is nothing that drafts could keep"
+            yield f"ranking by {score} is not shown to gain anything here, so there is nothing that a {found.tried} could keep"
             return
         if drafts.requests < (needed := fewest(found.wanted)):
             most, wanted = 100 * drafts.requests / (drafts.requests + 1), f"{100 * found.wanted:g}%"
             yield f"{drafts.requests:,} requests can show {most:.1f}% at most, whatever they keep; {wanted} needs {needed:,}"
-        yield f"no cascade is shown to keep {100 * found.wanted:g}% of the gain by {score} for less than the full price"
+        yield f"no {found.tried} is shown to keep {100 * found.wanted:g}% of the gain by {score} for less than the full price"
+        other = "other --drafts" if found.tried == "cascade" else "another --cache"
         if frontier := drafts.frontier(score):
-            yield f"the most is  {_told(drafts, score, frontier[-1])}; try more --requests or other --drafts"
+            yield f"the most is  {_told(drafts, score, frontier[-1])}; try more --requests or {other}"
         return
     yield f"chosen       {_told(drafts, score, found.chosen)}"
     if found.apart:
@@ -164,7 +177,8 @@ def facts(found: Found) -> dict[str, Any]:
         "of": found.rows,
         "full_price": int(drafts.full_price.sum()),
         "gain": {name: _figures(drafts.gain(name)) for name in drafts.gains},
-        "drafts": _policies(drafts),
+        "drafts": _policies(drafts) if found.tried == "cascade" else [],
+        **({"caches": _policies(drafts)} if found.tried != "cascade" else {}),
         "previews": _policies(found.previews) if found.previews else [],
         "chosen": _policy(drafts, chosen) if chosen is not None else None,
         "held_out": {"price": apart.price, "gain": {n: _figures(m) for n, m in apart.gains.items()}} if apart else None,
@@ -182,7 +196,9 @@ def _policies(gains: Gains) -> list[dict[str, Any]]:
 
 def _policy(gains: Gains, place: int) -> dict[str, Any]:
     kept = {name: _figures(of[place]) for name, of in gains.measures.items()}
-    return {"stages": _stages(gains.policies[place].stages), "price": float(gains.price[place]), "gain": kept}
+    policy = gains.policies[place]
+    what = {"cache": policy.cache.model_dump()} if policy.cache else {"stages": _stages(policy.stages)}
+    return {**what, "price": float(gains.price[place]), "gain": kept}
 
 
 def _stages(stages: Sequence[Draft]) -> list[dict[str, Any]]:
@@ -198,10 +214,10 @@ def noisy(policy: Policy, shapes: Sequence[Shape], eta: float = 0.0) -> bool:
 
 
 def config_with(found: Found, config: str, settings: Sequence[str], stochastic: bool) -> str:
-    """Return the config as YAML with the chosen cascade in it, under a comment that says where the cascade came from.
+    """Return the config as YAML with the chosen cascade or step cache in it, under a comment that says where the cascade came from.
 
     Args:
-        found: The result, with a chosen cascade.
+        found: The result, with something chosen.
         config: The config's file or preset.
         settings: Overrides, `key=value`, as given for the config.
         stochastic: Whether drafts by samplers that add noise of their own are to be allowed.
@@ -212,19 +228,23 @@ def config_with(found: Found, config: str, settings: Sequence[str], stochastic: 
     content = read(find(config))
     for setting in settings:
         override(content, setting)
-    ranking = content.setdefault("ranking", {})
-    ranking["drafts"] = _stages(found.cascade)
-    ranking.pop("drafts_stochastic", None)
-    if stochastic:
-        ranking["drafts_stochastic"] = True
     assert found.chosen is not None
+    if found.cache:
+        content.setdefault("model", {}).setdefault("kernels", {})["cache"] = found.cache.model_dump()
+    else:
+        ranking = content.setdefault("ranking", {})
+        ranking["drafts"] = _stages(found.cascade)
+        ranking.pop("drafts_stochastic", None)
+        if stochastic:
+            ranking["drafts_stochastic"] = True
     said = _told(found.drafts, found.score, found.chosen)
+    what = "the step cache" if found.cache else "the drafts"
     try:
         Config.model_validate(content)
     except ValidationError as error:
         reasons = "; ".join(describe(error, Config))
-        raise PlanError([f"the config with these drafts would not do: {reasons}"]) from None
-    head = f"# {config} with the drafts that `promptmill calibrate` found on {found.drafts.requests} requests:\n# {said}.\n"
+        raise PlanError([f"the config with {what} would not do: {reasons}"]) from None
+    head = f"# {config} with {what} that `promptmill calibrate` found on {found.drafts.requests} requests:\n# {said}.\n"
     return head + dump(content)
 
 

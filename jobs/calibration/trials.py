@@ -18,12 +18,14 @@ from promptmill.configs.drafts import Draft
 from promptmill.configs.json_values import checked, parse_json
 from promptmill.configs.schema import Config
 from promptmill.configs.scorers import CLIP
+from promptmill.configs.step_caches import StepCache
 from promptmill.jobs.calibration.policies import FINAL, Kind, Sight, Trial, sight_of
 from promptmill.jobs.planning.differences import differences
 from promptmill.jobs.planning.plan import PlanError, fingerprint_of
 from promptmill.jobs.planning.sources import Sources
 from promptmill.manifests.requests import Request, to_json
 from promptmill.pipelines.work.errors import FatalError, ModelError, is_out_of_memory
+from promptmill.pipelines.work.lean_imports import for_compiling
 from promptmill.pipelines.work.passes import as_draft
 from promptmill.pipelines.work.results import Candidate, Outcome, Scored
 from promptmill.pipelines.work.units import Placed, Unit
@@ -39,7 +41,7 @@ RANK = "rank"  # the name of the rank score, where that is not CLIP's score alon
 IN_FLIGHT = 2  # batches of candidates, about; enough that the denoiser never waits for a scorer
 
 Judge = Callable[[Request, np.ndarray], float]
-Stage = tuple[Kind, Draft]
+Stage = tuple[Kind, Draft | StepCache]
 
 
 class Notes:
@@ -162,6 +164,8 @@ def observe(
     progress(done, len(sample))
     if not left:
         return failed
+    if any(_is_cache(stage) for stage in ways.values()):
+        for_compiling()  # counting work imports it, and while a second thread does the engine would find half of it
     engine, scorers = _loaded(sources)
     try:
         found = _Seeing(sources.config, scorers, judges or {})
@@ -171,7 +175,7 @@ def observe(
                 failed[placed.request.id if way == FINAL else way] = outcome.failure.message
                 found.drop(way)
             else:
-                found.take(placed.request, way, outcome.candidates)
+                found.take(placed.request, way, outcome.candidates, _share(engine) if _is_cache(ways[way]) else None)
             if last and way == ends[id(placed)]:
                 sights, scores = found.leave()
                 if sights:
@@ -226,7 +230,19 @@ def _as_seen(placed: Placed, stage: Stage | None) -> Placed:
     if stage is None:
         return placed
     kind, draft = stage
+    if isinstance(draft, StepCache):
+        return replace(placed, cache=draft)
     return replace(placed, preview=draft.steps) if kind == "preview" else replace(placed, request=as_draft(placed.request, draft))
+
+
+def _is_cache(stage: Stage | None) -> bool:
+    return stage is not None and isinstance(stage[1], StepCache)
+
+
+def _share(engine: "Engine") -> float:
+    """Return the share of an evaluation's work that one takes which a step cache answers."""
+    shortened = engine.path.shortened
+    return shortened.share if shortened else 1.0
 
 
 @dataclass
@@ -247,7 +263,8 @@ class _Seeing:
         if way == FINAL:
             self.scores.clear()
 
-    def take(self, request: Request, way: str, candidates: Sequence[Candidate]) -> None:
+    def take(self, request: Request, way: str, candidates: Sequence[Candidate], share: float | None = None) -> None:
+        """Score the candidates of one way; `share` is given of those that a step cache made, whose scores are kept apart."""
         from promptmill.pipelines.work.ranking import non_finite, rank_score
 
         if way in self.dropped:
@@ -260,20 +277,31 @@ class _Seeing:
         ranks = [None if one is None else rank_score(one, ranking) for one in fit]
         before = self.sights.get(way, Sight([], []))
         price = [made.evaluations for made in candidates]
-        self.sights[way] = Sight([*before.ranks, *ranks], [*before.evaluations, *price])
-        if way != FINAL:
-            return
-        if ranking.scorers:
-            self._add(RANK, ranks)
-        self._add(CLIP, [None if one is None else one.score for one in fit])
-        for scorer in ranking.scorers:
-            self._add(scorer.name, [None if one is None else one.others[scorer.name] for one in fit])
+        seen = Sight([*before.ranks, *ranks], [*before.evaluations, *price])
+        if share is not None:
+            scores = {name: [*before.scores.get(name, ()), *some] for name, some in self._all(request, candidates, fit, ranks)}
+            seen = replace(seen, cached=[*before.cached, *(made.cached for made in candidates)], share=share, scores=scores)
+        self.sights[way] = seen
+        if way == FINAL:
+            for name, some in self._all(request, candidates, fit, ranks):
+                self.scores.setdefault(name, []).extend(some)
+
+    def _all(
+        self,
+        request: Request,
+        candidates: Sequence[Candidate],
+        fit: Sequence[Scored | None],
+        ranks: Sequence[float | None],
+    ) -> Iterator[tuple[str, list[float | None]]]:
+        """Yield the scores of candidates by each scorer's and judge's name."""
+        if self.config.ranking.scorers:
+            yield RANK, list(ranks)
+        yield CLIP, [None if one is None else one.score for one in fit]
+        for scorer in self.config.ranking.scorers:
+            yield scorer.name, [None if one is None else one.others[scorer.name] for one in fit]
         for name, judge in self.judges.items():
             pixels = (made.pixels if one is not None else None for made, one in zip(candidates, fit, strict=True))
-            self._add(name, [None if of is None else float(judge(request, of)) for of in pixels])
-
-    def _add(self, name: str, scores: Sequence[float | None]) -> None:
-        self.scores.setdefault(name, []).extend(scores)
+            yield name, [None if of is None else float(judge(request, of)) for of in pixels]
 
     def leave(self) -> tuple[dict[str, Sight], dict[str, list[float | None]]]:
         """Return the results of the request, which is done, and begin anew."""

@@ -10,6 +10,7 @@ import click
 from promptmill.configs.loading import ENDINGS
 from promptmill.configs.parameters import MAX_STEPS
 from promptmill.configs.printing import echo
+from promptmill.configs.step_caches import StepCache
 from promptmill.jobs.calibration.calibrating import Asked, calibrated
 from promptmill.jobs.calibration.saying import SaysProgress, config_with, facts, lines
 from promptmill.jobs.cli.arguments import takes_settings
@@ -32,6 +33,21 @@ class Steps(click.ParamType):
         return sorted({int(part) for part in parts})
 
 
+class Cache(click.ParamType):
+    """Parses a step cache, written as EVERY,FIRST or EVERY,FIRST,LAST."""
+
+    name = "EVERY,FIRST"
+
+    def convert(self, value: str | StepCache, param: click.Parameter | None, ctx: click.Context | None) -> StepCache:
+        if not isinstance(value, str):
+            return value
+        try:
+            every, first, *last = value.split(",")
+            return StepCache(every=int(every), first=float(first), **({"last": float(*last)} if last else {}))
+        except (ValueError, TypeError):
+            self.fail(f"{value!r} is no step cache; write it as 2,0.25: every second step, after a quarter of them", param, ctx)
+
+
 @click.command()
 @takes_settings
 @click.option("--requests", type=click.IntRange(2, 10_000), default=200, show_default=True, help="Rows of the manifest to sample.")
@@ -41,6 +57,7 @@ class Steps(click.ParamType):
     "--gain", type=click.FloatRange(1, 100, max_open=True), default=98.0, show_default=True, help="Percent of the gain to keep."
 )
 @click.option("--previews/--no-previews", default=True, help="Compare with x0 previews after as many steps.")
+@click.option("--cache", "caches", type=Cache(), multiple=True, help="Try this step cache, in place of drafts; repeatable.")
 @click.option("--to", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the config with what was chosen here.")
 @click.option(
     "--trials",
@@ -57,20 +74,23 @@ def calibrate(
     samplers: tuple[str, ...],
     gain: float,
     previews: bool,
+    caches: tuple[StepCache, ...],
     target: Path | None,
     place: Path | None,
     as_json: bool,
 ) -> None:
-    """Find the cheapest drafts that keep the gain by ranking: render a sample in full and as drafts, and compare.
+    """Find the cheapest drafts, or step cache, that keep the gain by ranking: render a sample in full and so, and compare.
 
-    Exits with 1 where no cascade is shown to keep enough.
+    Exits with 1 where nothing is shown to keep enough.
     """
     with one_line_errors():
+        if caches and (steps or samplers):
+            stop(USAGE, "--cache tries step caches in place of drafts; calibrate drafts by the config that it writes with --to")
         if target:
             _check_new(target)
         loaded, _ = configured(config, None, settings)
         place = place or Path("runs") / f"{Path(config).stem}-trials.jsonl"
-        asked = Asked(requests, steps, samplers, gain / 100, previews)
+        asked = Asked(requests, steps, samplers, gain / 100, previews, tuple(dict.fromkeys(caches)))
         found, stochastic = calibrated(loaded, place, asked, SaysProgress(lambda line: echo(line, err=True)))
         if as_json:
             echo(json.dumps(facts(found), allow_nan=False))

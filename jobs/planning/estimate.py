@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promptmill.configs.schema import Config
+from promptmill.configs.step_caches import StepCache
 from promptmill.configs.weights import SAFETENSORS
 from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan
 from promptmill.jobs.planning.shard_plans import read_shard
@@ -20,6 +21,7 @@ from promptmill.pipelines.work.units import Placed, Unit, bucket_of, decodes
 if TYPE_CHECKING:
     from promptmill.pipelines.rendering.tuning import Tuned
 
+WHOLE, OUTER = StepCache(every=2, first=1), StepCache(every=100, first=0)  # no step from the cache, and all but the first
 FEW, MORE = 2, 6  # steps of the two timed batches; the difference is the cost of steps, the rest the cost of images
 SMALL = 500 * 10**6  # bytes of weights; a model below renders a batch on a CPU in seconds
 ROW_BYTES = 700  # of metadata a candidate, compressed, and of its JSON in the tar about as much
@@ -82,13 +84,14 @@ def measure(plan: Plan, shard: ShardPlan) -> Estimate | None:
     placed = _most_frequent(shard)
     request = replace(placed.request, candidates=config.model.batch, keep=1, growing=None)
 
-    def timed(steps: int) -> tuple[float, list]:
+    def timed(steps: int, cache: StepCache = WHOLE) -> tuple[float, list]:
         # A prior's evaluations have another price: with as large a share of the steps, the mean is that of the plan.
         # Some priors take no schedule of one step.
         few = min(2, request.prior_steps or 0)
         prior = max(few, round(request.prior_steps * steps / request.steps)) if request.prior_steps else None
         steps = math.ceil(steps / request.strength) if request.strength else steps
-        unit = Unit(shard.shard, 0, (replace(placed, request=replace(request, steps=steps, prior_steps=prior)),))
+        given = cache if config.model.kernels.cache else None
+        unit = Unit(shard.shard, 0, (replace(placed, request=replace(request, steps=steps, prior_steps=prior), cache=given),))
         started = time.monotonic()
         try:
             rendered = engine.render(unit)
@@ -108,7 +111,12 @@ def measure(plan: Plan, shard: ShardPlan) -> Estimate | None:
     scale = plan.counts.pixels / max(1, plan.counts.candidates) / (request.width * request.height)
     requests = [placed.request for placed in shard.requests]
     decoded = sum(decodes(each, config.ranking.drafts) for each in requests) / sum(each.candidates for each in requests)
-    seconds = scale * (an_evaluation * plan.counts.evaluations + an_image * decoded * plan.counts.candidates)
+    saved = 0.0
+    if plan.counts.cached:
+        less, shortened = timed(MORE, OUTER)
+        saved = min(an_evaluation, max(0.0, more - less) / max(1, sum(c.cached for c in shortened)))
+    evaluating = an_evaluation * plan.counts.evaluations - saved * plan.counts.cached
+    seconds = scale * (evaluating + an_image * decoded * plan.counts.candidates)
 
     provenance = Provenance(request.prompt, "", request.steps, request.scheduler, 1.0, 0, request.width, request.height, "")
     image = len(encode_image(pixels, config.shards.image_format, config.shards.quality, provenance))

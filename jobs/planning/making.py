@@ -151,9 +151,8 @@ class _Making:
         self.recording = self.config.runtime.on_bad_row == "record"
         self.left_out: list[str] = []
         reserved = RESERVED | {column.name for column in declared_columns(self.config)}
-        self.recipe = ShardRules(
-            sources.files, sources.rules, self.config.model.batch, self.config.ranking.drafts, reserved, sources.counting
-        )
+        model, drafts = self.config.model, self.config.ranking.drafts
+        self.recipe = ShardRules(sources.files, sources.rules, model.batch, drafts, reserved, sources.counting, model.kernels.cache)
         self.checks = RowChecks(sources.files, sources.rules, sources.roots, self.images_checked())
         self.tally, self.counts, self.buckets = Tally(reserved), Counts(), set[int]()
         self.hashes: list[str] = []

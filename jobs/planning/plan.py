@@ -57,6 +57,7 @@ class Counts:
         undrafted: The number of evaluations without drafts.
         growing: Requests whose candidates grow; their candidates, keep and evaluations are the greatest possible.
         references: Requests that have references.
+        cached: The evaluations of these that a step cache answers.
     """
 
     rows: int = 0
@@ -72,6 +73,7 @@ class Counts:
     undrafted: int = 0
     growing: int = 0
     references: int = 0
+    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,8 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "fingerprint": plan.fingerprint,
         "inputs": plan.inputs,
         "shards": plan.shards,
-        "counts": asdict(plan.counts),
+        # Of datasets without a step cache the plan has the bytes that it had before there were any.
+        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name != "cached"},
         "carried": plan.carried,
         "embedding": plan.embedding,
         # The cluster's address is private, and no reader of the dataset should connect there.

@@ -11,6 +11,7 @@ from typing import Any
 
 from promptmill.configs.drafts import Draft
 from promptmill.configs.parameters import MODES
+from promptmill.configs.step_caches import StepCache
 from promptmill.jobs.planning.plan import BadRow, Counts, ShardPlan
 from promptmill.jobs.planning.shard_plans import packed
 from promptmill.manifests.carried import Types
@@ -19,7 +20,7 @@ from promptmill.manifests.repeated_ids import Ids
 from promptmill.manifests.rows import Row
 from promptmill.manifests.rules import Rules
 from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, Counting
-from promptmill.pipelines.work.units import Placed, cut, kind_of, price, slices_of
+from promptmill.pipelines.work.units import Placed, cached_price, cut, kind_of, price, slices_of
 
 MAX_PROBLEMS = 50  # lines
 
@@ -38,6 +39,7 @@ class ShardRules:
         drafts: The cascade that candidates go through.
         reserved: Names that no carried column may have.
         counting: What the model decides of the number of evaluations of the denoiser.
+        cache: The step cache that answers some of them.
     """
 
     files: tuple[str, ...]
@@ -46,6 +48,7 @@ class ShardRules:
     drafts: tuple[Draft, ...]
     reserved: frozenset[str]
     counting: Counting = STABLE_DIFFUSION
+    cache: StepCache | None = None
 
 
 @dataclass(frozen=True)
@@ -209,13 +212,15 @@ def kinds(shard: ShardPlan) -> frozenset[Hashable]:
 
 def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
     """Count the contents of a shard, without its buckets, which it shares with others."""
-    sums: dict[str, int] = dict.fromkeys(("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "references"), 0)
+    names = ("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "references", "cached")
+    sums: dict[str, int] = dict.fromkeys(names, 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
     for placed in shard.requests:
         request = placed.request
         sums["candidates"] += request.candidates
         sums["keep"] += request.keep
         sums["evaluations"] += price(request, recipe.drafts, recipe.counting)
+        sums["cached"] += cached_price(request, recipe.drafts, recipe.cache, recipe.counting) if recipe.cache else 0
         sums["pixels"] += request.width * request.height * request.candidates
         sums["undrafted"] += price(request, (), recipe.counting)
         sums["growing"] += request.growing is not None

@@ -51,6 +51,8 @@ def _ranking_lines(plan: Plan) -> Iterator[str]:
         requests = many(counts.growing, "request")
         yield f"growing      {requests} until enough reach a score{unlike}; candidates and price are the most"
     price = f"{counts.evaluations:,} evaluations of the denoiser"
+    if counts.cached:
+        price += f", {100 * counts.cached / max(1, counts.evaluations):.0f}% of them by the step cache"
     if ranking.drafts:
         yield f"drafts       {in_words(ranking.drafts)}"
         price += f", {100 * counts.evaluations / max(1, counts.undrafted):.0f}% of the price without drafts"

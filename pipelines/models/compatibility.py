@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from promptmill.configs.model import Model
 from promptmill.configs.weights import ControlNetWeights, PartWeights, Weights
+from promptmill.pipelines.models.cached_blocks import is_cacheable
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.controls import MASKED, ControlClass, control_class_of, control_classes
 from promptmill.pipelines.models.families import family_of
@@ -43,6 +44,8 @@ def check_fits(model: Model) -> None:
         raise ModelError(f"model.vae: {model.vae.source} is a {kind}, which is no VAE")
     if model.denoiser:
         _check_denoiser(model, model.denoiser)
+    if model.kernels.cache and not is_cacheable(kind := denoiser_of(model)[1]):
+        raise ModelError(f"model.kernels.cache: {model.base} has a {kind}, with which a step cache does not go; leave it out")
     if model.refiner:
         check_refiner(model, model.refiner, config_of)
     if model.prior:

@@ -220,9 +220,9 @@ def _steering(request: Request, model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def candidate(job: Job, pixels: np.ndarray, finite: bool, refused: bool, evaluations: int) -> Candidate:
+def candidate(job: Job, pixels: np.ndarray, finite: bool, refused: bool, evaluations: int, cached: int) -> Candidate:
     """Return the candidate that a job's pixels make, or its failure."""
-    made = Candidate(job.index, job.seed, None, evaluations)
+    made = Candidate(job.index, job.seed, None, evaluations, cached=cached)
     if not finite:
         return replace(made, failure=Failure("non_finite", "the model made values that are no numbers; try another dtype or VAE"))
     if refused:

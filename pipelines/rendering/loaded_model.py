@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from promptmill.configs.scheduler_options import SchedulerOptions
+from promptmill.configs.step_caches import StepCache
 from promptmill.configs.weights import ControlNetWeights
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.controls import ControlClass, control_class_of, control_classes
@@ -42,6 +43,7 @@ class LoadedModel:
         redux: The priors for reference images, or None.
         refiner: The model that takes the last steps of each image, or None.
         prior: The model that makes the embeddings which the base decodes, or None.
+        cache: The steps that run the outer blocks of the denoiser alone; None where all run all blocks.
     """
 
     base: Any
@@ -57,6 +59,7 @@ class LoadedModel:
     merged: MergedLoras | None = None
     refiner: Refiner | None = None
     prior: Prior | None = None
+    cache: StepCache | None = None
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
     _schedulers: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # each with the config that it was made of
 

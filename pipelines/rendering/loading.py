@@ -113,6 +113,7 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     loaded = LoadedModel(
         base, controlnets, model.controlnets, model.clip_skip, device, scheduler, bool(model.loras), model.scheduler_options
     )
+    loaded.cache = model.kernels.cache
     if model.references and redux is not None:
         loaded.redux = _load_redux(redux, model, dtype, device)
     elif model.references and adapters is not None:

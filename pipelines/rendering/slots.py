@@ -32,6 +32,7 @@ from promptmill.pipelines.rendering.modules import (
 )
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.rows import count_of
+from promptmill.pipelines.rendering.step_caching import Kept, shortened_of
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.errors import is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure
@@ -73,7 +74,8 @@ class Waiting:
         # Of transformers those without references go through calls of their own; a scale of 0 is none to an adapter, but to Redux.
         several = family.image_prompts not in (None, "unet") and request.references
         embedded = tuple(sorted({bool(one.scale) for one in several})) if several else ()
-        return (bucket_of(request), embedded, self.job.placed.preview, texts, id(self.job.placed) if apart else None)
+        placed = self.job.placed
+        return (bucket_of(request), embedded, placed.preview, placed.cache, texts, id(placed) if apart else None)
 
 
 @dataclass
@@ -90,6 +92,7 @@ class Group:
         references: What the denoiser is told of the members' reference images, once it has been called, in calls that guidance
             leads to, and in those that it leads away from.
         faces: The tokens of the members' faces by the type of references, once a ControlNet that reads these has been called.
+        kept: What the denoiser's inner blocks made, where a step cache is on.
     """
 
     members: list[Waiting]
@@ -100,6 +103,7 @@ class Group:
     texts: torch.Tensor | None = None
     references: dict[bool, dict[str, Any]] = field(default_factory=dict)
     faces: dict[str, torch.Tensor] = field(default_factory=dict)
+    kept: Kept | None = None
 
     @property
     def rows(self) -> int:
@@ -133,9 +137,13 @@ class Slots:
         vae, denoiser = model.vae, model.denoiser
         habits = {"multiple": self._family.multiple, "longest": self._family.longest}
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, apart=self._pictured, **habits)
+        hold = self.denoiser.hold
+        if (shortened := shortened_of(denoiser, self.denoiser.run, needed=model.cache is not None)) is not None:
+            self.denoiser.run, hold = shortened, self._with_cache(hold)
+        self.shortened = shortened
         if model.references:
             self.denoiser.run = model.references.scaled(self.denoiser.run)
-        hold = self._with_references(self.denoiser.hold) if model.references else self.denoiser.hold
+            hold = self._with_references(hold)
         if self._family.second:
             self.denoiser.run = turned(self.denoiser.run, self._family.second)
             hold = turned(hold, self._family.second)
@@ -353,12 +361,15 @@ class Slots:
                 setattr(pipeline, name, guider.new(guidance_scale=request.guidance_scale))
         for name, value in self._family.attributes.items():
             setattr(pipeline, name, value(request, pipeline.vae_scale_factor))
+        if self.shortened and (schedule := jobs[0].placed.cache or self.model.cache):
+            group.kept = Kept.of(schedule, request, pipeline.scheduler, self._family.steps_left)
         made = call(pipeline, self.model, jobs, self._wait)
         if len(self._evaluations_seen) == MOST_LENGTHS:
             self._evaluations_seen.clear()
         self._evaluations_seen[_length(request)] = group.evaluations
+        cached = group.kept.cached // len(jobs) if group.kept else 0
         for place, member in enumerate(group.members):
-            member.settled(member.job, candidate(member.job, *made[place], group.evaluations))
+            member.settled(member.job, candidate(member.job, *made[place], group.evaluations, cached))
 
     def _failed(self, group: Group, error: Exception) -> None:
         if is_fatal(error):
@@ -389,6 +400,15 @@ class Slots:
             self._copies.append((caller, copy))
             assert caller.parent is not None
             caller.parent.switch()
+
+    def _with_cache(self, hold: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the denoiser's call, of which the step cache answers some."""
+
+        def told(*args: Any, **kwargs: Any) -> Any:
+            kept = self._groups[getcurrent()].kept
+            return kept.call(hold, args, kwargs) if kept else hold(*args, **kwargs)
+
+        return told
 
     def _with_references(self, hold: Callable[..., Any]) -> Callable[..., Any]:
         """Return the denoiser's call with the embeddings and the scales of each row's reference images."""

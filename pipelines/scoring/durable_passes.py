@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from promptmill.configs.columns import CACHED
 from promptmill.pipelines.scoring.finishing import Finished, Onward, Passed, Spread, Waiting, finish
 from promptmill.pipelines.work.candidate_scores import Found, packed_look, unpacked_look
 from promptmill.pipelines.work.passes import Course
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 IMAGES = pa.schema([("key", pa.string())])  # of the part beside a pass's own, without the image itself
 # Columns of a row that come from the rendered candidate, not from scoring.
-RENDERED = ("key", "candidate_index", "error", "error_message", "seed", "prompt_truncated", "unet_evaluations", PASSED)
+RENDERED = ("key", "candidate_index", "error", "error_message", "seed", "prompt_truncated", "unet_evaluations", CACHED, PASSED)
 
 
 def finish_durably(
@@ -213,6 +214,7 @@ class _Passes:
                 "seed": made.seed,
                 "prompt_truncated": outcome.prompt_truncated,
                 "unet_evaluations": made.evaluations,
+                **({CACHED: made.cached} if CACHED in self._form.names else {}),
                 PASSED: {**goes_on, **packed_look(passed.looks.get(place), ranking.diversity)},
             }
 
@@ -224,7 +226,8 @@ class _Passes:
             if parse_key(one["key"]) != (self._unit.shard, row, index) or one["error"] not in (None, *CODES):
                 raise ValueError(one["key"])
             failure = Failure(one["error"], one["error_message"]) if one["error"] else None
-            made.append(Candidate(index, int(one["seed"]), None, int(one["unet_evaluations"]), failure))
+            evaluations, cached = int(one["unet_evaluations"]), int(one.get(CACHED) or 0)
+            made.append(Candidate(index, int(one["seed"]), None, evaluations, failure, cached=cached))
             if goes_on["score"] is not None:
                 if not math.isfinite(goes_on["score"]):
                     raise ValueError(one["key"])

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from promptmill.configs.schedulers import OWN, SchedulerKind, scheduler_kind
+from promptmill.configs.step_caches import StepCache
 from promptmill.manifests.requests import Request
 
 StepsLeft = Literal["down", "up", "all"]
@@ -42,11 +43,27 @@ def evaluations(request: Request, counting: Counting = STABLE_DIFFUSION) -> int:
         request: The request.
         counting: The values of its model.
     """
-    kind = counting.own if request.scheduler == OWN else scheduler_kind(request.scheduler)
+    calls = _kind(request, counting).evaluations(steps_of(request.steps, request.strength, counting.steps_left))
+    return calls * _a_step(request, counting) + _of_prior(request, counting)
+
+
+def cached_evaluations(request: Request, cache: StepCache, counting: Counting = STABLE_DIFFUSION) -> int:
+    """Return how many of a candidate's evaluations a step cache answers, as the metadata say it afterwards."""
+    kind = _kind(request, counting)
+    steps = steps_of(request.steps, request.strength, counting.steps_left)
+    answered = sum(cache.answers(step, steps * kind.order) for step in range(kind.evaluations(steps)))
+    return answered * _a_step(request, counting)
+
+
+def _kind(request: Request, counting: Counting) -> SchedulerKind:
+    return counting.own if request.scheduler == OWN else scheduler_kind(request.scheduler)
+
+
+def _a_step(request: Request, counting: Counting) -> int:
+    """Return how often the denoiser is evaluated for a candidate each time that a scheduler asks."""
     # Guidance by text and picture is off where either is.
     holds = request.image_guidance_scale is None or request.image_guidance_scale >= 1
-    a_step = counting.guided if request.guidance_scale > counting.unguided and holds else 1
-    return kind.evaluations(steps_of(request.steps, request.strength, counting.steps_left)) * a_step + _of_prior(request, counting)
+    return counting.guided if request.guidance_scale > counting.unguided and holds else 1
 
 
 def _of_prior(request: Request, counting: Counting) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from promptmill.configs.columns import (
+    CACHED,
     CLIP_SCORE,
     COLUMNS,
     DRAFT_SCORES,
@@ -79,7 +80,8 @@ def batch_shape(request: Request, batch: int) -> str:
 
 def kernels(switches: Kernels) -> str:
     """Return the kernels as one word: the kind of attention, and the switches that are on."""
-    return "+".join([switches.attention, *(name for name, value in switches if value is True)])
+    on = [name for name, value in switches if value is True]
+    return "+".join([switches.attention, *on, *([f"cache {switches.cache}"] if switches.cache else [])])
 
 
 def failed_request(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome, failure: Failure) -> dict[str, Any]:
@@ -125,6 +127,7 @@ def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: in
         "error_message": failure.message if failure else None,
         "seed": candidate.seed,
         "unet_evaluations": candidate.evaluations,
+        **({CACHED: candidate.cached} if recipe.config.model.kernels.cache else {}),
         **({DRAFT_SCORES: list(candidate.draft_scores)} if recipe.config.ranking.drafts else {}),
     }
 
@@ -136,7 +139,9 @@ def declared_columns(config: Config, referring: bool = False) -> tuple[Column, .
         config: The run's config.
         referring: Whether any row has references, which need no adapter in models that take several pictures.
     """
-    more = [REFERENCES] * (referring or bool(config.model.references)) + [*OF_PRIORS] * bool(config.model.prior)
+    model = config.model
+    more = [REFERENCES] * (referring or bool(model.references)) + [*OF_PRIORS] * bool(model.prior)
+    more += [CACHED] * bool(model.kernels.cache)
     return (*ranking_columns(config.ranking), *(by_name()[name] for name in more))
 
 

@@ -44,7 +44,7 @@ class Drafted:
 
     Attributes:
         scores: Scores by the cascade's drafts, from the first to the candidate's last; None for one passed over or failed.
-        evaluations: Evaluations of the denoiser, in all of the drafts.
+        evaluations: Evaluations of the denoiser, in all of the drafts; `cached` of these were answered by the step cache.
         failure: The failure of the last draft, or None.
     """
 
@@ -52,6 +52,7 @@ class Drafted:
     scores: tuple[float | None, ...] = ()
     evaluations: int = 0
     failure: Failure | None = None
+    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,11 @@ class Course:
                 assert final is not None
                 candidates.append(final)
             elif final is None:
-                candidates.append(Candidate(index, drafted.seed, None, drafted.evaluations, drafted.failure, drafted.scores))
+                drafts = drafted.evaluations, drafted.failure, drafted.scores, drafted.cached
+                candidates.append(Candidate(index, drafted.seed, None, *drafts))
             else:
-                price = drafted.evaluations + final.evaluations
-                candidates.append(replace(final, evaluations=price, draft_scores=drafted.scores))
+                price, cached = drafted.evaluations + final.evaluations, drafted.cached + final.cached
+                candidates.append(replace(final, evaluations=price, cached=cached, draft_scores=drafted.scores))
         return replace(outcome, candidates=tuple(candidates))
 
 
@@ -255,6 +257,7 @@ def _next_turn(living: tuple[int, ...], drafts: Sequence[Draft], stage: int, mos
 
 
 def _drafted(before: Drafted | None, stage: int, made: Candidate, scores: Mapping[int, float | None]) -> Drafted:
-    scored, price = (before.scores, before.evaluations) if before else ((), 0)
+    scored, price, cached = (before.scores, before.evaluations, before.cached) if before else ((), 0, 0)
     passed_over = (None,) * (stage - len(scored))
-    return Drafted(made.seed, (*scored, *passed_over, scores[made.index]), price + made.evaluations, made.failure)
+    seen = (*scored, *passed_over, scores[made.index])
+    return Drafted(made.seed, seen, price + made.evaluations, made.failure, cached + made.cached)

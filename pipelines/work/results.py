@@ -47,6 +47,7 @@ class Candidate:
         seed: 32 bits.
         pixels: (H, W, 3) uint8, sRGB; None exactly where there is a failure, or where the candidate was only drafted.
         evaluations: How often the denoiser was evaluated for the candidate; guidance evaluates twice a call.
+        cached: How many of these evaluations the step cache answered.
         draft_scores: Scores of the candidate's drafts; None for a draft of the cascade that it passed over, or that failed.
     """
 
@@ -56,6 +57,7 @@ class Candidate:
     evaluations: int
     failure: Failure | None = None
     draft_scores: tuple[float | None, ...] = ()
+    cached: int = 0
 
 
 @dataclass(frozen=True)

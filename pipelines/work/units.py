@@ -8,8 +8,9 @@ from functools import partial
 from promptmill.configs.drafts import Draft, applied
 from promptmill.configs.errors import shown
 from promptmill.configs.parameters import FURTHER
+from promptmill.configs.step_caches import StepCache
 from promptmill.manifests.requests import Request
-from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, Counting, evaluations
+from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, Counting, cached_evaluations, evaluations
 from promptmill.pipelines.work.passes import Course, as_draft
 from promptmill.shards.keys import parse
 
@@ -32,6 +33,7 @@ class Placed:
             …); empty where images are only looked at when they are used.
         file: Index of the row's file in the manifest, counted from 0: the row's paths start from that file's folder.
         preview: Steps after which the image that is predicted then is decoded instead of the final one; used by calibration alone.
+        cache: The steps that are cached, in place of the config's; used by calibration alone.
     """
 
     row: int
@@ -39,6 +41,7 @@ class Placed:
     images: Mapping[str, str] = field(default_factory=dict)
     file: int = 0
     preview: int | None = None
+    cache: StepCache | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,11 @@ def price(request: Request, drafts: Sequence[Draft], counting: Counting = STABLE
         counting: What the model decides of the number.
     """
     return _summed(request, drafts, partial(evaluations, counting=counting))
+
+
+def cached_price(request: Request, drafts: Sequence[Draft], cache: StepCache, counting: Counting = STABLE_DIFFUSION) -> int:
+    """Return how many of the evaluations of `price` a step cache answers."""
+    return _summed(request, drafts, partial(cached_evaluations, cache=cache, counting=counting))
 
 
 def _summed(request: Request, drafts: Sequence[Draft], of_one: Callable[[Request], int]) -> int:

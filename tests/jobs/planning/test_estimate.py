@@ -64,7 +64,7 @@ def test_a_request_that_cannot_be_rendered_gives_no_estimate(tmp_path):
 
 
 class Told:
-    """An engine whose steps take 2 s and whose images take 3 s, on a clock of its own."""
+    """An engine whose evaluations take 2 s, cached ones 0.5 s, and whose images take 3 s, on a clock of its own."""
 
     def __init__(self, model, job_seed, roots):
         self.clock, self.batch = 0.0, model.batch
@@ -73,10 +73,11 @@ class Told:
         placed = unit.requests[0]
         request = placed.request
         steps = int(request.steps * (request.strength or 1))
-        self.clock += self.batch * (steps * 2 * 2.0 + 3.0)
+        cached = 2 * sum(placed.cache.answers(step, steps) for step in range(steps)) if placed.cache else 0
+        self.clock += self.batch * ((2 * steps - cached) * 2.0 + cached * 0.5 + 3.0)
         Told.now = self.clock
         pixels = np.zeros((64, 64, 3), np.uint8)
-        candidates = tuple(Candidate(i, i, pixels, 2 * steps) for i in range(request.candidates))
+        candidates = tuple(Candidate(i, i, pixels, 2 * steps, cached=cached) for i in range(request.candidates))
         return Rendered((Outcome(placed.row, candidates, None, {}, False),), {})
 
 
@@ -99,6 +100,16 @@ def test_drafts_are_images_to_decode_too(tmp_path, monkeypatch):
     plan, shard = plan_of(tmp_path, drafts, steps=100, width=64, height=64, candidates=8)
     assert plan.counts.evaluations == 2 * (8 * 10 + 3 * 15 + 100)
     assert measure(plan, shard).seconds == pytest.approx(plan.counts.evaluations * 2.0 + (8 + 3 + 1) * 3.0)
+
+
+def test_cached_evaluations_are_told_at_their_own_price(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "Engine", Told)
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: getattr(Told, "now", 0.0))
+    Told.now = 0.0
+    plan, shard = plan_of(tmp_path, "model.kernels.cache={every: 2}", steps=20, width=64, height=64, candidates=4)
+    # After a quarter of 20 steps every second of the other 15 is cached.
+    assert (plan.counts.evaluations, plan.counts.cached) == (4 * 40, 4 * 16)
+    assert measure(plan, shard).seconds == pytest.approx(4 * (24 * 2.0 + 16 * 0.5) + 4 * 3.0)
 
 
 def test_a_batch_that_does_not_fit_is_one_line(tmp_path, monkeypatch):
