@@ -8,7 +8,6 @@ that a group leaves as it ends are the next group's at once.
 
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,10 +15,10 @@ import torch
 from greenlet import getcurrent, greenlet
 
 from promptmill.manifests.requests import Request
-from promptmill.pipelines.models.family import Family
 from promptmill.pipelines.rendering.batching import Joined
 from promptmill.pipelines.rendering.calls import call, candidate
 from promptmill.pipelines.rendering.copies import Copy
+from promptmill.pipelines.rendering.groups import Group, Settled, Waiting
 from promptmill.pipelines.rendering.loaded_model import LoadedModel
 from promptmill.pipelines.rendering.modules import (
     decoded_in_its_dtype,
@@ -36,78 +35,13 @@ from promptmill.pipelines.rendering.step_caching import Kept, shortened_of
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.errors import is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure
-from promptmill.pipelines.work.units import bucket_of, kind_of
+from promptmill.pipelines.work.units import kind_of
 
 MOST_LENGTHS = 1000  # of calls that are remembered, by the kind of request
 MOST_BATCHES = 4  # of rows that are under way at once
 # Pixels that a VAE decodes at once: four images of 1024 x 1024. Of eight, a tensor in the last layers of SDXL's has 2^31 elements,
 # more than some kernels count; and more images at once are no faster.
 DECODED_PIXELS = 4 * 1024 * 1024
-
-Settled = Callable[[Job, Candidate | Failure], None]
-
-
-@dataclass
-class Waiting:
-    """Holds a job in the queue, and the function to call with its result.
-
-    Attributes:
-        job: The candidate to render.
-        settled: Called with the job and its candidate or failure.
-        apart: Whether the job goes through a call without other requests, since a call failed that it shared.
-        alone: Whether the job goes through batches without other requests, since a batch failed that it shared.
-    """
-
-    job: Job
-    settled: Settled
-    apart: bool = False
-    alone: bool = False
-
-    def bucket(self, family: Family) -> Hashable:
-        """Return the key that the members of one group share."""
-        request = self.job.request
-        if family.single:
-            return id(self)
-        texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
-        apart = self.apart or (family.references and (request.init_image is not None or bool(request.references)))
-        apart = apart or (family.one_mask and request.mask_image is not None)
-        # Of transformers those without references go through calls of their own; a scale of 0 is none to an adapter, but to Redux.
-        several = family.image_prompts not in (None, "unet") and request.references
-        embedded = tuple(sorted({bool(one.scale) for one in several})) if several else ()
-        placed = self.job.placed
-        return (bucket_of(request), embedded, placed.preview, placed.cache, texts, id(placed) if apart else None)
-
-
-@dataclass
-class Group:
-    """Holds the candidates that go through one pipeline call.
-
-    Attributes:
-        rows_each: Rows of the denoiser's batch that a candidate takes at a time.
-        evaluations: Rows of a candidate that have gone through the denoiser, or wait to.
-        elsewhere: Whether the call is at the denoiser of the prior or the refiner, and not at the base's.
-        decoding: Whether the call has left the denoisers.
-        texts: The texts of the denoiser's first call, which are those that guidance leads to, where it leads away by calls of their
-            own.
-        references: What the denoiser is told of the members' reference images, once it has been called, in calls that guidance
-            leads to, and in those that it leads away from.
-        faces: The tokens of the members' faces by the type of references, once a ControlNet that reads these has been called.
-        kept: What the denoiser's inner blocks made, where a step cache is on.
-    """
-
-    members: list[Waiting]
-    rows_each: int
-    evaluations: int = 0
-    elsewhere: bool = False
-    decoding: bool = False
-    texts: torch.Tensor | None = None
-    references: dict[bool, dict[str, Any]] = field(default_factory=dict)
-    faces: dict[str, torch.Tensor] = field(default_factory=dict)
-    kept: Kept | None = None
-
-    @property
-    def rows(self) -> int:
-        return 0 if self.decoding else self.rows_each * len(self.members)
 
 
 class SharedError(Exception):
