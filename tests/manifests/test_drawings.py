@@ -268,3 +268,10 @@ def test_a_drawing_of_any_units_lies_where_it_says_in_a_map(tmp_path, across, do
     rows, columns = np.nonzero(red)
     assert abs(columns.min() - 384) <= 2 and columns.max() == 511
     assert abs(rows.min() - height / 2) <= 2 and rows.max() == height - 1
+
+
+@pytest.mark.parametrize(("side", "seconds"), [(100, 10), (8000, 138)])
+def test_a_larger_picture_may_take_longer_to_draw(monkeypatch, side, seconds):
+    monkeypatch.setattr(drawing_process, "_answer", lambda question: -signal.SIGXCPU)
+    with pytest.raises(DrawingError, match=f"more than {seconds} s to draw at this size"):
+        draw(svg().encode(), 64_000_000, (side, side))
