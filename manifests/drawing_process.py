@@ -16,7 +16,10 @@ import threading
 from pathlib import Path
 
 MOST_MEMORY = 4 * 1024**3  # bytes of addresses: a picture of 64,000,000 pixels has 256,000,000 bytes, and each layer as many
-MOST_SECONDS = 10  # of a core, for one drawing, so that other work on the machine changes nothing
+MOST_SECONDS, OF_MEGAPIXEL = (
+    10,
+    2,
+)  # of a core, for one drawing, which other work on the machine changes little
 # To the process: width, height, seconds, bytes of the drawing. From it: whether it is drawn, 0, 0, bytes of the answer.
 HEADER = struct.Struct("<QQQQ")
 STOPPED = (-signal.SIGKILL, -signal.SIGTERM)  # by somebody else, who says nothing of the drawing
@@ -61,13 +64,14 @@ def render(drawing: str, width: int, height: int) -> bytes:
     Raises:
         UndrawnError: The renderer refuses the drawing, or the drawing takes more memory or time than it may.
     """
-    content = drawing.encode()
+    content, seconds = drawing.encode(), MOST_SECONDS + OF_MEGAPIXEL * width * height // 1_000_000
+    question = HEADER.pack(width, height, seconds, len(content)) + content
     with _door:
-        answered = _answer(HEADER.pack(width, height, MOST_SECONDS, len(content)) + content)
+        answered = _answer(question)
         if answered in STOPPED:
-            answered = _answer(HEADER.pack(width, height, MOST_SECONDS, len(content)) + content)
+            answered = _answer(question)
     if isinstance(answered, int):
-        raise UndrawnError(_why_ended(answered))
+        raise UndrawnError(_why_ended(answered, seconds))
     drawn, answer = answered
     if not drawn:
         raise UndrawnError(answer.decode(errors="replace"))
@@ -106,9 +110,9 @@ def _process() -> "subprocess.Popen[bytes]":
     return _running[1]
 
 
-def _why_ended(code: int) -> str:
+def _why_ended(code: int, seconds: int) -> str:
     if code == -signal.SIGXCPU:
-        return f"takes more than {MOST_SECONDS} s to draw"
+        return f"takes more than {seconds} s to draw at this size"
     if code in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):
         return f"cannot be drawn in {MOST_MEMORY // 1024**3} GiB of memory"
     return f"cannot be drawn: the renderer ended with {code}"

@@ -19,6 +19,8 @@ from promptmill.manifests.drawing_process import UndrawnError, render
 MOST_BYTES = 1_000_000
 DEEPEST = 64  # elements in one another
 MOST_ELEMENTS = 20_000  # with all that references repeat
+# A viewBox of fewer pixels than any image has, as 0 0 1 1, is of other units. Its drawing has so many on the shorter side.
+FEWEST, LARGER = 8, 512
 MARK = b"\xef\xbb\xbf"  # of byte order
 REFUSED = {
     "script": "scripts are not run",
@@ -84,7 +86,7 @@ def draw(content: bytes, max_pixels: int, size: tuple[int, int] | None = None) -
     Raises:
         DrawingError: The drawing is broken, holds what is refused, or says a size that is larger than allowed.
     """
-    width, height = checked(content)
+    root, (width, height) = checked(content)
     if width * height > max_pixels or max(width, height) > max_pixels:
         raise DrawingError(f"{width:,.0f} x {height:,.0f} pixels are more than the {max_pixels:,} allowed")
     if size is not None:
@@ -92,7 +94,7 @@ def draw(content: bytes, max_pixels: int, size: tuple[int, int] | None = None) -
         scale = min(max(size[0] / width, size[1] / height), most)
         width, height = width * scale, height * scale
     try:
-        drawn = render(content.decode("utf-8-sig"), max(1, round(width)), max(1, round(height)))
+        drawn = render(*_sized(root, width, height))
     except UndrawnError as error:
         raise DrawingError(shown(" ".join(str(error).split()), 200)) from None
     image = Image.open(io.BytesIO(drawn), formats=["PNG"])
@@ -100,8 +102,8 @@ def draw(content: bytes, max_pixels: int, size: tuple[int, int] | None = None) -
     return image
 
 
-def checked(content: bytes) -> tuple[float, float]:
-    """Return the width and height that a drawing says, in pixels.
+def checked(content: bytes) -> tuple[ET.Element, tuple[float, float]]:
+    """Return the root of a drawing, and the width and height that the drawing says, in pixels.
 
     Raises:
         DrawingError: The drawing is broken, or holds what is refused.
@@ -120,7 +122,30 @@ def checked(content: bytes) -> tuple[float, float]:
     for element in root.iter():
         _check_element(element)
     _check_repeated(root)
-    return _size_of(root)
+    return root, _size_of(root)
+
+
+def _sized(root: ET.Element, width: float, height: float) -> tuple[str, int, int]:
+    """Return a drawing that says the whole pixels that it is drawn at, and these: the renderer rounds what a drawing says.
+
+    Of a width of 1.5 the renderer would make 2, and draw in that aspect. The drawing is written anew, as the check has read it.
+    """
+    sized = ET.Element(root.tag, root.attrib)
+    sized.extend(root)
+    sized.text = root.text
+    whole = max(1, round(width)), max(1, round(height))
+    box = root.attrib.get("viewBox")
+    if box is None:
+        box = sized.attrib["viewBox"] = "0 0 {!r} {!r}".format(*_size_of(root))
+    try:
+        *_, across, down = map(float, re.split(r"[\s,]+", box.strip()))
+        is_alike = abs(across * height - down * width) <= 0.001 * down * width
+    except ValueError:
+        is_alike = False  # which the renderer judges
+    if is_alike:
+        sized.attrib["preserveAspectRatio"] = "none"  # to the last pixel of each side
+    sized.attrib |= {"width": str(whole[0]), "height": str(whole[1])}
+    return ET.tostring(sized, encoding="unicode"), *whole
 
 
 def _check_element(element: ET.Element) -> None:
@@ -176,16 +201,18 @@ def _check_repeated(root: ET.Element) -> None:
 def _size_of(root: ET.Element) -> tuple[float, float]:
     said = [_LENGTH.fullmatch(root.attrib.get(name, "").strip()) for name in ("width", "height")]
     box = re.split(r"[\s,]+", root.attrib.get("viewBox", "").strip())
+    times = 1.0
     try:
         if said[0] and said[1]:
             size = float(said[0][1]), float(said[1][1])
         else:
             size = float(box[2]), float(box[3])
+            times = LARGER / min(size) if 0 < min(size) < FEWEST else 1.0
     except (ValueError, IndexError):
         raise DrawingError("says no size; give the svg element a width and a height in pixels, or a viewBox") from None
     if not all(0 < side < 1e6 for side in size):
         raise DrawingError(f"has a size of {size[0]:g} x {size[1]:g}")
-    return size
+    return size[0] * times, size[1] * times
 
 
 def _plain(name: str) -> str:

@@ -46,6 +46,8 @@ def test_a_drawing_covers_any_size_in_one_direction_exactly_and_keeps_its_aspect
         ('width="30px" height="20px" viewBox="0 0 3 2"', (30, 20)),
         ('viewBox="0 0 30 20"', (30, 20)),
         ('width="100%" height="100%" viewBox="0,0,30,20"', (30, 20)),
+        ('viewBox="0 0 8 8"', (8, 8)),
+        ('viewBox="0 0 1.5 1"', (768, 512)),
     ],
 )
 def test_a_drawing_is_as_large_as_it_says(size, wanted):
@@ -234,3 +236,42 @@ def test_an_interrupted_drawing_leaves_no_answer_for_the_next_one(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             draw(svg("<rect/>").encode(), 10**6)
     assert draw(svg().encode(), 10**6) == before
+
+
+def test_an_init_image_and_a_mask_in_shares_of_the_picture_are_no_single_pixels(tmp_path):
+    half = svg('<rect width="1" height="1"/><rect width="0.5" height="1" fill="#fff"/>', 'viewBox="0 0 1 1"')
+    held = request(mode="inpaint", init_image=half, mask_image=half, strength=0.5)
+    made = prepare_request(Placed(0, held), Roots((str(tmp_path),)))
+    assert isinstance(made, Conditioning)
+    assert made.mask.mean() == 0.5 and sorted(np.unique(made.init))[:: len(np.unique(made.init)) - 1] == [0, 255]
+
+
+BOX, SIDES = "viewBox='0 0 {0} {1}'", "width='{0}' height='{1}'"
+
+
+@pytest.mark.parametrize(("across", "down"), [(1.5, 1), (1, 0.5), (0.75, 1), (100, 67), (300, 200.4)])
+@pytest.mark.parametrize(
+    "size", ["viewBox='0 0 {0} {1}'", "width='{0}' height='{1}'", "width='{0}' height='{1}' viewBox='0 0 {0} {1}'"]
+)
+def test_a_drawing_of_any_units_lies_where_it_says_in_a_map(tmp_path, across, down, size):
+    width, height = 512, 8 * round(64 * down / across)
+    ground = f'<rect width="{across}" height="{down}" fill="#0000ff"/>'
+    inner = f'{ground}<rect x="{0.75 * across}" y="{0.5 * down}" width="{across}" height="{down}" fill="#ff0000"/>'
+    held = svg(inner, size.format(across, down), 'shape-rendering="crispEdges"')
+    made = prepare_request(
+        Placed(0, request(mode="controlnet", width=width, height=height, controls=(Control(type="seg", image=held),))),
+        Roots((str(tmp_path),)),
+    )
+    assert isinstance(made, Conditioning)
+    red = np.all(made.controls[0] == [255, 0, 0], axis=-1)
+    assert np.all(red | np.all(made.controls[0] == [0, 0, 255], axis=-1))
+    rows, columns = np.nonzero(red)
+    assert abs(columns.min() - 384) <= 2 and columns.max() == 511
+    assert abs(rows.min() - height / 2) <= 2 and rows.max() == height - 1
+
+
+@pytest.mark.parametrize(("side", "seconds"), [(100, 10), (8000, 138)])
+def test_a_larger_picture_may_take_longer_to_draw(monkeypatch, side, seconds):
+    monkeypatch.setattr(drawing_process, "_answer", lambda question: -signal.SIGXCPU)
+    with pytest.raises(DrawingError, match=f"more than {seconds} s to draw at this size"):
+        draw(svg().encode(), 64_000_000, (side, side))
