@@ -209,7 +209,8 @@ def kinds(shard: ShardPlan) -> frozenset[Hashable]:
 
 def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
     """Count the contents of a shard, without its buckets, which it shares with others."""
-    sums: dict[str, int] = dict.fromkeys(("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "references"), 0)
+    names = ("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "references", "mask_edits", "outpaints")
+    sums: dict[str, int] = dict.fromkeys(names, 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
     for placed in shard.requests:
         request = placed.request
@@ -220,6 +221,8 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
         sums["undrafted"] += price(request, (), recipe.counting)
         sums["growing"] += request.growing is not None
         sums["references"] += bool(request.references)
+        sums["mask_edits"] += request.mask_edit is not None
+        sums["outpaints"] += request.outpaint is not None
         modes[request.mode] += 1
     requests, bad = len(shard.requests), len(shard.bad)
     some = {mode: n for mode, n in modes.items() if n}

@@ -49,11 +49,15 @@ def further(image: Image.Image, pixels: int) -> np.ndarray:
     return prepare(image, *((most, least) if image.width > image.height else (least, most)))
 
 
-def composite(original: np.ndarray, rendered: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def composite(original: np.ndarray, rendered: np.ndarray, mask: np.ndarray, share: np.ndarray | None = None) -> np.ndarray:
     """Return the rendered pixels where the mask is true, and exactly the original's everywhere else.
 
     Args:
         original, rendered: (H, W, 3) uint8.
         mask: (H, W) bool.
+        share: (H, W) uint8, in the mask's place: each pixel's share of the rendered one, exact where the share is 0 or 255.
     """
-    return np.where(mask[..., None], rendered, original)
+    if share is None:
+        return np.where(mask[..., None], rendered, original)
+    part = share[..., None].astype(np.uint32)
+    return ((rendered * part + original * (255 - part) + 127) // 255).astype(np.uint8)

@@ -68,7 +68,7 @@ class Waiting:
             return id(self)
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
         apart = self.apart or (family.references and (request.init_image is not None or bool(request.references)))
-        apart = apart or (family.one_mask and request.mask_image is not None)
+        apart = apart or (family.one_mask and request.repaints)
         embedded = family.redux is not None and bool(request.references)
         return (bucket_of(request), embedded, self.job.placed.preview, texts, id(self.job.placed) if apart else None)
 
