@@ -177,7 +177,13 @@ COLUMNS = (
         need=Need.DECLARED,
     ),
     # There where a row has one.
-    Column(MASK_EDIT, _TEXT, "how the mask was changed: inverted, grown, blurred", _INPUT, need=Need.DECLARED),
+    Column(
+        MASK_EDIT,
+        _TEXT,
+        "how the mask was changed: inverted, grown, blurred; whether its part alone was rendered",
+        _INPUT,
+        need=Need.DECLARED,
+    ),
     Column(OUTPAINT, _TEXT, "by how many pixels the image reaches beyond its init image", _INPUT, need=Need.DECLARED),
     Column("prior_steps", _INT, "of denoising, by the prior", _INPUT, need=Need.DECLARED),
     Column("prior_guidance_scale", _NUMBER, "classifier-free guidance of the prior", _INPUT, need=Need.DECLARED),

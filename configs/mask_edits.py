@@ -13,8 +13,9 @@ MAX_GROW = 1024  # pixels
 MAX_BLUR = 256  # pixels
 MAX_WIDENED = 8192  # pixels, of one side
 OVERLAP = 8  # pixels; one place of the latents of most models
+PADDING = 32  # pixels, as other tools have it
 
-_RANGES = {"grow": (-MAX_GROW, MAX_GROW), "blur": (0, MAX_BLUR), "overlap": (0, MAX_GROW)}
+_RANGES = {"grow": (-MAX_GROW, MAX_GROW), "blur": (0, MAX_BLUR), "padding": (0, MAX_GROW), "overlap": (0, MAX_GROW)}
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,15 @@ class MaskEdit:
         invert: Whether all else is repainted.
         grow: By how many pixels the repainted part grows in every direction; below 0 it shrinks.
         blur: The Gaussian's sigma, in pixels, of the edge where the repainted part goes over into the init image; 0: it is sharp.
+        only_masked: Whether the model renders no more than the part of the picture around the mask, scaled up to the image's size.
+        padding: How many pixels of that part lie around the mask at least, where the picture has them.
     """
 
     invert: bool = False
     grow: int = 0
     blur: int = 0
+    only_masked: bool = False
+    padding: int = PADDING
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,10 @@ def parse_mask_edit(value: Any) -> MaskEdit:
     Raises:
         ValueError: There is no such change, or its value is out of range; the message is one line.
     """
-    return MaskEdit(**_values(value, MaskEdit))
+    values = _values(value, MaskEdit)
+    if "padding" in values and not values.get("only_masked"):
+        raise ValueError("padding goes with only_masked; without it the whole picture is rendered")
+    return MaskEdit(**values)
 
 
 def parse_outpaint(value: Any) -> Outpaint:

@@ -23,6 +23,28 @@ def _grown(mask: np.ndarray, pixels: int) -> np.ndarray:
     return np.asarray(np.rint(distance.astype(np.float64) ** 2) <= pixels * pixels)
 
 
+def part_around(repaint: np.ndarray, padding: int) -> tuple[int, int, int, int]:
+    """Return the smallest part of a picture that holds a mask and its padding and has the picture's aspect, within a pixel.
+
+    Args:
+        repaint: (H, W) bool, somewhere true.
+        padding: In pixels; there is less where the picture ends.
+
+    Returns:
+        Left, top, right and bottom in pixels, within the picture.
+    """
+    height, width = repaint.shape
+    (top, bottom), (left, right) = (
+        (max(0, int(places[0]) - padding), min(side, int(places[-1]) + 1 + padding))
+        for side, places in ((height, np.flatnonzero(repaint.any(1))), (width, np.flatnonzero(repaint.any(0))))
+    )
+    across = max(right - left, -(-(bottom - top) * width // height))
+    down = max(bottom - top, -(-(right - left) * height // width))
+    left = min(max(0, (left + right - across) // 2), width - across)
+    top = min(max(0, (top + bottom - down) // 2), height - down)
+    return left, top, left + across, top + down
+
+
 def softened(repaint: np.ndarray, edit: MaskEdit, sides: Outpaint | None = None) -> np.ndarray | None:
     """Return each pixel's share of the rendered image, (H, W) uint8 with 255 for all of it; None where edges are sharp.
 

@@ -231,6 +231,10 @@ def problems_of_masks(request: Request) -> list[str]:
     edit, wrong = parse_mask_edit(request.mask_edit), []
     if request.mask_edit and not request.repaints:
         wrong.append("mask_edit: given without a mask_image to change")
+    if edit.only_masked and (request.controls or any(one.mask for one in request.references)):
+        wrong.append(
+            "mask_edit: only_masked renders a part of the picture, so that controls and masks of references do not go with it"
+        )
     if request.outpaint is None:
         return wrong
     sides = parse_outpaint(request.outpaint)
@@ -238,7 +242,7 @@ def problems_of_masks(request: Request) -> list[str]:
         wrong.append("outpaint: given without an init_image to widen")
     if request.mask_image is not None:
         wrong.append("outpaint: repaints the new sides; leave out the mask_image, or repaint its part in a second pass")
-    if edit.invert or edit.grow:
+    if edit.invert or edit.grow or edit.only_masked:
         wrong.append("mask_edit: only blur goes with outpaint, whose overlap says how far it repaints the init_image")
     for name, side, before, after in (
         ("width", request.width, sides.left, sides.right),

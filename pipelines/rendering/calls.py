@@ -230,7 +230,10 @@ def candidate(job: Job, pixels: np.ndarray, finite: bool, refused: bool, evaluat
     images = job.conditioning
     if images.init is not None and images.mask is not None:
         # An inpainting VAE moves pixels far outside the mask; the original's are put back.
-        pixels = composite(images.init, pixels, images.mask, images.share)
+        init, mask = images.init, images.mask
+        if images.whole is not None:
+            init, mask, pixels = images.whole.picture, images.whole.mask, images.whole.with_part(pixels)
+        pixels = composite(init, pixels, mask, images.share)
     if (pixels == pixels[0, 0]).all():
         return replace(made, failure=Failure("constant_image", f"every pixel is {tuple(pixels[0, 0].tolist())}"))
     return replace(made, pixels=np.ascontiguousarray(pixels))

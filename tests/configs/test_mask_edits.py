@@ -18,7 +18,10 @@ from promptmill.configs.mask_edits import (
     parse_outpaint,
 )
 
-EDITS = st.builds(MaskEdit, st.booleans(), st.integers(-MAX_GROW, MAX_GROW), st.integers(0, MAX_BLUR))
+GROW, BLUR = st.integers(-MAX_GROW, MAX_GROW), st.integers(0, MAX_BLUR)
+EDITS = st.builds(MaskEdit, st.booleans(), GROW, BLUR) | st.builds(
+    MaskEdit, st.booleans(), GROW, BLUR, only_masked=st.just(True), padding=st.integers(0, MAX_GROW)
+)
 SIDE = st.integers(0, 8192)
 SIDES = st.builds(Outpaint, SIDE, SIDE, SIDE, SIDE, st.integers(0, MAX_GROW)).filter(
     lambda sides: sides.left or sides.top or sides.right or sides.bottom
@@ -27,11 +30,13 @@ SIDES = st.builds(Outpaint, SIDE, SIDE, SIDE, SIDE, st.integers(0, MAX_GROW)).fi
 
 @given(EDITS, st.randoms(use_true_random=False))
 def test_a_change_of_a_mask_has_one_spelling_however_it_is_written(edit, order: random.Random):
-    parts = (["invert"] if edit.invert else []) + [f" grow = {edit.grow}", f"blur={edit.blur} "]
+    parts = [name for name in ("invert", "only_masked") if getattr(edit, name)] + [f" grow = {edit.grow}", f"blur={edit.blur} "]
+    parts += [f"padding={edit.padding}"] if edit.only_masked else []
     order.shuffle(parts)
     written = mask_edit_text(", ".join(parts))
     assert parse_mask_edit(written) == edit
-    assert written == mask_edit_text(vars(edit)) == mask_edit_text(written)
+    values = {name: value for name, value in vars(edit).items() if name != "padding" or edit.only_masked}
+    assert written == mask_edit_text(values) == mask_edit_text(written)
     assert (written is None) == (edit == MaskEdit())
 
 
@@ -50,7 +55,7 @@ def test_an_object_without_a_value_says_nothing():
 
 
 WRONG = {
-    "grown=3": "'grown' is not known; did you mean 'grow'?; there are invert, grow, blur",
+    "grown=3": "'grown' is not known; did you mean 'grow'?; there are invert, grow, blur, only_masked, padding",
     "grow": "grow is a whole number of pixels from -1,024 to 1,024, and has none here",
     "grow=x": "not 'x'",
     "grow=1.5": "not '1.5'",
@@ -58,6 +63,7 @@ WRONG = {
     "blur=-1": "blur is a whole number of pixels from 0 to 256, not '-1'",
     "invert=1": "invert has no value; write invert, or leave it out",
     "grow=1, grow=2": "grow is given twice",
+    "padding=8": "padding goes with only_masked; without it the whole picture is rendered",
     "grow=1,,blur=2": "'' is not known",
 }
 

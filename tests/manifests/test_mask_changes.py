@@ -13,11 +13,11 @@ from promptmill.configs.mask_edits import MaskEdit, Outpaint, parse_outpaint
 from promptmill.configs.parameters import Defaults
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.images import Roots, roots_of
-from promptmill.manifests.mask_changes import changed, softened, widened, widened_mask
+from promptmill.manifests.mask_changes import changed, part_around, softened, widened, widened_mask
 from promptmill.manifests.requests import from_json, to_json
 from promptmill.manifests.rules import Rules
 from promptmill.manifests.steering import Steering
-from promptmill.pipelines.rendering.conditioning import composite, prepare
+from promptmill.pipelines.rendering.conditioning import Whole, composite, prepare
 from promptmill.pipelines.rendering.preparing import Conditioning, prepare_request
 from promptmill.pipelines.work.units import Placed
 from tests.manifests.test_masks import HALF, HOLE, PHOTO, levels
@@ -108,6 +108,48 @@ def test_all_new_pixels_are_repainted_and_those_of_the_init_image_along_a_widene
     assert share is None if not blur else (share[new] == 255).all()
 
 
+@given(masks().filter(np.any), st.integers(0, 6))
+def test_a_part_holds_the_mask_and_its_padding_and_has_the_pictures_aspect(mask, padding):
+    height, width = mask.shape
+    left, top, right, bottom = part_around(mask, padding)
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    inside = np.zeros(mask.shape, bool)
+    inside[top:bottom, left:right] = True
+    ys, xs = np.nonzero(mask)
+    assert inside[max(0, ys.min() - padding) : ys.max() + padding + 1, max(0, xs.min() - padding) : xs.max() + padding + 1].all()
+    across, down = right - left, bottom - top
+    assert abs(across - down * width / height) < 1 or abs(down - across * height / width) < 1
+
+
+@given(masks().filter(np.any), st.integers(0, 6), st.integers(0, 2**32 - 1))
+def test_the_mask_that_the_model_gets_has_each_pixel_of_the_part_and_what_lies_outside_of_it_stays(mask, padding, seed):
+    picture, rendered = np.random.default_rng(seed).integers(0, 256, (2, *mask.shape, 3), np.uint8)
+    whole = Whole(picture, mask, part_around(mask, padding))
+    left, top, right, bottom = whole.part
+    scaled, made = whole.part_of_mask(), whole.with_part(rendered)
+    assert scaled.shape == mask.shape and scaled.any()
+    if mask[top:bottom, left:right].all():
+        assert scaled.all()
+    outside = np.ones(mask.shape, bool)
+    outside[top:bottom, left:right] = False
+    assert np.array_equal(made[outside], picture[outside])
+    if whole.part == (0, 0, *mask.shape[::-1]):
+        assert np.array_equal(scaled, mask) and np.array_equal(made, rendered)
+
+
+def test_a_part_has_the_pixels_of_the_init_image_at_its_full_resolution(tmp_path):
+    large = np.random.default_rng(5).integers(0, 256, (256, 256, 3), np.uint8)
+    Image.fromarray(large).save(tmp_path / "large.png")
+    mask = np.zeros((256, 256), bool)
+    mask[72:120, 136:184] = True
+    row = check(tmp_path, mask=levels(mask, 255), init_image="large.png", **MASKED, mask_edit="only_masked, padding=2")
+    made = prepare_request(Placed(0, row.request), Roots((str(tmp_path),)))
+    # 12 x 12 pixels of the mask and twice 2 around them are 16 x 16 of 64 x 64, and 64 x 64 of 256 x 256.
+    assert made.whole.part == (32, 16, 48, 32) and np.array_equal(made.init, large[64:128, 128:192])
+    assert np.array_equal(made.mask, mask[64:128, 128:192])
+    assert np.array_equal(made.whole.picture, prepare(Image.fromarray(large), 64, 64)) and made.whole.mask.sum() == 144
+
+
 def check(folder, rules=RULES, mask=None, **row):
     Image.fromarray(PHOTO).save(folder / "i.png")
     (mask or levels(HOLE, 255)).save(folder / "m.png")
@@ -185,6 +227,11 @@ BAD = {
     "outpaint: given without an init_image to widen": {"init_image": None, "outpaint": "left=8"},
     "outpaint: repaints the new sides; leave out the mask_image": {**MASKED, "outpaint": "left=8"},
     "mask_edit: only blur goes with outpaint": {"outpaint": "left=8", "mask_edit": "grow=2"},
+    "mask_edit: only_masked renders a part of the picture": {
+        **MASKED,
+        "mask_edit": "only_masked",
+        "controls": [{"type": "canny", "image": "i.png"}],
+    },
     "outpaint: 40 + 24 pixels leave nothing of the init_image in a width of 64": {"outpaint": "left=40, right=24"},
     "outpaint: 0 + 56 pixels and an overlap of 8 leave nothing of the init_image in a height of 64": {"outpaint": "bottom=56"},
     "outpaint: 'lef' is not known": {"outpaint": {"lef": 8}},

@@ -38,6 +38,7 @@ WAYS = [
     {**SMALL, "outpaint": "left=16, bottom=24, overlap=0", "mask_edit": "blur=2"},
     {**INIT, "outpaint": "top=8, right=8, overlap=4", "strength": 0.7},
     {**SMALL, "outpaint": "left=16, bottom=24", "controls": SEG},
+    {**MASKED, "mask_edit": "only_masked, padding=4, blur=1"},
 ]
 
 
@@ -81,6 +82,7 @@ def test_every_row_says_how_its_mask_was_changed_and_by_how_much_its_picture_was
         ("inpaint", "blur=2", f"{left}, overlap=0"),
         ("inpaint", None, "top=8, right=8, overlap=4"),
         ("controlnet_inpaint", None, left),
+        ("inpaint", "blur=1, only_masked, padding=4", None),
     ]
     said = roles_in(pq.read_schema(out / "metadata" / "000000.parquet"))
     assert said["mask_edit"] is said["outpaint"] is Role.INPUT
@@ -88,7 +90,7 @@ def test_every_row_says_how_its_mask_was_changed_and_by_how_much_its_picture_was
 
 def test_pixels_outside_of_a_changed_mask_are_the_init_images_own_and_inside_are_others(settings, pixels):
     init = np.asarray(Image.open(settings[0] / MASKED["init_image"]).convert("RGB"))
-    for number in range(4):
+    for number in (0, 1, 2, 3, 8):
         edit = parse_mask_edit(WAYS[number].get("mask_edit"))
         mask = prepare_mask(Image.open(settings[0] / MASKED["mask_image"]), 64, 64, edit=edit)
         share = softened(mask, edit)
@@ -133,7 +135,7 @@ def test_an_export_of_widened_images_does_not_widen_them_again_but_keeps_what_th
         there = [[name for name in ("mask_edit", "outpaint") if made[str(n)].get(name)] for n in range(len(WAYS))]
         masks = [[], ["mask_edit"], ["mask_edit"], ["mask_edit"]]
         wide = [["outpaint"], ["mask_edit", "outpaint"], ["outpaint"], ["outpaint"]]
-        assert there == masks + (wide if kind == "control" else [[]] * 4)
+        assert there == [*masks, *(wide if kind == "control" else [[]] * 4), ["mask_edit"]]
     assert export_manifest(str(out), tmp_path / "plain.jsonl", Pass()) == len(WAYS)
     assert not any(row.values.get(name) for row in read_rows([str(tmp_path / "plain.jsonl")]) for name in ("mask_edit", "outpaint"))
 
