@@ -115,6 +115,18 @@ MUTANTS = (
         "inpainting changes pixels outside of the mask",
     ),
     Mutant(
+        "manifests/mask_changes.py",
+        "repaint = ~repaint if edit.invert else repaint",
+        "repaint = repaint",
+        "a mask that is to be inverted is not",
+    ),
+    Mutant(
+        "manifests/masks.py",
+        "there = changed(before, edit)",
+        "there = before",
+        "a mask that repaints nothing once it is changed is taken for one that repaints something",
+    ),
+    Mutant(
         "pipelines/scoring/finishing.py",
         "if not (in_full and broken_limit(one, ranking))}",
         "}",

@@ -84,6 +84,7 @@ LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
 REFERENCES = "references"
 CACHED = "cached_evaluations"
+MASK_EDIT, OUTPAINT = "mask_edit", "outpaint"
 OF_PRIORS = ("prior_steps", "prior_guidance_scale")
 CLIP_SCORE, RANK_SCORE, REJECTED_FOR = "clip_score", "rank_score", "rejected_for"
 NEAR_DUPLICATE_OF, DUPLICATE_OF = "near_duplicate_of", "duplicate_of"
@@ -176,6 +177,15 @@ COLUMNS = (
         _INPUT,
         need=Need.DECLARED,
     ),
+    # There where a row has one.
+    Column(
+        MASK_EDIT,
+        _TEXT,
+        "how the mask was changed: inverted, grown, blurred; whether its part alone was rendered",
+        _INPUT,
+        need=Need.DECLARED,
+    ),
+    Column(OUTPAINT, _TEXT, "by how many pixels the image reaches beyond its init image", _INPUT, need=Need.DECLARED),
     Column("prior_steps", _INT, "of denoising, by the prior", _INPUT, need=Need.DECLARED),
     Column("prior_guidance_scale", _NUMBER, "classifier-free guidance of the prior", _INPUT, need=Need.DECLARED),
     Column(CACHED, _INT, "how many of the evaluations ran the outer blocks alone, by the step cache", _MADE, need=Need.DECLARED),

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -16,6 +17,7 @@ from pydantic import (
 
 from promptmill.configs.errors import A_NUMBER, AN_OBJECT
 from promptmill.configs.keys import forms_of
+from promptmill.configs.mask_edits import mask_edit_text, outpaint_text
 from promptmill.configs.preprocessors import preprocess_name
 from promptmill.configs.schedulers import scheduler_name
 
@@ -48,6 +50,8 @@ def path_or_drawing(text: str) -> str:
 
 Scheduler = Annotated[str, AfterValidator(scheduler_name)]
 Preprocess = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(preprocess_name)]
+Edit = Annotated[str | None, BeforeValidator(mask_edit_text)]
+Sides = Annotated[str | None, BeforeValidator(outpaint_text)]
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
 Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]

@@ -4,13 +4,14 @@ import bisect
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 
 from promptmill.configs.errors import quoted, shown
+from promptmill.configs.mask_edits import SHARP, MaskEdit, parse_mask_edit, parse_outpaint
 from promptmill.configs.parameters import MAX_PATH
 from promptmill.manifests.embeddings import load_embedding
 from promptmill.manifests.images import (
@@ -152,10 +153,11 @@ class Look:
 
 @dataclass(frozen=True)
 class AsMask:
-    """Holds how a mask is looked at: the size in pixels that is rendered, and perhaps the init image's path."""
+    """Holds how a mask is looked at: the size in pixels that is rendered, how the mask is changed, perhaps the init path."""
 
     width: int
     height: int
+    edit: MaskEdit = SHARP
     init: str | None = None
 
 
@@ -172,7 +174,7 @@ def look(path: str, file: int, roots: Roots, known: bool = False, mask: AsMask |
     except ImageError as error:
         return Look(problem=str(error), final=not isinstance(error, UnreachableError), advice=error.advice, kind=type(error))
     try:
-        effect = effect_of(picture.image, mask.width, mask.height, init)
+        effect = effect_of(picture.image, mask.width, mask.height, init, mask.edit)
     except Exception as error:  # Pillow cannot bring every image to levels
         return Look(problem=f"{shown(path)}: cannot be read as a mask: {shown(' '.join(str(error).split()), 300)}")
     return Look(picture.sha256, picture.image.size, effect=effect)
@@ -245,13 +247,15 @@ def check_images(
         pictures: Whether references are further pictures, and no adapter's.
     """
     looks: dict[str, Look] = {}
+    edit = parse_mask_edit(request.mask_edit)
     for column, path in request.images():
         if not column.endswith(MASKS):
             looks[column] = look_at(path, face=True) if column.endswith(".embedding") else look_at(path)
             continue
-        mask = look_at(path, mask=AsMask(request.width, request.height))
+        as_mask = AsMask(request.width, request.height, edit if column == "mask_image" else SHARP)
+        mask = look_at(path, mask=as_mask)
         if column == "mask_image" and mask.effect.unsure and "init_image" in looks and not looks["init_image"].problem:
-            mask = look_at(path, mask=AsMask(request.width, request.height, request.init_image))
+            mask = look_at(path, mask=replace(as_mask, init=request.init_image))
         looks[column] = mask
     wrong = {f"{column}: {found.problem}": found.advice for column, found in looks.items() if found.problem}
     kinds = {f"{column}: {found.problem}": found.kind for column, found in looks.items() if found.problem}
@@ -273,11 +277,16 @@ def check_images(
         wrong = {f"{column}: {shown(paths[column])}: {nothing}": "" for column, nothing in idle.items() if nothing}
         final = bool(wrong)
     hashes = {column: found.sha256 for column, found in looks.items() if not found.problem}
-    return Found(hashes, [*wrong], final, _notes(looks), {problem: said for problem, said in wrong.items() if said}, kinds)
+    return Found(hashes, [*wrong], final, _notes(request, looks), {problem: said for problem, said in wrong.items() if said}, kinds)
 
 
-def _notes(looks: Mapping[str, Look]) -> tuple[str, ...]:
+def _notes(request: Request, looks: Mapping[str, Look]) -> tuple[str, ...]:
     notes = []
+    if request.outpaint and "init_image" in looks and not looks["init_image"].problem:
+        (wide, high), size = parse_outpaint(request.outpaint).within(request.width, request.height), looks["init_image"].size
+        if size != (wide, high):
+            said = f"is scaled and cropped to the {wide} x {high} that width and height leave for it"
+            notes.append(f"outpaint: the init_image of {size[0]} x {size[1]} pixels {said}")
     if "mask_image" in looks and looks["mask_image"].effect.everything:
         notes.append("mask_image: repaints everything, as img2img does without a mask")
     if "init_image" in looks and "mask_image" not in looks and looks["init_image"].transparent:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from promptmill.configs.mask_edits import SHARP, MaskEdit
+from promptmill.manifests.mask_changes import changed
 from promptmill.manifests.pixels import cover, levels, to_rgb
 
 THRESHOLD = 128  # levels; from here on a mask is white, and an alpha opaque
@@ -116,17 +118,20 @@ def _is_black_and_white(colours: np.ndarray) -> bool:
     return bool(black >= 0.01 and white >= 0.01 and black + white >= 0.95)
 
 
-def prepare_mask(image: Image.Image, width: int, height: int, init: Image.Image | None = None) -> np.ndarray:
-    """Bring a mask to the wanted size: the crop is that of its picture, the resampling is nearest neighbour.
+def prepare_mask(
+    image: Image.Image, width: int, height: int, init: Image.Image | None = None, edit: MaskEdit = SHARP
+) -> np.ndarray:
+    """Bring a mask to the wanted size, where it is changed: the crop is that of its picture, the resampling is nearest neighbour.
 
     Args:
         image, init: As for `read_mask`.
         width, height: In pixels.
+        edit: How the row changes the mask.
 
     Returns:
         (height, width) bool, true where the picture is repainted.
     """
-    return _at(read_mask(image, init).repaint, width, height)
+    return changed(_at(read_mask(image, init).repaint, width, height), edit)
 
 
 def _at(repaint: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -153,13 +158,18 @@ class Effect:
         return self.problem.replace("repaint", "select")
 
 
-def effect_of(image: Image.Image, width: int, height: int, init: Image.Image | None = None) -> Effect:
+def effect_of(image: Image.Image, width: int, height: int, init: Image.Image | None = None, edit: MaskEdit = SHARP) -> Effect:
     """Return whether a mask repaints nothing, some or all of a picture; arguments as for `prepare_mask`."""
     read = read_mask(image, init)
-    there = _at(read.repaint, width, height)
+    before = _at(read.repaint, width, height)
+    there = changed(before, edit)
     if there.any():
         return Effect(everything=bool(there.all()), unsure=read.unsure)
-    if read.empty:
+    if edit.invert and before.all():
+        why = "it is white everywhere, and inverted"
+    elif before.any() or edit.invert:
+        why = f"nothing is left of it at {width} x {height} with grow={edit.grow}"
+    elif read.empty:
         why = "every pixel is transparent"
     elif read.repaint.any():
         why = f"all that it would repaint is cropped away at {width} x {height}"

@@ -32,11 +32,22 @@ def levels(values: np.ndarray) -> np.ndarray:
     return np.rint(grey * 255 / white).astype(np.uint8)
 
 
-def cover(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
-    """Return the largest centred part of a picture that has the wanted aspect, at the wanted size in pixels."""
+def cover(
+    image: Image.Image, width: int, height: int, resample: Image.Resampling, part: tuple[int, int, int, int] | None = None
+) -> Image.Image:
+    """Return the largest centred part of a picture that has the wanted aspect, at the wanted size in pixels.
+
+    With a `part` of the result, as left, top, right and bottom in its pixels, that part alone is returned, scaled to the wanted
+    size from the picture's own pixels.
+    """
     wide = image.width * height >= image.height * width  # wider than wanted: its sides go
     across, down = (image.height * width / height, image.height) if wide else (image.width, image.width * height / width)
     left, top = (image.width - across) / 2, (image.height - down) / 2
     if (across, down) == (width, height):  # nothing is scaled, so half a pixel must not be either
         left, top = left // 1, top // 1
-    return image.resize((width, height), resample, box=(left, top, left + across, top + down))
+    box = left, top, left + across, top + down
+    if part is not None and part != (0, 0, width, height):
+        x, y = across / width, down / height
+        right, bottom = min(left + part[2] * x, image.width), min(top + part[3] * y, image.height)
+        box = left + part[0] * x, top + part[1] * y, right, bottom
+    return image.resize((width, height), resample, box=box)

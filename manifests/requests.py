@@ -19,6 +19,7 @@ from promptmill.configs.parameters import (
     Candidates,
     Closed,
     Control,
+    Edit,
     Growing,
     Guidance,
     ImageGuidance,
@@ -31,6 +32,7 @@ from promptmill.configs.parameters import (
     Scheduler,
     Seed,
     Side,
+    Sides,
     Strength,
 )
 from promptmill.manifests.carried import EXACT, plain
@@ -55,6 +57,8 @@ class Columns(Closed):
     mode: Mode | None = None
     init_image: ImagePath | None = None
     mask_image: ImagePath | None = None
+    mask_edit: Edit = None
+    outpaint: Sides = None
     controls: tuple[Control, ...] | None = Field(None, max_length=MAX_LIST)
     references: tuple[Reference, ...] | None = Field(None, max_length=MAX_LIST)
     strength: Strength | None = None
@@ -93,6 +97,8 @@ class Request:
         noise_level: How much noise is put on the picture, in steps of a schedule; None likewise.
         prior_steps, prior_guidance_scale: Steps and guidance scale of the model's prior; None where the model has none.
         class_label: The class that the images are of, also among the carried columns; None where the model draws none.
+        mask_edit: How the mask is changed, as `configs.mask_edits` spells it.
+        outpaint: How far the image reaches beyond its init image, likewise.
     """
 
     id: str
@@ -120,6 +126,8 @@ class Request:
     prior_steps: int | None = None
     prior_guidance_scale: float | None = None
     class_label: int | None = None
+    mask_edit: str | None = None
+    outpaint: str | None = None
     references: tuple[Reference, ...] = ()
 
     def images(self) -> Iterator[tuple[str, str]]:
@@ -134,6 +142,11 @@ class Request:
             yield f"references.{number}.{key}", path
             if reference.mask is not None:
                 yield f"references.{number}.mask", reference.mask
+
+    @property
+    def repaints(self) -> bool:
+        """Return whether a part of a picture is repainted, which a mask or the widened sides say."""
+        return self.mask_image is not None or self.outpaint is not None
 
     @property
     def at_a_time(self) -> int:
@@ -323,11 +336,12 @@ def _own(columns: Columns, number: int, rules: Rules, carried: Mapping[str, Any]
 
 def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
     controls, defaults = columns.controls or (), rules.defaults
-    mode = _mode(bool(controls), columns.mask_image is not None, columns.init_image is not None)
+    masked = columns.mask_image is not None or columns.outpaint is not None
+    mode = _mode(bool(controls), masked, columns.init_image is not None)
     candidates = _or(columns.candidates, defaults.candidates)
     growing = candidates if isinstance(candidates, Growing) else None
     # What has no effect is not asked for: the metadata say what the images were made with.
-    repaints = rules.repainting.strength and columns.mask_image is not None
+    repaints = rules.repainting.strength and masked
     begins = columns.init_image is not None and ("strength" not in rules.ignored or repaints)
     begins = begins and not begin_with_noise(controls, mode, rules.steering)
     scale = 1.0 if "guidance_scale" in rules.ignored else _or(columns.guidance_scale, defaults.guidance_scale)
@@ -349,6 +363,8 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
         **{name: _or(getattr(columns, name), getattr(defaults, name)) for name in FURTHER if name in rules.further},
         references=columns.references or (),
         class_label=columns.class_label,
+        mask_edit=columns.mask_edit,
+        outpaint=columns.outpaint,
     )
 
 

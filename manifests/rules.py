@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptmill.configs.drafts import applied, misfits
 from promptmill.configs.errors import nearest, quoted
+from promptmill.configs.mask_edits import parse_mask_edit, parse_outpaint
 from promptmill.configs.parameters import FURTHER, MODES, Defaults
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Ranking
@@ -134,7 +135,7 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
     defaults, without = rules.defaults, [*rules.ignored, *(name for name in FURTHER if name not in rules.further)]
     given = {name: getattr(defaults, name) for name in without if name in defaults.model_fields_set}
     given |= {name: values[name] for name in without if values.get(name) is not None}
-    if request.init_image is None or (rules.repainting.strength and request.mask_image is not None):
+    if request.init_image is None or (rules.repainting.strength and request.repaints):
         given.pop("strength", None)
     notes = [f"{name}: {_of_no_effect(name)}" for name, value in sorted(given.items()) if value != ""]
     if not request.prompt and "prompt" in rules.ignored:
@@ -171,7 +172,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"mode: {request.mode} is not served by the model; it serves {', '.join(rules.modes)}{first}")
     if request.scheduler not in rules.schedulers:
         wrong.append(f"scheduler: {request.scheduler} does not fit the model, which takes {', '.join(rules.schedulers)}")
-    elif request.mask_image is not None and request.scheduler not in (some := rules.repainting.schedulers or rules.schedulers):
+    elif request.repaints and request.scheduler not in (some := rules.repainting.schedulers or rules.schedulers):
         wrong.append(f"scheduler: {request.scheduler} does not go with a mask_image in this model, which takes {', '.join(some)}")
     elif request.scheduler in rules.unfit:
         wrong.append(f"scheduler: {rules.unfit[request.scheduler]}")
@@ -199,6 +200,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"width: {request.width} x {request.height}, and the model makes {width} x {height} pixels alone")
     if request.mask_image is not None and request.init_image is None:
         wrong.append("mask_image: given without an init_image to repaint")
+    wrong += problems_of_masks(request)
     if columns.strength is not None and request.init_image is None:
         wrong.append("strength: given without an init_image to start from")
     if request.strength is not None and request.strength * request.steps < 1:
@@ -211,10 +213,11 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking, rules.eta)
     size = request.width, request.height
-    wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, request.init_image)
+    given = request.init_image, request.outpaint is not None
+    wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, *given)
     wrong += problems_of_faces(request.controls, request.references, rules.steering)
     if rules.pictures > 1:
-        begins, masked = request.init_image is not None, request.mask_image is not None
+        begins, masked = request.init_image is not None, request.repaints
         wrong += problems_of_pictures(request.references, rules.pictures, begins, masked)
     else:
         wrong += problems_of_references(
@@ -227,10 +230,41 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     return wrong
 
 
+def problems_of_masks(request: Request) -> list[str]:
+    """Return the problems of how a request changes its mask and widens its picture."""
+    if request.mask_edit is None and request.outpaint is None:
+        return []
+    edit, wrong = parse_mask_edit(request.mask_edit), []
+    if request.mask_edit and not request.repaints:
+        wrong.append("mask_edit: given without a mask_image to change")
+    if edit.only_masked and (request.controls or any(one.mask for one in request.references)):
+        wrong.append(
+            "mask_edit: only_masked renders a part of the picture, so that controls and masks of references do not go with it"
+        )
+    if request.outpaint is None:
+        return wrong
+    sides = parse_outpaint(request.outpaint)
+    if request.init_image is None:
+        wrong.append("outpaint: given without an init_image to widen")
+    if request.mask_image is not None:
+        wrong.append("outpaint: repaints the new sides; leave out the mask_image, or repaint its part in a second pass")
+    if edit.invert or edit.grow or edit.only_masked:
+        wrong.append("mask_edit: only blur goes with outpaint, whose overlap says how far it repaints the init_image")
+    for name, side, before, after in (
+        ("width", request.width, sides.left, sides.right),
+        ("height", request.height, sides.top, sides.bottom),
+    ):
+        repainted = sides.overlap * ((before > 0) + (after > 0))
+        if side - before - after <= repainted:
+            overlap = f" and an overlap of {sides.overlap}" if side > before + after else ""
+            wrong.append(f"outpaint: {before} + {after} pixels{overlap} leave nothing of the init_image in a {name} of {side}")
+    return wrong
+
+
 def _check_size(request: Request, rules: Rules) -> list[str]:
     """Return the problems of a request's size beyond the multiple that its sides are of."""
     wrong, size = [], (request.width, request.height)
-    masked = rules.repainting if request.mask_image is not None else rules
+    masked = rules.repainting if request.repaints else rules
     if rules.sizes and size not in rules.sizes:
         all_of_them = ", ".join(f"{width}×{height}" for width, height in rules.sizes)
         wrong.append(f"width × height: {size[0]}×{size[1]} is not rendered by the model, which renders {all_of_them}")
@@ -248,7 +282,7 @@ def _check_schedules(request: Request, rules: Rules) -> list[str]:
     if (reason := rules.cannot_take(request.scheduler, request.steps, request.strength)) is not None:
         return [f"steps: {reason}"]
     drafts = rules.ranking.drafts
-    masked = rules.repainting.schedulers if request.mask_image is not None else ()
+    masked = rules.repainting.schedulers if request.repaints else ()
     for draft in (drafts[number] for number in applied(drafts, request.at_a_time)):
         if draft.scheduler and masked and draft.scheduler not in masked:
             takes = f"which takes {', '.join(masked)}"

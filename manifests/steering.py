@@ -64,6 +64,7 @@ def problems_of_controls(
     configured: Collection[str],
     steering: Mapping[str, Steering],
     init: str | None = None,
+    widened: bool = False,
 ) -> list[str]:
     """Return the problems of a row's controls.
 
@@ -74,6 +75,7 @@ def problems_of_controls(
         configured: The types that the config has ControlNets for.
         steering: What each of these types can do; a type that is not there can do everything.
         init: The path of the row's init image, if it has one.
+        widened: Whether the row widens that image.
     """
     wrong = []
     for control in controls:
@@ -82,6 +84,8 @@ def problems_of_controls(
             wrong.append(
                 f"controls: {quoted(control.type)} {said}; give both, and the init_image as its image, without a preprocess"
             )
+        if widened and control.type in steering and steering[control.type].repaints:
+            wrong.append(f"controls: {quoted(control.type)} sees the init_image as it is, so that outpaint does not go with it")
         if control.type not in configured:
             known = f"; configured: {', '.join(configured)}" if configured else "; none is configured"
             wrong.append(f"controls: no ControlNet {quoted(control.type)}{nearest(control.type, configured) or known}")

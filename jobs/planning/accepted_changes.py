@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from promptmill.configs.columns import FORMAT, REFERENCES
+from promptmill.configs.columns import FORMAT, MASK_EDIT, OUTPAINT, REFERENCES
 from promptmill.configs.errors import quoted
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.differences import differences
@@ -185,7 +185,10 @@ class Aside:
                 ("the columns that the config declares", _names(plan), _names(made)),
                 ("drafts", bool(plan.config.ranking.drafts), bool(made.config.ranking.drafts)),
                 ("growing candidates", plan.growing, made.growing),
-                ("references in rows", REFERENCES in plan.form.names, REFERENCES in made.form.names),
+                *(
+                    (f"{name} in rows", name in plan.form.names, name in made.form.names)
+                    for name in (REFERENCES, MASK_EDIT, OUTPAINT)
+                ),
             ):
                 if then != now:
                     raise PlanError([f"{what}: {then} in the shards that are committed, {now} now; give another --out"])

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from promptmill.configs.columns import FORMAT as DATASET_FORMAT
-from promptmill.configs.columns import NewerFormatError, check_format
+from promptmill.configs.columns import MASK_EDIT, OUTPAINT, REFERENCES, NewerFormatError, check_format
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import checked, parse_json, read_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
@@ -27,6 +27,7 @@ from promptmill.jobs.planning.sealed_json import SEAL, sealed
 from promptmill.manifests.carried import arrow_types
 from promptmill.manifests.images import Roots
 from promptmill.manifests.requests import Request, from_json, to_json
+from promptmill.manifests.rules import problems_of_masks
 from promptmill.pipelines.work.metadata_rows import declared_columns
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Placed, Unit
@@ -57,6 +58,8 @@ class Counts:
         undrafted: The number of evaluations without drafts.
         growing: Requests whose candidates grow; their candidates, keep and evaluations are the greatest possible.
         references: Requests that have references.
+        mask_edits: Requests that change their masks.
+        outpaints: Requests that widen their pictures.
         cached: The evaluations of these that a step cache answers.
     """
 
@@ -73,6 +76,8 @@ class Counts:
     undrafted: int = 0
     growing: int = 0
     references: int = 0
+    mask_edits: int = 0
+    outpaints: int = 0
     cached: int = 0
 
 
@@ -196,9 +201,11 @@ class Plan:
         return self.counts.growing > 0
 
     @property
-    def referring(self) -> bool:
-        """Return whether any request has references."""
-        return self.counts.references > 0
+    def of_rows(self) -> tuple[str, ...]:
+        """Return the declared columns that are there since a request has one."""
+        counts = self.counts
+        there = ((REFERENCES, counts.references), (MASK_EDIT, counts.mask_edits), (OUTPAINT, counts.outpaints))
+        return tuple(name for name, count in there if count)
 
     def rerenders(self, shard: int, generation: int) -> frozenset[int]:
         """Return the rows of a committed shard, counted from 0, that a later generation than this has to render again."""
@@ -209,7 +216,7 @@ class Plan:
     def form(self) -> pa.Schema:
         """Return the schema of the metadata."""
         ranking, carried = self.config.ranking, arrow_types(self.carried)
-        declared = declared_columns(self.config, self.referring)
+        declared = declared_columns(self.config, self.of_rows)
         return schema(carried, self.embedding, bool(ranking.drafts), self.growing, declared, self.dataset_format)
 
     def recipe(self, output: str) -> Recipe:
@@ -252,6 +259,8 @@ def _check_bounds(request: Request) -> None:
         raise ValueError(f"{request.candidates} candidates of {request.steps} steps, {request.keep} of them kept")
     if not (8 <= request.width <= MAX_SIDE and 8 <= request.height <= MAX_SIDE):
         raise ValueError(f"an image of {request.width} x {request.height} pixels")
+    if wrong := problems_of_masks(request):
+        raise ValueError(wrong[0])
 
 
 def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:

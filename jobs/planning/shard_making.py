@@ -212,7 +212,8 @@ def kinds(shard: ShardPlan) -> frozenset[Hashable]:
 
 def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
     """Count the contents of a shard, without its buckets, which it shares with others."""
-    names = ("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "references", "cached")
+    of_rows = ("references", "mask_edits", "outpaints")
+    names = ("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "cached", *of_rows)
     sums: dict[str, int] = dict.fromkeys(names, 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
     for placed in shard.requests:
@@ -225,6 +226,8 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
         sums["undrafted"] += price(request, (), recipe.counting)
         sums["growing"] += request.growing is not None
         sums["references"] += bool(request.references)
+        sums["mask_edits"] += request.mask_edit is not None
+        sums["outpaints"] += request.outpaint is not None
         modes[request.mode] += 1
     requests, bad = len(shard.requests), len(shard.bad)
     some = {mode: n for mode, n in modes.items() if n}

@@ -18,7 +18,7 @@ from promptmill.shards.places_to_write import place_in
 from promptmill.shards.storage import SCRATCH, local_path
 from promptmill.shards.tables import ranks_by
 
-CONDITIONING = ("init_image", "mask_image", "controls", "references", "strength")
+CONDITIONING = ("init_image", "mask_image", "mask_edit", "outpaint", "controls", "references", "strength")
 # Written without the SHA-256 that the output has of each image: that is not for a row to say.
 CONTROL = pa.struct([field for field in columns.CONTROL if field.name != "sha256"])
 REFERENCE = pa.struct([field for field in columns.REFERENCE if field.name != "sha256"])
@@ -131,6 +131,8 @@ def _row(first: Mapping[str, Any], image: str, wanted: Pass, schema: pa.Schema) 
         row = {name: value for name, value in row.items() if name not in CONDITIONING}
     row |= {"source_id": first["id"], "source_score": first[ranks_by(schema)]}
     if wanted.kind == "img2img":
+        if row.get(columns.OUTPAINT) is not None:  # the kept image is widened already
+            row = {name: value for name, value in row.items() if name not in (columns.MASK_EDIT, columns.OUTPAINT)}
         return {**row, "init_image": image, "strength": wanted.strength}
     control = {
         "type": wanted.control,

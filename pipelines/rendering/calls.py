@@ -227,9 +227,13 @@ def candidate(job: Job, pixels: np.ndarray, finite: bool, refused: bool, evaluat
         return replace(made, failure=Failure("non_finite", "the model made values that are no numbers; try another dtype or VAE"))
     if refused:
         return replace(made, failure=Failure("refused_content", "the model's safety checker refused the image"))
-    if job.conditioning.init is not None and job.conditioning.mask is not None:
+    images = job.conditioning
+    if images.init is not None and images.mask is not None:
         # An inpainting VAE moves pixels far outside the mask; the original's are put back.
-        pixels = composite(job.conditioning.init, pixels, job.conditioning.mask)
+        init, mask = images.init, images.mask
+        if images.whole is not None:
+            init, mask, pixels = images.whole.picture, images.whole.mask, images.whole.with_part(pixels)
+        pixels = composite(init, pixels, mask, images.share)
     if (pixels == pixels[0, 0]).all():
         return replace(made, failure=Failure("constant_image", f"every pixel is {tuple(pixels[0, 0].tolist())}"))
     return replace(made, pixels=np.ascontiguousarray(pixels))

@@ -38,7 +38,7 @@ class Waiting:
             return id(self)
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
         apart = self.apart or (family.references and (request.init_image is not None or bool(request.references)))
-        apart = apart or (family.one_mask and request.mask_image is not None)
+        apart = apart or (family.one_mask and request.repaints)
         # Of transformers those without references go through calls of their own; a scale of 0 is none to an adapter, but to Redux.
         several = family.image_prompts not in (None, "unet") and request.references
         embedded = tuple(sorted({bool(one.scale) for one in several})) if several else ()

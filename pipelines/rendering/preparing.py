@@ -9,11 +9,13 @@ import numpy as np
 from PIL import Image
 
 from promptmill.configs.errors import shown
+from promptmill.configs.mask_edits import parse_mask_edit, parse_outpaint
 from promptmill.manifests.embeddings import load_embedding
 from promptmill.manifests.images import ImageError, Roots, UnreachableError, elongation, load, mismatch, narrowness
+from promptmill.manifests.mask_changes import part_around, softened, widened, widened_mask
 from promptmill.manifests.masks import effect_of, prepare_mask
 from promptmill.manifests.requests import Request
-from promptmill.pipelines.rendering.conditioning import further, prepare
+from promptmill.pipelines.rendering.conditioning import Whole, further, prepare
 from promptmill.pipelines.rendering.control_maps import ControlMaps
 from promptmill.pipelines.work.results import Code, Failure, Outcome
 from promptmill.pipelines.work.units import Placed, candidate_seed
@@ -28,6 +30,8 @@ class Conditioning:
     Attributes:
         init: (H, W, 3) uint8, or None.
         mask: (H, W) bool, True = repaint, or None.
+        share: (H, W) uint8, each pixel's share of the rendered image, 255 for all of it; None: as the mask has it.
+        whole: The picture of which `init` and `mask` are a part; None where the model renders the picture as a whole.
         controls: (H, W, 3) uint8 each, one for each control.
         references: What the image encoder takes of each reference image, (1, 3, S, S); of a face its embedding, (width,) float32.
         within: (H, W) bool for each reference image, where it acts; None where it acts everywhere.
@@ -42,6 +46,8 @@ class Conditioning:
     within: tuple[np.ndarray | None, ...] = ()
     pictures: tuple[np.ndarray, ...] = ()
     sha256: dict[str, str] = field(default_factory=dict)
+    share: np.ndarray | None = None
+    whole: Whole | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ def _prepared(
     if wrong:
         return Failure("bad_image", wrong)
     size = request.width, request.height
-    if mask and (nothing := effect_of(mask, *size, init).problem):
+    edit = parse_mask_edit(request.mask_edit)
+    if mask and (nothing := effect_of(mask, *size, init, edit).problem):
         return Failure("bad_image", f"mask_image: {shown(request.mask_image or '')}: {nothing}")
     controls = [
         maps.get(hashes[column], control.preprocess, size, partial(prepare, read[column], *size))
@@ -127,9 +134,20 @@ def _prepared(
         if selecting and (nothing := effect_of(selecting, *size).selects):
             return Failure("bad_image", f"references.{number}.mask: {shown(request.references[number].mask or '')}: {nothing}")
     within = tuple(prepare_mask(selecting, *size) if selecting else None for selecting in masks)
+    rest = tuple(controls), tuple(references), within, tuple(pictures), hashes
+    if init and request.outpaint:
+        sides = parse_outpaint(request.outpaint)
+        repainted = widened_mask(sides, *size)
+        return Conditioning(widened(prepare(init, *sides.within(*size)), sides), repainted, *rest, softened(repainted, edit, sides))
     first = prepare(init, size[0] // enlarges, size[1] // enlarges) if init else None
-    repainted = prepare_mask(mask, *size, init) if mask else None
-    return Conditioning(first, repainted, tuple(controls), tuple(references), within, tuple(pictures), hashes)
+    repaint = prepare_mask(mask, *size, init, edit) if mask else None
+    if first is None or repaint is None:
+        return Conditioning(first, repaint, *rest)
+    share = softened(repaint, edit)
+    if not edit.only_masked:
+        return Conditioning(first, repaint, *rest, share)
+    whole = Whole(first, repaint, part_around(repaint if share is None else share > 0, edit.padding))
+    return Conditioning(prepare(read["init_image"], *size, whole.part), whole.part_of_mask(), *rest, share, whole)
 
 
 def jobs_of(placed: Placed, conditioning: Conditioning, job_seed: int, indices: Iterable[int] | None = None) -> list[Job]:

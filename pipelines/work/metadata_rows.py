@@ -1,6 +1,6 @@
 """Makes the metadata of a unit: one row a candidate, kept or not, and one for each request that failed as a whole."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from promptmill.configs.columns import (
@@ -8,8 +8,10 @@ from promptmill.configs.columns import (
     CLIP_SCORE,
     COLUMNS,
     DRAFT_SCORES,
+    MASK_EDIT,
     NEAR_DUPLICATE_OF,
     OF_PRIORS,
+    OUTPAINT,
     RANK_SCORE,
     REFERENCES,
     REJECTED_FOR,
@@ -132,15 +134,17 @@ def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: in
     }
 
 
-def declared_columns(config: Config, referring: bool = False) -> tuple[Column, ...]:
+def declared_columns(config: Config, of_rows: Collection[str] = ()) -> tuple[Column, ...]:
     """Return the columns that a config declares beside those that every dataset has, in their order.
 
     Args:
         config: The run's config.
-        referring: Whether any row has references, which need no adapter in models that take several pictures.
+        of_rows: Names of the columns that are there since a row has one: references, which need no adapter in models that take
+            several pictures, and what changes masks and widens pictures.
     """
     model = config.model
-    more = [REFERENCES] * (referring or bool(model.references)) + [*OF_PRIORS] * bool(model.prior)
+    there = {*of_rows, *([REFERENCES] if model.references else ())}
+    more = [*(name for name in (REFERENCES, MASK_EDIT, OUTPAINT) if name in there), *([*OF_PRIORS] if model.prior else ())]
     more += [CACHED] * bool(model.kernels.cache)
     return (*ranking_columns(config.ranking), *(by_name()[name] for name in more))
 
