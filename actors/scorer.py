@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from promptmill.actors.encoding import Encoders
-from promptmill.actors.pool_sizes import GPUS_A_SCORER
 from promptmill.actors.receipts import Receipt
 from promptmill.pipelines.work.errors import FatalError, is_fatal
 from promptmill.pipelines.work.recipe import Recipe
@@ -22,11 +21,16 @@ if TYPE_CHECKING:
 
 
 class Scorer:
-    """Finishes units, one after another; a plain class, as `Generator` is."""
+    """Finishes units, one after another; a plain class, as `Generator` is.
 
-    def __init__(self, recipe: Recipe):
+    Args:
+        recipe: The constants of the run.
+        generators: How many generators there are for each scorer.
+    """
+
+    def __init__(self, recipe: Recipe, generators: int = 1):
         self._recipe = recipe
-        self._encoders = Encoders(GPUS_A_SCORER)
+        self._encoders = Encoders(generators)
 
     def load(self) -> dict[str, str]:
         """Load the CLIP model and the other scorers, and return the kind of hardware here, which decides scores too.

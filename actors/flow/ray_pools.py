@@ -1,6 +1,7 @@
 """Makes the pools of Ray actors that lanes call, and tells the death of an actor from an error in its work."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -271,7 +272,7 @@ def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
 
     async def start() -> RayActor:
         await room.before_scorer()
-        handle = kind.options(**options).remote(recipe)
+        handle = kind.options(**options).remote(recipe, math.ceil(sizes.generators / sizes.scorers))
         had_place = False
         try:
             await room.scorer_waits(_placed(handle))
