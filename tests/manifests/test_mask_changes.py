@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -220,6 +222,35 @@ def test_a_widened_init_image_keeps_its_pixels_and_its_new_sides_are_repainted(t
     assert not fitting.notes
     made = prepare_request(Placed(0, fitting.request), Roots((str(tmp_path),)))
     assert np.array_equal(made.init[:64, 16:], PHOTO)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_each_format_says_the_same_changes_and_sides(tmp_path, ending):
+    Image.fromarray(PHOTO).save(tmp_path / "i.png")
+    levels(HOLE, 255).save(tmp_path / "m.png")
+    place = tmp_path / f"rows.{ending}"
+    wide, edit = {"left": 16, "overlap": 0}, {"invert": True, "grow": 3}
+    if ending == "csv":
+        lines = 'x,i.png,m.png,"invert, grow=3",', 'y,i.png,,,"left=16, overlap=0"', "z,,,,"
+        place.write_text("\n".join(("prompt,init_image,mask_image,mask_edit,outpaint", *lines)))
+    else:
+        rows = [
+            {"prompt": "x", "init_image": "i.png", "mask_image": "m.png", "mask_edit": edit},
+            {"prompt": "y", "init_image": "i.png", "outpaint": wide},
+            {"prompt": "z"},
+        ]
+        if ending == "parquet":
+            pq.write_table(
+                pa.Table.from_pylist([{"mask_image": None, "mask_edit": None, "outpaint": None} | row for row in rows]), place
+            )
+        else:
+            place.write_text("\n".join(map(json.dumps, rows)))
+    found = [checked.request for checked in check_rows([str(place)], RULES, roots_of([str(place)], (), 10**6))]
+    assert [(one.mode, one.mask_edit, one.outpaint) for one in found] == [
+        ("inpaint", "invert, grow=3", None),
+        ("inpaint", None, "left=16, overlap=0"),
+        ("txt2img", None, None),
+    ]
 
 
 BAD = {
