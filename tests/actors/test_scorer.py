@@ -1,11 +1,14 @@
 """What a scorer makes of errors: a unit's own, the storage's, and those of hardware that fails every later unit too."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from promptmill.actors.encoding import Encoders
+from promptmill.actors.flow import ray_pools
+from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.scorer import Scorer
 from promptmill.configs.loading import load
 from promptmill.pipelines.rendering import gpus, loading
@@ -94,3 +97,25 @@ def test_a_scorer_encodes_in_more_threads_once_units_show_that_one_does_not_keep
     # A tenth of a second of work has to be done in a fortieth.
     assert 4 <= scorer._encoders.threads <= 8
     scorer._encoders.close()
+
+
+@pytest.mark.parametrize(("generators", "scorers", "each"), [(8, 2, 4), (16, 1, 16), (3, 2, 2), (1, 1, 1)])
+def test_a_scorer_on_ray_is_told_how_many_generators_it_serves(monkeypatch, generators, scorers, each):
+    told = []
+
+    class Kind:
+        def options(self, **options):
+            return SimpleNamespace(remote=lambda *arguments: told.append(arguments))
+
+    async def nothing(*arguments, **named):
+        return None
+
+    monkeypatch.setattr(ray_pools, "_scorer", lambda kind: Kind())
+    monkeypatch.setattr(ray_pools, "_placed", nothing)
+    monkeypatch.setattr(ray_pools, "_load", nothing)
+    recipe = SimpleNamespace(config=load("embedded", []))
+    monkeypatch.setattr(ray_pools, "_kills_here", lambda recipe: False)
+    room = SimpleNamespace(before_scorer=nothing, scorer_waits=lambda placed: placed, scorer_gone=lambda placed: None)
+    sizes = Sizes(generators, 1.0, 0.0, scorers, 0.2, 0.0, 0.2)
+    asyncio.run(ray_pools.scorers(recipe, sizes, room, None).start())
+    assert told == [(recipe, each)]
