@@ -2,11 +2,11 @@
 
     python -m benchmarks.waits
 
-A number that is read of a tensor on a GPU (`.item()`, `float(tensor)`, `if tensor`, a tensor as an index of a list) waits for all
-that the GPU has been given before. An operator is a kernel for the host to launch, or only another look at a tensor; operators inside
-of models are left out. Counted are those of eight steps beyond those of four, divided by four, with a tiny Stable Diffusion; and how
-often a scheduler is made. Schedulers keep timesteps on the device, so that what they read of these waits; what they read of tensors
-on the host does not. So the counts are the most that there can be.
+A number that is read of a tensor on a GPU (`.item()`, `float(tensor)`, `if tensor`, a tensor as an index of a list) waits for
+all that the GPU has been given before. An operator is a kernel for the host to launch, or only another look at a tensor;
+operators inside of models are left out. Counted are those of eight steps beyond those of four, divided by four, with a tiny
+Stable Diffusion; and how often a scheduler is made. Schedulers keep timesteps on the device, so that what they read of these
+waits; what they read of tensors on the host does not. So the counts are the most that there can be.
 """
 
 import tempfile
