@@ -176,7 +176,7 @@ def install(chaos: Chaos) -> None:
             return Outcome(placed.row, tuple(made))
 
     class Scorer:
-        def __init__(self, recipe):
+        def __init__(self, recipe, generators=1):
             self._recipe = recipe
 
         def load(self):
