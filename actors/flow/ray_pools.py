@@ -272,14 +272,15 @@ def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
 
     async def start() -> RayActor:
         await room.before_scorer()
-        handle = kind.options(**options).remote(recipe, math.ceil(sizes.generators / sizes.scorers))
-        had_place = False
+        had_place, handle = False, None
         try:
+            handle = kind.options(**options).remote(recipe, math.ceil(sizes.generators / sizes.scorers))
             await room.scorer_waits(_placed(handle))
             had_place = True
             await _load(handle, loaded, kills=kills)
         except BaseException:
-            ray.kill(handle)
+            if handle is not None:
+                ray.kill(handle)
             room.scorer_gone(had_place)
             raise
         return RayActor(handle, _finish, gone=lambda: room.scorer_gone(True), kills=kills)

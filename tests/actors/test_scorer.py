@@ -8,6 +8,8 @@ import torch
 
 from promptmill.actors.encoding import Encoders
 from promptmill.actors.flow import ray_pools
+from promptmill.actors.flow.actor_slots import StartError, Starts
+from promptmill.actors.flow.placement import Room
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.scorer import Scorer
 from promptmill.configs.loading import load
@@ -119,3 +121,23 @@ def test_a_scorer_on_ray_is_told_how_many_generators_it_serves(monkeypatch, gene
     sizes = Sizes(generators, 1.0, 0.0, scorers, 0.2, 0.0, 0.2)
     asyncio.run(ray_pools.scorers(recipe, sizes, room, None).start())
     assert told == [(recipe, each)]
+
+
+def test_a_scorer_that_ray_does_not_take_ends_the_run_and_is_waited_for_by_nobody(monkeypatch):
+    class Kind:
+        def options(self, **options):
+            return SimpleNamespace(remote=self.refuse)
+
+        def refuse(self, *arguments):
+            raise RuntimeError("Ray is gone")
+
+    monkeypatch.setattr(ray_pools, "_scorer", lambda kind: Kind())
+    monkeypatch.setattr(ray_pools, "_kills_here", lambda recipe: False)
+    recipe = SimpleNamespace(config=load("embedded", []))
+
+    async def start():
+        pool = ray_pools.scorers(recipe, Sizes(4, 1.0, 0.0, 2, 0.2, 0.0, 0.2), Room(4), None)
+        await asyncio.wait_for(Starts(pool).start(), 20)
+
+    with pytest.raises(StartError, match="Ray is gone"):
+        asyncio.run(start())
