@@ -103,12 +103,14 @@ def test_a_large_jpeg_may_be_decoded_smaller_and_others_are_not():
     assert read_picture(saved("png"), "png", 24, 16, draft=(8, 8)).size == (24, 16)
 
 
-def test_images_are_opened_in_two_places_alone():
-    """Those of datasets here, and those that rows name in `manifests.images`; both say which formats they take."""
+def test_images_are_opened_in_three_places_alone():
+    """Those of datasets here, those that rows name in `manifests.images`, and what the renderer makes of drawings, as PNG, in
+    `manifests.drawings`; all say which formats they take.
+    """
     found = {}
     for folder in ("actors", "configs", "embedded", "jobs", "manifests", "pipelines", "shards"):
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Image.open"):
                     found[str(file.relative_to(ROOT))] = [keyword.arg for keyword in node.keywords]
-    assert found == {"shards/image_reader.py": ["formats"], "manifests/images.py": ["formats"]}
+    assert found == dict.fromkeys(("shards/image_reader.py", "manifests/images.py", "manifests/drawings.py"), ["formats"])
