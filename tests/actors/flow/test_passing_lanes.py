@@ -44,7 +44,7 @@ class Cascade(World):
         super().__init__(seed, slow_start=3.0)
         self.passes, self.keeping, self.trouble = passes, keeping, trouble
         self.under_way, self.most_under_way = set(), 0
-        self.serial, self.gone = itertools.count(), set()
+        self.serial, self.gone, self.told = itertools.count(), set(), set()
 
     def lanes(self, units, generators, scorers, waiting):
         pools = self.pool("generator", *generators), self.pool("scorer", *scorers)
@@ -86,7 +86,11 @@ class Passing(Standin):
         # Of each pass that was kept, in their order, images that hold this unit's requests, and are still there.
         assert [images.at for images in kept] == [n for n in range(len(unit.passed)) if n in world.keeping]
         assert all(set(unit.requests) <= set(images.requests) for images in kept)
-        assert not world.gone & {images.number for images in kept}
+        if gone := frozenset(world.gone & {images.number for images in kept}):
+            # Pieces of a unit share its kept images, and each piece is told once that these are gone.
+            assert (unit.requests, gone) not in world.told, "asked again for what is gone"
+            world.told.add((unit.requests, gone))
+            raise LostError("its node died before")
         if len(unit.passed) + 1 < world.passes:
             keeps = made if len(unit.passed) in world.keeping else None
             return Again(dataclasses.replace(unit, passed=(*unit.passed, "scored")), keeps)
@@ -129,6 +133,14 @@ def test_units_that_pass_several_times_are_settled_once_whatever_dies_at_whateve
     # Those that come back go before new ones, so no more are under way than hands and places.
     room = generators[0] * generators[1] + scorers[0] + waiting
     assert world.most_under_way <= room + 1
+
+
+def test_of_pieces_that_share_what_is_kept_each_learns_that_it_is_gone_and_begins_anew():
+    world = Cascade(2, {0}, 0, {("scorer", 7, 1): ["lost", "die"]})
+    some = [Staged((number,)) for number in range(7)] + [Staged((7, 8))]
+    receipts, _ = run(receipts_of(world.lanes(some, (1, 1), (1, 1), 1)))
+    assert {verdict for verdict, _ in receipts} == {"scored"} and len(receipts) == 9
+    assert {requests for requests, _ in world.told} == {(8,)}
 
 
 def test_a_unit_that_died_at_a_later_pass_goes_on_from_there():
