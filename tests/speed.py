@@ -68,6 +68,7 @@ SLOW: tuple[str, ...] = (
     "tests/examples/test_two_million_images.py::test_a_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not",
     # Processes that load models; many renderings of tiny ones.
     "tests/pipelines/rendering/test_kernels.py",
+    "tests/pipelines/rendering/test_step_caching.py",
     "tests/jobs/calibration/test_step_caches.py::test_calibration_sees_the_images_of_a_run_by_the_cache_and_writes_a_config_that_plans",
     "tests/pipelines/rendering/test_previews.py",
     "tests/pipelines/rendering/test_redux.py",
