@@ -49,6 +49,17 @@ _OF_NOTHING: dict[str, Any] = {
     "fixed": True,
     "latent": False,
 }
+# The language model reads the picture that is edited, scaled to the pixels that it was trained with.
+_QWEN_EDIT: dict[str, Any] = {
+    "rows": 1,
+    "guidance": "true_cfg_scale",
+    "empty_negative": True,
+    "strength": False,
+    "solvers": ("euler", "unipc"),
+    "sized": True,
+    "single": True,
+    "steps_left": "up",
+}
 
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
@@ -249,29 +260,11 @@ FAMILIES: dict[str, Family] = {
         pictures=ANY_NUMBER,
         always={"use_kv_cache": False, "output_resolution": side},
     ),
-    # The language model reads the picture that is edited, scaled to the pixels that it was trained with.
     "QwenImageEdit": Family(
-        rows=1,
-        guidance="true_cfg_scale",
-        empty_negative=True,
-        strength=False,
-        solvers=("euler", "unipc"),
-        sized=True,
-        single=True,
-        steps_left="up",
         repainting=Repainting(BY_SCALED_NOISE, strength=True, bends=a_million_pixels),
+        **_QWEN_EDIT,
     ),
-    "QwenImageEditPlus": Family(
-        rows=1,
-        guidance="true_cfg_scale",
-        empty_negative=True,
-        strength=False,
-        solvers=("euler", "unipc"),
-        sized=True,
-        single=True,
-        pictures=ANY_NUMBER,
-        steps_left="up",
-    ),
+    "QwenImageEditPlus": Family(pictures=ANY_NUMBER, **_QWEN_EDIT),
     "Sana": Family(
         solvers=ALL_SOLVERS,
         always={"use_resolution_binning": False},

@@ -177,7 +177,7 @@ class ReferenceAdapters:
         self._places = tuple(sorted({*there, *(place for job in jobs for place in self._held(job))}))
         self._known[str(self._places)] = self._places
 
-    def conditions(self, jobs: Sequence[Job], rows: int) -> dict[str, Any]:
+    def conditions(self, jobs: Sequence[Job], rows: int, away: bool = False) -> dict[str, Any]:
         """Return the embeddings and the scales of the jobs' reference images, a row for each row of a call of the denoiser.
 
         Diffusers' pipelines have one image for all samples of a call. So these are put in where a pipeline calls the denoiser.
@@ -185,14 +185,11 @@ class ReferenceAdapters:
         Args:
             jobs: One for each sample.
             rows: Of the call: as many as jobs, or with guidance twice as many, of which the first half has no image.
+            away: Whether guidance leads away from the call. Only where `apart` is that ever a call of its own.
         """
         self.expect(jobs)
         held = [self._held(job) for job in jobs]
         return self._told(jobs, held, rows, [self._embeddings(place, jobs, held, rows) for place in self._places])
-
-    def led_away(self, jobs: Sequence[Job], rows: int) -> dict[str, Any]:
-        """Return the same as `conditions` for a call that guidance leads away from, where that is a call of its own."""
-        raise NotImplementedError("the half that guidance leads away from is part of the call")
 
     def _told(
         self, jobs: Sequence[Job], held: Sequence[dict[Place, tuple[int, ...]]], rows: int, embeddings: list[torch.Tensor]

@@ -355,8 +355,8 @@ class Slots:
                 group.texts = kwargs.get("encoder_hidden_states")
             away = references.apart and kwargs.get("encoder_hidden_states") is not group.texts
             if away not in group.references:
-                make = references.led_away if away else references.conditions
-                group.references[away] = make([member.job for member in group.members], count_of([*args, *kwargs.values()]))
+                jobs, rows = [member.job for member in group.members], count_of([*args, *kwargs.values()])
+                group.references[away] = references.conditions(jobs, rows, away)
             return hold(*args, **{references.argument: {**beside, **group.references[away]}}, **kwargs)
 
         return told

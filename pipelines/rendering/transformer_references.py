@@ -22,12 +22,12 @@ class TransformerReferences(ReferenceAdapters):
     argument: ClassVar[str] = "joint_attention_kwargs"
     key: ClassVar[str] = "ip_adapter_image_embeds"
 
-    def conditions(self, jobs: Sequence[Job], rows: int) -> dict[str, Any]:
+    def conditions(self, jobs: Sequence[Job], rows: int, away: bool = False) -> dict[str, Any]:
         """Return the same as `ReferenceAdapters.conditions`, but an empty dict for jobs without references.
 
         Such jobs are never among others.
         """
-        return super().conditions(jobs, rows) if any(map(_has_references, jobs)) else {}
+        return super().conditions(jobs, rows, away) if any(map(_has_references, jobs)) else {}
 
     def scaled(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         adapted = super().scaled(forward)
@@ -60,10 +60,13 @@ class FluxReferences(TransformerReferences):
         self._plain = diffusers.models.transformers.transformer_flux.FluxAttnProcessor()
         self._adapted = True
 
-    def led_away(self, jobs: Sequence[Job], rows: int) -> dict[str, Any]:
-        """Return the arguments of a call by the negative prompt: each adapter of a row sees a black picture, at the row's scale."""
-        if not any(map(_has_references, jobs)):
-            return {}
+    def conditions(self, jobs: Sequence[Job], rows: int, away: bool = False) -> dict[str, Any]:
+        """Return the same as `TransformerReferences.conditions`, but for a call by the negative prompt.
+
+        In such a call each adapter of a row sees a black picture, at the row's scale.
+        """
+        if not away or not any(map(_has_references, jobs)):
+            return super().conditions(jobs, rows)
         held = [{Place(place.adapter): numbers for place, numbers in self._held(job).items()} for job in jobs]
         side = self._base.image_encoder.config.image_size
         black, _ = self._encode(self.pixels(Image.new("RGB", (side, side))), False)

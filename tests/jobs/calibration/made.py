@@ -1,8 +1,12 @@
 """Trials for tests: scores that a seed makes, as if all had been rendered."""
 
+import json
+
 import numpy as np
 
 from promptmill.configs.drafts import Draft
+from promptmill.embedded.evaluate import scenes_for
+from promptmill.embedded.world import describe
 from promptmill.jobs.calibration.policies import FINAL, Sight, Trial, sight_of
 from promptmill.jobs.calibration.sample import Shape
 from promptmill.pipelines.work.evaluations import evaluations
@@ -35,3 +39,10 @@ def trial(seed, noise=1.0, broken=0.0, candidates=8, keep=1, steps=STEPS, extra=
     for name in extra:
         scores[name] = [None if of is None else of + float(rng.normal(0, 1)) for of in scores["clip"]]
     return Trial(str(seed), keep, sights, scores)
+
+
+def write_manifest(path, number):
+    """Write a manifest of scenes of the embedded family; return its path."""
+    scenes, _ = scenes_for(51, number)
+    path.write_text("".join(json.dumps({"id": f"r{n}", "prompt": describe(scene)}) + "\n" for n, scene in enumerate(scenes)))
+    return path

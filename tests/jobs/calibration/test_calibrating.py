@@ -12,8 +12,6 @@ import yaml
 from click.testing import CliRunner
 
 from promptmill.configs.loading import load
-from promptmill.embedded.evaluate import scenes_for
-from promptmill.embedded.world import describe
 from promptmill.jobs.calibration import trials as observing
 from promptmill.jobs.calibration.policies import Sight
 from promptmill.jobs.calibration.sample import draw
@@ -36,10 +34,7 @@ TRIED = ("--drafts", "2,4", "--requests", "10", "--gain", "1")
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    path = tmp_path_factory.mktemp("calibrating") / "manifest.jsonl"
-    scenes, _ = scenes_for(51, 12)
-    path.write_text("".join(json.dumps({"id": f"r{n}", "prompt": describe(scene)}) + "\n" for n, scene in enumerate(scenes)))
-    return path
+    return made.write_manifest(tmp_path_factory.mktemp("calibrating") / "manifest.jsonl", 12)
 
 
 def arguments(manifest, trials, *more, settings=SMALL):

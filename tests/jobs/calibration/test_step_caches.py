@@ -8,8 +8,6 @@ from click.testing import CliRunner
 
 from promptmill.configs.loading import load
 from promptmill.configs.step_caches import StepCache
-from promptmill.embedded.evaluate import scenes_for
-from promptmill.embedded.world import describe
 from promptmill.jobs.calibration import trials as observing
 from promptmill.jobs.calibration.gains import Gains
 from promptmill.jobs.calibration.policies import FINAL, Policy, Sight, Trial
@@ -20,6 +18,7 @@ from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.loading import device_here
 from promptmill.pipelines.scoring.scorers import load_scorers
 from promptmill.pipelines.work.units import Unit
+from tests.jobs.calibration import made
 
 CACHE = StepCache(every=2, first=0.25)
 SMALL = ("defaults.steps=6", "defaults.candidates=4", "defaults.guidance_scale=1", "model.batch=8")
@@ -32,10 +31,7 @@ def calibrate(manifest, trials, *more):
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    path = tmp_path_factory.mktemp("caches") / "manifest.jsonl"
-    scenes, _ = scenes_for(51, 4)
-    path.write_text("".join(json.dumps({"id": f"r{n}", "prompt": describe(scene)}) + "\n" for n, scene in enumerate(scenes)))
-    return path
+    return made.write_manifest(tmp_path_factory.mktemp("caches") / "manifest.jsonl", 4)
 
 
 def by_hand(finals, cached, scores):

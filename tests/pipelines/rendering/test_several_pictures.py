@@ -17,7 +17,7 @@ from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import JOB_SEED, request
 from tests.pipelines.plain_calls import render_family
 from tests.pipelines.plain_families import FAMILIES
-from tests.pipelines.rendering.test_families import latents
+from tests.pipelines.rendering.test_families import latents, made_the_same_whatever_the_companions
 from tests.pipelines.tiny_readers import small_inputs
 
 NAMES = [name for name, plain in FAMILIES.items() if plain.pictures > 1 and not name.endswith("distilled")]
@@ -101,17 +101,7 @@ def test_in_bf16_and_at_sizes_that_are_no_squares_they_are_too(engines, folder, 
 @pytest.mark.parametrize("name", NAMES)
 def test_companions_with_other_numbers_of_pictures_never_matter(engines, name):
     engine, _ = engines(name)
-    some = mixed(name)
-    with latents(engine) as together:
-        images = [pixels(outcome) for outcome in render(engine, *some)]
-    with latents(engine) as turned:
-        for mine, wanted in zip(render(engine, *some[::-1])[::-1], images, strict=True):
-            np.testing.assert_array_equal(pixels(mine), wanted)
-    with latents(engine) as alone:
-        for one, wanted in zip(some, images, strict=True):
-            np.testing.assert_array_equal(pixels(render(engine, one)[0]), wanted, err_msg=one.id)
-    assert sorted(together) == sorted(turned) == sorted(alone)
-    assert len(set(together)) == len(together) == sum(one.candidates for one in some)
+    made_the_same_whatever_the_companions(engine, mixed(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
