@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from promptmill.configs.columns import CLIP_SCORE
+from promptmill.configs.columns import CACHED, CLIP_SCORE
 from promptmill.jobs.figures.ranking_gain import Bought, bought
 from promptmill.jobs.figures.reading import READERS
 from promptmill.jobs.figures.sampling import sample
@@ -31,6 +31,7 @@ class Ranked:
         evaluations: Evaluations of the denoiser for all candidates; `whole` is the plan's number for all of them in full.
         drafted: Whether candidates were dropped after a draft; such candidates have no score.
         seen, candidates: Candidates that were looked at, and all candidates.
+        cached: The evaluations that a step cache answered.
     """
 
     by: str
@@ -40,6 +41,7 @@ class Ranked:
     drafted: bool
     seen: int
     candidates: int
+    cached: int = 0
 
 
 def look_back(output: str, plan: Plan) -> Ranked | None:
@@ -50,8 +52,9 @@ def look_back(output: str, plan: Plan) -> Ranked | None:
     """
     looked = sample(read_records(output))
     by = ranks_by(plan.form)
+    priced = ("unet_evaluations", *([CACHED] if plan.config.model.kernels.cache else []))
     with ThreadPoolExecutor(READERS) as pool:
-        parts = list(pool.map(lambda record: _read(output, record, by), looked.records))
+        parts = list(pool.map(lambda record: _read(output, record, by, priced), looked.records))
     offsets = np.cumsum([0, *(int(request.max(initial=-1)) + 1 for request, *_ in parts)])
     request = (
         np.concatenate([part[0] + offset for part, offset in zip(parts, offsets, strict=False)]) if parts else np.array([], int)
@@ -60,19 +63,21 @@ def look_back(output: str, plan: Plan) -> Ranked | None:
     made = bought(request, score, kept.astype(bool))
     if made is None:
         return None
-    spent = sum(part[3] for part in parts)
+    spent, *cached = np.sum([part[3] for part in parts], axis=0).tolist()
     drafted = any(record.drafted for record in looked.records)
-    return Ranked(by, made, spent, plan.counts.undrafted, drafted, looked.seen, looked.candidates)
+    return Ranked(by, made, spent, plan.counts.undrafted, drafted, looked.seen, looked.candidates, sum(cached))
 
 
-def _read(output: str, record: CommitRecord, by: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Return request, score and kept flag of a shard's scored candidates, and the evaluations of all its candidates."""
-    table = ShardReader(output, record).glance(("key", "selected", "unet_evaluations", by))
+def _read(
+    output: str, record: CommitRecord, by: str, priced: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+    """Return request, score and kept flag of a shard's scored candidates, and the sums of some columns over all candidates."""
+    table = ShardReader(output, record).glance(("key", "selected", by, *priced))
     request = pc.cast(pc.list_element(pc.split_pattern(table["key"], "-"), 1), "int64").to_numpy()
     score = table[by].to_numpy().astype(np.float32, copy=False)
     scored = np.isfinite(score)
     kept = pc.fill_null(table["selected"], False).to_numpy()
-    return request[scored], score[scored], kept[scored], pc.sum(table["unet_evaluations"]).as_py() or 0
+    return request[scored], score[scored], kept[scored], [pc.sum(table[name]).as_py() or 0 for name in priced]
 
 
 def ranked_lines(ranked: Ranked) -> Iterator[str]:
@@ -88,7 +93,8 @@ def ranked_lines(ranked: Ranked) -> Iterator[str]:
     yield f"thresholds   min_score and the requests that it leaves an image: {yields}"
     if ranked.seen == ranked.candidates:
         share = f", {100 * ranked.evaluations / ranked.whole:.1f}% of all candidates in full" if ranked.whole else ""
-        yield f"price        {ranked.evaluations:,} evaluations of the denoiser{share}"
+        cached = f"; a step cache answered {100 * ranked.cached / ranked.evaluations:.0f}% of them" if ranked.cached else ""
+        yield f"price        {ranked.evaluations:,} evaluations of the denoiser{share}{cached}"
 
 
 def ranked_facts(ranked: Ranked) -> dict[str, Any]:

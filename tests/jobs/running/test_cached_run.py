@@ -7,6 +7,7 @@ import pytest
 
 from promptmill.configs.loading import load
 from promptmill.configs.own_files import ROOT
+from promptmill.jobs.figures.ranked import look_back, ranked_lines
 from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import read_plan
 from promptmill.jobs.planning.sources import look
@@ -48,6 +49,14 @@ def test_the_metadata_say_what_was_cached_and_it_is_what_the_plan_counts(out):
         ("drafted", 4),
         ("kept", 8),
     ]
+
+
+def test_the_run_says_which_share_of_its_price_the_cache_answered(out):
+    plan = read_plan(str(out))
+    ranked = look_back(str(out), plan)
+    assert (ranked.evaluations, ranked.cached) == (plan.counts.evaluations, plan.counts.cached)
+    share = 100 * plan.counts.cached / plan.counts.evaluations
+    assert [*ranked_lines(ranked)][-1].endswith(f"; a step cache answered {share:.0f}% of them")
 
 
 def test_every_kept_image_is_made_again_alone_to_its_bits(out):
