@@ -164,6 +164,15 @@ def test_companions_never_matter(engines, name):
     made_the_same_whatever_the_companions(engine, mixed(name))
 
 
+def test_where_a_call_has_one_mask_rows_that_widen_their_pictures_have_calls_of_their_own(engines):
+    engine, _ = engines("kandinsky22-inpainting")
+    sides = ["left=16", "right=16", "top=16, overlap=0"]
+    prior = {"prior_steps": 2, "prior_guidance_scale": 4.0}
+    ways = {"mode": "inpaint", "init_image": "a.png", "steps": 3, "scheduler": "ddpm", **prior}
+    some = [request(f"r{number}", outpaint=one, seed=number, **ways) for number, one in enumerate(sides)]
+    made_the_same_whatever_the_companions(engine, some)
+
+
 def made_the_same_whatever_the_companions(engine, some):
     """Render requests in one unit, in another order and each alone, and compare their images and latents."""
     with latents(engine) as together:
