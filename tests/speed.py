@@ -57,6 +57,7 @@ SLOW: tuple[str, ...] = (
     "tests/embedded/test_quickstart.py",
     "tests/embedded/test_shipped_family.py",
     "tests/embedded/test_training.py",
+    "tests/embedded/test_upscaler.py::test_the_shipped_one_keeps_pictures_right_and_comes_nearer_to_the_truth_than_bicubic_scaling",
     "tests/embedded/test_weights.py",
     "tests/test_additions.py",
     "tests/test_one_name.py",
