@@ -144,6 +144,7 @@ SLOW: tuple[str, ...] = (
     "tests/manifests/test_parquet.py::test_a_file_that_claims_more_than_it_can_hold_is_one_line",
     "tests/manifests/test_tars.py::test_a_long_tar_takes_no_memory_by_the_member",
     "tests/manifests/test_urls.py",
+    "tests/pipelines/models/test_converting.py",
     "tests/pipelines/models/test_hub_weights.py",
     "tests/pipelines/rendering/test_drafts.py::test_two_units_in_flight_keep_the_batch_full_through_all_passes",
     "tests/pipelines/rendering/test_drafts.py::test_survivors_are_the_same_in_a_family_without_a_unet",
