@@ -31,6 +31,7 @@ COMMANDS = (
     "push",
     "export",
     "dedup",
+    "convert",
     "doctor",
     "schema",
     "presets",
