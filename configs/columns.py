@@ -80,7 +80,15 @@ REFERENCE = pa.struct(
         ("mask_sha256", pa.string()),
     ]
 )
-STAGE = pa.struct([("stage", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("score", pa.float32())])
+STAGE = pa.struct(
+    [
+        ("stage", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("score", pa.float32()),
+        ("found", pa.int32()),
+    ]
+)
 LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
 REFERENCES = "references"

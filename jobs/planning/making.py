@@ -185,7 +185,7 @@ class _Making:
         self.requests = requests_hash(self.hashes)
         inputs = {**self.sources.inputs, "requests": self.requests}
         counts = replace(self.counts, buckets=len(self.buckets))
-        known = licences(self.config.model, self.config.ranking)
+        known = licences(self.config.model, self.config.ranking, self.config.stages)
         shards, width, roots = len(self.hashes), self.sources.embedding, self.sources.roots
         hashes, notes = tuple(self.hashes), self.notes()
         plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known, shard_hashes=hashes, notes=notes)

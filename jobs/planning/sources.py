@@ -9,6 +9,7 @@ from typing import Any, cast
 from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.own_files import ROOT
 from promptmill.configs.schema import Config
+from promptmill.configs.stages import Hires
 from promptmill.jobs.planning.plan import PlanError, read_plan
 from promptmill.jobs.planning.trials import Trials
 from promptmill.manifests.checking import check_rows
@@ -70,8 +71,8 @@ def look(config: Config, output: str | None = None) -> Sources:
         inputs = {
             "manifest": [_sha256(file) for file in files],
             "config": config.render_config(),
-            "models": model_identity(config.model, config.ranking),
-            "versions": library_versions(config.model),
+            "models": model_identity(config.model, config.ranking, config.stages),
+            "versions": library_versions(config.model, config.stages),
         }
         width = embedding_width(config.ranking)
         check_scorers(config.ranking)
@@ -86,7 +87,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         if draft.scheduler and draft.scheduler in facts.unfit:
             raise PlanError([f"ranking.drafts.{number}.scheduler: {facts.unfit[draft.scheduler]}"])
     for number, stage in enumerate(config.stages):
-        if stage.control and stage.control.type not in (nets := config.model.controlnets):
+        if isinstance(stage, Hires) and stage.control and stage.control.type not in (nets := config.model.controlnets):
             known = f"; declared: {', '.join(nets)}" if nets else "; none is declared in model.controlnets"
             said = f"no ControlNet {quoted(stage.control.type)}{nearest(stage.control.type, nets) or known}"
             raise PlanError([f"stages.{number}.control.type: {said}"])

@@ -21,6 +21,7 @@ from promptmill.shards.outcomes import request_of
 
 if TYPE_CHECKING:
     from promptmill.pipelines.rendering.engine import Engine
+    from promptmill.pipelines.rendering.stages import Stages
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Again:
         if plan is None:
             raise PlanError([f"{output}: nothing was planned there"])
         self._output, self._plan, self._given = output, with_shard_hashes(output, plan), given
-        self._engines: dict[str, Engine] = {}  # by the plan's fingerprint
+        self._engines: dict[str, tuple[Engine, Stages]] = {}  # by the plan's fingerprint
 
     def check_up_to_date(self, record: CommitRecord, key: str) -> None:
         """Raise PlanError where the row of a key was edited since its image was made, and waits to be rendered again."""
@@ -165,11 +166,8 @@ class Again:
 
     def _rendered(self, plan: Plan, unit: Unit, through: Collection[int]) -> Sequence[Outcome]:
         """Return the outcomes of requests of one candidate each; the images of some rows go through the stages."""
-        from promptmill.pipelines.rendering.stages import Stages
-
-        engine = self._engine(plan)
+        engine, stages = self._engine(plan)
         outcomes = {outcome.row: outcome for outcome in engine.render(unit).outcomes}
-        stages = Stages(engine, plan.config)
         for number, stage in enumerate(plan.config.stages):
             pictures = {
                 (row, one.index): one.pixels
@@ -183,12 +181,14 @@ class Again:
                 outcomes |= {outcome.row: outcome for outcome in rendered.outcomes}
         return [outcomes[placed.row] for placed in unit.requests]
 
-    def _engine(self, plan: Plan) -> "Engine":
+    def _engine(self, plan: Plan) -> "tuple[Engine, Stages]":
         # Loading takes seconds, which a wrong key need not wait for.
         from promptmill.pipelines.rendering.engine import Engine
+        from promptmill.pipelines.rendering.stages import Stages
 
         if plan.fingerprint not in self._engines:
-            self._engines[plan.fingerprint] = Engine(plan.config.model, plan.config.seed, places(plan.roots, self._given))
+            engine = Engine(plan.config.model, plan.config.seed, places(plan.roots, self._given))
+            self._engines[plan.fingerprint] = engine, Stages(engine, plan.config)
         return self._engines[plan.fingerprint]
 
     @cached_property

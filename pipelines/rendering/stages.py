@@ -1,36 +1,55 @@
 """Renders the stages that kept images go through."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
 
 import numpy as np
+import torch
 from PIL import Image
 
 from promptmill.configs.schema import Config
-from promptmill.configs.stages import Hires
+from promptmill.configs.stages import Detail, Hires, Upscale
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.calls import constant_of
 from promptmill.pipelines.rendering.conditioning import prepare
+from promptmill.pipelines.rendering.detecting import Detector, load_detector
 from promptmill.pipelines.rendering.engine import Engine
-from promptmill.pipelines.rendering.preparing import Conditioning, Job
-from promptmill.pipelines.work.results import Candidate, Rendered
-from promptmill.pipelines.work.stages import Tiling, enlarged, staged_request, tiling
-from promptmill.pipelines.work.units import Placed, Unit, candidate_seed
+from promptmill.pipelines.rendering.stage_jobs import Detailing, Enlarging, Pictures
+from promptmill.pipelines.rendering.upscaling import Upscaler, load_upscaler
+from promptmill.pipelines.rendering.weight_files import adapter_place
+from promptmill.pipelines.work.errors import FatalError, ModelError, is_fatal
+from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
+from promptmill.pipelines.work.stages import enlarged
+from promptmill.pipelines.work.turns import COMPUTING
+from promptmill.pipelines.work.units import Unit, candidate_seed
 
-Pictures = Mapping[tuple[int, int], np.ndarray]  # (H, W, 3) uint8, by row and candidate
+Changed = Callable[[np.ndarray], np.ndarray]
 
 
 class Stages:
-    """Renders stages with a loaded model.
+    """Renders stages with a loaded model, and with the networks of the stages themselves.
 
     Args:
         engine: The engine that has the model.
         config: The run's config.
+
+    Raises:
+        ModelError: A network cannot be loaded.
     """
 
     def __init__(self, engine: Engine, config: Config):
-        self._engine = engine
+        self._engine, self._seed, self._threads = engine, config.seed, config.model.threads
         self._multiple = read_facts(config.model).multiple if config.stages else 1
+        device = engine.model.device
+        self._upscalers: dict[int, Upscaler] = {}
+        self._detectors: dict[int, Detector] = {}
+        with COMPUTING:
+            for number, stage in enumerate(config.stages):
+                if isinstance(stage, Upscale):
+                    given = getattr(torch, stage.dtype), device, stage.tile, stage.overlap
+                    self._upscalers[number] = load_upscaler(adapter_place(stage), stage.source, *given)
+                elif isinstance(stage, Detail):
+                    looks = stage.labels, stage.threshold, stage.most, device
+                    self._detectors[number] = load_detector(stage.detector, *looks)
 
     def render(self, unit: Unit, pictures: Pictures) -> Rendered:
         """Render the stage that is next on a unit's course.
@@ -43,67 +62,44 @@ class Stages:
             FatalError: As `Engine.render`.
         """
         assert unit.course is not None and unit.course.staged is not None
-        return self._engine.render(unit, Enlarging(unit.course.staged.stage, pictures, self._multiple))
+        stage, number = unit.course.staged.stage, unit.course.staged.number
+        if isinstance(stage, Hires):
+            return self._engine.render(unit, Enlarging(stage, pictures, self._multiple))
+        if isinstance(stage, Detail):
+            return self._engine.render(unit, Detailing(stage, pictures, self._finds(self._detectors[number])))
+        upscaler = self._upscalers[number]
 
+        def changed(picture: np.ndarray) -> np.ndarray:
+            size = enlarged((picture.shape[1], picture.shape[0]), stage, self._multiple)
+            return prepare(Image.fromarray(upscaler.upscale(picture)), *size)
 
-@dataclass
-class Enlarging:
-    """Makes the jobs of a stage that renders enlarged pictures anew, tile by tile, and joins their results.
+        return Rendered(tuple(self._each(unit, pictures, changed)))
 
-    Attributes:
-        stage: The stage.
-        pictures: The images that the stage begins with.
-        multiple: Width and height are multiples of this many pixels.
-        tilings: The tiles of each request's pictures, by row.
-    """
+    def _finds(self, detector: Detector) -> Callable[[np.ndarray], tuple]:
+        def finds(picture: np.ndarray) -> tuple:
+            with COMPUTING:
+                torch.set_num_threads(self._threads)
+                return detector.find(picture)
 
-    stage: Hires
-    pictures: Pictures
-    multiple: int
-    tilings: dict[int, Tiling] = field(default_factory=dict)
+        return finds
 
-    def asked(self, placed: Placed) -> Placed:
-        """Return the request with the controls and references that are prepared, at the size of the enlarged picture."""
-        picture = next(picture for (row, _), picture in self.pictures.items() if row == placed.row)
-        width, height = enlarged((picture.shape[1], picture.shape[0]), self.stage, self.multiple)
-        self.tilings[placed.row] = tiling((width, height), self.stage)
-        bare = replace(placed.request, init_image=None, mask_image=None, mask_edit=None, outpaint=None)
-        return replace(placed, request=replace(bare, width=width, height=height))
-
-    def jobs(self, placed: Placed, prepared: Conditioning, job_seed: int, indices: Sequence[int]) -> list[Job]:
-        """Return a job for each tile of some candidates of a request."""
-        tiles = self.tilings[placed.row]
-        rendered = replace(placed, request=staged_request(placed.request, self.stage, tiles.tile))
-        made = []
-        for index in indices:
-            picture = prepare(Image.fromarray(self.pictures[placed.row, index]), tiles.width, tiles.height)
-            maps = (*prepared.controls, *([picture] if self.stage.control else []))
-            seed = candidate_seed(job_seed, placed.request, index)
-            for part in range(len(tiles.places)):
-                conditioning = replace(
-                    prepared,
-                    init=tiles.cropped(picture, part),
-                    controls=tuple(tiles.cropped(one, part) for one in maps),
-                    within=tuple(None if one is None else tiles.cropped(one, part) for one in prepared.within),
-                )
-                # Of equal noise, tiles would have equal patterns.
-                made.append(Job(rendered, conditioning, index, (seed + part) % 2**32, part))
-        return made
-
-    def candidates(self, row: int, made: Mapping[tuple[int, int], Candidate]) -> tuple[Candidate, ...]:
-        """Return the candidates of a request whose tiles were rendered."""
-        tiles = self.tilings[row]
-        indices = sorted({index for index, _ in made})
-        return tuple(_joined(tiles, [made[index, part] for part in range(len(tiles.places))]) for index in indices)
-
-
-def _joined(tiles: Tiling, parts: Sequence[Candidate]) -> Candidate:
-    """Return the candidate that tiles make; its price is that of all of them, and its failure is the first of theirs."""
-    evaluations, cached = sum(one.evaluations for one in parts), sum(one.cached for one in parts)
-    whole = replace(parts[0], pixels=None, evaluations=evaluations, cached=cached)
-    if failure := next((one.failure for one in parts if one.failure), None):
-        return replace(whole, failure=failure)
-    pixels = tiles.joined([one.pixels for one in parts if one.pixels is not None])
-    if (constant := constant_of(pixels)) is not None:
-        return replace(whole, failure=constant)
-    return replace(whole, pixels=pixels)
+    def _each(self, unit: Unit, pictures: Pictures, changed: Changed) -> list[Outcome]:
+        """Return the outcomes of requests each of whose pictures is changed by itself."""
+        made: dict[int, list[Candidate]] = {placed.row: [] for placed, _ in unit.next_pass()}
+        for placed, indices in unit.next_pass():
+            for index in indices:
+                seed = candidate_seed(self._seed, placed.request, index)
+                failure, pixels = None, None
+                try:
+                    with COMPUTING:
+                        torch.set_num_threads(self._threads)
+                        pixels = changed(pictures[placed.row, index])
+                    failure = constant_of(pixels)
+                except ModelError as error:
+                    failure = Failure("non_finite", str(error))
+                except Exception as error:
+                    if is_fatal(error):
+                        raise FatalError(str(error).splitlines()[0]) from error
+                    failure = Failure("render_error", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+                made[placed.row].append(Candidate(index, seed, None if failure else pixels, 0, failure))
+        return [Outcome(row, tuple(some)) for row, some in made.items()]

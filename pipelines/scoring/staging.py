@@ -144,7 +144,7 @@ def _row(
     pixels = candidate.pixels
     height, width = pixels.shape[:2]
     before = row[STAGES] or [_passed(RENDERED, row["width"], row["height"], row[ranks_by(recipe.form)])]
-    made[STAGES] = [*before, _passed(stage.name, width, height, rank_score(scored, ranking))]
+    made[STAGES] = [*before, _passed(stage.name, width, height, rank_score(scored, ranking), candidate.found)]
     made |= {"width": width, "height": height, "pixel_sha256": pixel_sha256(pixels)}
     if EMBEDDING in recipe.form.names:
         made[EMBEDDING] = scored.embedding.astype(np.float16)
@@ -152,5 +152,5 @@ def _row(
     return {**made, **encoded(placed, candidate, pixels, recipe, form)}
 
 
-def _passed(stage: str, width: int, height: int, score: float) -> dict[str, Any]:
-    return {"stage": stage, "width": width, "height": height, "score": score}
+def _passed(stage: str, width: int, height: int, score: float, found: int | None = None) -> dict[str, Any]:
+    return {"stage": stage, "width": width, "height": height, "score": score, "found": found}

@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from promptmill.configs.parameters import MAX_SIDE, Control, Mode
-from promptmill.configs.stages import AnyStage, Hires
+from promptmill.configs.parameters import MAX_SIDE, Control
+from promptmill.configs.stages import AnyStage, Detail, Hires, Upscale
 from promptmill.manifests.requests import Request
 from promptmill.manifests.rules import Rules, problems_of_size
 from promptmill.pipelines.work.evaluations import Counting, evaluations
@@ -98,54 +98,84 @@ def tiling(size: tuple[int, int], stage: Hires) -> Tiling:
     return Tiling(width, height, tile, stage.shared)
 
 
-def staged_request(request: Request, stage: Hires, size: tuple[int, int]) -> Request:
-    """Return the request that a stage renders for each tile of a kept image of a request.
+def staged_request(request: Request, stage: Hires | Detail, size: tuple[int, int]) -> Request:
+    """Return the request that a stage renders for a tile, or a thing, of a kept image of a request.
 
     Args:
         request: The request as the row makes it.
         stage: The stage.
-        size: Width and height of a tile, in pixels.
+        size: Width and height of what is rendered, in pixels.
     """
-    mode: Mode = "controlnet_img2img" if request.controls or stage.control else "img2img"
-    steers = (Control(type=stage.control.type, image=ITSELF, scale=stage.control.scale),) if stage.control else ()
-    return replace(
+    scale = request.guidance_scale if stage.guidance_scale is None else stage.guidance_scale
+    rendered = replace(
         request,
-        mode=mode,
+        mode="img2img",
         init_image=ITSELF,
         mask_image=None,
         mask_edit=None,
         outpaint=None,
-        controls=(*request.controls, *steers),
         strength=stage.strength,
         steps=stage.steps or request.steps,
-        guidance_scale=request.guidance_scale if stage.guidance_scale is None else stage.guidance_scale,
+        guidance_scale=scale,
         scheduler=stage.scheduler or request.scheduler,
         width=size[0],
         height=size[1],
         growing=None,
     )
+    if isinstance(stage, Detail):
+        # Control maps are of the whole picture.
+        prompt = request.prompt if stage.prompt is None else stage.prompt
+        negative = request.negative_prompt if stage.negative_prompt is None else stage.negative_prompt
+        return replace(rendered, mode="inpaint", mask_image=ITSELF, controls=(), prompt=prompt, negative_prompt=negative)
+    if not request.controls and not stage.control:
+        return rendered
+    steers = (Control(type=stage.control.type, image=ITSELF, scale=stage.control.scale),) if stage.control else ()
+    return replace(rendered, mode="controlnet_img2img", controls=(*request.controls, *steers))
 
 
-def staged(request: Request, stages: Sequence[AnyStage], multiple: int = 8) -> Iterator[tuple[Request, Tiling]]:
-    """Yield for each stage the request that it renders for each tile of a kept image, and the tiles."""
+@dataclass(frozen=True)
+class Share:
+    """Holds the work of one stage for a kept image of a request.
+
+    Attributes:
+        stage: The stage.
+        size: Width and height of the stage's images, in pixels.
+        request: The request that is rendered; None where nothing is.
+        times: How often the request is rendered: once a tile. Of the things that a detector finds, one is counted.
+    """
+
+    stage: AnyStage
+    size: tuple[int, int]
+    request: Request | None = None
+    times: int = 0
+
+
+def staged(request: Request, stages: Sequence[AnyStage], multiple: int = 8) -> Iterator[Share]:
+    """Yield the work of each stage for a kept image of a request."""
     size = request.width, request.height
     for stage in stages:
         size = enlarged(size, stage, multiple)
-        tiles = tiling(size, stage)
-        yield staged_request(request, stage, tiles.tile), tiles
+        if isinstance(stage, Hires):
+            tiles = tiling(size, stage)
+            yield Share(stage, size, staged_request(request, stage, tiles.tile), len(tiles.places))
+        elif isinstance(stage, Detail):
+            yield Share(stage, size, staged_request(request, stage, (request.width, request.height)), 1)
+        else:
+            yield Share(stage, size)
 
 
 def staged_price(request: Request, stages: Sequence[AnyStage], counting: Counting, multiple: int = 8) -> tuple[int, int]:
-    """Return how often the denoiser is evaluated for the kept images of a request in all stages, at most.
+    """Return how often the denoiser is evaluated for the kept images of a request in all stages.
 
     Returns:
         The number of evaluations, and the number of evaluations at the row's own size that have as many pixels.
     """
     number, alike = 0, 0.0
-    for one, tiles in staged(request, stages, multiple):
-        each = request.keep * len(tiles.places) * evaluations(one, counting)
-        number += each
-        alike += each * one.width * one.height / (request.width * request.height)
+    for share in staged(request, stages, multiple):
+        if (one := share.request) is not None:
+            each = request.keep * share.times * evaluations(one, counting)
+            number += each
+            alike += each * one.width * one.height / (request.width * request.height)
     return number, round(alike)
 
 
@@ -161,22 +191,31 @@ class StageRules:
 
     def __call__(self, request: Request, rules: Rules) -> list[str]:
         """Return the problems of the first stage that has some, as `stages.0.scale: what is wrong`."""
-        for number, (one, tiles) in enumerate(staged(request, self.stages, rules.multiple)):
-            if wrong := _problems(self.stages[number], one, tiles, rules):
+        for number, share in enumerate(staged(request, self.stages, rules.multiple)):
+            if wrong := [*_problems_of_size(share), *_problems(share, rules)]:
                 return [f"stages.{number}.{problem}" for problem in wrong]
         return []
 
 
-def _problems(stage: Hires, one: Request, tiles: Tiling, rules: Rules) -> list[str]:
-    wrong = []
-    if max(tiles.width, tiles.height) > MAX_SIDE:
-        wrong.append(f"scale: makes {tiles.width} x {tiles.height} pixels, and no side may have more than {MAX_SIDE:,}")
+def _problems_of_size(share: Share) -> list[str]:
+    width, height = share.size
+    if max(share.size) > MAX_SIDE:
+        return [f"scale: makes {width} x {height} pixels, and no side may have more than {MAX_SIDE:,}"]
+    return []
+
+
+def _problems(share: Share, rules: Rules) -> list[str]:
+    """Return the problems of the request that a stage renders."""
+    stage, one, wrong = share.stage, share.request, list[str]()
+    if one is None or isinstance(stage, Upscale):
+        return []
+    masked = rules.repainting.schedulers if isinstance(stage, Detail) else ()
     if one.mode not in rules.modes:
         wrong.append(f"kind: renders in mode {one.mode}, which the model does not serve; it serves {', '.join(rules.modes)}")
-    if "strength" in rules.ignored:
+    if "strength" in rules.ignored and not (rules.repainting.strength and isinstance(stage, Detail)):
         wrong.append("kind: renders from a picture at a strength, and the model takes no strength")
-    if one.scheduler not in rules.schedulers:
-        wrong.append(f"scheduler: {one.scheduler} does not fit the model, which takes {', '.join(rules.schedulers)}")
+    if one.scheduler not in (some := masked or rules.schedulers):
+        wrong.append(f"scheduler: {one.scheduler} does not fit the model, which takes {', '.join(some)}")
     elif one.scheduler in rules.unfit:
         wrong.append(f"scheduler: {rules.unfit[one.scheduler]}")
     elif (reason := rules.cannot_take(one.scheduler, one.steps, one.strength)) is not None:
@@ -185,6 +224,8 @@ def _problems(stage: Hires, one: Request, tiles: Tiling, rules: Rules) -> list[s
         wrong.append(f"strength: {stage.strength:g} of {one.steps} steps is less than one step; raise one of them")
     if one.guidance_scale < rules.least_guidance:
         wrong.append(f"guidance_scale: {one.guidance_scale:g} is below {rules.least_guidance:g}, the least that the model takes")
-    if stage.tile is not None and stage.tile % rules.multiple:
-        wrong.append(f"tile: {stage.tile} is not a multiple of {rules.multiple}, which the model needs")
-    return wrong + [f"scale: {problem}" for problem in problems_of_size(one, rules)]
+    if isinstance(stage, Hires):
+        if stage.tile is not None and stage.tile % rules.multiple:
+            wrong.append(f"tile: {stage.tile} is not a multiple of {rules.multiple}, which the model needs")
+        wrong += [f"scale: {problem}" for problem in problems_of_size(one, rules)]
+    return wrong
