@@ -1,14 +1,26 @@
 """Defines the stages that kept images go through once they are chosen: enlarged, rendered anew, mended, each scored again."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from promptmill.configs.parameters import MAX_PROMPT, MAX_STEPS, Guidance, Name, Scale, Scheduler, Strength, Strict
+from promptmill.configs.parameters import (
+    MAX_PROMPT,
+    MAX_STEPS,
+    Closed,
+    Guidance,
+    Name,
+    Scale,
+    Scheduler,
+    Strength,
+    Strict,
+    no_boolean,
+)
 from promptmill.configs.weights import Adapter, Weights
 
 MAX_STAGES = 8
 LEAST_TILE = 64  # pixels
+NUMBERS = ("strength", "steps", "guidance_scale", "scale", "tile", "overlap", "threshold", "most", "grow", "blur", "padding")
 
 Times = Annotated[float, Field(ge=1, le=8, allow_inf_nan=False, description="How many times longer the sides become.")]
 
@@ -20,7 +32,16 @@ class TileControl(Strict):
     scale: Scale = 1.0
 
 
-class _Rendering(Strict):
+class _Stage(Closed):
+    """Refuses booleans where numbers are meant, as `Strict` does, which does not go with a key that tells the kind."""
+
+    @field_validator(*NUMBERS, mode="before", check_fields=False)
+    @classmethod
+    def _no_boolean(cls, value: Any) -> Any:
+        return no_boolean(value)
+
+
+class _Rendering(_Stage):
     """Holds the keys of stages that render pictures anew."""
 
     strength: Strength = Field(0.4, description="The share of the steps that is run.")
@@ -73,7 +94,7 @@ class Hires(_Rendering):
         return f"hires {self.scale:g}x"
 
 
-class Upscale(Adapter, Strict):
+class Upscale(_Stage, Adapter):
     """Declares a stage that enlarges a picture by a network of super-resolution, one safetensors file that spandrel reads."""
 
     usual: ClassVar[str] = "model.safetensors"
@@ -81,7 +102,9 @@ class Upscale(Adapter, Strict):
     # Only the loaded network says how much it enlarges, and a plan loads none.
     scale: Times = Field(description="To so many times the sides the network's result is brought, by Lanczos where it is another.")
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    tile: int = Field(256, ge=LEAST_TILE, le=4096, description="The side in pixels of the squares that the network enlarges one by one.")
+    tile: int = Field(
+        256, ge=LEAST_TILE, le=4096, description="The side in pixels of the squares that the network enlarges one by one."
+    )
     overlap: int = Field(32, ge=0, description="By how many pixels, at least, they overlap.")
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """Renders the stages that kept images go through."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,13 +10,14 @@ from PIL import Image
 from promptmill.configs.schema import Config
 from promptmill.configs.stages import Detail, Hires, Upscale
 from promptmill.pipelines.models.capabilities import read_facts
+from promptmill.pipelines.models.clip_sources import hub_file
+from promptmill.pipelines.models.sources import adapter_file
 from promptmill.pipelines.rendering.calls import constant_of
 from promptmill.pipelines.rendering.conditioning import prepare
 from promptmill.pipelines.rendering.detecting import Detector, load_detector
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.stage_jobs import Detailing, Enlarging, Pictures
 from promptmill.pipelines.rendering.upscaling import Upscaler, load_upscaler
-from promptmill.pipelines.rendering.weight_files import adapter_place
 from promptmill.pipelines.work.errors import FatalError, ModelError, is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
 from promptmill.pipelines.work.stages import enlarged
@@ -46,7 +48,7 @@ class Stages:
             for number, stage in enumerate(config.stages):
                 if isinstance(stage, Upscale):
                     given = getattr(torch, stage.dtype), device, stage.tile, stage.overlap
-                    self._upscalers[number] = load_upscaler(adapter_place(stage), stage.source, *given)
+                    self._upscalers[number] = load_upscaler(_file(stage), stage.source, *given)
                 elif isinstance(stage, Detail):
                     looks = stage.labels, stage.threshold, stage.most, device
                     self._detectors[number] = load_detector(stage.detector, *looks)
@@ -103,3 +105,8 @@ class Stages:
                     failure = Failure("render_error", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
                 made[placed.row].append(Candidate(index, seed, None if failure else pixels, 0, failure))
         return [Outcome(row, tuple(some)) for row, some in made.items()]
+
+
+def _file(stage: Upscale) -> Path:
+    """Return the file of an upscaler's weights, fetched from the hub where the source is a repository."""
+    return adapter_file(stage) or hub_file(stage.source, stage.file, stage.revision)

@@ -2,10 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import save_file
 
 import promptmill
+from promptmill.actors.flow.actor_slots import StartError
 from promptmill.configs.errors import ConfigError
 from promptmill.configs.loading import load
 from promptmill.jobs.cli import main
@@ -19,6 +22,9 @@ STAGES = (
     "stages=[{kind: hires, scale: 1.5, strength: 0.5, control: {type: canny, scale: 0.3}}, {kind: hires, tile: 64, strength: 0.2}]"
 )
 PROMPT = "a small red circle at the left on a black background"
+
+
+UPSCALE = "stages=[{kind: upscale, source: ./embedded/weights/upscaler, scale: 2}]"
 
 
 def config_of(folder, *settings):
@@ -106,10 +112,31 @@ def test_a_stage_that_cannot_be_rendered_is_refused_by_the_plan_in_one_line(tmp_
         ("[{kind: hires, overlap: 40}]", "stages.0: overlap is of tiles, and tile is not given"),
         ("[{kind: hires, scale: 0.5}]", "stages.0.scale: input should be greater than or equal to 1 (found 0.5)"),
         ("[{kind: hires, strenght: 0.5}]", "stages.0.strenght: unknown key; did you mean 'strength'?"),
-        ("[{kind: larger}]", "stages.0.kind: input should be 'hires' (found 'larger')"),
+        ("[{kind: larger}]", "stages.0.kind: 'larger' is none; there are hires, upscale, detail"),
+        ("[{kind: hires, steps: true}]", "stages.0.steps: input should not be true or false (found true)"),
+        ("[{kind: upscale, source: ./a.safetensors}]", "stages.0.scale: "),
+        ("[{kind: upscale, source: ./a.pth, scale: 2}]", "stages.0.source: only .safetensors files are read"),
     ],
 )
 def test_a_stage_that_is_none_is_refused_with_its_key(tmp_path, stages, problem):
     with pytest.raises(ConfigError) as raised:
         config_of(tmp_path, f"stages={stages}")
     assert problem in str(raised.value)
+
+
+def test_an_upscaler_of_unknown_architecture_ends_the_run_with_one_line_before_anything_is_rendered(tmp_path):
+    save_file({"weight": np.ones((3, 3), np.float32)}, tmp_path / "odd.safetensors")
+    config = config_of(tmp_path, f"stages=[{{kind: upscale, source: {tmp_path / 'odd.safetensors'}, scale: 2}}]")
+    with pytest.raises(
+        StartError, match=r"^[^\n]*odd.safetensors: is of no architecture that spandrel [0-9.]+ knows; it holds weight$"
+    ):
+        rendered(config, tmp_path / "out")
+    assert not (tmp_path / "out" / "parts").exists()
+
+
+def test_an_upscaler_is_in_the_fingerprint_by_its_content_and_a_missing_one_is_said_by_the_plan(tmp_path):
+    plan = make_plan(look(config_of(tmp_path, UPSCALE)), str(tmp_path / "out"))
+    assert plan.inputs["models"]["stages.0"].startswith("sha256:") and "spandrel" in plan.inputs["versions"]
+    assert "spandrel" not in look(config_of(tmp_path)).inputs["versions"]
+    with pytest.raises(PlanError, match="upscalor: no such folder"):
+        look(config_of(tmp_path, UPSCALE.replace("upscaler", "upscalor")))

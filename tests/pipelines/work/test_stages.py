@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptmill.configs.parameters import Control
-from promptmill.configs.stages import Hires
-from promptmill.manifests.rules import Rules
+from promptmill.configs.stages import Detail, Hires, Upscale
+from promptmill.manifests.rules import Repainting, Rules
 from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, evaluations
 from promptmill.pipelines.work.stages import StageRules, Tiling, size_after, staged, staged_price, tiling
 from tests.pipelines.plain import CANNY, request
@@ -18,6 +18,13 @@ from tests.pipelines.plain import CANNY, request
 
 def hires(**values):
     return Hires(kind="hires", **values)
+
+
+DETAIL = Detail(kind="detail", detector={"source": "./detector"})
+
+
+def upscale(**values):
+    return Upscale(kind="upscale", source="./net.safetensors", **values)
 
 
 @given(
@@ -68,14 +75,27 @@ def test_a_stage_renders_the_row_from_its_picture_and_what_the_stage_says_is_the
     stage = hires(
         scale=2, strength=0.5, steps=4, guidance_scale=2, scheduler="euler", tile=64, control={"type": "tile", "scale": 0.7}
     )
-    ((one, tiles),) = staged(row, [stage])
+    (share,) = staged(row, [stage])
+    one = share.request
     assert (one.mode, one.mask_image, one.strength, one.steps) == ("controlnet_img2img", None, 0.5, 4)
     assert (one.guidance_scale, one.scheduler, one.width, one.height) == (2, "euler", 64, 64)
     assert one.controls == (CANNY, Control(type="tile", image=one.init_image, scale=0.7))
     assert (one.prompt, one.seed, one.loras, one.references) == (row.prompt, row.seed, row.loras, row.references)
-    assert len(tiles.places) == 9
-    ((plain, whole),) = staged(request(steps=10), [hires()])
-    assert (plain.mode, plain.steps, plain.guidance_scale, len(whole.places)) == ("img2img", 10, 4.0, 1)
+    assert (share.times, share.size) == (9, (128, 128))
+    (share,) = staged(request(steps=10), [hires()])
+    assert (share.request.mode, share.request.steps, share.request.guidance_scale, share.times) == ("img2img", 10, 4.0, 1)
+
+
+def test_a_detail_is_rendered_by_inpainting_at_the_rows_size_and_an_upscaler_renders_nothing():
+    row = request(width=64, height=48, controls=(CANNY,), mode="controlnet", prompt="a man")
+    detail = Detail(kind="detail", detector={"source": "./detector"}, prompt="a face", steps=9, strength=0.3)
+    enlarged, found = staged(row, [upscale(scale=4), detail])
+    assert (enlarged.request, enlarged.times, enlarged.size) == (None, 0, (256, 192))
+    one = found.request
+    assert (one.mode, one.controls, one.prompt, one.negative_prompt) == ("inpaint", (), "a face", row.negative_prompt)
+    assert (one.width, one.height, one.steps, one.strength, found.times, found.size) == (64, 48, 9, 0.3, 1, (256, 192))
+    assert staged_price(row, [upscale(scale=4)], STABLE_DIFFUSION) == (0, 0)
+    assert staged_price(row, [upscale(scale=4), detail], STABLE_DIFFUSION) == (4, 4)
 
 
 def test_a_tile_larger_than_the_picture_is_the_picture():
@@ -85,7 +105,7 @@ def test_a_tile_larger_than_the_picture_is_the_picture():
 
 def test_the_price_is_that_of_all_tiles_of_all_kept_images_in_all_stages():
     row, stages = request(keep=2, candidates=5, steps=10), [hires(tile=64, overlap=16), hires(scale=1, strength=1)]
-    tiled, whole = (one for one, _ in staged(row, stages))
+    tiled, whole = (share.request for share in staged(row, stages))
     evaluated = 2 * 9 * evaluations(tiled, STABLE_DIFFUSION), 2 * evaluations(whole, STABLE_DIFFUSION)
     assert evaluated == (2 * 9 * 2 * 4, 2 * 2 * 10)
     assert staged_price(row, stages, STABLE_DIFFUSION) == (sum(evaluated), evaluated[0] + 4 * evaluated[1])
@@ -130,3 +150,29 @@ def test_what_a_stage_cannot_do_with_a_row_is_said_before_anything_renders(stage
     row = request(width=rules.pop("wide", 64))
     made = Rules(SimpleNamespace(), **rules)
     assert StageRules((hires(**stage),))(row, made) == ([problem] if problem else [])
+
+
+@pytest.mark.parametrize(
+    ("stage", "rules", "problem"),
+    [
+        (upscale(scale=8), {}, None),
+        (upscale(scale=8), {"wide": 2048}, "stages.0.scale: makes 16384 x 512 pixels, and no side may have more than 8,192"),
+        (upscale(scale=2), {"modes": ("txt2img",), "ignored": ("strength",)}, None),
+        (DETAIL, {}, None),
+        (
+            DETAIL,
+            {"modes": ("txt2img", "img2img")},
+            "stages.0.kind: renders in mode inpaint, which the model does not serve; it serves txt2img, img2img",
+        ),
+        (DETAIL, {"ignored": ("strength",), "repainting": Repainting(strength=True)}, None),
+        (
+            DETAIL,
+            {"repainting": Repainting(schedulers=("euler",))},
+            "stages.0.scheduler: ddim does not fit the model, which takes euler",
+        ),
+    ],
+)
+def test_what_upscalers_and_details_cannot_do_is_said_too(stage, rules, problem):
+    rules = dict(rules)
+    row = request(width=rules.pop("wide", 64))
+    assert StageRules((stage,))(row, Rules(SimpleNamespace(), **rules)) == ([problem] if problem else [])
