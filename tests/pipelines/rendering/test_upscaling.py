@@ -186,5 +186,5 @@ def test_a_code_former_is_refused_with_its_licence_and_the_command(tmp_path):
     file = tmp_path / "former.safetensors"
     save_file({"position_emb": torch.ones(2, 2), "idx_pred_layer.1.weight": torch.ones(2, 2)}, file)
     licence = r"is a CodeFormer, whose licence, S-Lab License 1\.0, forbids commercial use"
-    with pytest.raises(ModelError, match=f"{licence}; where that is no matter: pip install spandrel_extra_arches"):
+    with pytest.raises(ModelError, match=f"{licence}; where that is no matter: pip install 'promptmill\\[codeformer\\]'$"):
         loaded(file)
