@@ -34,7 +34,7 @@ EDGE = 20  # into which part of a face's side the soft edge reaches
 
 
 class FaceFinder(Protocol):
-    """Defines what finds faces: `face_finding.YuNet` and `face_finding.BoxedFaces` do."""
+    """Describes a finder of faces, such as `face_finding.YuNet` and `face_finding.BoxedFaces`."""
 
     def find(self, pixels: np.ndarray) -> tuple[Face, ...]:
         """Find faces in a picture, (H, W, 3) uint8."""

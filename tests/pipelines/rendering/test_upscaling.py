@@ -61,6 +61,16 @@ def test_a_tile_larger_than_the_picture_works(files, size):
     assert np.abs(mine[here].astype(int) - whole[here]).max(initial=0) <= 1
 
 
+def test_beyond_a_small_picture_a_tile_has_its_mirror_image_and_then_its_last_pixel(files):
+    for height, width in [(20, 23), (5, 32), (1, 9)]:
+        pixels = picture(height, width)
+        down, across = (max(0, TILE - side) for side in (height, width))
+        mirrored = np.pad(pixels, ((0, min(down, height - 1)), (0, min(across, width - 1)), (0, 0)), "reflect")
+        padded = np.pad(mirrored, ((0, max(0, TILE - len(mirrored))), (0, max(0, TILE - mirrored.shape[1])), (0, 0)), "edge")
+        whole = theirs(files["ESRGAN"], padded)[: 4 * height, : 4 * width]
+        np.testing.assert_array_equal(loaded(files["ESRGAN"]).upscale(pixels), whole)
+
+
 @pytest.mark.parametrize("size", [(70, 90), (33, 32), (64, 100), (41, 57)])
 def test_where_the_overlap_covers_what_the_network_sees_tiles_change_nothing(files, size):
     # The radius of what the network sees is 5 pixels: what counts of the tiles' overlap is further than that from an edge.
