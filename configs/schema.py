@@ -12,6 +12,7 @@ from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
 from promptmill.configs.model import Model
 from promptmill.configs.parameters import FURTHER, Defaults, Growing, Seed, Strict, is_empty, no_boolean
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
+from promptmill.configs.stages import MAX_STAGES, AnyStage
 from promptmill.configs.weights import OpenClip, Weights
 
 MaxFailed = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$")]
@@ -186,6 +187,12 @@ class Config(Strict):
     model: Model
     defaults: Defaults = Field(default_factory=Defaults)
     ranking: Ranking = Field(default_factory=Ranking)
+    stages: tuple[AnyStage, ...] = Field(
+        (),
+        max_length=MAX_STAGES,
+        exclude_if=is_empty,
+        description="What kept images go through, one after another: docs/stages.md.",
+    )
     shards: Shards = Field(default_factory=Shards)
     runtime: Runtime = Field(default_factory=Runtime)
 

@@ -52,6 +52,11 @@ def _takes_all(scheduler: str, steps: int, strength: float | None) -> None:
     """Return no reason."""
 
 
+def _no_stages(request: Request, rules: Rules) -> list[str]:
+    """Return no problem."""
+    return []
+
+
 @dataclass(frozen=True)
 class Rules:
     """Holds the rules for rows beyond the types of their columns.
@@ -87,6 +92,7 @@ class Rules:
         reading: The limits that the model sets for reference images.
         faces: Those types whose adapters read embeddings of faces, and of how many values; None where that is not known.
         cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
+        of_stages: Called with a request and these rules; returns the problems of the config's stages with the request's images.
     """
 
     defaults: Defaults
@@ -119,6 +125,7 @@ class Rules:
     reading: Reading = EVERY_WAY
     faces: Mapping[str, int | None] = field(default_factory=dict)
     cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
+    of_stages: Callable[[Request, Rules], list[str]] = _no_stages
 
 
 def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[str]:
@@ -208,7 +215,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     for name, side in (("width", request.width), ("height", request.height)):
         if side % rules.multiple:
             wrong.append(f"{name}: {side} is not a multiple of {rules.multiple}, which the model needs")
-    wrong += _check_size(request, rules)
+    wrong += problems_of_size(request, rules)
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking, rules.eta)
@@ -227,7 +234,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
             wrong.append(f"loras: no LoRA {quoted(lora.name)}{nearest(lora.name, rules.loras) or known}")
-    return wrong
+    return wrong or rules.of_stages(request, rules)
 
 
 def problems_of_masks(request: Request) -> list[str]:
@@ -261,7 +268,7 @@ def problems_of_masks(request: Request) -> list[str]:
     return wrong
 
 
-def _check_size(request: Request, rules: Rules) -> list[str]:
+def problems_of_size(request: Request, rules: Rules) -> list[str]:
     """Return the problems of a request's size beyond the multiple that its sides are of."""
     wrong, size = [], (request.width, request.height)
     masked = rules.repainting if request.repaints else rules

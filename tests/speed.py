@@ -10,7 +10,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "tests/jobs/running/test_metrics.py",
         "tests/actors/flow/test_ray_pools.py",
     ),
-    "kills": ("tests/chaos/test_kills.py", "tests/chaos/test_elastic.py", "tests/chaos/test_cascades.py"),
+    "kills": (
+        "tests/chaos/test_kills.py",
+        "tests/chaos/test_elastic.py",
+        "tests/chaos/test_cascades.py",
+        "tests/chaos/test_stages.py",
+    ),
     "chaos": (
         "tests/chaos/test_slices.py",
         "tests/chaos/test_accepting.py",

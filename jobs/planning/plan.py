@@ -41,6 +41,7 @@ MOST_HARDWARE = 2**16  # bytes of hardware.json
 MOST_SHARDS = 10**9
 MOST_ROWS = 100_000  # of a shard: a key has five digits for them
 MOST_EMBEDDING = 2**16
+LATER_COUNTS = ("cached", "staged", "staged_alike")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Counts:
         mask_edits: Requests that change their masks.
         outpaints: Requests that widen their pictures.
         cached: The evaluations of these that a step cache answers.
+        staged: The evaluations of these for the stages of kept images.
+        staged_alike: The evaluations at the rows' own sizes that have as many pixels as these.
     """
 
     rows: int = 0
@@ -79,6 +82,8 @@ class Counts:
     mask_edits: int = 0
     outpaints: int = 0
     cached: int = 0
+    staged: int = 0
+    staged_alike: int = 0
 
 
 @dataclass(frozen=True)
@@ -270,8 +275,8 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "fingerprint": plan.fingerprint,
         "inputs": plan.inputs,
         "shards": plan.shards,
-        # Of datasets without a step cache the plan has the bytes that it had before there were any.
-        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name != "cached"},
+        # Of datasets without a step cache or stages the plan has the bytes that it had before there were any.
+        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name not in LATER_COUNTS},
         "carried": plan.carried,
         "embedding": plan.embedding,
         # The cluster's address is private, and no reader of the dataset should connect there.

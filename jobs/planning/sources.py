@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
+from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.own_files import ROOT
 from promptmill.configs.schema import Config
+from promptmill.configs.stages import Hires
 from promptmill.jobs.planning.plan import PlanError, read_plan
 from promptmill.jobs.planning.trials import Trials
 from promptmill.manifests.checking import check_rows
@@ -23,6 +25,7 @@ from promptmill.pipelines.models.reference_adapters import face_widths
 from promptmill.pipelines.models.scorer_sources import check_scorers
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.evaluations import Counting
+from promptmill.pipelines.work.stages import StageRules
 from promptmill.pipelines.work.units import Placed
 
 
@@ -68,8 +71,8 @@ def look(config: Config, output: str | None = None) -> Sources:
         inputs = {
             "manifest": [_sha256(file) for file in files],
             "config": config.render_config(),
-            "models": model_identity(config.model, config.ranking),
-            "versions": library_versions(config.model),
+            "models": model_identity(config.model, config.ranking, config.stages),
+            "versions": library_versions(config.model, config.stages),
         }
         width = embedding_width(config.ranking)
         check_scorers(config.ranking)
@@ -83,6 +86,11 @@ def look(config: Config, output: str | None = None) -> Sources:
             raise PlanError([f"ranking.drafts.{number}.scheduler: {said}"])
         if draft.scheduler and draft.scheduler in facts.unfit:
             raise PlanError([f"ranking.drafts.{number}.scheduler: {facts.unfit[draft.scheduler]}"])
+    for number, stage in enumerate(config.stages):
+        if isinstance(stage, Hires) and stage.control and stage.control.type not in (nets := config.model.controlnets):
+            known = f"; declared: {', '.join(nets)}" if nets else "; none is declared in model.controlnets"
+            said = f"no ControlNet {quoted(stage.control.type)}{nearest(stage.control.type, nets) or known}"
+            raise PlanError([f"stages.{number}.control.type: {said}"])
     if config.defaults.guidance_rescale and not facts.rescaled:
         raise PlanError([f"defaults.guidance_rescale: no pipeline of {config.model.base} takes it; leave it out"])
     rules = Rules(
@@ -97,6 +105,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         cannot_take=Trials.of(config.model, facts),
         ranking=config.ranking,
         strict=config.runtime.strict,
+        of_stages=StageRules(config.stages),
     )
     runtime = config.runtime
     roots = replace(roots_of(files, runtime.image_roots, runtime.max_image_pixels), hosts=tuple(runtime.url_hosts))

@@ -16,6 +16,7 @@ from promptmill.configs.columns import (
     REFERENCES,
     REJECTED_FOR,
     SPARED,
+    STAGES,
     Column,
     Role,
     by_name,
@@ -145,7 +146,7 @@ def declared_columns(config: Config, of_rows: Collection[str] = ()) -> tuple[Col
     model = config.model
     there = {*of_rows, *([REFERENCES] if model.references else ())}
     more = [*(name for name in (REFERENCES, MASK_EDIT, OUTPAINT) if name in there), *([*OF_PRIORS] if model.prior else ())]
-    more += [CACHED] * bool(model.kernels.cache)
+    more += [CACHED] * bool(model.kernels.cache) + [STAGES] * bool(config.stages)
     return (*ranking_columns(config.ranking), *(by_name()[name] for name in more))
 
 
