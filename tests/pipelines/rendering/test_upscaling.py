@@ -6,6 +6,11 @@ import spandrel
 import torch
 from safetensors.torch import load_file, save_file
 
+from promptmill.embedded.oracle import is_right
+from promptmill.embedded.pictures import draw
+from promptmill.embedded.upscaler import scaled_down
+from promptmill.embedded.weights import WEIGHTS
+from promptmill.embedded.world import sample_scene
 from promptmill.pipelines.rendering.upscaling import Upscaler, load_upscaler
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines.tiny_upscalers import MAKERS, network_of, save
@@ -121,6 +126,17 @@ def test_a_tile_grows_to_what_the_architecture_needs(tmp_path):
     upscaler = loaded(save(network, tmp_path / "x2.safetensors"), tile=30)
     assert (upscaler.scale, upscaler.tile) == (2, 32)
     assert upscaler.upscale(picture(35, 40)).shape == (70, 80, 3)
+
+
+def test_the_embedded_upscaler_is_one_and_what_it_enlarges_is_still_right():
+    rng = np.random.default_rng(11)
+    scenes = [sample_scene(rng, held_out=True) for _ in range(6)]
+    upscaler = load_upscaler(WEIGHTS / "upscaler" / "model.safetensors", "it", tile=64)
+    for scene, pixels in zip(scenes, draw(scenes, rng).pixels, strict=True):
+        enlarged = upscaler.upscale(pixels)
+        assert enlarged.shape == (128, 128, 3)
+        np.testing.assert_array_equal(enlarged, theirs(WEIGHTS / "upscaler" / "model.safetensors", pixels))
+        assert is_right(scene, scaled_down(enlarged[None])[0])
 
 
 def _scaled(tensors, name, factor):
