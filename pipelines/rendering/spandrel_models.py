@@ -25,7 +25,7 @@ RANDOM = ("AuraSR",)
 # By their architecture, the tensors that tell it, and its licence: spandrel has these in a package of their own.
 NON_COMMERCIAL = {"CodeFormer": (("position_emb", "idx_pred_layer.1.weight"), "S-Lab License 1.0")}
 NUMBERED = 1024  # up to which numbers in names are taken as they are: some are sides of pictures
-EXTRA = "spandrel_extra_arches"
+EXTRA = "codeformer"
 
 
 def load_descriptor(file: Path, name: str, purposes: tuple[str, ...]) -> Any:
@@ -125,5 +125,5 @@ def _non_commercial(tensors: Mapping[str, Tensor], name: str) -> tuple[Any, ...]
         import spandrel_extra_arches
     except ImportError:
         licence = f"whose licence, {NON_COMMERCIAL[kind][1]}, forbids commercial use"
-        raise ModelError(f"{name}: is a {kind}, {licence}; where that is no matter: pip install {EXTRA}") from None
+        raise ModelError(f"{name}: is a {kind}, {licence}; where that is no matter: pip install 'promptmill[{EXTRA}]'") from None
     return tuple(spandrel_extra_arches.EXTRA_REGISTRY)

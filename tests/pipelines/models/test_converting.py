@@ -147,6 +147,27 @@ def test_a_tensor_that_does_not_lie_in_its_storage_is_refused(tmp_path, tensor, 
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
+def test_a_storage_that_is_said_twice_otherwise_is_refused(tmp_path):
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK%stQ"
+    tensor = b"X\x01\x00\x00\x00%sctorch._utils\n_rebuild_tensor_v2\n(%sK\x00K%s\x85K\x01\x85tRs"
+    sound = tensor % (b"a", storage % b"\x04", b"\x04") + tensor % (b"b", storage % b"\x04", b"\x02")
+    file = _zip(tmp_path, b"\x80\x02}" + sound + b".", FOUR)
+    assert convert(file, tmp_path / "a.safetensors").tensors == 2
+    otherwise = tensor % (b"a", storage % b"\x09", b"\x09") + tensor % (b"b", storage % b"\x04", b"\x02")
+    with pytest.raises(ModelError, match="does not fit its numbers"):
+        convert(_zip(tmp_path, b"\x80\x02}" + otherwise + b".", FOUR), tmp_path / "b.safetensors")
+
+
+def test_a_count_before_1_6_that_is_not_the_pickles_is_refused(tmp_path):
+    file = tmp_path / "a.pth"
+    torch.save({"a": torch.ones(5)}, file, _use_new_zipfile_serialization=False)
+    content = file.read_bytes()
+    assert content.endswith(struct.pack("<q5f", 5, *[1] * 5))
+    file.write_bytes(content[:-28] + struct.pack("<q5f", 4, *[1] * 5))
+    with pytest.raises(ModelError, match="is cut off or damaged"):
+        convert(file, tmp_path / "a.safetensors")
+
+
 def _deep(depth: int) -> bytes:
     """A key of a table that is a tuple of a tuple of …"""
     return b"\x80\x02})" + b"\x85" * depth + b"K\x00s."
@@ -160,7 +181,10 @@ def _wide(depth: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"\x80\x02}r\xff\xff\xff\x7f.", "asks for more memory than its size justifies"),  # its 2,147,483,647th remembered value
+        (
+            b"\x80\x02}r\xff\xff\xff\x0f.",
+            "asks for more memory than its size justifies",
+        ),  # its 268,435,455th remembered value: 4 GiB
         (_deep(3_000_000), "asks for more memory than its size justifies, or is made to end whatever reads it"),
         (_wide(60), "takes more than 1 s to read"),
     ],

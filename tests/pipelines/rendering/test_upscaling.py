@@ -6,6 +6,11 @@ import spandrel
 import torch
 from safetensors.torch import load_file, save_file
 
+from promptmill.embedded.oracle import is_right
+from promptmill.embedded.pictures import draw
+from promptmill.embedded.upscaler import scaled_down
+from promptmill.embedded.weights import WEIGHTS
+from promptmill.embedded.world import sample_scene
 from promptmill.pipelines.rendering.upscaling import Upscaler, load_upscaler
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines.tiny_upscalers import MAKERS, network_of, save
@@ -61,6 +66,16 @@ def test_a_tile_larger_than_the_picture_works(files, size):
     assert np.abs(mine[here].astype(int) - whole[here]).max(initial=0) <= 1
 
 
+def test_beyond_a_small_picture_a_tile_has_its_mirror_image_and_then_its_last_pixel(files):
+    for height, width in [(20, 23), (5, 32), (1, 9)]:
+        pixels = picture(height, width)
+        down, across = (max(0, TILE - side) for side in (height, width))
+        mirrored = np.pad(pixels, ((0, min(down, height - 1)), (0, min(across, width - 1)), (0, 0)), "reflect")
+        padded = np.pad(mirrored, ((0, max(0, TILE - len(mirrored))), (0, max(0, TILE - mirrored.shape[1])), (0, 0)), "edge")
+        whole = theirs(files["ESRGAN"], padded)[: 4 * height, : 4 * width]
+        np.testing.assert_array_equal(loaded(files["ESRGAN"]).upscale(pixels), whole)
+
+
 @pytest.mark.parametrize("size", [(70, 90), (33, 32), (64, 100), (41, 57)])
 def test_where_the_overlap_covers_what_the_network_sees_tiles_change_nothing(files, size):
     # The radius of what the network sees is 5 pixels: what counts of the tiles' overlap is further than that from an edge.
@@ -111,6 +126,17 @@ def test_a_tile_grows_to_what_the_architecture_needs(tmp_path):
     upscaler = loaded(save(network, tmp_path / "x2.safetensors"), tile=30)
     assert (upscaler.scale, upscaler.tile) == (2, 32)
     assert upscaler.upscale(picture(35, 40)).shape == (70, 80, 3)
+
+
+def test_the_embedded_upscaler_is_one_and_what_it_enlarges_is_still_right():
+    rng = np.random.default_rng(11)
+    scenes = [sample_scene(rng, held_out=True) for _ in range(6)]
+    upscaler = load_upscaler(WEIGHTS / "upscaler" / "model.safetensors", "it", tile=64)
+    for scene, pixels in zip(scenes, draw(scenes, rng).pixels, strict=True):
+        enlarged = upscaler.upscale(pixels)
+        assert enlarged.shape == (128, 128, 3)
+        np.testing.assert_array_equal(enlarged, theirs(WEIGHTS / "upscaler" / "model.safetensors", pixels))
+        assert is_right(scene, scaled_down(enlarged[None])[0])
 
 
 def _scaled(tensors, name, factor):
@@ -186,5 +212,5 @@ def test_a_code_former_is_refused_with_its_licence_and_the_command(tmp_path):
     file = tmp_path / "former.safetensors"
     save_file({"position_emb": torch.ones(2, 2), "idx_pred_layer.1.weight": torch.ones(2, 2)}, file)
     licence = r"is a CodeFormer, whose licence, S-Lab License 1\.0, forbids commercial use"
-    with pytest.raises(ModelError, match=f"{licence}; where that is no matter: pip install spandrel_extra_arches"):
+    with pytest.raises(ModelError, match=f"{licence}; where that is no matter: pip install 'promptmill\\[codeformer\\]'$"):
         loaded(file)
