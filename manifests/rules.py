@@ -86,6 +86,7 @@ class Rules:
         pictures: How many pictures of one row the model takes: the init image, and references of the type `image`.
         reading: The limits that the model sets for reference images.
         faces: Those types whose adapters read embeddings of faces, and of how many values; None where that is not known.
+        boxes: Whether the model draws phrases in boxes, which each row then gives; None: rows may.
         cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
     """
 
@@ -118,6 +119,7 @@ class Rules:
     pictures: int = 1
     reading: Reading = EVERY_WAY
     faces: Mapping[str, int | None] = field(default_factory=dict)
+    boxes: bool | None = False
     cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
 
 
@@ -200,7 +202,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"width: {request.width} x {request.height}, and the model makes {width} x {height} pixels alone")
     if request.mask_image is not None and request.init_image is None:
         wrong.append("mask_image: given without an init_image to repaint")
-    wrong += problems_of_masks(request)
+    wrong += [*problems_of_masks(request), *_problems_of_boxes(request, rules)]
     if columns.strength is not None and request.init_image is None:
         wrong.append("strength: given without an init_image to start from")
     if request.strength is not None and request.strength * request.steps < 1:
@@ -228,6 +230,14 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
             wrong.append(f"loras: no LoRA {quoted(lora.name)}{nearest(lora.name, rules.loras) or known}")
     return wrong
+
+
+def _problems_of_boxes(request: Request, rules: Rules) -> list[str]:
+    if rules.boxes is None or bool(request.gligen_boxes) is rules.boxes:
+        return []
+    if rules.boxes:
+        return ["gligen_boxes: none is given, and the model draws phrases in the boxes of each row: [{phrase, x0, y0, x1, y1}]"]
+    return ["gligen_boxes: the model draws nothing in boxes; leave them out; models of GLIGEN do"]
 
 
 def problems_of_masks(request: Request) -> list[str]:

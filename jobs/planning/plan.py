@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from promptmill.configs.columns import BOXES, BOXES_UNTIL, MASK_EDIT, OUTPAINT, REFERENCES, NewerFormatError, check_format
 from promptmill.configs.columns import FORMAT as DATASET_FORMAT
-from promptmill.configs.columns import MASK_EDIT, OUTPAINT, REFERENCES, NewerFormatError, check_format
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import checked, parse_json, read_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
@@ -60,6 +60,7 @@ class Counts:
         references: Requests that have references.
         mask_edits: Requests that change their masks.
         outpaints: Requests that widen their pictures.
+        boxes: Requests that have boxes.
         cached: The evaluations of these that a step cache answers.
     """
 
@@ -78,6 +79,7 @@ class Counts:
     references: int = 0
     mask_edits: int = 0
     outpaints: int = 0
+    boxes: int = 0
     cached: int = 0
 
 
@@ -204,8 +206,9 @@ class Plan:
     def of_rows(self) -> tuple[str, ...]:
         """Return the declared columns that are there since a request has one."""
         counts = self.counts
-        there = ((REFERENCES, counts.references), (MASK_EDIT, counts.mask_edits), (OUTPAINT, counts.outpaints))
-        return tuple(name for name, count in there if count)
+        there = {REFERENCES: counts.references, MASK_EDIT: counts.mask_edits, OUTPAINT: counts.outpaints}
+        there |= dict.fromkeys((BOXES, BOXES_UNTIL), counts.boxes)
+        return tuple(name for name, count in there.items() if count)
 
     def rerenders(self, shard: int, generation: int) -> frozenset[int]:
         """Return the rows of a committed shard, counted from 0, that a later generation than this has to render again."""
@@ -271,7 +274,7 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "inputs": plan.inputs,
         "shards": plan.shards,
         # Of datasets without a step cache the plan has the bytes that it had before there were any.
-        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name != "cached"},
+        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name not in ("cached", "boxes")},
         "carried": plan.carried,
         "embedding": plan.embedding,
         # The cluster's address is private, and no reader of the dataset should connect there.

@@ -283,6 +283,15 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False, guess=True, image_prompts="unet"),
     # The UNet is given the depth of the picture, which a part of the model estimates under `torch.autocast`.
     "StableDiffusionDepth2Img": Family(by_itself=("depth_estimator",), whole_pictures=True),
+    "StableDiffusionGLIGEN": Family(
+        strength=False,
+        boxes=True,
+        further=("gligen_scheduled_sampling_beta",),
+        always={
+            "gligen_phrases": lambda request: [box.phrase for box in request.gligen_boxes],
+            "gligen_boxes": lambda request: [[box.x0, box.y0, box.x1, box.y1] for box in request.gligen_boxes],
+        },
+    ),
     "StableDiffusionImageVariation": Family(
         negative=False, strength=False, prompted=False, by_itself=("image_encoder",), whole_pictures=True
     ),

@@ -93,6 +93,7 @@ class Family:
         fixed: Whether images have the one size that the denoiser's config says.
         latent: Whether the denoiser makes latents, which a VAE decodes; otherwise it makes the pixels.
         moved: The module of diffusers' pipelines that the family's indexes name, which has moved among the deprecated ones.
+        boxes: Whether its pipelines draw phrases in the boxes of a row, or repaint a picture there, in one image a call.
         always: Further arguments of every call: values, or functions of the request.
     """
 
@@ -160,6 +161,7 @@ class Family:
     fixed: bool = False
     latent: bool = True
     moved: str | None = None
+    boxes: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, request: Any) -> dict[str, Any]:

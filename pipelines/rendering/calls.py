@@ -17,6 +17,7 @@ from promptmill.pipelines.models.families import TURNED
 from promptmill.pipelines.models.pipeline_classes import plain_mode
 from promptmill.pipelines.rendering.conditioning import composite
 from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
+from promptmill.pipelines.rendering.grounding import repainting
 from promptmill.pipelines.rendering.loaded_model import LoadedModel
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.previews import ending_after
@@ -43,6 +44,8 @@ def call(
     taken = inspect.signature(pipeline.__call__).parameters
     control = "control_image" if "control_image" in taken else "image"
     said = model.family.arguments(request) | _texts(pipeline, jobs, model) | _arguments(request, jobs, model, control)
+    if model.family.boxes and (picture := jobs[0].conditioning.init) is not None:
+        said |= repainting(pipeline, Image.fromarray(picture), said["generator"], model.device)
     if (eta := model.scheduler_options.eta) is not None:
         if "eta" not in taken:
             raise ValueError(f"{type(pipeline).__name__} takes no eta; leave it out of model.scheduler_options")

@@ -145,7 +145,8 @@ def bucket_of(request: Request) -> Hashable:
     loras = tuple((lora.name, lora.scale) for lora in request.loras)
     shape = (request.mode, request.width, request.height, request.steps, request.scheduler)
     scales = (request.guidance_scale, request.guidance_rescale, *(getattr(request, name) for name in FURTHER))
-    return (*shape, *scales, request.strength, controls, loras, *_faces(request))
+    boxes = (request.gligen_boxes,) if request.gligen_boxes else ()
+    return (*shape, *scales, request.strength, controls, loras, *_faces(request), *boxes)
 
 
 def kind_of(request: Request) -> Hashable:

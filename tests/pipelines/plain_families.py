@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import torch
+
+from promptmill.configs.parameters import Box
 from tests.pipelines.plain_calls import OF_PRIORS, Plain
 
 _UNBENT = {"use_resolution_binning": False}
@@ -41,6 +44,33 @@ _PIX2PIX: dict[str, Any] = {
     "further": {"image_guidance_scale": (1.5, 1.0, 0.5, 4.0, 2.0)},
     "schedulers": _NOISE,
 }
+
+BOXES = (
+    (Box(phrase="a small red circle", x0=0.1, y0=0.2, x1=0.6, y1=0.9),),
+    (Box(phrase="blue", x0=0.0, y0=0.0, x1=0.5, y1=1.0), Box(phrase="a large green cross", x0=0.4, y0=0.5, x1=1.0, y1=1.0)),
+    tuple(Box(phrase=f"{'a ' * n}square", x0=n / 8, y0=0.25, x1=1.0, y1=0.75) for n in range(7)),
+)
+_GLIGEN: dict[str, Any] = {
+    "strength": False,
+    "schedulers": _NOISE,
+    "further": {"gligen_boxes": BOXES, "gligen_scheduled_sampling_beta": (0.3, 1.0, 0.5, 0.0)},
+    "said": {
+        "gligen_phrases": lambda request: [box.phrase for box in request.gligen_boxes],
+        "gligen_boxes": lambda request: [[box.x0, box.y0, box.x1, box.y1] for box in request.gligen_boxes],
+    },
+}
+
+
+def of_the_candidates_generator(pipeline: Any, said: dict[str, Any]) -> dict[str, Any]:
+    """A call of GLIGEN's inpainting whose latents, and whose noise on the picture, the candidate's generator draws."""
+    (generator,), scheduler = said["generator"], pipeline.scheduler
+    kind = type(scheduler)
+    scheduler.add_noise = lambda samples, noise, timesteps: kind.add_noise(
+        scheduler, samples, torch.randn(noise.shape, generator=generator).to(noise), timesteps
+    )
+    shape = (1, 4, said["height"] // 8, said["width"] // 8)
+    return said | {"latents": torch.randn(shape, generator=generator).to(pipeline.device, pipeline.dtype)}
+
 
 _QWEN_EDIT: dict[str, Any] = {
     "rows": 1,
@@ -201,6 +231,10 @@ FAMILIES: dict[str, Plain] = {
         _picture("StableUnCLIPImg2Img"), strength=False, pillow=True, further={"noise_level": (20, 0, 999)}, schedulers=_NOISE
     ),
     "stable-unclip-of-texts": Plain(_text("StableUnCLIP"), further={"noise_level": (20, 0, 999)}, schedulers=_NOISE),
+    "gligen": Plain(_text("StableDiffusionGLIGEN"), **_GLIGEN),
+    "gligen-inpainting": Plain(
+        _picture("StableDiffusionGLIGEN"), takes="gligen_inpaint_image", single=True, draws=of_the_candidates_generator, **_GLIGEN
+    ),
     # Guidance has three parts, and none of them at a picture's scale below 1.
     "pix2pix": Plain(_picture("StableDiffusionInstructPix2Pix"), **_PIX2PIX),
     "pix2pix-xl": Plain(_picture("StableDiffusionXLInstructPix2Pix"), **_PIX2PIX),
