@@ -216,7 +216,14 @@ Candidates = Annotated[
 
 
 # Defaults and columns that only some families of models take; where the model takes none, the request has none.
-FURTHER = ("image_guidance_scale", "noise_level", "prior_steps", "prior_guidance_scale", "gligen_scheduled_sampling_beta")
+FURTHER = (
+    "true_cfg_scale",
+    "image_guidance_scale",
+    "noise_level",
+    "prior_steps",
+    "prior_guidance_scale",
+    "gligen_scheduled_sampling_beta",
+)
 
 
 class Defaults(Strict):
@@ -230,6 +237,7 @@ class Defaults(Strict):
     steps: int = Field(20, ge=1, le=MAX_STEPS)
     guidance_scale: Guidance = 7.5
     guidance_rescale: Rescale = 0.0
+    true_cfg_scale: Guidance | None = None
     image_guidance_scale: ImageGuidance = 1.5
     noise_level: NoiseLevel = 20
     prior_steps: int = Field(25, ge=1, le=MAX_STEPS)

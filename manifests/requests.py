@@ -67,6 +67,7 @@ class Columns(Closed):
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     guidance_scale: Guidance | None = None
     guidance_rescale: Rescale | None = None
+    true_cfg_scale: Guidance | None = None
     image_guidance_scale: ImageGuidance | None = None
     noise_level: NoiseLevel | None = None
     prior_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
@@ -94,6 +95,7 @@ class Request:
         candidates: Number of candidates; the greatest number where candidates grow.
         carried: The columns that promptmill does not know, to go into the output, their values plain (manifests.carried).
         growing: How the number of candidates grows, or None.
+        true_cfg_scale: Guidance away from the negative prompt, beside the model's own; None where there is none.
         image_guidance_scale: How strongly an editing model holds to the picture; None where the model takes none.
         noise_level: How much noise is put on the picture, in steps of a schedule; None likewise.
         prior_steps, prior_guidance_scale: Steps and guidance scale of the model's prior; None where the model has none.
@@ -124,6 +126,7 @@ class Request:
     loras: tuple[Lora, ...]
     carried: Mapping[str, Any]
     growing: Growing | None = None
+    true_cfg_scale: float | None = None
     image_guidance_scale: float | None = None
     noise_level: int | None = None
     prior_steps: int | None = None
@@ -152,6 +155,11 @@ class Request:
     def repaints(self) -> bool:
         """Return whether a part of a picture is repainted, which a mask or the widened sides say."""
         return self.mask_image is not None or self.outpaint is not None
+
+    @property
+    def is_led(self) -> bool:
+        """Return whether true guidance leads away from the negative prompt, in a model that has guidance of its own besides."""
+        return self.true_cfg_scale is not None and self.true_cfg_scale > 1.0
 
     @property
     def at_a_time(self) -> int:
@@ -262,11 +270,12 @@ def _or(said: _T | None, default: _T) -> _T:
 
 
 def _own(columns: Columns, number: int, rules: Rules, carried: Mapping[str, Any]) -> dict[str, Any]:
-    ignored = rules.ignored
+    scale = _true_cfg(columns, rules)
+    unread = "negative_prompt" in rules.ignored and (scale is None or scale <= 1.0)
     return {
         "id": _or(columns.id, str(number)),
         "prompt": _or(columns.prompt, rules.defaults.prompt or ""),
-        "negative_prompt": "" if "negative_prompt" in ignored else _or(columns.negative_prompt, rules.defaults.negative_prompt),
+        "negative_prompt": "" if unread else _or(columns.negative_prompt, rules.defaults.negative_prompt),
         "init_image": columns.init_image,
         "mask_image": columns.mask_image,
         "seed": columns.seed,
@@ -277,7 +286,7 @@ def _own(columns: Columns, number: int, rules: Rules, carried: Mapping[str, Any]
 def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
     controls, defaults = columns.controls or (), rules.defaults
     masked = columns.mask_image is not None or columns.outpaint is not None
-    mode = _mode(bool(controls), masked, columns.init_image is not None)
+    mode = _mode(columns)
     candidates = _or(columns.candidates, defaults.candidates)
     growing = candidates if isinstance(candidates, Growing) else None
     # What has no effect is not asked for: the metadata say what the images were made with.
@@ -285,8 +294,11 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
     begins = columns.init_image is not None and ("strength" not in rules.ignored or repaints)
     begins = begins and not begin_with_noise(controls, mode, rules.steering)
     scale = 1.0 if "guidance_scale" in rules.ignored else _or(columns.guidance_scale, defaults.guidance_scale)
+    further = {name: _or(getattr(columns, name), getattr(defaults, name)) for name in FURTHER if name in rules.further}
+    further["true_cfg_scale"] = _true_cfg(columns, rules)
     return Request(
         **own,
+        **further,
         mode=mode,
         controls=controls,
         strength=_or(columns.strength, defaults.strength) if begins else None,
@@ -300,7 +312,6 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
         keep=_or(columns.keep, defaults.keep),
         loras=_or(columns.loras, defaults.loras),
         growing=growing,
-        **{name: _or(getattr(columns, name), getattr(defaults, name)) for name in FURTHER if name in rules.further},
         references=columns.references or (),
         gligen_boxes=columns.gligen_boxes or (),
         class_label=columns.class_label,
@@ -309,8 +320,16 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
     )
 
 
-def _mode(control: bool, mask: bool, init: bool) -> Mode:
-    if mask:
+def _true_cfg(columns: Columns, rules: Rules) -> float | None:
+    """Return a row's scale of true guidance: of the config only where the row's mode takes one."""
+    if "true_cfg_scale" not in rules.further:
+        return None
+    return _or(columns.true_cfg_scale, rules.defaults.true_cfg_scale if _mode(columns) in rules.true_cfg else None)
+
+
+def _mode(columns: Columns) -> Mode:
+    control, init = bool(columns.controls), columns.init_image is not None
+    if columns.mask_image is not None or columns.outpaint is not None:
         return "controlnet_inpaint" if control else "inpaint"
     if init:
         return "controlnet_img2img" if control else "img2img"

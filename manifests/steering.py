@@ -42,11 +42,13 @@ class Reading:
         masks: Whether an image can act within a mask alone.
         several: Whether an adapter reads several images of a row.
         modes: The modes whose pipelines take reference images; None where all do.
+        true_cfg: The modes whose pipelines take a true_cfg_scale beside them; None where all do that take one.
     """
 
     masks: bool = True
     several: bool = True
     modes: tuple[str, ...] | None = None
+    true_cfg: tuple[str, ...] | None = None
 
 
 EVERY_WAY = Reading()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from promptmill.configs.columns import BOXES, BOXES_UNTIL, MASK_EDIT, OUTPAINT, REFERENCES, NewerFormatError, check_format
+from promptmill.configs.columns import BOXES, BOXES_UNTIL, MASK_EDIT, OUTPAINT, REFERENCES, TRUE_CFG, NewerFormatError, check_format
 from promptmill.configs.columns import FORMAT as DATASET_FORMAT
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import checked, parse_json, read_json
@@ -37,6 +37,7 @@ from promptmill.shards.tables import schema
 
 FORMAT = 3
 MOST_PLAN = 192 * 2**20  # bytes of plan.json: it may name as many files as a manifest has
+LATER = ("cached", "boxes", "true_cfg")  # counts that are written where there are some
 MOST_HARDWARE = 2**16  # bytes of hardware.json
 MOST_SHARDS = 10**9
 MOST_ROWS = 100_000  # of a shard: a key has five digits for them
@@ -61,6 +62,7 @@ class Counts:
         mask_edits: Requests that change their masks.
         outpaints: Requests that widen their pictures.
         boxes: Requests that have boxes.
+        true_cfg: Requests that have a scale of true guidance beside the model's own.
         cached: The evaluations of these that a step cache answers.
     """
 
@@ -80,6 +82,7 @@ class Counts:
     mask_edits: int = 0
     outpaints: int = 0
     boxes: int = 0
+    true_cfg: int = 0
     cached: int = 0
 
 
@@ -206,7 +209,7 @@ class Plan:
     def of_rows(self) -> tuple[str, ...]:
         """Return the declared columns that are there since a request has one."""
         counts = self.counts
-        there = {REFERENCES: counts.references, MASK_EDIT: counts.mask_edits, OUTPAINT: counts.outpaints}
+        there = {REFERENCES: counts.references, MASK_EDIT: counts.mask_edits, OUTPAINT: counts.outpaints, TRUE_CFG: counts.true_cfg}
         there |= dict.fromkeys((BOXES, BOXES_UNTIL), counts.boxes)
         return tuple(name for name, count in there.items() if count)
 
@@ -273,8 +276,8 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "fingerprint": plan.fingerprint,
         "inputs": plan.inputs,
         "shards": plan.shards,
-        # Of datasets without a step cache the plan has the bytes that it had before there were any.
-        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name not in ("cached", "boxes")},
+        # Of datasets that have none of these the plan has the bytes that it had before there were any.
+        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name not in LATER},
         "carried": plan.carried,
         "embedding": plan.embedding,
         # The cluster's address is private, and no reader of the dataset should connect there.

@@ -40,6 +40,19 @@ _KANDINSKY: dict[str, Any] = {
     "negative_too": True,
     "multiple_by": lambda decoder, prior, factor: factor**2,
 }
+_FLUX: dict[str, Any] = {
+    "steps_left": "up",
+    "rows": 1,
+    "embedded": True,
+    "negative": False,
+    "patch": 2,
+    "sized": True,
+    "controlnet": "FluxControlNetModel",
+    "control_modes": "num_mode",
+    "image_prompts": "flux",
+    "redux": "FluxPriorReduxPipeline",
+    "always": {"control_mode": no_control_modes},
+}
 _OF_NOTHING: dict[str, Any] = {
     "rows": 1,
     "guidance": None,
@@ -97,19 +110,7 @@ FAMILIES: dict[str, Family] = {
     "CogView4Control": Family(rows=1, prompts_apart=True, sized=True, strength=False, picture="control_image", signed=True),
     # Its rewriting of prompts would draw from torch's global generator.
     "ErnieImage": Family(prompts_apart=True, patch=2, always={"use_pe": False}),
-    "Flux": Family(
-        steps_left="up",
-        rows=1,
-        embedded=True,
-        negative=False,
-        patch=2,
-        sized=True,
-        controlnet="FluxControlNetModel",
-        control_modes="num_mode",
-        image_prompts="flux",
-        redux="FluxPriorReduxPipeline",
-        always={"control_mode": no_control_modes},
-    ),
+    "Flux": Family(further=("true_cfg_scale",), true_cfg=("txt2img", "img2img", "inpaint", "controlnet"), **_FLUX),
     "Flux2": Family(
         sized=True,
         rows=1,
@@ -145,7 +146,10 @@ FAMILIES: dict[str, Family] = {
         picture="control_image",
         signed=True,
     ),
+    "FluxFill": Family(**_FLUX),
     "FluxKontext": Family(
+        further=("true_cfg_scale",),
+        true_cfg=("txt2img", "img2img", "inpaint"),
         rows=1,
         embedded=True,
         negative=False,

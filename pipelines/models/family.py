@@ -93,6 +93,7 @@ class Family:
         fixed: Whether images have the one size that the denoiser's config says.
         latent: Whether the denoiser makes latents, which a VAE decodes; otherwise it makes the pixels.
         moved: The module of diffusers' pipelines that the family's indexes name, which has moved among the deprecated ones.
+        true_cfg: The modes whose pipelines take a true_cfg_scale with a negative prompt, beside guidance that is the model's input.
         boxes: Whether its pipelines draw phrases in the boxes of a row, or repaint a picture there, in one image a call.
         always: Further arguments of every call: values, or functions of the request.
     """
@@ -161,6 +162,7 @@ class Family:
     fixed: bool = False
     latent: bool = True
     moved: str | None = None
+    true_cfg: tuple[str, ...] = ()
     boxes: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 

@@ -117,16 +117,17 @@ def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview:
 def _texts(pipeline: Any, jobs: Sequence[Job], model: LoadedModel) -> dict[str, Any]:
     """Return the text arguments of a pipeline call."""
     request, family = jobs[0].request, model.family
+    texts = jobs[:1] if family.one_text else jobs
+    away = {"negative_prompt": [job.request.negative_prompt for job in texts]}
     if model.redux and request.references:
-        return model.redux.embeddings(pipeline, jobs)
+        return model.redux.embeddings(pipeline, jobs) | (away if request.is_led else {})
     if not family.prompted:
         labels = [job.request.class_label for job in jobs]
         return {"batch_size": len(jobs)} | ({"class_labels": labels} if request.class_label is not None else {})
-    texts = jobs[:1] if family.one_text else jobs
     said: dict[str, Any] = {"prompt": [job.request.prompt for job in texts]}
     # None is not the same as nothing: SDXL then takes zeros for the embeddings.
-    if model.guided(request) and (request.negative_prompt or family.empty_negative):
-        said["negative_prompt"] = [job.request.negative_prompt for job in texts]
+    if request.is_led or (model.guided(request) and (request.negative_prompt or family.empty_negative)):
+        said |= away
     return said | ({"clip_skip": model.clip_skip} if model.clip_skip else {})
 
 

@@ -412,7 +412,7 @@ def _decoded_at_once(base: Any, given: Mapping[str, Any]) -> int:
 
 def _length(request: Request) -> Hashable:
     """Return the key of requests that call the denoiser equally often, in nearly all families."""
-    return (request.mode, request.scheduler, request.steps, request.strength, request.guidance_scale > 1)
+    return (request.mode, request.scheduler, request.steps, request.strength, request.guidance_scale > 1, request.is_led)
 
 
 def _pictured(job: Job) -> Hashable:

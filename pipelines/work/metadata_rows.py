@@ -18,6 +18,7 @@ from promptmill.configs.columns import (
     REFERENCES,
     REJECTED_FOR,
     SPARED,
+    TRUE_CFG,
     Column,
     Role,
     by_name,
@@ -138,7 +139,7 @@ def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: in
 
 
 # Declared columns that are there where a row has one, in their order.
-OF_ROWS = (REFERENCES, MASK_EDIT, OUTPAINT, BOXES, BOXES_UNTIL)
+OF_ROWS = (REFERENCES, MASK_EDIT, OUTPAINT, TRUE_CFG, BOXES, BOXES_UNTIL)
 
 
 def declared_columns(config: Config, of_rows: Collection[str] = ()) -> tuple[Column, ...]:
@@ -147,7 +148,7 @@ def declared_columns(config: Config, of_rows: Collection[str] = ()) -> tuple[Col
     Args:
         config: The run's config.
         of_rows: Names of the columns that are there since a row has one: references, which need no adapter in models that take
-            several pictures, what changes masks and widens pictures, and boxes.
+            several pictures, what changes masks and widens pictures, boxes, and true guidance beside the model's own.
     """
     model = config.model
     there = {*of_rows, *([REFERENCES] if model.references else ())}

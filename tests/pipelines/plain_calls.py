@@ -374,7 +374,7 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
         "width": request.width,
         "height": request.height,
     }
-    if plain.negative and (request.negative_prompt or plain.always_negative):
+    if request.is_led or (plain.negative and (request.negative_prompt or plain.always_negative)):
         said["negative_prompt"] = [request.negative_prompt] * count
     if request.strength and plain.has_strength(request.mode):
         said["strength"] = request.strength
@@ -396,7 +396,11 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
         del said["prompt"]
     if plain.classes is not None:
         said["class_labels"] = [request.class_label] * count
-    said |= {name: getattr(request, name) for name in plain.further if name not in (*OF_PRIORS, "gligen_boxes")}
+    said |= {
+        name: value
+        for name in plain.further
+        if name not in (*OF_PRIORS, "gligen_boxes") and (value := getattr(request, name)) is not None
+    }
     if request.mask_image:
         file = folder / request.mask_image
         said["mask_image"] = Image.open(file) if plain.single else picture(file, count, 1)

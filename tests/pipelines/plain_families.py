@@ -25,6 +25,7 @@ def _picture(family: str) -> dict[str, str]:
     return {"img2img": f"{family}Pipeline"}
 
 
+LED = {"true_cfg_scale": (None, 3.0, 1.0, 1.5)}
 _OF_NOTHING: dict[str, Any] = {
     "rows": 1,
     "negative": False,
@@ -86,8 +87,8 @@ FAMILIES: dict[str, Plain] = {
     "sd3-without-t5": Plain(
         _modes("StableDiffusion3"), parts={"text_encoder_3": None, "tokenizer_3": None}, schedulers=("euler", "heun", "model")
     ),
-    "flux-dev": Plain(_modes("Flux"), rows=1, negative=False),
-    "flux-schnell": Plain(_modes("Flux"), rows=1, negative=False, guided=False),
+    "flux-dev": Plain(_modes("Flux"), rows=1, negative=False, further=LED),
+    "flux-schnell": Plain(_modes("Flux"), rows=1, negative=False, guided=False, further=LED),
     "pixart-alpha": Plain(_text("PixArtAlpha"), said=_UNBENT, schedulers=_NOISE),
     "pixart-sigma": Plain(_text("PixArtSigma"), said=_UNBENT, schedulers=_NOISE),
     "sana": Plain(_text("Sana"), said=_UNBENT, schedulers=_FLOW),
@@ -174,6 +175,7 @@ FAMILIES: dict[str, Plain] = {
         rows=1,
         negative=False,
         strength=False,
+        further=LED,
         said={"_auto_resize": False, "max_area": lambda request: request.width * request.height},
         schedulers=("euler", "unipc", "model"),
     ),

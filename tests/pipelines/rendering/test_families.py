@@ -74,7 +74,7 @@ def mixed(name):
             f"r{number}",
             mode=mode,
             prompt=prompt,
-            negative_prompt=negative if plain.negative else "",
+            negative_prompt=negative if plain.negative or (plain.values(number, mode).get("true_cfg_scale") or 0) > 1 else "",
             steps=steps,
             guidance_scale=scale,
             scheduler=plain.solvers(mode)[number % len(plain.solvers(mode))],
