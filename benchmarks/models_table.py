@@ -133,6 +133,7 @@ ROWS: tuple[Row, ...] = (
     Row("Bria 3.2", "bria", ("briaai/BRIA-3.2",)),
     Row("Bria FIBO", "bria-fibo", ("briaai/FIBO",)),
     Row("Bria FIBO 2", "bria-fibo-2", ("briaai/Fibo-2.0-dev",)),
+    Row("Bria FIBO Edit, by prompts in JSON", "bria-fibo-edit", ("briaai/Fibo-Edit-1.5-base",)),
     Row("ERNIE-Image", "ernie", ("baidu/ERNIE-Image",)),
     Row("Kandinsky 3", "kandinsky3", ("kandinsky-community/kandinsky-3",)),
     Row("Kandinsky 5 (text to image)", "kandinsky5", ("kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",)),

@@ -222,7 +222,7 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
         raise RowError(_with_hints(problems + mistyped, carried, values))
 
     own = _own(columns, number, rules, carried)
-    shape = _shape(columns) if shapes is not None else None
+    shape = _shape(columns, rules.prompt_key is not None) if shapes is not None else None
     like = shapes.get(shape) if shapes is not None and shape is not None else None
     if like is None:
         request = _resolve(columns, rules, own)
@@ -241,9 +241,14 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
     return request
 
 
-def _shape(columns: Columns) -> bytes | None:
-    """Return a key for rows whose requests differ in no more than their own columns, or None where there is no such key."""
-    if columns.controls or columns.references or columns.gligen_boxes or columns.loras:
+def _shape(columns: Columns, reads_prompts: bool) -> bytes | None:
+    """Return a key for rows whose requests differ in no more than their own columns, or None where there is no such key.
+
+    Args:
+        columns: The row's.
+        reads_prompts: Whether a prompt can be a row's problem by what it says.
+    """
+    if columns.controls or columns.references or columns.gligen_boxes or columns.loras or reads_prompts:
         return None
     given = (columns.prompt is None, columns.init_image is None, columns.mask_image is None)
     try:

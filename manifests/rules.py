@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from promptmill.configs.drafts import applied, misfits
-from promptmill.configs.errors import nearest, quoted
+from promptmill.configs.errors import nearest, quoted, shown
 from promptmill.configs.mask_edits import parse_mask_edit, parse_outpaint
 from promptmill.configs.parameters import FURTHER, MODES, Defaults
 from promptmill.configs.schedulers import OWN, SCHEDULERS
@@ -88,6 +89,7 @@ class Rules:
         faces: Those types whose adapters read embeddings of faces, and of how many values; None where that is not known.
         boxes: Whether the model draws phrases in boxes, which each row then gives; None: rows may.
         true_cfg: The modes in which the model takes a scale of true guidance, with a negative prompt, beside guidance of its own.
+        prompt_key: The key that a prompt has, as a JSON object; None: prompts are any text.
         cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
     """
 
@@ -122,6 +124,7 @@ class Rules:
     faces: Mapping[str, int | None] = field(default_factory=dict)
     boxes: bool | None = False
     true_cfg: Collection[str] = ()
+    prompt_key: str | None = None
     cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
 
 
@@ -172,6 +175,8 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     wrong = []
     if columns.prompt is None and rules.defaults.prompt is None and "prompt" not in rules.ignored:
         wrong.append("prompt: missing, and the config's defaults have none")
+    elif rules.prompt_key and not _has_key(request.prompt, rules.prompt_key):
+        wrong.append(f"prompt: the model takes a JSON object with the key {rules.prompt_key}, as text: {shown(request.prompt, 60)}")
     stated = columns.mode or rules.defaults.mode
     if stated and stated != request.mode:
         wrong.append(f"mode: stated as {stated}, but the images given make it {request.mode}")
@@ -237,6 +242,14 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
             wrong.append(f"loras: no LoRA {quoted(lora.name)}{nearest(lora.name, rules.loras) or known}")
     return wrong
+
+
+def _has_key(prompt: str, key: str) -> bool:
+    try:
+        said = json.loads(prompt)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and key in said
 
 
 def _problems_of_boxes(request: Request, rules: Rules) -> list[str]:

@@ -60,6 +60,7 @@ class ModelFacts:
         bends: The size (width, height) that the model renders in place of another one; None where it renders every size.
         most_pixels: The pixels that an image can have; None where any number.
         classes: The number of classes of which each row names one; None where the model draws none.
+        prompt_key: The key that a prompt has, as a JSON object; None: prompts are any text.
         true_cfg: The modes in which the model takes a scale of true guidance beside guidance of its own.
         boxes: Whether the model draws phrases in boxes, which each row gives.
         side: The one width and height in pixels that images have; None where rows choose.
@@ -90,6 +91,7 @@ class ModelFacts:
     bends: Callable[[int, int], tuple[int, int]] | None = None
     most_pixels: int | None = None
     classes: int | None = None
+    prompt_key: str | None = None
     true_cfg: tuple[str, ...] = ()
     boxes: bool = False
     side: tuple[int, int] | None = None
@@ -181,6 +183,7 @@ def read_facts(model: Model) -> ModelFacts:
         bends=family.bends,
         most_pixels=_most_pixels(family, denoiser, factor),
         classes=denoiser.get(family_of(name).classes or ""),
+        prompt_key=family.prompt_key,
         true_cfg=tuple(mode for mode in modes if mode in family.true_cfg),
         boxes=family.boxes,
         # What GLIGEN repaints has the size of the VAE's samples.

@@ -80,6 +80,16 @@ FAMILIES: dict[str, Family] = {
     "AuraFlow": Family(solvers=ALL_SOLVERS),
     # Texts that captions ask for are drawn, and read as pictures.
     "BriaFibo2": Family(rows=1, strength=False, patch=2, sized=True, solvers=("euler", "unipc"), single=True, pictures=5),
+    # Pictures that are edited are encoded at their own sizes, and their tokens tell which picture they are of by a place in time.
+    "BriaFiboEdit": Family(
+        strength=False,
+        patch=2,
+        sized=True,
+        solvers=("euler", "unipc"),
+        single=True,
+        pictures=ANY_NUMBER,
+        prompt_key="edit_instruction",
+    ),
     "BriaFiboPipeline": Family(patch=2, sized=True, prompts_apart=True, solvers=("euler", "unipc")),
     "BriaPipeline": Family(patch=2, sized=True),
     "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),

@@ -26,6 +26,7 @@ MORE = {
         "bria": "BriaPipeline",
         "bria-fibo": "BriaFiboPipeline",
         "bria-fibo-2": "BriaFibo2Pipeline",
+        "bria-fibo-edit": "BriaFiboEditPipeline",
         "ernie-image": "ErnieImagePipeline",
         "gligen": "StableDiffusionGLIGENPipeline",
         "hidream-image": "HiDreamImagePipeline",
@@ -57,6 +58,7 @@ MORE = {
         "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
         "instruct-pix2pix-xl": "StableDiffusionXLInstructPix2PixPipeline",
         "bria-fibo-2": "BriaFibo2Pipeline",
+        "bria-fibo-edit": "BriaFiboEditPipeline",
         "kandinsky5-edit": "Kandinsky5I2IPipeline",
         "qwenimage21": "QwenImage21Pipeline",
         "kandinsky-decoder": "KandinskyImg2ImgPipeline",
@@ -69,6 +71,7 @@ MORE = {
         "upscaler": "StableDiffusionUpscalePipeline",
     },
     "inpaint": {
+        "bria-fibo-edit": "BriaFiboEditPipeline",
         "flux-fill": "FluxFillPipeline",
         "flux-kontext": "FluxKontextInpaintPipeline",
         "flux2-klein": "Flux2KleinInpaintPipeline",

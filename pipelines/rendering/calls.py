@@ -163,7 +163,8 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
     # A call with further pictures is of one row.
     own = [Image.fromarray(one) for one in (*inits[:1], *jobs[0].conditioning.pictures)]
     if own and model.family.single:
-        repainted = {"mask_image": Image.fromarray(np.where(masks[0], 255, 0).astype(np.uint8))} if masks else {}
+        mask = Image.fromarray(np.where(masks[0], 255, 0).astype(np.uint8)) if masks else None
+        repainted = {"mask_image": mask, "mask": mask} if masks else {}  # of two names, by the family
         return said | {"image": _one_or_all(own), **repainted}
     # As tensors: of PIL images diffusers makes channels-last ones, which would bring that format into the denoiser.
     if own and model.family.references and not masks:

@@ -316,6 +316,22 @@ def test_a_scale_of_true_guidance_in_a_mode_that_takes_none_is_a_bad_row(tmp_pat
     assert checked.problems[0] == "true_cfg_scale: not in mode img2img; the model takes it only in txt2img"
 
 
+def test_a_prompt_that_is_no_json_with_the_key_that_the_model_reads_is_a_bad_row(tmp_path):
+    prompts = [
+        '{"edit_instruction": "paint it red"}',
+        "paint it red",
+        '{"instruction": "paint it red"}',
+        '["edit_instruction"]',
+        "[" * 10**5,
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"prompt": prompt[:10_000]}) + "\n" for prompt in prompts))
+    rules = Rules(Defaults(width=64, height=64), prompt_key="edit_instruction")
+    fine, *wrong = check_rows([str(tmp_path / "m.jsonl")], rules)
+    assert fine.request.prompt == prompts[0] and not fine.problems
+    said = "prompt: the model takes a JSON object with the key edit_instruction, as text: paint it red"
+    assert wrong[0].problems == (said,) and all(len(one.problems) == 1 for one in wrong)
+
+
 def test_a_noise_level_above_the_models_is_a_bad_row(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"prompt": "a", "noise_level": 350}\n{"prompt": "b", "noise_level": 351}')
     first, second = check_rows([str(tmp_path / "m.jsonl")], ENLARGING)

@@ -60,6 +60,8 @@ class Plain:
         side: The width and height to ask for; 64 where None.
         fixed: Whether images have that one size.
         signed: Whether a picture is given in -1 … 1.
+        prompt: Makes of a text a prompt as the pipelines take prompts.
+        mask: The argument for a mask.
         draws: Makes arguments of a call whose noise the candidate's generator draws, where the pipeline takes torch's global one.
     """
 
@@ -97,6 +99,8 @@ class Plain:
     side: int | None = None
     fixed: bool = False
     signed: bool = False
+    prompt: Callable[[str], str] = str
+    mask: str = "mask_image"
     draws: Callable[[Any, dict[str, Any]], dict[str, Any]] | None = None
 
     @property
@@ -403,7 +407,7 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
     }
     if request.mask_image:
         file = folder / request.mask_image
-        said["mask_image"] = Image.open(file) if plain.single else picture(file, count, 1)
+        said[plain.mask] = Image.open(file) if plain.single else picture(file, count, 1)
     return said
 
 

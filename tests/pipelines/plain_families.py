@@ -1,5 +1,6 @@
 """Lists how plain diffusers is called in every family, as diffusers documents its pipelines."""
 
+import json
 from typing import Any
 
 import torch
@@ -127,6 +128,15 @@ FAMILIES: dict[str, Plain] = {
         strength=False,
         single=True,
         pictures=5,
+        schedulers=("euler", "unipc", "model"),
+    ),
+    "bria-fibo-edit": Plain(
+        dict.fromkeys(("txt2img", "img2img", "inpaint"), "BriaFiboEditPipeline"),
+        strength=False,
+        single=True,
+        pictures=MANY,
+        prompt=lambda text: json.dumps({"edit_instruction": text}),
+        mask="mask",
         schedulers=("euler", "unipc", "model"),
     ),
     "bria": Plain(_text("Bria")),

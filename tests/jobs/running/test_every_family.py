@@ -60,7 +60,7 @@ def asked(name):
         scale = {"guidance_scale": (4.0, plain.unguided)[number]} if plain.guided else {}
         yield {
             "id": f"{name}-{number}",
-            **({"prompt": PROMPTS[number]} if plain.prompted else {}),
+            **({"prompt": plain.prompt(PROMPTS[number])} if plain.prompted else {}),
             "mode": mode,
             "scheduler": plain.solvers(mode)[-number],
             **scale,
