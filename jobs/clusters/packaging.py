@@ -30,7 +30,8 @@ from promptmill.manifests.embeddings import is_embedding
 from promptmill.manifests.finding import partition_folders
 from promptmill.manifests.images import ImageError, Roots, is_image, locate, roots_of
 from promptmill.manifests.made_rows import with_lines
-from promptmill.manifests.requests import RowError, make_request
+from promptmill.manifests.requests import make_request
+from promptmill.manifests.rows import RowError
 from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import ManifestError, find_files, read_rows
 from promptmill.manifests.tars import IN_TAR
@@ -194,6 +195,7 @@ def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> No
         ignored=("prompt",),  # by some models, whose rows may have none
         references=references,
         pictures=1 if references else 1 + MAX_LIST,  # by some models alone
+        boxes=None,  # likewise
         faces=dict.fromkeys(model.faces),
     )
     for number, row in enumerate(read_rows([str(manifest)]), 1):
