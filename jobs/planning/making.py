@@ -9,7 +9,8 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from promptmill.jobs.planning.accepted_changes import Accepting, Aside, Change, changes, is_of_rows, look_aside, put_aside
-from promptmill.jobs.planning.plan import Counts, Plan, PlanError, ShardPlan, read_plan, requests_hash, write_plan
+from promptmill.jobs.planning.counts import Counts
+from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan, read_plan, requests_hash, write_plan
 from promptmill.jobs.planning.processes import MAX_SHARD, MAX_WORKERS, Made, Pool, cores
 from promptmill.jobs.planning.row_changes import RowChanges
 from promptmill.jobs.planning.shard_making import (

@@ -13,7 +13,8 @@ from promptmill.configs.drafts import Draft
 from promptmill.configs.parameters import MODES
 from promptmill.configs.stages import AnyStage
 from promptmill.configs.step_caches import StepCache
-from promptmill.jobs.planning.plan import BadRow, Counts, ShardPlan
+from promptmill.jobs.planning.counts import Counts
+from promptmill.jobs.planning.plan import BadRow, ShardPlan
 from promptmill.jobs.planning.shard_plans import packed
 from promptmill.manifests.carried import Types
 from promptmill.manifests.checking import Checked, RowChecks

@@ -41,16 +41,15 @@ class Stages:
     def __init__(self, engine: Engine, config: Config):
         self._engine, self._seed, self._threads = engine, config.seed, config.model.threads
         self._multiple = read_facts(config.model).multiple if config.stages else 1
-        device = engine.model.device
         self._upscalers: dict[int, Upscaler] = {}
         self._detectors: dict[int, Detector] = {}
         with COMPUTING:
             for number, stage in enumerate(config.stages):
                 if isinstance(stage, Upscale):
-                    given = getattr(torch, stage.dtype), device, stage.tile, stage.overlap
+                    given = getattr(torch, stage.dtype), engine.model.device, stage.tile, stage.overlap
                     self._upscalers[number] = load_upscaler(_file(stage), stage.source, *given)
                 elif isinstance(stage, Detail):
-                    looks = stage.labels, stage.threshold, stage.most, device
+                    looks = stage.labels, stage.threshold, stage.most, engine.model.device
                     self._detectors[number] = load_detector(stage.detector, *looks)
 
     def render(self, unit: Unit, pictures: Pictures) -> Rendered:
