@@ -72,6 +72,7 @@ SLOW: tuple[str, ...] = (
     "tests/examples/test_notebook.py::test_the_notebook_comes_to_what_it_says",
     "tests/examples/test_notebook.py::test_images_and_progress_are_shown_in_jupyter",
     "tests/examples/test_two_million_images.py::test_a_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not",
+    "tests/jobs/sharing/test_made_manifest.py::test_a_made_manifest_renders_with_its_labels_beside_the_images_and_goes_on_when_it_grows",
     # Processes that load models; many renderings of tiny ones.
     "tests/pipelines/rendering/test_kernels.py",
     "tests/pipelines/rendering/test_step_caching.py",
@@ -168,6 +169,8 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/rendering/test_refiners.py",
     "tests/jobs/running/test_prior_run.py",
     "tests/jobs/running/test_mask_run.py",
+    "tests/jobs/running/test_boxes_run.py",
+    "tests/jobs/running/test_true_guidance_run.py",
     "tests/jobs/running/test_reference_run.py",
     "tests/jobs/running/test_refiner_run.py",
     "tests/pipelines/rendering/test_pipelines_of_modes.py::test_an_engine_imports_neither_the_code_of_every_family_nor_what_no_worker_uses",

@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from promptmill.configs.columns import BOXES, BOXES_UNTIL, MASK_EDIT, OUTPAINT, REFERENCES, TRUE_CFG, NewerFormatError, check_format
 from promptmill.configs.columns import FORMAT as DATASET_FORMAT
-from promptmill.configs.columns import MASK_EDIT, OUTPAINT, REFERENCES, NewerFormatError, check_format
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import checked, parse_json, read_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
@@ -37,11 +37,11 @@ from promptmill.shards.tables import schema
 
 FORMAT = 3
 MOST_PLAN = 192 * 2**20  # bytes of plan.json: it may name as many files as a manifest has
+LATER = ("cached", "boxes", "true_cfg", "staged", "staged_alike")  # counts that are written where there are some
 MOST_HARDWARE = 2**16  # bytes of hardware.json
 MOST_SHARDS = 10**9
 MOST_ROWS = 100_000  # of a shard: a key has five digits for them
 MOST_EMBEDDING = 2**16
-LATER_COUNTS = ("cached", "staged", "staged_alike")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Counts:
         references: Requests that have references.
         mask_edits: Requests that change their masks.
         outpaints: Requests that widen their pictures.
+        boxes: Requests that have boxes.
+        true_cfg: Requests that have a scale of true guidance beside the model's own.
         cached: The evaluations of these that a step cache answers.
         staged: The evaluations of these for the stages of kept images.
         staged_alike: The evaluations at the rows' own sizes that have as many pixels as these.
@@ -81,6 +83,8 @@ class Counts:
     references: int = 0
     mask_edits: int = 0
     outpaints: int = 0
+    boxes: int = 0
+    true_cfg: int = 0
     cached: int = 0
     staged: int = 0
     staged_alike: int = 0
@@ -209,8 +213,9 @@ class Plan:
     def of_rows(self) -> tuple[str, ...]:
         """Return the declared columns that are there since a request has one."""
         counts = self.counts
-        there = ((REFERENCES, counts.references), (MASK_EDIT, counts.mask_edits), (OUTPAINT, counts.outpaints))
-        return tuple(name for name, count in there if count)
+        there = {REFERENCES: counts.references, MASK_EDIT: counts.mask_edits, OUTPAINT: counts.outpaints, TRUE_CFG: counts.true_cfg}
+        there |= dict.fromkeys((BOXES, BOXES_UNTIL), counts.boxes)
+        return tuple(name for name, count in there.items() if count)
 
     def rerenders(self, shard: int, generation: int) -> frozenset[int]:
         """Return the rows of a committed shard, counted from 0, that a later generation than this has to render again."""
@@ -275,8 +280,8 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "fingerprint": plan.fingerprint,
         "inputs": plan.inputs,
         "shards": plan.shards,
-        # Of datasets without a step cache or stages the plan has the bytes that it had before there were any.
-        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name not in LATER_COUNTS},
+        # Of datasets that have none of these the plan has the bytes that it had before there were any.
+        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name not in LATER},
         "carried": plan.carried,
         "embedding": plan.embedding,
         # The cluster's address is private, and no reader of the dataset should connect there.

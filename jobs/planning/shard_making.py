@@ -216,7 +216,7 @@ def kinds(shard: ShardPlan) -> frozenset[Hashable]:
 
 def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
     """Count the contents of a shard, without its buckets, which it shares with others."""
-    of_rows = ("references", "mask_edits", "outpaints")
+    of_rows = ("references", "mask_edits", "outpaints", "boxes", "true_cfg")
     names = ("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "cached", "staged", "staged_alike", *of_rows)
     sums: dict[str, int] = dict.fromkeys(names, 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
@@ -234,6 +234,8 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
         sums["growing"] += request.growing is not None
         sums["references"] += bool(request.references)
         sums["mask_edits"] += request.mask_edit is not None
+        sums["true_cfg"] += request.true_cfg_scale is not None
+        sums["boxes"] += bool(request.gligen_boxes)
         sums["outpaints"] += request.outpaint is not None
         modes[request.mode] += 1
     requests, bad = len(shard.requests), len(shard.bad)

@@ -122,8 +122,11 @@ def staged_request(request: Request, stage: Hires | Detail, size: tuple[int, int
         height=size[1],
         growing=None,
     )
+    if isinstance(stage, Detail) or stage.tile:
+        # Boxes are places in the whole picture.
+        rendered = replace(rendered, gligen_boxes=(), gligen_scheduled_sampling_beta=None)
     if isinstance(stage, Detail):
-        # Control maps are of the whole picture.
+        # So are control maps.
         prompt = request.prompt if stage.prompt is None else stage.prompt
         negative = request.negative_prompt if stage.negative_prompt is None else stage.negative_prompt
         return replace(rendered, mode="inpaint", mask_image=ITSELF, controls=(), prompt=prompt, negative_prompt=negative)

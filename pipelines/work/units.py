@@ -161,7 +161,8 @@ def bucket_of(request: Request) -> Hashable:
     loras = tuple((lora.name, lora.scale) for lora in request.loras)
     shape = (request.mode, request.width, request.height, request.steps, request.scheduler)
     scales = (request.guidance_scale, request.guidance_rescale, *(getattr(request, name) for name in FURTHER))
-    return (*shape, *scales, request.strength, controls, loras, *_faces(request))
+    boxes = (request.gligen_boxes,) if request.gligen_boxes else ()
+    return (*shape, *scales, request.strength, controls, loras, *_faces(request), *boxes)
 
 
 def kind_of(request: Request) -> Hashable:
@@ -182,7 +183,7 @@ def work(request: Request) -> int:
     Parts that a run of an earlier promptmill has left are found by the cut.
     """
     steps = int(request.steps * request.strength) if request.strength is not None else request.steps
-    guided, held = request.guidance_scale > 1, request.image_guidance_scale
+    guided, held = request.guidance_scale > 1 or request.is_led, request.image_guidance_scale
     each = 2 if held is None else 3 if held >= 1 else 1
     prior = (request.prior_steps or 0) * (2 if (request.prior_guidance_scale or 0) > 1 else 1)
     return max(1, steps) * (each if guided else 1) + prior
