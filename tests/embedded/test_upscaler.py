@@ -1,13 +1,18 @@
 """The upscaler: it learns from scenes at two sizes; what it enlarges stays right, and comes nearer to the truth."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 
 from promptmill.embedded import upscaler
 from promptmill.embedded.evaluate import measure_upscaler
 from promptmill.embedded.pictures import SIDE, draw
 from promptmill.embedded.sampling import Family
-from promptmill.embedded.training import Draw
+from promptmill.embedded.training import Draw, train
+from promptmill.embedded.weights import WEIGHTS
 from promptmill.embedded.world import sample_scene
 
 
@@ -31,6 +36,22 @@ def test_the_size_takes_nothing_from_the_randomness():
 def test_every_step_has_a_batch_of_its_own():
     batches = [upscaler.pair(Draw.of(upscaler.RECIPE.seed, step), 2)[0] for step in (0, 0, 1)]
     assert np.array_equal(batches[0], batches[1]) and not np.array_equal(batches[0], batches[2])
+
+
+def test_training_that_was_stopped_and_resumed_ends_with_the_same_bits(tmp_path):
+    vae = AutoencoderKL.from_pretrained(WEIGHTS / "pipeline" / "vae").eval().requires_grad_(False)
+
+    def trained(name: str, *stops: int | None) -> dict[str, torch.Tensor]:
+        for stop in (*stops, None):
+            torch.manual_seed(0)
+            net = upscaler.build()
+            loss, recipe = partial(upscaler.enlarging_loss, net, vae), replace(upscaler.RECIPE, steps=4)
+            train(net, loss, recipe, tmp_path / name, stop_after=stop, say=lambda _: None)
+        return net.state_dict()
+
+    whole, halves = trained("whole"), trained("halves", 1, 3)
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+    assert any(not torch.equal(whole[name], value) for name, value in upscaler.build().state_dict().items())
 
 
 def test_the_nets_answer_depends_on_no_companion():
