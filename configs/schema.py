@@ -13,7 +13,7 @@ from promptmill.configs.made_manifests import Made
 from promptmill.configs.model import Model
 from promptmill.configs.parameters import FURTHER, Defaults, Growing, Seed, Strict, is_empty, no_boolean
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
-from promptmill.configs.stages import MAX_STAGES, AnyStage
+from promptmill.configs.stages import MAX_STAGES, AnyStage, sources_of
 from promptmill.configs.weights import OpenClip, Weights
 
 MaxFailed = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$")]
@@ -199,6 +199,10 @@ class Config(Strict):
     )
     shards: Shards = Field(default_factory=Shards)
     runtime: Runtime = Field(default_factory=Runtime)
+
+    def weights(self) -> dict[str, tuple[str, OpenClip | Weights]]:
+        """Return every set of weights that takes part, by its place in the config: its role in words, and where it comes from."""
+        return {**self.model.weights(), **self.ranking.sources(), **sources_of(self.stages)}
 
     @property
     def patterns(self) -> tuple[str, ...]:

@@ -16,11 +16,24 @@ from promptmill.configs.parameters import (
     Strict,
     no_boolean,
 )
-from promptmill.configs.weights import Adapter, Weights
+from promptmill.configs.weights import Adapter, OnnxFile, Weights
 
 MAX_STAGES = 8
 LEAST_TILE = 64  # pixels
-NUMBERS = ("strength", "steps", "guidance_scale", "scale", "tile", "overlap", "threshold", "most", "grow", "blur", "padding")
+NUMBERS = (
+    "strength",
+    "steps",
+    "guidance_scale",
+    "scale",
+    "tile",
+    "overlap",
+    "threshold",
+    "most",
+    "grow",
+    "blur",
+    "padding",
+    "fidelity",
+)
 
 Times = Annotated[float, Field(ge=1, le=8, allow_inf_nan=False, description="How many times longer the sides become.")]
 
@@ -148,7 +161,43 @@ class Detail(_Rendering):
         return {"detector": ("detector", self.detector)}
 
 
-AnyStage = Annotated[Hires | Upscale | Detail, Field(discriminator="kind")]
+class Faces(_Stage, Adapter):
+    """Declares a stage that finds faces and restores each by a network, one safetensors file: GFPGAN, RestoreFormer, CodeFormer."""
+
+    usual: ClassVar[str] = "model.safetensors"
+    kind: Literal["faces"]
+    yunet: OnnxFile | None = Field(
+        None, description="YuNet, which finds faces with their eyes, noses and mouths, so that they are turned."
+    )
+    detector: Weights | None = Field(None, description="In its place, a model for object detection in transformers' format.")
+    labels: tuple[str, ...] = Field((), description="Which of the detector's labels are faces; none for all.")
+    threshold: float = Field(0.6, ge=0, lt=1, allow_inf_nan=False, description="The score that a face has to be above.")
+    most: int | None = Field(None, ge=1, le=100, description="How many faces are restored at most, the largest.")
+    fidelity: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="CodeFormer's: the more, the more of the face stays.")
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    scale: ClassVar[float] = 1.0
+
+    @model_validator(mode="after")
+    def _one_finder(self) -> "Faces":
+        if (self.yunet is None) == (self.detector is None):
+            raise ValueError("faces are found by yunet or by a detector; give one of them")
+        if self.labels and self.detector is None:
+            raise ValueError("labels are of a detector, and yunet finds faces alone")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Return the stage in a word, as the metadata has it."""
+        return "faces"
+
+    def sources(self) -> dict[str, tuple[str, Weights]]:
+        """Return every set of weights of the stage, by its key: its role in words, and where it comes from."""
+        finder = ("yunet", self.yunet) if self.yunet else ("detector", self.detector)
+        assert finder[1] is not None
+        return {"": ("restorer of faces", self), finder[0]: ("finder of faces", finder[1])}
+
+
+AnyStage = Annotated[Hires | Upscale | Faces | Detail, Field(discriminator="kind")]
 
 
 def sources_of(stages: tuple[AnyStage, ...]) -> dict[str, tuple[str, Weights]]:

@@ -129,8 +129,7 @@ def _unreachable_weights(config: Config) -> Iterator[str]:
 
 def _folders(config: Config) -> dict[str, str]:
     """Return the local folders and files of weights, by their place in the config."""
-    named = {**config.model.weights(), **config.ranking.sources()}
-    return {where: folder for where, (_, source) in named.items() if (folder := _folder(source)) is not None}
+    return {where: folder for where, (_, source) in config.weights().items() if (folder := _folder(source)) is not None}
 
 
 def _folder(source: OpenClip | Weights) -> str | None:

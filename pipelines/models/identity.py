@@ -13,8 +13,19 @@ from promptmill.configs.model import Model
 from promptmill.configs.own_files import PROJECT
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import OpenClipScorer
-from promptmill.configs.stages import AnyStage, Upscale, sources_of
-from promptmill.configs.weights import GGUF, HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, Layout, OpenClip, PartWeights, Weights
+from promptmill.configs.stages import AnyStage, Faces, Upscale, sources_of
+from promptmill.configs.weights import (
+    GGUF,
+    HF_HUB,
+    LOCAL_DIR,
+    SAFETENSORS,
+    Adapter,
+    Layout,
+    OnnxFile,
+    OpenClip,
+    PartWeights,
+    Weights,
+)
 from promptmill.pipelines.models.capabilities import class_saved
 from promptmill.pipelines.models.clip_sources import commit_of, tag_weights
 from promptmill.pipelines.models.families import family_of
@@ -48,7 +59,7 @@ def library_versions(model: Model, stages: tuple[AnyStage, ...] = ()) -> dict[st
     Raises:
         ModelError: The model needs a library that is not installed.
     """
-    networks = {"spandrel": version("spandrel")} if any(isinstance(stage, Upscale) for stage in stages) else {}
+    networks = {"spandrel": version("spandrel")} if any(isinstance(stage, Upscale | Faces) for stage in stages) else {}
     always = {name: version(name) for name in LIBRARIES}
     return {"promptmill": own_version(), **always, **_of_family(model), **_quantisers(model), **networks}
 
@@ -126,6 +137,8 @@ def source_identity(weights: Weights) -> str:
     if isinstance(weights, Adapter):
         file = adapter_file(weights)
         return f"sha256:{_sha256(file)}" if file else f"{weights.source}@{weights.revision}/{weights.file}"
+    if isinstance(weights, OnnxFile):
+        return f"sha256:{_sha256(find_local(weights.source))}"
     if isinstance(weights, PartWeights):
         place, inside = part_place(weights), [part for part in (weights.subfolder, weights.weight_name) if part]
     else:

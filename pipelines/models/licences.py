@@ -5,7 +5,7 @@ from pathlib import Path
 from promptmill.configs.model import Model
 from promptmill.configs.schema import Ranking
 from promptmill.configs.stages import AnyStage, sources_of
-from promptmill.configs.weights import HF_HUB, LOCAL_DIR, Adapter, OpenClip, PartWeights, Weights
+from promptmill.configs.weights import HF_HUB, LOCAL_DIR, Adapter, OnnxFile, OpenClip, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import hub_file, tag_weights
 from promptmill.pipelines.models.sources import adapter_file, find_local, local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
@@ -32,6 +32,8 @@ def licences(model: Model, ranking: Ranking, stages: tuple[AnyStage, ...] = ()) 
 def _licence(weights: Weights | OpenClip) -> str | None:
     if isinstance(weights, OpenClip):
         return _of_clip(weights)
+    if isinstance(weights, OnnxFile):
+        return _of_folder(find_local(weights.source))
     if isinstance(weights, PartWeights):
         place = part_place(weights)
     else:

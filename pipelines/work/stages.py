@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from promptmill.configs.parameters import MAX_SIDE, Control
-from promptmill.configs.stages import AnyStage, Detail, Hires, Upscale
+from promptmill.configs.stages import AnyStage, Detail, Hires
 from promptmill.manifests.requests import Request
 from promptmill.manifests.rules import Rules, problems_of_size
 from promptmill.pipelines.work.evaluations import Counting, evaluations
@@ -210,7 +210,7 @@ def _problems_of_size(share: Share) -> list[str]:
 def _problems(share: Share, rules: Rules) -> list[str]:
     """Return the problems of the request that a stage renders."""
     stage, one, wrong = share.stage, share.request, list[str]()
-    if one is None or isinstance(stage, Upscale):
+    if one is None or not isinstance(stage, Hires | Detail):
         return []
     masked = rules.repainting.schedulers if isinstance(stage, Detail) else ()
     if one.mode not in rules.modes:

@@ -23,6 +23,8 @@ from promptmill.pipelines.work.units import Placed, Unit, candidate_seed
 from tests.pipelines.engines import BATCH
 from tests.pipelines.plain import CANNY, JOB_SEED, render_plain, request
 from tests.pipelines.tiny_detectors import make
+from tests.pipelines.tiny_faces import gfpgan, yunet
+from tests.pipelines.tiny_upscalers import save
 
 BOX = Box("face", 0.9, 10, 10, 40, 50)
 WHOLE = Hires(kind="hires", scale=1.5, strength=0.7)
@@ -189,3 +191,28 @@ def test_a_detector_finds_in_the_stage_what_it_finds_by_itself(stages):
     stage = Detail(kind="detail", detector={"source": "./x"}, strength=0.5)
     made = rendered(stages, stage, {0: request()}, {(0, 0): PICTURE}, number=1)[0, 0]
     assert made.found == len(stages._detectors[1].find(PICTURE)) > 0
+
+
+@pytest.fixture(scope="module")
+def faces(folder, engine, tmp_path_factory):
+    """A stage that restores faces by tiny networks, and the stages of its config."""
+    place = tmp_path_factory.mktemp("faces")
+    onnx, restorer = yunet(place / "yunet.onnx"), save(gfpgan(64), place / "gfpgan.safetensors")
+    given = f"{{kind: faces, source: {restorer}, yunet: {{source: {onnx}}}}}"
+    config = load("embedded", ["manifest=x", f"stages=[{given}]"])
+    model = config.model.model_copy(update={"base": str(folder / "sd")})
+    return config.stages[0], Stages(engine, config.model_copy(update={"model": model}))
+
+
+def test_faces_are_restored_as_by_the_network_itself_and_a_picture_without_one_stays_as_it_is(faces):
+    stage, stages = faces
+    with_face = np.full((640, 640, 3), 90, np.uint8)
+    with_face[320:352, 320:352] = (255, 0, 0)
+    without = np.random.default_rng(0).integers(0, 99, (64, 64, 3), dtype=np.uint8)
+    made = rendered(stages, stage, {0: request("a"), 1: request("b")}, {(0, 0): with_face, (1, 0): without})
+    restorer, finder = stages._restorers[0]
+    alone = restorer.restore(with_face, finder)
+    assert (made[0, 0].found, made[1, 0].found) == (1, 0) and alone.faces == 1
+    assert np.array_equal(made[0, 0].pixels, alone.pixels) and not np.array_equal(alone.pixels, with_face)
+    assert np.array_equal(made[1, 0].pixels, without)
+    assert made[0, 0].evaluations == made[1, 0].evaluations == 0
