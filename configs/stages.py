@@ -21,18 +21,8 @@ from promptmill.configs.weights import Adapter, OnnxFile, Weights
 MAX_STAGES = 8
 LEAST_TILE = 64  # pixels
 NUMBERS = (
-    "strength",
-    "steps",
-    "guidance_scale",
-    "scale",
-    "tile",
-    "overlap",
-    "threshold",
-    "most",
-    "grow",
-    "blur",
-    "padding",
-    "fidelity",
+    *("strength", "steps", "guidance_scale", "scale", "tile", "overlap"),
+    *("threshold", "most", "grow", "blur", "padding", "fidelity"),
 )
 
 Times = Annotated[float, Field(ge=1, le=8, allow_inf_nan=False, description="How many times longer the sides become.")]
@@ -166,9 +156,7 @@ class Faces(_Stage, Adapter):
 
     usual: ClassVar[str] = "model.safetensors"
     kind: Literal["faces"]
-    yunet: OnnxFile | None = Field(
-        None, description="YuNet, which finds faces with their eyes, noses and mouths, so that they are turned."
-    )
+    yunet: OnnxFile | None = Field(None, description="YuNet, which finds faces with their eyes, noses and mouths.")
     detector: Weights | None = Field(None, description="In its place, a model for object detection in transformers' format.")
     labels: tuple[str, ...] = Field((), description="Which of the detector's labels are faces; none for all.")
     threshold: float = Field(0.6, ge=0, lt=1, allow_inf_nan=False, description="The score that a face has to be above.")

@@ -14,6 +14,7 @@ from promptmill.configs.stages import Detail, Hires, Upscale
 from promptmill.manifests.mask_changes import changed, part_around
 from promptmill.pipelines.rendering.calls import constant_of
 from promptmill.pipelines.rendering.detecting import Box, Detector
+from promptmill.pipelines.rendering.faces import FaceRestorer
 from promptmill.pipelines.rendering.stages import Stages
 from promptmill.pipelines.rendering.upscaling import Upscaler, load_upscaler
 from promptmill.pipelines.work.errors import FatalError, ModelError
@@ -23,8 +24,7 @@ from promptmill.pipelines.work.units import Placed, Unit, candidate_seed
 from tests.pipelines.engines import BATCH
 from tests.pipelines.plain import CANNY, JOB_SEED, render_plain, request
 from tests.pipelines.tiny_detectors import make
-from tests.pipelines.tiny_faces import gfpgan, yunet
-from tests.pipelines.tiny_upscalers import save
+from tests.pipelines.tiny_faces import yunet
 
 BOX = Box("face", 0.9, 10, 10, 40, 50)
 WHOLE = Hires(kind="hires", scale=1.5, strength=0.7)
@@ -197,11 +197,14 @@ def test_a_detector_finds_in_the_stage_what_it_finds_by_itself(stages):
 def faces(folder, engine, tmp_path_factory):
     """A stage that restores faces by tiny networks, and the stages of its config."""
     place = tmp_path_factory.mktemp("faces")
-    onnx, restorer = yunet(place / "yunet.onnx"), save(gfpgan(64), place / "gfpgan.safetensors")
-    given = f"{{kind: faces, source: {restorer}, yunet: {{source: {onnx}}}}}"
+    given = f"{{kind: faces, source: ./embedded/weights/upscaler, yunet: {{source: {yunet(place / 'yunet.onnx')}}}}}"
     config = load("embedded", ["manifest=x", f"stages=[{given}]"])
     model = config.model.model_copy(update={"base": str(folder / "sd")})
-    return config.stages[0], Stages(engine, config.model_copy(update={"model": model}))
+    with pytest.MonkeyPatch.context() as patch:
+        # spandrel knows GFPGAN in its full size alone, which takes seconds a face.
+        network = FaceRestorer("negative", lambda crop: 1 - crop, 64)
+        patch.setattr("promptmill.pipelines.rendering.stages.load_face_restorer", lambda *_: network)
+        return config.stages[0], Stages(engine, config.model_copy(update={"model": model}))
 
 
 def test_faces_are_restored_as_by_the_network_itself_and_a_picture_without_one_stays_as_it_is(faces):
