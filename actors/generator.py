@@ -32,7 +32,8 @@ class Generator:
         from promptmill.pipelines.rendering.hardware import hardware_kind
 
         runtime = self._config.runtime
-        if runtime.workers == "ray":
+        # On Ray the driver has put a number in the place of `auto`.
+        if runtime.workers == "ray" and runtime.generator_gpus != "auto":
             keep_to_share(runtime.generator_gpus)
         self._engine: Engine = Engine(self._config.model, self._config.seed, self._roots, warmed=self._config.defaults)
         return hardware_kind(self._config.model.threads)

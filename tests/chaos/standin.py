@@ -39,6 +39,7 @@ class Chaos:
         under: Only operations on paths that have this in them count.
         kinds: Each node is hardware of another kind.
         assembling: That a shard's assembly takes longer, half before and half after its work.
+        scoring: Seconds that a unit takes of a scorer that is the only one so far.
     """
 
     folder: str
@@ -48,6 +49,7 @@ class Chaos:
     under: str = ""
     kinds: bool = False
     assembling: float = 0.0
+    scoring: float = 0.0
 
     def note(self, name: str, line: str) -> None:
         with (Path(self.folder) / name).open("a") as file:
@@ -181,11 +183,15 @@ def install(chaos: Chaos) -> None:
 
         def load(self):
             chaos.arm("scorer")
+            chaos.note("scorers", f"{id(self)} {os.getpid()}")
             return {"cpu": _node() if chaos.kinds else "stand-in"}
 
         def finish(self, unit: Unit, rendered: Rendered, earlier=tuple):
             from promptmill.actors.receipts import Receipt
 
+            if chaos.scoring and len((Path(chaos.folder) / "scorers").read_text().splitlines()) == 1:
+                time.sleep(chaos.scoring)
+            chaos.note("scored", f"{unit.name} {id(self)} {os.getpid()}")
             finished = finish_durably(unit, rendered, Clip(), self._recipe, earlier)
             if isinstance(finished, Onward):
                 return finished
