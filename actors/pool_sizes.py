@@ -67,15 +67,12 @@ def card_shares(runtime: Runtime, card: int | None, generator: int | None, score
         ResourcesError: A generator's weights and largest tensors do not fit into its share of the card.
     """
     scoring = _scorer_share(runtime, card, scorer) if runtime.scorer_gpus == "auto" else runtime.scorer_gpus
-    rendering = runtime.generator_gpus
-    if rendering == "auto":
-        rendering = round(1 - scoring, 4) if scoring < 1 else 1.0
+    rest = round(1 - scoring, 4) if scoring < 1 else 1.0
+    rendering = rest if runtime.generator_gpus == "auto" else runtime.generator_gpus
     if card and generator is not None and generator > min(1.0, rendering) * card:
-        need = (
-            f"a generator needs {generator / 1e9:.1f} GB at least, by its weights and model.batch, and has {rendering:g} of a card"
-        )
+        need = f"a generator needs {generator / 1e9:.1f} GB at least, by its weights and model.batch"
         remedy = "set model.batch lower, model.quantize or model.offload, or take cards with more memory"
-        raise ResourcesError(f"{need} of {card / 1e9:.1f} GB; {remedy}")
+        raise ResourcesError(f"{need}, and has {rendering:g} of a card of {card / 1e9:.1f} GB; {remedy}")
     return runtime.model_copy(update={"generator_gpus": rendering, "scorer_gpus": scoring})
 
 

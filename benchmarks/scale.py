@@ -144,7 +144,7 @@ def _seconds(work: Callable[[], object], times: int = 20) -> float:
 
 @dataclass(frozen=True)
 class Simulated:
-    """Holds what a simulated run came to; `seconds` are virtual, from the moment that generators begin."""
+    """Holds the figures of a simulated run; `seconds` are virtual, from the moment that generators begin."""
 
     sizes: Sizes
     seconds: float

@@ -25,11 +25,11 @@ class ScorerDemand:
     _scored_s: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def rendered(self, seconds: float) -> None:
-        """Note one more unit of a generator: the seconds that the generator has worked since it was done with another."""
+        """Count one more unit of a generator: the seconds that the generator has worked since it was done with another."""
         self._rendered_s.append(seconds)
 
     def scored(self, seconds: float) -> None:
-        """Note one more unit of a scorer: the seconds of the scorer's call."""
+        """Count one more unit of a scorer: the seconds of the scorer's call."""
         self._scored_s.append(seconds)
 
     def needed(self, generators: int) -> int:

@@ -13,7 +13,7 @@ PATIENCE_S = 60.0  # for all nodes at once: a worker process starts first
 
 
 class _Memory(ctypes.Structure):
-    """Holds what `nvmlDeviceGetMemoryInfo` says, in bytes."""
+    """Holds a GPU's memory as `nvmlDeviceGetMemoryInfo` says it, in bytes."""
 
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 

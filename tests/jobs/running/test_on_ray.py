@@ -45,7 +45,7 @@ def test_workers_are_told_their_shares_of_the_clusters_cards_as_numbers(card, mo
 
 def test_a_model_that_fits_no_card_is_refused_by_its_files_alone(card):
     card(2 * 10**9)
-    with pytest.raises(ResourcesError, match="a generator needs .* GB at least"):
+    with pytest.raises(ResourcesError, match=r"a generator needs .* GB at least"):
         runtime_here(load("embedded", ["model.batch=1024", "defaults.width=1024", "defaults.height=1024"]))
 
 
