@@ -80,10 +80,12 @@ REFERENCE = pa.struct(
         ("mask_sha256", pa.string()),
     ]
 )
+CONTROL_MAP = pa.struct([("sha256", pa.string()), ("bytes", pa.int64())])
 LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
 REFERENCES = "references"
 CACHED = "cached_evaluations"
+CONTROL_MAPS = "control_maps"
 MASK_EDIT, OUTPAINT = "mask_edit", "outpaint"
 OF_PRIORS = ("prior_steps", "prior_guidance_scale")
 CLIP_SCORE, RANK_SCORE, REJECTED_FOR = "clip_score", "rank_score", "rejected_for"
@@ -189,6 +191,13 @@ COLUMNS = (
     Column("prior_steps", _INT, "of denoising, by the prior", _INPUT, need=Need.DECLARED),
     Column("prior_guidance_scale", _NUMBER, "classifier-free guidance of the prior", _INPUT, need=Need.DECLARED),
     Column(CACHED, _INT, "how many of the evaluations ran the outer blocks alone, by the step cache", _MADE, need=Need.DECLARED),
+    Column(
+        CONTROL_MAPS,
+        pa.list_(CONTROL_MAP),
+        "SHA-256 and size of each control map as the ControlNets got it, a PNG that lies beside a kept image",
+        _MADE,
+        need=Need.DECLARED,
+    ),
     Column("sha256", _TEXT, "of the image file", _MADE),
     Column("pixel_sha256", _TEXT, "of height, width and RGB values before encoding", _MADE),
     Column("bytes", pa.int64(), "size of the image file", _MADE),

@@ -100,6 +100,9 @@ class Shards(Strict):
     image_format: ImageFormat = "png"
     quality: int = Field(95, ge=1, le=100, description="For jpg and webp; 100 is lossless for webp.")
     embeddings: Literal["kept", "all", "none"] = "kept"
+    controls: bool = Field(
+        False, exclude_if=is_empty, description="Put the control maps that steered an image beside it, as {key}.control.0.png."
+    )
 
 
 class Elastic(Strict):

@@ -21,7 +21,7 @@ from promptmill.configs.columns import FORMAT as DATASET_FORMAT
 from promptmill.configs.columns import MASK_EDIT, OUTPAINT, REFERENCES, NewerFormatError, check_format
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import checked, parse_json, read_json
-from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
+from promptmill.configs.parameters import MAX_CANDIDATES, MAX_LIST, MAX_SIDE, MAX_STEPS
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
 from promptmill.manifests.carried import arrow_types
@@ -61,6 +61,7 @@ class Counts:
         mask_edits: Requests that change their masks.
         outpaints: Requests that widen their pictures.
         cached: The evaluations of these that a step cache answers.
+        steered: Requests by their number of controls, where the dataset is to have the control maps.
     """
 
     rows: int = 0
@@ -79,6 +80,7 @@ class Counts:
     mask_edits: int = 0
     outpaints: int = 0
     cached: int = 0
+    steered: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -270,8 +272,8 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "fingerprint": plan.fingerprint,
         "inputs": plan.inputs,
         "shards": plan.shards,
-        # Of datasets without a step cache the plan has the bytes that it had before there were any.
-        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name != "cached"},
+        # Of datasets without a step cache and maps the plan has the bytes that it had before there were any.
+        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name not in ("cached", "steered")},
         "carried": plan.carried,
         "embedding": plan.embedding,
         # The cluster's address is private, and no reader of the dataset should connect there.
@@ -353,8 +355,10 @@ def _check(plan: Plan) -> None:
     """Raise ValueError or TypeError where a plan holds values of other types, or numbers that no plan has."""
     checked(plan)
     counts = [value for value in asdict(plan.counts).values() if isinstance(value, int)]
-    if min(plan.shards, *counts, *plan.counts.modes.values()) < 0 or plan.shards > MOST_SHARDS:
+    if min(plan.shards, *counts, *plan.counts.modes.values(), *plan.counts.steered.values()) < 0 or plan.shards > MOST_SHARDS:
         raise ValueError(f"{plan.shards} shards, or a count below zero")
+    if not all(name.isdecimal() and int(name) <= MAX_LIST for name in plan.counts.steered):
+        raise ValueError("a number of controls that no row has")
     if plan.embedding is not None and not 0 < plan.embedding <= MOST_EMBEDDING:
         raise ValueError(f"embeddings of {plan.embedding} numbers")
     unnamed = [fingerprint for fingerprint in plan.accepted if not HASH.fullmatch(fingerprint)]

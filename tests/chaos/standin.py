@@ -154,7 +154,7 @@ def install(chaos: Chaos) -> None:
 
     class Generator:
         def __init__(self, recipe):
-            self._job_seed = recipe.config.seed
+            self._job_seed, self._gives_maps = recipe.config.seed, recipe.config.shards.controls
 
         def load(self):
             return {"cpu": _node() if chaos.kinds else "stand-in"}
@@ -175,7 +175,10 @@ def install(chaos: Chaos) -> None:
             # Of other steps, another picture.
             noise = {index: seed + 2**32 * (request.steps - 1) for index, seed in seeds.items()}
             made = (Candidate(i, seeds[i], paint(noise[i], request.height, request.width), request.steps) for i in indices)
-            return Outcome(placed.row, tuple(made))
+            # Of each row and control another one.
+            steering = range(len(request.controls) * self._gives_maps)
+            maps = (paint(1000 * placed.row + number, request.height, request.width) for number in steering)
+            return Outcome(placed.row, tuple(made), maps=tuple(maps))
 
     class Scorer:
         def __init__(self, recipe, generators=1):
