@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-LATER = ("cached", "boxes", "true_cfg", "staged", "staged_alike")  # counts that are written where there are some
+LATER = ("cached", "boxes", "true_cfg", "staged", "staged_alike", "steered")  # counts that are written where there are some
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Counts:
         cached: The evaluations of these that a step cache answers.
         staged: The evaluations of these for the stages of kept images.
         staged_alike: The evaluations at the rows' own sizes that have as many pixels as these.
+        steered: Requests by their number of controls, where the dataset is to have the control maps.
     """
 
     rows: int = 0
@@ -50,3 +51,4 @@ class Counts:
     cached: int = 0
     staged: int = 0
     staged_alike: int = 0
+    steered: Mapping[str, int] = field(default_factory=dict)

@@ -5,6 +5,7 @@ know of all its rows, ids and columns above all: the tallies of parts are joined
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,6 +45,7 @@ class ShardRules:
         counting: What the model decides of the number of evaluations of the denoiser.
         cache: The step cache that answers some of them.
         stages: The stages that kept images go through.
+        maps: Whether the dataset is to have the control maps.
     """
 
     files: tuple[str, ...]
@@ -54,6 +56,7 @@ class ShardRules:
     counting: Counting = STABLE_DIFFUSION
     cache: StepCache | None = None
     stages: tuple[AnyStage, ...] = ()
+    maps: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,10 +242,11 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
         sums["boxes"] += bool(request.gligen_boxes)
         sums["outpaints"] += request.outpaint is not None
         modes[request.mode] += 1
+    steered = Counter(str(len(p.request.controls)) for p in shard.requests if p.request.controls) if recipe.maps else {}
     requests, bad = len(shard.requests), len(shard.bad)
     some = {mode: n for mode, n in modes.items() if n}
     units = sum(_rendered_as(recipe, shard, unit) for unit in shard.units)
-    return Counts(rows=requests + bad, bad=bad, requests=requests, units=units, modes=some, **sums)
+    return Counts(rows=requests + bad, bad=bad, requests=requests, units=units, modes=some, steered=dict(steered), **sums)
 
 
 def _rendered_as(recipe: ShardRules, shard: ShardPlan, unit: Sequence[int]) -> int:
@@ -255,7 +259,11 @@ def _rendered_as(recipe: ShardRules, shard: ShardPlan, unit: Sequence[int]) -> i
 def added(counts: Counts, more: Counts, sign: int = 1) -> Counts:
     """Return the sum of two counts, or with a `sign` of -1 their difference; buckets stay as they are."""
     sums: dict[str, Any] = {
-        name: value + sign * getattr(more, name) for name, value in vars(counts).items() if name not in ("buckets", "modes")
+        name: value + sign * getattr(more, name)
+        for name, value in vars(counts).items()
+        if name not in ("buckets", "modes", "steered")
     }
     modes = {mode: n for mode in MODES if (n := counts.modes.get(mode, 0) + sign * more.modes.get(mode, 0))}
-    return Counts(**sums, buckets=counts.buckets, modes=modes)
+    numbers = sorted({*counts.steered, *more.steered}, key=int)
+    steered = {name: n for name in numbers if (n := counts.steered.get(name, 0) + sign * more.steered.get(name, 0))}
+    return Counts(**sums, buckets=counts.buckets, modes=modes, steered=steered)

@@ -86,6 +86,7 @@ class Engine:
         device: The first GPU or the CPU where no device is given.
         warmed: Defaults of requests, of which a full batch is rendered at once where that shows something: on a GPU, and where
             blocks are compiled.
+        maps: Whether outcomes have the control maps that steered their images.
 
     Raises:
         ModelError: The model cannot be loaded, or its memory does not suffice for a batch.
@@ -98,9 +99,10 @@ class Engine:
         roots: Roots,
         device: torch.device | None = None,
         warmed: Defaults | None = None,
+        maps: bool = False,
     ):
         self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
-        self._compiles = model.kernels.compile
+        self._compiles, self._gives_maps = model.kernels.compile, maps
         self._maps = ControlMaps()
         with COMPUTING, lean_imports():
             torch.set_num_threads(model.threads)
@@ -231,7 +233,8 @@ class Engine:
                     pending.making.candidates(row, made) if pending.making else tuple(made[place] for place in sorted(made))
                 )
             truncated = self.tokenizers.truncated(placed.request.prompt)
-            pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated)
+            maps = conditioning.controls if self._gives_maps else ()
+            pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated, maps)
         self._pending.remove(pending)
         outcomes = tuple(pending.outcomes[placed.row] for placed, _ in pending.unit.next_pass())
         pending.done.set_result(Rendered(outcomes, self._take_seconds()))
