@@ -19,4 +19,4 @@ def test_a_generator_on_ray_keeps_to_its_share_of_a_card_and_renders_a_batch_of_
     # A limit that came after the model had been loaded would not be one.
     ((before, (model, seed, _), named),) = made
     assert before == limited == shares
-    assert (model, seed, named) == (config.model, config.seed, {"warmed": config.defaults})
+    assert (model, seed, named) == (config.model, config.seed, {"warmed": config.defaults, "maps": False})
