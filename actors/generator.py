@@ -16,7 +16,7 @@ class Generator:
     """
 
     def __init__(self, recipe: Recipe):
-        self._config, self._roots = recipe.config, recipe.roots
+        self._config, self._roots, self._annotators = recipe.config, recipe.roots, recipe.annotators
 
     def load(self) -> dict[str, str]:
         """Load the model, and return the kind of hardware here.
@@ -34,7 +34,8 @@ class Generator:
         runtime = self._config.runtime
         if runtime.workers == "ray":
             keep_to_share(runtime.generator_gpus)
-        self._engine: Engine = Engine(self._config.model, self._config.seed, self._roots, warmed=self._config.defaults)
+        model, warmed = self._config.model, self._config.defaults
+        self._engine: Engine = Engine(model, self._config.seed, self._roots, warmed=warmed, annotators=self._annotators)
         return hardware_kind(self._config.model.threads)
 
     def render(self, unit: Unit) -> "Rendered":

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from promptmill.configs.preprocessors import PREPROCESSORS
-from promptmill.pipelines.rendering.control_maps import control_map
+from promptmill.pipelines.rendering.control_maps import MAPS, control_map
 
 SHEET = Path(__file__).parents[1] / "docs" / "maps.webp"
 SIDE, COLUMNS, TITLE = 256, 3, 18  # pixels, pictures, pixels
@@ -50,10 +49,10 @@ def landscape(side: int = SIDE) -> np.ndarray:
 def sheet() -> Image.Image:
     """Return the picture and its maps, by the names of the preprocessors."""
     picture = landscape()
-    rows = -(-len(PREPROCESSORS) // COLUMNS)
+    rows = -(-len(MAPS) // COLUMNS)
     made = Image.new("RGB", (COLUMNS * SIDE, rows * (SIDE + TITLE)), "white")
     pen = ImageDraw.Draw(made)
-    for number, name in enumerate(PREPROCESSORS):
+    for number, name in enumerate(MAPS):
         x, y = number % COLUMNS * SIDE, number // COLUMNS * (SIDE + TITLE)
         pen.text((x + 4, y + 3), name, fill="black")
         made.paste(Image.fromarray(control_map(name, picture)), (x, y + TITLE))

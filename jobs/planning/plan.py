@@ -22,6 +22,7 @@ from promptmill.configs.columns import MASK_EDIT, OUTPAINT, REFERENCES, NewerFor
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import checked, parse_json, read_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
+from promptmill.configs.preprocessors import ANNOTATED
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
 from promptmill.manifests.carried import arrow_types
@@ -61,6 +62,7 @@ class Counts:
         mask_edits: Requests that change their masks.
         outpaints: Requests that widen their pictures.
         cached: The evaluations of these that a step cache answers.
+        maps: By preprocessor that needs an annotator, the maps that are made: one for each picture and size, in each shard.
     """
 
     rows: int = 0
@@ -79,6 +81,12 @@ class Counts:
     mask_edits: int = 0
     outpaints: int = 0
     cached: int = 0
+    maps: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def annotators(self) -> tuple[str, ...]:
+        """Return the names of the annotators that make these maps."""
+        return tuple(dict.fromkeys(ANNOTATED[name] for name in self.maps if name in ANNOTATED))
 
 
 @dataclass(frozen=True)
@@ -222,7 +230,8 @@ class Plan:
     def recipe(self, output: str) -> Recipe:
         """Return the constants that the workers of a run need."""
         versions = json.dumps(self.inputs["versions"], sort_keys=True)
-        return Recipe(self.config, self.form, output, self.fingerprint, self.carried, versions, self.growing, self.roots)
+        more = self.growing, self.roots, self.counts.annotators
+        return Recipe(self.config, self.form, output, self.fingerprint, self.carried, versions, *more)
 
 
 class PlanError(ValueError):
