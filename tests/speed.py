@@ -161,6 +161,7 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/rendering/test_refiners.py",
     "tests/jobs/running/test_prior_run.py",
     "tests/jobs/running/test_mask_run.py",
+    "tests/jobs/running/test_annotated_run.py",
     "tests/jobs/running/test_reference_run.py",
     "tests/jobs/running/test_refiner_run.py",
     "tests/pipelines/rendering/test_pipelines_of_modes.py::test_an_engine_imports_neither_the_code_of_every_family_nor_what_no_worker_uses",
