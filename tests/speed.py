@@ -93,6 +93,8 @@ SLOW: tuple[str, ...] = (
     "tests/jobs/running/test_run.py",
     "tests/jobs/running/test_workers_here.py",
     # Runs of the embedded family.
+    "tests/jobs/annotating/test_annotating.py::test_one_that_was_killed_goes_on_to_the_same_bytes",
+    "tests/jobs/annotating/test_annotating.py::test_killed_again_and_again_it_makes_nothing_twice",
     "tests/jobs/api/test_rendering.py",
     "tests/jobs/calibration/test_calibrating.py",
     "tests/jobs/cli/test_cli.py::test_a_preset_works_from_any_folder",

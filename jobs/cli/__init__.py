@@ -23,6 +23,7 @@ COMMANDS = (
     "run",
     "submit",
     "job",
+    "annotate",
     "status",
     "verify",
     "regenerate",

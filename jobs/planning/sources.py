@@ -66,7 +66,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         check_fits(config.model)
         faces = face_widths(config.model)
         inputs = {
-            "manifest": [_sha256(file) for file in files],
+            "manifest": [sha256_of(file) for file in files],
             "config": config.render_config(),
             "models": model_identity(config.model, config.ranking),
             "versions": library_versions(config.model),
@@ -112,7 +112,8 @@ def _manifest_place(pattern: str) -> str:
     return str(own) if "://" not in pattern and not Path(pattern).exists() and own.is_file() else pattern
 
 
-def _sha256(file: str) -> str:
+def sha256_of(file: str) -> str:
+    """Return the SHA-256 of a manifest's file, in hex. Raises ManifestError where the file cannot be read."""
     try:
         with open_file(file) as stream:
             return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
