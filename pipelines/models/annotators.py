@@ -87,6 +87,9 @@ def _checked(where: str, name: str, weights: PartWeights, read: Read) -> Config:
     wanted = ANNOTATORS.get(name, "a detection model of transformers")
     if config is None:
         raise ModelError(f"{where}: {weights.source} has no {config_file(weights)}; needed is {wanted}")
+    backbone = config.get("backbone_config")
+    if isinstance(backbone, Mapping) and "auto_map" in backbone:  # of the model's own, transformers is told not to run it
+        raise ModelError(f"{where}: {weights.source}: its backbone brings code, which is not run")
     if not architecture_of(config).endswith(CLASSES[name]):
         raise ModelError(f"{where}: {weights.source} is a {architecture_of(config)}; needed is {wanted}")
     return config

@@ -4,6 +4,7 @@ Those without a model are made here, by OpenCV: the same pixels for the same pic
 config make the others.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -175,6 +176,8 @@ class ControlMaps:
                 self._kept.move_to_end(key)
                 return self._kept[key]
             made = control_map(preprocess, prepared(), self.annotators)
+            if preprocess.startswith("pose") and not made.any():
+                logging.getLogger(__name__).warning("pose: nobody is found in the picture of SHA-256 %s; its map is empty", sha256)
             self._kept[key] = made
             made.flags.writeable = False
             self.made += 1

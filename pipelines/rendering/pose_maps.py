@@ -4,7 +4,6 @@ OpenPose (Cao et al., arXiv:1812.08008) has 18 joints, ViTPose (Xu et al., arXiv
 the shoulders.
 """
 
-import logging
 import math
 from typing import Any
 
@@ -108,7 +107,7 @@ class PoseModel:
 
 
 def pose(model: PoseModel, image: np.ndarray, person: float, joint: float) -> np.ndarray:
-    """Return a map of the poses in a picture, (H, W, 3) uint8; black, with a warning in the log, where nobody is found.
+    """Return a map of the poses in a picture, (H, W, 3) uint8; black where nobody is found.
 
     Args:
         model: The models.
@@ -117,10 +116,7 @@ def pose(model: PoseModel, image: np.ndarray, person: float, joint: float) -> np
         joint: The confidence that a joint is drawn with; a limb needs both of its ends.
     """
     drawn = np.zeros_like(image)
-    boxes = model.persons(image, person)
-    if not len(boxes):
-        logging.getLogger(__name__).warning("pose: nobody is found in a picture, so that its map is empty")
-    for box in boxes:
+    for box in model.persons(image, person):
         draw_person(drawn, *model.joints(image, box), joint)
     return drawn
 

@@ -18,6 +18,7 @@ from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.annotators import MapError
 from promptmill.pipelines.rendering.conditioning import Whole, further, prepare
 from promptmill.pipelines.rendering.control_maps import ControlMaps
+from promptmill.pipelines.work.errors import ModelError, is_fatal
 from promptmill.pipelines.work.results import Code, Failure, Outcome
 from promptmill.pipelines.work.units import Placed, candidate_seed
 
@@ -77,11 +78,17 @@ def prepare_request(
         encoded: Makes of a reference image what the image encoder takes; None where there is no encoder, so that references are
             further pictures.
         maps: The control maps that were made before; None: all are made here.
+
+    Raises:
+        ModelError: An annotator cannot be loaded.
+        RuntimeError: An annotator's memory ran out, or the GPU failed.
     """
     hashes: dict[str, str] = {}
     try:
         prepared = _prepared(placed, roots, hashes, enlarges, encoded, maps or ControlMaps())
     except Exception as error:  # a picture that breaks a library concerns no other request
+        if isinstance(error, ModelError) or is_fatal(error):  # of an annotator
+            raise
         reason = shown(" ".join(str(error).split()), 300)
         prepared = Failure("render_error", f"images: {type(error).__name__}: {reason}")
     return Outcome(placed.row, (), prepared, hashes) if isinstance(prepared, Failure) else prepared

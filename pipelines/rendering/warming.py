@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from promptmill.configs.parameters import Defaults
 from promptmill.manifests.requests import Request
+from promptmill.pipelines.rendering.annotators import MapError
 from promptmill.pipelines.rendering.preparing import Conditioning, jobs_of
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.rendering.tuning import few_steps
@@ -64,7 +66,8 @@ def warm(path: Slots, modes: tuple[str, ...], defaults: Defaults, annotators: Co
             if path.model.annotators:
                 whole = np.full((request.height, request.width, 3), 127, np.uint8)
                 for name in annotators:
-                    path.model.annotators.map(name, whole)
+                    with suppress(MapError):  # of a grey picture, which says nothing of others
+                        path.model.annotators.map(name, whole)
             failures = path.run(jobs_of(Placed(0, request), conditioning, 0))
         if failures:
             logging.getLogger(__name__).warning("no batch was rendered at the start: %s", failures[0].message)

@@ -18,11 +18,13 @@ from promptmill.pipelines.models.ade20k import PALETTE
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.annotators import LOADERS, MAKERS, Annotators, MapError
 from promptmill.pipelines.rendering.control_maps import ControlMaps, control_map
+from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.preparing import Conditioning, prepare_request
-from promptmill.pipelines.work.errors import ModelError
-from promptmill.pipelines.work.units import Placed
+from promptmill.pipelines.work.errors import FatalError, MisfitError, ModelError
+from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import tiny_annotators
-from tests.pipelines.plain import request
+from tests.pipelines.engines import model_of
+from tests.pipelines.plain import JOB_SEED, request
 
 CPU = torch.device("cpu")
 DEPTHS, SEGMENTS = ("depth_anything", "dpt"), ("segformer", "upernet", "mask2former")
@@ -187,6 +189,7 @@ def test_a_model_without_all_of_its_weights_is_refused(tiny, tmp_path):
             {"id2label": {"0": "a", "1": "b", "2": "c"}},
             r"knows 3 classes, not the 150 of ADE20K, and its config has no palette",
         ),
+        ("depth", {"backbone_config": {"auto_map": {"AutoBackbone": "x--y.Z"}}}, "its backbone brings code, which is not run"),
         ("seg", {"palette": [[1, 2, 300]] * 150}, None),
         ("seg", {"id2label": {"0": "a"}, "palette": [[1, 2, 300]]}, "its config has no palette"),
     ],
@@ -213,3 +216,42 @@ def test_map_errors_are_one_line(tiny):
     with pytest.raises(MapError) as caught:
         held.map("depth", photograph())
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def annotating_engine(folder, tiny):
+    declared = {name: {"source": str(tiny(place))} for name, place in {"depth": "dpt", "seg": "segformer"}.items()}
+    made = Engine(model_of(folder, annotators=declared), JOB_SEED, Roots((str(folder),)), annotators=("depth",))
+    yield made
+    made.close()
+
+
+def steered(preprocess):
+    control = Control(type="seg", image="a.png", preprocess=preprocess)
+    return Unit(0, 0, (Placed(0, request(mode="controlnet", controls=(control,), candidates=1)),))
+
+
+def test_an_engine_loads_what_rows_use_at_once_and_the_rest_when_a_row_needs_it(annotating_engine):
+    held = annotating_engine.model.annotators
+    assert held.loaded == ("depth",)
+    for preprocess, loaded in (("depth", ("depth",)), ("seg", ("depth", "seg")), ("depth", ("depth", "seg"))):
+        (outcome,) = annotating_engine.render(steered(preprocess)).outcomes
+        assert outcome.failure is None and outcome.candidates[0].pixels is not None
+        assert held.loaded == loaded
+    assert annotating_engine._maps.made == 2
+
+
+def test_an_annotator_that_cannot_be_loaded_is_no_failure_of_a_row(annotating_engine):
+    with pytest.raises(ModelError, match=r"no model\.annotators\.lineart is declared"):
+        annotating_engine.render(steered("lineart"))
+
+
+@pytest.mark.parametrize(("said", "kind"), [("CUDA out of memory", MisfitError), ("CUDA error: an illegal access", FatalError)])
+def test_an_annotator_for_which_the_process_cannot_go_on_ends_it_as_a_denoiser_would(annotating_engine, monkeypatch, said, kind):
+    def fails(*given):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(annotating_engine._maps, "get", fails)
+    with pytest.raises(kind) as raised:
+        annotating_engine.render(steered("depth"))
+    assert type(raised.value) is kind and "\n" not in str(raised.value)

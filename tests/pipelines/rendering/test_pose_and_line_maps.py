@@ -15,6 +15,7 @@ from promptmill.configs.model import Model
 from promptmill.configs.weights import AnnotatorWeights
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.annotators import Annotators
+from promptmill.pipelines.rendering.control_maps import ControlMaps
 from promptmill.pipelines.rendering.line_maps import Drawing, Hed
 from promptmill.pipelines.rendering.pose_maps import COLORS, FROM_COCO, LIMBS, draw_person
 from promptmill.pipelines.work.errors import ModelError
@@ -114,10 +115,11 @@ def _with_all_joints(held, image, least):
 
 
 def test_where_nobody_is_found_the_map_is_empty_and_a_warning_says_so(posing, caplog):
+    maps = ControlMaps(poses(posing))
     with caplog.at_level(logging.WARNING):
-        made = poses(posing).map("pose(person=1)", photograph())
+        made = maps.get("ab" * 32, "pose(person=1)", (72, 56), photograph)
     assert made.shape == (56, 72, 3) and not made.any()
-    assert "nobody is found" in caplog.text
+    assert "pose: nobody is found in the picture of SHA-256 abab" in caplog.text
 
 
 def test_a_detector_that_knows_no_persons_is_refused(folder, posing, tmp_path):
