@@ -12,7 +12,7 @@ from promptmill.configs.preprocessors import ANNOTATORS, annotator_of, parse_pre
 from promptmill.configs.schema import Config, Runtime
 from promptmill.configs.weights import AnnotatorWeights
 from promptmill.jobs.planning.plan import PlanError, fingerprint_of
-from promptmill.jobs.planning.sources import sha256_of
+from promptmill.jobs.planning.sources import hash_of
 from promptmill.manifests.checking import RowChecks
 from promptmill.manifests.images import Roots, roots_of
 from promptmill.manifests.repeated_ids import Ids, doubled
@@ -138,7 +138,7 @@ def look(manifest: str, wanted: Wanted, config: Config | None = None) -> Inputs:
         if model:
             check_annotators(model, config_of)
         values = {
-            "manifest": [sha256_of(file) for file in files],
+            "manifest": [hash_of(file) for file in files],
             "maps": dict(wanted.preprocess),
             "size": wanted.size,
             "shards": [wanted.shard, wanted.part],

@@ -30,7 +30,7 @@ class DepthModel:
     @classmethod
     def load(cls, weights: PartWeights, device: torch.device) -> "DepthModel":
         """Load a depth model in fp32. Raises ModelError as `load_with_processor`."""
-        return cls(*load_with_processor(transformers.AutoModelForDepthEstimation, weights, device))
+        return cls(*load_with_processor(transformers.AutoModelForDepthEstimation, weights, device, "depth estimation"))
 
     def nearness(self, image: np.ndarray) -> np.ndarray:
         """Estimate how near each pixel is, (H, W) float32 from 0, the farthest of the picture, to 1, the nearest.

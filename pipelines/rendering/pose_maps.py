@@ -69,8 +69,8 @@ class PoseModel:
     def load(cls, weights: AnnotatorWeights, device: torch.device) -> "PoseModel":
         """Load a ViTPose and its detector in fp32. Raises ModelError as `load_with_processor`."""
         assert weights.detector is not None
-        found = load_with_processor(transformers.AutoModelForObjectDetection, weights.detector, device)
-        return cls(found, load_with_processor(transformers.VitPoseForPoseEstimation, weights, device))
+        found = load_with_processor(transformers.AutoModelForObjectDetection, weights.detector, device, "object detection")
+        return cls(found, load_with_processor(transformers.VitPoseForPoseEstimation, weights, device, "poses"))
 
     def persons(self, image: np.ndarray, least: float) -> np.ndarray:
         """Return the boxes of the persons in a picture, (N, 4) float32: left, top, width and height in pixels.

@@ -30,7 +30,7 @@ class SegmentModel:
         """Load a segmentation model in fp32. Raises ModelError as `load_with_processor`, or where colours are not known."""
         semantic = architecture_of(config_of(weights, config_file(weights)) or {}).endswith("ForSemanticSegmentation")
         auto = transformers.AutoModelForSemanticSegmentation if semantic else transformers.AutoModelForUniversalSegmentation
-        model, processor = load_with_processor(auto, weights, device)
+        model, processor = load_with_processor(auto, weights, device, "semantic segmentation")
         palette = palette_of(model.config.to_dict())
         if palette is None:
             raise ModelError(f"{weights.source}: its classes have no colours")

@@ -13,6 +13,7 @@ LOADERS = [
     weights.load_flow_pipeline,
     lambda folder: weights.load_flow_controlnet("seg", folder),
     weights.load_annotator,
+    weights.load_upscaler,
 ]
 
 
@@ -28,6 +29,7 @@ def test_the_shipped_weights_are_whole_and_small():
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) <= 45_000_000
     assert sum(path.stat().st_size for path in WEIGHTS.glob("flow*/**/*") if path.is_file()) <= 7_500_000
     assert sum(path.stat().st_size for path in WEIGHTS.glob("annotator-seg/*")) <= 1_000_000
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("upscaler/*")) <= 1_000_000
     binaries = {path.suffix for path in WEIGHTS.rglob("*") if path.is_file()} - {".json", ".md", ""}
     assert binaries == {".safetensors"}
 
@@ -70,7 +72,7 @@ def test_missing_and_broken_hashes_are_named(copy):
 
 @pytest.mark.parametrize("load", LOADERS)
 def test_every_loader_checks_first(copy, load):
-    for path in copy.rglob("*.json"):
-        path.write_text(path.read_text() + " ")
+    for path in [*copy.rglob("*.json"), *copy.rglob("*.safetensors")]:
+        path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(WeightsError, match="altered"):
         load(copy)

@@ -119,7 +119,7 @@ def test_the_fingerprint_changes_with_weights_versions_and_images(manifest, tmp_
         file.write(b"\x7f")
     assert planned(config_of(manifest, f"model.base={weights}"), tmp_path / "c").inputs["models"]["model.base"] != named
 
-    monkeypatch.setattr("promptmill.jobs.planning.sources.library_versions", lambda model: {"torch": "9"})
+    monkeypatch.setattr("promptmill.jobs.planning.sources.library_versions", lambda *_: {"torch": "9"})
     assert planned(config_of(manifest), tmp_path / "d").fingerprint != first
     monkeypatch.undo()
 
@@ -294,7 +294,7 @@ def test_a_relative_path_leads_from_its_own_file_or_a_declared_root_and_never_fr
     (shard,) = all_shards(str(tmp_path / "out"), plan)
     found = [p.images["init_image"] for p in shard.requests]
     places = ("one/both", "declared/two", "two/both", "two/two")
-    assert found == [sources._sha256(str(tmp_path / f"{place}.png")) for place in places]
+    assert found == [sources.hash_of(str(tmp_path / f"{place}.png")) for place in places]
     assert [p.file for p in shard.requests] == [0, 0, 1, 1]
 
 
@@ -404,9 +404,9 @@ def test_the_plan_holds_the_licences_of_its_models_and_the_card_says_them(tmp_pa
     (tmp_path / "manifest.txt").write_text("a cat\n")
     plan = make_plan(look(load("embedded", [f"manifest={tmp_path}/manifest.txt"])), str(tmp_path / "out"))
     assert plan.licences == dict.fromkeys(
-        ("model.base", "model.controlnets.canny", "model.controlnets.seg", "ranking.model"), "apache-2.0"
+        ("model.base", "model.controlnets.canny", "model.controlnets.seg", "model.annotators.seg", "ranking.model"), "apache-2.0"
     )
     assert read_plan(str(tmp_path / "out")) == plan
     assert [(made.role, made.licence) for made in models(plan)] == [
-        (role, "apache-2.0") for role in ("base", "ControlNet canny", "ControlNet seg", "scorer")
+        (role, "apache-2.0") for role in ("base", "ControlNet canny", "ControlNet seg", "annotator seg", "scorer")
     ]
