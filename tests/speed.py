@@ -102,6 +102,8 @@ SLOW: tuple[str, ...] = (
     "tests/jobs/running/test_run.py",
     "tests/jobs/running/test_workers_here.py",
     # Runs of the embedded family.
+    "tests/jobs/annotating/test_annotating.py::test_one_that_was_killed_goes_on_to_the_same_bytes",
+    "tests/jobs/annotating/test_annotating.py::test_killed_again_and_again_it_makes_nothing_twice",
     "tests/jobs/api/test_rendering.py",
     "tests/jobs/calibration/test_calibrating.py",
     "tests/jobs/cli/test_cli.py::test_a_preset_works_from_any_folder",
@@ -171,6 +173,7 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/rendering/test_refiners.py",
     "tests/jobs/running/test_prior_run.py",
     "tests/jobs/running/test_mask_run.py",
+    "tests/jobs/running/test_annotated_run.py",
     "tests/jobs/running/test_boxes_run.py",
     "tests/jobs/running/test_true_guidance_run.py",
     "tests/jobs/running/test_control_maps.py",
