@@ -70,6 +70,12 @@ ROWS: tuple[Row, ...] = (
     Row("SDXL refiner", "sdxl-refiner", ("stabilityai/stable-diffusion-xl-refiner-1.0",), ("sdxl-refiner",)),
     Row("InstructPix2Pix", "pix2pix", ("timbrooks/instruct-pix2pix",), ("instruct-pix2pix",)),
     Row("InstructPix2Pix XL", "pix2pix-xl", ("diffusers/sdxl-instructpix2pix-768",)),
+    Row("GLIGEN (phrases in boxes)", "gligen", ("masterful/gligen-1-4-generation-text-box",)),
+    Row(
+        "GLIGEN for inpainting (`init_image`, repainted in its boxes)",
+        "gligen-inpainting",
+        ("masterful/gligen-1-4-inpainting-text-box",),
+    ),
     Row("depth2img", "depth2img", ("stabilityai/stable-diffusion-2-depth",)),
     # diffusers' documentation puts such a model together, of a Stable unCLIP and the prior of another.
     Row("Stable unCLIP", "stable-unclip-of-texts", ("stabilityai/stable-diffusion-2-1-unclip",)),
@@ -127,6 +133,7 @@ ROWS: tuple[Row, ...] = (
     Row("Bria 3.2", "bria", ("briaai/BRIA-3.2",)),
     Row("Bria FIBO", "bria-fibo", ("briaai/FIBO",)),
     Row("Bria FIBO 2", "bria-fibo-2", ("briaai/Fibo-2.0-dev",)),
+    Row("Bria FIBO Edit, by prompts in JSON", "bria-fibo-edit", ("briaai/Fibo-Edit-1.5-base",)),
     Row("ERNIE-Image", "ernie", ("baidu/ERNIE-Image",)),
     Row("Kandinsky 3", "kandinsky3", ("kandinsky-community/kandinsky-3",)),
     Row("Kandinsky 5 (text to image)", "kandinsky5", ("kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",)),

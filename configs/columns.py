@@ -81,12 +81,25 @@ REFERENCE = pa.struct(
     ]
 )
 CONTROL_MAP = pa.struct([("sha256", pa.string()), ("bytes", pa.int64())])
+STAGE = pa.struct(
+    [
+        ("stage", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("score", pa.float32()),
+        ("found", pa.int32()),
+    ]
+)
+BOX = pa.struct([("phrase", pa.string()), *((side, pa.float64()) for side in ("x0", "y0", "x1", "y1"))])
 LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
 REFERENCES = "references"
 CACHED = "cached_evaluations"
 CONTROL_MAPS = "control_maps"
+STAGES = "stages"
 MASK_EDIT, OUTPAINT = "mask_edit", "outpaint"
+TRUE_CFG = "true_cfg_scale"
+BOXES, BOXES_UNTIL = "gligen_boxes", "gligen_scheduled_sampling_beta"
 OF_PRIORS = ("prior_steps", "prior_guidance_scale")
 CLIP_SCORE, RANK_SCORE, REJECTED_FOR = "clip_score", "rank_score", "rejected_for"
 NEAR_DUPLICATE_OF, DUPLICATE_OF = "near_duplicate_of", "duplicate_of"
@@ -188,6 +201,9 @@ COLUMNS = (
         need=Need.DECLARED,
     ),
     Column(OUTPAINT, _TEXT, "by how many pixels the image reaches beyond its init image", _INPUT, need=Need.DECLARED),
+    Column(TRUE_CFG, _NUMBER, "guidance away from the negative prompt, beside the model's own", _INPUT, need=Need.DECLARED),
+    Column(BOXES, pa.list_(BOX), "what is drawn where: a phrase, and sides as shares of the image's", _INPUT, need=Need.DECLARED),
+    Column(BOXES_UNTIL, _NUMBER, "the share of the steps that know of the boxes", _INPUT, need=Need.DECLARED),
     Column("prior_steps", _INT, "of denoising, by the prior", _INPUT, need=Need.DECLARED),
     Column("prior_guidance_scale", _NUMBER, "classifier-free guidance of the prior", _INPUT, need=Need.DECLARED),
     Column(CACHED, _INT, "how many of the evaluations ran the outer blocks alone, by the step cache", _MADE, need=Need.DECLARED),
@@ -195,6 +211,13 @@ COLUMNS = (
         CONTROL_MAPS,
         pa.list_(CONTROL_MAP),
         "SHA-256 and size of each control map as the ControlNets got it, a PNG that lies beside a kept image",
+        _MADE,
+        need=Need.DECLARED,
+    ),
+    Column(
+        STAGES,
+        pa.list_(STAGE),
+        "what the kept image has been, from the choice on: after which stage, of which size, with which rank score",
         _MADE,
         need=Need.DECLARED,
     ),

@@ -33,6 +33,8 @@ MAX_DRAWING = 100_000  # characters, of an SVG drawing in the place of a path
 DRAWING = ("<svg", "<?xml", "<!--", "<!DOCTYPE svg")  # how an SVG drawing begins
 MAX_NAME = 200  # characters, of a ControlNet's type or a LoRA
 MAX_LIST = 16  # controls, references or LoRAs of one request
+MAX_BOXES = 30  # of one request, as many as GLIGEN reads
+MAX_PHRASE = 200  # characters, of what a box holds: a text encoder reads some 77 tokens
 PICTURE = "image"  # the type of references that are further pictures of a model that takes several
 
 
@@ -57,6 +59,7 @@ Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 ImageGuidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 NoiseLevel = Annotated[int, Field(ge=0, le=1000)]
+Beta = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rescale = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Window = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -162,6 +165,30 @@ class Reference(Strict):
         return ("image", self.image) if self.image is not None else ("embedding", self.embedding or "")
 
 
+class Box(Strict):
+    """Declares a box of the image, and the phrase that is drawn there.
+
+    Attributes:
+        phrase: What is drawn there, in words.
+        x0, y0, x1, y1: The left, the upper, the right and the lower side, as shares of width and height, in [0, 1].
+    """
+
+    phrase: str = Field(min_length=1, max_length=MAX_PHRASE)
+    x0: Window
+    y0: Window
+    x1: Window
+    y1: Window
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> "Box":
+        if not self.phrase.strip():
+            raise ValueError("its phrase says nothing")
+        if self.x0 >= self.x1 or self.y0 >= self.y1:
+            axis, first, last = ("x", self.x0, self.x1) if self.x0 >= self.x1 else ("y", self.y0, self.y1)
+            raise ValueError(f"{axis}0 {first:g} is not below {axis}1 {last:g}, so that nothing is in the box")
+        return self
+
+
 class Growing(Strict):
     """Declares as many candidates as needed: `start` at first, as many again and again, up to `max`, until the kept reach a score.
 
@@ -189,7 +216,14 @@ Candidates = Annotated[
 
 
 # Defaults and columns that only some families of models take; where the model takes none, the request has none.
-FURTHER = ("image_guidance_scale", "noise_level", "prior_steps", "prior_guidance_scale")
+FURTHER = (
+    "true_cfg_scale",
+    "image_guidance_scale",
+    "noise_level",
+    "prior_steps",
+    "prior_guidance_scale",
+    "gligen_scheduled_sampling_beta",
+)
 
 
 class Defaults(Strict):
@@ -203,10 +237,12 @@ class Defaults(Strict):
     steps: int = Field(20, ge=1, le=MAX_STEPS)
     guidance_scale: Guidance = 7.5
     guidance_rescale: Rescale = 0.0
+    true_cfg_scale: Guidance | None = None
     image_guidance_scale: ImageGuidance = 1.5
     noise_level: NoiseLevel = 20
     prior_steps: int = Field(25, ge=1, le=MAX_STEPS)
     prior_guidance_scale: Guidance = 4.0
+    gligen_scheduled_sampling_beta: Beta = 0.3
     scheduler: Scheduler = "dpmpp_2m"
     strength: Strength = 0.8
     candidates: Candidates = 4

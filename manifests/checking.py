@@ -27,8 +27,9 @@ from promptmill.manifests.images import (
 from promptmill.manifests.masks import Effect, effect_of
 from promptmill.manifests.prompt_syntax import notes_on
 from promptmill.manifests.repeated_ids import Ids, doubled
-from promptmill.manifests.requests import FLAT_CONTROL, OWN_IMAGES, Request, RowError, Shapes, make_request
-from promptmill.manifests.rows import Row
+from promptmill.manifests.requests import OWN_IMAGES, Request, Shapes, make_request
+from promptmill.manifests.row_values import FLAT_CONTROL
+from promptmill.manifests.rows import Row, RowError
 from promptmill.manifests.rules import Rules, ignored
 from promptmill.manifests.sources import read_rows
 

@@ -3,7 +3,6 @@
 import marshal
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
-from decimal import Decimal
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -12,10 +11,13 @@ from pydantic import Field, ValidationError
 from promptmill.configs.errors import describe, nearest, shown
 from promptmill.configs.parameters import (
     FURTHER,
+    MAX_BOXES,
     MAX_CANDIDATES,
     MAX_LIST,
     MAX_PROMPT,
     MAX_STEPS,
+    Beta,
+    Box,
     Candidates,
     Closed,
     Control,
@@ -35,17 +37,14 @@ from promptmill.configs.parameters import (
     Sides,
     Strength,
 )
-from promptmill.manifests.carried import EXACT, plain
-from promptmill.manifests.json_rows import parse_list
-from promptmill.manifests.rows import Row
+from promptmill.manifests.carried import plain
+from promptmill.manifests.row_values import FLAT_CONTROL, LISTS, unfolded, unreadable, unreadable_within
+from promptmill.manifests.rows import Row, RowError
 from promptmill.manifests.rules import CLASS_LABEL, Rules, problems_between
 from promptmill.manifests.steering import begin_with_noise
 
 MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
 OWN_IMAGES = ("init_image", "mask_image")  # columns that hold an image; controls hold one each, too
-FLAT_CONTROL = ("control_type", "control_image", "control_preprocess", "control_scale")
-LISTS = ("controls", "references", "loras")  # columns that hold lists
-_FOLDED = frozenset({*FLAT_CONTROL, *LISTS})
 
 
 class Columns(Closed):
@@ -61,16 +60,19 @@ class Columns(Closed):
     outpaint: Sides = None
     controls: tuple[Control, ...] | None = Field(None, max_length=MAX_LIST)
     references: tuple[Reference, ...] | None = Field(None, max_length=MAX_LIST)
+    gligen_boxes: tuple[Box, ...] | None = Field(None, max_length=MAX_BOXES)
     strength: Strength | None = None
     width: Side | None = None
     height: Side | None = None
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     guidance_scale: Guidance | None = None
     guidance_rescale: Rescale | None = None
+    true_cfg_scale: Guidance | None = None
     image_guidance_scale: ImageGuidance | None = None
     noise_level: NoiseLevel | None = None
     prior_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     prior_guidance_scale: Guidance | None = None
+    gligen_scheduled_sampling_beta: Beta | None = None
     class_label: int | None = Field(None, ge=0)
     scheduler: Scheduler | None = None
     seed: Seed | None = None
@@ -93,12 +95,15 @@ class Request:
         candidates: Number of candidates; the greatest number where candidates grow.
         carried: The columns that promptmill does not know, to go into the output, their values plain (manifests.carried).
         growing: How the number of candidates grows, or None.
+        true_cfg_scale: Guidance away from the negative prompt, beside the model's own; None where there is none.
         image_guidance_scale: How strongly an editing model holds to the picture; None where the model takes none.
         noise_level: How much noise is put on the picture, in steps of a schedule; None likewise.
         prior_steps, prior_guidance_scale: Steps and guidance scale of the model's prior; None where the model has none.
+        gligen_scheduled_sampling_beta: The share of the steps, from the first on, that know of boxes; None likewise.
         class_label: The class that the images are of, also among the carried columns; None where the model draws none.
         mask_edit: How the mask is changed, as `configs.mask_edits` spells it.
         outpaint: How far the image reaches beyond its init image, likewise.
+        gligen_boxes: What is drawn where.
     """
 
     id: str
@@ -121,13 +126,16 @@ class Request:
     loras: tuple[Lora, ...]
     carried: Mapping[str, Any]
     growing: Growing | None = None
+    true_cfg_scale: float | None = None
     image_guidance_scale: float | None = None
     noise_level: int | None = None
     prior_steps: int | None = None
     prior_guidance_scale: float | None = None
+    gligen_scheduled_sampling_beta: float | None = None
     class_label: int | None = None
     mask_edit: str | None = None
     outpaint: str | None = None
+    gligen_boxes: tuple[Box, ...] = ()
     references: tuple[Reference, ...] = ()
 
     def images(self) -> Iterator[tuple[str, str]]:
@@ -149,17 +157,14 @@ class Request:
         return self.mask_image is not None or self.outpaint is not None
 
     @property
+    def is_led(self) -> bool:
+        """Return whether true guidance leads away from the negative prompt, in a model that has guidance of its own besides."""
+        return self.true_cfg_scale is not None and self.true_cfg_scale > 1.0
+
+    @property
     def at_a_time(self) -> int:
         """Return how many candidates are rendered before ranking decides anything."""
         return self.growing.start if self.growing else self.candidates
-
-
-class RowError(ValueError):
-    """Reports a row that makes no request; `problems` holds one line each, `column: what is wrong`."""
-
-    def __init__(self, problems: list[str]):
-        self.problems = tuple(problems)
-        super().__init__("; ".join(problems))
 
 
 # Columns that go into a request as they are: all else of the request depends at most on whether they are given.
@@ -201,23 +206,23 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
         if isinstance(value, bool):
             # Python would take it for 0 or 1.
             mistyped.append(f"{name}: input should not be true or false (found {value})")
-        elif isinstance(value, str) and (what := _unreadable(value)):
+        elif isinstance(value, str) and (what := unreadable(value)):
             mistyped.append(f"{name}: holds {what}")
         else:
             values[name] = value
     if rules.strict:
         problems += [f"{shown(name)}: unknown column{nearest(name, KNOWN_COLUMNS)}" for name in carried if name != CLASS_LABEL]
-    unfolded = _unfold(values)
-    mistyped += [problem for name in LISTS if name in unfolded for problem in _unreadable_within(name, unfolded[name])]
+    given = unfolded(values)
+    mistyped += [problem for name in LISTS if name in given for problem in unreadable_within(name, given[name])]
     try:
-        columns = Columns.model_validate(unfolded)
+        columns = Columns.model_validate(given)
     except ValidationError as error:
         raise RowError(_with_hints(problems + mistyped + describe(error, Columns), carried, values)) from None
     if mistyped:
         raise RowError(_with_hints(problems + mistyped, carried, values))
 
     own = _own(columns, number, rules, carried)
-    shape = _shape(columns) if shapes is not None else None
+    shape = _shape(columns, rules.prompt_key is not None) if shapes is not None else None
     like = shapes.get(shape) if shapes is not None and shape is not None else None
     if like is None:
         request = _resolve(columns, rules, own)
@@ -236,29 +241,14 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
     return request
 
 
-def _unreadable(text: str) -> str | None:
-    """Return the character of a text that no prompt and no path has, in words; None where there is none."""
-    if "\0" in text:
-        return "a NUL character; is this text?"
-    return "U+FEFF, a byte order mark; take it out" if not text.isascii() and "\ufeff" in text else None
+def _shape(columns: Columns, reads_prompts: bool) -> bytes | None:
+    """Return a key for rows whose requests differ in no more than their own columns, or None where there is no such key.
 
-
-def _unreadable_within(name: str, listed: Any) -> list[str]:
-    """Return a problem for each text of a nested column, as `references.0.image`, that holds such a character."""
-    if not isinstance(listed, list):
-        return []
-    found = []
-    for place, item in enumerate(listed[: MAX_LIST + 1]):
-        for key, value in item.items() if isinstance(item, dict) else ():
-            texts = value if isinstance(value, list) else [value]
-            said = [what for text in texts if isinstance(text, str) and (what := _unreadable(text))]
-            found += [f"{name}.{place}.{shown(key)}: holds {said[0]}"] if said else []
-    return found
-
-
-def _shape(columns: Columns) -> bytes | None:
-    """Return a key for rows whose requests differ in no more than their own columns, or None where there is no such key."""
-    if columns.controls or columns.references or columns.loras:
+    Args:
+        columns: The row's.
+        reads_prompts: Whether a prompt can be a row's problem by what it says.
+    """
+    if columns.controls or columns.references or columns.gligen_boxes or columns.loras or reads_prompts:
         return None
     given = (columns.prompt is None, columns.init_image is None, columns.mask_image is None)
     try:
@@ -277,43 +267,6 @@ def _with_hints(problems: list[str], carried: Collection[str], known: Collection
     return [*problems[:-1], f"{problems[-1]}; not known: {said}"] if said else problems
 
 
-def _unfold(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a row's values with lists for CSV's flat columns (control_type and its kin) and JSON texts, and with ids as text."""
-    if isinstance(values.get("id"), int | float | Decimal):
-        values["id"] = _whole(values["id"])
-    if _FOLDED.isdisjoint(values):
-        return values
-    flat = {name.removeprefix("control_"): values.pop(name) for name in FLAT_CONTROL if name in values}
-    if flat and "controls" in values:
-        raise RowError([f"controls: given beside {', '.join(f'control_{name}' for name in flat)}; use one or the other"])
-    if flat:
-        values["controls"] = [flat]
-    for name in LISTS:
-        listed = values.get(name)
-        if isinstance(listed, str):
-            try:
-                listed = values[name] = parse_list(listed)
-            except (ValueError, RecursionError) as error:
-                raise RowError([f"{name}: not a JSON list: {error}"]) from None
-        if isinstance(listed, list):
-            # Nested columns of Parquet have every key in every row; a null there means that the row leaves the key out.
-            values[name] = [{k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else item for item in listed]
-    return values
-
-
-def _whole(number: int | float | Decimal) -> str:
-    """Return an id that a database or pandas has as a number, as text.
-
-    Raises:
-        RowError: The number is not whole, or so large a float that it may have been another number.
-    """
-    if isinstance(number, float) and not abs(number) < EXACT:
-        raise RowError([f"id: {number:g} is no float below 2^53, and so may have been another number; write ids as text"])
-    if number != int(number):
-        raise RowError([f"id: {number} is not a whole number; write ids as text"])
-    return str(int(number))
-
-
 _T = TypeVar("_T")
 
 
@@ -322,11 +275,12 @@ def _or(said: _T | None, default: _T) -> _T:
 
 
 def _own(columns: Columns, number: int, rules: Rules, carried: Mapping[str, Any]) -> dict[str, Any]:
-    ignored = rules.ignored
+    scale = _true_cfg(columns, rules)
+    unread = "negative_prompt" in rules.ignored and (scale is None or scale <= 1.0)
     return {
         "id": _or(columns.id, str(number)),
         "prompt": _or(columns.prompt, rules.defaults.prompt or ""),
-        "negative_prompt": "" if "negative_prompt" in ignored else _or(columns.negative_prompt, rules.defaults.negative_prompt),
+        "negative_prompt": "" if unread else _or(columns.negative_prompt, rules.defaults.negative_prompt),
         "init_image": columns.init_image,
         "mask_image": columns.mask_image,
         "seed": columns.seed,
@@ -337,7 +291,7 @@ def _own(columns: Columns, number: int, rules: Rules, carried: Mapping[str, Any]
 def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
     controls, defaults = columns.controls or (), rules.defaults
     masked = columns.mask_image is not None or columns.outpaint is not None
-    mode = _mode(bool(controls), masked, columns.init_image is not None)
+    mode = _mode(columns)
     candidates = _or(columns.candidates, defaults.candidates)
     growing = candidates if isinstance(candidates, Growing) else None
     # What has no effect is not asked for: the metadata say what the images were made with.
@@ -345,8 +299,11 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
     begins = columns.init_image is not None and ("strength" not in rules.ignored or repaints)
     begins = begins and not begin_with_noise(controls, mode, rules.steering)
     scale = 1.0 if "guidance_scale" in rules.ignored else _or(columns.guidance_scale, defaults.guidance_scale)
+    further = {name: _or(getattr(columns, name), getattr(defaults, name)) for name in FURTHER if name in rules.further}
+    further["true_cfg_scale"] = _true_cfg(columns, rules)
     return Request(
         **own,
+        **further,
         mode=mode,
         controls=controls,
         strength=_or(columns.strength, defaults.strength) if begins else None,
@@ -360,16 +317,24 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
         keep=_or(columns.keep, defaults.keep),
         loras=_or(columns.loras, defaults.loras),
         growing=growing,
-        **{name: _or(getattr(columns, name), getattr(defaults, name)) for name in FURTHER if name in rules.further},
         references=columns.references or (),
+        gligen_boxes=columns.gligen_boxes or (),
         class_label=columns.class_label,
         mask_edit=columns.mask_edit,
         outpaint=columns.outpaint,
     )
 
 
-def _mode(control: bool, mask: bool, init: bool) -> Mode:
-    if mask:
+def _true_cfg(columns: Columns, rules: Rules) -> float | None:
+    """Return a row's scale of true guidance: of the config only where the row's mode takes one."""
+    if "true_cfg_scale" not in rules.further:
+        return None
+    return _or(columns.true_cfg_scale, rules.defaults.true_cfg_scale if _mode(columns) in rules.true_cfg else None)
+
+
+def _mode(columns: Columns) -> Mode:
+    control, init = bool(columns.controls), columns.init_image is not None
+    if columns.mask_image is not None or columns.outpaint is not None:
         return "controlnet_inpaint" if control else "inpaint"
     if init:
         return "controlnet_img2img" if control else "img2img"
@@ -387,6 +352,8 @@ def to_json(request: Request) -> dict[str, Any]:
     later: dict[str, Any] = {"growing": dict(request.growing)} if request.growing else {}
     if request.references:
         later["references"] = [{name: value for name, value in one if value is not None} for one in request.references]
+    if request.gligen_boxes:
+        later["gligen_boxes"] = list(map(dict, request.gligen_boxes))
     return {**values, "controls": list(map(dict, request.controls)), "loras": list(map(dict, request.loras)), **later}
 
 
@@ -396,4 +363,6 @@ def from_json(values: Mapping[str, Any]) -> Request:
     loras = tuple(Lora(**lora) for lora in values["loras"])
     growing = Growing(**values["growing"]) if "growing" in values else None
     references = tuple(Reference(**reference) for reference in values.get("references", ()))
-    return Request(**{**values, "controls": controls, "loras": loras, "growing": growing, "references": references})
+    boxes = tuple(Box(**box) for box in values.get("gligen_boxes", ()))
+    lists = {"controls": controls, "loras": loras, "references": references, "gligen_boxes": boxes}
+    return Request(**{**values, **lists, "growing": growing})

@@ -16,6 +16,14 @@ class ManifestError(ValueError):
     """Reports a manifest that cannot be read at all; the message names the file and, where there is one, the row."""
 
 
+class RowError(ValueError):
+    """Reports a row that makes no request; `problems` holds one line each, `column: what is wrong`."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = tuple(problems)
+        super().__init__("; ".join(problems))
+
+
 class NoRowsError(ManifestError):
     """Reports a file of a manifest that is whole and has no rows, as writers of many parts leave such files."""
 

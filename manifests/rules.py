@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from promptmill.configs.drafts import applied, misfits
-from promptmill.configs.errors import nearest, quoted
+from promptmill.configs.errors import nearest, quoted, shown
 from promptmill.configs.mask_edits import parse_mask_edit, parse_outpaint
 from promptmill.configs.parameters import FURTHER, MODES, Defaults
 from promptmill.configs.schedulers import OWN, SCHEDULERS
@@ -52,6 +53,11 @@ def _takes_all(scheduler: str, steps: int, strength: float | None) -> None:
     """Return no reason."""
 
 
+def _no_stages(request: Request, rules: Rules) -> list[str]:
+    """Return no problem."""
+    return []
+
+
 @dataclass(frozen=True)
 class Rules:
     """Holds the rules for rows beyond the types of their columns.
@@ -86,7 +92,11 @@ class Rules:
         pictures: How many pictures of one row the model takes: the init image, and references of the type `image`.
         reading: The limits that the model sets for reference images.
         faces: Those types whose adapters read embeddings of faces, and of how many values; None where that is not known.
+        boxes: Whether the model draws phrases in boxes, which each row then gives; None: rows may.
+        true_cfg: The modes in which the model takes a scale of true guidance, with a negative prompt, beside guidance of its own.
+        prompt_key: The key that a prompt has, as a JSON object; None: prompts are any text.
         cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
+        of_stages: Called with a request and these rules; returns the problems of the config's stages with the request's images.
     """
 
     defaults: Defaults
@@ -118,7 +128,11 @@ class Rules:
     pictures: int = 1
     reading: Reading = EVERY_WAY
     faces: Mapping[str, int | None] = field(default_factory=dict)
+    boxes: bool | None = False
+    true_cfg: Collection[str] = ()
+    prompt_key: str | None = None
     cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
+    of_stages: Callable[[Request, Rules], list[str]] = _no_stages
 
 
 def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[str]:
@@ -131,13 +145,18 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
     """
     loose = request.image_guidance_scale is not None and request.image_guidance_scale < 1.0
     alone = (request.prior_guidance_scale or 0.0) <= 1.0  # no prior is led away from the negative prompt either
-    unguided = bool(request.negative_prompt) and alone and (request.guidance_scale <= rules.unguided or loose)
+    unguided = (
+        bool(request.negative_prompt) and alone and not request.is_led and (request.guidance_scale <= rules.unguided or loose)
+    )
     defaults, without = rules.defaults, [*rules.ignored, *(name for name in FURTHER if name not in rules.further)]
     given = {name: getattr(defaults, name) for name in without if name in defaults.model_fields_set}
     given |= {name: values[name] for name in without if values.get(name) is not None}
     if request.init_image is None or (rules.repainting.strength and request.repaints):
         given.pop("strength", None)
-    notes = [f"{name}: {_of_no_effect(name)}" for name, value in sorted(given.items()) if value != ""]
+    notes = []
+    if request.mode in rules.true_cfg and given.pop("negative_prompt", "") and not request.is_led:
+        notes.append("negative_prompt: has no effect without a true_cfg_scale above 1, which doubles the row's evaluations")
+    notes += [f"{name}: {_of_no_effect(name)}" for name, value in sorted(given.items()) if value != ""]
     if not request.prompt and "prompt" in rules.ignored:
         reading = ["clip_score", *(f"{one.name}_score" for one in rules.ranking.scorers if not isinstance(one, HeadScorer))]
         notes.append(
@@ -163,6 +182,8 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     wrong = []
     if columns.prompt is None and rules.defaults.prompt is None and "prompt" not in rules.ignored:
         wrong.append("prompt: missing, and the config's defaults have none")
+    elif rules.prompt_key and not _has_key(request.prompt, rules.prompt_key):
+        wrong.append(f"prompt: the model takes a JSON object with the key {rules.prompt_key}, as text: {shown(request.prompt, 60)}")
     stated = columns.mode or rules.defaults.mode
     if stated and stated != request.mode:
         wrong.append(f"mode: stated as {stated}, but the images given make it {request.mode}")
@@ -200,7 +221,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"width: {request.width} x {request.height}, and the model makes {width} x {height} pixels alone")
     if request.mask_image is not None and request.init_image is None:
         wrong.append("mask_image: given without an init_image to repaint")
-    wrong += problems_of_masks(request)
+    wrong += [*problems_of_masks(request), *_problems_of_boxes(request, rules), *_problems_of_true_cfg(request, rules)]
     if columns.strength is not None and request.init_image is None:
         wrong.append("strength: given without an init_image to start from")
     if request.strength is not None and request.strength * request.steps < 1:
@@ -208,7 +229,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     for name, side in (("width", request.width), ("height", request.height)):
         if side % rules.multiple:
             wrong.append(f"{name}: {side} is not a multiple of {rules.multiple}, which the model needs")
-    wrong += _check_size(request, rules)
+    wrong += problems_of_size(request, rules)
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking, rules.eta)
@@ -227,7 +248,36 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
             wrong.append(f"loras: no LoRA {quoted(lora.name)}{nearest(lora.name, rules.loras) or known}")
-    return wrong
+    return wrong or rules.of_stages(request, rules)
+
+
+def _has_key(prompt: str, key: str) -> bool:
+    try:
+        said = json.loads(prompt)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and key in said
+
+
+def _problems_of_boxes(request: Request, rules: Rules) -> list[str]:
+    if rules.boxes is None or bool(request.gligen_boxes) is rules.boxes:
+        return []
+    if rules.boxes:
+        return ["gligen_boxes: none is given, and the model draws phrases in the boxes of each row: [{phrase, x0, y0, x1, y1}]"]
+    return ["gligen_boxes: the model draws nothing in boxes; leave them out; models of GLIGEN do"]
+
+
+def _problems_of_true_cfg(request: Request, rules: Rules) -> list[str]:
+    if request.true_cfg_scale is None:
+        return []
+    if request.mode not in rules.true_cfg:
+        return [f"true_cfg_scale: not in mode {request.mode}; the model takes it only in {', '.join(rules.true_cfg)}"]
+    with_these = rules.reading.true_cfg
+    if request.is_led and request.references and with_these is not None and request.mode not in with_these:
+        return [
+            f"true_cfg_scale: with references of a Redux only in {', '.join(with_these)}, where diffusers knows how long texts are"
+        ]
+    return []
 
 
 def problems_of_masks(request: Request) -> list[str]:
@@ -261,7 +311,7 @@ def problems_of_masks(request: Request) -> list[str]:
     return wrong
 
 
-def _check_size(request: Request, rules: Rules) -> list[str]:
+def problems_of_size(request: Request, rules: Rules) -> list[str]:
     """Return the problems of a request's size beyond the multiple that its sides are of."""
     wrong, size = [], (request.width, request.height)
     masked = rules.repainting if request.repaints else rules

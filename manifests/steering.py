@@ -42,11 +42,13 @@ class Reading:
         masks: Whether an image can act within a mask alone.
         several: Whether an adapter reads several images of a row.
         modes: The modes whose pipelines take reference images; None where all do.
+        true_cfg: The modes whose pipelines take a true_cfg_scale beside them; None where all do that take one.
     """
 
     masks: bool = True
     several: bool = True
     modes: tuple[str, ...] | None = None
+    true_cfg: tuple[str, ...] | None = None
 
 
 EVERY_WAY = Reading()
@@ -137,7 +139,7 @@ def problems_of_references(
         reading: The limits that the model sets.
     """
     if references and not image_prompts and all(one.type == PICTURE for one in references):
-        can = "FLUX.2, Qwen-Image-Edit-Plus, Qwen-Image 2.1 and Bria FIBO 2 take several pictures"
+        can = "FLUX.2, Qwen-Image-Edit-Plus, Qwen-Image 2.1, Bria FIBO 2 and FIBO Edit take several pictures"
         return [f"references: the model takes no further pictures beside an init_image; leave them out; {can}"]
     if references and not image_prompts:
         return [f"references: the model takes no reference images; {ADAPTED}"]

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from promptmill.configs.columns import FORMAT, MASK_EDIT, OUTPAINT, REFERENCES
+from promptmill.configs.columns import FORMAT
 from promptmill.configs.errors import quoted
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.differences import differences
 from promptmill.jobs.planning.plan import Plan, PlanError, Rerender, ShardPlan, drop_plan, earlier_plans, read_plan, write_plan
 from promptmill.jobs.planning.row_changes import RowChanges, as_ranges
 from promptmill.jobs.planning.shard_plans import read_shard
-from promptmill.pipelines.work.metadata_rows import declared_columns
+from promptmill.pipelines.work.metadata_rows import OF_ROWS, declared_columns
 from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.index import INDEX, SUCCESS
 from promptmill.shards.storage import delete, join, names
@@ -185,10 +185,7 @@ class Aside:
                 ("the columns that the config declares", _names(plan), _names(made)),
                 ("drafts", bool(plan.config.ranking.drafts), bool(made.config.ranking.drafts)),
                 ("growing candidates", plan.growing, made.growing),
-                *(
-                    (f"{name} in rows", name in plan.form.names, name in made.form.names)
-                    for name in (REFERENCES, MASK_EDIT, OUTPAINT)
-                ),
+                *((f"{name} in rows", name in plan.form.names, name in made.form.names) for name in OF_ROWS),
             ):
                 if then != now:
                     raise PlanError([f"{what}: {then} in the shards that are committed, {now} now; give another --out"])

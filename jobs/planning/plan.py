@@ -17,12 +17,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from promptmill.configs.columns import BOXES, BOXES_UNTIL, MASK_EDIT, OUTPAINT, REFERENCES, TRUE_CFG, NewerFormatError, check_format
 from promptmill.configs.columns import FORMAT as DATASET_FORMAT
-from promptmill.configs.columns import MASK_EDIT, OUTPAINT, REFERENCES, NewerFormatError, check_format
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import checked, parse_json, read_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_LIST, MAX_SIDE, MAX_STEPS
 from promptmill.configs.schema import Config
+from promptmill.jobs.planning.counts import LATER, Counts
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
 from promptmill.manifests.carried import arrow_types
 from promptmill.manifests.images import Roots
@@ -41,46 +42,6 @@ MOST_HARDWARE = 2**16  # bytes of hardware.json
 MOST_SHARDS = 10**9
 MOST_ROWS = 100_000  # of a shard: a key has five digits for them
 MOST_EMBEDDING = 2**16
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Holds the numbers of a plan.
-
-    Attributes:
-        rows: Rows of the manifest; requests + bad.
-        bad: Rows that make no request.
-        candidates, keep: Images to render, and at most to keep.
-        units, buckets: Units as cut, and the number of their kinds that cannot share a batch.
-        evaluations: Evaluations of the denoiser, as the metadata count them: about the cost of rendering.
-        pixels: Pixels of all candidates.
-        modes: Requests by mode.
-        undrafted: The number of evaluations without drafts.
-        growing: Requests whose candidates grow; their candidates, keep and evaluations are the greatest possible.
-        references: Requests that have references.
-        mask_edits: Requests that change their masks.
-        outpaints: Requests that widen their pictures.
-        cached: The evaluations of these that a step cache answers.
-        steered: Requests by their number of controls, where the dataset is to have the control maps.
-    """
-
-    rows: int = 0
-    bad: int = 0
-    requests: int = 0
-    candidates: int = 0
-    keep: int = 0
-    units: int = 0
-    buckets: int = 0
-    evaluations: int = 0
-    pixels: int = 0
-    modes: Mapping[str, int] = field(default_factory=dict)
-    undrafted: int = 0
-    growing: int = 0
-    references: int = 0
-    mask_edits: int = 0
-    outpaints: int = 0
-    cached: int = 0
-    steered: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -206,8 +167,9 @@ class Plan:
     def of_rows(self) -> tuple[str, ...]:
         """Return the declared columns that are there since a request has one."""
         counts = self.counts
-        there = ((REFERENCES, counts.references), (MASK_EDIT, counts.mask_edits), (OUTPAINT, counts.outpaints))
-        return tuple(name for name, count in there if count)
+        there = {REFERENCES: counts.references, MASK_EDIT: counts.mask_edits, OUTPAINT: counts.outpaints, TRUE_CFG: counts.true_cfg}
+        there |= dict.fromkeys((BOXES, BOXES_UNTIL), counts.boxes)
+        return tuple(name for name, count in there.items() if count)
 
     def rerenders(self, shard: int, generation: int) -> frozenset[int]:
         """Return the rows of a committed shard, counted from 0, that a later generation than this has to render again."""
@@ -272,8 +234,8 @@ def write_plan(output: str, plan: Plan, earlier: bool = False) -> None:
         "fingerprint": plan.fingerprint,
         "inputs": plan.inputs,
         "shards": plan.shards,
-        # Of datasets without a step cache and maps the plan has the bytes that it had before there were any.
-        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name not in ("cached", "steered")},
+        # Of datasets that have none of these the plan has the bytes that it had before there were any.
+        "counts": {name: value for name, value in asdict(plan.counts).items() if value or name not in LATER},
         "carried": plan.carried,
         "embedding": plan.embedding,
         # The cluster's address is private, and no reader of the dataset should connect there.

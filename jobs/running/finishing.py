@@ -74,7 +74,7 @@ def _asked(plan: Plan) -> dict[str, str]:
     """Return the values that held for every row that said nothing else, as the config has them; prompts are in the rows."""
     defaults = plan.config.defaults.model_dump(mode="json", exclude={"prompt", "negative_prompt", "loras"}, exclude_none=True)
     for name in FURTHER:
-        if defaults[name] == Defaults.model_fields[name].default:
+        if name in defaults and defaults[name] == Defaults.model_fields[name].default:
             del defaults[name]  # few models take these
     if isinstance(growing := plan.config.defaults.candidates, Growing):
         defaults["candidates"] = f"{growing.start} to {growing.max}, until score {growing.until_score:g}"
@@ -88,7 +88,7 @@ def _asked(plan: Plan) -> dict[str, str]:
 
 def models(plan: Plan) -> list[ModelMade]:
     """Return all models that take part, for the card."""
-    named = {**plan.config.model.weights(), **plan.config.ranking.sources()}
+    named = plan.config.weights()
     return [ModelMade(role, _named(source), source.revision, plan.licences.get(place)) for place, (role, source) in named.items()]
 
 

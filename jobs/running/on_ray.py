@@ -14,7 +14,7 @@ from promptmill.actors.local_ray.cluster import cluster
 from promptmill.actors.local_ray.watch import RayWatch, one_line_of_ray
 from promptmill.actors.pool_sizes import ClusterError, Sizes, card_shares, size_pools
 from promptmill.configs.schema import Config, Runtime
-from promptmill.jobs.planning.plan import Counts
+from promptmill.jobs.planning.counts import Counts
 from promptmill.jobs.running.metrics import Metrics
 from promptmill.pipelines.models.memory import generator_bytes, scorer_bytes
 from promptmill.pipelines.work.errors import ModelError

@@ -18,7 +18,7 @@ from promptmill.shards.places_to_write import place_in
 from promptmill.shards.storage import SCRATCH, local_path
 from promptmill.shards.tables import ranks_by
 
-CONDITIONING = ("init_image", "mask_image", "mask_edit", "outpaint", "controls", "references", "strength")
+CONDITIONING = ("init_image", "mask_image", "mask_edit", "outpaint", "controls", "references", "gligen_boxes", "strength")
 # Written without the SHA-256 that the output has of each image: that is not for a row to say.
 CONTROL = pa.struct([field for field in columns.CONTROL if field.name != "sha256"])
 REFERENCE = pa.struct([field for field in columns.REFERENCE if field.name != "sha256"])

@@ -60,6 +60,9 @@ class ModelFacts:
         bends: The size (width, height) that the model renders in place of another one; None where it renders every size.
         most_pixels: The pixels that an image can have; None where any number.
         classes: The number of classes of which each row names one; None where the model draws none.
+        prompt_key: The key that a prompt has, as a JSON object; None: prompts are any text.
+        true_cfg: The modes in which the model takes a scale of true guidance beside guidance of its own.
+        boxes: Whether the model draws phrases in boxes, which each row gives.
         side: The one width and height in pixels that images have; None where rows choose.
         counting: What decides how often the denoiser is evaluated.
         saved_scheduler: The config of the scheduler that the model was saved with.
@@ -88,6 +91,9 @@ class ModelFacts:
     bends: Callable[[int, int], tuple[int, int]] | None = None
     most_pixels: int | None = None
     classes: int | None = None
+    prompt_key: str | None = None
+    true_cfg: tuple[str, ...] = ()
+    boxes: bool = False
     side: tuple[int, int] | None = None
     counting: Counting = field(default_factory=Counting)
     saved_scheduler: Mapping[str, Any] = field(default_factory=dict)
@@ -127,6 +133,8 @@ def read_facts(model: Model) -> ModelFacts:
         channels = _count(denoiser, "in_channels")
         if channels > _count(vae, "latent_channels") and "inpaint" in modes:
             modes = ("inpaint",)
+        elif family_of(name).boxes:
+            modes = ("img2img",) if channels > _count(vae, "latent_channels") else ("txt2img",)
         elif family_of(name).masked:
             modes = tuple(mode for mode in modes if mode != "inpaint")
         if index.get("requires_aesthetics_score") is True:
@@ -175,7 +183,11 @@ def read_facts(model: Model) -> ModelFacts:
         bends=family.bends,
         most_pixels=_most_pixels(family, denoiser, factor),
         classes=denoiser.get(family_of(name).classes or ""),
-        side=_side(denoiser, factor) if family_of(name).fixed else None,
+        prompt_key=family.prompt_key,
+        true_cfg=tuple(mode for mode in modes if mode in family.true_cfg),
+        boxes=family.boxes,
+        # What GLIGEN repaints has the size of the VAE's samples.
+        side=_side(denoiser, factor) if family.fixed else _side(vae, 1) if family.boxes and modes == ("img2img",) else None,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
         counting=_counting(family, "guidance_scale" in ignored, denoiser, scheduler),
         repainting=family.repainting,

@@ -40,6 +40,19 @@ _KANDINSKY: dict[str, Any] = {
     "negative_too": True,
     "multiple_by": lambda decoder, prior, factor: factor**2,
 }
+_FLUX: dict[str, Any] = {
+    "steps_left": "up",
+    "rows": 1,
+    "embedded": True,
+    "negative": False,
+    "patch": 2,
+    "sized": True,
+    "controlnet": "FluxControlNetModel",
+    "control_modes": "num_mode",
+    "image_prompts": "flux",
+    "redux": "FluxPriorReduxPipeline",
+    "always": {"control_mode": no_control_modes},
+}
 _OF_NOTHING: dict[str, Any] = {
     "rows": 1,
     "guidance": None,
@@ -67,6 +80,16 @@ FAMILIES: dict[str, Family] = {
     "AuraFlow": Family(solvers=ALL_SOLVERS),
     # Texts that captions ask for are drawn, and read as pictures.
     "BriaFibo2": Family(rows=1, strength=False, patch=2, sized=True, solvers=("euler", "unipc"), single=True, pictures=5),
+    # Pictures that are edited are encoded at their own sizes, and their tokens tell which picture they are of by a place in time.
+    "BriaFiboEdit": Family(
+        strength=False,
+        patch=2,
+        sized=True,
+        solvers=("euler", "unipc"),
+        single=True,
+        pictures=ANY_NUMBER,
+        prompt_key="edit_instruction",
+    ),
     "BriaFiboPipeline": Family(patch=2, sized=True, prompts_apart=True, solvers=("euler", "unipc")),
     "BriaPipeline": Family(patch=2, sized=True),
     "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),
@@ -97,19 +120,7 @@ FAMILIES: dict[str, Family] = {
     "CogView4Control": Family(rows=1, prompts_apart=True, sized=True, strength=False, picture="control_image", signed=True),
     # Its rewriting of prompts would draw from torch's global generator.
     "ErnieImage": Family(prompts_apart=True, patch=2, always={"use_pe": False}),
-    "Flux": Family(
-        steps_left="up",
-        rows=1,
-        embedded=True,
-        negative=False,
-        patch=2,
-        sized=True,
-        controlnet="FluxControlNetModel",
-        control_modes="num_mode",
-        image_prompts="flux",
-        redux="FluxPriorReduxPipeline",
-        always={"control_mode": no_control_modes},
-    ),
+    "Flux": Family(further=("true_cfg_scale",), true_cfg=("txt2img", "img2img", "inpaint", "controlnet"), **_FLUX),
     "Flux2": Family(
         sized=True,
         rows=1,
@@ -145,7 +156,10 @@ FAMILIES: dict[str, Family] = {
         picture="control_image",
         signed=True,
     ),
+    "FluxFill": Family(**_FLUX),
     "FluxKontext": Family(
+        further=("true_cfg_scale",),
+        true_cfg=("txt2img", "img2img", "inpaint"),
         rows=1,
         embedded=True,
         negative=False,
@@ -283,6 +297,15 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False, guess=True, image_prompts="unet"),
     # The UNet is given the depth of the picture, which a part of the model estimates under `torch.autocast`.
     "StableDiffusionDepth2Img": Family(by_itself=("depth_estimator",), whole_pictures=True),
+    "StableDiffusionGLIGEN": Family(
+        strength=False,
+        boxes=True,
+        further=("gligen_scheduled_sampling_beta",),
+        always={
+            "gligen_phrases": lambda request: [box.phrase for box in request.gligen_boxes],
+            "gligen_boxes": lambda request: [[box.x0, box.y0, box.x1, box.y1] for box in request.gligen_boxes],
+        },
+    ),
     "StableDiffusionImageVariation": Family(
         negative=False, strength=False, prompted=False, by_itself=("image_encoder",), whole_pictures=True
     ),

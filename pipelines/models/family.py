@@ -89,10 +89,13 @@ class Family:
         one_mask: Whether a call lays its first picture and mask over all of its samples, so that it has one row's alone.
         one_text: Whether a call has one text, for all of its samples.
         prompted: Whether the model reads prompts.
+        prompt_key: The key that a prompt has, as a JSON object, which is all that the pipelines take; None: prompts are any text.
         classes: The key of the denoiser's config that counts the classes of which each row names one; None where it draws none.
         fixed: Whether images have the one size that the denoiser's config says.
         latent: Whether the denoiser makes latents, which a VAE decodes; otherwise it makes the pixels.
         moved: The module of diffusers' pipelines that the family's indexes name, which has moved among the deprecated ones.
+        true_cfg: The modes whose pipelines take a true_cfg_scale with a negative prompt, beside guidance that is the model's input.
+        boxes: Whether its pipelines draw phrases in the boxes of a row, or repaint a picture there, in one image a call.
         always: Further arguments of every call: values, or functions of the request.
     """
 
@@ -156,10 +159,13 @@ class Family:
     one_mask: bool = False
     one_text: bool = False
     prompted: bool = True
+    prompt_key: str | None = None
     classes: str | None = None
     fixed: bool = False
     latent: bool = True
     moved: str | None = None
+    true_cfg: tuple[str, ...] = ()
+    boxes: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self, request: Any) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def reading_of(model: Model, pipeline: str, modes: Sequence[str]) -> Reading:
     taking = None if model.redux else _taking(pipeline, modes)
     if taking is not None and not taking:
         raise ModelError(f"{model.base}: model.references: no pipeline of {pipeline} takes IP-Adapters; Redux is for it")
-    return Reading(masks=False, modes=taking)
+    # Where the prompt's length, which a Redux makes another one, is taken for the negative prompt's, diffusers raises.
+    return Reading(masks=False, modes=taking, true_cfg=("txt2img",) if model.redux and family_of(pipeline).true_cfg else None)
 
 
 def _taking(pipeline: str, modes: Iterable[str]) -> tuple[str, ...]:

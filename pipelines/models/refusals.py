@@ -53,12 +53,12 @@ REFUSED: dict[str, str] = {
             " StableDiffusionModelEditing StableDiffusionPanorama StableDiffusionParadigms StableDiffusionPipelineSafe"
             " StableDiffusionPix2PixZero StableDiffusionSAG UnCLIP UniDiffuser VersatileDiffusion VQDiffusion",
         ),
-        ("is deprecated by diffusers, and places objects by boxes, which no column gives", "StableDiffusionGLIGEN"),
+        ("draws pictures in boxes beside phrases, and the boxes of rows have phrases alone", "StableDiffusionGLIGENTextImage"),
         (_CONTROLLED.format("StableDiffusionPipeline"), "StableDiffusionAdapter"),
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "BriaFibo DreamLite ZImageOmni",
+            "DreamLite ZImageOmni",
         ),
     )
     for begin in begins.split()

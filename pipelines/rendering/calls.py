@@ -17,6 +17,7 @@ from promptmill.pipelines.models.families import TURNED
 from promptmill.pipelines.models.pipeline_classes import plain_mode
 from promptmill.pipelines.rendering.conditioning import composite
 from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
+from promptmill.pipelines.rendering.grounding import repainting
 from promptmill.pipelines.rendering.loaded_model import LoadedModel
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.previews import ending_after
@@ -43,6 +44,8 @@ def call(
     taken = inspect.signature(pipeline.__call__).parameters
     control = "control_image" if "control_image" in taken else "image"
     said = model.family.arguments(request) | _texts(pipeline, jobs, model) | _arguments(request, jobs, model, control)
+    if model.family.boxes and (picture := jobs[0].conditioning.init) is not None:
+        said |= repainting(pipeline, Image.fromarray(picture), said["generator"], model.device)
     if (eta := model.scheduler_options.eta) is not None:
         if "eta" not in taken:
             raise ValueError(f"{type(pipeline).__name__} takes no eta; leave it out of model.scheduler_options")
@@ -114,16 +117,17 @@ def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview:
 def _texts(pipeline: Any, jobs: Sequence[Job], model: LoadedModel) -> dict[str, Any]:
     """Return the text arguments of a pipeline call."""
     request, family = jobs[0].request, model.family
+    texts = jobs[:1] if family.one_text else jobs
+    away = {"negative_prompt": [job.request.negative_prompt for job in texts]}
     if model.redux and request.references:
-        return model.redux.embeddings(pipeline, jobs)
+        return model.redux.embeddings(pipeline, jobs) | (away if request.is_led else {})
     if not family.prompted:
         labels = [job.request.class_label for job in jobs]
         return {"batch_size": len(jobs)} | ({"class_labels": labels} if request.class_label is not None else {})
-    texts = jobs[:1] if family.one_text else jobs
     said: dict[str, Any] = {"prompt": [job.request.prompt for job in texts]}
     # None is not the same as nothing: SDXL then takes zeros for the embeddings.
-    if model.guided(request) and (request.negative_prompt or family.empty_negative):
-        said["negative_prompt"] = [job.request.negative_prompt for job in texts]
+    if request.is_led or (model.guided(request) and (request.negative_prompt or family.empty_negative)):
+        said |= away
     return said | ({"clip_skip": model.clip_skip} if model.clip_skip else {})
 
 
@@ -159,7 +163,8 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
     # A call with further pictures is of one row.
     own = [Image.fromarray(one) for one in (*inits[:1], *jobs[0].conditioning.pictures)]
     if own and model.family.single:
-        repainted = {"mask_image": Image.fromarray(np.where(masks[0], 255, 0).astype(np.uint8))} if masks else {}
+        mask = Image.fromarray(np.where(masks[0], 255, 0).astype(np.uint8)) if masks else None
+        repainted = {"mask_image": mask, "mask": mask} if masks else {}  # of two names, by the family
         return said | {"image": _one_or_all(own), **repainted}
     # As tensors: of PIL images diffusers makes channels-last ones, which would bring that format into the denoiser.
     if own and model.family.references and not masks:
@@ -234,6 +239,14 @@ def candidate(job: Job, pixels: np.ndarray, finite: bool, refused: bool, evaluat
         if images.whole is not None:
             init, mask, pixels = images.whole.picture, images.whole.mask, images.whole.with_part(pixels)
         pixels = composite(init, pixels, mask, images.share)
-    if (pixels == pixels[0, 0]).all():
-        return replace(made, failure=Failure("constant_image", f"every pixel is {tuple(pixels[0, 0].tolist())}"))
+    # A part of a picture may be plain.
+    if job.part is None and (constant := constant_of(pixels)) is not None:
+        return replace(made, failure=constant)
     return replace(made, pixels=np.ascontiguousarray(pixels))
+
+
+def constant_of(pixels: np.ndarray) -> Failure | None:
+    """Return the failure of an image, (H, W, 3) uint8, whose pixels are all the same; None of any other."""
+    if (pixels == pixels[0, 0]).all():
+        return Failure("constant_image", f"every pixel is {tuple(pixels[0, 0].tolist())}")
+    return None

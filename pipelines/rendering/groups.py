@@ -39,6 +39,8 @@ class Waiting:
         texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
         apart = self.apart or (family.references and (request.init_image is not None or bool(request.references)))
         apart = apart or (family.one_mask and request.repaints)
+        if family.boxes and request.init_image is not None:
+            return id(self)
         # Of transformers those without references go through calls of their own; a scale of 0 is none to an adapter, but to Redux.
         several = family.image_prompts not in (None, "unet") and request.references
         embedded = tuple(sorted({bool(one.scale) for one in several})) if several else ()
@@ -60,6 +62,7 @@ class Group:
         references: What the denoiser is told of the members' reference images, once it has been called, in calls that guidance
             leads to, and in those that it leads away from.
         faces: The tokens of the members' faces by the type of references, once a ControlNet that reads these has been called.
+        fused: Whether the rows go through the layers that read boxes, as the call has them now.
         kept: What the denoiser's inner blocks made, where a step cache is on.
     """
 
@@ -71,6 +74,7 @@ class Group:
     texts: torch.Tensor | None = None
     references: dict[bool, dict[str, Any]] = field(default_factory=dict)
     faces: dict[str, torch.Tensor] = field(default_factory=dict)
+    fused: bool = True
     kept: Kept | None = None
 
     @property

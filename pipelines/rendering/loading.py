@@ -1,6 +1,7 @@
 """Loads a diffusion model once, by diffusers' own loaders, so that one set of weights in memory serves every mode."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,9 +94,9 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         # be the module itself, so past torch's own __setattr__.
         object.__setattr__(encoder, "text_model", encoder)
     for inversion in model.textual_inversions:
-        load_by(base.load_textual_inversion, inversion, None, token=inversion.token)
+        load_by(_loader(base, "textual_inversion"), inversion, None, token=inversion.token)
     for lora in model.loras:
-        load_by(base.load_lora_weights, lora, None, adapter_name=lora.name)
+        load_by(_loader(base, "lora_weights"), lora, None, adapter_name=lora.name)
     family = family_of(facts.pipeline)
     adapters, redux = family.image_prompts, family.redux if model.redux else None
     if model.references and redux is None and adapters is not None:
@@ -130,6 +131,19 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     decoder = getattr(part_of(base, VAES), "decoder", None)
     put_on(model.kernels, (*denoisers, *{id(net): net for net in steering}.values()), device, decoder)
     return loaded
+
+
+def _loader(base: Any, what: str) -> Callable[..., Any]:
+    """Return a pipeline's loader of LoRAs or textual inversions.
+
+    Raises:
+        ModelError: The pipeline has none.
+    """
+    loader: Callable[..., Any] | None = getattr(base, f"load_{what}", None)
+    if loader is None:
+        key = "loras" if what == "lora_weights" else "textual_inversions"
+        raise ModelError(f"model.{key}: diffusers loads none into a {type(base).__name__}; leave them out")
+    return loader
 
 
 def _offload(base: Any, device: torch.device) -> None:

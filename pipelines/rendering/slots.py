@@ -18,6 +18,7 @@ from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.batching import Joined
 from promptmill.pipelines.rendering.calls import call, candidate
 from promptmill.pipelines.rendering.copies import Copy
+from promptmill.pipelines.rendering.grounding import FUSED, with_fusers
 from promptmill.pipelines.rendering.groups import Group, Settled, Waiting
 from promptmill.pipelines.rendering.loaded_model import LoadedModel
 from promptmill.pipelines.rendering.modules import (
@@ -75,6 +76,8 @@ class Slots:
         if (shortened := shortened_of(denoiser, self.denoiser.run, needed=model.cache is not None)) is not None:
             self.denoiser.run, hold = shortened, self._with_cache(hold)
         self.shortened = shortened
+        if self._family.boxes:
+            self.denoiser.run, hold = with_fusers(denoiser, self.denoiser.run), self._with_fusers(hold)
         if model.references:
             self.denoiser.run = model.references.scaled(self.denoiser.run)
             hold = self._with_references(hold)
@@ -293,6 +296,8 @@ class Slots:
         for name in self._family.guiders:
             if (guider := getattr(pipeline, name)) is not None:
                 setattr(pipeline, name, guider.new(guidance_scale=request.guidance_scale))
+        if self._family.boxes:
+            pipeline.enable_fuser = partial(setattr, group, "fused")
         for name, value in self._family.attributes.items():
             setattr(pipeline, name, value(request, pipeline.vae_scale_factor))
         if self.shortened and (schedule := jobs[0].placed.cache or self.model.cache):
@@ -343,6 +348,10 @@ class Slots:
             return kept.call(hold, args, kwargs) if kept else hold(*args, **kwargs)
 
         return told
+
+    def _with_fusers(self, hold: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the denoiser's call, which says whether its rows go through the layers that read boxes."""
+        return lambda *args, **kwargs: hold(*args, **{FUSED: self._groups[getcurrent()].fused}, **kwargs)
 
     def _with_references(self, hold: Callable[..., Any]) -> Callable[..., Any]:
         """Return the denoiser's call with the embeddings and the scales of each row's reference images."""
@@ -403,7 +412,7 @@ def _decoded_at_once(base: Any, given: Mapping[str, Any]) -> int:
 
 def _length(request: Request) -> Hashable:
     """Return the key of requests that call the denoiser equally often, in nearly all families."""
-    return (request.mode, request.scheduler, request.steps, request.strength, request.guidance_scale > 1)
+    return (request.mode, request.scheduler, request.steps, request.strength, request.guidance_scale > 1, request.is_led)
 
 
 def _pictured(job: Job) -> Hashable:

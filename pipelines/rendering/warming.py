@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from promptmill.configs.parameters import Defaults
+from promptmill.configs.parameters import Box, Defaults
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.preparing import Conditioning, jobs_of
 from promptmill.pipelines.rendering.slots import Slots
@@ -48,6 +48,7 @@ def warm(path: Slots, modes: tuple[str, ...], defaults: Defaults) -> None:
         keep=1,
         loras=(),
         carried={},
+        gligen_boxes=(Box(phrase="a", x0=0, y0=0, x1=1, y1=1),) if family.boxes else (),
         class_label=0 if family.classes and config.get(family.classes) else None,
         **{name: getattr(defaults, name) for name in family.further},
     )

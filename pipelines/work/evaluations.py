@@ -63,7 +63,8 @@ def _a_step(request: Request, counting: Counting) -> int:
     """Return how often the denoiser is evaluated for a candidate each time that a scheduler asks."""
     # Guidance by text and picture is off where either is.
     holds = request.image_guidance_scale is None or request.image_guidance_scale >= 1
-    return counting.guided if request.guidance_scale > counting.unguided and holds else 1
+    each = counting.guided if request.guidance_scale > counting.unguided and holds else 1
+    return 2 * each if request.is_led else each
 
 
 def _of_prior(request: Request, counting: Counting) -> int:

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from promptmill.configs.columns import (
+    BOXES,
+    BOXES_UNTIL,
     CACHED,
     CLIP_SCORE,
     COLUMNS,
@@ -17,6 +19,8 @@ from promptmill.configs.columns import (
     REFERENCES,
     REJECTED_FOR,
     SPARED,
+    STAGES,
+    TRUE_CFG,
     Column,
     Role,
     by_name,
@@ -57,6 +61,7 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
         "controls": controls,
         **({REFERENCES: references} if REFERENCES in recipe.form.names else {}),
         **({CONTROL_MAPS: _entries_of_maps(request, outcome)} if CONTROL_MAPS in recipe.form.names else {}),
+        **({BOXES: [box.model_dump() for box in request.gligen_boxes]} if BOXES in recipe.form.names else {}),
         "loras": [lora.model_dump() for lora in request.loras],
         "prompt_truncated": outcome.prompt_truncated,
         "model": model.base,
@@ -89,7 +94,7 @@ def _entries_of_maps(request: Request, outcome: Outcome) -> list[dict[str, Any]]
 _REQUEST_COLUMNS = tuple(
     column.name
     for column in COLUMNS
-    if column.role in (Role.INPUT, Role.RESOLVED) and column.name not in ("seed", "controls", REFERENCES, "loras")
+    if column.role in (Role.INPUT, Role.RESOLVED) and column.name not in ("seed", "controls", REFERENCES, BOXES, "loras")
 )
 
 
@@ -152,18 +157,22 @@ def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: in
     }
 
 
+# Declared columns that are there where a row has one, in their order.
+OF_ROWS = (REFERENCES, MASK_EDIT, OUTPAINT, TRUE_CFG, BOXES, BOXES_UNTIL)
+
+
 def declared_columns(config: Config, of_rows: Collection[str] = ()) -> tuple[Column, ...]:
     """Return the columns that a config declares beside those that every dataset has, in their order.
 
     Args:
         config: The run's config.
         of_rows: Names of the columns that are there since a row has one: references, which need no adapter in models that take
-            several pictures, and what changes masks and widens pictures.
+            several pictures, what changes masks and widens pictures, boxes, and true guidance beside the model's own.
     """
     model = config.model
     there = {*of_rows, *([REFERENCES] if model.references else ())}
-    more = [*(name for name in (REFERENCES, MASK_EDIT, OUTPAINT) if name in there), *([*OF_PRIORS] if model.prior else ())]
-    more += [CACHED] * bool(model.kernels.cache) + [CONTROL_MAPS] * config.shards.controls
+    more = [*(name for name in OF_ROWS if name in there), *([*OF_PRIORS] if model.prior else ())]
+    more += [CACHED] * bool(model.kernels.cache) + [STAGES] * bool(config.stages) + [CONTROL_MAPS] * config.shards.controls
     return (*ranking_columns(config.ranking), *(by_name()[name] for name in more))
 
 

@@ -19,10 +19,11 @@ import ray
 from ray import exceptions
 
 from promptmill.actors.flow import in_process_pools, ray_pools
-from promptmill.pipelines.scoring.durable_passes import finish_durably
 from promptmill.pipelines.scoring.finishing import Onward
+from promptmill.pipelines.scoring.staging import finish_in_stages
 from promptmill.pipelines.work.errors import MisfitError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered, Scored
+from promptmill.pipelines.work.stage_parts import pictures_before
 from promptmill.pipelines.work.units import Unit, candidate_seed
 from promptmill.shards.parts import part_name, write_part
 from promptmill.shards.storage import staying
@@ -154,7 +155,7 @@ def install(chaos: Chaos) -> None:
 
     class Generator:
         def __init__(self, recipe):
-            self._job_seed, self._gives_maps = recipe.config.seed, recipe.config.shards.controls
+            self._recipe, self._job_seed, self._gives_maps = recipe, recipe.config.seed, recipe.config.shards.controls
 
         def load(self):
             return {"cpu": _node() if chaos.kinds else "stand-in"}
@@ -163,6 +164,9 @@ def install(chaos: Chaos) -> None:
             chaos.note("rendered", f"{unit.name} {len(unit.requests)} {os.getpid()} {_node()}")
             time.sleep(chaos.seconds)
             asked = tuple(unit.next_pass())
+            if unit.course is not None and unit.course.staged is not None:
+                pictures = pictures_before(self._recipe, unit)
+                return Rendered(tuple(self._enlarged(*one, pictures) for one in asked), {"denoise": chaos.seconds})
             return Rendered(tuple(self._outcome(*one) for one in asked), {"denoise": chaos.seconds})
 
         def close(self):
@@ -180,6 +184,12 @@ def install(chaos: Chaos) -> None:
             maps = (paint(1000 * placed.row + number, request.height, request.width) for number in steering)
             return Outcome(placed.row, tuple(made), maps=tuple(maps))
 
+        def _enlarged(self, placed, indices, pictures) -> Outcome:
+            """What a stage makes of a request's kept images: twice as large, and another picture."""
+            seeds = {index: candidate_seed(self._job_seed, placed.request, index) for index in indices}
+            large = {index: 255 - pictures[placed.row, index].repeat(2, 0).repeat(2, 1) for index in indices}
+            return Outcome(placed.row, tuple(Candidate(i, seeds[i], large[i], 7) for i in indices))
+
     class Scorer:
         def __init__(self, recipe, generators=1):
             self._recipe = recipe
@@ -195,7 +205,7 @@ def install(chaos: Chaos) -> None:
             if chaos.scoring and len((Path(chaos.folder) / "scorers").read_text().splitlines()) == 1:
                 time.sleep(chaos.scoring)
             chaos.note("scored", f"{unit.name} {id(self)} {os.getpid()}")
-            finished = finish_durably(unit, rendered, Clip(), self._recipe, earlier)
+            finished = finish_in_stages(unit, rendered, Clip(), self._recipe, earlier)
             if isinstance(finished, Onward):
                 return finished
             recipe, name = self._recipe, part_name(unit.name)

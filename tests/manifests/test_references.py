@@ -161,7 +161,7 @@ def test_a_model_of_one_picture_refuses_further_ones_and_says_which_take_several
             make_request(Row("m", 1, {"prompt": "x", "references": [FURTHER], **images}), 1, Rules(Defaults(), image_prompts=False))
         assert caught.value.problems == (
             "references: the model takes no further pictures beside an init_image; leave them out; FLUX.2, Qwen-Image-Edit-Plus,"
-            " Qwen-Image 2.1 and Bria FIBO 2 take several pictures",
+            " Qwen-Image 2.1, Bria FIBO 2 and FIBO Edit take several pictures",
         )
 
 

@@ -224,6 +224,13 @@ def test_emptiness_without_end_is_an_error_and_not_a_wait(tmp_path, name, start)
 EDITING = Rules(Defaults(width=64, height=64), further=("image_guidance_scale",), most_noise=350)
 DECODING = Rules(Defaults(width=64, height=64), further=("prior_steps", "prior_guidance_scale"))
 ENLARGING = Rules(Defaults(width=64, height=64), further=("noise_level",), most_noise=350)
+LED = Rules(
+    Defaults(width=64, height=64, true_cfg_scale=1.5),
+    ignored=("negative_prompt",),
+    further=("true_cfg_scale",),
+    true_cfg=("txt2img",),
+)
+UNLED = replace(LED, defaults=Defaults(width=64, height=64))
 IGNORING = Rules(Defaults(width=64, height=64), ignored=("negative_prompt", "guidance_scale", "strength"))
 
 
@@ -264,6 +271,35 @@ IGNORING = Rules(Defaults(width=64, height=64), ignored=("negative_prompt", "gui
             {"image_guidance_scale": 0.9},
         ),
         (Rules(RULES.defaults, unguided=0.0), {"negative_prompt": "blue", "guidance_scale": 1}, [], {"negative_prompt": "blue"}),
+        # True guidance beside that of the model's own.
+        (RULES, {"true_cfg_scale": 2}, ["true_cfg_scale: has no effect, since"], {"true_cfg_scale": None}),
+        (
+            UNLED,
+            {"negative_prompt": "blue"},
+            ["negative_prompt: has no effect without a true_cfg_scale above 1, which doubles"],
+            {"negative_prompt": "", "true_cfg_scale": None},
+        ),
+        (
+            UNLED,
+            {"negative_prompt": "blue", "true_cfg_scale": 1},
+            ["negative_prompt: has no effect without a true_cfg_scale above 1, which doubles"],
+            {"negative_prompt": "", "true_cfg_scale": 1.0},
+        ),
+        (
+            UNLED,
+            {"negative_prompt": "blue", "true_cfg_scale": 3, "guidance_scale": 1},
+            [],
+            {"negative_prompt": "blue", "true_cfg_scale": 3.0},
+        ),
+        (LED, {"negative_prompt": "blue"}, [], {"negative_prompt": "blue", "true_cfg_scale": 1.5, "is_led": True}),
+        (LED, {}, [], {"negative_prompt": "", "is_led": True}),
+        # The config's scale is for the modes that take one.
+        (
+            LED,
+            {"negative_prompt": "blue", "init_image": "a.png"},
+            ["negative_prompt: has no effect, since"],
+            {"negative_prompt": "", "true_cfg_scale": None},
+        ),
     ],
 )
 def test_a_value_without_effect_is_a_note_and_the_request_has_what_is_rendered(tmp_path, rules, row, notes, made):
@@ -272,6 +308,28 @@ def test_a_value_without_effect_is_a_note_and_the_request_has_what_is_rendered(t
     assert len(checked.notes) == len(notes)
     assert all(note.startswith(said) for note, said in zip(checked.notes, notes, strict=True))
     assert {name: getattr(checked.request, name) for name in made} == made
+
+
+def test_a_scale_of_true_guidance_in_a_mode_that_takes_none_is_a_bad_row(tmp_path):
+    (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": "a", "init_image": "a.png", "true_cfg_scale": 2}))
+    (checked,) = check_rows([str(tmp_path / "m.jsonl")], LED)
+    assert checked.problems[0] == "true_cfg_scale: not in mode img2img; the model takes it only in txt2img"
+
+
+def test_a_prompt_that_is_no_json_with_the_key_that_the_model_reads_is_a_bad_row(tmp_path):
+    prompts = [
+        '{"edit_instruction": "paint it red"}',
+        "paint it red",
+        '{"instruction": "paint it red"}',
+        '["edit_instruction"]',
+        "[" * 10**5,
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"prompt": prompt[:10_000]}) + "\n" for prompt in prompts))
+    rules = Rules(Defaults(width=64, height=64), prompt_key="edit_instruction")
+    fine, *wrong = check_rows([str(tmp_path / "m.jsonl")], rules)
+    assert fine.request.prompt == prompts[0] and not fine.problems
+    said = "prompt: the model takes a JSON object with the key edit_instruction, as text: paint it red"
+    assert wrong[0].problems == (said,) and all(len(one.problems) == 1 for one in wrong)
 
 
 def test_a_noise_level_above_the_models_is_a_bad_row(tmp_path):

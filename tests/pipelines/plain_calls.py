@@ -60,6 +60,9 @@ class Plain:
         side: The width and height to ask for; 64 where None.
         fixed: Whether images have that one size.
         signed: Whether a picture is given in -1 … 1.
+        prompt: Makes of a text a prompt as the pipelines take prompts.
+        mask: The argument for a mask.
+        draws: Makes arguments of a call whose noise the candidate's generator draws, where the pipeline takes torch's global one.
     """
 
     pipelines: Mapping[str, str]
@@ -96,6 +99,9 @@ class Plain:
     side: int | None = None
     fixed: bool = False
     signed: bool = False
+    prompt: Callable[[str], str] = str
+    mask: str = "mask_image"
+    draws: Callable[[Any, dict[str, Any]], dict[str, Any]] | None = None
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -166,6 +172,8 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
             return filled(value.transpose(0, 1), some, rows).transpose(0, 1)  # positions in three dimensions
         if isinstance(value, list) and value and all(isinstance(one, torch.Tensor) and one.ndim > 2 for one in value):
             return [cut(one, some, rows) for one in value]  # of several pictures
+        if isinstance(value, dict):
+            return {name: cut(one, some, rows) for name, one in value.items()}
         return filled(value, some, rows) if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows else value
 
     def filled(value: torch.Tensor, some: slice, rows: int) -> torch.Tensor:
@@ -261,11 +269,11 @@ def render_family(
     if not plain.single:
         return pixels_of(images_of(pipeline(**said)), request, folder), sum(seen) // count
     # Each at the batch shape of the engine, as the candidates of one call would be.
-    denoiser = pipeline.transformer
+    denoiser = first_of(pipeline, "unet", "transformer")
     denoiser.forward = in_pieces(denoiser.forward, plain.rows * batch)
     cut = ("prompt", "negative_prompt", "generator")
     apart = [said | {name: said[name][k : k + 1] for name in cut if name in said} for k in range(count)]
-    made = torch.cat([images_of(pipeline(**one)) for one in apart])
+    made = torch.cat([images_of(pipeline(**plain.draws(pipeline, one) if plain.draws else one)) for one in apart])
     return pixels_of(made, request, folder), sum(seen) // count
 
 
@@ -370,7 +378,7 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
         "width": request.width,
         "height": request.height,
     }
-    if plain.negative and (request.negative_prompt or plain.always_negative):
+    if request.is_led or (plain.negative and (request.negative_prompt or plain.always_negative)):
         said["negative_prompt"] = [request.negative_prompt] * count
     if request.strength and plain.has_strength(request.mode):
         said["strength"] = request.strength
@@ -392,10 +400,14 @@ def asked(plain: Plain, request: Any, count: int, folder: Any) -> dict[str, Any]
         del said["prompt"]
     if plain.classes is not None:
         said["class_labels"] = [request.class_label] * count
-    said |= {name: getattr(request, name) for name in plain.further if name not in OF_PRIORS}
+    said |= {
+        name: value
+        for name in plain.further
+        if name not in (*OF_PRIORS, "gligen_boxes") and (value := getattr(request, name)) is not None
+    }
     if request.mask_image:
         file = folder / request.mask_image
-        said["mask_image"] = Image.open(file) if plain.single else picture(file, count, 1)
+        said[plain.mask] = Image.open(file) if plain.single else picture(file, count, 1)
     return said
 
 

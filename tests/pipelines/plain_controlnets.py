@@ -22,6 +22,7 @@ class Controlled:
         several: Whether they take several at once.
         timed: Whether a ControlNet can begin later and end sooner than the steps do.
         of: The family, where it is not the entry's own name.
+        led: The modes whose pipelines take a true_cfg_scale.
         repaints: Whether a ControlNet sees the picture that is to be repainted, and its mask, in place of a control image.
     """
 
@@ -32,6 +33,7 @@ class Controlled:
     said: Mapping[str, Any] = field(default_factory=dict)
     of: str | None = None
     repaints: bool = False
+    led: tuple[str, ...] = ()
 
 
 _UNBENT = {"use_resolution_binning": False}
@@ -46,6 +48,7 @@ CONTROLLED = {
             "controlnet_inpaint": "FluxControlNetInpaintPipeline",
         },
         said={"control_mode": lambda request: [None, None] if len(request.controls) == 2 else None},
+        led=("controlnet",),
     ),
     "qwen-image": Controlled("QwenImageControlNetModel", {"controlnet": "QwenImageControlNetPipeline"}, several=False),
     "sana": Controlled("SanaControlNetModel", {"controlnet": "SanaControlNetPipeline"}, several=False, timed=False, said=_UNBENT),

@@ -1,7 +1,11 @@
 """Lists how plain diffusers is called in every family, as diffusers documents its pipelines."""
 
+import json
 from typing import Any
 
+import torch
+
+from promptmill.configs.parameters import Box
 from tests.pipelines.plain_calls import OF_PRIORS, Plain
 
 _UNBENT = {"use_resolution_binning": False}
@@ -22,6 +26,7 @@ def _picture(family: str) -> dict[str, str]:
     return {"img2img": f"{family}Pipeline"}
 
 
+LED = {"true_cfg_scale": (None, 3.0, 1.0, 1.5)}
 _OF_NOTHING: dict[str, Any] = {
     "rows": 1,
     "negative": False,
@@ -42,6 +47,33 @@ _PIX2PIX: dict[str, Any] = {
     "schedulers": _NOISE,
 }
 
+BOXES = (
+    (Box(phrase="a small red circle", x0=0.1, y0=0.2, x1=0.6, y1=0.9),),
+    (Box(phrase="blue", x0=0.0, y0=0.0, x1=0.5, y1=1.0), Box(phrase="a large green cross", x0=0.4, y0=0.5, x1=1.0, y1=1.0)),
+    tuple(Box(phrase=f"{'a ' * n}square", x0=n / 8, y0=0.25, x1=1.0, y1=0.75) for n in range(7)),
+)
+_GLIGEN: dict[str, Any] = {
+    "strength": False,
+    "schedulers": _NOISE,
+    "further": {"gligen_boxes": BOXES, "gligen_scheduled_sampling_beta": (0.3, 1.0, 0.5, 0.0)},
+    "said": {
+        "gligen_phrases": lambda request: [box.phrase for box in request.gligen_boxes],
+        "gligen_boxes": lambda request: [[box.x0, box.y0, box.x1, box.y1] for box in request.gligen_boxes],
+    },
+}
+
+
+def of_the_candidates_generator(pipeline: Any, said: dict[str, Any]) -> dict[str, Any]:
+    """A call of GLIGEN's inpainting whose latents, and whose noise on the picture, the candidate's generator draws."""
+    (generator,), scheduler = said["generator"], pipeline.scheduler
+    kind = type(scheduler)
+    scheduler.add_noise = lambda samples, noise, timesteps: kind.add_noise(
+        scheduler, samples, torch.randn(noise.shape, generator=generator).to(noise), timesteps
+    )
+    shape = (1, 4, said["height"] // 8, said["width"] // 8)
+    return said | {"latents": torch.randn(shape, generator=generator).to(pipeline.device, pipeline.dtype)}
+
+
 _QWEN_EDIT: dict[str, Any] = {
     "rows": 1,
     "guidance": "true_cfg_scale",
@@ -56,8 +88,8 @@ FAMILIES: dict[str, Plain] = {
     "sd3-without-t5": Plain(
         _modes("StableDiffusion3"), parts={"text_encoder_3": None, "tokenizer_3": None}, schedulers=("euler", "heun", "model")
     ),
-    "flux-dev": Plain(_modes("Flux"), rows=1, negative=False),
-    "flux-schnell": Plain(_modes("Flux"), rows=1, negative=False, guided=False),
+    "flux-dev": Plain(_modes("Flux"), rows=1, negative=False, further=LED),
+    "flux-schnell": Plain(_modes("Flux"), rows=1, negative=False, guided=False, further=LED),
     "pixart-alpha": Plain(_text("PixArtAlpha"), said=_UNBENT, schedulers=_NOISE),
     "pixart-sigma": Plain(_text("PixArtSigma"), said=_UNBENT, schedulers=_NOISE),
     "sana": Plain(_text("Sana"), said=_UNBENT, schedulers=_FLOW),
@@ -96,6 +128,15 @@ FAMILIES: dict[str, Plain] = {
         strength=False,
         single=True,
         pictures=5,
+        schedulers=("euler", "unipc", "model"),
+    ),
+    "bria-fibo-edit": Plain(
+        dict.fromkeys(("txt2img", "img2img", "inpaint"), "BriaFiboEditPipeline"),
+        strength=False,
+        single=True,
+        pictures=MANY,
+        prompt=lambda text: json.dumps({"edit_instruction": text}),
+        mask="mask",
         schedulers=("euler", "unipc", "model"),
     ),
     "bria": Plain(_text("Bria")),
@@ -144,6 +185,7 @@ FAMILIES: dict[str, Plain] = {
         rows=1,
         negative=False,
         strength=False,
+        further=LED,
         said={"_auto_resize": False, "max_area": lambda request: request.width * request.height},
         schedulers=("euler", "unipc", "model"),
     ),
@@ -201,6 +243,10 @@ FAMILIES: dict[str, Plain] = {
         _picture("StableUnCLIPImg2Img"), strength=False, pillow=True, further={"noise_level": (20, 0, 999)}, schedulers=_NOISE
     ),
     "stable-unclip-of-texts": Plain(_text("StableUnCLIP"), further={"noise_level": (20, 0, 999)}, schedulers=_NOISE),
+    "gligen": Plain(_text("StableDiffusionGLIGEN"), **_GLIGEN),
+    "gligen-inpainting": Plain(
+        _picture("StableDiffusionGLIGEN"), takes="gligen_inpaint_image", single=True, draws=of_the_candidates_generator, **_GLIGEN
+    ),
     # Guidance has three parts, and none of them at a picture's scale below 1.
     "pix2pix": Plain(_picture("StableDiffusionInstructPix2Pix"), **_PIX2PIX),
     "pix2pix-xl": Plain(_picture("StableDiffusionXLInstructPix2Pix"), **_PIX2PIX),

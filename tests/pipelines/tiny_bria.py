@@ -25,7 +25,7 @@ def bria(folder: Path) -> Path:
     return folder
 
 
-def fibo(folder: Path) -> Path:
+def fibo(folder: Path, edits: bool = False) -> Path:
     """Bria FIBO: the outputs of SmolLM 3's layers, one for each block, and a VAE of videos whose pixels are folded first."""
     transformer = made(
         "BriaFiboTransformer2DModel",
@@ -44,7 +44,8 @@ def fibo(folder: Path) -> Path:
     latents = video_vae(diffusers.AutoencoderKLWan, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16)
     encoder = seeded(transformers.SmolLM3ForCausalLM, config)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    diffusers.BriaFiboPipeline(transformer, scheduler, latents, encoder, tiny_texts.words()).save_pretrained(folder)
+    kind = diffusers.BriaFiboEditPipeline if edits else diffusers.BriaFiboPipeline
+    kind(transformer, scheduler, latents, encoder, tiny_texts.words()).save_pretrained(folder)
     return folder
 
 
@@ -80,4 +81,5 @@ BRIA: dict[str, Callable[[Path], Path]] = {
     "bria": bria,
     "bria-fibo": fibo,
     "bria-fibo-2": fibo2,
+    "bria-fibo-edit": lambda folder: fibo(folder, edits=True),
 }

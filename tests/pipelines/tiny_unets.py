@@ -10,7 +10,7 @@ from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
 from tests.pipelines import tiny, tiny_texts
-from tests.pipelines.tiny_parts import WIDTH, image_encoder, made, seeded, t5
+from tests.pipelines.tiny_parts import WIDTH, image_encoder, lively, made, seeded, t5
 from tests.pipelines.tiny_stages import movq
 
 SAFE = {"safety_checker": None, "feature_extractor": None}
@@ -132,6 +132,14 @@ def refiner(folder: Path) -> Path:
     return folder
 
 
+def gligen(folder: Path, channels: int = 4) -> Path:
+    """GLIGEN: the UNet has layers that read boxes, which begin as nothing, and of nine channels it repaints a picture there."""
+    unet = lively(tiny.unet(in_channels=channels, attention_type="gated"))
+    pipeline = diffusers.StableDiffusionGLIGENPipeline
+    pipeline(**_parts(), unet=unet, **SAFE, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
 def depth(folder: Path) -> Path:
     """depth2img: the depth of a picture, as a part of the model estimates it, is one more channel of latents."""
     config = transformers.DPTConfig(
@@ -221,6 +229,8 @@ UNETS: dict[str, Callable[[Path], Path]] = {
     "pix2pix": pix2pix,
     "pix2pix-xl": pix2pix_xl,
     "sdxl-refiner": refiner,
+    "gligen": gligen,
+    "gligen-inpainting": lambda folder: gligen(folder, 9),
     "depth2img": depth,
     "x4-upscaler": upscaler,
     "latent-upscaler": latent_upscaler,

@@ -121,8 +121,8 @@ def test_no_default_is_refused_by_the_family_or_has_no_effect_on_it(preset, base
     (placed,) = read_shard(str(tmp_path / "out"), 0).requests
     for name in defaults.model_fields_set & SAID:
         assert getattr(placed.request, name) == getattr(defaults, name), name
-    # What a row does not say is what its authors recommend, wherever the family takes it.
-    takes = {"guidance_scale", *facts.further, *(["strength"] if mode == "img2img" else [])} - {*facts.ignored}
+    # What a row does not say is what its authors recommend, wherever the family takes it; true guidance is off unless it is said.
+    takes = {"guidance_scale", *facts.further, *(["strength"] if mode == "img2img" else [])} - {*facts.ignored, "true_cfg_scale"}
     assert takes | {"steps", "scheduler", "width", "height"} <= defaults.model_fields_set
 
 

@@ -60,7 +60,7 @@ def asked(name):
         scale = {"guidance_scale": (4.0, plain.unguided)[number]} if plain.guided else {}
         yield {
             "id": f"{name}-{number}",
-            **({"prompt": PROMPTS[number]} if plain.prompted else {}),
+            **({"prompt": plain.prompt(PROMPTS[number])} if plain.prompted else {}),
             "mode": mode,
             "scheduler": plain.solvers(mode)[-number],
             **scale,
@@ -81,7 +81,7 @@ def config_of(base, manifest):
 @pytest.mark.parametrize("name", EVERY)
 def test_a_family_goes_through_the_whole_job(name, pictures, tmp_path):
     manifest, out = pictures / f"{name}.jsonl", tmp_path / "out"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in asked(name)))
+    manifest.write_text("".join(json.dumps(row, default=dict) + "\n" for row in asked(name)))
     config = str(tmp_path / "config.yaml")
     Path(config).write_text(yaml.safe_dump(config_of(TINY[name](tmp_path / "model"), manifest)))
     done = CliRunner().invoke(main, ["run", config, "--out", str(out)])

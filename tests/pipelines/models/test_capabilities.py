@@ -120,7 +120,7 @@ def test_controlnets_are_for_families_that_diffusers_has_them_for(saved):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("StableDiffusionGLIGENPipeline", "is deprecated by diffusers, and places objects by boxes, which no column gives"),
+        ("StableDiffusionGLIGENTextImagePipeline", "draws pictures in boxes beside phrases, and the boxes of rows have phrases"),
         (
             "StableDiffusionXLAdapterPipeline",
             "set _class_name to StableDiffusionXLPipeline in model_index.json, and name the control",

@@ -73,8 +73,8 @@ def mixed(name):
         request(
             f"r{number}",
             mode=mode,
-            prompt=prompt,
-            negative_prompt=negative if plain.negative else "",
+            prompt=plain.prompt(prompt),
+            negative_prompt=negative if plain.negative or (plain.values(number, mode).get("true_cfg_scale") or 0) > 1 else "",
             steps=steps,
             guidance_scale=scale,
             scheduler=plain.solvers(mode)[number % len(plain.solvers(mode))],
@@ -109,7 +109,7 @@ def test_in_bf16_and_at_sizes_that_are_no_squares_images_are_those_of_plain_diff
     some = [
         request(
             f"r{n}",
-            prompt=prompt,
+            prompt=plain.prompt(prompt),
             mode=mode,
             steps=n + 2,
             scheduler=plain.schedulers[0],
@@ -193,10 +193,11 @@ def test_prompts_share_a_call_unless_its_texts_are_padded_to_the_longest_or_it_m
     sizes = []
     render_group = engine.path._render
     monkeypatch.setattr(engine.path, "_render", lambda group: sizes.append(len(group.members)) or render_group(group))
-    scheduler = FAMILIES[name].schedulers[0]
-    mode = next(iter(FAMILIES[name].pipelines))
+    plain = FAMILIES[name]
+    scheduler = plain.schedulers[0]
+    mode = next(iter(plain.pipelines))
     some = [
-        request(f"r{n}", prompt=prompt, candidates=1, scheduler=scheduler, mode=mode, **FAMILIES[name].values(0, mode))
+        request(f"r{n}", prompt=plain.prompt(prompt), candidates=1, scheduler=scheduler, mode=mode, **plain.values(0, mode))
         for n, prompt in enumerate(("a red square", "a"))
     ]
     assert all(outcome.failure is None for outcome in render(engine, *some))
@@ -254,7 +255,8 @@ def test_in_every_family_a_preview_costs_its_steps_and_the_last_one_is_the_image
     counting = read_facts(model_of(folder, base=str(base), controlnets={})).counting
     scheduler = "euler" if "euler" in plain.fitting else "model"
     for mode in plain.pipelines:
-        one = request(mode=mode, scheduler=scheduler, steps=6, guidance_scale=4.0, candidates=1, **plain.values(0, mode))
+        prompt = plain.prompt("a small red circle")
+        one = request(prompt=prompt, mode=mode, scheduler=scheduler, steps=6, candidates=1, **plain.values(0, mode))
         one = one if plain.has_strength(mode) else replace(one, strength=None)  # as a plan leaves it out
         unit = Unit(0, 0, tuple(Placed(row, one, preview=steps) for row, steps in enumerate((3, 6, None))))
         outcomes = engine.render(unit).outcomes
@@ -379,7 +381,7 @@ def test_dynamic_shifting_is_for_families_whose_pipelines_tell_schedulers_the_si
 
     def render_all():
         for mode in plain.pipelines:
-            asked = request(mode=mode, scheduler="euler", steps=2, **MODES[mode])
+            asked = request(mode=mode, prompt=plain.prompt("a circle"), scheduler="euler", steps=2, **MODES[mode])
             render_family(plain, asked, 1, base, folder, 1, options={"use_dynamic_shifting": True})
 
     if sized:
@@ -401,7 +403,8 @@ def test_of_solvers_that_are_left_out_plain_diffusers_raises_in_some_mode(engine
 
     def render_all():
         for mode in plain.pipelines:
-            render_family(plain, request(mode=mode, scheduler=solver, steps=2, **MODES[mode]), 1, base, folder, 1)
+            asked = request(mode=mode, prompt=plain.prompt("a circle"), scheduler=solver, steps=2, **MODES[mode])
+            render_family(plain, asked, 1, base, folder, 1)
 
     with pytest.raises((ValueError, AttributeError, TypeError, AssertionError)):
         render_all()

@@ -59,7 +59,8 @@ def mixed(family):
             if how.repaints:
                 given = tuple(replace_(control, image=images["init_image"]) for control in given)
             said = {"steps": steps, "guidance_scale": scale, "prompt": prompt, "controls": given, "scheduler": scheduler}
-            some.append(request(f"r{len(some)}", mode=mode, **said, **images))
+            led = {"true_cfg_scale": 3.0, "negative_prompt": "blue"} if mode in how.led and steps == 3 else {}
+            some.append(request(f"r{len(some)}", mode=mode, **said, **images, **led))
     return some
 
 

@@ -15,6 +15,7 @@ from promptmill.pipelines.models.sources import adapter_file, local_folder
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.work.errors import ModelError
+from tests.pipelines import tiny_unets
 from tests.pipelines.engines import model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
 
@@ -95,6 +96,18 @@ def test_a_source_that_is_a_file_is_safetensors(trap):
 def test_an_sd3_that_was_saved_without_its_t5_loads():
     base = load_model(Model(base="./embedded/weights/flow")).base
     assert type(base).__name__ == "StableDiffusion3Pipeline" and base.text_encoder_3 is None and base.tokenizer_3 is None
+
+
+@pytest.mark.parametrize("key", ["loras", "textual_inversions"])
+def test_what_diffusers_loads_into_no_such_pipeline_is_refused_by_its_key(tmp_path, key):
+    added = {
+        "loras": (LoraWeights(name="x", source="./x.safetensors"),),
+        "textual_inversions": (TextualInversion(token="<x>", source="./x.safetensors"),),
+    }
+    base = tiny_unets.gligen(tmp_path / "gligen")
+    said = rf"model\.{key}: diffusers loads none into a StableDiffusionGLIGENPipeline; leave them out"
+    with pytest.raises(ModelError, match=said):
+        load_model(Model(base=str(base)).model_copy(update={key: added[key]}))
 
 
 class Marks:

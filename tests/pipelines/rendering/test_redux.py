@@ -1,5 +1,6 @@
 """Reference images beside Flux (Redux): each row's own, equal to diffusers' prior and pipeline, and free of companions."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import diffusers
@@ -9,9 +10,13 @@ import torch
 from PIL import Image
 from transformers import SiglipImageProcessor
 
-from promptmill.configs.parameters import Reference
+from promptmill.configs.parameters import Defaults, Reference
 from promptmill.configs.weights import ReferenceWeights
 from promptmill.manifests.images import Roots
+from promptmill.manifests.requests import make_request
+from promptmill.manifests.rows import Row, RowError
+from promptmill.manifests.rules import Rules
+from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.redux import ReduxReferences
@@ -27,6 +32,7 @@ from tests.pipelines.tiny_families import MAKERS
 
 FIRST, SECOND = Reference(type="redux", image="a.png", scale=1.0), Reference(type="more", image="b.png", scale=0.4)
 GIVEN = [(FIRST,), (), (SECOND,), (FIRST, SECOND), (FIRST.model_copy(update={"image": "b.png", "scale": 0.7}),)]
+LED = {"true_cfg_scale": 2.0, "negative_prompt": "blue"}
 TEXTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
 
@@ -57,7 +63,7 @@ def mixed():
         request(f"{mode}-{n}", mode=mode, references=given, steps=2 + n % 2, scheduler="euler", **MODES[mode])
         for mode in ("txt2img", "img2img", "inpaint")
         for n, given in enumerate(GIVEN)
-    ]
+    ] + [request(f"led-{n}", references=given, steps=2, scheduler="euler", **LED) for n, given in enumerate(GIVEN)]
 
 
 def plainly(one, base, redux, folder):
@@ -80,6 +86,23 @@ def test_images_with_references_are_those_of_plain_diffusers_in_a_mixed_unit(eng
     some = mixed()
     for one, outcome in zip(some, render(engine, *some), strict=True):
         np.testing.assert_array_equal(pixels(outcome), plainly(one, base, folder / "redux", folder), err_msg=str(one))
+
+
+def test_where_plain_diffusers_raises_beside_true_guidance_a_row_is_refused(model, base, folder):
+    facts = read_facts(model)
+    for mode in ("txt2img", "img2img", "inpaint"):
+        images = {name: value for name, value in MODES[mode].items() if name != "strength"}
+        row = {"prompt": "a", "references": [FIRST.model_dump(exclude_none=True)], **LED, **images}
+        rules = Rules(Defaults(width=64, height=64, scheduler="euler"), references=("redux",), reading=facts.reading)
+        rules = replace(rules, true_cfg=facts.true_cfg, further=facts.further, modes=facts.modes)
+        one = request(mode=mode, references=(FIRST,), steps=2, scheduler="euler", **LED, **MODES[mode])
+        if mode == "txt2img":
+            assert make_request(Row("m", 1, row), 1, rules).is_led
+            continue
+        with pytest.raises(RowError, match="true_cfg_scale: with references of a Redux only in txt2img"):
+            make_request(Row("m", 1, row), 1, rules)
+        with pytest.raises(RuntimeError, match="must match the size"):
+            plainly(one, base, folder / "redux", folder)
 
 
 def test_companions_never_matter_to_images_with_references(engine):

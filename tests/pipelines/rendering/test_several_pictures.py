@@ -55,6 +55,11 @@ def pictured(id, init, *others, **values):
     return request(id, references=tuple(Reference(type="image", image=f"{one}.png") for one in others), **asked)
 
 
+def worded(name, some):
+    """Requests with their prompts as the family's pipelines take prompts."""
+    return [replace(one, prompt=FAMILIES[name].prompt(one.prompt)) for one in some]
+
+
 def mixed(name):
     """Requests with one, two and three pictures, whose sizes differ where the numbers of their pixels do not."""
     some = [
@@ -72,7 +77,7 @@ def mixed(name):
             pictured("alone", None, "wide", steps=2),
             pictured("both", None, "tall", "a", steps=3, candidates=2),
         ]
-    return some
+    return worded(name, some)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,6 +95,7 @@ def test_in_bf16_and_at_sizes_that_are_no_squares_they_are_too(engines, folder, 
     _, base = engines(name)
     # As large as the images: the init image is not cropped, and no picture is scaled.
     some = [pictured(f"r{n}", "wide.png", *others, steps=2, width=128) for n, others in enumerate((["tall"], ["wide", "tall"]))]
+    some = worded(name, some)
     engine = Engine(model_of(folder, base=str(base), controlnets={}, dtype="bfloat16"), JOB_SEED, Roots((str(folder),)))
     plain = FAMILIES[name]
     for one, outcome in zip(some, render(engine, *some), strict=True):
@@ -110,7 +116,7 @@ def test_every_picture_counts_and_so_does_their_order(engines, name):
     ways = [(), ("b",), ("wide",), ("b", "wide"), ("wide", "b")]
     some = [pictured(f"r{number}", "a.png", *others, seed=1, steps=2) for number, others in enumerate(ways)]
     with latents(engine) as made:
-        assert all(outcome.failure is None for outcome in render(engine, *some))
+        assert all(outcome.failure is None for outcome in render(engine, *worded(name, some)))
     assert len(set(made)) == len(ways)
 
 

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from promptmill.configs.parameters import Control, Reference
 from promptmill.configs.weights import PartWeights, ReferenceWeights, Weights
 from promptmill.manifests.images import Roots
-from promptmill.pipelines.models import families
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.loading import load_model
@@ -182,17 +181,16 @@ def test_in_bf16_too_where_kernels_tell_memory_formats_apart(models, folder, nam
     engine.close()
 
 
-@pytest.mark.parametrize("references", [(A,), (A, B), (A, OTHER)])
-def test_what_a_true_negative_prompt_leads_away_from_sees_black_pictures_as_diffusers_has_it(
-    models, folder, monkeypatch, references
-):
+@pytest.mark.parametrize(
+    ("references", "mode"),
+    [((A,), "txt2img"), ((A, B), "txt2img"), ((A, OTHER), "txt2img"), ((A,), "img2img"), ((A,), "inpaint")],
+)
+def test_what_a_true_negative_prompt_leads_away_from_sees_black_pictures_as_diffusers_has_it(models, folder, references, mode):
     engine, _, place = models("flux-dev")
-    led = {"true_cfg_scale": 3.0, "negative_prompt": lambda wanted: ["small"] * wanted.candidates}
-    flux = families.FAMILIES["Flux"]
-    monkeypatch.setitem(families.FAMILIES, "Flux", replace(flux, always={**flux.always, **led}))
-    one = request(references=references, candidates=BATCH, scheduler="euler")
+    led = {"true_cfg_scale": 3.0, "negative_prompt": "small", "candidates": BATCH}
+    one = request(references=references, scheduler="euler", mode=mode, **led, **MODES[mode])
     (outcome,) = render(engine, one)
-    theirs = plainly("flux-dev", one, place, folder, true_cfg_scale=3.0, negative_prompt=["small"] * BATCH)
+    theirs = plainly("flux-dev", one, place, folder)
     np.testing.assert_array_equal(pixels(outcome), theirs)
 
 

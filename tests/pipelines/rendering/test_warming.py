@@ -10,7 +10,7 @@ from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.rendering.warming import warm
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.results import Failure
-from tests.pipelines import tiny_unprompted
+from tests.pipelines import tiny_unets, tiny_unprompted
 from tests.pipelines.engines import BATCH, model_of
 from tests.pipelines.plain import JOB_SEED
 
@@ -67,6 +67,15 @@ def test_a_model_that_draws_classes_is_warmed_with_one_of_them(folder):
     path = Slots(load_model(model_of(folder, base=str(tiny_unprompted.dit(folder / "dit-to-warm")), controlnets={})), BATCH)
     warm(path, ("txt2img",), Defaults(width=16, height=16, scheduler="ddim"))
     assert path.denoiser.calls and path.decoder.calls
+    path.close()
+
+
+@pytest.mark.parametrize("mode", ["txt2img", "img2img"])
+def test_a_model_that_draws_in_boxes_is_warmed_with_one(folder, mode, caplog):
+    base = tiny_unets.gligen(folder / f"gligen-to-warm-{mode}", 4 if mode == "txt2img" else 9)
+    path = Slots(load_model(model_of(folder, base=str(base), controlnets={})), BATCH)
+    warm(path, (mode,), Defaults(width=64, height=64, scheduler="ddim"))
+    assert path.denoiser.calls and path.decoder.calls and "no batch was rendered" not in caplog.text
     path.close()
 
 
