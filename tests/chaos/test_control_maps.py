@@ -13,6 +13,7 @@ from tests.chaos.test_slices import CANDIDATES, planned
 IMAGES = ROOT / "configs/presets/quickstart/images"
 EDGES = str(IMAGES / "canny-01-edges.png")
 SETTINGS = ("shards.controls=true", f"runtime.image_roots=[{IMAGES}]")
+STAGES = ("stages=[{kind: hires, strength: 0.5}, {kind: hires, scale: 2, strength: 1}]", "shards.image_format=webp")
 DRAFTS = ("ranking.drafts=[{steps: 10, keep: 20}]", f"defaults.candidates={CANDIDATES}")
 
 
@@ -38,11 +39,13 @@ class Planned:
         return Site.of(self.template, self.folder / f"maps-{self.number}", address, "--seconds", "0", *options)
 
 
-@pytest.fixture(scope="module", params=["cut", "drafted"])
+@pytest.fixture(scope="module", params=["cut", "drafted", "staged"])
 def steered(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "drafted":
         return Planned(folder, row("many", CANDIDATES, 2), settings=DRAFTS)
+    if request.param == "staged":
+        return Planned(folder, row("many", CANDIDATES, 2), row("few", 4, 1), settings=STAGES)
     return Planned(folder, row("many", CANDIDATES, 2), row("few", 4, 1), row("none", 4, 0))
 
 
