@@ -58,7 +58,7 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
             UNTRIED,
-            "DreamLite ZImageOmni",
+            "ZImageOmni",
         ),
     )
     for begin in begins.split()
