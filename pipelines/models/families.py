@@ -103,7 +103,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "BriaFiboPipeline": Family(patch=2, sized=True, prompts_apart=True, solvers=("euler", "unipc")),
     "BriaPipeline": Family(patch=2, sized=True),
-    "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),
+    "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True, image_prompts="flux"),
     "CogView3": Family(),
     "ConsistencyModel": Family(
         rows=1,
@@ -171,6 +171,7 @@ FAMILIES: dict[str, Family] = {
     "FluxKontext": Family(
         further=("true_cfg_scale",),
         true_cfg=("txt2img", "img2img", "inpaint"),
+        image_prompts="flux",
         rows=1,
         embedded=True,
         negative=False,
