@@ -26,10 +26,16 @@ ENCODERS: dict[Adapters | None, tuple[str, tuple[str, ...]]] = {
 }
 # Pipelines of Flux, and of families that are made of it, that take embeddings of images.
 TAKING = frozenset(
-    """
-    ChromaImg2ImgPipeline ChromaPipeline FluxControlNetPipeline FluxImg2ImgPipeline FluxInpaintPipeline FluxKontextInpaintPipeline
-    FluxKontextPipeline FluxPipeline
-    """.split()
+    {
+        "ChromaImg2ImgPipeline",
+        "ChromaPipeline",
+        "FluxControlNetPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+        "FluxKontextInpaintPipeline",
+        "FluxKontextPipeline",
+        "FluxPipeline",
+    }
 )
 # Why adapters that read faces by more than an embedding are refused.
 PLUS = "reads a picture beside the embedding of a face (FaceID Plus), which is not supported"
