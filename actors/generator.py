@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from promptmill.pipelines.work.recipe import Recipe
+from promptmill.pipelines.work.stage_parts import pictures_before
 from promptmill.pipelines.work.units import Unit
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ class Generator:
     """
 
     def __init__(self, recipe: Recipe):
-        self._config, self._roots = recipe.config, recipe.roots
+        self._recipe, self._config, self._roots = recipe, recipe.config, recipe.roots
 
     def load(self) -> dict[str, str]:
         """Load the model, and return the kind of hardware here.
@@ -30,18 +31,26 @@ class Generator:
         from promptmill.pipelines.rendering.engine import Engine
         from promptmill.pipelines.rendering.gpus import keep_to_share
         from promptmill.pipelines.rendering.hardware import hardware_kind
+        from promptmill.pipelines.rendering.stages import Stages
 
         runtime = self._config.runtime
         if runtime.workers == "ray":
             keep_to_share(runtime.generator_gpus)
         self._engine: Engine = Engine(self._config.model, self._config.seed, self._roots, warmed=self._config.defaults)
+        self._stages = Stages(self._engine, self._config)
         return hardware_kind(self._config.model.threads)
 
     def render(self, unit: Unit) -> "Rendered":
-        """Render a unit, or the next pass of its course; see `Engine.render`."""
+        """Render a unit, the next pass of its course, or its next stage; see `Engine.render`.
+
+        Raises:
+            PartError, StorageError: The images that a stage begins with cannot be read.
+        """
+        if unit.course is not None and unit.course.staged is not None:
+            return self._stages.render(unit, pictures_before(self._recipe, unit))
         return self._engine.render(unit)
 
     def close(self) -> None:
         """Stop after the step under way and give the model's memory back; units in flight raise FatalError."""
         self._engine.close()
-        del self._engine
+        del self._engine, self._stages

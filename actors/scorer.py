@@ -81,11 +81,11 @@ class Scorer:
             raise
 
     def _finish(self, unit: Unit, rendered: "Rendered", earlier: "Callable[[], Sequence[Waiting]]") -> "Receipt | Onward":
-        from promptmill.pipelines.scoring.durable_passes import finish_durably
         from promptmill.pipelines.scoring.finishing import Onward
+        from promptmill.pipelines.scoring.staging import finish_in_stages
 
         began = time.monotonic()
-        finished = finish_durably(unit, rendered, self._scorers, self._recipe, earlier, self._encoders.map)
+        finished = finish_in_stages(unit, rendered, self._scorers, self._recipe, earlier, self._encoders.map)
         self._encoders.keep_up(sum(rendered.seconds.values()), time.monotonic() - began)
         if isinstance(finished, Onward):
             return finished

@@ -28,7 +28,8 @@ from PIL import Image, ImageDraw
 from promptmill.actors.receipts import Receipt
 from promptmill.configs.loading import load
 from promptmill.jobs.figures.sampling import sample
-from promptmill.jobs.planning.plan import Counts, Plan, put_hardware, write_plan
+from promptmill.jobs.planning.counts import Counts
+from promptmill.jobs.planning.plan import Plan, put_hardware, write_plan
 from promptmill.jobs.running.stats import Stats
 from promptmill.shards.commits import CommitRecord, FileRecord, commit, record_uri
 from promptmill.shards.image_files import pixel_sha256

@@ -80,11 +80,21 @@ REFERENCE = pa.struct(
         ("mask_sha256", pa.string()),
     ]
 )
+STAGE = pa.struct(
+    [
+        ("stage", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("score", pa.float32()),
+        ("found", pa.int32()),
+    ]
+)
 BOX = pa.struct([("phrase", pa.string()), *((side, pa.float64()) for side in ("x0", "y0", "x1", "y1"))])
 LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
 REFERENCES = "references"
 CACHED = "cached_evaluations"
+STAGES = "stages"
 MASK_EDIT, OUTPAINT = "mask_edit", "outpaint"
 TRUE_CFG = "true_cfg_scale"
 BOXES, BOXES_UNTIL = "gligen_boxes", "gligen_scheduled_sampling_beta"
@@ -195,6 +205,13 @@ COLUMNS = (
     Column("prior_steps", _INT, "of denoising, by the prior", _INPUT, need=Need.DECLARED),
     Column("prior_guidance_scale", _NUMBER, "classifier-free guidance of the prior", _INPUT, need=Need.DECLARED),
     Column(CACHED, _INT, "how many of the evaluations ran the outer blocks alone, by the step cache", _MADE, need=Need.DECLARED),
+    Column(
+        STAGES,
+        pa.list_(STAGE),
+        "what the kept image has been, from the choice on: after which stage, of which size, with which rank score",
+        _MADE,
+        need=Need.DECLARED,
+    ),
     Column("sha256", _TEXT, "of the image file", _MADE),
     Column("pixel_sha256", _TEXT, "of height, width and RGB values before encoding", _MADE),
     Column("bytes", pa.int64(), "size of the image file", _MADE),

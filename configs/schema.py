@@ -9,9 +9,11 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from promptmill.configs.drafts import MAX_DRAFTS, Draft, check_cascade, check_noise, misfits
 from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
+from promptmill.configs.made_manifests import Made
 from promptmill.configs.model import Model
 from promptmill.configs.parameters import FURTHER, Defaults, Growing, Seed, Strict, is_empty, no_boolean
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
+from promptmill.configs.stages import MAX_STAGES, AnyStage, sources_of
 from promptmill.configs.weights import OpenClip, Weights
 
 MaxFailed = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$")]
@@ -180,14 +182,34 @@ class Runtime(Strict):
 class Config(Strict):
     """Declares a run: a manifest, the model and settings to render it with, and where to put the dataset."""
 
-    manifest: str | tuple[str, ...]
+    manifest: Annotated[
+        Annotated[str | tuple[str, ...], Tag("(paths)")] | Annotated[Made, Tag(AN_OBJECT)],
+        Discriminator(lambda value: AN_OBJECT if isinstance(value, dict | Made) else "(paths)"),
+    ]
     output: str | None = None
     seed: Seed = 0
     model: Model
     defaults: Defaults = Field(default_factory=Defaults)
     ranking: Ranking = Field(default_factory=Ranking)
+    stages: tuple[AnyStage, ...] = Field(
+        (),
+        max_length=MAX_STAGES,
+        exclude_if=is_empty,
+        description="What kept images go through, one after another: docs/stages.md.",
+    )
     shards: Shards = Field(default_factory=Shards)
     runtime: Runtime = Field(default_factory=Runtime)
+
+    def weights(self) -> dict[str, tuple[str, OpenClip | Weights]]:
+        """Return every set of weights that takes part, by its place in the config: its role in words, and where it comes from."""
+        return {**self.model.weights(), **self.ranking.sources(), **sources_of(self.stages)}
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Return the paths, globs and URIs of the manifest's files; none where the rows are made."""
+        if isinstance(self.manifest, Made):
+            return ()
+        return (self.manifest,) if isinstance(self.manifest, str) else self.manifest
 
     @model_validator(mode="after")
     def _drafts_of_defaults(self) -> "Config":

@@ -13,6 +13,7 @@ FOLDER_OR_REPOSITORY = "A local folder, or a hub repository as owner/name."
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
 
 SAFETENSORS = ".safetensors"
+ONNX = ".onnx"
 GGUF = ".gguf"  # weights of fewer bits, without code as well
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 NO_PICKLE = f"only {SAFETENSORS} files are read; pickles can run code"
@@ -180,6 +181,18 @@ class Adapter(Weights):
         if value is not None and not value.endswith(SAFETENSORS):
             raise ValueError(NO_PICKLE)
         return inside_source(value)
+
+
+class OnnxFile(Weights):
+    """Declares a network in one ONNX file of this machine."""
+
+    @field_validator("source")
+    @classmethod
+    def _is_onnx(cls, value: str) -> str:
+        if not value.endswith(ONNX):
+            raise ValueError(f"a file that ends in {ONNX} is meant")
+        check_local_file(value)
+        return value
 
 
 class OpenClip(Closed):

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from promptmill.configs.keys import Forms, is_text, may_be_left_out, within
+from promptmill.configs.keys import Forms, is_text, keys_of, may_be_left_out, within
 
 MOST_VALUES = 1_000_000  # in one text, since aliases of aliases could stand for any number of values
 TAG = "tag:yaml.org,2002:"
@@ -77,6 +77,8 @@ def parse_setting(text: str, forms: Forms) -> Any:
         return None
     if len([form for form in forms if form is not type(None)]) > 1 and text.lstrip().startswith("["):
         return parse(text, forms)  # a list of texts, where the key takes a list too
+    if keys_of(forms) and text.lstrip().startswith("{"):
+        return parse(text, forms)  # keys and values, where the key takes these too
     return text
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+import cv2
 import numpy as np
 import torch
 
@@ -25,7 +26,8 @@ from promptmill.embedded.flow_sampling import FlowFamily
 from promptmill.embedded.oracle import Reading, is_right, read
 from promptmill.embedded.pictures import CENTERS, SIDE, Pictures, draw
 from promptmill.embedded.sampling import GUIDANCE, STEPS, EmbeddedFamily, Family
-from promptmill.embedded.weights import WEIGHTS
+from promptmill.embedded.upscaler import SCALE, enlarge, scaled_down
+from promptmill.embedded.weights import WEIGHTS, load_upscaler
 from promptmill.embedded.world import COLORS, SHAPES, SIZES, Scene, Thing, describe, edits, is_held_out, sample_scene, without
 
 SEED = 20_000_000
@@ -44,7 +46,7 @@ class Measured:
         kind: The family.
         table: The file of the table, in the folder of the weights.
         controls: The kinds of ControlNets, each with the share that has to be as the map says.
-        shared: Whether the oracle, the autoencoder and CLIP, which are the same for all families, are measured here.
+        shared: Whether the oracle, the autoencoder, the upscaler and CLIP, which are the same for all families, are measured here.
     """
 
     kind: type[EmbeddedFamily]
@@ -131,6 +133,27 @@ def measure_autoencoder(family: EmbeddedFamily, count: int) -> Iterator[Figure]:
     """Yield the share of the autoencoder's reconstructions that the oracle finds right."""
     scenes, rng = scenes_for(2, count)
     yield share("autoencoder's reconstructions", right_under(scenes, family.reconstruct(draw(scenes, rng).pixels)), at_least=0.98)
+
+
+def measure_upscaler(family: EmbeddedFamily, count: int) -> Iterator[Figure]:
+    """Yield how often enlarged pictures are right once they are scaled down, and how near they are to pictures drawn at that size.
+
+    What is enlarged are drawn pictures, and drawn pictures that the autoencoder has decoded, as it decodes what the family renders.
+    Bicubic scaling, by OpenCV, is what the distance is compared with.
+    """
+    network = load_upscaler(family.folder)
+    scenes, rng = scenes_for(10, count)
+    jitter = int(rng.integers(2**32))
+    small, truth = (draw(scenes, np.random.default_rng(jitter), side).pixels for side in (SIDE, SCALE * SIDE))
+    for what, pixels in (("drawn pictures", small), ("the autoencoder's reconstructions", family.reconstruct(small))):
+        enlarged = enlarge(network, pixels)
+        right = right_under(scenes, scaled_down(enlarged))
+        yield share(f"upscaler, {what}: right after scaling down", right, at_least=0.98)
+        size = (SCALE * SIDE, SCALE * SIDE)
+        bicubic = np.stack([cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC) for picture in pixels])
+        mine, theirs = (np.abs(made.astype(float) - truth).mean((1, 2, 3)) for made in (enlarged, bicubic))
+        yield mean(f"upscaler, {what}: distance from the picture drawn at 128, in levels", mine)
+        yield mean(f"upscaler, {what}: that of bicubic scaling less the upscaler's, in levels", theirs - mine, at_least=0.0)
 
 
 def measure_txt2img(family: EmbeddedFamily, count: int, steps: int = STEPS, candidates: int = CANDIDATES) -> Iterator[Figure]:
@@ -316,6 +339,7 @@ def measure(measured: Measured, family: EmbeddedFamily, scale: float = 1.0) -> I
     if measured.shared:
         yield from measure_oracle(cases(2000))
         yield from measure_autoencoder(family, cases(1000))
+        yield from measure_upscaler(family, cases(1000))
         yield from measure_clip(family, cases(400))
     yield from measure_txt2img(family, cases(150))
     # Twenty steps leave ranking little to do; so few leave it much.

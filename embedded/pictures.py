@@ -1,4 +1,4 @@
-"""Draws scenes as 64x64 anti-aliased pictures, with their segmentation and their canny maps.
+"""Draws scenes as anti-aliased pictures of 64x64 pixels, or of another side, with their segmentation and their canny maps.
 
 Every shape is the set of points where a maximum (or a minimum of maxima) of linear or radial distances is negative, so the coverage
 of a pixel is its clipped signed distance in pixels to that edge.
@@ -12,7 +12,7 @@ import numpy as np
 
 from promptmill.embedded.world import COLORS, PLACES, SHAPES, Scene
 
-SIDE = 64  # pixels
+SIDE = 64  # pixels, where nothing else is said
 
 # In sides of the picture, (x, y) from the top left.
 CENTERS = {"left": (0.27, 0.5), "right": (0.73, 0.5), "top": (0.5, 0.27), "bottom": (0.5, 0.73), "center": (0.5, 0.5)}
@@ -44,12 +44,12 @@ CANNY_THRESHOLDS = (60, 150)
 
 @dataclass(frozen=True)
 class Pictures:
-    """Holds a batch of B pictures and the truth about them.
+    """Holds a batch of B pictures of S x S pixels and the truth about them.
 
     Attributes:
-        pixels: (B, 64, 64, 3) uint8, sRGB.
-        coverage: (B, 2, 64, 64) float32 in [0, 1], how far each object covers each pixel; zeros for an object that is not there.
-        labels: (B, 64, 64) uint8: 0 background, 1 + the index in `SHAPES` where an object covers half the pixel.
+        pixels: (B, S, S, 3) uint8, sRGB.
+        coverage: (B, 2, S, S) float32 in [0, 1], how far each object covers each pixel; zeros for an object that is not there.
+        labels: (B, S, S) uint8: 0 background, 1 + the index in `SHAPES` where an object covers half the pixel.
     """
 
     pixels: np.ndarray
@@ -57,8 +57,14 @@ class Pictures:
     labels: np.ndarray
 
 
-def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> Pictures:
-    """Draw scenes whose sizes and places are all said, with jitter in place, size and colour."""
+def draw(scenes: Sequence[Scene], rng: np.random.Generator, side: int = SIDE) -> Pictures:
+    """Draw scenes whose sizes and places are all said, with jitter in place, size and colour.
+
+    Args:
+        scenes: The scenes.
+        rng: The source of the jitter. Equal generators make the same pictures at every side.
+        side: Width and height, in pixels.
+    """
     count = len(scenes)
     center = np.full((count, 2, 2), 0.5, np.float32)
     half = np.zeros((count, 2), np.float32)
@@ -74,9 +80,9 @@ def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> Pictures:
     half *= 1 + rng.uniform(-EXTENT_JITTER, EXTENT_JITTER, half.shape).astype(np.float32)
     rgb += rng.uniform(-COLOR_JITTER, COLOR_JITTER, rgb.shape).astype(np.float32)
 
-    coverage = cover(shape, center, half)
+    coverage = cover(shape, center, half, side)
     coverage[half == 0] = 0
-    pixels = np.broadcast_to(rgb[:, 0, None, None], (count, SIDE, SIDE, 3)).copy()
+    pixels = np.broadcast_to(rgb[:, 0, None, None], (count, side, side, 3)).copy()
     for i in range(2):
         alpha = coverage[:, i, :, :, None]
         pixels += alpha * (rgb[:, i + 1, None, None] - pixels)
@@ -84,20 +90,21 @@ def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> Pictures:
     return Pictures(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), coverage, labels)
 
 
-def cover(shape: np.ndarray, center: np.ndarray, half: np.ndarray) -> np.ndarray:
+def cover(shape: np.ndarray, center: np.ndarray, half: np.ndarray, side: int = SIDE) -> np.ndarray:
     """Compute how far shapes cover each pixel.
 
     Args:
         shape: (...) indices into `SHAPES`.
         center: (..., 2) x and y, in sides of the picture.
         half: (...) or (..., 2) half-extents (of x and of y), in sides.
+        side: Width and height of the picture, in pixels.
 
     Returns:
-        (..., 64, 64) float32 in [0, 1].
+        (..., side, side) float32 in [0, 1].
     """
     if half.ndim == shape.ndim:
         half = np.stack([half, half], axis=-1)
-    grid = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
+    grid = (np.arange(side, dtype=np.float32) + 0.5) / side
     rx, ry = half[..., 0, None, None], half[..., 1, None, None]
     x = grid[None, :] - center[..., 0, None, None]
     y = grid[:, None] - center[..., 1, None, None]
@@ -118,13 +125,13 @@ def cover(shape: np.ndarray, center: np.ndarray, half: np.ndarray) -> np.ndarray
             distance[mine] = np.maximum(max_ - mrx, may - mry)
         elif name == "triangle":  # apex up, base down: half its width at height t in [0, 1] is t * rx
             slope = mrx / (2 * mry + tiny)
-            side = (max_ - (my + mry) * slope) / np.sqrt(1 + slope**2)
-            distance[mine] = np.maximum(side, my - mry)
+            flank = (max_ - (my + mry) * slope) / np.sqrt(1 + slope**2)
+            distance[mine] = np.maximum(flank, my - mry)
         else:
             wide = np.maximum(max_ - mrx, may - mry * CROSS_ARM)
             tall = np.maximum(max_ - mrx * CROSS_ARM, may - mry)
             distance[mine] = np.minimum(wide, tall)
-    return np.clip(0.5 - distance * SIDE, 0, 1)
+    return np.clip(0.5 - distance * side, 0, 1)
 
 
 def segmentation(labels: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Trains one stage of the family: `python -m promptmill.embedded.train STAGE`.
 
-The stages are autoencoder, clip, unet, controlnet-canny and controlnet-seg, then flow and flow-controlnet-seg, the second family.
-Each stage checkpoints under --runs. A stage that was killed at any moment goes on from its checkpoint when the same command is
-given again. A stage that is done writes its weights under --weights, in the layout that the libraries load, and brings SHA256SUMS
-up to date.
+The stages are autoencoder, clip, unet, controlnet-canny and controlnet-seg, then flow and flow-controlnet-seg, the second family,
+and upscaler. Each stage checkpoints under --runs. A stage that was killed at any moment goes on from its checkpoint when the same
+command is given again. A stage that is done writes its weights under --weights, in the layout that the libraries load, and brings
+SHA256SUMS up to date.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from promptmill.embedded import autoencoder, clip, controlnet, flow, flow_controlnet, unet
+from promptmill.embedded import autoencoder, clip, controlnet, flow, flow_controlnet, unet, upscaler
 from promptmill.embedded.training import DEVICE, Recipe, train
 from promptmill.embedded.weights import WEIGHTS, sha256, write_sums
 
@@ -96,6 +96,15 @@ def train_flow_controlnet(run: "Run") -> None:
     model.half().save_pretrained(run.weights / f"flow-controlnet-{flow_controlnet.KIND}")
 
 
+def train_upscaler(run: "Run") -> None:
+    """Train the upscaler on drawn pictures and on what pipeline/vae makes of drawn pictures, and write upscaler/."""
+    recipe = run.recipe(upscaler.RECIPE)
+    model = upscaler.build().to(DEVICE)
+    vae = run.autoencoder().requires_grad_(False)
+    run.train(model, lambda draw: upscaler.enlarging_loss(model, vae, draw), recipe)
+    upscaler.save(model, run.weights / "upscaler")
+
+
 STAGES: dict[str, Callable[["Run"], None]] = {
     "autoencoder": train_autoencoder,
     "clip": train_clip,
@@ -104,6 +113,7 @@ STAGES: dict[str, Callable[["Run"], None]] = {
     "controlnet-seg": lambda run: train_controlnet(run, "seg"),
     "flow": train_flow,
     "flow-controlnet-seg": train_flow_controlnet,
+    "upscaler": train_upscaler,
 }
 
 

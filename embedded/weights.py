@@ -6,6 +6,7 @@ weights/controlnet-seg     ControlNetModel.from_pretrained
 weights/clip               open_clip, as local-dir:…
 weights/flow               StableDiffusion3Pipeline.from_pretrained, with text_encoder_3=None and tokenizer_3=None
 weights/flow-controlnet-seg  SD3ControlNetModel.from_pretrained
+weights/upscaler           spandrel.ModelLoader().load_from_file, of the one file in it
 weights/SHA256SUMS         every file's hash, in the form that sha256sum -c reads
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 
 WEIGHTS = Path(__file__).parent / "weights"
 SUMS = "SHA256SUMS"
-PARTS = ("pipeline", "controlnet-canny", "controlnet-seg", "clip", "flow", "flow-controlnet-seg")
+PARTS = ("pipeline", "controlnet-canny", "controlnet-seg", "clip", "flow", "flow-controlnet-seg", "upscaler")
 
 
 class WeightsError(RuntimeError):
@@ -114,6 +115,14 @@ def load_flow_controlnet(kind: str = "seg", folder: Path = WEIGHTS) -> Any:
     check(folder, f"flow-controlnet-{kind}")
     place = folder / f"flow-controlnet-{kind}"
     return SD3ControlNetModel.from_pretrained(place, use_safetensors=True, local_files_only=True).eval()
+
+
+def load_upscaler(folder: Path = WEIGHTS) -> Any:
+    """Load the upscaler, a `spandrel.ImageModelDescriptor` in fp32 on the CPU, after `check`."""
+    import spandrel
+
+    check(folder, "upscaler")
+    return spandrel.ModelLoader().load_from_file(folder / "upscaler" / "model.safetensors").eval()
 
 
 def load_clip(folder: Path = WEIGHTS) -> tuple[Any, Any, Any]:

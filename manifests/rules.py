@@ -53,6 +53,11 @@ def _takes_all(scheduler: str, steps: int, strength: float | None) -> None:
     """Return no reason."""
 
 
+def _no_stages(request: Request, rules: Rules) -> list[str]:
+    """Return no problem."""
+    return []
+
+
 @dataclass(frozen=True)
 class Rules:
     """Holds the rules for rows beyond the types of their columns.
@@ -91,6 +96,7 @@ class Rules:
         true_cfg: The modes in which the model takes a scale of true guidance, with a negative prompt, beside guidance of its own.
         prompt_key: The key that a prompt has, as a JSON object; None: prompts are any text.
         cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
+        of_stages: Called with a request and these rules; returns the problems of the config's stages with the request's images.
     """
 
     defaults: Defaults
@@ -126,6 +132,7 @@ class Rules:
     true_cfg: Collection[str] = ()
     prompt_key: str | None = None
     cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
+    of_stages: Callable[[Request, Rules], list[str]] = _no_stages
 
 
 def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[str]:
@@ -222,7 +229,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     for name, side in (("width", request.width), ("height", request.height)):
         if side % rules.multiple:
             wrong.append(f"{name}: {side} is not a multiple of {rules.multiple}, which the model needs")
-    wrong += _check_size(request, rules)
+    wrong += problems_of_size(request, rules)
     if request.keep > request.candidates:
         wrong.append(f"keep: {request.keep} of only {request.candidates} candidates")
     wrong += _check_ranking(request, rules.ranking, rules.eta)
@@ -241,7 +248,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"
             wrong.append(f"loras: no LoRA {quoted(lora.name)}{nearest(lora.name, rules.loras) or known}")
-    return wrong
+    return wrong or rules.of_stages(request, rules)
 
 
 def _has_key(prompt: str, key: str) -> bool:
@@ -304,7 +311,7 @@ def problems_of_masks(request: Request) -> list[str]:
     return wrong
 
 
-def _check_size(request: Request, rules: Rules) -> list[str]:
+def problems_of_size(request: Request, rules: Rules) -> list[str]:
     """Return the problems of a request's size beyond the multiple that its sides are of."""
     wrong, size = [], (request.width, request.height)
     masked = rules.repainting if request.repaints else rules

@@ -24,6 +24,7 @@ from promptmill.manifests import parquet
 from promptmill.manifests.files import open_file
 from promptmill.manifests.finding import find, partitions
 from promptmill.manifests.json_rows import parse_row, read_array
+from promptmill.manifests.made_rows import MadeFile, Rows
 from promptmill.manifests.pointers import HEAD, pointer
 from promptmill.manifests.rows import MAX_BLANK, MAX_ROW, ManifestError, NoRowsError, Row, Values
 from promptmill.manifests.tars import read_samples
@@ -67,6 +68,10 @@ def read_rows(files: Sequence[str], note: Callable[[str], None] = lambda line: N
     empty: list[tuple[str, str]] = []
     any_rows = False
     for file in files:
+        if isinstance(file, MadeFile):
+            any_rows = True
+            yield from Rows(file.made)
+            continue
         number, why = 0, f"{file}: has no rows"
         shared = partitions(file)
         try:
@@ -264,7 +269,7 @@ def _read_txt(file: str, stream: IO[bytes]) -> Iterator[Values]:
 
 def is_own_output(file: str) -> bool:
     """Return whether a file of a manifest is Parquet that promptmill has written."""
-    if _ending(file) != ".parquet":
+    if isinstance(file, MadeFile) or _ending(file) != ".parquet":
         return False
     with _opened(file) as stream:
         return parquet.is_own_output(stream)

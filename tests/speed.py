@@ -10,7 +10,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "tests/jobs/running/test_metrics.py",
         "tests/actors/flow/test_ray_pools.py",
     ),
-    "kills": ("tests/chaos/test_kills.py", "tests/chaos/test_elastic.py", "tests/chaos/test_cascades.py"),
+    "kills": (
+        "tests/chaos/test_kills.py",
+        "tests/chaos/test_elastic.py",
+        "tests/chaos/test_cascades.py",
+        "tests/chaos/test_stages.py",
+    ),
     "chaos": (
         "tests/chaos/test_slices.py",
         "tests/chaos/test_accepting.py",
@@ -57,6 +62,7 @@ SLOW: tuple[str, ...] = (
     "tests/embedded/test_quickstart.py",
     "tests/embedded/test_shipped_family.py",
     "tests/embedded/test_training.py",
+    "tests/embedded/test_upscaler.py::test_the_shipped_one_keeps_pictures_right_and_comes_nearer_to_the_truth_than_bicubic_scaling",
     "tests/embedded/test_weights.py",
     "tests/test_additions.py",
     "tests/test_one_name.py",
@@ -66,6 +72,7 @@ SLOW: tuple[str, ...] = (
     "tests/examples/test_notebook.py::test_the_notebook_comes_to_what_it_says",
     "tests/examples/test_notebook.py::test_images_and_progress_are_shown_in_jupyter",
     "tests/examples/test_two_million_images.py::test_a_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not",
+    "tests/jobs/sharing/test_made_manifest.py::test_a_made_manifest_renders_with_its_labels_beside_the_images_and_goes_on_when_it_grows",
     # Processes that load models; many renderings of tiny ones.
     "tests/pipelines/rendering/test_kernels.py",
     "tests/pipelines/rendering/test_step_caching.py",
@@ -143,6 +150,7 @@ SLOW: tuple[str, ...] = (
     "tests/manifests/test_parquet.py::test_a_file_that_claims_more_than_it_can_hold_is_one_line",
     "tests/manifests/test_tars.py::test_a_long_tar_takes_no_memory_by_the_member",
     "tests/manifests/test_urls.py",
+    "tests/pipelines/models/test_converting.py",
     "tests/pipelines/models/test_hub_weights.py",
     "tests/pipelines/rendering/test_drafts.py::test_two_units_in_flight_keep_the_batch_full_through_all_passes",
     "tests/pipelines/rendering/test_drafts.py::test_survivors_are_the_same_in_a_family_without_a_unet",

@@ -15,13 +15,14 @@ TO_DO: tuple[str, ...] = ()
 # Imperatives that may begin a docstring. Add the verb that says what the code does; a noun does not belong here.
 VERBS = frozenset(
     """
-    add apply ask assemble assert await begin bound bring buffer build calibrate call cancel carry check choose clear close collect
-    compare compile compute connect convert copy count cut damage decide declare decompress define delete describe do draw drop dump
-    encode end estimate examine explain fetch fill find finish follow forge gather give go group hand handle hide hold identify
-    imitate import join judge keep leave let limit list load lock look make mark measure move name open pack pair parse pass plan
-    prepare print publish put queue raise rank read recognise record refuse remove render reopen repaint repair repeat replace
-    report resample resize restrict return round run sample say score seed send separate set settle share ship show silence sort
-    start stop store submit suppress switch take tell train try turn upload validate verify wait walk watch wrap write yield
+    add apply ask assemble assert await begin bound bring buffer build calibrate call cancel carry check choose clear close
+    collect compare compile compute connect convert copy count cut damage decide declare decompress define delete describe do
+    draw drop dump encode end enlarge estimate examine explain fetch fill find finish follow forge gather give go group hand
+    handle hide hold identify imitate import join judge keep leave let limit list load lock look make mark measure move name
+    open pack pair parse pass plan prepare print publish put queue raise rank read recognise record refuse remove render reopen
+    repaint repair repeat replace report resample resize restore restrict return round run sample say score seed send separate
+    set settle share ship show silence sort start stop store submit suppress switch take tell train try turn upload validate
+    verify wait walk watch wrap write yield
     """.split()  # noqa: SIM905 (a line a word says no more)
 )
 PRONOUNS = frozenset("it its this that they them their these those what whatever which whose he she".split())  # noqa: SIM905

@@ -179,7 +179,8 @@ async def _finish(handle: Any, unit: Unit, rendered: Any, earlier: tuple[Any, ..
     said = await answer
     if isinstance(said, Course):
         # Of drafts nothing is needed any more but their scores; what is in full waits for the unit's end, unless a part has it.
-        waits = unit.course is not None and unit.course.in_full and said.durable is None
+        in_full = unit.course is not None and unit.course.in_full
+        waits = in_full and said.durable is None and said.staged is None
         return Again(replace(unit, course=said), waiting if waits else None)
     return said
 

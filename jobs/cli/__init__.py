@@ -19,6 +19,7 @@ from promptmill.jobs.cli.streams import begin_in_utf8
 # In the order of the help; each is a module of this folder, with a command of its name.
 COMMANDS = (
     "plan",
+    "manifest",
     "calibrate",
     "run",
     "submit",
@@ -31,6 +32,7 @@ COMMANDS = (
     "push",
     "export",
     "dedup",
+    "convert",
     "doctor",
     "schema",
     "presets",

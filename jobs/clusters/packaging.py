@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from promptmill.configs.errors import shown
+from promptmill.configs.made_manifests import Made
 from promptmill.configs.own_files import LOCK, PROJECT, ROOT
 from promptmill.configs.own_files import PACKAGE as OWN_PACKAGE
 from promptmill.configs.parameters import MAX_LIST
@@ -23,10 +24,12 @@ from promptmill.configs.schema import Config
 from promptmill.configs.weights import LOCAL_DIR, OpenClip, Weights, is_folder
 from promptmill.configs.yaml_values import dump
 from promptmill.jobs.planning.plan import PlanError
+from promptmill.manifests.checking import IMAGE_COLUMNS
 from promptmill.manifests.drawings import is_inline
 from promptmill.manifests.embeddings import is_embedding
 from promptmill.manifests.finding import partition_folders
 from promptmill.manifests.images import ImageError, Roots, is_image, locate, roots_of
+from promptmill.manifests.made_rows import with_lines
 from promptmill.manifests.requests import make_request
 from promptmill.manifests.rows import RowError
 from promptmill.manifests.rules import Rules
@@ -57,18 +60,26 @@ def pack(config: Config, output: str, folder: Path) -> list[str]:
     if config.runtime.workers == "here":
         problems.append("runtime.workers: here: a job that is submitted has its workers on the cluster; set ray")
     shipped, left = list[str](), list[str]()
-    for pattern in [config.manifest] if isinstance(config.manifest, str) else config.manifest:
+    for pattern in config.patterns:
         try:
             shipped += _manifest(pattern, config, folder, len(shipped), left)
         except ManifestError as error:
             problems.append(str(error))
+    made = None
+    if isinstance(config.manifest, Made):
+        try:
+            made = with_lines(config.manifest)
+        except ManifestError as error:
+            problems.append(str(error))
+        if named := sorted(IMAGE_COLUMNS & config.manifest.columns.keys()):
+            left.append(f"manifest.columns.{named[0]}: images that made rows name have to lie where every node sees them")
     for root in config.runtime.image_roots:
         if "://" not in root and not Path(root).is_absolute():
             problems.append(f"runtime.image_roots: {root}: a relative folder of this machine; {_ELSEWHERE}")
     if problems:
         raise PlanError(problems)
     _own(folder)
-    resolved = config.model_copy(update={"manifest": tuple(shipped), "output": output})
+    resolved = config.model_copy(update={"manifest": made or tuple(shipped), "output": output})
     (folder / CONFIG).parent.mkdir(exist_ok=True)
     (folder / CONFIG).write_text(dump(resolved.model_dump(mode="json")))
     if (whole := sum(size for _, size in packed(folder))) > MOST_BYTES:
@@ -118,8 +129,7 @@ def _unreachable_weights(config: Config) -> Iterator[str]:
 
 def _folders(config: Config) -> dict[str, str]:
     """Return the local folders and files of weights, by their place in the config."""
-    named = {**config.model.weights(), **config.ranking.sources()}
-    return {where: folder for where, (_, source) in named.items() if (folder := _folder(source)) is not None}
+    return {where: folder for where, (_, source) in config.weights().items() if (folder := _folder(source)) is not None}
 
 
 def _folder(source: OpenClip | Weights) -> str | None:
@@ -217,8 +227,7 @@ def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> No
 
 def shared_paths(config: Config) -> list[str]:
     """Return the absolute paths of manifests, image folders and weights, which every node has to have; others are shipped."""
-    manifest = [config.manifest] if isinstance(config.manifest, str) else config.manifest
-    named = [*manifest, *config.runtime.image_roots, *_folders(config).values()]
+    named = [*config.patterns, *config.runtime.image_roots, *_folders(config).values()]
     if (shipped := Path(GIVEN).absolute()).is_dir():
         named.append(str(shipped))  # the driver's path: every node's own copy has to lie in the same place
     return [path for path in named if path.startswith("/") and not any(character in path for character in "*?[")]

@@ -19,7 +19,7 @@ def configured(config: str, out: str | None, settings: Sequence[str]) -> tuple[C
     loaded = load(config, settings)
     output = out or loaded.output or f"runs/{Path(config).stem}"
     without_credentials(loaded.model.base)
-    for manifest in [loaded.manifest] if isinstance(loaded.manifest, str) else loaded.manifest:
+    for manifest in loaded.patterns:
         without_credentials(manifest)
     return loaded, absolute(output)
 

@@ -115,7 +115,8 @@ def measure(plan: Plan, shard: ShardPlan) -> Estimate | None:
     if plan.counts.cached:
         less, shortened = timed(MORE, OUTER)
         saved = min(an_evaluation, max(0.0, more - less) / max(1, sum(c.cached for c in shortened)))
-    evaluating = an_evaluation * plan.counts.evaluations - saved * plan.counts.cached
+    evaluations = plan.counts.evaluations - plan.counts.staged + plan.counts.staged_alike
+    evaluating = an_evaluation * evaluations - saved * plan.counts.cached
     seconds = scale * (evaluating + an_image * decoded * plan.counts.candidates)
 
     provenance = Provenance(request.prompt, "", request.steps, request.scheduler, 1.0, 0, request.width, request.height, "")

@@ -9,7 +9,8 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from promptmill.jobs.planning.accepted_changes import Accepting, Aside, Change, changes, is_of_rows, look_aside, put_aside
-from promptmill.jobs.planning.plan import Counts, Plan, PlanError, ShardPlan, read_plan, requests_hash, write_plan
+from promptmill.jobs.planning.counts import Counts
+from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan, read_plan, requests_hash, write_plan
 from promptmill.jobs.planning.processes import MAX_SHARD, MAX_WORKERS, Made, Pool, cores
 from promptmill.jobs.planning.row_changes import RowChanges
 from promptmill.jobs.planning.shard_making import (
@@ -152,7 +153,8 @@ class _Making:
         self.left_out: list[str] = []
         reserved = RESERVED | {column.name for column in declared_columns(self.config)}
         model, drafts = self.config.model, self.config.ranking.drafts
-        self.recipe = ShardRules(sources.files, sources.rules, model.batch, drafts, reserved, sources.counting, model.kernels.cache)
+        constants = (sources.counting, model.kernels.cache, self.config.stages)
+        self.recipe = ShardRules(sources.files, sources.rules, model.batch, drafts, reserved, *constants)
         self.checks = RowChecks(sources.files, sources.rules, sources.roots, self.images_checked())
         self.tally, self.counts, self.buckets = Tally(reserved), Counts(), set[int]()
         self.hashes: list[str] = []
@@ -184,7 +186,7 @@ class _Making:
         self.requests = requests_hash(self.hashes)
         inputs = {**self.sources.inputs, "requests": self.requests}
         counts = replace(self.counts, buckets=len(self.buckets))
-        known = licences(self.config.model, self.config.ranking)
+        known = licences(self.config.model, self.config.ranking, self.config.stages)
         shards, width, roots = len(self.hashes), self.sources.embedding, self.sources.roots
         hashes, notes = tuple(self.hashes), self.notes()
         plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known, shard_hashes=hashes, notes=notes)

@@ -23,6 +23,7 @@ from promptmill.configs.errors import shown
 from promptmill.configs.json_values import checked, parse_json, read_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
 from promptmill.configs.schema import Config
+from promptmill.jobs.planning.counts import LATER, Counts
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
 from promptmill.manifests.carried import arrow_types
 from promptmill.manifests.images import Roots
@@ -37,53 +38,10 @@ from promptmill.shards.tables import schema
 
 FORMAT = 3
 MOST_PLAN = 192 * 2**20  # bytes of plan.json: it may name as many files as a manifest has
-LATER = ("cached", "boxes", "true_cfg")  # counts that are written where there are some
 MOST_HARDWARE = 2**16  # bytes of hardware.json
 MOST_SHARDS = 10**9
 MOST_ROWS = 100_000  # of a shard: a key has five digits for them
 MOST_EMBEDDING = 2**16
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Holds the numbers of a plan.
-
-    Attributes:
-        rows: Rows of the manifest; requests + bad.
-        bad: Rows that make no request.
-        candidates, keep: Images to render, and at most to keep.
-        units, buckets: Units as cut, and the number of their kinds that cannot share a batch.
-        evaluations: Evaluations of the denoiser, as the metadata count them: about the cost of rendering.
-        pixels: Pixels of all candidates.
-        modes: Requests by mode.
-        undrafted: The number of evaluations without drafts.
-        growing: Requests whose candidates grow; their candidates, keep and evaluations are the greatest possible.
-        references: Requests that have references.
-        mask_edits: Requests that change their masks.
-        outpaints: Requests that widen their pictures.
-        boxes: Requests that have boxes.
-        true_cfg: Requests that have a scale of true guidance beside the model's own.
-        cached: The evaluations of these that a step cache answers.
-    """
-
-    rows: int = 0
-    bad: int = 0
-    requests: int = 0
-    candidates: int = 0
-    keep: int = 0
-    units: int = 0
-    buckets: int = 0
-    evaluations: int = 0
-    pixels: int = 0
-    modes: Mapping[str, int] = field(default_factory=dict)
-    undrafted: int = 0
-    growing: int = 0
-    references: int = 0
-    mask_edits: int = 0
-    outpaints: int = 0
-    boxes: int = 0
-    true_cfg: int = 0
-    cached: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from typing import Any
 
 from promptmill.configs.drafts import Draft
 from promptmill.configs.parameters import MODES
+from promptmill.configs.stages import AnyStage
 from promptmill.configs.step_caches import StepCache
-from promptmill.jobs.planning.plan import BadRow, Counts, ShardPlan
+from promptmill.jobs.planning.counts import Counts
+from promptmill.jobs.planning.plan import BadRow, ShardPlan
 from promptmill.jobs.planning.shard_plans import packed
 from promptmill.manifests.carried import Types
 from promptmill.manifests.checking import Checked, RowChecks
@@ -20,6 +22,7 @@ from promptmill.manifests.repeated_ids import Ids
 from promptmill.manifests.rows import Row
 from promptmill.manifests.rules import Rules
 from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, Counting
+from promptmill.pipelines.work.stages import staged_price
 from promptmill.pipelines.work.units import Placed, cached_price, cut, kind_of, price, slices_of
 
 MAX_PROBLEMS = 50  # lines
@@ -40,6 +43,7 @@ class ShardRules:
         reserved: Names that no carried column may have.
         counting: What the model decides of the number of evaluations of the denoiser.
         cache: The step cache that answers some of them.
+        stages: The stages that kept images go through.
     """
 
     files: tuple[str, ...]
@@ -49,6 +53,7 @@ class ShardRules:
     reserved: frozenset[str]
     counting: Counting = STABLE_DIFFUSION
     cache: StepCache | None = None
+    stages: tuple[AnyStage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,17 +218,20 @@ def kinds(shard: ShardPlan) -> frozenset[Hashable]:
 def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
     """Count the contents of a shard, without its buckets, which it shares with others."""
     of_rows = ("references", "mask_edits", "outpaints", "boxes", "true_cfg")
-    names = ("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "cached", *of_rows)
+    names = ("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "cached", "staged", "staged_alike", *of_rows)
     sums: dict[str, int] = dict.fromkeys(names, 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
     for placed in shard.requests:
         request = placed.request
         sums["candidates"] += request.candidates
         sums["keep"] += request.keep
-        sums["evaluations"] += price(request, recipe.drafts, recipe.counting)
+        later, alike = staged_price(request, recipe.stages, recipe.counting, recipe.rules.multiple)
+        sums["staged"] += later
+        sums["staged_alike"] += alike
+        sums["evaluations"] += later + price(request, recipe.drafts, recipe.counting)
         sums["cached"] += cached_price(request, recipe.drafts, recipe.cache, recipe.counting) if recipe.cache else 0
         sums["pixels"] += request.width * request.height * request.candidates
-        sums["undrafted"] += price(request, (), recipe.counting)
+        sums["undrafted"] += later + price(request, (), recipe.counting)
         sums["growing"] += request.growing is not None
         sums["references"] += bool(request.references)
         sums["mask_edits"] += request.mask_edit is not None
@@ -239,7 +247,9 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
 
 def _rendered_as(recipe: ShardRules, shard: ShardPlan, unit: Sequence[int]) -> int:
     """Return how many units a planned unit is rendered as: more than one where its only request is cut into slices."""
-    return slices_of(shard.requests[unit[0]].request, recipe.batch, recipe.drafts) if len(unit) == 1 else 1
+    if len(unit) > 1:
+        return 1
+    return slices_of(shard.requests[unit[0]].request, recipe.batch, recipe.drafts, bool(recipe.stages))
 
 
 def added(counts: Counts, more: Counts, sign: int = 1) -> Counts:

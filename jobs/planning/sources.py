@@ -6,13 +6,17 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
+from promptmill.configs.errors import nearest, quoted
+from promptmill.configs.made_manifests import Made
 from promptmill.configs.own_files import ROOT
 from promptmill.configs.schema import Config
+from promptmill.configs.stages import Hires
 from promptmill.jobs.planning.plan import PlanError, read_plan
 from promptmill.jobs.planning.trials import Trials
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.files import open_file
 from promptmill.manifests.images import Roots, roots_of
+from promptmill.manifests.made_rows import MadeFile, Rows, identity_of, with_lines
 from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import ManifestError, find_files
 from promptmill.pipelines.models.capabilities import read_facts
@@ -23,6 +27,7 @@ from promptmill.pipelines.models.reference_adapters import face_widths
 from promptmill.pipelines.models.scorer_sources import check_scorers
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.evaluations import Counting
+from promptmill.pipelines.work.stages import StageRules
 from promptmill.pipelines.work.units import Placed
 
 
@@ -60,16 +65,17 @@ def look(config: Config, output: str | None = None) -> Sources:
         config = with_batch(config, there.tuned_batch)
     try:
         config = config.model_copy(update={"ranking": pinned(config.ranking, there.config.ranking if there else None)})
-        manifest = [config.manifest] if isinstance(config.manifest, str) else config.manifest
-        files = find_files([_manifest_place(pattern) for pattern in manifest])
+        if isinstance(config.manifest, Made):
+            config = config.model_copy(update={"manifest": with_lines(config.manifest)})
+        files = files_of(config)
         facts = read_facts(config.model)
         check_fits(config.model)
         faces = face_widths(config.model)
         inputs = {
-            "manifest": [_sha256(file) for file in files],
+            "manifest": [hash_of(file) for file in files],
             "config": config.render_config(),
-            "models": model_identity(config.model, config.ranking),
-            "versions": library_versions(config.model),
+            "models": model_identity(config.model, config.ranking, config.stages),
+            "versions": library_versions(config.model, config.stages),
         }
         width = embedding_width(config.ranking)
         check_scorers(config.ranking)
@@ -83,6 +89,11 @@ def look(config: Config, output: str | None = None) -> Sources:
             raise PlanError([f"ranking.drafts.{number}.scheduler: {said}"])
         if draft.scheduler and draft.scheduler in facts.unfit:
             raise PlanError([f"ranking.drafts.{number}.scheduler: {facts.unfit[draft.scheduler]}"])
+    for number, stage in enumerate(config.stages):
+        if isinstance(stage, Hires) and stage.control and stage.control.type not in (nets := config.model.controlnets):
+            known = f"; declared: {', '.join(nets)}" if nets else "; none is declared in model.controlnets"
+            said = f"no ControlNet {quoted(stage.control.type)}{nearest(stage.control.type, nets) or known}"
+            raise PlanError([f"stages.{number}.control.type: {said}"])
     if config.defaults.guidance_rescale and not facts.rescaled:
         raise PlanError([f"defaults.guidance_rescale: no pipeline of {config.model.base} takes it; leave it out"])
     rules = Rules(
@@ -97,6 +108,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         cannot_take=Trials.of(config.model, facts),
         ranking=config.ranking,
         strict=config.runtime.strict,
+        of_stages=StageRules(config.stages),
     )
     runtime = config.runtime
     roots = replace(roots_of(files, runtime.image_roots, runtime.max_image_pixels), hosts=tuple(runtime.url_hosts))
@@ -105,13 +117,28 @@ def look(config: Config, output: str | None = None) -> Sources:
     )
 
 
+def files_of(config: Config) -> list[str]:
+    """Return the files of a config's manifest, or what stands for one whose rows are made.
+
+    Raises:
+        ManifestError: A file is not there or of no known format.
+    """
+    if isinstance(config.manifest, Made):
+        Rows(config.manifest)  # which refuses templates that are none
+        return [MadeFile(config.manifest)]
+    return find_files([_manifest_place(pattern) for pattern in config.patterns])
+
+
 def _manifest_place(pattern: str) -> str:
     """Return the path of a manifest from the current folder, or, as presets name theirs, from promptmill's own folder."""
     own = ROOT / pattern
     return str(own) if "://" not in pattern and not Path(pattern).exists() and own.is_file() else pattern
 
 
-def _sha256(file: str) -> str:
+def hash_of(file: str) -> str:
+    """Return the SHA-256 of a file of a manifest, or of all that made rows depend on, in hex."""
+    if isinstance(file, MadeFile):
+        return hashlib.sha256(identity_of(file.made).encode()).hexdigest()
     try:
         with open_file(file) as stream:
             return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()

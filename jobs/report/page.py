@@ -80,7 +80,7 @@ def _asked(report: Report) -> list[tuple[str, str]]:
     """Return the plan's settings for the page, as names and words."""
     plan, facts = report.plan, report.facts
     config = plan.config
-    manifests = [config.manifest] if isinstance(config.manifest, str) else list(config.manifest)
+    manifests = list(config.patterns) or ["made by the config"]
     asked = [
         ("Manifest", _some(manifests)),
         ("Rows", f"{plan.counts.rows:,}" + (f", {plan.counts.bad:,} of them bad" if plan.counts.bad else "")),

@@ -87,7 +87,7 @@ def _asked(plan: Plan) -> dict[str, str]:
 
 def models(plan: Plan) -> list[ModelMade]:
     """Return all models that take part, for the card."""
-    named = {**plan.config.model.weights(), **plan.config.ranking.sources()}
+    named = plan.config.weights()
     return [ModelMade(role, _named(source), source.revision, plan.licences.get(place)) for place, (role, source) in named.items()]
 
 

@@ -11,7 +11,7 @@ from promptmill.actors.local_ray.cluster import cluster
 from promptmill.actors.local_ray.watch import RayWatch, one_line_of_ray
 from promptmill.actors.pool_sizes import ClusterError, Sizes, size_pools
 from promptmill.configs.schema import Config
-from promptmill.jobs.planning.plan import Counts
+from promptmill.jobs.planning.counts import Counts
 from promptmill.jobs.running.metrics import Metrics
 from promptmill.pipelines.work.recipe import Recipe
 

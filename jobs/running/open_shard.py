@@ -25,7 +25,7 @@ class Open:
         left: Names among `made_of` that have no part yet.
         others: Names of parts of the shard that may lie there besides.
         joins: By the name of a unit among `made_of` that is joined of its slices, the unit and its slices.
-        passing: What the names of the parts begin with that units among `made_of` leave pass by pass.
+        passing: What the names of the parts begin with that units among `made_of`, and their pieces, leave pass by pass.
     """
 
     shard: int
@@ -43,18 +43,21 @@ class Open:
         """Return the names of the parts that make the shard, sorted."""
         return sorted(part_name(name) for name in self.made_of)
 
-    def take_in(self, units: Iterable[Unit], parts: Collection[str], batch: int) -> list[Unit]:
+    def take_in(self, units: Iterable[Unit], parts: Collection[str], batch: int, stages: bool = False) -> list[Unit]:
         """Look at which units are durable; return those that are to be rendered: units, their slices, or what is left of pieces.
 
         Args:
             units: The shard's units.
             parts: Names of the parts that are there.
             batch: Candidates a denoising batch, which slices are cut by.
+            stages: Whether kept images go through stages.
         """
         todo: list[Unit] = []
         for unit in units:
             if unit.course is not None and unit.course.durable is not None:
                 self.passing.add(unit.pass_name())
+            if stages:
+                self.passing |= {one.stage_name() for one in (unit, *unit.pieces())}
             slices = unit.slices(batch)
             pieces = slices or [piece for piece in unit.pieces() if piece is not unit]
             there = {piece.name for piece in pieces if part_name(piece.name) in parts}
@@ -92,7 +95,7 @@ def units_of(shard: Open, plan: ShardPlan, config: Config) -> list[Unit]:
     most = partial(at_once, batch=config.model.batch)
     units = []
     for unit in planned:
-        course = begin({placed.row: placed.request for placed in unit.requests}, drafts, diversity, most)
+        course = begin({placed.row: placed.request for placed in unit.requests}, drafts, diversity, most, bool(config.stages))
         if course and len(unit.requests) == 1 and is_long(unit.requests[0].request, config.model.batch, drafts):
             course = replace(course, durable=0)
         units.append(replace(unit, generation=shard.generation, course=course))

@@ -31,7 +31,7 @@ from promptmill.jobs.running.open_shard import Open, units_of
 from promptmill.jobs.running.sites import Site
 from promptmill.jobs.running.stats import Stats
 from promptmill.jobs.running.stopping import Stop
-from promptmill.pipelines.scoring.durable_passes import resumed
+from promptmill.pipelines.scoring.staging import resumed_at_stage
 from promptmill.pipelines.work.metadata_rows import failed_unit
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Code, Failure
@@ -158,14 +158,14 @@ class Run:
                 if number in self.records:
                     self.told.skipped(self.records[number].candidates)
                 continue
-            plan, shard = read_shard(self.output, number, self.plan), self.opened(number)
-            units = shard.take_in(units_of(shard, plan, self.plan.config), self.parts, self.plan.config.model.batch)
+            plan, shard, config = read_shard(self.output, number, self.plan), self.opened(number), self.plan.config
+            units = shard.take_in(units_of(shard, plan, config), self.parts, config.model.batch, bool(config.stages))
             self.told.skipped(plan.candidates - sum(unit.candidates for unit in units))
             self.open[number] = shard
             if not units:
                 self.assemble(number)
             for unit in units:
-                yield resumed(unit, self.parts, self.recipe)
+                yield resumed_at_stage(unit, self.parts, self.recipe)
 
     def opened(self, number: int) -> Open:
         before = self.records.get(number)

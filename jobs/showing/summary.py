@@ -56,6 +56,9 @@ def _ranking_lines(plan: Plan) -> Iterator[str]:
     if ranking.drafts:
         yield f"drafts       {in_words(ranking.drafts)}"
         price += f", {100 * counts.evaluations / max(1, counts.undrafted):.0f}% of the price without drafts"
+    if plan.config.stages:
+        yield f"stages       {', then '.join(stage.name for stage in plan.config.stages)}, of the kept images"
+        price += f"; {counts.staged:,} of these for stages, as much as {counts.staged_alike:,} at the rows' own size"
     yield f"price        {price}"
     yield from (f"warning      {line}" for line in warnings(plan))
     yield from (f"note         {line}" for line in plan.notes)
@@ -107,7 +110,7 @@ def run_lines(totals: Totals, tally: Tally, output: str, ranked: Ranked | None =
         yield f"time         {', '.join(f'{name} {duration(spent)}' for name, spent in tally.seconds().items())}"
         whole = sum(tally.stages.values()) or 1.0
         shares = ", ".join(f"{name} {100 * spent / whole:.0f}%" for name, spent in tally.stages.items() if spent / whole >= 0.005)
-        yield f"stages       {shares} of {duration(whole)} in actors"
+        yield f"spent        {shares} of {duration(whole)} in actors"
     yield f"shards       {output}/data ({many(totals.shards, 'shard')}, {size(totals.bytes)})"
     yield f"metadata     {output}/metadata, a row for each candidate"
     yield f"card         {output}/README.md says how to load it; `promptmill verify {output}` checks every byte"

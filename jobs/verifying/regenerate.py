@@ -1,6 +1,6 @@
 """Makes images of a dataset again and compares them with what their metadata says: without Ray, on this machine."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,7 +10,9 @@ from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_p
 from promptmill.jobs.planning.shard_plans import read_shard, with_shard_hashes
 from promptmill.jobs.verifying.image_places import NOTHING, OF_IMAGES, Given, places, remedy, seen_images
 from promptmill.pipelines.work.metadata_rows import provenance_of
-from promptmill.pipelines.work.units import Placed, candidate_seed, cut, parse_key
+from promptmill.pipelines.work.passes import Course, Staged
+from promptmill.pipelines.work.results import Outcome
+from promptmill.pipelines.work.units import Placed, Unit, candidate_seed, cut, parse_key
 from promptmill.shards import finished
 from promptmill.shards.commits import CommitRecord
 from promptmill.shards.image_files import encode_image, pixel_sha256
@@ -19,6 +21,7 @@ from promptmill.shards.outcomes import request_of
 
 if TYPE_CHECKING:
     from promptmill.pipelines.rendering.engine import Engine
+    from promptmill.pipelines.rendering.stages import Stages
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
     except (LookupError, FileNotFoundError):
         raise PlanError([f"{key}: no such candidate in {output}"]) from None
     again.check_up_to_date(record, key)
-    (made,) = again.images(record, {key: wanted})
+    (made,) = again.images(record, {key: wanted}, kept={key} if status == "kept" else ())
     return replace(made, drafted=status == "drafted")
 
 
@@ -96,7 +99,7 @@ class Again:
         if plan is None:
             raise PlanError([f"{output}: nothing was planned there"])
         self._output, self._plan, self._given = output, with_shard_hashes(output, plan), given
-        self._engines: dict[str, Engine] = {}  # by the plan's fingerprint
+        self._engines: dict[str, tuple[Engine, Stages]] = {}  # by the plan's fingerprint
 
     def check_up_to_date(self, record: CommitRecord, key: str) -> None:
         """Raise PlanError where the row of a key was edited since its image was made, and waits to be rendered again."""
@@ -104,7 +107,11 @@ class Again:
             raise PlanError([f"{key}: its row was edited and is to be rendered again; `promptmill run` does so"])
 
     def images(
-        self, record: CommitRecord, wanted: Mapping[str, str | None], lost: dict[str, str] | None = None
+        self,
+        record: CommitRecord,
+        wanted: Mapping[str, str | None],
+        lost: dict[str, str] | None = None,
+        kept: Collection[str] = (),
     ) -> Iterator[Regenerated]:
         """Render candidates of one shard, in no order.
 
@@ -112,6 +119,7 @@ class Again:
             record: The shard's commit record, which may be of an earlier plan.
             wanted: The `pixel_sha256` of each candidate, by key; None for one that failed.
             lost: Takes, by key, why a candidate does not become an image; without it, that is a PlanError.
+            kept: The keys of kept candidates, whose images went through the config's stages.
 
         Raises:
             PlanError: A candidate is not in the plan, or does not become an image.
@@ -139,7 +147,8 @@ class Again:
             alone.append(replace(placed[row], row=number, request=single, images=images))
         form, quality = plan.config.shards.image_format, plan.config.shards.quality
         for unit in cut(record.shard, alone, plan.config.model.batch):
-            for one, outcome in zip(unit.requests, self._engine(plan).render(unit).outcomes, strict=True):
+            through = {one.row for one in unit.requests if keys[one.row] in kept}
+            for one, outcome in zip(unit.requests, self._rendered(plan, unit, through), strict=True):
                 key = keys[one.row]
                 failure = outcome.failure or outcome.candidates[0].failure
                 pixels = outcome.candidates[0].pixels if outcome.candidates else None
@@ -155,12 +164,31 @@ class Again:
                 same = pixel_sha256(pixels) == wanted[key] if wanted[key] else None
                 yield Regenerated(key, image, form, same, self._hardware)
 
-    def _engine(self, plan: Plan) -> "Engine":
+    def _rendered(self, plan: Plan, unit: Unit, through: Collection[int]) -> Sequence[Outcome]:
+        """Return the outcomes of requests of one candidate each; the images of some rows go through the stages."""
+        engine, stages = self._engine(plan)
+        outcomes = {outcome.row: outcome for outcome in engine.render(unit).outcomes}
+        for number, stage in enumerate(plan.config.stages):
+            pictures = {
+                (row, one.index): one.pixels
+                for row in sorted(through)
+                for one in outcomes[row].candidates
+                if one.pixels is not None
+            }
+            if pictures:
+                staged = Staged(number, stage, {row: (index,) for row, index in pictures})
+                rendered = stages.render(replace(unit, course=Course((), {}, staged=staged)), pictures)
+                outcomes |= {outcome.row: outcome for outcome in rendered.outcomes}
+        return [outcomes[placed.row] for placed in unit.requests]
+
+    def _engine(self, plan: Plan) -> "tuple[Engine, Stages]":
         # Loading takes seconds, which a wrong key need not wait for.
         from promptmill.pipelines.rendering.engine import Engine
+        from promptmill.pipelines.rendering.stages import Stages
 
         if plan.fingerprint not in self._engines:
-            self._engines[plan.fingerprint] = Engine(plan.config.model, plan.config.seed, places(plan.roots, self._given))
+            engine = Engine(plan.config.model, plan.config.seed, places(plan.roots, self._given))
+            self._engines[plan.fingerprint] = engine, Stages(engine, plan.config)
         return self._engines[plan.fingerprint]
 
     @cached_property

@@ -13,7 +13,19 @@ from promptmill.configs.model import Model
 from promptmill.configs.own_files import PROJECT
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import OpenClipScorer
-from promptmill.configs.weights import GGUF, HF_HUB, LOCAL_DIR, SAFETENSORS, Adapter, Layout, OpenClip, PartWeights, Weights
+from promptmill.configs.stages import AnyStage, Faces, Upscale, sources_of
+from promptmill.configs.weights import (
+    GGUF,
+    HF_HUB,
+    LOCAL_DIR,
+    SAFETENSORS,
+    Adapter,
+    Layout,
+    OnnxFile,
+    OpenClip,
+    PartWeights,
+    Weights,
+)
 from promptmill.pipelines.models.capabilities import class_saved
 from promptmill.pipelines.models.clip_sources import commit_of, tag_weights
 from promptmill.pipelines.models.families import family_of
@@ -41,13 +53,15 @@ LIBRARIES = (
 WEIGHT_ENDINGS = (SAFETENSORS, ".json", ".txt", ".model", ".jinja")
 
 
-def library_versions(model: Model) -> dict[str, str]:
-    """Return the version of every library that decides the bytes that a model makes, and of promptmill itself.
+def library_versions(model: Model, stages: tuple[AnyStage, ...] = ()) -> dict[str, str]:
+    """Return the version of every library that decides the bytes that a model and stages make, and of promptmill itself.
 
     Raises:
         ModelError: The model needs a library that is not installed.
     """
-    return {"promptmill": own_version(), **{name: version(name) for name in LIBRARIES}, **_of_family(model), **_quantisers(model)}
+    networks = {"spandrel": version("spandrel")} if any(isinstance(stage, Upscale | Faces) for stage in stages) else {}
+    always = {name: version(name) for name in LIBRARIES}
+    return {"promptmill": own_version(), **always, **_of_family(model), **_quantisers(model), **networks}
 
 
 def _of_family(model: Model) -> dict[str, str]:
@@ -108,13 +122,13 @@ def _pinned(clip: Named, earlier: Mapping[tuple[str, str | None], str | None]) -
     return clip.model_copy(update={"revision": revision})
 
 
-def model_identity(model: Model, ranking: Ranking) -> dict[str, str]:
+def model_identity(model: Model, ranking: Ranking, stages: tuple[AnyStage, ...] = ()) -> dict[str, str]:
     """Return for each set of weights, by its place in the config, repository@revision or the SHA-256 of local content.
 
     Raises:
         ModelError: A local folder is not there or holds no weights; or as `pinned`.
     """
-    named = [*sorted(model.weights().items()), *sorted(ranking.sources().items())]
+    named = [*sorted(model.weights().items()), *sorted(ranking.sources().items()), *sources_of(stages).items()]
     return {where: _clip_identity(one) if isinstance(one, OpenClip) else source_identity(one) for where, (_, one) in named}
 
 
@@ -123,6 +137,8 @@ def source_identity(weights: Weights) -> str:
     if isinstance(weights, Adapter):
         file = adapter_file(weights)
         return f"sha256:{_sha256(file)}" if file else f"{weights.source}@{weights.revision}/{weights.file}"
+    if isinstance(weights, OnnxFile):
+        return f"sha256:{_sha256(find_local(weights.source))}"
     if isinstance(weights, PartWeights):
         place, inside = part_place(weights), [part for part in (weights.subfolder, weights.weight_name) if part]
     else:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from promptmill.configs.model import Model
 from promptmill.configs.schema import Ranking
-from promptmill.configs.weights import HF_HUB, LOCAL_DIR, Adapter, OpenClip, PartWeights, Weights
+from promptmill.configs.stages import AnyStage, sources_of
+from promptmill.configs.weights import HF_HUB, LOCAL_DIR, Adapter, OnnxFile, OpenClip, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import hub_file, tag_weights
 from promptmill.pipelines.models.sources import adapter_file, find_local, local_folder, part_place
 from promptmill.pipelines.work.errors import ModelError
@@ -14,7 +15,7 @@ FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 LONGEST = 80  # characters of a quoted licence
 
 
-def licences(model: Model, ranking: Ranking) -> dict[str, str]:
+def licences(model: Model, ranking: Ranking, stages: tuple[AnyStage, ...] = ()) -> dict[str, str]:
     """Return the licence of each set of weights, by its place in the config; weights that state no licence are left out.
 
     For a local folder the source is its own card or that of the folder around it, else the first line of its LICENSE. For a hub
@@ -23,7 +24,7 @@ def licences(model: Model, ranking: Ranking) -> dict[str, str]:
     Raises:
         ModelError: A local folder is not there.
     """
-    named = {**model.weights(), **ranking.sources()}
+    named = {**model.weights(), **ranking.sources(), **sources_of(stages)}
     found = {where: _licence(weights) for where, (_, weights) in sorted(named.items())}
     return {where: said for where, said in found.items() if said}
 
@@ -31,6 +32,8 @@ def licences(model: Model, ranking: Ranking) -> dict[str, str]:
 def _licence(weights: Weights | OpenClip) -> str | None:
     if isinstance(weights, OpenClip):
         return _of_clip(weights)
+    if isinstance(weights, OnnxFile):
+        return _of_folder(find_local(weights.source))
     if isinstance(weights, PartWeights):
         place = part_place(weights)
     else:

@@ -241,6 +241,14 @@ def candidate(job: Job, pixels: np.ndarray, finite: bool, refused: bool, evaluat
         if images.whole is not None:
             init, mask, pixels = images.whole.picture, images.whole.mask, images.whole.with_part(pixels)
         pixels = composite(init, pixels, mask, images.share)
-    if (pixels == pixels[0, 0]).all():
-        return replace(made, failure=Failure("constant_image", f"every pixel is {tuple(pixels[0, 0].tolist())}"))
+    # A part of a picture may be plain.
+    if job.part is None and (constant := constant_of(pixels)) is not None:
+        return replace(made, failure=constant)
     return replace(made, pixels=np.ascontiguousarray(pixels))
+
+
+def constant_of(pixels: np.ndarray) -> Failure | None:
+    """Return the failure of an image, (H, W, 3) uint8, whose pixels are all the same; None of any other."""
+    if (pixels == pixels[0, 0]).all():
+        return Failure("constant_image", f"every pixel is {tuple(pixels[0, 0].tolist())}")
+    return None

@@ -66,9 +66,14 @@ class Whole:
     mask: np.ndarray
     part: Part
 
-    def part_of_mask(self) -> np.ndarray:
-        """Return the mask that the model gets, (H, W) bool: the part, scaled up to the picture's size by nearest neighbour."""
-        part = Image.fromarray(self.mask).convert("L").resize(self.mask.shape[::-1], Image.Resampling.NEAREST, self.part)
+    def part_of_mask(self, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Return the mask that the model gets, bool: the part, scaled by nearest neighbour.
+
+        Args:
+            size: Width and height in pixels; those of the picture where not given.
+        """
+        size = size or self.mask.shape[::-1]
+        part = Image.fromarray(self.mask).convert("L").resize(size, Image.Resampling.NEAREST, self.part)
         return np.asarray(part) >= 128
 
     def with_part(self, rendered: np.ndarray) -> np.ndarray:

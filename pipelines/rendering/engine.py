@@ -8,10 +8,11 @@ import gc
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -33,19 +34,38 @@ from promptmill.pipelines.work.turns import COMPUTING
 from promptmill.pipelines.work.units import Placed, Unit
 
 
+class Making(Protocol):
+    """Makes of a unit's requests what is rendered in their place, and of what was rendered their candidates, as a stage does."""
+
+    def asked(self, placed: Placed) -> Placed:
+        """Return the request whose images are prepared."""
+        ...
+
+    def jobs(self, placed: Placed, prepared: Conditioning, job_seed: int, indices: Sequence[int]) -> list[Job]:
+        """Return the jobs of some candidates of a request."""
+        ...
+
+    def candidates(self, row: int, made: Mapping[tuple[int, int], Candidate]) -> tuple[Candidate, ...]:
+        """Return the candidates of a row's request, made of the results of its jobs by index and part."""
+        ...
+
+
 @dataclass
 class Pending:
     """Holds a unit under way: its images, and its requests' candidates as they are settled.
 
     Attributes:
+        making: Makes the unit's jobs; None: each is a candidate.
+        candidates: By row, the results of jobs by index and part.
         images_s: Seconds that reading and preparing the images took.
     """
 
     unit: Unit
     done: "Future[Rendered]"
+    making: Making | None = None
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     ready: dict[int, tuple[Placed, Conditioning]] = field(default_factory=dict)
-    candidates: dict[int, dict[int, Candidate]] = field(default_factory=dict)
+    candidates: dict[int, dict[tuple[int, int], Candidate]] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
     images_s: float = 0.0
@@ -98,8 +118,12 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    def render(self, unit: Unit) -> Rendered:
+    def render(self, unit: Unit, making: Making | None = None) -> Rendered:
         """Render a unit, or the next pass of its course, beside the units of other threads.
+
+        Args:
+            unit: The unit.
+            making: Makes the unit's jobs; None: each is a candidate.
 
         A request whose images cannot be used fails, a candidate whose pixels cannot be used fails, a request that makes diffusers
         raise fails, and their neighbours are rendered all the same.
@@ -107,11 +131,11 @@ class Engine:
         Raises:
             FatalError: Memory ran out, or the GPU failed.
         """
-        return self.submit(unit).result()
+        return self.submit(unit, making).result()
 
-    def submit(self, unit: Unit) -> "Future[Rendered]":
+    def submit(self, unit: Unit, making: Making | None = None) -> "Future[Rendered]":
         """Submit a unit without waiting for its result; see `render`. Its images are read here, while the engine computes."""
-        pending = self._prepared(Pending(unit, Future()))
+        pending = self._prepared(Pending(unit, Future(), making))
         with self._door:
             if self._closed:
                 raise FatalError("the engine was closed")
@@ -166,13 +190,14 @@ class Engine:
         if model is None:
             raise FatalError("the engine was closed")
         for placed, indices in pending.unit.next_pass():
-            prepared = prepare_request(placed, self._roots, model.family.enlarges, model.encoded, self._maps)
+            asked = pending.making.asked(placed) if pending.making else placed
+            prepared = prepare_request(asked, self._roots, model.family.enlarges, model.encoded, self._maps)
             if isinstance(prepared, Outcome):
                 pending.outcomes[placed.row] = prepared
                 continue
             pending.ready[placed.row] = placed, prepared
             pending.candidates[placed.row] = {}
-            pending.jobs += jobs_of(placed, prepared, self._job_seed, indices)
+            pending.jobs += (pending.making.jobs if pending.making else jobs_of)(placed, prepared, self._job_seed, indices)
         pending.left = len(pending.jobs)
         pending.images_s = time.monotonic() - started
         return pending
@@ -185,7 +210,7 @@ class Engine:
             if isinstance(result, Failure):
                 pending.failures[job.placed.row] = result
             else:
-                pending.candidates[job.placed.row][job.index] = result
+                pending.candidates[job.placed.row][job.index, job.part or 0] = result
             pending.left -= 1
             if not pending.left:
                 self._finish(pending)
@@ -200,7 +225,11 @@ class Engine:
         for row, (placed, conditioning) in pending.ready.items():
             failure = pending.failures.get(row)
             made = pending.candidates[row]
-            candidates = () if failure else tuple(made[index] for index in sorted(made))
+            candidates: tuple[Candidate, ...] = ()
+            if not failure:
+                candidates = (
+                    pending.making.candidates(row, made) if pending.making else tuple(made[place] for place in sorted(made))
+                )
             truncated = self.tokenizers.truncated(placed.request.prompt)
             pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated)
         self._pending.remove(pending)

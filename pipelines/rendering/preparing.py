@@ -52,12 +52,17 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Job:
-    """Holds one candidate to render."""
+    """Holds one candidate to render, or a part of one.
+
+    Attributes:
+        part: The number of the part, counted from 0, where a stage renders pieces of a picture; None: the whole candidate.
+    """
 
     placed: Placed
     conditioning: Conditioning
     index: int
     seed: int
+    part: int | None = None
 
     @property
     def request(self) -> Request:

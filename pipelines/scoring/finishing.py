@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from promptmill.configs.columns import CLIP_SCORE, EMBEDDING
-from promptmill.configs.schema import Ranking
+from promptmill.configs.schema import ImageFormat, Ranking
 from promptmill.configs.scorers import Diversity
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.candidate_scores import Found, closed
@@ -19,6 +19,7 @@ from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.ranking import Look, broken_limit, contenders, decide, looking, non_finite, rank_score
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered, Scored
+from promptmill.pipelines.work.stage_parts import LOSSLESS
 from promptmill.pipelines.work.units import Placed, Unit
 from promptmill.shards.image_files import encode_image, pixel_sha256
 from promptmill.shards.tables import FOUND, IMAGE
@@ -119,7 +120,7 @@ def finish(
     """
     seconds, rendering_s = dict(rendered.seconds), sum(rendered.seconds.values())
     with _timed(seconds, "score"):
-        scored = _score(unit, rendered, scorers)
+        scored = score(unit, rendered, scorers)
     course, here = unit.course, None
     if course is None or course.in_full:
         with _timed(seconds, "encode"):
@@ -201,7 +202,8 @@ def _columns(
     columns["height"], columns["width"] = pixels.shape[:2]
     if config.shards.embeddings == "all" or (config.shards.embeddings == "kept" and may_be_kept):
         columns[EMBEDDING] = scored.embedding.astype(np.float16)
-    return {**columns, **_encoded(placed, candidate, pixels, recipe)} if may_be_kept else columns
+    form = LOSSLESS if config.stages else config.shards.image_format
+    return {**columns, **encoded(placed, candidate, pixels, recipe, form)} if may_be_kept else columns
 
 
 def _counting(scored: Mapping[tuple[int, int], Scored], ranking: Ranking, in_full: bool) -> dict[tuple[int, int], float]:
@@ -229,7 +231,8 @@ def _looks(
     }
 
 
-def _score(unit: Unit, rendered: Rendered, scorers: "Scorers") -> dict[tuple[int, int], Scored]:
+def score(unit: Unit, rendered: Rendered, scorers: "Scorers") -> dict[tuple[int, int], Scored]:
+    """Return the scores of a unit's candidates that became an image, by row and candidate."""
     asked = {placed.row: placed.request.prompt for placed in unit.requests}
     prompts, images, places = [], [], []
     for outcome in rendered.outcomes:
@@ -270,10 +273,11 @@ def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tu
     return (replace(candidate, pixels=None, failure=Failure("non_finite_score", wrong)), None) if wrong else (candidate, scored)
 
 
-def _encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, recipe: Recipe) -> dict[str, Any]:
+def encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, recipe: Recipe, form: ImageFormat) -> dict[str, Any]:
+    """Return an image's file in this format, with its provenance, its SHA-256 and its size, as columns."""
     request, config = placed.request, recipe.config
     provenance = provenance_of(request, candidate.seed, config.model.base, pixels.shape[:2])
-    image = encode_image(pixels, config.shards.image_format, config.shards.quality, provenance)
+    image = encode_image(pixels, form, config.shards.quality, provenance)
     return {IMAGE: image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
 
 

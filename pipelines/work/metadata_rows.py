@@ -18,6 +18,7 @@ from promptmill.configs.columns import (
     REFERENCES,
     REJECTED_FOR,
     SPARED,
+    STAGES,
     TRUE_CFG,
     Column,
     Role,
@@ -153,7 +154,7 @@ def declared_columns(config: Config, of_rows: Collection[str] = ()) -> tuple[Col
     model = config.model
     there = {*of_rows, *([REFERENCES] if model.references else ())}
     more = [*(name for name in OF_ROWS if name in there), *([*OF_PRIORS] if model.prior else ())]
-    more += [CACHED] * bool(model.kernels.cache)
+    more += [CACHED] * bool(model.kernels.cache) + [STAGES] * bool(config.stages)
     return (*ranking_columns(config.ranking), *(by_name()[name] for name in more))
 
 

@@ -7,6 +7,8 @@ before finals, so that only images rendered in full have to wait for the unit's 
 A draft of more candidates than a generator renders at once takes several passes, and so do finals. The choice is made after the
 last of these passes.
 
+Where the config has stages, the chosen images go through these afterwards, and the course says through which one next.
+
 All here is a function of requests, drafts and scores. So a unit may be cut, tried again, or begun anew: the same is rendered.
 """
 
@@ -16,6 +18,7 @@ from types import MappingProxyType
 
 from promptmill.configs.drafts import Draft, applied
 from promptmill.configs.scorers import Diversity
+from promptmill.configs.stages import AnyStage
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.ranking import Look, rank, told_apart
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
@@ -79,6 +82,23 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Staged:
+    """Holds the stage that the kept images of a unit go through next.
+
+    Attributes:
+        number: Counted from 0.
+        stage: The stage.
+        kept: The kept candidates by row, by their indices.
+        part: The name of the part that has the images before the stage, and the rows.
+    """
+
+    number: int
+    stage: AnyStage
+    kept: Mapping[int, tuple[int, ...]]
+    part: str = ""
+
+
+@dataclass(frozen=True)
 class Course:
     """Holds the states of the requests of a unit, by row.
 
@@ -89,6 +109,7 @@ class Course:
         rendering_s: Seconds among these that generators spent.
         most: How many candidates of each request a pass renders at most, by row; all of the turn for a row without an entry.
         durable: How many passes are behind the only request, each durable by a part of its own; None where passes have no parts.
+        staged: The stage to go through next, once the images are chosen.
     """
 
     drafts: tuple[Draft, ...]
@@ -98,6 +119,7 @@ class Course:
     rendering_s: float = 0.0
     most: Mapping[int, int] = field(default_factory=dict)
     durable: int | None = None
+    staged: Staged | None = None
 
     @property
     def turns(self) -> dict[int, Turn]:
@@ -111,7 +133,7 @@ class Course:
 
     @property
     def in_full(self) -> bool:
-        """Return whether the next pass renders in full, rather than drafts."""
+        """Return whether the next pass renders in full, rather than drafts or a stage."""
         return any(turn.draft is None for turn in self.turns.values())
 
     @property
@@ -121,7 +143,8 @@ class Course:
 
     def of(self, row: int) -> "Course":
         """Return the course of one request alone."""
-        return replace(self, standings={row: self.standings[row]})
+        staged = self.staged and replace(self.staged, kept={row: self.staged.kept.get(row, ())})
+        return replace(self, standings={row: self.standings[row]}, staged=staged)
 
     def after(
         self,
@@ -221,16 +244,18 @@ def begin(
     drafts: Sequence[Draft],
     diversity: Diversity | None = None,
     at_once: Callable[[Request], int] | None = None,
+    stages: bool = False,
 ) -> Course | None:
-    """Return the course of requests, by row, before their first pass; None where all are rendered in full without a choice between.
+    """Return the course of requests, by row, before their first pass; None where all are rendered in full, and that is all.
 
     Args:
         requests: By row.
         drafts: The cascade.
         diversity: As `Course` has it.
         at_once: Returns how many candidates of a request a pass renders at most; None renders all of a turn.
+        stages: Whether kept images go through stages.
     """
-    if not any(request.growing or applied(drafts, request.candidates) for request in requests.values()):
+    if not stages and not any(request.growing or applied(drafts, request.candidates) for request in requests.values()):
         return None
     drafts = tuple(drafts)
     first = {row: tuple(range(request.at_a_time)) for row, request in requests.items()}

@@ -49,6 +49,7 @@ class Candidate:
         evaluations: How often the denoiser was evaluated for the candidate; guidance evaluates twice a call.
         cached: How many of these evaluations the step cache answered.
         draft_scores: Scores of the candidate's drafts; None for a draft of the cascade that it passed over, or that failed.
+        found: How many things a stage has found in the image, where the stage looks for some.
     """
 
     index: int
@@ -58,6 +59,7 @@ class Candidate:
     failure: Failure | None = None
     draft_scores: tuple[float | None, ...] = ()
     cached: int = 0
+    found: int | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ UNIT_EVALUATIONS = 80
 UNIT_PIXELS = 128 * 2**20  # at most, of all candidates; three bytes each while they wait for a scorer
 SLICE_UNITS = 4  # a slice aims at the work of so many units: fewer parts to join, and a batch that stays full
 PASS = "-pass-"  # in the names of parts that passes leave
+STAGE = "-stage-"  # in the names of parts that stages begin with
 SLICE_KEEPS = 4  # a slice has at least so many times `keep` candidates, since it encodes all images that may be kept
 
 
@@ -84,6 +85,15 @@ class Unit:
         begins = f"{self.shard:06d}-{self.number:05d}-{placed.row:05d}{PASS}"
         return begins if number == "" else f"{begins}{number:04d}" + (f".{self.generation}" if self.generation else "")
 
+    def stage_name(self, number: int | str = "") -> str:
+        """Return the name of the part that a stage begins with: 000012-00003-stage-0001, of a later generation with a .1.
+
+        Args:
+            number: The number of the stage, counted from 0; without it, the beginning of all these names is returned.
+        """
+        begins = f"{replace(self, generation=0).name}{STAGE}"
+        return begins if number == "" else f"{begins}{number:04d}" + (f".{self.generation}" if self.generation else "")
+
     def pieces(self) -> "list[Unit]":
         """Return a unit for each of the requests, or the unit itself where there is only one."""
         if len(self.requests) == 1:
@@ -94,9 +104,15 @@ class Unit:
         ]
 
     def next_pass(self) -> Iterator[tuple[Placed, Sequence[int]]]:
-        """Yield the requests to render now, drafts as requests of fewer steps, each with its candidates' indices."""
+        """Yield the requests to render now, drafts as requests of fewer steps, each with its candidates' indices.
+
+        For a stage, the requests are as their rows make them.
+        """
         if self.course is None:
             yield from ((placed, self.span or range(placed.request.candidates)) for placed in self.requests)
+            return
+        if (staged := self.course.staged) is not None:
+            yield from ((placed, kept) for placed in self.requests if (kept := staged.kept.get(placed.row)))
             return
         turns = self.course.turns
         for placed in self.requests:
@@ -184,9 +200,9 @@ def at_once(request: Request, batch: int) -> int:
     return max(1, min(max(most, SLICE_KEEPS * request.keep), UNIT_PIXELS // (request.width * request.height)))
 
 
-def slices_of(request: Request, batch: int, drafts: Sequence[Draft]) -> int:
+def slices_of(request: Request, batch: int, drafts: Sequence[Draft], stages: bool = False) -> int:
     """Return how many units a request makes that fills one by itself: 1, or the number of its slices."""
-    if request.growing or applied(drafts, request.candidates):
+    if stages or request.growing or applied(drafts, request.candidates):
         return 1
     return -(-request.candidates // at_once(request, batch))
 

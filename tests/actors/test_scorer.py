@@ -14,7 +14,7 @@ from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.scorer import Scorer
 from promptmill.configs.loading import load
 from promptmill.pipelines.rendering import gpus, loading
-from promptmill.pipelines.scoring import durable_passes, scorers
+from promptmill.pipelines.scoring import scorers, staging
 from promptmill.pipelines.scoring.finishing import Onward
 from promptmill.pipelines.work.errors import FatalError
 from promptmill.pipelines.work.results import Rendered
@@ -33,7 +33,7 @@ def scorer(monkeypatch):
         def finish(*_):
             raise error
 
-        monkeypatch.setattr(durable_passes, "finish_durably", finish)
+        monkeypatch.setattr(staging, "finish_in_stages", finish)
 
     return scorer, meets
 
@@ -87,7 +87,7 @@ def test_a_scorer_encodes_in_more_threads_once_units_show_that_one_does_not_keep
         assert spread(work, [0.02] * 5) == [0.02] * 5
         return Onward(None)
 
-    monkeypatch.setattr(durable_passes, "finish_durably", finish)
+    monkeypatch.setattr(staging, "finish_in_stages", finish)
     seen = []
     for rendering_s in (10, 0.1, 0.1):  # with the first unit, slow since the model warms up, one thread suffices
         scorer.finish(None, Rendered((), {"denoise": rendering_s}))

@@ -19,10 +19,11 @@ import ray
 from ray import exceptions
 
 from promptmill.actors.flow import in_process_pools, ray_pools
-from promptmill.pipelines.scoring.durable_passes import finish_durably
 from promptmill.pipelines.scoring.finishing import Onward
+from promptmill.pipelines.scoring.staging import finish_in_stages
 from promptmill.pipelines.work.errors import MisfitError
 from promptmill.pipelines.work.results import Candidate, Outcome, Rendered, Scored
+from promptmill.pipelines.work.stage_parts import pictures_before
 from promptmill.pipelines.work.units import Unit, candidate_seed
 from promptmill.shards.parts import part_name, write_part
 from promptmill.shards.storage import staying
@@ -152,7 +153,7 @@ def install(chaos: Chaos) -> None:
 
     class Generator:
         def __init__(self, recipe):
-            self._job_seed = recipe.config.seed
+            self._recipe, self._job_seed = recipe, recipe.config.seed
 
         def load(self):
             return {"cpu": _node() if chaos.kinds else "stand-in"}
@@ -161,6 +162,9 @@ def install(chaos: Chaos) -> None:
             chaos.note("rendered", f"{unit.name} {len(unit.requests)} {os.getpid()} {_node()}")
             time.sleep(chaos.seconds)
             asked = tuple(unit.next_pass())
+            if unit.course is not None and unit.course.staged is not None:
+                pictures = pictures_before(self._recipe, unit)
+                return Rendered(tuple(self._enlarged(*one, pictures) for one in asked), {"denoise": chaos.seconds})
             return Rendered(tuple(self._outcome(*one) for one in asked), {"denoise": chaos.seconds})
 
         def close(self):
@@ -175,6 +179,12 @@ def install(chaos: Chaos) -> None:
             made = (Candidate(i, seeds[i], paint(noise[i], request.height, request.width), request.steps) for i in indices)
             return Outcome(placed.row, tuple(made))
 
+        def _enlarged(self, placed, indices, pictures) -> Outcome:
+            """What a stage makes of a request's kept images: twice as large, and another picture."""
+            seeds = {index: candidate_seed(self._job_seed, placed.request, index) for index in indices}
+            large = {index: 255 - pictures[placed.row, index].repeat(2, 0).repeat(2, 1) for index in indices}
+            return Outcome(placed.row, tuple(Candidate(i, seeds[i], large[i], 7) for i in indices))
+
     class Scorer:
         def __init__(self, recipe, generators=1):
             self._recipe = recipe
@@ -186,7 +196,7 @@ def install(chaos: Chaos) -> None:
         def finish(self, unit: Unit, rendered: Rendered, earlier=tuple):
             from promptmill.actors.receipts import Receipt
 
-            finished = finish_durably(unit, rendered, Clip(), self._recipe, earlier)
+            finished = finish_in_stages(unit, rendered, Clip(), self._recipe, earlier)
             if isinstance(finished, Onward):
                 return finished
             recipe, name = self._recipe, part_name(unit.name)

@@ -77,6 +77,7 @@ def test_the_stages_make_a_family_that_the_libraries_load(tmp_path):
     flows = FlowFamily(tmp_path / "weights")
     assert flows.txt2img(prompts, seeds, num_inference_steps=2).shape == (1, 64, 64, 3)
     assert flows.control("seg", prompts, seeds, maps, num_inference_steps=2).shape == (1, 64, 64, 3)
+    assert weights.load_upscaler(tmp_path / "weights").scale == 2
 
 
 def small_training(checkpoint: Path, recipe: Recipe, **options) -> nn.Module:

@@ -12,6 +12,7 @@ LOADERS = [
     lambda folder: weights.load_controlnet("canny", folder),
     weights.load_flow_pipeline,
     lambda folder: weights.load_flow_controlnet("seg", folder),
+    weights.load_upscaler,
 ]
 
 
@@ -26,6 +27,7 @@ def test_the_shipped_weights_are_whole_and_small():
     check()
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) <= 45_000_000
     assert sum(path.stat().st_size for path in WEIGHTS.glob("flow*/**/*") if path.is_file()) <= 7_500_000
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("upscaler/*")) <= 1_000_000
     binaries = {path.suffix for path in WEIGHTS.rglob("*") if path.is_file()} - {".json", ".md", ""}
     assert binaries == {".safetensors"}
 
@@ -68,7 +70,7 @@ def test_missing_and_broken_hashes_are_named(copy):
 
 @pytest.mark.parametrize("load", LOADERS)
 def test_every_loader_checks_first(copy, load):
-    for path in copy.rglob("*.json"):
-        path.write_text(path.read_text() + " ")
+    for path in [*copy.rglob("*.json"), *copy.rglob("*.safetensors")]:
+        path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(WeightsError, match="altered"):
         load(copy)

@@ -90,7 +90,17 @@ def scheduler_of(name, config, **more):
 
 
 def render_plain(
-    request, batch, base, controlnets, folder, dtype=torch.float32, family="StableDiffusion", decoded=None, options=None, eta=None
+    request,
+    batch,
+    base,
+    controlnets,
+    folder,
+    dtype=torch.float32,
+    family="StableDiffusion",
+    decoded=None,
+    options=None,
+    eta=None,
+    put_back=True,
 ):
     """The first `batch` candidates of a request by diffusers' own pipeline in one call, (B, H, W, 3) uint8.
 
@@ -103,6 +113,7 @@ def render_plain(
         decoded: How many images are decoded at a time, where that is not `batch`.
         options: Options of the scheduler's config.
         eta: An argument of the pipeline's call.
+        put_back: Whether pixels outside of a mask are the picture's own.
     """
     ending = {"txt2img": "", "controlnet": "ControlNet", "img2img": "Img2Img", "inpaint": "Inpaint"}
     ending |= {"controlnet_img2img": "ControlNetImg2Img", "controlnet_inpaint": "ControlNetInpaint"}
@@ -150,7 +161,7 @@ def render_plain(
         ):
             said[name] = values[0] if len(values) == 1 else values
     made = np.rint(plain(**said).images * 255).astype(np.uint8)
-    if request.mask_image:
+    if request.mask_image and put_back:
         keep = np.array(Image.open(folder / request.mask_image)) < 128
         made[:, keep] = np.array(Image.open(folder / request.init_image))[keep]
     return made

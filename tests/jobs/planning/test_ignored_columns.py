@@ -28,7 +28,9 @@ def test_rows_that_ask_for_what_the_model_ignores_are_counted_in_a_line_each(tmp
     assert done.exit_code == 0, done.output
     notes = [line for line in done.output.splitlines() if "has no effect" in line]
     assert len(notes) == 2
-    assert any("negative_prompt: has no effect, since the model takes none" in line and "2 rows" in line for line in notes), notes
+    assert any("negative_prompt: has no effect without a true_cfg_scale above 1" in line and "2 rows" in line for line in notes), (
+        notes
+    )
     assert any("guidance_scale: has no effect, since the model takes none" in line for line in notes), notes
     # The metadata come from the plan's requests: they say what the images are made with.
     requests = [placed.request for placed in read_shard(str(tmp_path / "out"), 0).requests]

@@ -119,7 +119,7 @@ def test_the_fingerprint_changes_with_weights_versions_and_images(manifest, tmp_
         file.write(b"\x7f")
     assert planned(config_of(manifest, f"model.base={weights}"), tmp_path / "c").inputs["models"]["model.base"] != named
 
-    monkeypatch.setattr("promptmill.jobs.planning.sources.library_versions", lambda model: {"torch": "9"})
+    monkeypatch.setattr("promptmill.jobs.planning.sources.library_versions", lambda *_: {"torch": "9"})
     assert planned(config_of(manifest), tmp_path / "d").fingerprint != first
     monkeypatch.undo()
 
@@ -294,7 +294,7 @@ def test_a_relative_path_leads_from_its_own_file_or_a_declared_root_and_never_fr
     (shard,) = all_shards(str(tmp_path / "out"), plan)
     found = [p.images["init_image"] for p in shard.requests]
     places = ("one/both", "declared/two", "two/both", "two/two")
-    assert found == [sources._sha256(str(tmp_path / f"{place}.png")) for place in places]
+    assert found == [sources.hash_of(str(tmp_path / f"{place}.png")) for place in places]
     assert [p.file for p in shard.requests] == [0, 0, 1, 1]
 
 

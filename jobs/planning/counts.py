@@ -1,0 +1,52 @@
+"""Defines the numbers that a plan counts of its rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+LATER = ("cached", "boxes", "true_cfg", "staged", "staged_alike")  # counts that are written where there are some
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Holds the numbers of a plan.
+
+    Attributes:
+        rows: Rows of the manifest; requests + bad.
+        bad: Rows that make no request.
+        candidates, keep: Images to render, and at most to keep.
+        units, buckets: Units as cut, and the number of their kinds that cannot share a batch.
+        evaluations: Evaluations of the denoiser, as the metadata count them: about the cost of rendering.
+        pixels: Pixels of all candidates.
+        modes: Requests by mode.
+        undrafted: The number of evaluations without drafts.
+        growing: Requests whose candidates grow; their candidates, keep and evaluations are the greatest possible.
+        references: Requests that have references.
+        mask_edits: Requests that change their masks.
+        outpaints: Requests that widen their pictures.
+        boxes: Requests that have boxes.
+        true_cfg: Requests that have a scale of true guidance beside the model's own.
+        cached: The evaluations of these that a step cache answers.
+        staged: The evaluations of these for the stages of kept images.
+        staged_alike: The evaluations at the rows' own sizes that have as many pixels as these.
+    """
+
+    rows: int = 0
+    bad: int = 0
+    requests: int = 0
+    candidates: int = 0
+    keep: int = 0
+    units: int = 0
+    buckets: int = 0
+    evaluations: int = 0
+    pixels: int = 0
+    modes: Mapping[str, int] = field(default_factory=dict)
+    undrafted: int = 0
+    growing: int = 0
+    references: int = 0
+    mask_edits: int = 0
+    outpaints: int = 0
+    boxes: int = 0
+    true_cfg: int = 0
+    cached: int = 0
+    staged: int = 0
+    staged_alike: int = 0

@@ -1,0 +1,101 @@
+"""Writes and reads the parts that stages begin with: the rows of a unit whose images are chosen, and these images, lossless."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from promptmill.configs.schema import ImageFormat
+from promptmill.pipelines.work.passes import Staged
+from promptmill.pipelines.work.recipe import Recipe
+from promptmill.pipelines.work.units import Unit, parse_key
+from promptmill.shards.image_reader import read_picture
+from promptmill.shards.keys import parse
+from promptmill.shards.parts import PartError, part_name, read_part, write_part
+from promptmill.shards.storage import join
+from promptmill.shards.tables import IMAGE
+
+LOSSLESS: ImageFormat = "png"  # the format of the images between stages, whatever that of the dataset
+
+
+def begin_stage(recipe: Recipe, unit: Unit, number: int, rows: Sequence[Mapping[str, Any]]) -> Staged | None:
+    """Write the part that a stage of a unit begins with; return the stage, or None where nothing is kept or no stage is left.
+
+    Args:
+        recipe: The constants of the run.
+        unit: The unit.
+        number: The number of the stage, counted from 0.
+        rows: The unit's rows, with an image in `LOSSLESS` where one is kept.
+
+    Raises:
+        StorageError: The part cannot be written.
+    """
+    stages = recipe.config.stages
+    if number == len(stages) or not (kept := _kept(rows)):
+        return None
+    part = part_name(unit.stage_name(number))
+    write_part(recipe.output, part, rows, recipe.form, recipe.fingerprint)
+    return Staged(number, stages[number], kept, part)
+
+
+def stage_begun(recipe: Recipe, unit: Unit, number: int) -> Staged:
+    """Return the stage of a unit that begins with a part that is there.
+
+    Raises:
+        PartError: The part is broken, or of other rows.
+        FileNotFoundError: The part is not there.
+    """
+    part = part_name(unit.stage_name(number))
+    rows = read_part(recipe.output, part, recipe.form, recipe.fingerprint).drop_columns([IMAGE]).to_pylist()
+    if {_row(row["key"]) for row in rows} != {placed.row for placed in unit.requests}:
+        raise PartError(f"{join(recipe.output, 'parts', part)}: is of other rows")
+    return Staged(number, recipe.config.stages[number], _kept(rows), part)
+
+
+def rows_before(recipe: Recipe, unit: Unit) -> list[dict[str, Any]]:
+    """Return the rows that the stage of a unit, or of a piece of it, begins with.
+
+    Raises:
+        PartError: The part is broken or gone.
+        StorageError: The output cannot be read.
+    """
+    course = unit.course
+    assert course is not None and course.staged is not None
+    own = {placed.row for placed in unit.requests}
+    try:
+        table = read_part(recipe.output, course.staged.part, recipe.form, recipe.fingerprint)
+    except FileNotFoundError:
+        place = join(recipe.output, "parts", course.staged.part)
+        raise PartError(f"{place}: is not there any more; run again, and what it held is rendered again") from None
+    return [row for row in table.to_pylist() if _row(row["key"]) in own]
+
+
+def pictures_before(recipe: Recipe, unit: Unit) -> dict[tuple[int, int], np.ndarray]:
+    """Return the images that the stage of a unit begins with, (H, W, 3) uint8, by row and candidate; errors as `rows_before`."""
+    found = {}
+    for row in rows_before(recipe, unit):
+        if row["selected"]:
+            _, place, index = parse_key(row["key"])
+            found[place, index] = decoded(row[IMAGE])
+    return found
+
+
+def decoded(image: bytes) -> np.ndarray:
+    """Return the pixels of an image in `LOSSLESS`, (H, W, 3) uint8."""
+    width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))  # of the IHDR chunk
+    return np.array(read_picture(image, LOSSLESS, width, height))
+
+
+def _kept(rows: Sequence[Mapping[str, Any]]) -> dict[int, tuple[int, ...]]:
+    kept: dict[int, tuple[int, ...]] = {}
+    for row in rows:
+        if row["selected"]:
+            _, place, index = parse_key(row["key"])
+            kept[place] = (*kept.get(place, ()), index)
+    return {place: tuple(sorted(indices)) for place, indices in kept.items()}
+
+
+def _row(key: str) -> int:
+    found = parse(key)
+    assert found is not None
+    return found[1]
