@@ -97,6 +97,7 @@ REFERENCES = "references"
 CACHED = "cached_evaluations"
 STAGES = "stages"
 CONTROL_MAPS = "control_maps"
+STAGE0 = "stage0"
 MASK_EDIT, OUTPAINT = "mask_edit", "outpaint"
 TRUE_CFG = "true_cfg_scale"
 BOXES, BOXES_UNTIL = "gligen_boxes", "gligen_scheduled_sampling_beta"
@@ -218,6 +219,13 @@ COLUMNS = (
         CONTROL_MAPS,
         pa.list_(CONTROL_MAP),
         "SHA-256 and size of each control map as the ControlNets got it, a PNG that lies beside a kept image",
+        _MADE,
+        need=Need.DECLARED,
+    ),
+    Column(
+        STAGE0,
+        CONTROL_MAP,
+        "SHA-256 and size of the image as it was before the stages, a PNG that lies beside a kept image",
         _MADE,
         need=Need.DECLARED,
     ),

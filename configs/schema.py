@@ -105,6 +105,9 @@ class Shards(Strict):
     controls: bool = Field(
         False, exclude_if=is_empty, description="Put the control maps that steered an image beside it, as {key}.control.0.png."
     )
+    stage0: bool = Field(
+        False, exclude_if=is_empty, description="Put each kept image as it was before the stages beside it, as {key}.stage0.png."
+    )
 
 
 class Elastic(Strict):
@@ -219,6 +222,12 @@ class Config(Strict):
         if isinstance(self.manifest, Made):
             return ()
         return (self.manifest,) if isinstance(self.manifest, str) else self.manifest
+
+    @model_validator(mode="after")
+    def _staged(self) -> "Config":
+        if self.shards.stage0 and not self.stages:
+            raise ValueError("shards.stage0 is for stages, and the config has none")
+        return self
 
     @model_validator(mode="after")
     def _drafts_of_defaults(self) -> "Config":

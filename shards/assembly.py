@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from promptmill.configs.columns import CONTROL_MAPS, Stated
-from promptmill.shards.bundles import BundleError, entry, map_names, unpacked
+from promptmill.configs.columns import CONTROL_MAPS, STAGE0, Stated
+from promptmill.shards.bundles import BundleError, beside, entry, unpacked
 from promptmill.shards.commits import CommitRecord, FileRecord, check_unopposed, commit, shard_name
 from promptmill.shards.generations import taken_over
 from promptmill.shards.outcomes import Outcomes, as_sum, count, counts_of
@@ -146,8 +146,7 @@ def _files(shard: int, key: str, cell: bytes, columns: Sequence[str]) -> tuple[b
 def _check_rows(shard: int, table: pa.Table, images: Mapping[str, tuple[bytes, tuple[bytes, ...]]]) -> None:
     previous = None
     columns = (table[name].to_pylist() for name in ("key", "shard", "status", "selected", "sha256"))
-    maps = table[CONTROL_MAPS].to_pylist() if CONTROL_MAPS in table.column_names else [[]] * len(table)
-    for key, its_shard, status, selected, sha256, entries in zip(*columns, maps, strict=True):
+    for key, its_shard, status, selected, sha256, said in zip(*columns, _beside(table), strict=True):
         wrong = None
         if key == previous:
             wrong = "occurs twice"
@@ -159,8 +158,8 @@ def _check_rows(shard: int, table: pa.Table, images: Mapping[str, tuple[bytes, t
             wrong = f"is {status}, but has {'an' if key in images else 'no'} image"
         elif key in images and hashlib.sha256(images[key][0]).hexdigest() != sha256:
             wrong = f"its image does not have the SHA-256 of its row, {sha256}"
-        elif key in images and [*map(entry, images[key][1])] != entries:
-            wrong = "its control maps do not have the SHA-256 of its row"
+        elif key in images and [*map(entry, images[key][1])] != [*said.values()]:
+            wrong = "the files beside its image do not have the SHA-256 of its row"
         if wrong:
             raise AssemblyError(f"shard {shard:06d}: {key}: {wrong}")
         previous = key
@@ -181,7 +180,13 @@ def _settled(shard: int, table: pa.Table, requests: int, planned: int) -> Outcom
 
 def _samples(kept: pa.Table, images: Mapping[str, tuple[bytes, tuple[bytes, ...]]], image_format: str) -> Iterator[Sample]:
     columns = (kept[name].to_pylist() for name in ("key", "prompt"))
-    for key, prompt, described in zip(*columns, encode_rows(kept), strict=True):
-        image, maps = images[key]
-        beside = dict(zip(map_names(len(maps)), maps, strict=True))
-        yield Sample(key, {image_format: image, "txt": (prompt or "").encode(), "json": described, **beside})
+    for key, prompt, described, said in zip(*columns, encode_rows(kept), _beside(kept), strict=True):
+        image, others = images[key]
+        files = {image_format: image, "txt": (prompt or "").encode(), "json": described}
+        yield Sample(key, {**files, **dict(zip(said, others, strict=True))})
+
+
+def _beside(table: pa.Table) -> list[dict[str, Mapping[str, Any]]]:
+    """Return for each row the files beside its image, as `bundles.beside` has them."""
+    names = [name for name in (CONTROL_MAPS, STAGE0) if name in table.column_names]
+    return [beside(row) for row in table.select(names).to_pylist()] if names else [{}] * len(table)

@@ -1,21 +1,23 @@
-"""Packs an image file and the control maps that lie beside it into one cell of a part, and unpacks them for the tar.
+"""Packs an image file and the files that lie beside it (control maps, the image before its stages) into one cell of a part.
 
-Slices, passes and joins move the cell as it is, so that an image and its maps stay together. A dataset without maps has the image
-file alone in the cell.
+Slices, passes and joins move the cell as it is, so that an image and these files stay together. A dataset without them has the
+image file alone in the cell.
 """
 
 import hashlib
 import io
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from promptmill.configs.columns import CONTROL_MAPS
+from promptmill.configs.columns import CONTROL_MAPS, STAGE0
 from promptmill.shards.image_files import PNG_LEVEL
 
+STAGE0_NAME = "stage0.png"  # the ending of the name of an image as it was before the stages
 MAP_NAME = re.compile(r"control\.([0-9]{1,2})\.png")  # the ending of a map's name in the tar
 LENGTHS = struct.Struct(">Q")
 
@@ -67,8 +69,25 @@ def unpack(cell: bytes) -> tuple[bytes, tuple[bytes, ...]]:
 
 
 def unpacked(cell: bytes, columns: Sequence[str]) -> tuple[bytes, tuple[bytes, ...]]:
-    """Return the image file and the maps of a part's cell, by the columns of its dataset."""
-    return unpack(cell) if CONTROL_MAPS in columns else (cell, ())
+    """Return the image file of a part's cell and the files beside it, by the columns of its dataset."""
+    return unpack(cell) if is_bundled(columns) else (cell, ())
+
+
+def is_bundled(columns: Collection[str]) -> bool:
+    """Return whether the cells of a dataset with these columns hold files beside the image."""
+    return CONTROL_MAPS in columns or STAGE0 in columns
+
+
+def beside(row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the files beside a row's image, in the order of its cell: by the ending of their names, SHA-256 and size in bytes."""
+    maps = row.get(CONTROL_MAPS) or ()
+    first = {STAGE0_NAME: said} if (said := row.get(STAGE0)) else {}
+    return {**dict(zip(map_names(len(maps)), (one or {} for one in maps), strict=True)), **first}
+
+
+def beside_in(files: Mapping[str, bytes]) -> list[str]:
+    """Return the endings among a sample's files that are those of files beside the image, in the order of its cell."""
+    return [*maps_in(files), *([STAGE0_NAME] if STAGE0_NAME in files else [])]
 
 
 def map_names(number: int) -> list[str]:

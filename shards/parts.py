@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from promptmill.configs.columns import CONTROL_MAPS
 from promptmill.configs.parameters import MAX_LIST
 from promptmill.shards.bounded_parquet import MiB, read_parquet
+from promptmill.shards.bundles import is_bundled
 from promptmill.shards.storage import delete, get, join, put
 from promptmill.shards.tables import IMAGE, make_table
 
@@ -85,7 +85,7 @@ def read_part(output: str, name: str, form: pa.Schema, fingerprint: str, maps: b
     if not _is_sealed(content):
         raise PartError(f"{uri}: truncated or altered")
     try:
-        most = MOST_IMAGE * (1 + MAX_LIST if maps or CONTROL_MAPS in form.names else 1)
+        most = MOST_IMAGE * (2 + MAX_LIST if maps or is_bundled(form.names) else 1)
         table = read_parquet(content, cells={IMAGE: most})
     except ValueError as error:
         raise PartError(f"{uri}: {error}") from None

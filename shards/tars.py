@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from promptmill.configs.errors import shown
-from promptmill.shards.bundles import maps_in
+from promptmill.shards.bundles import beside_in
 
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 BLOCK = 512  # bytes: of a header, and what contents are filled up to
@@ -65,8 +65,8 @@ def write_tar(samples: Iterable[Sample]) -> bytes:
 
 
 def _shared(sample: Sample) -> list[str]:
-    """Return the endings that all samples of a shard have; of control maps a row has as many as it has controls."""
-    return sorted(sample.files.keys() - set(maps_in(sample.files)))
+    """Return the endings that all samples of a shard have; of files beside the image a row has as many as it has controls."""
+    return sorted(sample.files.keys() - set(beside_in(sample.files)))
 
 
 @functools.cache

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from promptmill.configs.columns import CONTROL_MAPS
-from promptmill.shards.bundles import entry, maps_in
+from promptmill.configs.columns import CONTROL_MAPS, STAGE0
+from promptmill.shards.bundles import beside, beside_in, entry
 from promptmill.shards.image_files import FORMATS, pixel_sha256
 from promptmill.shards.image_reader import ENDINGS, PictureError, open_picture
 from promptmill.shards.keys import parse
@@ -63,9 +63,9 @@ def check_tar(content: bytes, table: pa.Table | None) -> Iterator[str]:
     try:
         for sample in read_tar(content):
             found.append(sample.key)
-            maps = maps_in(sample.files)
-            images = set(sample.files) - {"json", "txt", *maps}
-            if len(sample.files) != 3 + len(maps) or not images <= ENDINGS.keys() or images != {image_ending or min(images)}:
+            others = beside_in(sample.files)
+            images = set(sample.files) - {"json", "txt", *others}
+            if len(sample.files) != 3 + len(others) or not images <= ENDINGS.keys() or images != {image_ending or min(images)}:
                 yield f"{sample.key}: has the members {', '.join(sorted(sample.files))}"
                 continue
             (image_ending,) = images
@@ -93,16 +93,15 @@ def _rows(table: pa.Table) -> dict[str, dict[str, Any]]:
     """Return the samples that the tar has to hold, by key: of each selected row its prompt, its JSON and its hashes."""
     selected = table.filter(table["selected"])
     names_ = ["key", "prompt", "sha256", "pixel_sha256", "bytes", "width", "height"]
-    names_ += [CONTROL_MAPS] * (CONTROL_MAPS in declared_in(table.schema))
+    names_ += [name for name in (CONTROL_MAPS, STAGE0) if name in declared_in(table.schema)]
     rows = selected.select(names_).to_pylist()
     return {row["key"]: {**row, "json": described} for row, described in zip(rows, encode_rows(selected), strict=True)}
 
 
 def _check_sample(sample: Sample, ending: str, row: dict[str, Any]) -> Iterator[str]:
     image = sample.files[ending]
-    maps = [entry(sample.files[name]) for name in maps_in(sample.files)]
-    if maps != (row.get(CONTROL_MAPS) or []):
-        yield "its control maps are not those of its row"
+    if {name: entry(sample.files[name]) for name in beside_in(sample.files)} != beside(row):
+        yield "the files beside its image are not those of its row"
     if sample.files["txt"] != (row["prompt"] or "").encode():
         yield "its text is not the prompt of its row"
     if sample.files["json"] != row["json"]:

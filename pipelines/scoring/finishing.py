@@ -29,7 +29,7 @@ from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered, Scored
 from promptmill.pipelines.work.stage_parts import LOSSLESS
 from promptmill.pipelines.work.units import Placed, Unit
-from promptmill.shards.bundles import encode_map, pack
+from promptmill.shards.bundles import encode_map, is_bundled, pack
 from promptmill.shards.image_files import encode_image, pixel_sha256
 from promptmill.shards.tables import FOUND, IMAGE
 
@@ -312,20 +312,20 @@ def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tu
 
 
 def encoded(
-    placed: Placed, candidate: Candidate, pixels: np.ndarray, maps: Sequence[bytes], recipe: Recipe, form: ImageFormat
+    placed: Placed, candidate: Candidate, pixels: np.ndarray, beside: Sequence[bytes], recipe: Recipe, form: ImageFormat
 ) -> dict[str, Any]:
     """Return an image's file in this format, with its provenance, its SHA-256 and its size, as columns.
 
     Args:
         placed, candidate, pixels: The image and what it was made of.
-        maps: The files of its control maps, which go into the cell where the dataset is to have them.
+        beside: The files that lie beside the image, where the dataset has such files.
         recipe: The constants of the run.
         form: The format.
     """
     request, config = placed.request, recipe.config
     provenance = provenance_of(request, candidate.seed, config.model.base, pixels.shape[:2])
     image = encode_image(pixels, form, config.shards.quality, provenance)
-    cell = pack(image, maps) if config.shards.controls else image
+    cell = pack(image, beside) if is_bundled(recipe.form.names) else image
     return {IMAGE: cell, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from promptmill.configs.columns import CACHED, CLIP_SCORE, EMBEDDING, STAGES
+from promptmill.configs.columns import CACHED, CLIP_SCORE, EMBEDDING, STAGE0, STAGES
 from promptmill.pipelines.scoring.durable_passes import finish_durably, resumed
 from promptmill.pipelines.scoring.finishing import Finished, Onward, Spread, Waiting, encoded, score
 from promptmill.pipelines.work.metadata_rows import ranking_columns
@@ -16,7 +16,7 @@ from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Rendered, Scored
 from promptmill.pipelines.work.stage_parts import LOSSLESS, begin_stage, rows_before, stage_begun
 from promptmill.pipelines.work.units import Placed, Unit, parse_key
-from promptmill.shards.bundles import unpacked
+from promptmill.shards.bundles import entry, unpacked
 from promptmill.shards.image_files import pixel_sha256
 from promptmill.shards.parts import PartError, part_name
 from promptmill.shards.storage import delete, join, staying
@@ -136,6 +136,7 @@ def _row(
             "rank",
             STAGES,
             IMAGE,
+            *([STAGE0] if STAGE0 in recipe.form.names else []),
         )
         made |= dict.fromkeys(gone)
         if EMBEDDING in recipe.form.names:
@@ -150,8 +151,10 @@ def _row(
     if EMBEDDING in recipe.form.names:
         made[EMBEDDING] = scored.embedding.astype(np.float16)
     form = LOSSLESS if number + 1 < len(config.stages) else config.shards.image_format
-    _, maps = unpacked(row[IMAGE], recipe.form.names)
-    return {**made, **encoded(placed, candidate, pixels, maps, recipe, form)}
+    image, beside = unpacked(row[IMAGE], recipe.form.names)
+    if number == 0 and STAGE0 in recipe.form.names:
+        made[STAGE0], beside = entry(image), (*beside, image)
+    return {**made, **encoded(placed, candidate, pixels, beside, recipe, form)}
 
 
 def _passed(stage: str, width: int, height: int, score: float, found: int | None = None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from promptmill.configs.columns import (
     REFERENCES,
     REJECTED_FOR,
     SPARED,
+    STAGE0,
     STAGES,
     TRUE_CFG,
     Column,
@@ -172,7 +173,12 @@ def declared_columns(config: Config, of_rows: Collection[str] = ()) -> tuple[Col
     model = config.model
     there = {*of_rows, *([REFERENCES] if model.references else ())}
     more = [*(name for name in OF_ROWS if name in there), *([*OF_PRIORS] if model.prior else ())]
-    more += [CACHED] * bool(model.kernels.cache) + [STAGES] * bool(config.stages) + [CONTROL_MAPS] * config.shards.controls
+    more += (
+        [CACHED] * bool(model.kernels.cache)
+        + [STAGES] * bool(config.stages)
+        + [CONTROL_MAPS] * config.shards.controls
+        + [STAGE0] * config.shards.stage0
+    )
     return (*ranking_columns(config.ranking), *(by_name()[name] for name in more))
 
 

@@ -156,7 +156,7 @@ def test_verify_names_a_map_that_is_not_its_rows(copy, change):
             member.size = len(other)
             tar.addfile(member, io.BytesIO(other))
     found = problems(copy)
-    assert any("its control maps are not those of its row" in line for line in found), found
+    assert any("the files beside its image are not those of its row" in line for line in found), found
 
 
 def command(*arguments):

@@ -1,10 +1,13 @@
 """Runs whose kept images go through stages, from the command line: what is planned, rendered, verified and made again."""
 
+import hashlib
+import io
 import json
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.numpy import save_file
 
 import promptmill
@@ -16,6 +19,7 @@ from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError
 from promptmill.jobs.planning.sources import look
 from promptmill.jobs.verifying.regenerate import regenerate
+from promptmill.shards.tars import read_tar
 from tests.jobs.running.test_run import HERE, problems, published, rendered
 
 STAGES = (
@@ -30,8 +34,49 @@ UPSCALE = "stages=[{kind: upscale, source: ./embedded/weights/upscaler, scale: 2
 def config_of(folder, *settings):
     rows = [{"id": "a", "prompt": PROMPT, "seed": 5}, {"id": "b", "prompt": PROMPT, "candidates": 3, "keep": 2, "steps": 10}]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return config_of_rows(folder, *settings)
+
+
+def config_of_rows(folder, *settings):
     some = ("model.batch=4", "defaults.steps=5", "defaults.candidates=2", "defaults.scheduler=euler", STAGES, HERE)
     return load("embedded", [f"manifest={folder / 'rows.jsonl'}", *some, *settings])
+
+
+BESIDE = "shards={stage0: true, controls: true, image_format: webp, quality: 80}"
+
+
+def test_the_image_before_the_stages_lies_beside_each_kept_one_and_is_the_one_of_a_run_without_stages(tmp_path):
+    rows = [
+        {"id": "a", "prompt": PROMPT, "seed": 5},
+        {"id": "b", "prompt": PROMPT, "controls": [{"type": "canny", "image": "x.png"}]},
+    ]
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "x.png")
+    config = config_of(tmp_path, BESIDE)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rendered(config, tmp_path / "out")
+    assert problems(tmp_path / "out") == []
+    rendered(config_of_rows(tmp_path, "stages=[]", "shards={controls: true}"), tmp_path / "plain")
+    (tar,), (plain,) = ((tmp_path / name / "data").glob("*.tar") for name in ("out", "plain"))
+    made, before = ({sample.key: sample.files for sample in read_tar(one.read_bytes())} for one in (tar, plain))
+    assert [sorted(files) for files in made.values()] == [
+        ["json", "stage0.png", "txt", "webp"],
+        ["control.0.png", "json", "stage0.png", "txt", "webp"],
+    ]
+    for key, files in made.items():
+        first = np.array(Image.open(io.BytesIO(files["stage0.png"])).convert("RGB"))
+        assert np.array_equal(first, np.array(Image.open(io.BytesIO(before[key]["png"])).convert("RGB")))
+        said = json.loads(files["json"])
+        assert said["stage0"] == {"sha256": hashlib.sha256(files["stage0.png"]).hexdigest(), "bytes": len(files["stage0.png"])}
+        assert files.get("control.0.png") == before[key].get("control.0.png")
+    # An image by itself is found in the tar whatever lies beside it.
+    assert {key: image.size for key, image, _ in promptmill.open(tmp_path / "out").images()} == dict.fromkeys(made, (192, 192))
+    tar.write_bytes(tar.read_bytes().replace(b"stage0.png", b"stage1.png"))
+    assert any("has the members" in problem for problem in problems(tmp_path / "out"))
+
+
+def test_an_image_before_the_stages_needs_stages(tmp_path):
+    with pytest.raises(ConfigError, match=r"shards\.stage0 is for stages, and the config has none"):
+        config_of(tmp_path, "stages=[]", "shards.stage0=true")
 
 
 @pytest.fixture(scope="module")
