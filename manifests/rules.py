@@ -146,7 +146,7 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
         values: The row's values.
         rules: The rules that the request was made with.
     """
-    loose = request.image_guidance_scale is not None and request.image_guidance_scale < 1.0
+    loose = request.image_guidance_scale is not None and request.image_guidance_scale < 1.0 and rules.unguided >= 0
     alone = (request.prior_guidance_scale or 0.0) <= 1.0  # no prior is led away from the negative prompt either
     unguided = (
         bool(request.negative_prompt) and alone and not request.is_led and (request.guidance_scale <= rules.unguided or loose)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from promptmill.configs.preprocessors import ANNOTATED
 
-LATER = ("cached", "boxes", "true_cfg", "staged", "staged_alike", "maps")  # counts that are written where there are some
+# Counts that are written where there are some.
+LATER = ("cached", "boxes", "true_cfg", "staged", "staged_alike", "steered", "maps")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Counts:
         cached: The evaluations of these that a step cache answers.
         staged: The evaluations of these for the stages of kept images.
         staged_alike: The evaluations at the rows' own sizes that have as many pixels as these.
+        steered: Requests by their number of controls, where the dataset is to have the control maps.
         maps: By preprocessor that needs an annotator, the maps that are made: one for each picture and size, in each shard.
     """
 
@@ -53,6 +55,7 @@ class Counts:
     cached: int = 0
     staged: int = 0
     staged_alike: int = 0
+    steered: Mapping[str, int] = field(default_factory=dict)
     maps: Mapping[str, int] = field(default_factory=dict)
 
     @property

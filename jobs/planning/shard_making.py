@@ -46,6 +46,7 @@ class ShardRules:
         counting: What the model decides of the number of evaluations of the denoiser.
         cache: The step cache that answers some of them.
         stages: The stages that kept images go through.
+        maps: Whether the dataset is to have the control maps.
     """
 
     files: tuple[str, ...]
@@ -56,6 +57,7 @@ class ShardRules:
     counting: Counting = STABLE_DIFFUSION
     cache: StepCache | None = None
     stages: tuple[AnyStage, ...] = ()
+    maps: bool = False
 
 
 @dataclass(frozen=True)
@@ -243,11 +245,15 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
         sums["outpaints"] += request.outpaint is not None
         modes[request.mode] += 1
         maps |= _maps_of(placed)
+    steered = Counter(str(len(p.request.controls)) for p in shard.requests if p.request.controls) if recipe.maps else {}
     requests, bad = len(shard.requests), len(shard.bad)
+    sums |= {"rows": requests + bad, "bad": bad, "requests": requests}
     some = {mode: n for mode, n in modes.items() if n}
     units = sum(_rendered_as(recipe, shard, unit) for unit in shard.units)
     made = dict(sorted(Counter(name for name, _ in maps).items()))
-    return Counts(rows=requests + bad, bad=bad, requests=requests, units=units, modes=some, maps=made, **sums)
+    return Counts(
+        rows=requests + bad, bad=bad, requests=requests, units=units, modes=some, steered=dict(steered), maps=made, **sums
+    )
 
 
 def _maps_of(placed: Placed) -> set[tuple[str, Hashable]]:
@@ -273,9 +279,13 @@ def _rendered_as(recipe: ShardRules, shard: ShardPlan, unit: Sequence[int]) -> i
 def added(counts: Counts, more: Counts, sign: int = 1) -> Counts:
     """Return the sum of two counts, or with a `sign` of -1 their difference; buckets stay as they are."""
     sums: dict[str, Any] = {
-        name: value + sign * getattr(more, name) for name, value in vars(counts).items() if name not in ("buckets", "modes", "maps")
+        name: value + sign * getattr(more, name)
+        for name, value in vars(counts).items()
+        if name not in ("buckets", "modes", "steered", "maps")
     }
     names = sorted({*counts.maps, *more.maps})
     maps = {name: n for name in names if (n := counts.maps.get(name, 0) + sign * more.maps.get(name, 0))}
     modes = {mode: n for mode in MODES if (n := counts.modes.get(mode, 0) + sign * more.modes.get(mode, 0))}
-    return Counts(**sums, buckets=counts.buckets, modes=modes, maps=maps)
+    numbers = sorted({*counts.steered, *more.steered}, key=int)
+    steered = {name: n for name in numbers if (n := counts.steered.get(name, 0) + sign * more.steered.get(name, 0))}
+    return Counts(**sums, buckets=counts.buckets, modes=modes, steered=steered, maps=maps)

@@ -86,6 +86,7 @@ class Engine:
         device: The first GPU or the CPU where no device is given.
         warmed: Defaults of requests, of which a full batch is rendered at once where that shows something: on a GPU, and where
             blocks are compiled.
+        maps: Whether outcomes have the control maps that steered their images.
         annotators: Those of the model's annotators that are loaded at once; others are loaded when a request needs them.
 
     Raises:
@@ -99,10 +100,11 @@ class Engine:
         roots: Roots,
         device: torch.device | None = None,
         warmed: Defaults | None = None,
+        maps: bool = False,
         annotators: Collection[str] = (),
     ):
         self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
-        self._compiles = model.kernels.compile
+        self._compiles, self._gives_maps = model.kernels.compile, maps
         with COMPUTING, lean_imports():
             torch.set_num_threads(model.threads)
             self.model = load_model(model, device)
@@ -242,7 +244,8 @@ class Engine:
                     pending.making.candidates(row, made) if pending.making else tuple(made[place] for place in sorted(made))
                 )
             truncated = self.tokenizers.truncated(placed.request.prompt)
-            pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated)
+            maps = conditioning.controls if self._gives_maps else ()
+            pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated, maps)
         self._pending.remove(pending)
         outcomes = tuple(pending.outcomes[placed.row] for placed, _ in pending.unit.next_pass())
         pending.done.set_result(Rendered(outcomes, self._take_seconds()))

@@ -24,6 +24,7 @@ from promptmill.pipelines.rendering.redux import ReduxReferences
 from promptmill.pipelines.rendering.references import ReferenceAdapters
 from promptmill.pipelines.rendering.refining import Refiner
 from promptmill.pipelines.rendering.schedules import scheduler_of
+from promptmill.pipelines.work.evaluations import GUIDED_ALWAYS
 from promptmill.pipelines.work.lean_imports import lean_imports
 
 
@@ -103,6 +104,8 @@ class LoadedModel:
 
     def guided(self, request: Request) -> bool:
         """Return whether a request's candidates are rendered with guidance, as diffusers decides it."""
+        if self.family.unguided == GUIDED_ALWAYS:
+            return True
         # A model distilled from guidance takes the scale as an input instead.
         distilled = self.family.projected and getattr(self.denoiser.config, "time_cond_proj_dim", None) is not None
         held = request.image_guidance_scale is None or request.image_guidance_scale >= 1.0
