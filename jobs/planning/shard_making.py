@@ -251,9 +251,7 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
     some = {mode: n for mode, n in modes.items() if n}
     units = sum(_rendered_as(recipe, shard, unit) for unit in shard.units)
     made = dict(sorted(Counter(name for name, _ in maps).items()))
-    return Counts(
-        rows=requests + bad, bad=bad, requests=requests, units=units, modes=some, steered=dict(steered), maps=made, **sums
-    )
+    return Counts(units=units, modes=some, steered=dict(steered), maps=made, **sums)
 
 
 def _maps_of(placed: Placed) -> set[tuple[str, Hashable]]:
