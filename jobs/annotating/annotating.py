@@ -12,7 +12,7 @@ What is durable is not made again: the same call goes on where one was killed, t
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +81,11 @@ def annotate(inputs: Inputs, output: str, progress: Callable[[int], None] = lamb
         _claim(inputs, output)
         maker = _Maker(inputs, output)
         records = []
-        for number in range(inputs.shards):
+        for number, placed in enumerate(inputs.shards()):
             try:
                 records.append(read_record(output, number))
             except FileNotFoundError:
-                records.append(maker.shard(number))
+                records.append(maker.shard(number, placed))
             progress(sum(record.requests for record in records))
         done = Annotated(sum(record.kept for record in records), sum(record.failed for record in records))
         for name in names(join(output, "parts")):
@@ -122,9 +122,9 @@ class _Maker:
         self._maps: Any = None
         self._models = {name: inputs.values["models"][f"model.annotators.{name}"] for name in inputs.annotators}
 
-    def shard(self, number: int) -> CommitRecord:
-        """Make and publish a shard, of the parts that are there and those that are not."""
-        placed, size, fingerprint = self._inputs.shard(number), self._inputs.wanted.part, self._inputs.fingerprint
+    def shard(self, number: int, placed: Sequence[Placed]) -> CommitRecord:
+        """Make and publish a shard of its rows, of the parts that are there and those that are not."""
+        size, fingerprint = self._inputs.wanted.part, self._inputs.fingerprint
         parts = {part_name(f"{shard_name(number)}-{at:05d}"): placed[at : at + size] for at in range(0, len(placed), size)}
         tables, samples = [], dict[str, Mapping[str, bytes]]()
         for name, some in parts.items():

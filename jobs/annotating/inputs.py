@@ -70,15 +70,11 @@ class Inputs:
     def fingerprint(self) -> str:
         return fingerprint_of(self.values)
 
-    @property
-    def shards(self) -> int:
-        return -(-self.rows // self.wanted.shard)
-
-    def shard(self, number: int) -> list[Placed]:
-        """Return the rows of a shard, read from the manifest again."""
-        first = number * self.wanted.shard
-        some = itertools.islice(_requests(self.files), first, first + self.wanted.shard)
-        return [Placed(row, request, file=file) for row, (request, file, _) in enumerate(some) if isinstance(request, Request)]
+    def shards(self) -> Iterator[list[Placed]]:
+        """Yield the rows of each shard, in their order, read from the manifest again."""
+        rows = _requests(self.files)
+        while some := list(itertools.islice(rows, self.wanted.shard)):
+            yield [Placed(row, request, file=file) for row, (request, file, _) in enumerate(some) if isinstance(request, Request)]
 
 
 def parse_maps(text: str) -> dict[str, str]:

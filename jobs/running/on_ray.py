@@ -1,6 +1,6 @@
 """Runs the workers of a run on Ray: joins or starts the cluster, watches it, and shows its metrics."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -60,7 +60,7 @@ def on_ray(config: Config, output: str, counts: Counts, last: Callable[[], objec
     runtime = config.runtime
     watch, metrics = RayWatch(last), Metrics(output, counts.candidates)
     with watch, cluster(runtime.address, metrics_port=runtime.metrics_port) as nodes, one_line_of_ray():
-        runtime = runtime_here(config)
+        runtime = runtime_here(config, counts.annotators)
         sizes = size_pools(nodes, runtime, config.model.threads)
         if runtime.generators == "auto":
             # One without a unit to render would only be in the way of the others as they load.
@@ -69,8 +69,12 @@ def on_ray(config: Config, output: str, counts: Counts, last: Callable[[], objec
         yield OnRay(len(nodes), sizes, runtime, watch, metrics)
 
 
-def runtime_here(config: Config) -> Runtime:
+def runtime_here(config: Config, annotators: Collection[str] = ()) -> Runtime:
     """Return a config's `runtime` with the shares of the cards of the cluster that this process is connected to.
+
+    Args:
+        config: The run's config.
+        annotators: Names of the annotators that each generator loads.
 
     Raises:
         ResourcesError: The model does not fit into its share of the smallest card.
@@ -79,7 +83,7 @@ def runtime_here(config: Config) -> Runtime:
     if card is None:
         return card_shares(config.runtime, None, None, None)
     try:
-        needs = generator_bytes(config.model, config.defaults), scorer_bytes(config.ranking)
+        needs = generator_bytes(config.model, config.defaults, annotators), scorer_bytes(config.ranking)
     except ModelError:
         needs = None, None  # the actors say what is wrong with the model, from where they load it
     return card_shares(config.runtime, card, *needs)

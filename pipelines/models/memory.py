@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,13 @@ UNKNOWN_IMAGE = 64 * 2**20  # bytes for an image of a tower whose config says no
 A_TOKEN = 12  # numbers of a transformer's layer that are there at a time, for each token and number of its width
 
 
-def generator_bytes(model: Model, defaults: Defaults) -> int | None:
+def generator_bytes(model: Model, defaults: Defaults, annotators: Collection[str] = ()) -> int | None:
     """Return bytes that a generator needs at least: weights in the model's dtype, and the largest tensors of a batch.
+
+    Args:
+        model: The config's model.
+        defaults: The config's defaults.
+        annotators: Names of the annotators that are loaded, in fp32.
 
     Returns:
         None where the weights are not on this machine, or lie in blocks outside of the GPU (`model.offload`).
@@ -36,12 +41,14 @@ def generator_bytes(model: Model, defaults: Defaults) -> int | None:
     """
     if model.offload:
         return None
-    files = [*_model_files(model)]
+    used = model.model_copy(update={"annotators": {name: model.annotators[name] for name in annotators}})
+    files = [*_model_files(used)]
     if not files or any(found is None for _, found in files):
         return None
     weights = 0.0
     for part, found in files:
-        each = FEWER.get(model.quantize.get(part, ""), BYTES[model.dtype])
+        given = "float32" if part.startswith("model.annotators.") else model.dtype
+        each = FEWER.get(model.quantize.get(part, ""), BYTES[given])
         weights += sum(_bytes_in(file, each) for file in found or ())
     return int(weights + _activations(model, defaults))
 

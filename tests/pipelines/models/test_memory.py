@@ -53,6 +53,13 @@ def test_every_declared_set_of_weights_counts():
     assert generator_bytes(config.model, config.defaults) > generator_bytes(plain.model, plain.defaults)
 
 
+def test_an_annotator_counts_in_fp32_where_rows_use_it():
+    model, defaults = (config := load("embedded", ["manifest=x.txt", "model.dtype=bfloat16"])).model, config.defaults
+    file = ROOT / "embedded" / "weights" / "annotator-seg" / "model.safetensors"
+    more = generator_bytes(model, defaults, ("seg",)) - generator_bytes(model, defaults)
+    assert 0.95 * file.stat().st_size < more <= file.stat().st_size
+
+
 def test_what_is_not_on_this_machine_is_not_known():
     config = load("sdxl", ["manifest=none.txt"])
     assert generator_bytes(config.model, config.defaults) is None
