@@ -38,7 +38,14 @@ class Generator:
         if runtime.workers == "ray" and runtime.generator_gpus != "auto":
             keep_to_share(runtime.generator_gpus)
         config = self._config
-        self._engine: Engine = Engine(config.model, config.seed, self._roots, warmed=config.defaults, maps=config.shards.controls)
+        self._engine: Engine = Engine(
+            config.model,
+            config.seed,
+            self._roots,
+            warmed=config.defaults,
+            maps=config.shards.controls,
+            annotators=self._recipe.annotators,
+        )
         self._stages = Stages(self._engine, config)
         return hardware_kind(self._config.model.threads)
 

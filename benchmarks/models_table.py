@@ -134,6 +134,8 @@ ROWS: tuple[Row, ...] = (
     Row("Bria FIBO", "bria-fibo", ("briaai/FIBO",)),
     Row("Bria FIBO 2", "bria-fibo-2", ("briaai/Fibo-2.0-dev",)),
     Row("Bria FIBO Edit, by prompts in JSON", "bria-fibo-edit", ("briaai/Fibo-Edit-1.5-base",)),
+    Row("DreamLite, guided at every step whatever the scales", "dreamlite", ("carlofkl/DreamLite-base",)),
+    Row("DreamLite Mobile, distilled", "dreamlite-mobile", ("carlofkl/DreamLite-mobile",)),
     Row("ERNIE-Image", "ernie", ("baidu/ERNIE-Image",)),
     Row("Kandinsky 3", "kandinsky3", ("kandinsky-community/kandinsky-3",)),
     Row("Kandinsky 5 (text to image)", "kandinsky5", ("kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",)),

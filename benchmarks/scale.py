@@ -5,9 +5,9 @@
 Prints for each kind of model and number of GPUs which share of their time generators and scorers work, how much of the driver is
 taken, how much of images the object store of a node holds at most, how much of them flows into a scorer, and what limits the run.
 Seconds of a stage are measured in the same run where this machine can measure them (hashing and encoding an image as PNG, CLIP's
-preprocessing); the driver's are those of `benchmarks.units`. Those of a GPU are given: images a second that a review predicts for one
-H200, so long as none has been measured. CLIP's own time on the GPU is left out. The pool of scorers grows as it does in a run, and each
-scorer has its first unit encoded by one thread, and later ones by as many as it would start.
+preprocessing); the driver's are those of `benchmarks.units`. Those of a GPU are given: images a second that a review predicts for
+one H200, so long as none has been measured. CLIP's own time on the GPU is left out. The pool of scorers grows as it does in a run.
+Each scorer has its first unit encoded by one thread, and later ones by as many as it would start.
 """
 
 import asyncio

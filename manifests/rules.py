@@ -21,6 +21,7 @@ from promptmill.manifests.steering import (
     begin_with_noise,
     problems_of_controls,
     problems_of_faces,
+    problems_of_maps,
     problems_of_pictures,
     problems_of_references,
 )
@@ -65,6 +66,7 @@ class Rules:
     Attributes:
         defaults: The config's defaults.
         controls: The types that the config has ControlNets for.
+        annotators: The names of the annotators that the config declares.
         loras: The names of the LoRAs that the config declares.
         multiple: Width and height are multiples of this many pixels, as the model needs.
         sizes: The only sizes (width, height) of images; empty where any.
@@ -101,6 +103,7 @@ class Rules:
 
     defaults: Defaults
     controls: Collection[str] = ()
+    annotators: Collection[str] = ()
     loras: Collection[str] = ()
     multiple: int = 8
     sizes: Collection[tuple[int, int]] = ()
@@ -143,7 +146,7 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
         values: The row's values.
         rules: The rules that the request was made with.
     """
-    loose = request.image_guidance_scale is not None and request.image_guidance_scale < 1.0
+    loose = request.image_guidance_scale is not None and request.image_guidance_scale < 1.0 and rules.unguided >= 0
     alone = (request.prior_guidance_scale or 0.0) <= 1.0  # no prior is led away from the negative prompt either
     unguided = (
         bool(request.negative_prompt) and alone and not request.is_led and (request.guidance_scale <= rules.unguided or loose)
@@ -236,6 +239,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     size = request.width, request.height
     given = request.init_image, request.outpaint is not None
     wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, *given)
+    wrong += problems_of_maps(request.controls, rules.annotators)
     wrong += problems_of_faces(request.controls, request.references, rules.steering)
     if rules.pictures > 1:
         begins, masked = request.init_image is not None, request.repaints

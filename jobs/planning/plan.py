@@ -186,7 +186,8 @@ class Plan:
     def recipe(self, output: str) -> Recipe:
         """Return the constants that the workers of a run need."""
         versions = json.dumps(self.inputs["versions"], sort_keys=True)
-        return Recipe(self.config, self.form, output, self.fingerprint, self.carried, versions, self.growing, self.roots)
+        more = self.growing, self.roots, self.counts.annotators
+        return Recipe(self.config, self.form, output, self.fingerprint, self.carried, versions, *more)
 
 
 class PlanError(ValueError):

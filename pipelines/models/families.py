@@ -13,6 +13,7 @@ from promptmill.pipelines.models.family_sizes import (
     side,
     staged_multiple,
 )
+from promptmill.pipelines.work.evaluations import GUIDED_ALWAYS
 
 BY_SCALED_NOISE = ("euler", "model")  # diffusers' inpainting has the scheduler scale noise, which other solvers of flows cannot
 KANDINSKY5 = ((1024, 1024), (640, 1408), (1408, 640), (768, 1280), (1280, 768), (896, 1152), (1152, 896))
@@ -74,6 +75,16 @@ _QWEN_EDIT: dict[str, Any] = {
     "steps_left": "up",
 }
 
+# The picture lies beside the image, in a latent that is twice as wide.
+_DREAMLITE: dict[str, Any] = {
+    "strength": False,
+    "solvers": ("euler", "unipc"),
+    "sized": True,
+    "single": True,
+    "bare_text": True,
+    "multiple_by": lambda index, prior, factor: 2 * factor,
+}
+
 # By what the names of the family's pipeline classes begin with; of several that fit, the longest.
 FAMILIES: dict[str, Family] = {
     "AltDiffusion": Family(moved="alt_diffusion"),
@@ -92,7 +103,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "BriaFiboPipeline": Family(patch=2, sized=True, prompts_apart=True, solvers=("euler", "unipc")),
     "BriaPipeline": Family(patch=2, sized=True),
-    "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True),
+    "Chroma": Family(rows=1, steps_left="up", patch=2, sized=True, image_prompts="flux"),
     "CogView3": Family(),
     "ConsistencyModel": Family(
         rows=1,
@@ -160,6 +171,7 @@ FAMILIES: dict[str, Family] = {
     "FluxKontext": Family(
         further=("true_cfg_scale",),
         true_cfg=("txt2img", "img2img", "inpaint"),
+        image_prompts="flux",
         rows=1,
         embedded=True,
         negative=False,
@@ -171,6 +183,14 @@ FAMILIES: dict[str, Family] = {
         repainting=Repainting(BY_SCALED_NOISE, strength=True),
         always={"_auto_resize": False, "max_area": pixels},
     ),
+    # Each step has guidance, whatever the scales: by the text, and by the picture where there is one.
+    "DreamLite": Family(
+        rows=3,
+        unguided=GUIDED_ALWAYS,
+        further=("image_guidance_scale",),
+        **_DREAMLITE,
+    ),
+    "DreamLiteMobile": Family(rows=1, guidance=None, negative=False, **_DREAMLITE),
     "HunyuanDiT": Family(always={"use_resolution_binning": False}, controlnet="HunyuanDiT2DControlNetModel", timed_controls=False),
     # The pipeline scales each size to a square's pixels, whose side is an attribute of the pipeline.
     "HiDreamImage": Family(

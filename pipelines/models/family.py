@@ -24,7 +24,7 @@ class Family:
         guidance: The argument that takes a row's guidance scale; None where the family has no guidance.
         embedded: Whether guidance is an input of the model, and of no effect where the model has no such input.
         projected: Whether a UNet with a projection beside that of time (time_cond_proj_dim) takes the guidance scale by it.
-        unguided: The largest guidance scale that means no guidance.
+        unguided: The largest guidance scale that means no guidance; `GUIDED_ALWAYS` where every step is guided.
         least: The smallest guidance scale that a call is given, where a smaller one would guide again.
         least_guidance: The least guidance scale that its pipelines take.
         negative: Whether negative prompts have an effect, at a guidance scale above 1.
@@ -88,6 +88,7 @@ class Family:
         masked: Whether its inpainting takes a denoiser that is given the masked picture, and no strength.
         one_mask: Whether a call lays its first picture and mask over all of its samples, so that it has one row's alone.
         one_text: Whether a call has one text, for all of its samples.
+        bare_text: Whether a call of one image takes its texts by themselves, and no lists of them.
         prompted: Whether the model reads prompts.
         prompt_key: The key that a prompt has, as a JSON object, which is all that the pipelines take; None: prompts are any text.
         classes: The key of the denoiser's config that counts the classes of which each row names one; None where it draws none.
@@ -158,6 +159,7 @@ class Family:
     masked: bool = False
     one_mask: bool = False
     one_text: bool = False
+    bare_text: bool = False
     prompted: bool = True
     prompt_key: str | None = None
     classes: str | None = None

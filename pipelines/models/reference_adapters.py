@@ -24,8 +24,19 @@ ENCODERS: dict[Adapters | None, tuple[str, tuple[str, ...]]] = {
     "flux": ("CLIPVisionModelWithProjection", ("clip_vision_model", "CLIPModel", "clip")),
     "sd3": ("SiglipVisionModel", ("siglip_vision_model", "SiglipModel", "siglip")),
 }
-# Flux's pipelines that take embeddings of images.
-TAKING = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxControlNetPipeline")
+# Pipelines of Flux, and of families that are made of it, that take embeddings of images.
+TAKING = frozenset(
+    {
+        "ChromaImg2ImgPipeline",
+        "ChromaPipeline",
+        "FluxControlNetPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+        "FluxKontextInpaintPipeline",
+        "FluxKontextPipeline",
+        "FluxPipeline",
+    }
+)
 # Why adapters that read faces by more than an embedding are refused.
 PLUS = "reads a picture beside the embedding of a face (FaceID Plus), which is not supported"
 
@@ -64,6 +75,10 @@ def reading_of(model: Model, pipeline: str, modes: Sequence[str]) -> Reading:
         return Reading()
     if kind == "sd3":
         return Reading(masks=False, several=False)
+    if model.redux and family_of(pipeline).redux is None:
+        raise ModelError(
+            f"{model.base}: model.references: {pipeline} takes IP-Adapters, each with a weight_name; Redux is for Flux"
+        )
     taking = None if model.redux else _taking(pipeline, modes)
     if taking is not None and not taking:
         raise ModelError(f"{model.base}: model.references: no pipeline of {pipeline} takes IP-Adapters; Redux is for it")

@@ -3,7 +3,6 @@
 from promptmill.pipelines.models.families import FAMILIES
 
 _CONTROLLED = "was saved with what steers it; set _class_name to {} in model_index.json, and name the control in model.controlnets"
-UNTRIED = "is not served yet: its images have not been compared with those of plain diffusers"
 CONTROL_IMAGE = "needs a control image beside the picture of every row, which is not supported yet"
 STAGES = "renders in stages that are pipelines of their own, and a run has one"
 COMBINED = "is made of two models: name the decoder's as model.base, and the prior's as model.prior"
@@ -57,8 +56,8 @@ REFUSED: dict[str, str] = {
         (_CONTROLLED.format("StableDiffusionPipeline"), "StableDiffusionAdapter"),
         (_CONTROLLED.format("StableDiffusionXLPipeline"), "StableDiffusionXLAdapter"),
         (
-            UNTRIED,
-            "DreamLite ZImageOmni",
+            "gives its transformer a list of pictures for each row, and encodes pictures in bfloat16 whatever the dtype",
+            "ZImageOmni",
         ),
     )
     for begin in begins.split()

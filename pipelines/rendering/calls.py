@@ -128,6 +128,8 @@ def _texts(pipeline: Any, jobs: Sequence[Job], model: LoadedModel) -> dict[str, 
     # None is not the same as nothing: SDXL then takes zeros for the embeddings.
     if request.is_led or (model.guided(request) and (request.negative_prompt or family.empty_negative)):
         said |= away
+    if family.bare_text:
+        said = {name: text for name, (text,) in said.items()}
     return said | ({"clip_skip": model.clip_skip} if model.clip_skip else {})
 
 

@@ -8,7 +8,7 @@ import gc
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from promptmill.pipelines.rendering.reading_ahead import ReadingAhead
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.rendering.text import Tokenizers
 from promptmill.pipelines.rendering.warming import warm
-from promptmill.pipelines.work.errors import FatalError, MisfitError, is_out_of_memory
+from promptmill.pipelines.work.errors import FatalError, MisfitError, is_fatal, is_out_of_memory
 from promptmill.pipelines.work.lean_imports import lean_imports
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
 from promptmill.pipelines.work.turns import COMPUTING
@@ -88,6 +88,7 @@ class Engine:
         warmed: Defaults of requests, of which a full batch is rendered at once where that shows something: on a GPU, and where
             blocks are compiled.
         maps: Whether outcomes have the control maps that steered their images.
+        annotators: Those of the model's annotators that are loaded at once; others are loaded when a request needs them.
 
     Raises:
         ModelError: The model cannot be loaded, or its memory does not suffice for a batch.
@@ -101,17 +102,20 @@ class Engine:
         device: torch.device | None = None,
         warmed: Defaults | None = None,
         maps: bool = False,
+        annotators: Collection[str] = (),
     ):
         self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
         self._compiles, self._gives_maps = model.kernels.compile, maps
-        self._maps = ControlMaps()
         with COMPUTING, lean_imports():
             torch.set_num_threads(model.threads)
             self.model = load_model(model, device)
+            self._maps = ControlMaps(self.model.annotators)
+            if annotators and self.model.annotators:
+                self.model.annotators.load(annotators)
             self.tokenizers = Tokenizers(*self.model.pipelines)
             self.path = Slots(self.model, model.batch)
             if warmed and (self.model.device.type == "cuda" or self._compiles):
-                warm(self.path, read_facts(model).modes, warmed)
+                warm(self.path, read_facts(model).modes, warmed, annotators)
         self._spent: dict[str, float] = {}  # seconds by stage since the last unit ended
         self._before: dict[str, float] = {}  # what was spent inside of models by then
         self._inbox: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
@@ -198,7 +202,14 @@ class Engine:
         ]
         with ReadingAhead([one for _, one, _ in asked], self._roots) as ahead:
             for placed, one, indices in asked:
-                prepared = prepare_request(one, self._roots, model.family.enlarges, model.encoded, self._maps, ahead.read)
+                try:
+                    prepared = prepare_request(one, self._roots, model.family.enlarges, model.encoded, self._maps, ahead.read)
+                except RuntimeError as error:  # of an annotator
+                    if is_out_of_memory(error):
+                        raise MisfitError.of(self._batch) from error
+                    if is_fatal(error):
+                        raise FatalError(str(error).splitlines()[0]) from error
+                    raise
                 if isinstance(prepared, Outcome):
                     pending.outcomes[placed.row] = prepared
                     continue

@@ -314,7 +314,14 @@ def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tu
 def encoded(
     placed: Placed, candidate: Candidate, pixels: np.ndarray, maps: Sequence[bytes], recipe: Recipe, form: ImageFormat
 ) -> dict[str, Any]:
-    """Return an image's file in this format, with its provenance, its SHA-256 and its size, as columns; packed with its maps."""
+    """Return an image's file in this format, with its provenance, its SHA-256 and its size, as columns.
+
+    Args:
+        placed, candidate, pixels: The image and what it was made of.
+        maps: The files of its control maps, which go into the cell where the dataset is to have them.
+        recipe: The constants of the run.
+        form: The format.
+    """
     request, config = placed.request, recipe.config
     provenance = provenance_of(request, candidate.seed, config.model.base, pixels.shape[:2])
     image = encode_image(pixels, form, config.shards.quality, provenance)

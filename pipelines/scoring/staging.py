@@ -150,7 +150,6 @@ def _row(
     if EMBEDDING in recipe.form.names:
         made[EMBEDDING] = scored.embedding.astype(np.float16)
     form = LOSSLESS if number + 1 < len(config.stages) else config.shards.image_format
-    # The maps stay those of the first rendering.
     _, maps = unpacked(row[IMAGE], recipe.form.names)
     return {**made, **encoded(placed, candidate, pixels, maps, recipe, form)}
 

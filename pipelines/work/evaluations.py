@@ -7,6 +7,7 @@ from promptmill.configs.schedulers import OWN, SchedulerKind, scheduler_kind
 from promptmill.configs.step_caches import StepCache
 from promptmill.manifests.requests import Request
 
+GUIDED_ALWAYS = -1.0  # in place of the largest guidance scale without guidance, where every step is guided whatever the scales
 StepsLeft = Literal["down", "up", "all"]
 
 UNKNOWN = SchedulerKind("")  # a scheduler that the table has not, taken to evaluate once a step
@@ -18,7 +19,7 @@ class Counting:
 
     Attributes:
         guided: Evaluations of a step with guidance: 1 where guidance is an input of the denoiser, 3 by text and picture.
-        unguided: The largest guidance scale without guidance.
+        unguided: The largest guidance scale without guidance, or `GUIDED_ALWAYS`: by the text, and by a picture where there is one.
         steps_left: How many steps a strength leaves: its share rounded down or up, or all of them, in a schedule that is shorter.
         own: The scheduler that the model was saved with.
         negative_too: Whether a prior makes an embedding of the negative prompt as well, by as many evaluations.
@@ -61,6 +62,8 @@ def _kind(request: Request, counting: Counting) -> SchedulerKind:
 
 def _a_step(request: Request, counting: Counting) -> int:
     """Return how often the denoiser is evaluated for a candidate each time that a scheduler asks."""
+    if counting.unguided == GUIDED_ALWAYS:
+        return 2 if request.init_image is None else 3
     # Guidance by text and picture is off where either is.
     holds = request.image_guidance_scale is None or request.image_guidance_scale >= 1
     each = counting.guided if request.guidance_scale > counting.unguided and holds else 1

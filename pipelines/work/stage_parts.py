@@ -77,7 +77,8 @@ def pictures_before(recipe: Recipe, unit: Unit) -> dict[tuple[int, int], np.ndar
     for row in rows_before(recipe, unit):
         if row["selected"]:
             _, place, index = parse_key(row["key"])
-            found[place, index] = decoded(unpacked(row[IMAGE], recipe.form.names)[0])
+            image, _ = unpacked(row[IMAGE], recipe.form.names)
+            found[place, index] = decoded(image)
     return found
 
 

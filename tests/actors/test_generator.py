@@ -19,8 +19,12 @@ def test_a_generator_on_ray_keeps_to_its_share_of_a_card_and_renders_a_batch_of_
         [f"runtime.workers={workers}", "runtime.generator_gpus=0.6", "defaults.width=96"]
         + ["shards.controls=true"] * (workers == "ray"),
     )
-    Generator(SimpleNamespace(config=config, roots=())).load()
+    Generator(SimpleNamespace(config=config, roots=(), annotators=("depth",))).load()
     # A limit that came after the model had been loaded would not be one.
     ((before, (model, seed, _), named),) = made
     assert before == limited == shares
-    assert (model, seed, named) == (config.model, config.seed, {"warmed": config.defaults, "maps": workers == "ray"})
+    assert (model, seed, named) == (
+        config.model,
+        config.seed,
+        {"warmed": config.defaults, "maps": workers == "ray", "annotators": ("depth",)},
+    )

@@ -155,7 +155,8 @@ def install(chaos: Chaos) -> None:
 
     class Generator:
         def __init__(self, recipe):
-            self._recipe, self._job_seed, self._gives_maps = recipe, recipe.config.seed, recipe.config.shards.controls
+            self._recipe, self._job_seed = recipe, recipe.config.seed
+            self._gives_maps = recipe.config.shards.controls
 
         def load(self):
             return {"cpu": _node() if chaos.kinds else "stand-in"}

@@ -271,6 +271,13 @@ IGNORING = Rules(Defaults(width=64, height=64), ignored=("negative_prompt", "gui
             {"image_guidance_scale": 0.9},
         ),
         (Rules(RULES.defaults, unguided=0.0), {"negative_prompt": "blue", "guidance_scale": 1}, [], {"negative_prompt": "blue"}),
+        # A model that guides every step does so at any scale.
+        (
+            replace(EDITING, unguided=-1.0),
+            {"negative_prompt": "blue", "image_guidance_scale": 0.5, "guidance_scale": 0},
+            [],
+            {"negative_prompt": "blue", "image_guidance_scale": 0.5},
+        ),
         # True guidance beside that of the model's own.
         (RULES, {"true_cfg_scale": 2}, ["true_cfg_scale: has no effect, since"], {"true_cfg_scale": None}),
         (

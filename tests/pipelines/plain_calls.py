@@ -62,6 +62,8 @@ class Plain:
         signed: Whether a picture is given in -1 … 1.
         prompt: Makes of a text a prompt as the pipelines take prompts.
         mask: The argument for a mask.
+        bare: Whether a call of one image takes its texts by themselves.
+        with_picture: Rows of a candidate with a picture, where that is another number, and where every step is guided.
         draws: Makes arguments of a call whose noise the candidate's generator draws, where the pipeline takes torch's global one.
     """
 
@@ -101,6 +103,8 @@ class Plain:
     signed: bool = False
     prompt: Callable[[str], str] = str
     mask: str = "mask_image"
+    bare: bool = False
+    with_picture: int | None = None
     draws: Callable[[Any, dict[str, Any]], dict[str, Any]] | None = None
 
     @property
@@ -139,6 +143,8 @@ class Plain:
 
     def fills(self, request: Any, batch: int) -> int:
         """Candidates of a request that fill the engine's batch of the denoiser."""
+        if self.with_picture:
+            return self.rows * batch // (self.with_picture if request.init_image else self.with_picture - 1)
         holds = request.image_guidance_scale is None or request.image_guidance_scale >= 1.0
         rows = self.rows if request.guidance_scale > self.unguided and holds else 1
         return self.rows * batch // rows
@@ -168,7 +174,7 @@ def in_pieces(call: Callable[..., Any], size: int, side: int = 0) -> Callable[..
     """
 
     def cut(value: Any, some: slice, rows: int) -> Any:
-        if isinstance(value, torch.Tensor) and value.ndim == 3 and value.dtype == torch.long and len(value) == 3:
+        if isinstance(value, torch.Tensor) and value.ndim == 3 and value.dtype == torch.long and value.shape[:2] == (3, rows):
             return filled(value.transpose(0, 1), some, rows).transpose(0, 1)  # positions in three dimensions
         if isinstance(value, list) and value and all(isinstance(one, torch.Tensor) and one.ndim > 2 for one in value):
             return [cut(one, some, rows) for one in value]  # of several pictures
@@ -273,6 +279,8 @@ def render_family(
     denoiser.forward = in_pieces(denoiser.forward, plain.rows * batch)
     cut = ("prompt", "negative_prompt", "generator")
     apart = [said | {name: said[name][k : k + 1] for name in cut if name in said} for k in range(count)]
+    if plain.bare:
+        apart = [one | {name: one[name][0] for name in cut[:2] if name in one} for one in apart]
     made = torch.cat([images_of(pipeline(**plain.draws(pipeline, one) if plain.draws else one)) for one in apart])
     return pixels_of(made, request, folder), sum(seen) // count
 

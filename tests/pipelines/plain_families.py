@@ -120,6 +120,27 @@ FAMILIES: dict[str, Plain] = {
     "longcat-edit": Plain(
         _picture("LongCatImageEdit"), rows=1, strength=False, single=True, schedulers=("euler", "unipc", "model")
     ),
+    "dreamlite": Plain(
+        dict.fromkeys(("txt2img", "img2img"), "DreamLitePipeline"),
+        rows=3,
+        unguided=0.0,
+        with_picture=3,
+        strength=False,
+        single=True,
+        bare=True,
+        further={"image_guidance_scale": (1.5, 0.5, 2.0)},
+        schedulers=("euler", "unipc", "model"),
+    ),
+    "dreamlite-mobile": Plain(
+        dict.fromkeys(("txt2img", "img2img"), "DreamLiteMobilePipeline"),
+        rows=1,
+        negative=False,
+        guided=False,
+        strength=False,
+        single=True,
+        bare=True,
+        schedulers=("euler", "unipc", "model"),
+    ),
     "ernie": Plain(_text("ErnieImage"), apart=True, said={"use_pe": False}),
     "bria-fibo": Plain(_text("BriaFibo"), apart=True, schedulers=("euler", "unipc", "model")),
     "bria-fibo-2": Plain(

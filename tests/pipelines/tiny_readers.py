@@ -190,6 +190,39 @@ def qwen_image_21(folder: Path) -> Path:
     return folder
 
 
+def dreamlite(folder: Path, mobile: bool = False) -> Path:
+    """DreamLite: a UNet of its own beside Qwen 3 VL and a tiny VAE; a picture lies beside the image, in a latent twice as wide."""
+    words, picture = tiny_texts.seeing()
+    unet = made(
+        "DreamLiteUNetModel",
+        block_out_channels=(16, 32),
+        down_block_types=("DreamLiteCrossAttnNoSelfAttnDownBlock2D", "DreamLiteCrossAttnDownBlock2D"),
+        up_block_types=("DreamLiteCrossAttnUpBlock2D", "DreamLiteUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        encoder_hid_dim=2 * WIDTH,
+        encoder_hid_dim_type="text_proj_rms",
+        addition_embed_type="time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=2 * 8,
+        ff_mult=2,
+    )
+    latents = seeded(
+        diffusers.AutoencoderTiny,
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    )
+    reader = seeded(transformers.Qwen3VLForConditionalGeneration, qwen3_vl(picture=picture))
+    scheduler = FlowMatchEulerDiscreteScheduler(base_shift=0.5, max_shift=1.16, use_dynamic_shifting=True)
+    kind = diffusers.DreamLiteMobilePipeline if mobile else diffusers.DreamLitePipeline
+    kind(reader, words, tiny_texts.processor3(words), latents, unet, scheduler).save_pretrained(folder)
+    return folder
+
+
 def qwen_edit(folder: Path, plus: bool = False) -> Path:
     """Qwen-Image-Edit: a language model that reads the picture; Plus (2511) tells the picture's tokens from the image's by time."""
     words, picture = tiny_texts.seeing()
@@ -301,6 +334,8 @@ READERS: dict[str, Callable[[Path], Path]] = {
     "krea2": krea2,
     "longcat": longcat,
     "longcat-edit": lambda folder: longcat(folder, edits=True),
+    "dreamlite": dreamlite,
+    "dreamlite-mobile": lambda folder: dreamlite(folder, mobile=True),
     "ernie": ernie,
     "prx": prx,
     "hidream": hidream,

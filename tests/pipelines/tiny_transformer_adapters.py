@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers import AutoModel, SD3Transformer2DModel
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.embeddings import IPAdapterTimeImageProjection
 from safetensors.torch import save_file
@@ -28,9 +28,9 @@ SD3_LAYERS = {
 
 
 def flux(base: Path, file: Path, seed: int = 3, authors: bool = True, read: int = READ) -> Path:
-    """An IP-Adapter that fits a Flux and the tiny CLIP, in the layout of XLabs or in diffusers' own."""
+    """An IP-Adapter that fits a Flux, or what is made of one, and the tiny CLIP, in the layout of XLabs or in diffusers' own."""
     torch.manual_seed(seed)
-    transformer = FluxTransformer2DModel.from_pretrained(base, subfolder="transformer")
+    transformer = AutoModel.from_pretrained(str(base), subfolder="transformer")
     width = transformer.config.joint_attention_dim
     begins = ("ip_adapter_proj_model.", "double_blocks.") if authors else ("image_proj.", "ip_adapter.")
     tensors = {"proj.weight": torch.randn(4 * width, read), "proj.bias": torch.randn(4 * width)}

@@ -151,7 +151,12 @@ def test_references_of_transformers_are_for_what_diffusers_pipelines_take(saved)
     assert flux.reading == Reading(masks=False, modes=("txt2img", "img2img", "inpaint"))
     with pytest.raises(ModelError, match="no pipeline of FluxFillPipeline takes IP-Adapters; Redux is for it"):
         read_facts(saved("FluxFillPipeline", **adapted))
+    assert read_facts(saved("FluxKontextPipeline", **adapted)).reading.modes == ("txt2img", "img2img", "inpaint")
+    assert read_facts(saved("ChromaPipeline", **adapted)).reading.modes == ("txt2img", "img2img")
     redux = {**adapted, "references": {"redux": PartWeights(source="./r")}}
+    for name in ("FluxKontextPipeline", "ChromaPipeline"):
+        with pytest.raises(ModelError, match=rf"{name} takes IP-Adapters, each with a weight_name; Redux is for Flux"):
+            read_facts(saved(name, **redux))
     assert read_facts(saved("FluxFillPipeline", **redux)).reading == Reading(masks=False)
 
 

@@ -36,7 +36,7 @@ def embedded():
 
 def test_a_generators_weights_are_those_of_the_loaded_model_in_its_dtype_beside_the_tensors_of_a_batch(embedded):
     def needed(*settings):
-        config = load("embedded", ["model.controlnets={}", "model.loras=[]", *settings])
+        config = load("embedded", ["model.controlnets={}", "model.annotators={}", "model.loras=[]", *settings])
         return generator_bytes(config.model, config.defaults)
 
     one, two = needed("model.batch=1"), needed("model.batch=2")
