@@ -3,11 +3,11 @@
     python -m benchmarks.scale
 
 Prints for each kind of model and number of GPUs which share of their time generators and scorers work, how much of the driver is
-taken, and what limits the run. Seconds of a stage are measured in the same run where this machine can measure them (hashing and
-encoding an image as PNG, CLIP's preprocessing); the driver's are those of `benchmarks.units`. Those of a GPU are given: images a
-second that a review predicts for one H200, so long as none has been measured. CLIP's own time on the GPU is left out. The pool of
-scorers grows as it does in a run, and each scorer has its first unit encoded by one thread, and later ones by as many as it would
-start.
+taken, how much of images the object store of a node holds at most, how much of them flows into a scorer, and what limits the run.
+Seconds of a stage are measured in the same run where this machine can measure them (hashing and encoding an image as PNG, CLIP's
+preprocessing); the driver's are those of `benchmarks.units`. Those of a GPU are given: images a second that a review predicts for
+one H200, so long as none has been measured. CLIP's own time on the GPU is left out. The pool of scorers grows as it does in a run.
+Each scorer has its first unit encoded by one thread, and later ones by as many as it would start.
 """
 
 import asyncio
@@ -75,12 +75,29 @@ class Busy:
 
 
 @dataclass
+class Held:
+    """Counts the units whose images the object store holds, and the most of them."""
+
+    now: int = 0
+    most: int = 0
+
+    def count(self, more: int) -> None:
+        self.now += more
+        self.most = max(self.most, self.now)
+
+
+@dataclass
 class Standin:
-    """Imitates an actor: takes the driver for a moment, then works in virtual time, on one unit after another."""
+    """Imitates an actor: takes the driver for a moment, then works in virtual time, on one unit after another.
+
+    `makes` is the number of units that a call adds to those whose images are held: one for a generator, minus one for a scorer.
+    """
 
     seconds: Callable[[], float]
     busy: Busy
     driver: "Driver"
+    held: "Held"
+    makes: int
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def call(self, *work: object) -> object:
@@ -89,6 +106,7 @@ class Standin:
             seconds = self.seconds()
             await asyncio.sleep(seconds)
         self.busy.seconds += seconds
+        self.held.count(self.makes)
         return work[0]
 
     def kill(self) -> None: ...
@@ -151,6 +169,7 @@ class Simulated:
     generating: Busy
     finishing: Busy
     driver: Busy
+    held: Held
 
 
 async def simulated(kind: Kind, gpus: int, image: Image, threads: int | None = None) -> Simulated:
@@ -164,18 +183,18 @@ async def simulated(kind: Kind, gpus: int, image: Image, threads: int | None = N
     """
     nodes = [{"GPU": min(GPUS_A_NODE, gpus), "CPU": CPUS_A_NODE}] * max(1, gpus // GPUS_A_NODE)
     sizes = size_pools(nodes, card_shares(Runtime(), CARD, None, SCORER), threads=1)
-    generating, finishing, driver = Busy(), Busy(), Driver()
+    generating, finishing, driver, held = Busy(), Busy(), Driver(), Held()
     units = UNITS_A_GPU * sizes.generators
 
     async def generator() -> Standin:
         await asyncio.sleep(LOAD_S)
         generating.started += 1
-        return Standin(lambda: UNIT_S, generating, driver)
+        return Standin(lambda: UNIT_S, generating, driver, held, 1)
 
     async def scorer() -> Standin:
         await asyncio.sleep(LOAD_S)
         finishing.started += 1
-        return Standin(scoring(kind, image, sizes.served, threads, finishing), finishing, driver)
+        return Standin(scoring(kind, image, sizes.served, threads, finishing), finishing, driver, held, -1)
 
     async def convict(unit: int, reasons: list[Exception]) -> None:
         raise AssertionError(f"unit {unit} was convicted: {reasons}")
@@ -192,7 +211,7 @@ async def simulated(kind: Kind, gpus: int, image: Image, threads: int | None = N
     async for _ in flow.run():
         settled += 1
     assert settled == units
-    return Simulated(sizes, asyncio.get_running_loop().time() - LOAD_S, generating, finishing, driver.busy)
+    return Simulated(sizes, asyncio.get_running_loop().time() - LOAD_S, generating, finishing, driver.busy, held)
 
 
 @click.command()
@@ -201,9 +220,10 @@ async def simulated(kind: Kind, gpus: int, image: Image, threads: int | None = N
 def main(encoders: int | None, kept: float) -> None:
     """Print the table of docs/gpus.md."""
     torch.set_num_threads(1)
-    columns = "generators | scorers | generators work | scorers work | encoding threads | driver taken | images/s | limit"
-    click.echo(f"| model | GPUs | {columns} |")
-    click.echo("|---|---:|---:|---:|---:|---:|---:|---:|---:|---|")
+    columns = "generators work | scorers | scorers work | encoding threads | driver taken"
+    columns += " | object store of a node, GB | into a scorer, MB/s"
+    click.echo(f"| model | GPUs | {columns} | images/s | limit |")
+    click.echo("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|")
     for kind in KINDS:
         scoring_s, hashing_s, encoding_s = image_seconds(kind.side)
         image = Image(scoring_s, hashing_s + kept * encoding_s)
@@ -216,10 +236,13 @@ def main(encoders: int | None, kept: float) -> None:
                 "driver": came.driver.seconds / came.seconds,
             }
             first, second, third = (f"{100 * share:.0f}%" for share in working.values())
-            shares = f"{first} | {second} | {came.finishing.threads} | {third}"
             rate = kind.images_s * UNIT_S * UNITS_A_GPU * generators / came.seconds
+            size = 3 * kind.side**2  # bytes of an image, as the object store has it
+            stored = came.held.most * kind.images_s * UNIT_S * size / max(1, gpus // GPUS_A_NODE) / 1e9
+            shares = f"{first} | {scorers:,} | {second} | {came.finishing.threads} | {third}"
+            flows = f"{stored:.1f} | {rate * size / scorers / 1e6:,.0f}"
             limit = max(working, key=working.__getitem__)
-            click.echo(f"| {kind.name} | {gpus:,} | {generators:,} | {scorers:,} | {shares} | {rate:,.1f} | {limit} |")
+            click.echo(f"| {kind.name} | {gpus:,} | {shares} | {flows} | {rate:,.1f} | {limit} |")
 
 
 if __name__ == "__main__":

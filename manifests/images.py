@@ -4,6 +4,7 @@ import hashlib
 import io
 import tarfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,14 @@ class Picture:
     sha256: str
 
 
-def load(path: str, roots: Roots, file: int = 0, known: bool = False, size: tuple[int, int] | None = None) -> Picture:
+def load(
+    path: str,
+    roots: Roots,
+    file: int = 0,
+    known: bool = False,
+    size: tuple[int, int] | None = None,
+    read: Callable[[str, Roots, int, bool], bytes] | None = None,
+) -> Picture:
     """Read the image that a row names; its file is read once.
 
     Args:
@@ -93,12 +101,13 @@ def load(path: str, roots: Roots, file: int = 0, known: bool = False, size: tupl
         file: Index of the row's file in the manifest, counted from 0.
         known: Whether the caller compares the file with a known SHA-256.
         size: Width and height that an SVG drawing is drawn to cover; None: as large as it says.
+        read: Takes the place of `content_of`.
 
     Raises:
         UnreachableError: The storage or the host failed.
         ImageError: The path leads elsewhere or to no file, or the file is no image, is truncated, or is larger than allowed.
     """
-    content = content_of(path, roots, file, known)
+    content = (read or content_of)(path, roots, file, known)
     return Picture(_decode(content, shown(path), roots.max_pixels, size), hashlib.sha256(content).hexdigest())
 
 

@@ -124,6 +124,7 @@ class Run:
         if site.listener is not None:
             self.told = Both(self.told, site.listener)
         self.told.ready(site.sizes)
+        self._say_what_loading_takes()
         self.workers = workers = site.workers(self.recipe, self.generator_loaded, self.check_hardware)
         # Shards whose parts are all there are assembled at once; where nothing is left to render, no model is loaded for them.
         units = self.units()
@@ -150,6 +151,10 @@ class Run:
         # A stop that comes when nothing is left has nothing to stop.
         if self.stopped and self.left:
             raise StoppedError
+
+    def _say_what_loading_takes(self) -> None:
+        if self.plan.config.model.kernels.compile:
+            self.say("loading: each generator compiles the model's blocks first, which takes minutes the first time on a node")
 
     def units(self) -> Iterator[Unit]:
         """Yield the units that have no part, shard by shard; drawn as the lanes have room."""

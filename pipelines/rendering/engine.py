@@ -24,6 +24,7 @@ from promptmill.pipelines.rendering.control_maps import ControlMaps
 from promptmill.pipelines.rendering.kernels import set_compiler
 from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
+from promptmill.pipelines.rendering.reading_ahead import ReadingAhead
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.rendering.text import Tokenizers
 from promptmill.pipelines.rendering.warming import warm
@@ -195,22 +196,26 @@ class Engine:
         model = self.__dict__.get("model")
         if model is None:
             raise FatalError("the engine was closed")
-        for placed, indices in pending.unit.next_pass():
-            asked = pending.making.asked(placed) if pending.making else placed
-            try:
-                prepared = prepare_request(asked, self._roots, model.family.enlarges, model.encoded, self._maps)
-            except RuntimeError as error:  # of an annotator
-                if is_out_of_memory(error):
-                    raise MisfitError.of(self._batch) from error
-                if is_fatal(error):
-                    raise FatalError(str(error).splitlines()[0]) from error
-                raise
-            if isinstance(prepared, Outcome):
-                pending.outcomes[placed.row] = prepared
-                continue
-            pending.ready[placed.row] = placed, prepared
-            pending.candidates[placed.row] = {}
-            pending.jobs += (pending.making.jobs if pending.making else jobs_of)(placed, prepared, self._job_seed, indices)
+        asked = [
+            (placed, pending.making.asked(placed) if pending.making else placed, indices)
+            for placed, indices in pending.unit.next_pass()
+        ]
+        with ReadingAhead([one for _, one, _ in asked], self._roots) as ahead:
+            for placed, one, indices in asked:
+                try:
+                    prepared = prepare_request(one, self._roots, model.family.enlarges, model.encoded, self._maps, ahead.read)
+                except RuntimeError as error:  # of an annotator
+                    if is_out_of_memory(error):
+                        raise MisfitError.of(self._batch) from error
+                    if is_fatal(error):
+                        raise FatalError(str(error).splitlines()[0]) from error
+                    raise
+                if isinstance(prepared, Outcome):
+                    pending.outcomes[placed.row] = prepared
+                    continue
+                pending.ready[placed.row] = placed, prepared
+                pending.candidates[placed.row] = {}
+                pending.jobs += (pending.making.jobs if pending.making else jobs_of)(placed, prepared, self._job_seed, indices)
         pending.left = len(pending.jobs)
         pending.images_s = time.monotonic() - started
         return pending

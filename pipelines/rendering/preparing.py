@@ -18,6 +18,7 @@ from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.annotators import MapError
 from promptmill.pipelines.rendering.conditioning import Whole, further, prepare
 from promptmill.pipelines.rendering.control_maps import ControlMaps
+from promptmill.pipelines.rendering.reading_ahead import Read
 from promptmill.pipelines.work.errors import ModelError, is_fatal
 from promptmill.pipelines.work.results import Code, Failure, Outcome
 from promptmill.pipelines.work.units import Placed, candidate_seed
@@ -72,7 +73,12 @@ class Job:
 
 
 def prepare_request(
-    placed: Placed, roots: Roots, enlarges: int = 1, encoded: Encoded | None = None, maps: ControlMaps | None = None
+    placed: Placed,
+    roots: Roots,
+    enlarges: int = 1,
+    encoded: Encoded | None = None,
+    maps: ControlMaps | None = None,
+    read: Read | None = None,
 ) -> Conditioning | Outcome:
     """Return the images of a request, or its failure: an image that cannot be used or reached, or differs from the planned one.
 
@@ -83,6 +89,7 @@ def prepare_request(
         encoded: Makes of a reference image what the image encoder takes; None where there is no encoder, so that references are
             further pictures.
         maps: The control maps that were made before; None: all are made here.
+        read: Reads the file of an image; None: as `content_of` does.
 
     Raises:
         ModelError: An annotator cannot be loaded.
@@ -90,7 +97,7 @@ def prepare_request(
     """
     hashes: dict[str, str] = {}
     try:
-        prepared = _prepared(placed, roots, hashes, enlarges, encoded, maps or ControlMaps())
+        prepared = _prepared(placed, roots, hashes, enlarges, encoded, maps or ControlMaps(), read)
     except Exception as error:  # a picture that breaks a library concerns no other request
         if isinstance(error, ModelError) or is_fatal(error):  # of an annotator
             raise
@@ -100,7 +107,13 @@ def prepare_request(
 
 
 def _prepared(
-    placed: Placed, roots: Roots, hashes: dict[str, str], enlarges: int, encoded: Encoded | None, maps: ControlMaps
+    placed: Placed,
+    roots: Roots,
+    hashes: dict[str, str],
+    enlarges: int,
+    encoded: Encoded | None,
+    maps: ControlMaps,
+    read_file: Read | None,
 ) -> Conditioning | Failure:
     """Return the same as `prepare_request`; the hashes of images that were read are added to `hashes`."""
     request = placed.request
@@ -115,7 +128,7 @@ def _prepared(
             else:
                 # A drawing that steers is drawn at the size at which it does, so that its edges are not scaled.
                 covered = (request.width, request.height) if column.startswith("controls.") else None
-                picture = load(path, roots, placed.file, known, covered)
+                picture = load(path, roots, placed.file, known, covered, read_file)
                 hashes[column], read[column] = picture.sha256, picture.image
         except ImageError as error:
             code: Code = "unreachable" if isinstance(error, UnreachableError) else "bad_image"

@@ -22,3 +22,11 @@ def test_float32_on_a_gpu_is_said_once_however_many_generators_come_up(kind, dty
         Run.generator_loaded(run, kind)
     assert len(loaded) == 3 and len(said) == times
     assert all(line.startswith("model.dtype float32 leaves a GPU") for line in said)
+
+
+@pytest.mark.parametrize(("compiles", "lines"), [("true", 1), ("false", 0)])
+def test_that_blocks_are_compiled_is_said_while_actors_load(compiles, lines):
+    said = []
+    plan = SimpleNamespace(config=load("embedded", [f"model.kernels.compile={compiles}"]))
+    Run._say_what_loading_takes(SimpleNamespace(plan=plan, say=said.append))
+    assert len(said) == lines and all("compiles the model's blocks first" in line for line in said)
