@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import PICTURE, Control, Mode, Reference
 
-ADAPTED = "IP-Adapters are for Stable Diffusion, SDXL, Stable Diffusion 3, Flux, its Kontext and Chroma, Redux is for Flux"
+ADAPTED = (
+    "IP-Adapters are for Stable Diffusion, SDXL, LCM, Kolors, Stable Diffusion 3, Flux, its Kontext and Chroma, Redux for Flux"
+)
 
 
 @dataclass(frozen=True)
