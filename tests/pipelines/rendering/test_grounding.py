@@ -2,13 +2,14 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, HeunDiscreteScheduler
 from diffusers.models.attention import GatedSelfAttentionDense
 from greenlet import getcurrent, greenlet
 
 from promptmill.pipelines.rendering.batching import Joined
-from promptmill.pipelines.rendering.grounding import FUSED, repainting, with_fusers
+from promptmill.pipelines.rendering.grounding import FUSED, repainting, share_of_preview, with_fusers
 
 
 class Denoiser(torch.nn.Module):
@@ -38,6 +39,18 @@ def test_rows_share_a_batch_with_rows_of_the_same_switch_alone_and_go_through_it
             caller.switch(answer)
         batches += 1
     assert batches == 2 and [answers[number][0, 0].item() - number for number in range(5)] == [float(on) for on in asked]
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, HeunDiscreteScheduler])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 1.0])
+def test_of_a_preview_as_many_steps_know_of_boxes_as_of_the_whole_trajectory(kind, share):
+    scheduler = kind()
+    scheduler.set_timesteps(20)
+    whole = len(scheduler.timesteps)
+    for preview in range(1, 21):
+        turns = min(whole, preview * scheduler.order)
+        knowing = int(share_of_preview(kind(), 20, share, preview) * turns)  # as the pipeline counts them
+        assert min(knowing, turns) == min(int(share * whole), turns)
 
 
 def test_what_is_put_on_the_picture_is_drawn_by_the_candidates_generator_and_other_calls_schedulers_are_left_alone():
