@@ -16,7 +16,8 @@ class Encoders:
 
     How many that is, is measured: one thread at the start, and after each unit as many as the units so far would have needed. In
     the time in which each of the scorer's generators renders a unit, the scorer has to score, hash and encode as many units. A slow
-    model on a CPU needs one thread; a few-step model on a GPU needs several. The results are the same.
+    model on a CPU needs one thread; a few-step model on a GPU needs several. Threads go again once half of them would do; the means
+    over all units then have halved, so that the number cannot swing. The results are the same.
 
     Args:
         generators: How many generators the scorer serves.
@@ -51,7 +52,7 @@ class Encoders:
         return [made for made, _ in answers]
 
     def keep_up(self, rendered_s: float, finished_s: float) -> None:
-        """Take the times of one more unit into account; start more threads where those of now do not keep up.
+        """Take the times of one more unit into account; change the number of threads where they do not keep up, or half would do.
 
         Args:
             rendered_s: Seconds of a generator that the unit took.
@@ -61,10 +62,11 @@ class Encoders:
         self._finished_s += finished_s
         beside_s = self._finished_s - self._waited_s
         needed = threads_needed(self._rendered_s / self._generators, beside_s, self._worked_s, self._most)
-        if needed > self.threads:
+        if needed > self.threads or 2 * needed <= self.threads:
             self.close()
             self.threads = needed
-            self._pool = ThreadPoolExecutor(needed, "encoder")
+            if needed > 1:
+                self._pool = ThreadPoolExecutor(needed, "encoder")
 
     def close(self) -> None:
         """End the threads."""

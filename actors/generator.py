@@ -34,10 +34,19 @@ class Generator:
         from promptmill.pipelines.rendering.stages import Stages
 
         runtime = self._config.runtime
-        if runtime.workers == "ray":
+        # On Ray the driver has put a number in the place of `auto`.
+        if runtime.workers == "ray" and runtime.generator_gpus != "auto":
             keep_to_share(runtime.generator_gpus)
-        self._engine: Engine = Engine(self._config.model, self._config.seed, self._roots, warmed=self._config.defaults)
-        self._stages = Stages(self._engine, self._config)
+        config = self._config
+        self._engine: Engine = Engine(
+            config.model,
+            config.seed,
+            self._roots,
+            warmed=config.defaults,
+            maps=config.shards.controls,
+            annotators=self._recipe.annotators,
+        )
+        self._stages = Stages(self._engine, config)
         return hardware_kind(self._config.model.threads)
 
     def render(self, unit: Unit) -> "Rendered":

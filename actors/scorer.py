@@ -49,8 +49,10 @@ class Scorer:
         if "plan.json" not in names(join(output, "plan")):
             # A node that joined later may lack what the others mount; its parts would lie where nobody finds them.
             raise StorageError(f"{output}: {platform.node()} does not see the plan there; all nodes have to reach the output")
-        if self._recipe.config.runtime.workers == "ray":
-            keep_to_share(self._recipe.config.runtime.scorer_gpus)
+        runtime = self._recipe.config.runtime
+        # On Ray the driver has put a number in the place of `auto`.
+        if runtime.workers == "ray" and runtime.scorer_gpus != "auto":
+            keep_to_share(runtime.scorer_gpus)
         self._scorers: Scorers = load_scorers(self._recipe.config.ranking, device_here(), threads=1)
         return hardware_kind(self._recipe.config.model.threads)
 

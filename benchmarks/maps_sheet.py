@@ -1,4 +1,6 @@
-"""Draws docs/maps.webp: one picture, drawn too, and the control map that each preprocessor makes of it.
+"""Draws docs/maps.webp: one picture, drawn too, and the control map that each preprocessor without a model makes of it.
+
+Beside them are a picture of the embedded world and its map by the embedded annotator.
 
 python -m benchmarks.maps_sheet
 """
@@ -6,10 +8,14 @@ python -m benchmarks.maps_sheet
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from promptmill.configs.preprocessors import PREPROCESSORS
-from promptmill.pipelines.rendering.control_maps import control_map
+from promptmill.configs.loading import load
+from promptmill.embedded.pictures import draw
+from promptmill.embedded.world import parse
+from promptmill.pipelines.rendering.annotators import Annotators
+from promptmill.pipelines.rendering.control_maps import MAPS, control_map
 
 SHEET = Path(__file__).parents[1] / "docs" / "maps.webp"
 SIDE, COLUMNS, TITLE = 256, 3, 18  # pixels, pictures, pixels
@@ -47,16 +53,26 @@ def landscape(side: int = SIDE) -> np.ndarray:
     return np.clip(np.asarray(small) + grain, 0, 255).astype(np.uint8)
 
 
+def world() -> np.ndarray:
+    """Return a picture of the embedded world, (64, 64, 3) uint8."""
+    scene = parse("a large red circle at the left and a small yellow cross at the right on a blue background")
+    pixels: np.ndarray = draw([scene], np.random.default_rng(3)).pixels[0]
+    return pixels
+
+
 def sheet() -> Image.Image:
-    """Return the picture and its maps, by the names of the preprocessors."""
-    picture = landscape()
-    rows = -(-len(PREPROCESSORS) // COLUMNS)
+    """Return the picture and its maps, by the names of the preprocessors, then a picture of the embedded world and its segments."""
+    picture, flat = landscape(), world()
+    annotators = Annotators(load("embedded", ["manifest=rows.jsonl"]).model.annotators, torch.device("cpu"))
+    tiles = {name: control_map(name, picture) for name in MAPS}
+    tiles |= {"none, of the embedded world": flat, "seg": control_map("seg", flat, annotators)}
+    rows = -(-len(tiles) // COLUMNS)
     made = Image.new("RGB", (COLUMNS * SIDE, rows * (SIDE + TITLE)), "white")
     pen = ImageDraw.Draw(made)
-    for number, name in enumerate(PREPROCESSORS):
+    for number, (name, pixels) in enumerate(tiles.items()):
         x, y = number % COLUMNS * SIDE, number // COLUMNS * (SIDE + TITLE)
         pen.text((x + 4, y + 3), name, fill="black")
-        made.paste(Image.fromarray(control_map(name, picture)), (x, y + TITLE))
+        made.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y + TITLE))
     return made
 
 

@@ -90,11 +90,13 @@ STAGE = pa.struct(
     ]
 )
 BOX = pa.struct([("phrase", pa.string()), *((side, pa.float64()) for side in ("x0", "y0", "x1", "y1"))])
+CONTROL_MAP = pa.struct([("sha256", pa.string()), ("bytes", pa.int64())])
 LORA = pa.struct([("name", pa.string()), ("scale", pa.float64())])
 
 REFERENCES = "references"
 CACHED = "cached_evaluations"
 STAGES = "stages"
+CONTROL_MAPS = "control_maps"
 MASK_EDIT, OUTPAINT = "mask_edit", "outpaint"
 TRUE_CFG = "true_cfg_scale"
 BOXES, BOXES_UNTIL = "gligen_boxes", "gligen_scheduled_sampling_beta"
@@ -209,6 +211,13 @@ COLUMNS = (
         STAGES,
         pa.list_(STAGE),
         "what the kept image has been, from the choice on: after which stage, of which size, with which rank score",
+        _MADE,
+        need=Need.DECLARED,
+    ),
+    Column(
+        CONTROL_MAPS,
+        pa.list_(CONTROL_MAP),
+        "SHA-256 and size of each control map as the ControlNets got it, a PNG that lies beside a kept image",
         _MADE,
         need=Need.DECLARED,
     ),

@@ -4,7 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import Strict, is_empty
+from promptmill.configs.preprocessors import ANNOTATORS, OF_FILES
 from promptmill.configs.scheduler_options import SchedulerOptions
 from promptmill.configs.step_caches import StepCache
 from promptmill.configs.weights import (
@@ -14,6 +16,7 @@ from promptmill.configs.weights import (
     PICKLES,
     SAFETENSORS,
     Adapter,
+    AnnotatorWeights,
     ControlNetWeights,
     Layout,
     PartWeights,
@@ -105,6 +108,11 @@ class Model(Strict):
         exclude_if=is_empty,
         description="What reads reference images, for all adapters; image_encoder beside the first adapter where not given.",
     )
+    annotators: dict[str, AnnotatorWeights] = Field(
+        default_factory=dict,
+        exclude_if=is_empty,
+        description="Models that make control maps of pictures, by name: depth, seg, pose, softedge, lineart.",
+    )
     loras: tuple[LoraWeights, ...] = ()
     textual_inversions: tuple[TextualInversion, ...] = ()
     scheduler_options: SchedulerOptions = Field(
@@ -178,9 +186,36 @@ class Model(Strict):
             **{f"model.controlnets.{name}": (f"ControlNet {name}", one) for name, one in self.controlnets.items()},
             **{f"model.references.{name}": (f"reference adapter {name}", one) for name, one in self.references.items()},
             **({"model.image_encoder": ("image encoder", encoder)} if (encoder := self.reads_references) else {}),
+            **self.annotating(),
             **{f"model.loras.{one.name}": (f"LoRA {one.name}", one) for one in self.loras},
             **{f"model.textual_inversions.{one.token}": (f"textual inversion {one.token}", one) for one in self.textual_inversions},
         }
+
+    def annotating(self) -> dict[str, tuple[str, PartWeights]]:
+        """Return the weights of the annotators, as `weights` does; a detector beside what reads poses."""
+        found: dict[str, tuple[str, PartWeights]] = {}
+        for name, one in self.annotators.items():
+            found[f"model.annotators.{name}"] = f"annotator {name}", one
+            if one.detector:
+                found[f"model.annotators.{name}.detector"] = f"detector of persons for {name}", one.detector
+        return found
+
+    @field_validator("annotators")
+    @classmethod
+    def _annotators(cls, value: dict[str, AnnotatorWeights]) -> dict[str, AnnotatorWeights]:
+        for name, one in value.items():
+            if name not in ANNOTATORS:
+                raise ValueError(f"{quoted(name)} is no annotator{nearest(name, ANNOTATORS)}; there are {', '.join(ANNOTATORS)}")
+            if (one.detector is None) == (name == "pose"):
+                raise ValueError(
+                    "pose needs a detector, a detection model of transformers that finds persons"
+                    if name == "pose"
+                    else f"{name}: only pose has a detector; leave it out"
+                )
+            file = (one.weight_name or one.source).endswith(SAFETENSORS)
+            if file != (name in OF_FILES):
+                raise ValueError(f"{name} is {ANNOTATORS[name]}, and {'no' if file else 'not a'} {'file' if file else 'folder'}")
+        return value
 
     @model_validator(mode="after")
     def _pinned(self) -> "Model":

@@ -1,6 +1,7 @@
 """Declares the preprocessors, which make a control map from a picture, and reads how a manifest asks for one.
 
-A manifest says `canny`, or, with parameters, `canny(low=50, high=150)`. What is left out has the default.
+Some compute a map without a model, others by one of the models that a config declares as its annotators. A manifest says `canny`,
+or, with parameters, `canny(low=50, high=150)`. What is left out has the default.
 """
 
 import math
@@ -42,6 +43,34 @@ PREPROCESSORS: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
         # Of the random numbers, so that the same picture is shuffled in several ways.
         "shuffle": {"seed": Parameter(0, 0, 2**32 - 1)},
         "invert": _NONE,
+        # By models, which `model.annotators` of a config declares.
+        "depth": _NONE,
+        # How deep the scene is, as a share, and up to which share of the depth it is background, which is flat.
+        "normal": {"deep": Parameter(2, 0.01, 100, whole=False), "background": Parameter(0.1, 0, 1, whole=False)},
+        "seg": _NONE,
+        # Below which confidence a person, or a joint, is not drawn.
+        "pose": {"person": Parameter(0.5, 0, 1, whole=False), "joint": Parameter(0.3, 0, 1, whole=False)},
+        "softedge": _NONE,
+        "lineart": _NONE,
+    }
+)
+
+# By preprocessor, the annotator that makes its maps: the key under `model.annotators`.
+ANNOTATED: Mapping[str, str] = MappingProxyType(
+    {
+        **{name: name for name in ("depth", "seg", "pose", "softedge", "lineart")},
+        "normal": "depth",
+    }
+)
+OF_FILES = ("softedge", "lineart")  # those annotators whose model is one file, with a definition of our own
+# By annotator, the kind of model, and one that many people use.
+ANNOTATORS: Mapping[str, str] = MappingProxyType(
+    {
+        "depth": "a depth model of transformers, such as depth-anything/Depth-Anything-V2-Small-hf",
+        "seg": "a segmentation model of transformers, such as openmmlab/upernet-convnext-small",
+        "pose": "a ViTPose of transformers, such as usyd-community/vitpose-base-simple, with a detector of persons",
+        "softedge": "a safetensors file of ControlNet's HED",
+        "lineart": "a safetensors file of informative-drawings",
     }
 )
 
@@ -74,6 +103,11 @@ def parse_preprocess(text: str) -> tuple[str, dict[str, float]]:
     if name == "canny" and values["low"] > values["high"]:
         raise ValueError(f"canny's low {values['low']:g} is above its high {values['high']:g}")
     return name, values
+
+
+def annotator_of(preprocess: str) -> str | None:
+    """Return the annotator of a preprocessor; None for one without a model. Raises ValueError as `parse_preprocess`."""
+    return ANNOTATED.get(parse_preprocess(preprocess)[0])
 
 
 def preprocess_name(text: str) -> str:

@@ -102,6 +102,9 @@ class Shards(Strict):
     image_format: ImageFormat = "png"
     quality: int = Field(95, ge=1, le=100, description="For jpg and webp; 100 is lossless for webp.")
     embeddings: Literal["kept", "all", "none"] = "kept"
+    controls: bool = Field(
+        False, exclude_if=is_empty, description="Put the control maps that steered an image beside it, as {key}.control.0.png."
+    )
 
 
 class Elastic(Strict):
@@ -134,9 +137,15 @@ class Runtime(Strict):
         le=65535,
         description="Where a run without address offers Ray's metrics (`workers: here` has none); Ray picks one where not given.",
     )
-    scorers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    generator_gpus: float = Field(0.75, gt=0, le=16, description="The rest of each card is for scorers.")
-    scorer_gpus: float = Field(0.25, gt=0, le=16)
+    scorers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="How many actors score; auto begins with one, and starts more where rendered units wait for them."
+    )
+    generator_gpus: Annotated[float, Field(gt=0, le=16)] | Literal["auto"] = Field(
+        "auto", description="Share of a GPU of each generator, or whole GPUs; auto is what the scorer's share leaves of a card."
+    )
+    scorer_gpus: Annotated[float, Field(gt=0, le=16)] | Literal["auto"] = Field(
+        "auto", description="Share of a GPU of each scorer; auto is what its models need of the smallest card, by their sizes."
+    )
     require_gpus: bool = Field(False, description="Refuse a cluster without GPUs, where the run would go to the CPUs instead.")
     strict: bool = Field(False, description="Refuse unknown manifest columns instead of carrying them into the output.")
     on_bad_row: Literal["refuse", "record"] = "refuse"

@@ -123,6 +123,19 @@ class ReferenceWeights(PartWeights):
         return dict(value) if type(value) is PartWeights else value
 
 
+class AnnotatorWeights(PartWeights):
+    """Declares a model that makes control maps of pictures: a folder in transformers' format, or one safetensors file."""
+
+    detector: PartWeights | None = Field(
+        None, exclude_if=_is_none, description="For poses: a detection model of transformers, which finds the persons."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return dict(value) if type(value) is PartWeights else value
+
+
 class Layout(Weights):
     """Declares a model in diffusers' format whose configs, tokenizers and scheduler say what the weights in a single file are for.
 

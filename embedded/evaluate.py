@@ -24,7 +24,7 @@ import torch
 from promptmill.embedded.controlnet import control_maps, rearranged
 from promptmill.embedded.flow_sampling import FlowFamily
 from promptmill.embedded.oracle import Reading, is_right, read
-from promptmill.embedded.pictures import CENTERS, SIDE, Pictures, draw
+from promptmill.embedded.pictures import CENTERS, SIDE, Pictures, draw, segmentation
 from promptmill.embedded.sampling import GUIDANCE, STEPS, EmbeddedFamily, Family
 from promptmill.embedded.upscaler import SCALE, enlarge, scaled_down
 from promptmill.embedded.weights import WEIGHTS, load_upscaler
@@ -191,14 +191,38 @@ def measure_control(family: EmbeddedFamily, kind: str, count: int, wanted: float
 
     Half the prompts name neither place nor size, half name others than the map's.
     """
-    scenes, rng = scenes_for(6, count)
-    truth = draw(scenes, rng)
-    prompts = [describe(without(s, "size", "place") if i % 2 else contradicting(s, rng)) for i, s in enumerate(scenes)]
+    scenes, truth, prompts = _steered(6, count)
     maps = control_maps(kind, truth)
     for scale, bound in ((1.0, {"at_least": wanted}), (0.0, {"at_most": 0.30})):
         pictures = family.control(kind, prompts, range(SEED, SEED + count), maps, controlnet_conditioning_scale=scale)
         right = [follows_map(s, truth, i, read(p)) for i, (s, p) in enumerate(zip(scenes, pictures, strict=True))]
         yield share(f"ControlNet {kind}, scale {scale:g}: as the map and the colours say", right, **bound)
+
+
+def _steered(topic: int, count: int) -> tuple[list[Scene], Pictures, list[str]]:
+    """Return scenes, their pictures, and prompts that have the scenes' colours, and places and sizes not at all or wrong."""
+    scenes, rng = scenes_for(topic, count)
+    truth = draw(scenes, rng)
+    return scenes, truth, [describe(without(s, "size", "place") if i % 2 else contradicting(s, rng)) for i, s in enumerate(scenes)]
+
+
+def measure_annotator(family: EmbeddedFamily, count: int, wanted: float = 0.75) -> Iterator[Figure]:
+    """Yield how well the annotator's maps of pictures cover the objects, and how often they steer to pictures of the same layout.
+
+    The prompts are those of `measure_control`, so that only the map can give the layout.
+    """
+    scenes, truth, prompts = _steered(10, count)
+    found = family.labels(truth.pixels)
+    covered = [
+        min(iou(labels == kind, true == kind) for kind in np.unique(true) if kind)
+        for labels, true in zip(found, truth.labels, strict=True)
+    ]
+    yield share(
+        "annotator: every object covered, intersection over union at least 0.75", [one >= MASK_IOU for one in covered], 0.95
+    )
+    pictures = family.control("seg", prompts, range(SEED, SEED + count), segmentation(found))
+    right = [follows_map(s, truth, i, read(p)) for i, (s, p) in enumerate(zip(scenes, pictures, strict=True))]
+    yield share("picture, annotator, ControlNet seg: a picture of the same layout", right, wanted)
 
 
 def contradicting(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -346,6 +370,7 @@ def measure(measured: Measured, family: EmbeddedFamily, scale: float = 1.0) -> I
     yield from measure_txt2img(family, cases(150), FEW_STEPS)
     for kind, wanted in measured.controls.items():
         yield from measure_control(family, kind, cases(150), wanted)
+    yield from measure_annotator(family, cases(150))
     yield from measure_img2img(family, cases(150))
     if isinstance(family, Family):  # of the families the one that can inpaint
         yield from measure_inpaint(family, cases(150))

@@ -80,6 +80,22 @@ class EmbeddedFamily(ABC):
             parts.append(vae.decode(latents).sample.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu())
         return torch.cat(parts).numpy()
 
+    @cached_property
+    def annotator(self) -> tuple[Any, Any]:
+        return weights.load_annotator(self.folder)
+
+    @torch.no_grad()
+    def labels(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the class of each pixel as the annotator sees it, (B, 64, 64) uint8, as `Pictures.labels` has it."""
+        model, processor = self.annotator
+        found = []
+        for start in range(0, len(pixels), BATCH):
+            pictures = [Image.fromarray(one) for one in pixels[start : start + BATCH]]
+            made = model(**processor(images=pictures, return_tensors="pt"))
+            sizes = [picture.size[::-1] for picture in pictures]
+            found += processor.post_process_semantic_segmentation(made, target_sizes=sizes)
+        return torch.stack(found).numpy().astype(np.uint8)
+
     @torch.no_grad()
     def score(self, prompts: Sequence[str], pixels: np.ndarray) -> np.ndarray:
         """Return CLIP scores of pictures under prompts, pair by pair: 100 x cosine, (B,) fp32."""

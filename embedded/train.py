@@ -1,9 +1,9 @@
 """Trains one stage of the family: `python -m promptmill.embedded.train STAGE`.
 
 The stages are autoencoder, clip, unet, controlnet-canny and controlnet-seg, then flow and flow-controlnet-seg, the second family,
-and upscaler. Each stage checkpoints under --runs. A stage that was killed at any moment goes on from its checkpoint when the same
-command is given again. A stage that is done writes its weights under --weights, in the layout that the libraries load, and brings
-SHA256SUMS up to date.
+upscaler, and annotator-seg, which needs none of the others. Each stage checkpoints under --runs. A stage that was killed at any
+moment goes on from its checkpoint when the same command is given again. A stage that is done writes its weights under --weights, in
+the layout that the libraries load, and brings SHA256SUMS up to date.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from promptmill.embedded import autoencoder, clip, controlnet, flow, flow_controlnet, unet, upscaler
+from promptmill.embedded import autoencoder, clip, controlnet, flow, flow_controlnet, segmenter, unet, upscaler
 from promptmill.embedded.training import DEVICE, Recipe, train
 from promptmill.embedded.weights import WEIGHTS, sha256, write_sums
 
@@ -96,6 +96,14 @@ def train_flow_controlnet(run: "Run") -> None:
     model.half().save_pretrained(run.weights / f"flow-controlnet-{flow_controlnet.KIND}")
 
 
+def train_segmenter(run: "Run") -> None:
+    """Train the annotator that makes segmentation maps, and write annotator-seg/."""
+    recipe = run.recipe(segmenter.RECIPE)
+    model = segmenter.build().to(DEVICE)
+    run.train(model, lambda draw: segmenter.segmentation_loss(model, draw), recipe)
+    segmenter.save(model, run.weights / "annotator-seg")
+
+
 def train_upscaler(run: "Run") -> None:
     """Train the upscaler on drawn pictures and on what pipeline/vae makes of drawn pictures, and write upscaler/."""
     recipe = run.recipe(upscaler.RECIPE)
@@ -113,6 +121,7 @@ STAGES: dict[str, Callable[["Run"], None]] = {
     "controlnet-seg": lambda run: train_controlnet(run, "seg"),
     "flow": train_flow,
     "flow-controlnet-seg": train_flow_controlnet,
+    "annotator-seg": train_segmenter,
     "upscaler": train_upscaler,
 }
 

@@ -6,6 +6,7 @@ weights/controlnet-seg     ControlNetModel.from_pretrained
 weights/clip               open_clip, as local-dir:…
 weights/flow               StableDiffusion3Pipeline.from_pretrained, with text_encoder_3=None and tokenizer_3=None
 weights/flow-controlnet-seg  SD3ControlNetModel.from_pretrained
+weights/annotator-seg      SegformerForSemanticSegmentation.from_pretrained
 weights/upscaler           spandrel.ModelLoader().load_from_file, of the one file in it
 weights/SHA256SUMS         every file's hash, in the form that sha256sum -c reads
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 WEIGHTS = Path(__file__).parent / "weights"
 SUMS = "SHA256SUMS"
-PARTS = ("pipeline", "controlnet-canny", "controlnet-seg", "clip", "flow", "flow-controlnet-seg", "upscaler")
+PARTS = ("pipeline", "controlnet-canny", "controlnet-seg", "clip", "flow", "flow-controlnet-seg", "upscaler", "annotator-seg")
 
 
 class WeightsError(RuntimeError):
@@ -115,6 +116,16 @@ def load_flow_controlnet(kind: str = "seg", folder: Path = WEIGHTS) -> Any:
     check(folder, f"flow-controlnet-{kind}")
     place = folder / f"flow-controlnet-{kind}"
     return SD3ControlNetModel.from_pretrained(place, use_safetensors=True, local_files_only=True).eval()
+
+
+def load_annotator(folder: Path = WEIGHTS) -> tuple[Any, Any]:
+    """Load the annotator, a `transformers.SegformerForSemanticSegmentation` in fp32, and its image processor, after `check`."""
+    from transformers import AutoImageProcessor, SegformerForSemanticSegmentation
+
+    check(folder, "annotator-seg")
+    place = folder / "annotator-seg"
+    model = SegformerForSemanticSegmentation.from_pretrained(place, use_safetensors=True, local_files_only=True)
+    return model.eval(), AutoImageProcessor.from_pretrained(place, local_files_only=True)
 
 
 def load_upscaler(folder: Path = WEIGHTS) -> Any:

@@ -21,6 +21,7 @@ from promptmill.manifests.steering import (
     begin_with_noise,
     problems_of_controls,
     problems_of_faces,
+    problems_of_maps,
     problems_of_pictures,
     problems_of_references,
 )
@@ -65,6 +66,7 @@ class Rules:
     Attributes:
         defaults: The config's defaults.
         controls: The types that the config has ControlNets for.
+        annotators: The names of the annotators that the config declares.
         loras: The names of the LoRAs that the config declares.
         multiple: Width and height are multiples of this many pixels, as the model needs.
         sizes: The only sizes (width, height) of images; empty where any.
@@ -101,6 +103,7 @@ class Rules:
 
     defaults: Defaults
     controls: Collection[str] = ()
+    annotators: Collection[str] = ()
     loras: Collection[str] = ()
     multiple: int = 8
     sizes: Collection[tuple[int, int]] = ()
@@ -236,6 +239,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     size = request.width, request.height
     given = request.init_image, request.outpaint is not None
     wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, *given)
+    wrong += problems_of_maps(request.controls, rules.annotators)
     wrong += problems_of_faces(request.controls, request.references, rules.steering)
     if rules.pictures > 1:
         begins, masked = request.init_image is not None, request.repaints

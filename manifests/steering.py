@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import PICTURE, Control, Mode, Reference
+from promptmill.configs.preprocessors import ANNOTATORS, annotator_of
 
 ADAPTED = (
     "IP-Adapters are for Stable Diffusion, SDXL, LCM, Kolors, Stable Diffusion 3, Flux, its Kontext and Chroma, Redux for Flux"
@@ -119,6 +120,16 @@ def problems_of_faces(controls: Sequence[Control], references: Sequence[Referenc
         f"controls: {quoted(name)} reads the face of a reference: give the row one reference of type {quoted(face)}"
         for name, face in wanted.items()
         if face is not None and types.count(face) != 1
+    ]
+
+
+def problems_of_maps(controls: Sequence[Control], declared: Collection[str]) -> list[str]:
+    """Return a problem for each annotator that a row's control maps need and the config does not declare."""
+    needed = {annotator_of(control.preprocess): control.preprocess for control in controls}
+    return [
+        f"controls: preprocess {preprocess} needs a model; declare {ANNOTATORS[name]}, as model.annotators.{name}"
+        for name, preprocess in needed.items()
+        if name is not None and name not in declared
     ]
 
 

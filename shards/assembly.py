@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from promptmill.configs.columns import Stated
+from promptmill.configs.columns import CONTROL_MAPS, Stated
+from promptmill.shards.bundles import BundleError, entry, map_names, unpacked
 from promptmill.shards.commits import CommitRecord, FileRecord, check_unopposed, commit, shard_name
 from promptmill.shards.generations import taken_over
 from promptmill.shards.outcomes import Outcomes, as_sum, count, counts_of
@@ -92,17 +93,18 @@ def publish(
 
     Args:
         table: The shard's metadata, in the order of the keys.
-        images: The image files of kept candidates, by key.
+        images: The image files of kept candidates, by key; packed with their control maps where the table has a column of these.
 
     The other arguments, the result and the errors are those of `assemble`.
     """
-    _check_rows(shard, table, images)
+    files = {key: _files(shard, key, cell, table.column_names) for key, cell in images.items()}
+    _check_rows(shard, table, files)
     counts = _settled(shard, table, requests, planned)
 
     name = shard_name(shard, generation)
     content = {f"metadata/{name}.parquet": encode_table(table)}
     if counts.kept:
-        tar = write_tar(_samples(table.filter(table["selected"]), images, image_format))
+        tar = write_tar(_samples(table.filter(table["selected"]), files, image_format))
         content = {f"data/{name}.tar": tar, **content}
     record = CommitRecord(
         shard=shard,
@@ -134,10 +136,18 @@ def _gather(
     return table.take(pc.sort_indices(table["key"])), images
 
 
-def _check_rows(shard: int, table: pa.Table, images: Mapping[str, bytes]) -> None:
+def _files(shard: int, key: str, cell: bytes, columns: Sequence[str]) -> tuple[bytes, tuple[bytes, ...]]:
+    try:
+        return unpacked(cell, columns)
+    except BundleError as error:
+        raise AssemblyError(f"shard {shard:06d}: {key}: {error}") from None
+
+
+def _check_rows(shard: int, table: pa.Table, images: Mapping[str, tuple[bytes, tuple[bytes, ...]]]) -> None:
     previous = None
     columns = (table[name].to_pylist() for name in ("key", "shard", "status", "selected", "sha256"))
-    for key, its_shard, status, selected, sha256 in zip(*columns, strict=True):
+    maps = table[CONTROL_MAPS].to_pylist() if CONTROL_MAPS in table.column_names else [[]] * len(table)
+    for key, its_shard, status, selected, sha256, entries in zip(*columns, maps, strict=True):
         wrong = None
         if key == previous:
             wrong = "occurs twice"
@@ -147,8 +157,10 @@ def _check_rows(shard: int, table: pa.Table, images: Mapping[str, bytes]) -> Non
             wrong = f"is {status}, but selected is {selected}"
         elif (key in images) != (status == "kept"):
             wrong = f"is {status}, but has {'an' if key in images else 'no'} image"
-        elif key in images and hashlib.sha256(images[key]).hexdigest() != sha256:
+        elif key in images and hashlib.sha256(images[key][0]).hexdigest() != sha256:
             wrong = f"its image does not have the SHA-256 of its row, {sha256}"
+        elif key in images and [*map(entry, images[key][1])] != entries:
+            wrong = "its control maps do not have the SHA-256 of its row"
         if wrong:
             raise AssemblyError(f"shard {shard:06d}: {key}: {wrong}")
         previous = key
@@ -167,7 +179,9 @@ def _settled(shard: int, table: pa.Table, requests: int, planned: int) -> Outcom
     return counts
 
 
-def _samples(kept: pa.Table, images: Mapping[str, bytes], image_format: str) -> Iterator[Sample]:
+def _samples(kept: pa.Table, images: Mapping[str, tuple[bytes, tuple[bytes, ...]]], image_format: str) -> Iterator[Sample]:
     columns = (kept[name].to_pylist() for name in ("key", "prompt"))
     for key, prompt, described in zip(*columns, encode_rows(kept), strict=True):
-        yield Sample(key, {image_format: images[key], "txt": (prompt or "").encode(), "json": described})
+        image, maps = images[key]
+        beside = dict(zip(map_names(len(maps)), maps, strict=True))
+        yield Sample(key, {image_format: image, "txt": (prompt or "").encode(), "json": described, **beside})

@@ -9,6 +9,7 @@ import yaml
 
 from promptmill.configs.columns import DRAFT_SCORES, RANK_SCORE, Role, by_name, roles_in
 from promptmill.configs.schema import ImageFormat
+from promptmill.shards.bundles import map_names
 from promptmill.shards.image_files import FORMATS
 from promptmill.shards.index import Totals
 from promptmill.shards.outcomes import RARE
@@ -49,6 +50,7 @@ class Made:
         earlier: How many plans there were before this one, whose shards stayed when changes were accepted.
         asked: What held for each request that said nothing else, by the names of the columns.
         title: The card's heading.
+        maps: The most control maps that lie beside an image.
         left_out: For a copy without near-duplicates, how many of them it lacks; None for a dataset as it was rendered.
     """
 
@@ -63,6 +65,7 @@ class Made:
     asked: Mapping[str, str] = field(default_factory=dict)
     title: str = "Synthetic images rendered by promptmill"
     left_out: int | None = None
+    maps: int = 0
 
 
 def card(made: Made) -> bytes:
@@ -101,6 +104,7 @@ def _features(made: Made) -> list[dict[str, Any]]:
     """
     return [
         {"name": made.image_format, "dtype": "image"},
+        *({"name": name, "dtype": "image"} for name in map_names(made.maps)),
         {"name": "json", "struct": [{"name": column.name, **_feature(column.type)} for column in json_form(made.form)]},
         {"name": "txt", "dtype": "string"},
         {"name": "__key__", "dtype": "string"},
@@ -195,7 +199,7 @@ from datasets import load_dataset
 images = load_dataset("FOLDER", split="train")
 images[0]["{ending}"], images[0]["txt"], images[0]["json"]["clip_score"]
 
-# All candidates, without images:
+{_maps(made)}# All candidates, without images:
 candidates = load_dataset("parquet", data_files="FOLDER/metadata/*.parquet", split="train")
 ```
 
@@ -218,6 +222,10 @@ SELECT mode, count(*) AS images, avg(clip_score) AS score
 FROM 'FOLDER/metadata/*.parquet' WHERE selected GROUP BY mode ORDER BY mode;
 ```
 """
+
+
+def _maps(made: Made) -> str:
+    return 'images[0]["control.0.png"]  # the control map that steered it; None for an image without one\n\n' if made.maps else ""
 
 
 def _provenance(made: Made) -> str:

@@ -28,7 +28,7 @@ def failed_rows(output: str, record: CommitRecord, codes: Collection[str]) -> fr
 
 
 def taken_over(output: str, record: CommitRecord, again: Collection[int], form: pa.Schema) -> tuple[pa.Table, dict[str, bytes]]:
-    """Return the metadata of a committed shard and its images by key, without the rows that are rendered again.
+    """Return the metadata of a committed shard and its images by key, as parts hold them, without rows that are rendered again.
 
     Args:
         output: The dataset's URI.
@@ -44,7 +44,7 @@ def taken_over(output: str, record: CommitRecord, again: Collection[int], form: 
         raise CommitError(f"{path_of(output, record, 'metadata')}: its columns are not those of this plan")
     kept = table.filter(pa.array([row_of(key) not in again for key in table["key"].to_pylist()], pa.bool_())).cast(form)
     wanted = set(kept.filter(kept["selected"])["key"].to_pylist())
-    return kept, {key: image.content for key, image in read_images(output, record, wanted).items()}
+    return kept, {key: image.packed(form.names) for key, image in read_images(output, record, wanted).items()}
 
 
 def drop_earlier(output: str, shard: int, generation: int) -> None:

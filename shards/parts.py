@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from promptmill.configs.columns import CONTROL_MAPS
+from promptmill.configs.parameters import MAX_LIST
 from promptmill.shards.bounded_parquet import MiB, read_parquet
 from promptmill.shards.storage import delete, get, join, put
 from promptmill.shards.tables import IMAGE, make_table
@@ -37,7 +39,8 @@ def write_part(output: str, name: str, rows: Iterable[Mapping[str, Any]], form: 
     Args:
         output: The dataset's URI.
         name: The part's name, by `part_name`.
-        rows: As they will stand in the metadata, with one more column `image`: the file's bytes where it is kept.
+        rows: As they will stand in the metadata, with one more column `image`: the file's bytes where it is kept, packed with its
+            control maps in a dataset that has them.
         form: The schema of the metadata.
         fingerprint: The plan's fingerprint.
 
@@ -66,8 +69,12 @@ def write_part(output: str, name: str, rows: Iterable[Mapping[str, Any]], form: 
     return len(content)
 
 
-def read_part(output: str, name: str, form: pa.Schema, fingerprint: str) -> pa.Table:
+def read_part(output: str, name: str, form: pa.Schema, fingerprint: str, maps: bool = False) -> pa.Table:
     """Return the rows of a part in the order of their keys, the column `image` behind those of the metadata.
+
+    Args:
+        output, name, form, fingerprint: As in `write_part`.
+        maps: Whether images may be packed with control maps, where the schema does not say so.
 
     Raises:
         PartError: The part is truncated or altered, has other columns, or is of a plan with another fingerprint.
@@ -78,7 +85,8 @@ def read_part(output: str, name: str, form: pa.Schema, fingerprint: str) -> pa.T
     if not _is_sealed(content):
         raise PartError(f"{uri}: truncated or altered")
     try:
-        table = read_parquet(content, cells={IMAGE: MOST_IMAGE})
+        most = MOST_IMAGE * (1 + MAX_LIST if maps or CONTROL_MAPS in form.names else 1)
+        table = read_parquet(content, cells={IMAGE: most})
     except ValueError as error:
         raise PartError(f"{uri}: {error}") from None
     wanted = _with_image(form)

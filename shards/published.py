@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from promptmill.configs.columns import CONTROL_MAPS
 from promptmill.configs.errors import shown
+from promptmill.shards.bundles import maps_in, pack
 from promptmill.shards.commits import CommitError, CommitRecord, FileRecord
 from promptmill.shards.image_reader import ENDINGS, is_of
 from promptmill.shards.keys import check_keys
@@ -20,10 +22,15 @@ from promptmill.shards.tars import TarError, read_tar
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Holds an image as it was published: the ending of its name, without the dot, and its bytes."""
+    """Holds an image as it was published: the ending of its name, without the dot, its bytes, and the control maps beside it."""
 
     ending: str
     content: bytes
+    maps: tuple[bytes, ...] = ()
+
+    def packed(self, columns: Sequence[str]) -> bytes:
+        """Return the image as the cell of a part, in a dataset of these columns."""
+        return pack(self.content, self.maps) if CONTROL_MAPS in columns else self.content
 
 
 def read_metadata(output: str, record: CommitRecord) -> pa.Table:
@@ -69,11 +76,12 @@ def read_images(output: str, record: CommitRecord, wanted: Collection[str]) -> d
     try:
         for sample in read_tar(read_file(output, record, "data")):
             if sample.key in wanted:
-                endings = sorted(sample.files.keys() - {"txt", "json"})
+                maps = maps_in(sample.files)
+                endings = sorted(sample.files.keys() - {"txt", "json", *maps})
                 if len(endings) != 1 or endings[0] not in ENDINGS:
                     has = shown(", ".join(sorted(sample.files)))
                     raise CommitError(f"{path}: {sample.key}: has the members {has}, where one is an image ({', '.join(ENDINGS)})")
-                images[sample.key] = ImageFile(endings[0], sample.files[endings[0]])
+                images[sample.key] = ImageFile(endings[0], sample.files[endings[0]], tuple(sample.files[name] for name in maps))
                 if not is_of(images[sample.key].content, endings[0]):
                     raise CommitError(f"{path}: {sample.key}: its image is no {ENDINGS[endings[0]]}, as its name says")
     except TarError as error:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from promptmill.configs.columns import CONTROL_MAPS
+from promptmill.shards.bundles import map_names
 from promptmill.shards.commits import FileRecord
 from promptmill.shards.sidecars import encode_rows
 from promptmill.shards.storage import OddFileError, StorageError, get, get_range, join
@@ -40,8 +42,11 @@ def places(table: pa.Table, image_format: str) -> Iterator[tuple[str, Place]]:
     """
     kept, at = table.filter(table["selected"]), 0
     columns = (kept[name].to_pylist() for name in ("key", "prompt", "bytes", "sha256"))
-    for key, prompt, size, sha256, described in zip(*columns, encode_rows(kept), strict=True):
+    maps = kept[CONTROL_MAPS].to_pylist() if CONTROL_MAPS in kept.column_names else [()] * len(kept)
+    for key, prompt, size, sha256, beside, described in zip(*columns, maps, encode_rows(kept), strict=True):
         sizes = {image_format: size, "json": len(described), "txt": len((prompt or "").encode())}
+        lengths = [(one or {}).get("bytes") or 0 for one in beside or ()]
+        sizes |= dict(zip(map_names(len(lengths)), lengths, strict=True))
         for ending in sorted(sizes):
             if ending == image_format:
                 yield key, Place(f"{key}.{ending}", at, size, sha256)

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from promptmill.configs.errors import shown
+from promptmill.shards.bundles import maps_in
 
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 BLOCK = 512  # bytes: of a header, and what contents are filled up to
@@ -40,7 +41,8 @@ def write_tar(samples: Iterable[Sample]) -> bytes:
     """Write the samples as a POSIX (ustar) tar, sorted by key, the files of each by ending; nothing of this machine is in it.
 
     Raises:
-        TarError: A key occurs twice or would be misunderstood by a reader, samples differ in their endings, or there are none.
+        TarError: A key occurs twice or would be misunderstood by a reader, samples differ in their endings other than those of
+            control maps, or there are none.
     """
     ordered = sorted(samples, key=lambda sample: sample.key)
     if not ordered:
@@ -48,18 +50,23 @@ def write_tar(samples: Iterable[Sample]) -> bytes:
     for sample, following in itertools.pairwise(ordered):
         if sample.key == following.key:
             raise TarError(f"{sample.key}: occurs twice")
-    endings = sorted(ordered[0].files)
+    endings = _shared(ordered[0])
     whole = io.BytesIO()
     with _tar_writer()(whole, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
         for sample in ordered:
             if not KEY.fullmatch(sample.key):
                 raise TarError(f"{sample.key}: a key is letters, digits, - and _ only: readers split it at the first dot")
-            if sorted(sample.files) != endings:
+            if _shared(sample) != endings:
                 raise TarError(f"{sample.key}: has {', '.join(sorted(sample.files))} where the others have {', '.join(endings)}")
-            if len(sample.key) + 1 + max(map(len, endings)) > LONGEST_NAME:
+            if len(sample.key) + 1 + max(map(len, sample.files)) > LONGEST_NAME:
                 raise TarError(f"{sample.key}: is longer than the {LONGEST_NAME} bytes that a member's name may have")
             tar.write({"__key__": sample.key, **sample.files})
     return whole.getvalue()
+
+
+def _shared(sample: Sample) -> list[str]:
+    """Return the endings that all samples of a shard have; of control maps a row has as many as it has controls."""
+    return sorted(sample.files.keys() - set(maps_in(sample.files)))
 
 
 @functools.cache

@@ -18,6 +18,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "chaos": (
         "tests/chaos/test_slices.py",
+        "tests/chaos/test_control_maps.py",
         "tests/chaos/test_accepting.py",
         "tests/chaos/test_edited_rows.py",
         "tests/chaos/test_faulty_storage.py",
@@ -68,6 +69,7 @@ SLOW: tuple[str, ...] = (
     "tests/test_one_name.py",
     # Notebooks and commands as a reader runs them.
     "tests/examples/test_balanced_classifier.py::test_the_readmes_commands_render_balanced_classes_and_train_with_them",
+    "tests/examples/test_controlnet_training.py",
     "tests/examples/test_layouts_as_code.py::test_the_readmes_commands_render_layouts_and_judge_them",
     "tests/examples/test_notebook.py::test_the_notebook_comes_to_what_it_says",
     "tests/examples/test_notebook.py::test_images_and_progress_are_shown_in_jupyter",
@@ -100,6 +102,8 @@ SLOW: tuple[str, ...] = (
     "tests/jobs/running/test_run.py",
     "tests/jobs/running/test_workers_here.py",
     # Runs of the embedded family.
+    "tests/jobs/annotating/test_annotating.py::test_one_that_was_killed_goes_on_to_the_same_bytes",
+    "tests/jobs/annotating/test_annotating.py::test_killed_again_and_again_it_makes_nothing_twice",
     "tests/jobs/api/test_rendering.py",
     "tests/jobs/calibration/test_calibrating.py",
     "tests/jobs/cli/test_cli.py::test_a_preset_works_from_any_folder",
@@ -169,8 +173,10 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/rendering/test_refiners.py",
     "tests/jobs/running/test_prior_run.py",
     "tests/jobs/running/test_mask_run.py",
+    "tests/jobs/running/test_annotated_run.py",
     "tests/jobs/running/test_boxes_run.py",
     "tests/jobs/running/test_true_guidance_run.py",
+    "tests/jobs/running/test_control_maps.py",
     "tests/jobs/running/test_reference_run.py",
     "tests/jobs/running/test_refiner_run.py",
     "tests/pipelines/rendering/test_pipelines_of_modes.py::test_an_engine_imports_neither_the_code_of_every_family_nor_what_no_worker_uses",

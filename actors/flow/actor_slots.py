@@ -71,12 +71,18 @@ class Pool:
     """Holds the number of actors of a kind, a function that starts one (ready when it returns), and the calls each takes at a time.
 
     `start` raises StartError where another try would fail too. The deadline counts once for each call in flight on the actor.
+
+    Attributes:
+        most: To how many actors the pool of scorers may grow; the pool stays as it is where this is not above its size.
+        grown: Told the pool's new size as it grows.
     """
 
     start: Callable[[], Awaitable[Actor]]
     size: int
     hands: int = 1
     deadline_s: float = 1800.0
+    most: int = 0
+    grown: Callable[[int], object] = lambda size: None
 
 
 class Starts:
@@ -99,16 +105,27 @@ class Starts:
 
 
 class Place:
-    """Holds the slot of one actor: starts and replaces the actor, and leaves a unit alone on it where the unit has to be alone."""
+    """Holds the slot of one actor: starts and replaces the actor, and leaves a unit alone on it where the unit has to be alone.
 
-    def __init__(self, starts: Starts):
-        self._starts = starts
+    Args:
+        starts: Starts the actor.
+        spare: Whether the actor comes beside those that the run began with, so that the run goes on without it.
+    """
+
+    def __init__(self, starts: Starts, spare: bool = False):
+        self._starts, self.spare = starts, spare
         self._actor: Actor | None = None
         self._starting = asyncio.Lock()
         self._busy, self._exclusive = 0, asyncio.Lock()
         self._idle = asyncio.Event()
         self._idle.set()
         self._open_hands = starts.pool.hands
+        self._calls, self._since, self._worked_s = 0, 0.0, 0.0
+
+    @property
+    def is_up(self) -> bool:
+        """Return whether there is a living actor."""
+        return self._actor is not None
 
     @asynccontextmanager
     async def turn(self, alone: bool) -> AsyncIterator[Actor]:
@@ -144,6 +161,7 @@ class Place:
 
     async def call(self, actor: Actor, *work: Any) -> Any:
         """Call an actor within the deadline. A hand that finds the actor dead, or ends it, has the lane replace it."""
+        self._count(1)
         try:
             async with asyncio.timeout(self._starts.pool.deadline_s * self._busy):
                 return await actor.call(*work)
@@ -153,6 +171,19 @@ class Place:
         except DiedError:
             self._drop(actor)
             raise
+        finally:
+            self._count(-1)
+
+    def worked_s(self) -> float:
+        """Return the seconds in which calls were under way since this was asked last; calls side by side count once."""
+        self._count(0)
+        worked_s, self._worked_s = self._worked_s, 0.0
+        return worked_s
+
+    def _count(self, calls: int) -> None:
+        now = asyncio.get_running_loop().time()
+        self._worked_s += (now - self._since) * bool(self._calls)
+        self._calls, self._since = self._calls + calls, now
 
     def _drop(self, actor: Actor) -> None:
         if self._actor is actor:

@@ -14,6 +14,8 @@ each of its pieces, is settled once.
 A scorer may send a unit back to the generators, further on than it was. Such a unit goes before new units, and there is always room
 for it. No scorer ever waits for a generator, so nothing can wait in a circle. A new unit is drawn only where none has come back, so
 no more units are under way than there are hands and places in the channels.
+
+The pool of scorers grows where units wait too long for a scorer, up to the pool's `most` (`scorer_demand.py`).
 """
 
 import asyncio
@@ -35,6 +37,7 @@ from promptmill.actors.flow.actor_slots import (
     UnfitError,
 )
 from promptmill.actors.flow.queues import Channel
+from promptmill.actors.flow.scorer_demand import ScorerDemand
 
 Unit = TypeVar("Unit")
 
@@ -57,7 +60,8 @@ class Ticket(Generic[Unit]):
     """Holds a unit on its way.
 
     The ticket has the unit as it was drawn and as it stands, the generator's result of this pass, the results that its scorers keep
-    of earlier passes, and its failures. `PATIENCE` strikes convict the unit.
+    of earlier passes, and its failures. `PATIENCE` strikes convict the unit. `rendering_s` are the seconds of the generator's call
+    of this pass, which ended at `rendered_at`.
     """
 
     drawn: Unit
@@ -67,6 +71,8 @@ class Ticket(Generic[Unit]):
     alone: bool = False
     strikes: int = 0
     failures: list[Exception] = field(default_factory=list)
+    rendered_at: float = 0.0
+    rendering_s: float = 0.0
 
 
 class Lanes(Generic[Unit]):
@@ -78,7 +84,7 @@ class Lanes(Generic[Unit]):
         scorers: Called with (unit, made, kept, alone); the result is the receipt, or `Again`.
         convict: Settles a unit that cannot be done: takes the unit and the errors of its tries, returns its receipt.
         split: Returns the pieces that a unit is tried in once it died; the unit alone where it has none.
-        waiting: How many made units may wait for a scorer.
+        waiting: How many made units may wait for a scorer; one for each generator may in any case.
     """
 
     def __init__(
@@ -97,6 +103,11 @@ class Lanes(Generic[Unit]):
         self._receipts: Channel[Any] = Channel(waiting)
         self.under_way = 0  # units drawn and not yet settled
         self._finished = asyncio.Event()
+        self._demand = ScorerDemand()
+        self._of_generators: list[Place] = []
+        self._of_scorers: list[Place] = []
+        self._grow: Callable[[int], None] = lambda size: None
+        self._counted = scorers.size  # scorers whose coming the demand has been told of
 
     def stop(self) -> None:
         """Stop drawing units; the units under way are finished."""
@@ -121,15 +132,21 @@ class Lanes(Generic[Unit]):
     async def _work(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for pool, take, serve in (
-                    (self._generators, self._next_to_make, self._generate),
-                    (self._scorers, self._made.get, self._score),
-                ):
+
+                def opens(pool: Pool, lanes: list[Place], take: Callable, serve: Callable) -> Callable[[int], None]:
                     starts = Starts(pool)
-                    for _ in range(pool.size):
-                        lane = Place(starts)
-                        for _ in range(pool.hands):
-                            group.create_task(self._hand(lane, take, serve))
+
+                    def to(size: int) -> None:
+                        while len(lanes) < size:
+                            lanes.append(lane := Place(starts, spare=len(lanes) >= pool.size))
+                            for _ in range(pool.hands):
+                                group.create_task(self._hand(lane, take, serve))
+
+                    return to
+
+                opens(self._generators, self._of_generators, self._next_to_make, self._generate)(self._generators.size)
+                self._grow = opens(self._scorers, self._of_scorers, self._made.get, self._score)
+                self._grow(self._scorers.size)
                 self._close_if_done()
         except ExceptionGroup as group:
             raise group.exceptions[0] from None  # the others were cancelled for it
@@ -157,11 +174,15 @@ class Lanes(Generic[Unit]):
         lane.close()
 
     async def _up(self, lane: Place) -> bool:
-        """Wait for a lane's living actor; return False where all work is done before."""
+        """Wait for a lane's living actor; return False where all work is done before, or where a spare actor does not start."""
         start, finished = asyncio.ensure_future(lane.up()), asyncio.ensure_future(self._finished.wait())
         try:
             await asyncio.wait((start, finished), return_when=asyncio.FIRST_COMPLETED)
             return start.done() and start.result() is not None
+        except StartError:
+            if not lane.spare:
+                raise
+            return False
         finally:
             for task in (start, finished):
                 task.cancel()
@@ -176,18 +197,45 @@ class Lanes(Generic[Unit]):
         return await self._again.get()
 
     async def _generate(self, lane: Place, actor: Actor, ticket: Ticket[Unit]) -> None:
+        began = _now()
         ticket.made = await lane.call(actor, ticket.unit, ticket.alone)
-        # The hand is free only once there is room.
-        await self._made.put(ticket)
+        ticket.rendered_at = _now()
+        ticket.rendering_s = ticket.rendered_at - began
+        self._demand.rendered(lane.worked_s())
+        # The hand is free only once there is room. Generators that start together finish together, so there is room for all.
+        await self._made.put(ticket, least=self._rendering)
 
     async def _score(self, lane: Place, actor: Actor, ticket: Ticket[Unit]) -> None:
+        began = _now()
         said = await lane.call(actor, ticket.unit, ticket.made, ticket.kept, ticket.alone)
         ticket.made = None
+        self._demand.scored(_now() - began)
+        self._keep_up(ticket, began)
         if not isinstance(said, Again):
             await self._settle(said)
             return
         ticket.unit, ticket.kept = said.unit, ticket.kept if said.keeps is None else (*ticket.kept, said.keeps)
         self._again.give_back(ticket)
+
+    @property
+    def _rendering(self) -> int:
+        """Return how many generators are up."""
+        return sum(lane.is_up for lane in self._of_generators)
+
+    def _keep_up(self, ticket: Ticket[Unit], began: float) -> None:
+        """Open lanes for more scorers where a unit, scored since `began`, has waited too long for that."""
+        pool, there = self._scorers, len(self._of_scorers)
+        # While a scorer is on its way, nobody knows whether one more is needed.
+        if there >= pool.most or not all(lane.is_up for lane in self._of_scorers):
+            return
+        if there > self._counted:
+            self._counted = there
+            self._demand.grown(_now())
+        waited_s = began - ticket.rendered_at
+        wanted = self._demand.wanted(self._rendering, there, ticket.rendered_at, ticket.rendering_s, waited_s)
+        if wanted > there:
+            self._grow(min(wanted, pool.most))
+            pool.grown(len(self._of_scorers))
 
     def _return(self, ticket: Ticket[Unit], failure: Exception, blame: bool) -> None:
         """Return a unit to the generators after any failure: the result may be gone, and making it again is always right."""
@@ -216,3 +264,7 @@ class Lanes(Generic[Unit]):
             self._again.close()
             self._made.close()
             self._finished.set()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

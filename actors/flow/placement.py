@@ -1,11 +1,13 @@
 """Decides who may take a place on the cluster, and when: without a scorer nothing goes on, so generators must not take all places.
 
-One scorer comes first, then the generators, then further scorers as there are generators enough to feed them. Where the last scorer
+One scorer comes first, then the generators, then further scorers as there are generators enough to feed them, or as units wait for
+scorers. Where the last scorer
 is gone, generators that wait for a place leave the queue; where the scorer fits nowhere again, a generator that has its place gives
 way.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,11 +36,12 @@ class Room:
 
     Args:
         feeding: Generators that have to be up for each scorer beyond the first.
+        placed_first: Generators that a scorer beyond the first waits for, `patience_s` at most, lest it take the place of one.
         patience_s: As PATIENCE_S.
     """
 
-    def __init__(self, feeding: int, patience_s: float = PATIENCE_S):
-        self._feeding, self._patience_s = feeding, patience_s
+    def __init__(self, feeding: int, patience_s: float = PATIENCE_S, placed_first: int = 0):
+        self._feeding, self._patience_s, self._placed_first = feeding, patience_s, placed_first
         self._first, self._changed = asyncio.Event(), asyncio.Event()
         self._asked = self._scorers = 0  # scorers that wait or have their place; that have it
         self._waiting: set[Seat] = set()  # generators
@@ -68,6 +71,12 @@ class Room:
         while len(self._up) < self._feeding * self._asked:
             self._changed.clear()
             await self._changed.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._patience_s):
+                # A generator that is not up by then had a node that has gone, and its lane may wait for ever.
+                while self._asked and len(self._up) < self._placed_first:
+                    self._changed.clear()
+                    await self._changed.wait()
         self._asked += 1
 
     async def scorer_waits(self, placed: "asyncio.Future[None]") -> None:

@@ -15,8 +15,9 @@ class Channel(Generic[Item]):
         self._getters, self._putters = deque[asyncio.Future[None]](), deque[asyncio.Future[None]]()
         self._closed = False
 
-    async def put(self, item: Item) -> None:
-        while len(self._items) >= self._limit and not self._closed:
+    async def put(self, item: Item, least: int = 0) -> None:
+        """Queue an item once there are fewer than the limit, or than `least`, where that is more."""
+        while len(self._items) >= max(self._limit, least) and not self._closed:
             await _wait_in(self._putters)
         self.give_back(item)
 

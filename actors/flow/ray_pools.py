@@ -1,7 +1,6 @@
 """Makes the pools of Ray actors that lanes call, and tells the death of an actor from an error in its work."""
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +28,7 @@ from promptmill.actors.local_ray.memory_limits import MEMORY, REMEDY, KernelKill
 from promptmill.actors.local_ray.watch import ended_for_memory
 from promptmill.actors.pool_sizes import Sizes
 from promptmill.actors.scorer import Scorer
+from promptmill.configs.schema import Elastic
 from promptmill.pipelines.scoring.finishing import Onward
 from promptmill.pipelines.work.errors import FatalError, MisfitError, ModelError
 from promptmill.pipelines.work.passes import Course
@@ -50,7 +50,9 @@ def ray_workers(recipe: Recipe, sizes: Sizes, generator_loaded: Loaded, scorer_l
         generator_loaded, scorer_loaded: As `generators` has them.
     """
     # Fixed pools have room for all of them; where they may grow, so do these.
-    room = Room(feeding=sizes.generators // sizes.scorers)
+    most, elastic = max(sizes.scorers, sizes.most_scorers), isinstance(recipe.config.runtime.generators, Elastic)
+    all_of_them = sizes.generators if most > sizes.scorers and not elastic else 0
+    room = Room(feeding=sizes.generators // most, placed_first=all_of_them)
     spread = ray.remote(max_retries=3, scheduling_strategy="SPREAD", num_cpus=sizes.task_cpus)
     assembling, joining = spread(assemble_shard), spread(join_unit)
     return Workers(
@@ -275,7 +277,7 @@ def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
         await room.before_scorer()
         had_place, handle = False, None
         try:
-            handle = kind.options(**options).remote(recipe, math.ceil(sizes.generators / sizes.scorers))
+            handle = kind.options(**options).remote(recipe, sizes.served)
             await room.scorer_waits(_placed(handle))
             had_place = True
             await _load(handle, loaded, kills=kills)
@@ -286,4 +288,4 @@ def scorers(recipe: Recipe, sizes: Sizes, room: Room, loaded: Loaded) -> Pool:
             raise
         return RayActor(handle, _finish, gone=lambda: room.scorer_gone(True), kills=kills)
 
-    return Pool(lambda: _wherever(start), sizes.scorers, 1, deadline)
+    return Pool(lambda: _wherever(start), sizes.scorers, 1, deadline, sizes.most_scorers)

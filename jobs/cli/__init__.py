@@ -24,6 +24,7 @@ COMMANDS = (
     "run",
     "submit",
     "job",
+    "annotate",
     "status",
     "verify",
     "regenerate",

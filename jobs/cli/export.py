@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import click
 
-from promptmill.configs.preprocessors import PREPROCESSORS, preprocess_name
+from promptmill.configs.preprocessors import ANNOTATED, PREPROCESSORS, preprocess_name
 from promptmill.configs.printing import echo
 from promptmill.jobs.cli.arguments import first_given, takes_image_places
 from promptmill.jobs.cli.endings import one_line_errors, stop
@@ -87,7 +87,7 @@ def _export_manifest(out: str, file: Path, options: dict[str, Any], given: set[s
         if OF_KIND[name] != kind:
             stop(USAGE, f"--{NAMES.get(name, name)} is for --as {OF_KIND[name]}")
     control = options["control"] or "canny"
-    preprocess = options["preprocess"] or (control if control in PREPROCESSORS else None)
+    preprocess = options["preprocess"] or (control if control in {*PREPROCESSORS} - {*ANNOTATED} else None)
     if kind == "control" and preprocess is None:
         stop(USAGE, f"--type {control}: say how its map is made of an image, with --preprocess {'|'.join(PREPROCESSORS)}")
     try:

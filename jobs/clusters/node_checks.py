@@ -19,6 +19,7 @@ from promptmill.actors.local_ray.watch import ended_for_memory
 from promptmill.actors.pool_sizes import ClusterError, size_pools
 from promptmill.configs.schema import Config
 from promptmill.jobs.clusters.packaging import shared_paths
+from promptmill.jobs.running.on_ray import runtime_here
 from promptmill.shards.storage import SCRATCH, StorageError, delete, get, is_local, join, put
 
 SIGNS = 16  # files that each node looks for; those of all nodes would be too many on a thousand nodes
@@ -133,9 +134,9 @@ def joined(config: Config, output: str) -> Iterator[None]:
 
     Raises:
         ClusterError: The cluster cannot be reached, or as `check_reach`.
-        ResourcesError: The cluster has no room for the run.
+        ResourcesError: The cluster has no room for the run, or the model does not fit into a card.
     """
     with cluster(config.runtime.address) as nodes:
-        size_pools(nodes, config.runtime, config.model.threads)
+        size_pools(nodes, runtime_here(config), config.model.threads)
         check_reach(output, shared_paths(config), ray.nodes())
         yield

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-LATER = ("cached", "boxes", "true_cfg", "staged", "staged_alike")  # counts that are written where there are some
+from promptmill.configs.preprocessors import ANNOTATED
+
+# Counts that are written where there are some.
+LATER = ("cached", "boxes", "true_cfg", "staged", "staged_alike", "steered", "maps")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Counts:
         cached: The evaluations of these that a step cache answers.
         staged: The evaluations of these for the stages of kept images.
         staged_alike: The evaluations at the rows' own sizes that have as many pixels as these.
+        steered: Requests by their number of controls, where the dataset is to have the control maps.
+        maps: By preprocessor that needs an annotator, the maps that are made: one for each picture and size, in each shard.
     """
 
     rows: int = 0
@@ -50,3 +55,10 @@ class Counts:
     cached: int = 0
     staged: int = 0
     staged_alike: int = 0
+    steered: Mapping[str, int] = field(default_factory=dict)
+    maps: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def annotators(self) -> tuple[str, ...]:
+        """Return the names of the annotators that make these maps."""
+        return tuple(dict.fromkeys(ANNOTATED[name] for name in self.maps if name in ANNOTATED))

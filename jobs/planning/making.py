@@ -153,7 +153,7 @@ class _Making:
         self.left_out: list[str] = []
         reserved = RESERVED | {column.name for column in declared_columns(self.config)}
         model, drafts = self.config.model, self.config.ranking.drafts
-        constants = (sources.counting, model.kernels.cache, self.config.stages)
+        constants = (sources.counting, model.kernels.cache, self.config.stages, self.config.shards.controls)
         self.recipe = ShardRules(sources.files, sources.rules, model.batch, drafts, reserved, *constants)
         self.checks = RowChecks(sources.files, sources.rules, sources.roots, self.images_checked())
         self.tally, self.counts, self.buckets = Tally(reserved), Counts(), set[int]()

@@ -21,7 +21,7 @@ from promptmill.configs.columns import BOXES, BOXES_UNTIL, MASK_EDIT, OUTPAINT, 
 from promptmill.configs.columns import FORMAT as DATASET_FORMAT
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import checked, parse_json, read_json
-from promptmill.configs.parameters import MAX_CANDIDATES, MAX_SIDE, MAX_STEPS
+from promptmill.configs.parameters import MAX_CANDIDATES, MAX_LIST, MAX_SIDE, MAX_STEPS
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.counts import LATER, Counts
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
@@ -186,7 +186,8 @@ class Plan:
     def recipe(self, output: str) -> Recipe:
         """Return the constants that the workers of a run need."""
         versions = json.dumps(self.inputs["versions"], sort_keys=True)
-        return Recipe(self.config, self.form, output, self.fingerprint, self.carried, versions, self.growing, self.roots)
+        more = self.growing, self.roots, self.counts.annotators
+        return Recipe(self.config, self.form, output, self.fingerprint, self.carried, versions, *more)
 
 
 class PlanError(ValueError):
@@ -317,8 +318,10 @@ def _check(plan: Plan) -> None:
     """Raise ValueError or TypeError where a plan holds values of other types, or numbers that no plan has."""
     checked(plan)
     counts = [value for value in asdict(plan.counts).values() if isinstance(value, int)]
-    if min(plan.shards, *counts, *plan.counts.modes.values()) < 0 or plan.shards > MOST_SHARDS:
+    if min(plan.shards, *counts, *plan.counts.modes.values(), *plan.counts.steered.values()) < 0 or plan.shards > MOST_SHARDS:
         raise ValueError(f"{plan.shards} shards, or a count below zero")
+    if not all(name.isdecimal() and int(name) <= MAX_LIST for name in plan.counts.steered):
+        raise ValueError("a number of controls that no row has")
     if plan.embedding is not None and not 0 < plan.embedding <= MOST_EMBEDDING:
         raise ValueError(f"embeddings of {plan.embedding} numbers")
     unnamed = [fingerprint for fingerprint in plan.accepted if not HASH.fullmatch(fingerprint)]

@@ -5,12 +5,14 @@ know of all its rows, ids and columns above all: the tallies of parts are joined
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from promptmill.configs.drafts import Draft
 from promptmill.configs.parameters import MODES
+from promptmill.configs.preprocessors import annotator_of, parse_preprocess
 from promptmill.configs.stages import AnyStage
 from promptmill.configs.step_caches import StepCache
 from promptmill.jobs.planning.counts import Counts
@@ -44,6 +46,7 @@ class ShardRules:
         counting: What the model decides of the number of evaluations of the denoiser.
         cache: The step cache that answers some of them.
         stages: The stages that kept images go through.
+        maps: Whether the dataset is to have the control maps.
     """
 
     files: tuple[str, ...]
@@ -54,6 +57,7 @@ class ShardRules:
     counting: Counting = STABLE_DIFFUSION
     cache: StepCache | None = None
     stages: tuple[AnyStage, ...] = ()
+    maps: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,7 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
     names = ("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "cached", "staged", "staged_alike", *of_rows)
     sums: dict[str, int] = dict.fromkeys(names, 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
+    maps: set[tuple[str, Hashable]] = set()
     for placed in shard.requests:
         request = placed.request
         sums["candidates"] += request.candidates
@@ -239,10 +244,27 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
         sums["boxes"] += bool(request.gligen_boxes)
         sums["outpaints"] += request.outpaint is not None
         modes[request.mode] += 1
+        maps |= _maps_of(placed)
+    steered = Counter(str(len(p.request.controls)) for p in shard.requests if p.request.controls) if recipe.maps else {}
     requests, bad = len(shard.requests), len(shard.bad)
+    sums |= {"rows": requests + bad, "bad": bad, "requests": requests}
     some = {mode: n for mode, n in modes.items() if n}
     units = sum(_rendered_as(recipe, shard, unit) for unit in shard.units)
-    return Counts(rows=requests + bad, bad=bad, requests=requests, units=units, modes=some, **sums)
+    made = dict(sorted(Counter(name for name, _ in maps).items()))
+    return Counts(units=units, modes=some, steered=dict(steered), maps=made, **sums)
+
+
+def _maps_of(placed: Placed) -> set[tuple[str, Hashable]]:
+    """Return the maps that annotators make for a request: the preprocessor's name, and what the map depends on."""
+    request = placed.request
+    found: set[tuple[str, Hashable]] = set()
+    for number, control in enumerate(request.controls):
+        if annotator_of(control.preprocess):
+            # Where pictures were not looked at, their paths stand for them.
+            picture = placed.images.get(f"controls.{number}.image", (placed.file, control.image))
+            name = parse_preprocess(control.preprocess)[0]
+            found.add((name, (picture, control.preprocess, request.width, request.height)))
+    return found
 
 
 def _rendered_as(recipe: ShardRules, shard: ShardPlan, unit: Sequence[int]) -> int:
@@ -255,7 +277,13 @@ def _rendered_as(recipe: ShardRules, shard: ShardPlan, unit: Sequence[int]) -> i
 def added(counts: Counts, more: Counts, sign: int = 1) -> Counts:
     """Return the sum of two counts, or with a `sign` of -1 their difference; buckets stay as they are."""
     sums: dict[str, Any] = {
-        name: value + sign * getattr(more, name) for name, value in vars(counts).items() if name not in ("buckets", "modes")
+        name: value + sign * getattr(more, name)
+        for name, value in vars(counts).items()
+        if name not in ("buckets", "modes", "steered", "maps")
     }
+    names = sorted({*counts.maps, *more.maps})
+    maps = {name: n for name in names if (n := counts.maps.get(name, 0) + sign * more.maps.get(name, 0))}
     modes = {mode: n for mode in MODES if (n := counts.modes.get(mode, 0) + sign * more.modes.get(mode, 0))}
-    return Counts(**sums, buckets=counts.buckets, modes=modes)
+    numbers = sorted({*counts.steered, *more.steered}, key=int)
+    steered = {name: n for name in numbers if (n := counts.steered.get(name, 0) + sign * more.steered.get(name, 0))}
+    return Counts(**sums, buckets=counts.buckets, modes=modes, steered=steered, maps=maps)

@@ -99,6 +99,7 @@ def look(config: Config, output: str | None = None) -> Sources:
     rules = Rules(
         defaults=config.defaults,
         controls=tuple(config.model.controlnets),
+        annotators=tuple(config.model.annotators),
         loras=tuple(lora.name for lora in config.model.loras),
         references=tuple(config.model.references),
         faces=faces,

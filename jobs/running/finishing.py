@@ -66,6 +66,7 @@ def made_of(plan: Plan, records: Sequence[CommitRecord]) -> Made:
         fingerprint=plan.fingerprint,
         earlier=len(plan.accepted),
         asked=_asked(plan),
+        maps=max(map(int, plan.counts.steered), default=0),
     )
 
 

@@ -157,7 +157,11 @@ class Metrics:
                 self.guard(self.put, "promptmill_actor_deaths_total", 1, pool=role)
                 raise
 
-        return replace(pool, start=start)
+        def grown(size: int) -> None:
+            self.guard(self.show, "promptmill_actors_wanted", size, pool=role)
+            pool.grown(size)
+
+        return replace(pool, start=start, grown=grown)
 
     @contextmanager
     def showing(self) -> Iterator[None]:

@@ -45,7 +45,7 @@ from promptmill.shards.storage import join, names, put
 ASSEMBLING = 2  # shards at a time
 
 
-MOST_WAITING = 16  # rendered units that wait for a scorer: they are lost with the driver, and take memory
+MOST_WAITING = 16  # rendered units that wait for a scorer, beside one for each generator: they are lost with the driver
 
 
 UNFIT_S = 180.0  # that a run waits for a node of the right kind of hardware, where there are several nodes

@@ -224,7 +224,7 @@ def copy_without(output: str, found: Found, to: str) -> Totals:
         shard = ShardReader(output, record)
         table = _rejected(shard.table(), instead)
         left = table.filter(table["selected"])["key"].to_pylist()
-        images = {key: file.content for key, file in shard.files(left).items()}
+        images = {key: file.packed(table.column_names) for key, file in shard.files(left).items()}
         requests, planned = record.requests, record.candidates
         form = table.schema
         try:

@@ -30,6 +30,9 @@ def plan_lines(plan: Plan, estimate: Estimate | None) -> Iterator[str]:
     modes = ", ".join(f"{mode} {number:,}" for mode, number in counts.modes.items())
     yield f"requests     {counts.requests:,} ({modes})"
     yield f"images       {counts.candidates:,} candidates, at most {counts.keep:,} kept"
+    if counts.maps:
+        made = ", ".join(f"{name} {number:,}" for name, number in counts.maps.items())
+        yield f"maps         at most {made}, by annotators"
     yield f"units        {counts.units:,} in {many(counts.buckets, 'bucket')} and {many(plan.shards, 'shard')}"
     if plan.carried:
         # A misspelled column is carried like any other, so carried columns are shown with the known column that is nearest.

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from promptmill.configs.columns import CONTROL_MAPS
+from promptmill.shards.bundles import entry, maps_in
 from promptmill.shards.image_files import FORMATS, pixel_sha256
 from promptmill.shards.image_reader import ENDINGS, PictureError, open_picture
 from promptmill.shards.keys import parse
 from promptmill.shards.outcomes import request_of
 from promptmill.shards.sidecars import encode_rows
+from promptmill.shards.tables import declared_in
 from promptmill.shards.tars import Sample, TarError, read_tar
 
 
@@ -60,8 +63,9 @@ def check_tar(content: bytes, table: pa.Table | None) -> Iterator[str]:
     try:
         for sample in read_tar(content):
             found.append(sample.key)
-            images = set(sample.files) - {"json", "txt"}
-            if len(sample.files) != 3 or not images <= ENDINGS.keys() or images != {image_ending or min(images)}:
+            maps = maps_in(sample.files)
+            images = set(sample.files) - {"json", "txt", *maps}
+            if len(sample.files) != 3 + len(maps) or not images <= ENDINGS.keys() or images != {image_ending or min(images)}:
                 yield f"{sample.key}: has the members {', '.join(sorted(sample.files))}"
                 continue
             (image_ending,) = images
@@ -88,13 +92,17 @@ def _only(keys: Iterable[str], others: set[str]) -> list[str]:
 def _rows(table: pa.Table) -> dict[str, dict[str, Any]]:
     """Return the samples that the tar has to hold, by key: of each selected row its prompt, its JSON and its hashes."""
     selected = table.filter(table["selected"])
-    names_ = ("key", "prompt", "sha256", "pixel_sha256", "bytes", "width", "height")
+    names_ = ["key", "prompt", "sha256", "pixel_sha256", "bytes", "width", "height"]
+    names_ += [CONTROL_MAPS] * (CONTROL_MAPS in declared_in(table.schema))
     rows = selected.select(names_).to_pylist()
     return {row["key"]: {**row, "json": described} for row, described in zip(rows, encode_rows(selected), strict=True)}
 
 
 def _check_sample(sample: Sample, ending: str, row: dict[str, Any]) -> Iterator[str]:
     image = sample.files[ending]
+    maps = [entry(sample.files[name]) for name in maps_in(sample.files)]
+    if maps != (row.get(CONTROL_MAPS) or []):
+        yield "its control maps are not those of its row"
     if sample.files["txt"] != (row["prompt"] or "").encode():
         yield "its text is not the prompt of its row"
     if sample.files["json"] != row["json"]:

@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from promptmill.configs.model import Model
 from promptmill.configs.weights import ControlNetWeights, PartWeights, Weights
+from promptmill.pipelines.models.annotators import check_annotators
 from promptmill.pipelines.models.cached_blocks import is_cacheable
 from promptmill.pipelines.models.clip_sources import hub_file
 from promptmill.pipelines.models.controls import MASKED, ControlClass, control_class_of, control_classes
@@ -50,6 +51,7 @@ def check_fits(model: Model) -> None:
         check_refiner(model, model.refiner, config_of)
     if model.prior:
         check_prior(model, model.prior, config_of)
+    check_annotators(model, config_of)
     index = config_of(model.layout, "model_index.json") or {} if model.quantize else {}
     if lacking := [name for name in model.quantize if not _is_part(index.get(name))]:
         parts = ", ".join(sorted(name for name, kind in index.items() if name.startswith(QUANTIZED) and _is_part(kind)))

@@ -1,5 +1,6 @@
 """Reads the licence of each set of weights from its model card, for the card of the dataset."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from promptmill.configs.model import Model
@@ -24,7 +25,11 @@ def licences(model: Model, ranking: Ranking, stages: tuple[AnyStage, ...] = ()) 
     Raises:
         ModelError: A local folder is not there.
     """
-    named = {**model.weights(), **ranking.sources(), **sources_of(stages)}
+    return licences_of({**model.weights(), **ranking.sources(), **sources_of(stages)})
+
+
+def licences_of(named: Mapping[str, tuple[str, Weights | OpenClip]]) -> dict[str, str]:
+    """Return the licences of weights, named as by `Model.weights`, as `licences` does."""
     found = {where: _licence(weights) for where, (_, weights) in sorted(named.items())}
     return {where: said for where, said in found.items() if said}
 

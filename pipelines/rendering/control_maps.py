@@ -1,5 +1,10 @@
-"""Makes control maps of pictures, without a model: by OpenCV, the same pixels for the same picture on any number of threads."""
+"""Makes control maps of pictures, and keeps them.
 
+Those without a model are made here, by OpenCV: the same pixels for the same picture on any number of threads. The annotators of a
+config make the others.
+"""
+
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -7,24 +12,32 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+import torch
 
 from promptmill.configs.preprocessors import parse_preprocess
+from promptmill.pipelines.rendering.annotators import Annotators, is_annotated
 
 MOST_BYTES = 256 * 1024**2  # of maps that are kept
 FAST_SIGMA = 16  # pixels; up to twice as wide a Gaussian is computed as it is
 NARROW, WIDE = 0.5 / 512, 5 / 512  # the sigmas of the two blurred pictures of a scribble, in short sides
 
 
-def control_map(preprocess: str, image: np.ndarray) -> np.ndarray:
+def control_map(preprocess: str, image: np.ndarray, annotators: Annotators | None = None) -> np.ndarray:
     """Make a control map of a prepared picture; the same pixels always give the same map.
 
     Args:
         preprocess: A name of `configs.preprocessors`, perhaps with parameters, as `canny(low=50)`.
         image: (H, W, 3) uint8.
+        annotators: The models for the preprocessors that need one.
 
     Returns:
         (H, W, 3) uint8, never the array that was given.
+
+    Raises:
+        ModelError, MapError: As `Annotators.map`.
     """
+    if is_annotated(preprocess):
+        return (annotators or Annotators({}, torch.device("cpu"))).map(preprocess, image)
     name, values = parse_preprocess(preprocess)
     return MAPS[name](np.ascontiguousarray(image), **values)
 
@@ -135,9 +148,11 @@ class ControlMaps:
     """Keeps the maps that were made last, so that rows of one photograph share its maps; for several threads.
 
     Attributes:
+        annotators: The models for the maps that need one; None: no such map is made.
         made: How many maps were made.
     """
 
+    annotators: Annotators | None = None
     made: int = 0
     _kept: OrderedDict[Hashable, np.ndarray] = field(default_factory=OrderedDict)
     _bytes: int = 0
@@ -151,13 +166,19 @@ class ControlMaps:
             preprocess: How the map is made.
             size: Width and height of the map, in pixels.
             prepared: Returns the picture, (H, W, 3) uint8; called where the map has to be made.
+
+        Raises:
+            ModelError, MapError: As `Annotators.map`.
         """
         key = (sha256, preprocess, size)
         with self._door:  # held while a map is made, so that no other thread makes it too
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            made = self._kept[key] = control_map(preprocess, prepared())
+            made = control_map(preprocess, prepared(), self.annotators)
+            if preprocess.startswith("pose") and not made.any():
+                logging.getLogger(__name__).warning("pose: nobody is found in the picture of SHA-256 %s; its map is empty", sha256)
+            self._kept[key] = made
             made.flags.writeable = False
             self.made += 1
             self._bytes += made.nbytes

@@ -16,12 +16,9 @@ from PIL import Image
 from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.mask_edits import MaskEdit
 from promptmill.configs.weights import Weights
-from promptmill.pipelines.models.clip_sources import one_line
-from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.rendering.libraries import transformers
-from promptmill.pipelines.rendering.weight_files import load_by
+from promptmill.pipelines.rendering.transformers_loading import load_with_processor
 from promptmill.pipelines.work.errors import ModelError
-from promptmill.pipelines.work.lean_imports import lean_imports
 
 # How ADetailer (github.com/Bing-su/adetailer) repaints what it finds, where nothing else is said: its defaults for the mask.
 DETAIL = MaskEdit(grow=4, blur=4, only_masked=True, padding=32)
@@ -111,20 +108,8 @@ def load_detector(
         ModelError: There is no such model, it is none of transformers' object detectors, it lacks weights or an image processor, or
             it has no such label.
     """
-    transformers.utils.logging.disable_progress_bar()
-    kind, options = transformers.AutoModelForObjectDetection, {"trust_remote_code": False}
-    model, info = load_by(kind.from_pretrained, weights, torch.float32, output_loading_info=True, **options)
-    # transformers fills in random numbers, and warns.
-    if lacking := sorted(info["missing_keys"]):
-        more = f" and {len(lacking) - 1:,} more" if lacking[1:] else ""
-        raise ModelError(f"{weights.source}: lacks {lacking[0]}{more}; is it whole, and a model for object detection?")
-    place = local_folder(weights.source)
-    try:
-        with lean_imports():
-            pinned = {"local_files_only": True} if place else {"revision": weights.revision}
-            processor = transformers.AutoImageProcessor.from_pretrained(str(place or weights.source), **pinned, **options)
-    except Exception as error:  # the loaders raise nearly anything
-        raise ModelError(f"{weights.source}: has no image processor that can be loaded: {one_line(error)}") from error
+    target = device or torch.device("cpu")
+    model, processor = load_with_processor(transformers.AutoModelForObjectDetection, weights, target, "object detection")
     if not hasattr(processor, "post_process_object_detection"):
         raise ModelError(f"{weights.source}: its image processor, a {type(processor).__name__}, is none for object detection")
     known = {str(label) for label in model.config.id2label.values()}
@@ -134,7 +119,6 @@ def load_detector(
             raise ModelError(
                 f"{weights.source}: knows no {quoted(label)}{nearest(label, known)}; it has {len(known):,} labels, as {some}"
             )
-    model.eval().requires_grad_(False).to(device or torch.device("cpu"))
     return Detector(weights.source, model, processor, frozenset(labels), threshold, most)
 
 

@@ -8,7 +8,7 @@ import gc
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of,
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.rendering.text import Tokenizers
 from promptmill.pipelines.rendering.warming import warm
-from promptmill.pipelines.work.errors import FatalError, MisfitError, is_out_of_memory
+from promptmill.pipelines.work.errors import FatalError, MisfitError, is_fatal, is_out_of_memory
 from promptmill.pipelines.work.lean_imports import lean_imports
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
 from promptmill.pipelines.work.turns import COMPUTING
@@ -86,6 +86,8 @@ class Engine:
         device: The first GPU or the CPU where no device is given.
         warmed: Defaults of requests, of which a full batch is rendered at once where that shows something: on a GPU, and where
             blocks are compiled.
+        maps: Whether outcomes have the control maps that steered their images.
+        annotators: Those of the model's annotators that are loaded at once; others are loaded when a request needs them.
 
     Raises:
         ModelError: The model cannot be loaded, or its memory does not suffice for a batch.
@@ -98,17 +100,21 @@ class Engine:
         roots: Roots,
         device: torch.device | None = None,
         warmed: Defaults | None = None,
+        maps: bool = False,
+        annotators: Collection[str] = (),
     ):
         self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
-        self._compiles = model.kernels.compile
-        self._maps = ControlMaps()
+        self._compiles, self._gives_maps = model.kernels.compile, maps
         with COMPUTING, lean_imports():
             torch.set_num_threads(model.threads)
             self.model = load_model(model, device)
+            self._maps = ControlMaps(self.model.annotators)
+            if annotators and self.model.annotators:
+                self.model.annotators.load(annotators)
             self.tokenizers = Tokenizers(*self.model.pipelines)
             self.path = Slots(self.model, model.batch)
             if warmed and (self.model.device.type == "cuda" or self._compiles):
-                warm(self.path, read_facts(model).modes, warmed)
+                warm(self.path, read_facts(model).modes, warmed, annotators)
         self._spent: dict[str, float] = {}  # seconds by stage since the last unit ended
         self._before: dict[str, float] = {}  # what was spent inside of models by then
         self._inbox: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
@@ -191,7 +197,14 @@ class Engine:
             raise FatalError("the engine was closed")
         for placed, indices in pending.unit.next_pass():
             asked = pending.making.asked(placed) if pending.making else placed
-            prepared = prepare_request(asked, self._roots, model.family.enlarges, model.encoded, self._maps)
+            try:
+                prepared = prepare_request(asked, self._roots, model.family.enlarges, model.encoded, self._maps)
+            except RuntimeError as error:  # of an annotator
+                if is_out_of_memory(error):
+                    raise MisfitError.of(self._batch) from error
+                if is_fatal(error):
+                    raise FatalError(str(error).splitlines()[0]) from error
+                raise
             if isinstance(prepared, Outcome):
                 pending.outcomes[placed.row] = prepared
                 continue
@@ -231,7 +244,8 @@ class Engine:
                     pending.making.candidates(row, made) if pending.making else tuple(made[place] for place in sorted(made))
                 )
             truncated = self.tokenizers.truncated(placed.request.prompt)
-            pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated)
+            maps = conditioning.controls if self._gives_maps else ()
+            pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated, maps)
         self._pending.remove(pending)
         outcomes = tuple(pending.outcomes[placed.row] for placed, _ in pending.unit.next_pass())
         pending.done.set_result(Rendered(outcomes, self._take_seconds()))

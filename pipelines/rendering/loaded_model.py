@@ -16,6 +16,7 @@ from promptmill.pipelines.models.controls import ControlClass, control_class_of,
 from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.family import DENOISERS, VAES, Family
 from promptmill.pipelines.models.pipeline_classes import class_for, plain_mode
+from promptmill.pipelines.rendering.annotators import Annotators
 from promptmill.pipelines.rendering.libraries import of_diffusers
 from promptmill.pipelines.rendering.merging import MergedLoras
 from promptmill.pipelines.rendering.priors import Prior
@@ -44,6 +45,7 @@ class LoadedModel:
         redux: The priors for reference images, or None.
         refiner: The model that takes the last steps of each image, or None.
         prior: The model that makes the embeddings which the base decodes, or None.
+        annotators: The models that make control maps, or None.
         cache: The steps that run the outer blocks of the denoiser alone; None where all run all blocks.
     """
 
@@ -61,6 +63,7 @@ class LoadedModel:
     refiner: Refiner | None = None
     prior: Prior | None = None
     cache: StepCache | None = None
+    annotators: Annotators | None = None
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
     _schedulers: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # each with the config that it was made of
 

@@ -14,6 +14,7 @@ from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.family import VAES, Family
 from promptmill.pipelines.models.pipeline_classes import class_for
 from promptmill.pipelines.rendering.adapter_loading import hold_adapters, load_adapters
+from promptmill.pipelines.rendering.annotators import Annotators
 from promptmill.pipelines.rendering.hardware import WORKSPACE
 from promptmill.pipelines.rendering.kernels import put_on
 from promptmill.pipelines.rendering.libraries import diffusers, of_diffusers, put_back, transformers
@@ -115,6 +116,7 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
         base, controlnets, model.controlnets, model.clip_skip, device, scheduler, bool(model.loras), model.scheduler_options
     )
     loaded.cache = model.kernels.cache
+    loaded.annotators = Annotators(model.annotators, device, model.threads)
     if model.references and redux is not None:
         loaded.redux = _load_redux(redux, model, dtype, device)
     elif model.references and adapters is not None:

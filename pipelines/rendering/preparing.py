@@ -1,6 +1,6 @@
 """Prepares requests for the model: reads their images, checks them against the plan, resizes them; makes jobs of candidates."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,8 +15,10 @@ from promptmill.manifests.images import ImageError, Roots, UnreachableError, elo
 from promptmill.manifests.mask_changes import part_around, softened, widened, widened_mask
 from promptmill.manifests.masks import effect_of, prepare_mask
 from promptmill.manifests.requests import Request
+from promptmill.pipelines.rendering.annotators import MapError
 from promptmill.pipelines.rendering.conditioning import Whole, further, prepare
 from promptmill.pipelines.rendering.control_maps import ControlMaps
+from promptmill.pipelines.work.errors import ModelError, is_fatal
 from promptmill.pipelines.work.results import Code, Failure, Outcome
 from promptmill.pipelines.work.units import Placed, candidate_seed
 
@@ -81,11 +83,17 @@ def prepare_request(
         encoded: Makes of a reference image what the image encoder takes; None where there is no encoder, so that references are
             further pictures.
         maps: The control maps that were made before; None: all are made here.
+
+    Raises:
+        ModelError: An annotator cannot be loaded.
+        RuntimeError: An annotator's memory ran out, or the GPU failed.
     """
     hashes: dict[str, str] = {}
     try:
         prepared = _prepared(placed, roots, hashes, enlarges, encoded, maps or ControlMaps())
     except Exception as error:  # a picture that breaks a library concerns no other request
+        if isinstance(error, ModelError) or is_fatal(error):  # of an annotator
+            raise
         reason = shown(" ".join(str(error).split()), 300)
         prepared = Failure("render_error", f"images: {type(error).__name__}: {reason}")
     return Outcome(placed.row, (), prepared, hashes) if isinstance(prepared, Failure) else prepared
@@ -122,10 +130,10 @@ def _prepared(
     edit = parse_mask_edit(request.mask_edit)
     if mask and (nothing := effect_of(mask, *size, init, edit).problem):
         return Failure("bad_image", f"mask_image: {shown(request.mask_image or '')}: {nothing}")
-    controls = [
-        maps.get(hashes[column], control.preprocess, size, partial(prepare, read[column], *size))
-        for column, control in ((f"controls.{number}.image", control) for number, control in enumerate(request.controls))
-    ]
+    try:
+        controls = _maps_of(request, read, hashes, maps)
+    except MapError as error:
+        return Failure("render_error", f"controls: {error}")
     unfit = narrowness if encoded else elongation
     for column, image in read.items():
         if column.startswith("references.") and column.endswith(".image") and (reason := unfit(image.size)):
@@ -153,6 +161,15 @@ def _prepared(
         return Conditioning(first, repaint, *rest, share)
     whole = Whole(first, repaint, part_around(repaint if share is None else share > 0, edit.padding))
     return Conditioning(prepare(read["init_image"], *size, whole.part), whole.part_of_mask(), *rest, share, whole)
+
+
+def _maps_of(request: Request, read: Mapping[str, Image.Image], hashes: Mapping[str, str], maps: ControlMaps) -> list[np.ndarray]:
+    """Return the control maps of a request, each (H, W, 3) uint8."""
+    size, columns = (request.width, request.height), [f"controls.{number}.image" for number in range(len(request.controls))]
+    return [
+        maps.get(hashes[column], control.preprocess, size, partial(prepare, read[column], *size))
+        for column, control in zip(columns, request.controls, strict=True)
+    ]
 
 
 def jobs_of(placed: Placed, conditioning: Conditioning, job_seed: int, indices: Iterable[int] | None = None) -> list[Job]:

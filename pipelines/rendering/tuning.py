@@ -9,6 +9,7 @@ import torch
 
 from promptmill.configs.model import Model
 from promptmill.manifests.images import Roots
+from promptmill.pipelines.rendering.control_maps import ControlMaps
 from promptmill.pipelines.rendering.loaded_model import LoadedModel
 from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, jobs_of, prepare_request
@@ -46,7 +47,7 @@ def tune(model: Model, placed: Placed, job_seed: int, roots: Roots, batches: Seq
         ValueError: The request's images cannot be used, it cannot be rendered, or not even the smallest batch fits.
     """
     loaded = load_model(model)
-    prepared = prepare_request(placed, roots, loaded.family.enlarges, loaded.encoded)
+    prepared = prepare_request(placed, roots, loaded.family.enlarges, loaded.encoded, ControlMaps(loaded.annotators))
     if not isinstance(prepared, Conditioning):
         raise ValueError(f"{placed.request.id}: {prepared.failure.message if prepared.failure else 'cannot be used'}")
     trials: list[Trial] = []

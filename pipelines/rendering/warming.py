@@ -1,6 +1,8 @@
 """Renders a full batch before the first unit comes, so that compiling is done, and that too little memory is said at the start."""
 
 import logging
+from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 
 from promptmill.configs.parameters import Box, Defaults
 from promptmill.manifests.requests import Request
+from promptmill.pipelines.rendering.annotators import MapError
 from promptmill.pipelines.rendering.preparing import Conditioning, jobs_of
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.rendering.tuning import few_steps
@@ -15,13 +18,14 @@ from promptmill.pipelines.work.errors import ModelError, is_fatal, is_out_of_mem
 from promptmill.pipelines.work.units import Placed
 
 
-def warm(path: Slots, modes: tuple[str, ...], defaults: Defaults) -> None:
-    """Render one full batch of the config's default size, and drop its images.
+def warm(path: Slots, modes: tuple[str, ...], defaults: Defaults, annotators: Collection[str] = ()) -> None:
+    """Render one full batch of the config's default size, make a map by each annotator, and drop the images.
 
     Args:
         path: The loaded model.
         modes: The modes that the model serves; the first is rendered.
         defaults: The config's defaults.
+        annotators: Names of annotators that the run uses.
 
     Raises:
         ModelError: Memory does not suffice, or the GPU fails.
@@ -60,6 +64,11 @@ def warm(path: Slots, modes: tuple[str, ...], defaults: Defaults) -> None:
     )
     try:
         with torch.no_grad():
+            if path.model.annotators:
+                whole = np.full((request.height, request.width, 3), 127, np.uint8)
+                for name in annotators:
+                    with suppress(MapError):  # of a grey picture, which says nothing of others
+                        path.model.annotators.map(name, whole)
             failures = path.run(jobs_of(Placed(0, request), conditioning, 0))
         if failures:
             logging.getLogger(__name__).warning("no batch was rendered at the start: %s", failures[0].message)

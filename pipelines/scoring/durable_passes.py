@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from promptmill.configs.columns import CACHED
+from promptmill.configs.columns import CACHED, CONTROL_MAPS
 from promptmill.pipelines.scoring.finishing import Finished, Onward, Passed, Spread, Waiting, finish
 from promptmill.pipelines.work.candidate_scores import Found, packed_look, unpacked_look
 from promptmill.pipelines.work.passes import Course
@@ -188,7 +188,7 @@ class _Passes:
 
     def _table(self, name: str, form: pa.Schema) -> pa.Table:
         try:
-            return read_part(self._output, name, form, self._fingerprint)
+            return read_part(self._output, name, form, self._fingerprint, CONTROL_MAPS in self._form.names)
         except FileNotFoundError:
             raise PartError(f"{join(self._output, 'parts', name)}: is not there any more") from None
 

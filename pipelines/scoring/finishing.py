@@ -1,6 +1,7 @@
 """Turns a rendered unit into the rows of its part: scored, ranked, the kept images encoded."""
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,21 @@ from promptmill.configs.schema import ImageFormat, Ranking
 from promptmill.configs.scorers import Diversity
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.candidate_scores import Found, closed
-from promptmill.pipelines.work.metadata_rows import candidate_row, failed_request, provenance_of, scores_row, shared_row
+from promptmill.pipelines.work.metadata_rows import (
+    candidate_row,
+    failed_request,
+    map_note,
+    provenance_of,
+    scores_row,
+    shared_row,
+)
 from promptmill.pipelines.work.passes import Course
 from promptmill.pipelines.work.ranking import Look, broken_limit, contenders, decide, looking, non_finite, rank_score
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered, Scored
 from promptmill.pipelines.work.stage_parts import LOSSLESS
 from promptmill.pipelines.work.units import Placed, Unit
+from promptmill.shards.bundles import encode_map, pack
 from promptmill.shards.image_files import encode_image, pixel_sha256
 from promptmill.shards.tables import FOUND, IMAGE
 
@@ -119,12 +128,14 @@ def finish(
         The rows, or the course that the unit goes on with.
     """
     seconds, rendering_s = dict(rendered.seconds), sum(rendered.seconds.values())
+    with _timed(seconds, "encode"):
+        rendered, maps = _with_encoded_maps(rendered, spread)
     with _timed(seconds, "score"):
         scored = score(unit, rendered, scorers)
     course, here = unit.course, None
     if course is None or course.in_full:
         with _timed(seconds, "encode"):
-            here = _looked_at(unit, rendered, scored, recipe, spread)
+            here = _looked_at(unit, rendered, scored, recipe, maps, spread)
     passes = [here] if here else []
     if course and unit.course:
         requests = {placed.row: placed.request for placed in unit.requests}
@@ -161,7 +172,28 @@ def _without_pixels(rendered: Rendered) -> Rendered:
     return replace(rendered, outcomes=tuple(outcomes))
 
 
-def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], Scored], recipe: Recipe, spread: Spread) -> Waiting:
+def _with_encoded_maps(rendered: Rendered, spread: Spread) -> tuple[Rendered, dict[int, list[bytes]]]:
+    """Return outcomes that say their control maps' hashes in place of the maps, and the maps' files by row."""
+    pixels = [one for outcome in rendered.outcomes for one in outcome.maps]
+    if not pixels:
+        return rendered, {}
+    files = iter(spread(encode_map, pixels))
+    maps = {outcome.row: [next(files) for _ in outcome.maps] for outcome in rendered.outcomes}
+    outcomes = (
+        replace(one, maps=(), images={**one.images, **dict(itertools.starmap(map_note, enumerate(maps[one.row])))})
+        for one in rendered.outcomes
+    )
+    return replace(rendered, outcomes=tuple(outcomes)), maps
+
+
+def _looked_at(
+    unit: Unit,
+    rendered: Rendered,
+    scored: Mapping[tuple[int, int], Scored],
+    recipe: Recipe,
+    maps: Mapping[int, Sequence[bytes]],
+    spread: Spread,
+) -> Waiting:
     """Return the result of a pass or a unit without its pixels: scores, hashes, and the encoded images that may be kept."""
     placed_at = {placed.row: placed for placed in unit.requests}
     ranking = recipe.config.ranking
@@ -185,14 +217,20 @@ def _looked_at(unit: Unit, rendered: Rendered, scored: Mapping[tuple[int, int], 
                 continue
             seen_as = look(place) if place in compared and ranking.diversity else None
             looks[row, candidate.index] = Found.of(one, seen_as)
-            asked.append((placed, candidate, candidate.pixels, one, place in kept, recipe))
+            asked.append((placed, candidate, candidate.pixels, one, place in kept, maps.get(row, ()), recipe))
     columns = spread(lambda values: _columns(*values), asked)
     found = {at: {**its, FOUND: look} for (at, look), its in zip(looks.items(), columns, strict=True)}
     return Waiting(replace(rendered, outcomes=tuple(outcomes)), found)
 
 
 def _columns(
-    placed: Placed, candidate: Candidate, pixels: np.ndarray, scored: Scored, may_be_kept: bool, recipe: Recipe
+    placed: Placed,
+    candidate: Candidate,
+    pixels: np.ndarray,
+    scored: Scored,
+    may_be_kept: bool,
+    maps: Sequence[bytes],
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """Return the columns that a scored candidate adds to its row before candidates are chosen."""
     config = recipe.config
@@ -203,7 +241,7 @@ def _columns(
     if config.shards.embeddings == "all" or (config.shards.embeddings == "kept" and may_be_kept):
         columns[EMBEDDING] = scored.embedding.astype(np.float16)
     form = LOSSLESS if config.stages else config.shards.image_format
-    return {**columns, **encoded(placed, candidate, pixels, recipe, form)} if may_be_kept else columns
+    return {**columns, **encoded(placed, candidate, pixels, maps, recipe, form)} if may_be_kept else columns
 
 
 def _counting(scored: Mapping[tuple[int, int], Scored], ranking: Ranking, in_full: bool) -> dict[tuple[int, int], float]:
@@ -273,12 +311,22 @@ def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tu
     return (replace(candidate, pixels=None, failure=Failure("non_finite_score", wrong)), None) if wrong else (candidate, scored)
 
 
-def encoded(placed: Placed, candidate: Candidate, pixels: np.ndarray, recipe: Recipe, form: ImageFormat) -> dict[str, Any]:
-    """Return an image's file in this format, with its provenance, its SHA-256 and its size, as columns."""
+def encoded(
+    placed: Placed, candidate: Candidate, pixels: np.ndarray, maps: Sequence[bytes], recipe: Recipe, form: ImageFormat
+) -> dict[str, Any]:
+    """Return an image's file in this format, with its provenance, its SHA-256 and its size, as columns.
+
+    Args:
+        placed, candidate, pixels: The image and what it was made of.
+        maps: The files of its control maps, which go into the cell where the dataset is to have them.
+        recipe: The constants of the run.
+        form: The format.
+    """
     request, config = placed.request, recipe.config
     provenance = provenance_of(request, candidate.seed, config.model.base, pixels.shape[:2])
     image = encode_image(pixels, form, config.shards.quality, provenance)
-    return {IMAGE: image, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
+    cell = pack(image, maps) if config.shards.controls else image
+    return {IMAGE: cell, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Rendered, Scored
 from promptmill.pipelines.work.stage_parts import LOSSLESS, begin_stage, rows_before, stage_begun
 from promptmill.pipelines.work.units import Placed, Unit, parse_key
+from promptmill.shards.bundles import unpacked
 from promptmill.shards.image_files import pixel_sha256
 from promptmill.shards.parts import PartError, part_name
 from promptmill.shards.storage import delete, join, staying
@@ -149,7 +150,8 @@ def _row(
     if EMBEDDING in recipe.form.names:
         made[EMBEDDING] = scored.embedding.astype(np.float16)
     form = LOSSLESS if number + 1 < len(config.stages) else config.shards.image_format
-    return {**made, **encoded(placed, candidate, pixels, recipe, form)}
+    _, maps = unpacked(row[IMAGE], recipe.form.names)
+    return {**made, **encoded(placed, candidate, pixels, maps, recipe, form)}
 
 
 def _passed(stage: str, width: int, height: int, score: float, found: int | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from promptmill.configs.columns import (
     CACHED,
     CLIP_SCORE,
     COLUMNS,
+    CONTROL_MAPS,
     DRAFT_SCORES,
     MASK_EDIT,
     NEAR_DUPLICATE_OF,
@@ -33,6 +34,7 @@ from promptmill.pipelines.work.ranking import Choice
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Scored
 from promptmill.pipelines.work.units import Placed, Unit, sample_key
+from promptmill.shards.bundles import entry
 from promptmill.shards.image_files import Provenance
 from promptmill.shards.tables import IMAGE
 
@@ -59,6 +61,7 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
         "controls": controls,
         **({REFERENCES: references} if REFERENCES in recipe.form.names else {}),
         **({BOXES: [box.model_dump() for box in request.gligen_boxes]} if BOXES in recipe.form.names else {}),
+        **({CONTROL_MAPS: _entries_of_maps(request, outcome)} if CONTROL_MAPS in recipe.form.names else {}),
         "loras": [lora.model_dump() for lora in request.loras],
         "prompt_truncated": outcome.prompt_truncated,
         "model": model.base,
@@ -70,6 +73,21 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
         "shard": shard,
         **{name: cast(request.carried.get(name), kind) for name, kind in recipe.carried.items()},
     }
+
+
+def map_note(number: int, content: bytes) -> tuple[str, str]:
+    """Return the entry of `Outcome.images` for a request's encoded control map: its column, and SHA-256 and size in one text."""
+    said = entry(content)
+    return f"controls.{number}.map", f"{said['sha256']} {said['bytes']}"
+
+
+def _entries_of_maps(request: Request, outcome: Outcome) -> list[dict[str, Any]] | None:
+    """Return the entries of a request's control maps; None for a request that failed before there were any."""
+    said = [outcome.images.get(f"controls.{number}.map") for number in range(len(request.controls))]
+    if any(note is None for note in said):
+        return None
+    pairs = [note.split(" ") for note in said if note is not None]
+    return [{"sha256": sha256, "bytes": int(size)} for sha256, size in pairs]
 
 
 # What the metadata repeats of a request as it stands; the seed is each candidate's own, and lists are written out.
@@ -154,7 +172,7 @@ def declared_columns(config: Config, of_rows: Collection[str] = ()) -> tuple[Col
     model = config.model
     there = {*of_rows, *([REFERENCES] if model.references else ())}
     more = [*(name for name in OF_ROWS if name in there), *([*OF_PRIORS] if model.prior else ())]
-    more += [CACHED] * bool(model.kernels.cache) + [STAGES] * bool(config.stages)
+    more += [CACHED] * bool(model.kernels.cache) + [STAGES] * bool(config.stages) + [CONTROL_MAPS] * config.shards.controls
     return (*ranking_columns(config.ranking), *(by_name()[name] for name in more))
 
 

@@ -24,6 +24,7 @@ class Recipe:
         versions: Versions of the libraries, as JSON.
         growing: Whether candidates of any request grow, so that rows say how many were not needed.
         roots: The folders and hosts that images of rows may come from.
+        annotators: Names of the annotators whose maps rows ask for.
     """
 
     config: Config
@@ -34,6 +35,7 @@ class Recipe:
     versions: str = "{}"
     growing: bool = False
     roots: Roots = field(default_factory=lambda: Roots(()))
+    annotators: tuple[str, ...] = ()
 
     def form_of(self, unit: Unit) -> pa.Schema:
         """Return the schema of a unit's part. That of a slice has what ranks its candidates, too."""

@@ -68,8 +68,9 @@ class Outcome:
 
     Attributes:
         row: Row of the request in its shard.
-        images: SHA-256 of the files of its images, by column.
+        images: SHA-256 of the files of its images, by column; once they are encoded, also of its control maps: `map_note`.
         prompt_truncated: Whether the text encoder reads only the beginning of the prompt.
+        maps: The control maps that steered it, (H, W, 3) uint8 each, where the dataset is to have them.
     """
 
     row: int
@@ -77,6 +78,7 @@ class Outcome:
     failure: Failure | None = None
     images: Mapping[str, str] = field(default_factory=dict)
     prompt_truncated: bool = False
+    maps: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from promptmill.configs.schema import ImageFormat
 from promptmill.pipelines.work.passes import Staged
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit, parse_key
+from promptmill.shards.bundles import unpacked
 from promptmill.shards.image_reader import read_picture
 from promptmill.shards.keys import parse
 from promptmill.shards.parts import PartError, part_name, read_part, write_part
@@ -76,7 +77,8 @@ def pictures_before(recipe: Recipe, unit: Unit) -> dict[tuple[int, int], np.ndar
     for row in rows_before(recipe, unit):
         if row["selected"]:
             _, place, index = parse_key(row["key"])
-            found[place, index] = decoded(row[IMAGE])
+            image, _ = unpacked(row[IMAGE], recipe.form.names)
+            found[place, index] = decoded(image)
     return found
 
 

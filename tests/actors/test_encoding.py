@@ -1,5 +1,6 @@
 """That a scorer's threads are as many as its generators need, whatever is measured, and never change a result."""
 
+import itertools
 import threading
 import time
 
@@ -71,6 +72,22 @@ def test_as_many_pieces_of_work_run_at_once_as_there_are_threads_and_the_order_s
     beside = threading.Barrier(3)
     assert encoders.map(lambda number: beside.wait(20) * 0 + number, range(9)) == [*range(9)]
     encoders.close()
+
+
+def test_threads_go_once_half_of_them_would_do_and_come_back_only_where_the_work_has_doubled():
+    clocks = Clocks(1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "time", clocks)
+        patch.setattr(encoding, "ThreadPoolExecutor", InTurn)
+        encoders = Encoders(1, most=64)
+        seen = []
+        for rendering in [5.0] * 4 + [1000.0] * 4 + [5.0, 1000.0] * 20:
+            encoders.map(clocks.piece, range(10))
+            encoders.keep_up(rendering, 10.0)
+            seen.append(encoders.threads)
+    assert seen[3] == 4 and seen[7] == 1
+    changes = sum(one != other for one, other in itertools.pairwise(seen))
+    assert changes <= 3, "the number of threads swings"
 
 
 def test_a_unit_that_took_no_time_changes_nothing():

@@ -14,9 +14,17 @@ def test_a_generator_on_ray_keeps_to_its_share_of_a_card_and_renders_a_batch_of_
     limited, made = [], []
     monkeypatch.setattr(gpus, "keep_to_share", limited.append)
     monkeypatch.setattr(engine, "Engine", lambda *given, **named: made.append((limited[:], given, named)))
-    config = load("embedded", [f"runtime.workers={workers}", "runtime.generator_gpus=0.6", "defaults.width=96"])
-    Generator(SimpleNamespace(config=config, roots=())).load()
+    config = load(
+        "embedded",
+        [f"runtime.workers={workers}", "runtime.generator_gpus=0.6", "defaults.width=96"]
+        + ["shards.controls=true"] * (workers == "ray"),
+    )
+    Generator(SimpleNamespace(config=config, roots=(), annotators=("depth",))).load()
     # A limit that came after the model had been loaded would not be one.
     ((before, (model, seed, _), named),) = made
     assert before == limited == shares
-    assert (model, seed, named) == (config.model, config.seed, {"warmed": config.defaults})
+    assert (model, seed, named) == (
+        config.model,
+        config.seed,
+        {"warmed": config.defaults, "maps": workers == "ray", "annotators": ("depth",)},
+    )

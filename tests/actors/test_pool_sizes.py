@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptmill.actors.pool_sizes import ResourcesError, size_pools
+from promptmill.actors.pool_sizes import ResourcesError, Sizes, card_shares, size_pools
 from promptmill.configs.schema import Elastic, Runtime
 
 
@@ -87,9 +87,74 @@ def test_a_pool_that_may_begin_with_nothing_asks_for_what_its_nodes_will_have():
     assert (without.generators, without.generator_cpus, without.generator_gpus) == (4, 2.0, 0.0)
 
 
-def test_an_elastic_pool_on_gpus_has_a_scorer_for_every_few_that_may_come():
+def test_an_elastic_pool_begins_with_one_scorer_and_may_have_one_for_every_two_cards_or_nodes():
     sizes = size_pools([{"CPU": 8.0, "GPU": 1.0}], Runtime(generators=Elastic(min=1, max=16)), 1)
-    assert (sizes.generators, sizes.generator_gpus, sizes.scorers) == (16, 0.75, 4)
+    assert (sizes.generators, sizes.generator_gpus, sizes.scorers, sizes.most_scorers) == (16, 0.75, 1, 8)
+    sizes = size_pools([{"CPU": 8.0}], Runtime(generators=Elastic(min=1, max=64)), 2)
+    assert (sizes.generators, sizes.scorers, sizes.most_scorers) == (64, 1, 8)  # four generators a node
+    given = size_pools([{"CPU": 8.0, "GPU": 1.0}], Runtime(generators=Elastic(min=1, max=16), scorers=3), 1)
+    assert (given.scorers, given.most_scorers) == (3, 3)
+
+
+@given(
+    gpus=st.integers(1, 100), generator=st.sampled_from([0.3, 0.4, 0.5, 0.75, 0.95, 1.0, 2.0]), scorer=st.sampled_from([0.05, 0.25])
+)
+def test_scorers_may_become_so_many_that_no_generator_loses_its_place(gpus, generator, scorer):
+    runtime = Runtime(generator_gpus=generator, scorer_gpus=scorer)
+    try:
+        sizes = size_pools([{"CPU": 64.0, "GPU": float(gpus)}], runtime, 1)
+    except ResourcesError:
+        return
+    assert sizes.scorers == 1 <= sizes.most_scorers <= gpus
+    taken = sizes.generators * generator + sizes.most_scorers * scorer
+    assert taken <= gpus + 1e-9
+    all_at_once = Runtime(generator_gpus=generator, scorer_gpus=scorer, scorers=sizes.most_scorers)
+    assert size_pools([{"CPU": 64.0, "GPU": float(gpus)}], all_at_once, 1).generators == sizes.generators
+
+
+def test_on_nodes_without_gpus_there_may_be_a_scorer_on_each():
+    assert size_pools([{"CPU": 4.0}] * 3, Runtime(), 1).most_scorers == 3
+    assert size_pools([{"CPU": 4.0}], Runtime(), 1).most_scorers == 1
+
+
+@pytest.mark.parametrize(
+    ("generators", "scorers", "most", "a_node", "served"),
+    [(8, 2, 2, 8, 4), (1000, 1, 1000, 8, 8), (1000, 1, 0, 8, 1000), (3, 2, 2, 0, 2), (8, 1, 8, 8, 8)],
+)
+def test_a_scorers_threads_are_for_its_share_of_the_generators_and_for_one_node_where_more_scorers_may_come(
+    generators, scorers, most, a_node, served
+):
+    assert Sizes(generators, 1.0, 0.75, scorers, 1.0, 0.25, 1.0, most, a_node).served == served
+
+
+@pytest.mark.parametrize(
+    ("given", "card", "scorer", "shares"),
+    [
+        ({}, None, None, (0.75, 0.25)),
+        ({}, 80, None, (0.75, 0.25)),
+        ({}, 80, 2, (0.95, 0.05)),  # a large card, and CLIP beside
+        ({}, 24, 3, (0.8, 0.2)),
+        ({}, 8, 6, (0.5, 0.5)),  # half of a card, at most
+        ({"generator_gpus": 0.9}, 80, 2, (0.9, 0.05)),
+        ({"generator_gpus": 0.9}, None, None, (0.9, 0.1)),
+        ({"generator_gpus": 0.4}, None, None, (0.4, 0.2)),  # two generators a card
+        ({"generator_gpus": 1.0}, None, None, (1.0, 0.25)),
+        ({"scorer_gpus": 0.1}, 80, 40, (0.9, 0.1)),
+        ({"scorer_gpus": 1.0}, None, None, (1.0, 1.0)),
+        ({"generator_gpus": 0.6, "scorer_gpus": 0.3}, 80, 1, (0.6, 0.3)),
+    ],
+)
+def test_a_scorer_gets_what_its_models_need_of_the_card_and_the_generator_the_rest(given, card, scorer, shares):
+    billions = [None if size is None else size * 10**9 for size in (card, scorer)]
+    runtime = card_shares(Runtime(**given), billions[0], None, billions[1])
+    assert (runtime.generator_gpus, runtime.scorer_gpus) == shares
+
+
+def test_a_model_that_cannot_fit_into_its_share_of_the_smallest_card_is_said_before_anything_starts():
+    assert card_shares(Runtime(), 48 * 10**9, 45 * 10**9, 10**9).generator_gpus == 0.95
+    with pytest.raises(ResourcesError, match=r"needs 46\.0 GB at least.* has 0\.95 of a card of 48\.0 GB; set model\.batch lower"):
+        card_shares(Runtime(), 48 * 10**9, 46 * 10**9, 10**9)
+    assert card_shares(Runtime(generator_gpus=2), 48 * 10**9, 47 * 10**9, 10**9).generator_gpus == 2
 
 
 def test_the_least_is_not_more_than_the_most():

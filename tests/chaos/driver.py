@@ -8,13 +8,18 @@ import resource
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
+from promptmill.actors.flow.workers import Workers
+from promptmill.actors.pool_sizes import Sizes
 from promptmill.configs.schema import Elastic
 from promptmill.jobs.cli.endings import one_line_errors
 from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.running import on_ray, sites
 from promptmill.jobs.showing.shown_run import rendered
 from promptmill.pipelines.work import units
 from tests.chaos.standin import Chaos, install
@@ -32,6 +37,22 @@ def watch(into: list[float]) -> None:
         time.sleep(1)
 
 
+def let_scorers_grow(most: int) -> None:
+    """Let the pool of scorers grow on one node, or in one process, which would have one scorer; they share its CPUs."""
+    real_sizes, real_here = on_ray.size_pools, sites.workers_here
+
+    def size_pools(nodes: Any, runtime: Any, threads: int) -> Sizes:
+        # A node that was killed a moment ago may still be listed.
+        sizes = real_sizes(nodes[:1], runtime, threads)
+        return replace(sizes, most_scorers=most, scorer_cpus=sizes.scorer_cpus / most)
+
+    def workers_here(*arguments: Any) -> Workers:
+        made = real_here(*arguments)
+        return replace(made, scorers=replace(made.scorers, most=most))
+
+    on_ray.size_pools, sites.workers_here = size_pools, workers_here  # type: ignore[attr-defined]
+
+
 @click.command()
 @click.argument("out")
 @click.argument("notes")
@@ -43,6 +64,8 @@ def watch(into: list[float]) -> None:
 @click.option("--generators", default="2", help="How many, or the least and the most, as 1:4.")
 @click.option("--kinds", is_flag=True, help="Each node is hardware of another kind.")
 @click.option("--assembling", default=0.0, help="Seconds more that a shard's assembly takes.")
+@click.option("--scoring", default=0.0, help="Seconds that a unit takes of a scorer that is the only one so far.")
+@click.option("--most-scorers", default=0, help="To how many scorers the pool may grow.")
 @click.option("--deadline", default=600.0)
 @click.option("--retry-failed", is_flag=True)
 @click.option("--uncut", is_flag=True, help="No request is cut into slices, however many its candidates.")
@@ -57,6 +80,8 @@ def main(
     generators: str,
     kinds: bool,
     assembling: float,
+    scoring: float,
+    most_scorers: int,
     deadline: float,
     retry_failed: bool,
     uncut: bool,
@@ -64,7 +89,9 @@ def main(
     """Run the plan of OUT."""
     if uncut:
         units.SLICE_UNITS = units.UNIT_PIXELS = 2**40
-    install(Chaos(notes, seconds, *die, under, kinds, assembling))
+    install(Chaos(notes, seconds, *die, under, kinds, assembling, scoring))
+    if most_scorers:
+        let_scorers_grow(most_scorers)
     seen: list[float] = []
     threading.Thread(target=watch, args=(seen,), daemon=True).start()
     with one_line_errors():

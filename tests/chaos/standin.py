@@ -40,6 +40,7 @@ class Chaos:
         under: Only operations on paths that have this in them count.
         kinds: Each node is hardware of another kind.
         assembling: That a shard's assembly takes longer, half before and half after its work.
+        scoring: Seconds that a unit takes of a scorer that is the only one so far.
     """
 
     folder: str
@@ -49,6 +50,7 @@ class Chaos:
     under: str = ""
     kinds: bool = False
     assembling: float = 0.0
+    scoring: float = 0.0
 
     def note(self, name: str, line: str) -> None:
         with (Path(self.folder) / name).open("a") as file:
@@ -154,6 +156,7 @@ def install(chaos: Chaos) -> None:
     class Generator:
         def __init__(self, recipe):
             self._recipe, self._job_seed = recipe, recipe.config.seed
+            self._gives_maps = recipe.config.shards.controls
 
         def load(self):
             return {"cpu": _node() if chaos.kinds else "stand-in"}
@@ -177,7 +180,10 @@ def install(chaos: Chaos) -> None:
             # Of other steps, another picture.
             noise = {index: seed + 2**32 * (request.steps - 1) for index, seed in seeds.items()}
             made = (Candidate(i, seeds[i], paint(noise[i], request.height, request.width), request.steps) for i in indices)
-            return Outcome(placed.row, tuple(made))
+            # Of each row and control another one.
+            steering = range(len(request.controls) * self._gives_maps)
+            maps = (paint(1000 * placed.row + number, request.height, request.width) for number in steering)
+            return Outcome(placed.row, tuple(made), maps=tuple(maps))
 
         def _enlarged(self, placed, indices, pictures) -> Outcome:
             """What a stage makes of a request's kept images: twice as large, and another picture."""
@@ -191,11 +197,15 @@ def install(chaos: Chaos) -> None:
 
         def load(self):
             chaos.arm("scorer")
+            chaos.note("scorers", f"{id(self)} {os.getpid()}")
             return {"cpu": _node() if chaos.kinds else "stand-in"}
 
         def finish(self, unit: Unit, rendered: Rendered, earlier=tuple):
             from promptmill.actors.receipts import Receipt
 
+            if chaos.scoring and len((Path(chaos.folder) / "scorers").read_text().splitlines()) == 1:
+                time.sleep(chaos.scoring)
+            chaos.note("scored", f"{unit.name} {id(self)} {os.getpid()}")
             finished = finish_in_stages(unit, rendered, Clip(), self._recipe, earlier)
             if isinstance(finished, Onward):
                 return finished

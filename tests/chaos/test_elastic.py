@@ -1,11 +1,13 @@
-"""Pools that grow as nodes join and shrink as they go, while a run of stand-in work goes on."""
+"""Pools that grow, as nodes join or as units wait, and shrink as nodes go, while a run of stand-in work goes on."""
 
 import os
 import signal
 import time
 from contextlib import contextmanager
 
-from tests.chaos.site import problems, published
+import pytest
+
+from tests.chaos.site import HERE, problems, published
 
 
 @contextmanager
@@ -56,4 +58,15 @@ def test_a_node_of_another_kind_of_hardware_steps_back_and_the_others_go_on(calm
         with joining(calm, driver):
             assert driver.wait(180) == 0
     assert len(rendering(site)) == 1, "units were rendered on two kinds of hardware"
+    assert published(site.out) == calm.bytes and not problems(site.out)
+
+
+@pytest.mark.parametrize("where", ["on Ray", HERE])
+def test_scorers_that_come_as_units_wait_for_them_change_no_byte(calm, where):
+    site = calm.site("--seconds", "0.02", "--scoring", "1", "--most-scorers", "3")
+    site.address = HERE if where == HERE else site.address
+    assert site.finish() == 1
+    up = (site.notes / "scorers").read_text().splitlines()
+    assert 2 <= len(up) <= 3, "the pool did not grow"
+    assert {line.split(" ", 1)[1] for line in (site.notes / "scored").read_text().splitlines()} <= {*up}
     assert published(site.out) == calm.bytes and not problems(site.out)

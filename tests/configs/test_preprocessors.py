@@ -38,7 +38,7 @@ def test_every_spelling_is_read_as_meant_and_becomes_one_spelling_that_says_the_
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("depth", "'depth' is not known; there are none, canny, "),
+        ("hough", "'hough' is not known; there are none, canny, "),
         ("cany", "'cany' is not known; did you mean 'canny'?; there are"),
         ("", "'' is neither a name nor name(parameter=value, ...)"),
         ("canny(", "'canny(' is neither a name nor"),

@@ -9,9 +9,11 @@ from diffusers import ControlNetModel, StableDiffusionPipeline
 from PIL import Image
 
 from promptmill.embedded import evaluate, gallery
+from promptmill.embedded.pictures import SEGMENT_RGB
 from promptmill.embedded.sampling import Family
 from promptmill.embedded.tokenizer import WORDS, build_tokenizer
 from promptmill.embedded.weights import WEIGHTS
+from promptmill.embedded.world import SHAPES
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,17 @@ def test_ranking_by_clip_finds_right_pictures_where_many_are_wrong(family):
 def test_controlnets_control(family, kind):
     with_map, without = figures(evaluate.measure_control(family, kind, 8)).values()
     assert with_map >= 0.6 and without <= 0.35
+
+
+def test_the_annotators_map_of_a_picture_steers_to_pictures_of_the_same_layout(family):
+    covered, followed = figures(evaluate.measure_annotator(family, 8)).values()
+    assert covered >= 0.85 and followed >= 0.6
+
+
+def test_the_annotator_knows_the_colours_of_the_maps_that_controlnets_were_trained_on(family):
+    model, _ = family.annotator
+    assert model.config.palette == SEGMENT_RGB.tolist()
+    assert [*model.config.id2label.values()] == ["background", *SHAPES]
 
 
 def test_img2img_keeps_the_layout_at_low_strength_and_moves_away_with_more(family):

@@ -74,6 +74,7 @@ def test_the_stages_make_a_family_that_the_libraries_load(tmp_path):
     for kind in ("canny", "seg"):
         assert family.control(kind, prompts, seeds, maps, num_inference_steps=2).shape == (1, 64, 64, 3)
     assert np.isfinite(family.score(prompts, family.txt2img(prompts, seeds, num_inference_steps=2))).all()
+    assert family.labels(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, 64, 64)
     flows = FlowFamily(tmp_path / "weights")
     assert flows.txt2img(prompts, seeds, num_inference_steps=2).shape == (1, 64, 64, 3)
     assert flows.control("seg", prompts, seeds, maps, num_inference_steps=2).shape == (1, 64, 64, 3)

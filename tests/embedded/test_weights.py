@@ -12,6 +12,7 @@ LOADERS = [
     lambda folder: weights.load_controlnet("canny", folder),
     weights.load_flow_pipeline,
     lambda folder: weights.load_flow_controlnet("seg", folder),
+    weights.load_annotator,
     weights.load_upscaler,
 ]
 
@@ -27,6 +28,7 @@ def test_the_shipped_weights_are_whole_and_small():
     check()
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) <= 45_000_000
     assert sum(path.stat().st_size for path in WEIGHTS.glob("flow*/**/*") if path.is_file()) <= 7_500_000
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("annotator-seg/*")) <= 1_000_000
     assert sum(path.stat().st_size for path in WEIGHTS.glob("upscaler/*")) <= 1_000_000
     binaries = {path.suffix for path in WEIGHTS.rglob("*") if path.is_file()} - {".json", ".md", ""}
     assert binaries == {".safetensors"}

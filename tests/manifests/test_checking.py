@@ -127,7 +127,7 @@ BROKEN_ROWS = {
     "control without image": ({"controls": [{"type": "canny"}]}, "controls.0.image: missing"),
     "control key": ({"controls": [{**CONTROL, "scal": 1}]}, "controls.0.scal: unknown key; did you mean 'scale'?"),
     "control window": ({"controls": [{**CONTROL, "start": 0.8, "end": 0.2}]}, "controls.0: start 0.8 is not before end 0.2"),
-    "preprocess": ({"controls": [{**CONTROL, "preprocess": "depth"}]}, "controls.0.preprocess: 'depth' is not known; there are"),
+    "preprocess": ({"controls": [{**CONTROL, "preprocess": "cartoon"}]}, "controls.0.preprocess: 'cartoon' is not known; there are"),
     "controls twice": ({"controls": [CONTROL], "control_type": "canny"}, "controls: given beside control_type"),
     "controls as words": ({"controls": "canny"}, "controls: not a JSON list"),
     "unknown LoRA": ({"loras": [{"name": "styel"}]}, "loras: no LoRA 'styel'; did you mean 'style'?"),

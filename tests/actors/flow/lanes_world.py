@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from dataclasses import replace
 
 from promptmill.actors.flow.actor_slots import DiedError, LostError, Pool
 from promptmill.actors.flow.lanes import Lanes
@@ -37,8 +38,8 @@ class World:
     async def convict(self, unit, reasons):
         return ("convicted", unit, tuple(reasons))
 
-    def lanes(self, units, generators=(1, 2), scorers=(1, 1), waiting=4):
-        pools = self.pool("generator", *generators), self.pool("scorer", *scorers)
+    def lanes(self, units, generators=(1, 2), scorers=(1, 1), waiting=4, most=0, grown=lambda size: None):
+        pools = self.pool("generator", *generators), replace(self.pool("scorer", *scorers), most=most, grown=grown)
         return Lanes(units, *pools, self.convict, pieces_of, waiting)
 
 

@@ -125,3 +125,18 @@ def test_no_generator_asks_for_a_place_before_a_scorer_has_one():
         end(tasks)
 
     run_in_virtual_time(go())
+
+
+@pytest.mark.parametrize(("generators", "waits_s"), [(4, 0), (3, 30)])
+def test_a_scorer_that_comes_beside_others_lets_generators_take_their_places_first(generators, waits_s):
+    async def go():
+        machine, room = Machine(4), Room(feeding=1, placed_first=4)
+        tasks, up = started(machine, room, generators, 1, size=0.95, scorer_size=0.05)
+        await asyncio.sleep(1)
+        assert len(machine.holders) == generators + 1
+        began = asyncio.get_running_loop().time()
+        await scorer(machine, room, 1, 0.05, up)
+        assert asyncio.get_running_loop().time() - began == pytest.approx(waits_s)
+        end(tasks)
+
+    run_in_virtual_time(go())

@@ -50,7 +50,7 @@ def test_a_small_model_in_folders_is_tried_anywhere(graphics, monkeypatch):
     assert worth_measuring(planned("embedded")) is None
     reason = worth_measuring(planned("embedded", "model.controlnets.x.source=o/n", f"model.controlnets.x.revision={'a' * 40}"))
     assert "o/n from the hub" in reason
-    size = sum(file.stat().st_size for name in ("pipeline", "controlnet-canny", "controlnet-seg")
+    size = sum(file.stat().st_size for name in ("pipeline", "controlnet-canny", "controlnet-seg", "annotator-seg")
                for file in (ROOT / "embedded" / "weights" / name).rglob("*.safetensors"))  # fmt: skip
     monkeypatch.setattr(estimate, "SMALL", size)
     assert "GB of weights" in worth_measuring(planned("embedded"))

@@ -404,9 +404,9 @@ def test_the_plan_holds_the_licences_of_its_models_and_the_card_says_them(tmp_pa
     (tmp_path / "manifest.txt").write_text("a cat\n")
     plan = make_plan(look(load("embedded", [f"manifest={tmp_path}/manifest.txt"])), str(tmp_path / "out"))
     assert plan.licences == dict.fromkeys(
-        ("model.base", "model.controlnets.canny", "model.controlnets.seg", "ranking.model"), "apache-2.0"
+        ("model.base", "model.controlnets.canny", "model.controlnets.seg", "model.annotators.seg", "ranking.model"), "apache-2.0"
     )
     assert read_plan(str(tmp_path / "out")) == plan
     assert [(made.role, made.licence) for made in models(plan)] == [
-        (role, "apache-2.0") for role in ("base", "ControlNet canny", "ControlNet seg", "scorer")
+        (role, "apache-2.0") for role in ("base", "ControlNet canny", "ControlNet seg", "annotator seg", "scorer")
     ]

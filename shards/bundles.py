@@ -1,0 +1,82 @@
+"""Packs an image file and the control maps that lie beside it into one cell of a part, and unpacks them for the tar.
+
+Slices, passes and joins move the cell as it is, so that an image and its maps stay together. A dataset without maps has the image
+file alone in the cell.
+"""
+
+import hashlib
+import io
+import re
+import struct
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from promptmill.configs.columns import CONTROL_MAPS
+from promptmill.shards.image_files import PNG_LEVEL
+
+MAP_NAME = re.compile(r"control\.([0-9]{1,2})\.png")  # the ending of a map's name in the tar
+LENGTHS = struct.Struct(">Q")
+
+
+class BundleError(ValueError):
+    """Reports a cell that holds no image and maps."""
+
+
+def encode_map(pixels: np.ndarray) -> bytes:
+    """Encode a control map as PNG; the same bytes for the same pixels and version of the codec.
+
+    Args:
+        pixels: The map, (H, W, 3) uint8.
+    """
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=PNG_LEVEL)
+    return file.getvalue()
+
+
+def entry(content: bytes) -> dict[str, str | int]:
+    """Return the entry of a map's file in the column `control_maps`."""
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def pack(image: bytes, maps: Sequence[bytes]) -> bytes:
+    """Return an image file and its maps as one cell."""
+    files = (image, *maps)
+    return b"".join((bytes([len(files)]), *(LENGTHS.pack(len(file)) for file in files), *files))
+
+
+def unpack(cell: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+    """Return the image file and the maps of a cell.
+
+    Raises:
+        BundleError: The cell's lengths are not those of its files.
+    """
+    number = cell[0] if cell else 0
+    at = 1 + number * LENGTHS.size
+    if not number or len(cell) < at:
+        raise BundleError("holds no image and maps")
+    files = []
+    for place in range(number):
+        (length,) = LENGTHS.unpack_from(cell, 1 + place * LENGTHS.size)
+        files.append(cell[at : at + length])
+        at += length
+    if at != len(cell):
+        raise BundleError("its lengths are not those of its files")
+    return files[0], tuple(files[1:])
+
+
+def unpacked(cell: bytes, columns: Sequence[str]) -> tuple[bytes, tuple[bytes, ...]]:
+    """Return the image file and the maps of a part's cell, by the columns of its dataset."""
+    return unpack(cell) if CONTROL_MAPS in columns else (cell, ())
+
+
+def map_names(number: int) -> list[str]:
+    """Return the endings of the names of so many maps in the tar."""
+    return [f"control.{place}.png" for place in range(number)]
+
+
+def maps_in(files: Mapping[str, bytes]) -> list[str]:
+    """Return the endings among a sample's files that are those of maps, in the order of their controls."""
+    found = {int(named[1]): ending for ending in files if (named := MAP_NAME.fullmatch(ending))}
+    return [found[place] for place in sorted(found)]
