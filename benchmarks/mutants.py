@@ -121,6 +121,18 @@ MUTANTS = (
         "a mask that is to be inverted is not",
     ),
     Mutant(
+        "pipelines/rendering/grounding.py",
+        "fuser.enabled = on",
+        "pass",
+        "rows go through the layers that read boxes as another call has left these",
+    ),
+    Mutant(
+        "manifests/requests.py",
+        'unread = "negative_prompt" in rules.ignored and (scale is None or scale <= 1.0)',
+        'unread = "negative_prompt" in rules.ignored',
+        "a row that is led away from a negative prompt has none",
+    ),
+    Mutant(
         "manifests/masks.py",
         "there = changed(before, edit)",
         "there = before",

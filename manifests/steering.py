@@ -7,7 +7,9 @@ from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import PICTURE, Control, Mode, Reference
 from promptmill.configs.preprocessors import ANNOTATORS, annotator_of
 
-ADAPTED = "IP-Adapters are for Stable Diffusion, SDXL, Stable Diffusion 3, Flux, its Kontext and Chroma, Redux is for Flux"
+ADAPTED = (
+    "IP-Adapters are for Stable Diffusion, SDXL, LCM, Kolors, Stable Diffusion 3, Flux, its Kontext and Chroma, Redux for Flux"
+)
 
 
 @dataclass(frozen=True)

@@ -234,9 +234,9 @@ FAMILIES: dict[str, Family] = {
         most_noise=999,
         always={"clean_caption": False},
     ),
-    "Kolors": Family(length_first=True, package="sentencepiece"),
+    "Kolors": Family(length_first=True, package="sentencepiece", image_prompts="unet"),
     "Krea2": Family(rows=1, unguided=0.0, sized=True, solvers=("euler", "unipc"), patch=2),
-    "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",)),
+    "LatentConsistencyModel": Family(rows=1, steps_left="all", negative=False, solvers=("lcm",), image_prompts="unet"),
     # diffusers makes sides of pictures that Pillow has multiples of 32.
     "LDMSuperResolution": Family(
         rows=1,

@@ -17,7 +17,7 @@ from promptmill.pipelines.models.families import TURNED
 from promptmill.pipelines.models.pipeline_classes import plain_mode
 from promptmill.pipelines.rendering.conditioning import composite
 from promptmill.pipelines.rendering.copies import Copy, to_device, to_host
-from promptmill.pipelines.rendering.grounding import repainting
+from promptmill.pipelines.rendering.grounding import repainting, share_of_preview
 from promptmill.pipelines.rendering.loaded_model import LoadedModel
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.previews import ending_after
@@ -59,6 +59,8 @@ def call(
     if model.family.seeds_steps and "generator" in inspect.signature(step := pipeline.scheduler.step).parameters:
         pipeline.scheduler.step = partial(step, generator=given["generator"])
     preview = jobs[0].placed.preview
+    if preview is not None and (share := request.gligen_scheduled_sampling_beta) is not None:
+        given["gligen_scheduled_sampling_beta"] = share_of_preview(pipeline.scheduler, request.steps, share, preview)
     if model.refiner is None:
         result = _previewed(pipeline, given, preview, request.strength, model.family.steps_left)
     else:

@@ -54,3 +54,18 @@ def repainting(pipeline: Any, picture: Any, generators: Sequence[torch.Generator
     scheduler.add_noise = add_own
     latents = draw((1, pipeline.vae.config.latent_channels, side, side), generator, device, pipeline.unet.dtype)
     return {"gligen_inpaint_image": picture, "latents": latents}
+
+
+def share_of_preview(scheduler: Any, steps: int, share: float, preview: int) -> float:
+    """Return the share of a preview's steps that know of boxes, for as many of them to do so as in the whole trajectory.
+
+    Args:
+        scheduler: The call's own scheduler.
+        steps: The steps of the whole trajectory.
+        share: The share of these that know of boxes, in [0, 1].
+        preview: The steps after which the trajectory ends.
+    """
+    scheduler.set_timesteps(steps)
+    whole = len(scheduler.timesteps)
+    # The pipeline rounds its product down; half a step more is safe from what floats lose.
+    return (int(share * whole) + 0.5) / min(whole, preview * getattr(scheduler, "order", 1))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptmill.configs.parameters import MODES, Control, Defaults, Growing, Lora
+from promptmill.configs.parameters import MODES, Box, Control, Defaults, Growing, Lora
 from promptmill.configs.preprocessors import PREPROCESSORS
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Ranking
@@ -27,6 +27,7 @@ CONTROLS = st.builds(
     preprocess=st.sampled_from(sorted(PREPROCESSORS)),
     scale=st.floats(0, 10),
 )
+BOXES = st.builds(Box, phrase=TEXT.filter(str.strip), x0=SHARE, y0=SHARE, x1=st.just(1.0), y1=st.just(1.0))
 REQUESTS = st.builds(
     Request,
     id=TEXT.filter(bool),
@@ -41,12 +42,15 @@ REQUESTS = st.builds(
     height=st.integers(1, 1024).map(lambda side: 8 * side),
     steps=st.integers(1, 1000),
     guidance_scale=st.floats(0, 100),
+    guidance_rescale=st.floats(0, 1),
+    true_cfg_scale=st.none() | st.floats(0, 100),
     scheduler=st.sampled_from(list(SCHEDULERS)),
     seed=st.none() | st.integers(0, 2**32 - 1),
     candidates=st.integers(1, 10_000),
     keep=st.integers(1, 10_000),
     loras=st.lists(st.builds(Lora, name=TEXT, scale=st.floats(-10, 10)), max_size=2).map(tuple),
     carried=st.dictionaries(TEXT, VALUES, max_size=3),
+    gligen_boxes=st.lists(BOXES, max_size=2).map(tuple),
 )
 
 

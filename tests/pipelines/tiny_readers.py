@@ -116,7 +116,8 @@ def kolors(folder: Path) -> Path:
     encoder = seeded(ChatGLMModel, config)
     for name, parameter in encoder.named_parameters():  # which come without values
         torch.nn.init.ones_(parameter) if "norm" in name else torch.nn.init.normal_(parameter, std=0.3)
-    unet = tiny.unet(**tiny.SDXL_UNET | {"cross": WIDTH, "projection_class_embeddings_input_dim": 6 * 8 + WIDTH})
+    projected = {"encoder_hid_dim": WIDTH, "encoder_hid_dim_type": "text_proj", "cross": 32}
+    unet = tiny.unet(**tiny.SDXL_UNET | projected | {"projection_class_embeddings_input_dim": 6 * 8 + WIDTH})
     scheduler = diffusers.EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.014, beta_schedule="scaled_linear", steps_offset=1)
     parts = (tiny.vae(), encoder, tokenizer, unet, scheduler)
     diffusers.KolorsPipeline(*parts).save_pretrained(folder)

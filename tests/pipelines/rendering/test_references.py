@@ -20,12 +20,14 @@ from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.units import Placed
 from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
+from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_calls import asked, loaded, pixels_of
+from tests.pipelines.plain_families import FAMILIES
 from tests.pipelines.plain_steered import SD, SDXL, maps_of, steering
 
 STYLE, FACE = Reference(type="style", image="b.png", scale=0.7), Reference(type="content", image="wide.png", scale=1.3)
-PLAIN = {"sd": SD, "sdxl": SDXL}
+PLAIN = {"sd": SD, "sdxl": SDXL, "lcm": FAMILIES["lcm"], "kolors": FAMILIES["kolors"]}
 
 
 def adapters_of(base, place):
@@ -44,8 +46,9 @@ def models(folder, made):
     @cache
     def model(name):
         place = folder / f"adapters-{name}"
-        nets = {"controlnets": {}} if name == "sdxl" else {}
-        given = model_of(folder, base=str(made(name)), references=adapters_of(made(name), place), **nets)
+        nets = {"controlnets": {}} if name != "sd" else {}
+        base = made(name) if name in ("sd", "sdxl") else TINY[name](place / "base")
+        given = model_of(folder, base=str(base), references=adapters_of(base, place), **nets)
         check_fits(given)
         engines.append(Engine(given, JOB_SEED, Roots((str(folder),))))
         return engines[-1], given, place
@@ -96,13 +99,15 @@ def plainly(name, one, base, place, folder, prefix):
         ("sd", "StableDiffusion", ("inpaint",)),
         ("sd", "StableDiffusion", ("controlnet",)),
         ("sdxl", "StableDiffusionXL", ("txt2img", "inpaint")),
+        ("lcm", "LatentConsistencyModel", ("txt2img", "img2img")),
+        ("kolors", "Kolors", ("txt2img", "img2img")),
     ],
 )
-def test_images_with_references_are_those_of_plain_diffusers_in_mixed_units(models, made, folder, name, prefix, modes):
-    engine, _, place = models(name)
-    some = mixed(*modes)
+def test_images_with_references_are_those_of_plain_diffusers_in_mixed_units(models, folder, name, prefix, modes):
+    engine, config, place = models(name)
+    some = [replace(one, scheduler="lcm") if name == "lcm" else one for one in mixed(*modes)]
     for one, outcome in zip(some, render(engine, *some), strict=True):
-        theirs = plainly(name, one, made(name), place, folder, prefix)
+        theirs = plainly(name, one, config.base, place, folder, prefix)
         np.testing.assert_array_equal(pixels(outcome), theirs, err_msg=str(one))
 
 
