@@ -99,6 +99,7 @@ STAGES = "stages"
 CONTROL_MAPS = "control_maps"
 STAGE0 = "stage0"
 MASK_EDIT, OUTPAINT = "mask_edit", "outpaint"
+VARIATION_SEED, VARIATION = "variation_seed", "variation_strength"
 TRUE_CFG = "true_cfg_scale"
 BOXES, BOXES_UNTIL = "gligen_boxes", "gligen_scheduled_sampling_beta"
 OF_PRIORS = ("prior_steps", "prior_guidance_scale")
@@ -202,6 +203,8 @@ COLUMNS = (
         need=Need.DECLARED,
     ),
     Column(OUTPAINT, _TEXT, "by how many pixels the image reaches beyond its init image", _INPUT, need=Need.DECLARED),
+    Column(VARIATION_SEED, pa.int64(), "of the noise that varies this candidate's", _INPUT, need=Need.DECLARED),
+    Column(VARIATION, _NUMBER, "the share of that noise", _INPUT, need=Need.DECLARED),
     Column(TRUE_CFG, _NUMBER, "guidance away from the negative prompt, beside the model's own", _INPUT, need=Need.DECLARED),
     Column(BOXES, pa.list_(BOX), "what is drawn where: a phrase, and sides as shares of the image's", _INPUT, need=Need.DECLARED),
     Column(BOXES_UNTIL, _NUMBER, "the share of the steps that know of the boxes", _INPUT, need=Need.DECLARED),

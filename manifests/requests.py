@@ -33,6 +33,7 @@ from promptmill.configs.parameters import (
     Rescale,
     Scheduler,
     Seed,
+    Share,
     Side,
     Sides,
     Strength,
@@ -76,6 +77,8 @@ class Columns(Closed):
     class_label: int | None = Field(None, ge=0)
     scheduler: Scheduler | None = None
     seed: Seed | None = None
+    variation_seed: Seed | None = None
+    variation_strength: Share | None = None
     candidates: Candidates | None = None
     keep: int | None = Field(None, ge=1, le=MAX_CANDIDATES)
     loras: tuple[Lora, ...] | None = Field(None, max_length=MAX_LIST)
@@ -104,6 +107,8 @@ class Request:
         mask_edit: How the mask is changed, as `configs.mask_edits` spells it.
         outpaint: How far the image reaches beyond its init image, likewise.
         gligen_boxes: What is drawn where.
+        variation_seed: Candidates have the noise of one seed, varied by that of other seeds, (variation_seed + k) mod 2^32.
+        variation_strength: The share of the other noise, in 0 … 1.
     """
 
     id: str
@@ -136,6 +141,8 @@ class Request:
     mask_edit: str | None = None
     outpaint: str | None = None
     gligen_boxes: tuple[Box, ...] = ()
+    variation_seed: int | None = None
+    variation_strength: float | None = None
     references: tuple[Reference, ...] = ()
 
     def images(self) -> Iterator[tuple[str, str]]:
@@ -322,6 +329,8 @@ def _resolve(columns: Columns, rules: Rules, own: Mapping[str, Any]) -> Request:
         class_label=columns.class_label,
         mask_edit=columns.mask_edit,
         outpaint=columns.outpaint,
+        variation_seed=columns.variation_seed,
+        variation_strength=columns.variation_strength,
     )
 
 

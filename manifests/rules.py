@@ -224,6 +224,9 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append(f"width: {request.width} x {request.height}, and the model makes {width} x {height} pixels alone")
     if request.mask_image is not None and request.init_image is None:
         wrong.append("mask_image: given without an init_image to repaint")
+    if (columns.variation_seed is None) != (columns.variation_strength is None):
+        lacks = "variation_strength" if columns.variation_strength is None else "variation_seed"
+        wrong.append(f"{lacks}: missing; a row that varies noise has a variation_seed and a variation_strength")
     wrong += [*problems_of_masks(request), *_problems_of_boxes(request, rules), *_problems_of_true_cfg(request, rules)]
     if columns.strength is not None and request.init_image is None:
         wrong.append("strength: given without an init_image to start from")

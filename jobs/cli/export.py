@@ -27,12 +27,22 @@ from promptmill.jobs.verifying.image_places import NOTHING, Given
 @click.option("--margin", type=click.FloatRange(0), help="--pairs: what the scores differ by at least.")
 @takes_image_places("--images all: ")
 @click.option("--as", "kind", type=click.Choice(["img2img", "control"]), help="--manifest: what images become.  [default: img2img]")
-@click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="--as img2img: else the second config's.")
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="--as img2img: else the second config's. --variations: the share of other noise.  [default: 0.2]",
+)
 @click.option("--type", "control", metavar="NAME", help="--as control: the ControlNet's type.  [default: canny]")
 @click.option("--preprocess", metavar="NAME", help="--as control: how the map is made.  [default: by the type]")
 @click.option("--scale", type=click.FloatRange(0, 10), help="--as control: how strongly it steers.  [default: 1]")
 @click.option("--conditioning", is_flag=True, help="--manifest: keep the first pass's controls and masks, too.")
 @click.option("--seeds", is_flag=True, help="--manifest: keep each image's seed; else the noise is new.")
+@click.option(
+    "--variations",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="--manifest: N variations of each image, by noise near to its own.",
+)
 @click.option("--drop", metavar="COLUMN", multiple=True, help="--manifest: leave a column to the second config; repeatable.")
 def export(out: str, pairs: Path | None, manifest: Path | None, given: Given, **options: Any) -> None:
     """Write preference pairs for training, or a manifest that renders the kept images further."""
@@ -82,9 +92,12 @@ def _export_pairs(out: str, file: Path, images: Literal["kept", "all", "none"] |
 def _export_manifest(out: str, file: Path, options: dict[str, Any], given: set[str]) -> None:
     from promptmill.jobs.sharing.next_manifest import Pass, export_manifest
 
-    kind: Literal["img2img", "control"] = options["kind"] or "img2img"
+    variations: int = options["variations"] or 0
+    if variations and (beside := sorted(given & {"kind", "conditioning", "seeds"})):
+        stop(USAGE, f"--{NAMES.get(beside[0], beside[0])} is not for --variations, which have the image's own request and seed")
+    kind: Literal["img2img", "control", "variations"] = "variations" if variations else options["kind"] or "img2img"
     for name in sorted(given & set(OF_KIND)):
-        if OF_KIND[name] != kind:
+        if OF_KIND[name] != kind and not (variations and name == "strength"):
             stop(USAGE, f"--{NAMES.get(name, name)} is for --as {OF_KIND[name]}")
     control = options["control"] or "canny"
     preprocess = options["preprocess"] or (control if control in {*PREPROCESSORS} - {*ANNOTATED} else None)
@@ -95,5 +108,7 @@ def _export_manifest(out: str, file: Path, options: dict[str, Any], given: set[s
     except ValueError as error:
         stop(USAGE, f"--preprocess: {error}")
     scale = 1.0 if options["scale"] is None else options["scale"]
-    wanted = Pass(kind, options["strength"], control, preprocess, scale, options["conditioning"], options["seeds"], options["drop"])
+    strength = 0.2 if variations and options["strength"] is None else options["strength"]
+    asked = options["conditioning"], options["seeds"], options["drop"], variations
+    wanted = Pass(kind, strength, control, preprocess, scale, *asked)
     echo(f"{file}: {summary.many(export_manifest(out, file, wanted), 'row')}, images in {file.stem}-images/")

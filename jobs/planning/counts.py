@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from promptmill.configs.preprocessors import ANNOTATED
 
 # Counts that are written where there are some.
-LATER = ("cached", "boxes", "true_cfg", "staged", "staged_alike", "steered", "maps")
+LATER = ("cached", "boxes", "true_cfg", "variations", "staged", "staged_alike", "steered", "maps")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Counts:
         outpaints: Requests that widen their pictures.
         boxes: Requests that have boxes.
         true_cfg: Requests that have a scale of true guidance beside the model's own.
+        variations: Requests that vary one noise.
         cached: The evaluations of these that a step cache answers.
         staged: The evaluations of these for the stages of kept images.
         staged_alike: The evaluations at the rows' own sizes that have as many pixels as these.
@@ -52,6 +53,7 @@ class Counts:
     outpaints: int = 0
     boxes: int = 0
     true_cfg: int = 0
+    variations: int = 0
     cached: int = 0
     staged: int = 0
     staged_alike: int = 0

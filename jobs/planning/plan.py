@@ -17,7 +17,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from promptmill.configs.columns import BOXES, BOXES_UNTIL, MASK_EDIT, OUTPAINT, REFERENCES, TRUE_CFG, NewerFormatError, check_format
+from promptmill.configs.columns import (
+    BOXES,
+    BOXES_UNTIL,
+    MASK_EDIT,
+    OUTPAINT,
+    REFERENCES,
+    TRUE_CFG,
+    VARIATION,
+    VARIATION_SEED,
+    NewerFormatError,
+    check_format,
+)
 from promptmill.configs.columns import FORMAT as DATASET_FORMAT
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import checked, parse_json, read_json
@@ -168,7 +179,7 @@ class Plan:
         """Return the declared columns that are there since a request has one."""
         counts = self.counts
         there = {REFERENCES: counts.references, MASK_EDIT: counts.mask_edits, OUTPAINT: counts.outpaints, TRUE_CFG: counts.true_cfg}
-        there |= dict.fromkeys((BOXES, BOXES_UNTIL), counts.boxes)
+        there |= dict.fromkeys((BOXES, BOXES_UNTIL), counts.boxes) | dict.fromkeys((VARIATION_SEED, VARIATION), counts.variations)
         return tuple(name for name, count in there.items() if count)
 
     def rerenders(self, shard: int, generation: int) -> frozenset[int]:

@@ -221,7 +221,7 @@ def kinds(shard: ShardPlan) -> frozenset[Hashable]:
 
 def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
     """Count the contents of a shard, without its buckets, which it shares with others."""
-    of_rows = ("references", "mask_edits", "outpaints", "boxes", "true_cfg")
+    of_rows = ("references", "mask_edits", "outpaints", "boxes", "true_cfg", "variations")
     names = ("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "cached", "staged", "staged_alike", *of_rows)
     sums: dict[str, int] = dict.fromkeys(names, 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
@@ -241,6 +241,7 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
         sums["references"] += bool(request.references)
         sums["mask_edits"] += request.mask_edit is not None
         sums["true_cfg"] += request.true_cfg_scale is not None
+        sums["variations"] += request.variation_seed is not None
         sums["boxes"] += bool(request.gligen_boxes)
         sums["outpaints"] += request.outpaint is not None
         modes[request.mode] += 1

@@ -22,6 +22,13 @@ CONDITIONING = ("init_image", "mask_image", "mask_edit", "outpaint", "controls",
 # Written without the SHA-256 that the output has of each image: that is not for a row to say.
 CONTROL = pa.struct([field for field in columns.CONTROL if field.name != "sha256"])
 REFERENCE = pa.struct([field for field in columns.REFERENCE if field.name != "sha256"])
+NOISE = {"seed", columns.VARIATION_SEED, columns.VARIATION}
+OF_VARIATIONS = {
+    "candidates": pa.int32(),
+    "keep": pa.int32(),
+    columns.VARIATION_SEED: pa.int64(),
+    columns.VARIATION: pa.float64(),
+}
 OWN = {"source_id": pa.string(), "source_score": pa.float64()}
 
 
@@ -30,15 +37,17 @@ class Pass:
     """Holds the options of a second pass over kept images.
 
     Attributes:
-        kind: `img2img` starts from the image; `control` gives the image to a ControlNet.
-        strength: The strength of img2img; None leaves it to the second config.
+        kind: `img2img` starts from the image; `control` gives the image to a ControlNet; `variations` renders the request
+            of the image again, with noise near to the image's.
+        strength: The strength of img2img, which None leaves to the second config; or the share of other noise, of variations.
         control, preprocess, scale: The ControlNet's type, how its map is made of the image, and its scale.
         conditioning: Whether the first pass's controls and mask stay, for `control` its init image too; their paths stay the same.
         seeds: Whether each row has its image's seed; else its noise is new.
         drop: Columns to leave out, so that the second config's defaults hold.
+        variations: How many variations each image gets.
     """
 
-    kind: Literal["img2img", "control"] = "img2img"
+    kind: Literal["img2img", "control", "variations"] = "img2img"
     strength: float | None = None
     control: str = "canny"
     preprocess: str = "canny"
@@ -46,6 +55,7 @@ class Pass:
     conditioning: bool = False
     seeds: bool = False
     drop: tuple[str, ...] = ()
+    variations: int = 0
 
 
 def export_manifest(output: str, file: Path, wanted: Pass) -> int:
@@ -114,7 +124,9 @@ def _put(place: Path, content: bytes) -> None:
 def _form(table: pa.Schema, wanted: Pass) -> pa.Schema:
     """Return the schema of the manifest, made from the columns of the metadata."""
     own = {"id": pa.string(), "init_image": pa.string(), "controls": pa.list_(CONTROL), **OWN}
-    dropped = added(table.names, Stated.of(table).declared) | (set() if wanted.seeds else {"seed"})
+    own |= OF_VARIATIONS if wanted.kind == "variations" else {}
+    same = wanted.seeds or wanted.kind == "variations"
+    dropped = added(table.names, Stated.of(table).declared) | (set() if same else NOISE)
     kept = {field.name: field.type for field in table if field.name not in dropped}
     if kept.get(columns.REFERENCES) == pa.list_(columns.REFERENCE):
         own[columns.REFERENCES] = pa.list_(REFERENCE)
@@ -127,9 +139,15 @@ def _form(table: pa.Schema, wanted: Pass) -> pa.Schema:
 
 def _row(first: Mapping[str, Any], image: str, wanted: Pass, schema: pa.Schema) -> dict[str, Any]:
     row = as_input(first, Stated.of(schema).declared)
-    if not wanted.conditioning:
+    if not wanted.conditioning and wanted.kind != "variations":
         row = {name: value for name, value in row.items() if name not in CONDITIONING}
     row |= {"source_id": first["id"], "source_score": first[ranks_by(schema)]}
+    if wanted.kind == "variations":
+        # What has stages was rendered at another size than its file has.
+        size = {name: rendered[0][name] for name in ("width", "height")} if (rendered := first.get(columns.STAGES)) else {}
+        number = {"candidates": wanted.variations, "keep": wanted.variations}
+        noise = {columns.VARIATION_SEED: (first["seed"] + 2**31) % 2**32, columns.VARIATION: wanted.strength}
+        return {**row, **size, **number, **noise}
     if wanted.kind == "img2img":
         if row.get(columns.OUTPAINT) is not None:  # the kept image is widened already
             row = {name: value for name, value in row.items() if name not in (columns.MASK_EDIT, columns.OUTPAINT)}

@@ -143,7 +143,8 @@ class Again:
                 images = {**{column: sha256 for column, sha256 in found.items() if sha256 is not None}, **images}
             # A row's own seed counts up from candidate 0, so a request of one candidate with this seed is this candidate.
             seeds.append(candidate_seed(plan.config.seed, request, index))
-            single = replace(request, seed=seeds[-1], candidates=1, keep=1, growing=None)
+            varied = None if request.variation_seed is None else (request.variation_seed + index) % 2**32
+            single = replace(request, seed=seeds[-1], variation_seed=varied, candidates=1, keep=1, growing=None)
             alone.append(replace(placed[row], row=number, request=single, images=images))
         form, quality = plan.config.shards.image_format, plan.config.shards.quality
         for unit in cut(record.shard, alone, plan.config.model.batch):

@@ -22,6 +22,7 @@ from promptmill.pipelines.rendering.loaded_model import LoadedModel
 from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.previews import ending_after
 from promptmill.pipelines.rendering.refining import Refiner
+from promptmill.pipelines.rendering.variations import check_varied, generator_of, vary_noise_of
 from promptmill.pipelines.work.evaluations import StepsLeft
 from promptmill.pipelines.work.results import Candidate, Failure
 
@@ -58,6 +59,8 @@ def call(
     given = {name: value for name, value in said.items() if name in taken}
     if model.family.seeds_steps and "generator" in inspect.signature(step := pipeline.scheduler.step).parameters:
         pipeline.scheduler.step = partial(step, generator=given["generator"])
+    if any(job.variation for job in jobs):
+        vary_noise_of(pipeline)
     preview = jobs[0].placed.preview
     if preview is not None and (share := request.gligen_scheduled_sampling_beta) is not None:
         given["gligen_scheduled_sampling_beta"] = share_of_preview(pipeline.scheduler, request.steps, share, preview)
@@ -65,6 +68,7 @@ def call(
         result = _previewed(pipeline, given, preview, request.strength, model.family.steps_left)
     else:
         result = _refined(pipeline, model.refiner, given, preview, request.strength)
+    check_varied(said["generator"])
     if not hasattr(result, "images"):  # two of diffusers' pipelines say it so
         result.images = result.image
     # Of two names, by the family.
@@ -154,7 +158,7 @@ def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, contro
         "height": request.height,
         "num_inference_steps": request.steps,
         "guidance_rescale": request.guidance_rescale,
-        "generator": [torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+        "generator": [generator_of(job.seed, job.variation) for job in jobs],
         "output_type": model.family.output,
         "clean_caption": False,  # which diffusers would do to prompts wherever two further packages are installed
     }

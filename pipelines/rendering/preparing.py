@@ -21,7 +21,7 @@ from promptmill.pipelines.rendering.control_maps import ControlMaps
 from promptmill.pipelines.rendering.reading_ahead import Read
 from promptmill.pipelines.work.errors import ModelError, is_fatal
 from promptmill.pipelines.work.results import Code, Failure, Outcome
-from promptmill.pipelines.work.units import Placed, candidate_seed
+from promptmill.pipelines.work.units import Placed, candidate_seed, variation_of
 
 Encoded = Callable[[Image.Image], Any]
 
@@ -66,6 +66,11 @@ class Job:
     index: int
     seed: int
     part: int | None = None
+
+    @property
+    def variation(self) -> tuple[int, float] | None:
+        """Return the seed of the noise that varies the job's, and its share. What a stage renders anew is not varied again."""
+        return None if self.part is not None else variation_of(self.request, self.index)
 
     @property
     def request(self) -> Request:

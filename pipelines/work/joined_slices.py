@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
+from promptmill.configs.columns import VARIATION_SEED
 from promptmill.pipelines.work.candidate_scores import Found, closed
 from promptmill.pipelines.work.metadata_rows import candidate_row, shared_row
 from promptmill.pipelines.work.recipe import Recipe
@@ -92,6 +93,8 @@ def _failed_rows(
     shared = {column: sibling[column] for column in shared_row(recipe, unit.shard, placed, Outcome(placed.row, ()))}
     # The sibling's size is that of its pixels; a candidate that was never rendered has the size that was asked for.
     shared |= {"width": placed.request.width, "height": placed.request.height}
+    if VARIATION_SEED in recipe.form.names:
+        shared[VARIATION_SEED] = placed.request.variation_seed  # the sibling's is that of its candidate
     failure = Failure(row["error"], row["error_message"])
     made = []
     for index in (index for index, one in of.items() if one.name == name):

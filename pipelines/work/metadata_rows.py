@@ -22,6 +22,8 @@ from promptmill.configs.columns import (
     STAGE0,
     STAGES,
     TRUE_CFG,
+    VARIATION,
+    VARIATION_SEED,
     Column,
     Role,
     by_name,
@@ -152,6 +154,7 @@ def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: in
         "error": failure.code if failure else None,
         "error_message": failure.message if failure else None,
         "seed": candidate.seed,
+        **({VARIATION_SEED: (varied + candidate.index) % 2**32} if (varied := shared.get(VARIATION_SEED)) is not None else {}),
         "unet_evaluations": candidate.evaluations,
         **({CACHED: candidate.cached} if recipe.config.model.kernels.cache else {}),
         **({DRAFT_SCORES: list(candidate.draft_scores)} if recipe.config.ranking.drafts else {}),
@@ -159,7 +162,7 @@ def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: in
 
 
 # Declared columns that are there where a row has one, in their order.
-OF_ROWS = (REFERENCES, MASK_EDIT, OUTPAINT, TRUE_CFG, BOXES, BOXES_UNTIL)
+OF_ROWS = (REFERENCES, MASK_EDIT, OUTPAINT, VARIATION_SEED, VARIATION, TRUE_CFG, BOXES, BOXES_UNTIL)
 
 
 def declared_columns(config: Config, of_rows: Collection[str] = ()) -> tuple[Column, ...]:
@@ -168,7 +171,7 @@ def declared_columns(config: Config, of_rows: Collection[str] = ()) -> tuple[Col
     Args:
         config: The run's config.
         of_rows: Names of the columns that are there since a row has one: references, which need no adapter in models that take
-            several pictures, what changes masks and widens pictures, boxes, and true guidance beside the model's own.
+            several pictures, what changes masks and widens pictures, boxes, variations, and true guidance beside the model's own.
     """
     model = config.model
     there = {*of_rows, *([REFERENCES] if model.references else ())}

@@ -288,7 +288,17 @@ def candidate_seed(job_seed: int, request: Request, candidate: int) -> int:
     """Return the 32-bit seed of a candidate; it depends on nothing but these arguments, so more candidates can be asked for later.
 
     A row's own seed counts up from candidate 0; otherwise the seed is a hash of the job's seed, the request's id and the candidate.
+    Candidates that vary one noise all have the seed of candidate 0.
     """
+    if request.variation_seed is not None:
+        candidate = 0
     if request.seed is not None:
         return (request.seed + candidate) % 2**32
     return int.from_bytes(hashlib.sha256(f"{job_seed}\n{candidate}\n{request.id}".encode()).digest()[:4], "big")
+
+
+def variation_of(request: Request, candidate: int) -> tuple[int, float] | None:
+    """Return the seed of the noise that varies a candidate's, and its share; None where a request asks for no variations."""
+    if request.variation_seed is None or request.variation_strength is None:
+        return None
+    return (request.variation_seed + candidate) % 2**32, request.variation_strength
