@@ -242,7 +242,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     size = request.width, request.height
     given = request.init_image, request.outpaint is not None
     wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, *given)
-    wrong += problems_of_maps(request.controls, rules.annotators)
+    wrong += problems_of_maps(request.controls, rules.annotators, request.mask_image is not None)
     wrong += problems_of_faces(request.controls, request.references, rules.steering)
     if rules.pictures > 1:
         begins, masked = request.init_image is not None, request.repaints
