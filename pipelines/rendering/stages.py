@@ -109,7 +109,7 @@ class Stages:
         return lambda picture: self._tried(lambda: detector.find(picture))
 
     def _tried(self, call: Callable[[], Made]) -> Made | Failure:
-        """Return what a network makes of a picture, or why it makes nothing of the picture; raise FatalError as `render` does."""
+        """Return the result of a call of a network, or the failure of its picture; raise FatalError as `render` does."""
         try:
             with COMPUTING:
                 torch.set_num_threads(self._threads)
