@@ -75,8 +75,9 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
     (made,) = again.images(record, {key: row["pixel_sha256"]}, kept={key} if was_kept else ())
     return replace(made, drafted=row["status"] == "drafted")
 
+
+def _row(shard: finished.ShardReader, key: str) -> dict[str, Any]:
     """Return the columns of a candidate that tell how its image was made: its status, its error, the hash of its pixels."""
-    """Return what tells how a candidate was made: its status, its error, the hash of its pixels."""
     for row in shard.table().select(["key", "status", "error_message", "pixel_sha256", "candidates"]).to_pylist():
         # A request that failed as a whole has one row, without a candidate.
         if row["key"] == key or (row["key"] == request_of(key) and parse_key(key)[2] < (row["candidates"] or 0)):
