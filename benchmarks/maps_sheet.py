@@ -12,10 +12,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from promptmill.configs.loading import load
+from promptmill.configs.preprocessors import MASKED
 from promptmill.embedded.pictures import draw
 from promptmill.embedded.world import parse
 from promptmill.pipelines.rendering.annotators import Annotators
-from promptmill.pipelines.rendering.control_maps import MAPS, control_map
+from promptmill.pipelines.rendering.control_maps import MAPS, control_map, masked
 
 SHEET = Path(__file__).parents[1] / "docs" / "maps.webp"
 SIDE, COLUMNS, TITLE = 256, 3, 18  # pixels, pictures, pixels
@@ -65,6 +66,9 @@ def sheet() -> Image.Image:
     picture, flat = landscape(), world()
     annotators = Annotators(load("embedded", ["manifest=rows.jsonl"]).model.annotators, torch.device("cpu"))
     tiles = {name: control_map(name, picture) for name in MAPS}
+    repaint = np.zeros(picture.shape[:2], bool)
+    repaint[SIDE // 4 : 3 * SIDE // 4, SIDE // 8 : SIDE // 2] = True  # as a row's mask would say
+    tiles[MASKED] = masked(picture, repaint).clip(0, 255).astype(np.uint8)
     tiles |= {"none, of the embedded world": flat, "seg": control_map("seg", flat, annotators)}
     rows = -(-len(tiles) // COLUMNS)
     made = Image.new("RGB", (COLUMNS * SIDE, rows * (SIDE + TITLE)), "white")

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from promptmill.configs.errors import A_NUMBER, AN_OBJECT
+from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
 from promptmill.configs.keys import forms_of
 from promptmill.configs.mask_edits import mask_edit_text, outpaint_text
 from promptmill.configs.preprocessors import preprocess_name
@@ -227,6 +227,14 @@ FURTHER = (
 )
 
 
+# Columns that a sweep may give several values.
+SWEPT = (
+    *("prompt", "negative_prompt", "seed", "width", "height", "steps", "scheduler", "strength", "loras"),
+    *("guidance_scale", "guidance_rescale", *FURTHER, "variation_seed", "variation_strength"),
+)
+MAX_CELLS = 10_000  # of one row's sweep
+
+
 class Defaults(Strict):
     """Declares the values of every request that does not say otherwise; each key is also a column of the manifest."""
 
@@ -249,6 +257,18 @@ class Defaults(Strict):
     candidates: Candidates = 4
     keep: int = Field(1, ge=1, le=MAX_CANDIDATES)
     loras: tuple[Lora, ...] = Field((), max_length=MAX_LIST)
+    sweep: dict[str, tuple[Any, ...]] | None = Field(
+        None, exclude_if=is_empty, description="Columns, each with its values: a row becomes one for each combination."
+    )
+
+    @model_validator(mode="after")
+    def _sweeps_columns(self) -> "Defaults":
+        for name, values in (self.sweep or {}).items():
+            if name not in SWEPT:
+                raise ValueError(f"sweep: {quoted(name)} is no column that can be swept{nearest(name, SWEPT)}")
+            if not values:
+                raise ValueError(f"sweep.{name}: has no values")
+        return self
 
     @model_validator(mode="after")
     def _keep_what_there_is(self) -> "Defaults":

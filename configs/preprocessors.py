@@ -43,6 +43,8 @@ PREPROCESSORS: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
         # Of the random numbers, so that the same picture is shuffled in several ways.
         "shuffle": {"seed": Parameter(0, 0, 2**32 - 1)},
         "invert": _NONE,
+        # The picture, without the pixels that the row's mask repaints, as ControlNet 1.1's inpaint model knows them.
+        "inpaint": _NONE,
         # By models, which `model.annotators` of a config declares.
         "depth": _NONE,
         # How deep the scene is, as a share, and up to which share of the depth it is background, which is flat.
@@ -80,6 +82,8 @@ ANNOTATORS: Mapping[str, str] = MappingProxyType(
         "lineart": "a safetensors file of informative-drawings",
     }
 )
+
+MASKED = "inpaint"  # the preprocessor whose map depends on the row's mask
 
 _FORM = re.compile(r"\s*([\w.-]+)\s*(?:\(([^()]*)\)\s*)?", re.ASCII)
 

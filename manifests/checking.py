@@ -32,6 +32,7 @@ from promptmill.manifests.row_values import FLAT_CONTROL
 from promptmill.manifests.rows import Row, RowError
 from promptmill.manifests.rules import Rules, ignored
 from promptmill.manifests.sources import read_rows
+from promptmill.manifests.sweeps import swept
 
 REMEMBERED_IMAGES = 16_384  # paths; rows that share an image, a control map for one, have it decoded once
 MASKS = ("mask_image", ".mask")  # what the columns of masks end with: the init image's, and those of references
@@ -84,7 +85,12 @@ def check_rows(
     Raises:
         ManifestError: A file cannot be read.
     """
-    return itertools.starmap(RowChecks(files, rules, roots, max_images).check, enumerate(read_rows(files, note), 1))
+    return itertools.starmap(RowChecks(files, rules, roots, max_images).check, enumerate(rows_of(files, rules, note), 1))
+
+
+def rows_of(files: Sequence[str], rules: Rules, note: Callable[[str], None] = lambda line: None) -> Iterator[Row]:
+    """Yield the rows of a manifest, those that are swept over columns as the rows of their cells; errors as `read_rows`."""
+    return swept(read_rows(files, note), rules.defaults.sweep, rules.seed)
 
 
 class RowChecks:

@@ -43,6 +43,7 @@ from promptmill.manifests.row_values import FLAT_CONTROL, LISTS, unfolded, unrea
 from promptmill.manifests.rows import Row, RowError
 from promptmill.manifests.rules import CLASS_LABEL, Rules, problems_between
 from promptmill.manifests.steering import begin_with_noise
+from promptmill.manifests.sweeps import OF as SWEEP_OF
 
 MOST_HINTED = 50  # unknown columns of a bad row that are compared with the known ones
 OWN_IMAGES = ("init_image", "mask_image")  # columns that hold an image; controls hold one each, too
@@ -178,6 +179,7 @@ class Request:
 _OWN = frozenset({"id", "prompt", "negative_prompt", "init_image", "mask_image", "seed"})
 _SHAPE = attrgetter(*(name for name in Columns.model_fields if name not in _OWN))
 MAX_SHAPES = 4096
+_OURS = (CLASS_LABEL, SWEEP_OF)  # carried columns that promptmill knows
 
 # By the values of a row beyond its own columns: a request that was made of such a row and has no problem.
 Shapes = dict[bytes, Request]
@@ -218,7 +220,7 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
         else:
             values[name] = value
     if rules.strict:
-        problems += [f"{shown(name)}: unknown column{nearest(name, KNOWN_COLUMNS)}" for name in carried if name != CLASS_LABEL]
+        problems += [f"{shown(name)}: unknown column{nearest(name, KNOWN_COLUMNS)}" for name in carried if name not in _OURS]
     given = unfolded(values)
     mistyped += [problem for name in LISTS if name in given for problem in unreadable_within(name, given[name])]
     try:
@@ -268,7 +270,7 @@ def _shape(columns: Columns, reads_prompts: bool) -> bytes | None:
 def _with_hints(problems: list[str], carried: Collection[str], known: Collection[str]) -> list[str]:
     """Return a row's problems, the last with hints at the known columns that the row's unknown ones may have meant."""
     lacking = [name for name in KNOWN_COLUMNS if name not in known]
-    unknown = [name for name in carried if name != CLASS_LABEL] if len(carried) <= MOST_HINTED else []
+    unknown = [name for name in carried if name not in _OURS] if len(carried) <= MOST_HINTED else []
     hints = {name: nearest(name, lacking).removeprefix("; ") for name in unknown}
     said = ", ".join(f"{shown(name)} ({hint})" for name, hint in hints.items() if hint)
     return [*problems[:-1], f"{problems[-1]}; not known: {said}"] if said else problems

@@ -98,6 +98,7 @@ class Rules:
         true_cfg: The modes in which the model takes a scale of true guidance, with a negative prompt, beside guidance of its own.
         prompt_key: The key that a prompt has, as a JSON object; None: prompts are any text.
         cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
+        seed: The config's seed.
         of_stages: Called with a request and these rules; returns the problems of the config's stages with the request's images.
     """
 
@@ -135,6 +136,7 @@ class Rules:
     true_cfg: Collection[str] = ()
     prompt_key: str | None = None
     cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
+    seed: int = 0
     of_stages: Callable[[Request, Rules], list[str]] = _no_stages
 
 
@@ -242,7 +244,7 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
     size = request.width, request.height
     given = request.init_image, request.outpaint is not None
     wrong += problems_of_controls(request.controls, request.mode, size, rules.controls, rules.steering, *given)
-    wrong += problems_of_maps(request.controls, rules.annotators)
+    wrong += problems_of_maps(request.controls, rules.annotators, request.mask_image is not None)
     wrong += problems_of_faces(request.controls, request.references, rules.steering)
     if rules.pictures > 1:
         begins, masked = request.init_image is not None, request.repaints

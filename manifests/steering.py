@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import PICTURE, Control, Mode, Reference
-from promptmill.configs.preprocessors import ANNOTATORS, annotator_of
+from promptmill.configs.preprocessors import ANNOTATORS, MASKED, annotator_of, parse_preprocess
 
 ADAPTED = (
     "IP-Adapters are for Stable Diffusion, SDXL, LCM, Kolors, Stable Diffusion 3, Flux, its Kontext and Chroma, Redux for Flux"
@@ -123,10 +123,21 @@ def problems_of_faces(controls: Sequence[Control], references: Sequence[Referenc
     ]
 
 
-def problems_of_maps(controls: Sequence[Control], declared: Collection[str]) -> list[str]:
-    """Return a problem for each annotator that a row's control maps need and the config does not declare."""
+def problems_of_maps(controls: Sequence[Control], declared: Collection[str], masked: bool = False) -> list[str]:
+    """Return a problem for each annotator that a row's control maps need and the config does not declare, and for a missing mask.
+
+    Args:
+        controls: The row's.
+        declared: The annotators that the config declares.
+        masked: Whether the row has a mask.
+    """
+    lacking = [
+        f"controls.{number}.preprocess: {MASKED} takes away the pixels that a mask_image repaints, and the row has none"
+        for number, control in enumerate(controls)
+        if not masked and parse_preprocess(control.preprocess)[0] == MASKED
+    ]
     needed = {annotator_of(control.preprocess): control.preprocess for control in controls}
-    return [
+    return lacking + [
         f"controls: preprocess {preprocess} needs a model; declare {ANNOTATORS[name]}, as model.annotators.{name}"
         for name, preprocess in needed.items()
         if name is not None and name not in declared

@@ -30,10 +30,10 @@ def encode_map(pixels: np.ndarray) -> bytes:
     """Encode a control map as PNG; the same bytes for the same pixels and version of the codec.
 
     Args:
-        pixels: The map, (H, W, 3) uint8.
+        pixels: The map, (H, W, 3) uint8, or int16 with values below 0 for pixels that are taken away, which become black.
     """
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=PNG_LEVEL)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "PNG", compress_level=PNG_LEVEL)
     return file.getvalue()
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from promptmill.configs.model import Model
 from promptmill.configs.parameters import MAX_SIDE, Defaults
-from promptmill.configs.preprocessors import ANNOTATORS, annotator_of, parse_preprocess, preprocess_name
+from promptmill.configs.preprocessors import ANNOTATORS, MASKED, annotator_of, parse_preprocess, preprocess_name
 from promptmill.configs.schema import Config, Runtime
 from promptmill.configs.weights import AnnotatorWeights
 from promptmill.jobs.planning.plan import PlanError, fingerprint_of
@@ -92,6 +92,8 @@ def parse_maps(text: str) -> dict[str, str]:
             raise PlanError([f"--as: {error}"]) from None
         if name == "none" or said in found.values():
             raise PlanError([f"--as: {said} {'makes no map' if name == 'none' else 'is given twice'}; leave it out"])
+        if name == MASKED:
+            raise PlanError([f"--as: {said} needs a row's mask_image, and pictures have none here; leave it out"])
         again = sum(ending.partition("-")[0] == name for ending in found)
         found[f"{name}-{again}" if again else name] = said
     return found

@@ -29,9 +29,9 @@ from promptmill.jobs.planning.shard_making import (
 from promptmill.jobs.planning.shard_plans import drop_shards, read_shard, shard_hash
 from promptmill.jobs.planning.shard_writing import ShardWriter
 from promptmill.jobs.planning.sources import Sources
-from promptmill.manifests.checking import Checked, RowChecks, find_doubled
+from promptmill.manifests.checking import Checked, RowChecks, find_doubled, rows_of
 from promptmill.manifests.rows import Row
-from promptmill.manifests.sources import ManifestError, is_own_output, read_rows
+from promptmill.manifests.sources import ManifestError, is_own_output
 from promptmill.pipelines.models.licences import licences
 from promptmill.pipelines.work.metadata_rows import declared_columns
 from promptmill.shards.storage import delete, join, names
@@ -227,7 +227,7 @@ class _Making:
         rows: list[tuple[int, Row]] = []
         shard = 0
         try:
-            for numbered in enumerate(read_rows(self.sources.files, self.left_out.append), 1):
+            for numbered in enumerate(rows_of(self.sources.files, self.sources.rules, self.left_out.append), 1):
                 rows.append(numbered)
                 # A shard that was committed with fewer rows stays as it is; rows added behind them begin another.
                 if len(rows) == self.aside.size_of(shard, self.config.shards.size):

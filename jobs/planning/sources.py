@@ -109,6 +109,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         cannot_take=Trials.of(config.model, facts),
         ranking=config.ranking,
         strict=config.runtime.strict,
+        seed=config.seed,
         of_stages=StageRules(config.stages),
     )
     runtime = config.runtime

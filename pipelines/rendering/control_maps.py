@@ -126,6 +126,19 @@ def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return (smooth - smooth.min()) / max(1e-6, float(np.ptp(smooth)))
 
 
+def masked(image: np.ndarray, repaint: np.ndarray) -> np.ndarray:
+    """Return a map in which pixels that are repainted have -1, where others are in 0 … 1: ControlNet 1.1's for inpainting.
+
+    Args:
+        image: (H, W, 3) uint8.
+        repaint: (H, W) bool.
+
+    Returns:
+        (H, W, 3) int16, in 255ths.
+    """
+    return np.where(repaint[..., None], np.int16(-255), image.astype(np.int16))
+
+
 def _three(one: np.ndarray) -> np.ndarray:
     return np.repeat(one[..., None], 3, axis=-1)
 
@@ -133,6 +146,7 @@ def _three(one: np.ndarray) -> np.ndarray:
 # By the names of `configs.preprocessors`, whose parameters are the functions' own.
 MAPS: dict[str, Callable[..., np.ndarray]] = {
     "none": lambda image: image.copy(),
+    "inpaint": lambda image: image.copy(),  # until `masked` takes pixels away
     "canny": canny,
     "lines": lines,
     "scribble": scribble,

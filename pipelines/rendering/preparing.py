@@ -10,6 +10,7 @@ from PIL import Image
 
 from promptmill.configs.errors import shown
 from promptmill.configs.mask_edits import parse_mask_edit, parse_outpaint
+from promptmill.configs.preprocessors import MASKED, parse_preprocess
 from promptmill.manifests.embeddings import load_embedding
 from promptmill.manifests.images import ImageError, Roots, UnreachableError, elongation, load, mismatch, narrowness
 from promptmill.manifests.mask_changes import part_around, softened, widened, widened_mask
@@ -17,7 +18,7 @@ from promptmill.manifests.masks import effect_of, prepare_mask
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.annotators import MapError
 from promptmill.pipelines.rendering.conditioning import Whole, further, prepare
-from promptmill.pipelines.rendering.control_maps import ControlMaps
+from promptmill.pipelines.rendering.control_maps import ControlMaps, masked
 from promptmill.pipelines.rendering.reading_ahead import Read
 from promptmill.pipelines.work.errors import ModelError, is_fatal
 from promptmill.pipelines.work.results import Code, Failure, Outcome
@@ -148,8 +149,9 @@ def _prepared(
     edit = parse_mask_edit(request.mask_edit)
     if mask and (nothing := effect_of(mask, *size, init, edit).problem):
         return Failure("bad_image", f"mask_image: {shown(request.mask_image or '')}: {nothing}")
+    repaint = prepare_mask(mask, *size, init, edit) if mask else None
     try:
-        controls = _maps_of(request, read, hashes, maps)
+        controls = _maps_of(request, read, hashes, maps, repaint)
     except MapError as error:
         return Failure("render_error", f"controls: {error}")
     unfit = narrowness if encoded else elongation
@@ -171,7 +173,6 @@ def _prepared(
         repainted = widened_mask(sides, *size)
         return Conditioning(widened(prepare(init, *sides.within(*size)), sides), repainted, *rest, softened(repainted, edit, sides))
     first = prepare(init, size[0] // enlarges, size[1] // enlarges) if init else None
-    repaint = prepare_mask(mask, *size, init, edit) if mask else None
     if first is None or repaint is None:
         return Conditioning(first, repaint, *rest)
     share = softened(repaint, edit)
@@ -181,12 +182,24 @@ def _prepared(
     return Conditioning(prepare(read["init_image"], *size, whole.part), whole.part_of_mask(), *rest, share, whole)
 
 
-def _maps_of(request: Request, read: Mapping[str, Image.Image], hashes: Mapping[str, str], maps: ControlMaps) -> list[np.ndarray]:
-    """Return the control maps of a request, each (H, W, 3) uint8."""
+def _maps_of(
+    request: Request,
+    read: Mapping[str, Image.Image],
+    hashes: Mapping[str, str],
+    maps: ControlMaps,
+    repaint: np.ndarray | None,
+) -> list[np.ndarray]:
+    """Return the control maps of a request, each (H, W, 3) uint8, or int16 where a mask takes pixels away."""
     size, columns = (request.width, request.height), [f"controls.{number}.image" for number in range(len(request.controls))]
-    return [
+    made = [
         maps.get(hashes[column], control.preprocess, size, partial(prepare, read[column], *size))
         for column, control in zip(columns, request.controls, strict=True)
+    ]
+    if repaint is None:
+        return made
+    return [
+        masked(one, repaint) if parse_preprocess(control.preprocess)[0] == MASKED else one
+        for one, control in zip(made, request.controls, strict=True)
     ]
 
 

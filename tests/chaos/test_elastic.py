@@ -31,7 +31,7 @@ def rendering(site):
 
 
 def wait_for(site, driver, nodes):
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while len(rendering(site)) < nodes:
         assert time.monotonic() < until and driver.poll() is None, "the pool did not grow"
         time.sleep(0.05)

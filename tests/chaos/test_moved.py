@@ -28,7 +28,7 @@ def here(calm, folder):
 
 
 def wait_for_a_part(site):
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not list((Path(site.out) / "parts").glob("*.parquet")):
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -108,7 +108,7 @@ def test_a_tar_that_is_deleted_in_mid_run_is_named_at_the_end(calm, tmp_path):
     site, deleted = here(calm, tmp_path), []
 
     def attack(driver):
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while not (records := list((Path(site.out) / "commits").glob("*.json"))):
             assert time.monotonic() < until
             time.sleep(0.02)

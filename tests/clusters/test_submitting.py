@@ -114,7 +114,7 @@ def test_a_job_that_is_left_goes_on_and_one_that_is_stopped_finishes_what_is_in_
             break
     following.send_signal(signal.SIGINT)
     _, errors = following.communicate(timeout=60)
-    assert following.returncode == 130 and f"left job {id} running" in errors
+    assert following.returncode == 130 and f"left job {id} running" in errors, errors[-3000:]
     state, stopped, ended = asked(cluster, ["status", id], ["stop", id], ["attach", id])
     assert state[1].startswith("running")
     assert stopped[0] == 0
