@@ -104,6 +104,9 @@ SLOW: tuple[str, ...] = (
     # Runs of the embedded family.
     "tests/jobs/annotating/test_annotating.py::test_one_that_was_killed_goes_on_to_the_same_bytes",
     "tests/jobs/annotating/test_annotating.py::test_killed_again_and_again_it_makes_nothing_twice",
+    "tests/jobs/annotating/test_pool.py::test_several_processes_make_the_bytes_of_one_though_one_is_killed",
+    "tests/jobs/annotating/test_pool.py::test_pictures_of_which_each_process_dies_end_the_command_which_goes_on_later",
+    "tests/jobs/annotating/test_pool.py::test_a_command_that_is_killed_leaves_no_process_and_goes_on_to_the_same_bytes",
     "tests/jobs/api/test_rendering.py",
     "tests/jobs/calibration/test_calibrating.py",
     "tests/jobs/cli/test_cli.py::test_a_preset_works_from_any_folder",
