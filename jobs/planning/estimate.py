@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,11 @@ from promptmill.configs.weights import SAFETENSORS
 from promptmill.jobs.planning.plan import Plan, PlanError, ShardPlan
 from promptmill.jobs.planning.shard_plans import read_shard
 from promptmill.manifests.images import Roots
+from promptmill.manifests.requests import Request
+from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
+from promptmill.pipelines.work.stages import size_after
 from promptmill.pipelines.work.units import Placed, Unit, bucket_of, decodes
 
 if TYPE_CHECKING:
@@ -120,12 +124,24 @@ def measure(plan: Plan, shard: ShardPlan) -> Estimate | None:
     seconds = scale * (evaluating + an_image * decoded * plan.counts.candidates)
 
     provenance = Provenance(request.prompt, "", request.steps, request.scheduler, 1.0, 0, request.width, request.height, "")
-    image = len(encode_image(pixels, config.shards.image_format, config.shards.quality, provenance))
+    image = _larger(plan, requests) * len(encode_image(pixels, config.shards.image_format, config.shards.quality, provenance))
+    if config.shards.stage0:
+        image += len(encode_image(pixels, "png", config.shards.quality, provenance))
     embedding = 2 * (plan.embedding or 0)
     rows = plan.counts.candidates * (ROW_BYTES + (embedding if config.shards.embeddings == "all" else 0))
     kept = plan.counts.keep * (scale * image + 4 * ROW_BYTES + (embedding if config.shards.embeddings == "kept" else 0))
     here = len(gpus()) or max(1, (os.cpu_count() or 1) // config.model.threads)
     return Estimate(seconds, here, rows + kept)
+
+
+def _larger(plan: Plan, requests: Sequence[Request]) -> float:
+    """Return how many times as many pixels the kept images of some requests have once they have gone through the stages."""
+    stages = plan.config.stages
+    if not stages:
+        return 1.0
+    multiple = read_facts(plan.config.model).multiple
+    after = sum(each.keep * math.prod(size_after(each, stages, multiple)) for each in requests)
+    return after / sum(each.keep * each.width * each.height for each in requests)
 
 
 def _most_frequent(shard: ShardPlan) -> Placed:

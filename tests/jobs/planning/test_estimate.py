@@ -18,6 +18,7 @@ from tests.pipelines.tiny_stages import kandinsky22
 
 
 def plan_of(tmp_path, *settings, **row):
+    tmp_path.mkdir(exist_ok=True)
     (tmp_path / "manifest.jsonl").write_text(json.dumps({"prompt": "a small red circle", "candidates": 1, **row}) + "\n")
     given = [f"manifest={tmp_path / 'manifest.jsonl'}", "model.batch=2", "runtime.check_images=at_run", *settings]
     plan = make_plan(look(load("embedded", given)), str(tmp_path / "out"))
@@ -110,6 +111,20 @@ def test_cached_evaluations_are_told_at_their_own_price(tmp_path, monkeypatch):
     # After a quarter of 20 steps every second of the other 15 is cached.
     assert (plan.counts.evaluations, plan.counts.cached) == (4 * 40, 4 * 16)
     assert measure(plan, shard).seconds == pytest.approx(4 * (24 * 2.0 + 16 * 0.5) + 4 * 3.0)
+
+
+def test_the_images_of_the_last_stage_take_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "Engine", Told)
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: getattr(Told, "now", 0.0))
+    Told.now = 0.0
+    given = {"width": 64, "height": 64, "candidates": 4, "keep": 2}
+    upscale = "{{kind: upscale, source: ./embedded/weights/upscaler, scale: {}}}"
+    stages = ("", upscale.format(2), f"{upscale.format(2)}, {upscale.format(2)}")
+    disks = [measure(*plan_of(tmp_path / str(number), f"stages=[{some}]", **given)).disk for number, some in enumerate(stages)]
+    assert disks[2] - disks[0] == pytest.approx((16 - 1) / (4 - 1) * (disks[1] - disks[0]))
+    assert disks[1] > disks[0]
+    beside = measure(*plan_of(tmp_path / "beside", f"stages=[{stages[1]}]", "shards.stage0=true", **given)).disk
+    assert beside - disks[1] == pytest.approx((disks[1] - disks[0]) / (4 - 1))
 
 
 def test_a_batch_that_does_not_fit_is_one_line(tmp_path, monkeypatch):
