@@ -193,7 +193,7 @@ def make_shard(recipe: ShardRules, number: int, rows: Sequence[Checked]) -> Shar
 def with_units(recipe: ShardRules, shard: ShardPlan) -> ShardPlan:
     """Return the shard with its requests cut into units."""
     place = {placed.row: i for i, placed in enumerate(shard.requests)}
-    units = cut(shard.shard, shard.requests, recipe.batch, recipe.drafts)
+    units = cut(shard.shard, shard.requests, recipe.batch, recipe.drafts, recipe.stages)
     return replace(shard, units=tuple(tuple(place[placed.row] for placed in unit.requests) for unit in units))
 
 

@@ -91,7 +91,8 @@ def units_of(shard: Open, plan: ShardPlan, config: Config) -> list[Unit]:
     if shard.before is None:
         planned = plan.cut()
     else:
-        planned = list(cut(shard.shard, (p for p in plan.requests if p.row in shard.again), config.model.batch, drafts))
+        again = (placed for placed in plan.requests if placed.row in shard.again)
+        planned = list(cut(shard.shard, again, config.model.batch, drafts, config.stages))
     most = partial(at_once, batch=config.model.batch)
     units = []
     for unit in planned:

@@ -1,6 +1,7 @@
 """Cuts units: whole requests of one shard that can share GPU batches, cut by a plan, rendered and made durable as one piece."""
 
 import hashlib
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -8,16 +9,19 @@ from functools import partial
 from promptmill.configs.drafts import Draft, applied
 from promptmill.configs.errors import shown
 from promptmill.configs.parameters import FURTHER
+from promptmill.configs.stages import AnyStage
 from promptmill.configs.step_caches import StepCache
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, Counting, cached_evaluations, evaluations
 from promptmill.pipelines.work.passes import Course, as_draft
+from promptmill.pipelines.work.stages import size_after
 from promptmill.shards.keys import parse
 
 # Evaluations of the denoiser, for each place in the batch, that a unit aims at: two batches of 20 guided steps. The bytes do not
 # depend on this number.
 UNIT_EVALUATIONS = 80
-UNIT_PIXELS = 128 * 2**20  # at most, of all candidates; three bytes each while they wait for a scorer
+# At most, of all candidates, and of all images behind a stage; three bytes each while they wait for a scorer.
+UNIT_PIXELS = 128 * 2**20
 SLICE_UNITS = 4  # a slice aims at the work of so many units: fewer parts to join, and a batch that stays full
 PASS = "-pass-"  # in the names of parts that passes leave
 STAGE = "-stage-"  # in the names of parts that stages begin with
@@ -249,7 +253,9 @@ def _passes(request: Request, drafts: Sequence[Draft]) -> Iterator[tuple[int, Re
         yield living, request
 
 
-def cut(shard: int, requests: Iterable[Placed], batch: int, drafts: Sequence[Draft] = ()) -> Iterator[Unit]:
+def cut(
+    shard: int, requests: Iterable[Placed], batch: int, drafts: Sequence[Draft] = (), stages: Sequence[AnyStage] = ()
+) -> Iterator[Unit]:
     """Yield the units of a shard: requests of one kind in their order, about as much work in each.
 
     Args:
@@ -257,25 +263,27 @@ def cut(shard: int, requests: Iterable[Placed], batch: int, drafts: Sequence[Dra
         requests: In the order of their rows.
         batch: Candidates a denoising batch.
         drafts: The cascade that they go through.
+        stages: The stages that their kept images go through.
     """
     kinds: dict[Hashable, list[Placed]] = {}
     for placed in requests:
         kinds.setdefault(kind_of(placed.request), []).append(placed)
     number = 0
     for kind in kinds.values():
-        for some in _filled(kind, UNIT_EVALUATIONS * batch, drafts):
+        for some in _filled(kind, UNIT_EVALUATIONS * batch, drafts, stages):
             yield Unit(shard, number, some)
             number += 1
 
 
-def _filled(kind: list[Placed], wanted: int, drafts: Sequence[Draft]) -> Iterator[tuple[Placed, ...]]:
+def _filled(kind: list[Placed], wanted: int, drafts: Sequence[Draft], stages: Sequence[AnyStage]) -> Iterator[tuple[Placed, ...]]:
     some: list[Placed] = []
     done, pixels = 0.0, 0
     for placed in kind:
         request = placed.request
         # Divide the unit's size by its passes, so that each pass is as large as the one pass of a plain unit.
         more = _summed(request, drafts, work) / (1 + len(applied(drafts, request.at_a_time)))
-        size = request.candidates * request.width * request.height
+        # All images of a stage are in memory together, as all candidates of a pass are.
+        size = max(request.candidates * request.width * request.height, request.keep * math.prod(size_after(request, stages)))
         if some and (done + more > wanted or pixels + size > UNIT_PIXELS):
             yield tuple(some)
             some, done, pixels = [], 0.0, 0

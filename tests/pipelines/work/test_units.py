@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from promptmill.configs.stages import Upscale
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.evaluations import Counting, evaluations
 from promptmill.pipelines.work.units import (
     UNIT_EVALUATIONS,
+    UNIT_PIXELS,
     Placed,
     candidate_seed,
     cut,
@@ -46,6 +48,14 @@ def test_every_request_is_in_exactly_one_unit_of_its_kind(rows, batch):
         assert [p.row for p in unit.requests] == sorted(p.row for p in unit.requests)
         whole = sum(p.request.candidates * work(p.request) for p in unit.requests)
         assert whole <= UNIT_EVALUATIONS * batch or len(unit.requests) == 1
+
+
+def test_a_unit_has_no_more_pixels_behind_its_stages_than_any_unit():
+    placed = [Placed(row, request(str(row), steps=1)) for row in range(1200)]
+    large = Upscale(kind="upscale", source="./x.safetensors", scale=8)
+    assert [len(unit.requests) for unit in cut(0, placed, 64)] == [1200]
+    assert [len(unit.requests) for unit in cut(0, placed, 64, stages=[large])] == [512, 512, 176]
+    assert UNIT_PIXELS == 512 * 512 * 512
 
 
 @given(st.integers(0, 2**32 - 1), st.text(), st.integers(0, 9999))
