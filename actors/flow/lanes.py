@@ -138,7 +138,9 @@ class Lanes(Generic[Unit]):
 
                     def to(size: int) -> None:
                         while len(lanes) < size:
-                            lanes.append(lane := Place(starts, spare=len(lanes) >= pool.size))
+                            spare = len(lanes) >= pool.size
+                            # The failures of one that the run goes on without are not the others'.
+                            lanes.append(lane := Place(Starts(pool) if spare else starts, spare))
                             for _ in range(pool.hands):
                                 group.create_task(self._hand(lane, take, serve))
 

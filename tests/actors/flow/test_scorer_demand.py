@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptmill.actors.flow.actor_slots import StartError
+from promptmill.actors.flow.actor_slots import PATIENCE, StartError
 from promptmill.actors.flow.scorer_demand import ScorerDemand
 from tests.actors.flow.lanes_world import World, receipts_of
 from tests.actors.flow.virtual_time import run
@@ -75,6 +75,26 @@ def test_a_scorer_that_does_not_start_beside_others_ends_nothing():
     alone.starts = 3
     with pytest.raises(StartError):
         run(receipts_of(alone.lanes(range(4), (2, 2), (1, 1), most=4)))
+
+
+def test_the_failures_of_a_scorer_beside_others_do_not_count_against_the_first_one():
+    class Frail(Even):
+        """The second scorer never comes; then the first one dies, and comes again at its second try."""
+
+        refused, scorers = 0, 0
+
+        async def start(self, kind):
+            if kind == "scorer":
+                self.scorers += 1
+                if self.scorers > 1 and self.refused <= PATIENCE:
+                    self.refused += 1
+                    raise RuntimeError("no room")
+            return await super().start(kind)
+
+    world = Frail(1.0, 5.0)
+    world.trouble = {("scorer", 30): ["die"]}
+    receipts, _ = run(receipts_of(world.lanes(range(40), (2, 2), (1, 1), most=2)))
+    assert len(receipts) == 40 and world.refused == PATIENCE + 1
 
 
 def test_while_a_scorer_is_on_its_way_no_further_one_is_asked_for():
