@@ -100,5 +100,6 @@ def test_the_report_has_the_plots_with_the_images_and_scores_of_their_cells(out)
 
 
 def test_a_report_of_a_dataset_that_swept_nothing_has_no_plots(clean_planned):
-    report = make(str(clean_planned))
+    _, out = clean_planned
+    report = make(str(out))
     assert report.sweeps == [] and "sweeps" not in page(report).decode()
