@@ -111,7 +111,7 @@ class Model(Strict):
     annotators: dict[str, AnnotatorWeights] = Field(
         default_factory=dict,
         exclude_if=is_empty,
-        description="Models that make control maps of pictures, by name: depth, seg, pose, softedge, lineart.",
+        description="Models that make control maps of pictures, by name: depth, seg, sam, pose, softedge, lineart.",
     )
     loras: tuple[LoraWeights, ...] = ()
     textual_inversions: tuple[TextualInversion, ...] = ()

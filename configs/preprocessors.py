@@ -50,6 +50,12 @@ PREPROCESSORS: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
         # How deep the scene is, as a share, and up to which share of the depth it is background, which is flat.
         "normal": {"deep": Parameter(2, 0.01, 100, whole=False), "background": Parameter(0.1, 0, 1, whole=False)},
         "seg": _NONE,
+        # Points of the grid along each side, and the least sureness and steadiness of a segment: transformers' defaults.
+        "sam": {
+            "points": Parameter(32, 1, 64),
+            "iou": Parameter(0.88, 0, 1, whole=False),
+            "stability": Parameter(0.95, 0, 1, whole=False),
+        },
         # Below which confidence a person, or a joint, is not drawn.
         "pose": {"person": Parameter(0.5, 0, 1, whole=False), "joint": Parameter(0.3, 0, 1, whole=False)},
         "softedge": _NONE,
@@ -60,7 +66,7 @@ PREPROCESSORS: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
 # By preprocessor, the annotator that makes its maps: the key under `model.annotators`.
 ANNOTATED: Mapping[str, str] = MappingProxyType(
     {
-        **{name: name for name in ("depth", "seg", "pose", "softedge", "lineart")},
+        **{name: name for name in ("depth", "seg", "sam", "pose", "softedge", "lineart")},
         "normal": "depth",
     }
 )
@@ -70,6 +76,7 @@ ANNOTATORS: Mapping[str, str] = MappingProxyType(
     {
         "depth": "a depth model of transformers, such as depth-anything/Depth-Anything-V2-Small-hf",
         "seg": "a segmentation model of transformers, such as openmmlab/upernet-convnext-small",
+        "sam": "a Segment Anything of transformers, such as facebook/sam-vit-base",
         "pose": "a ViTPose of transformers, such as usyd-community/vitpose-base-simple, with a detector of persons",
         "softedge": "a safetensors file of ControlNet's HED",
         "lineart": "a safetensors file of informative-drawings",

@@ -75,6 +75,10 @@ SLOW: tuple[str, ...] = (
     "tests/examples/test_notebook.py::test_images_and_progress_are_shown_in_jupyter",
     "tests/examples/test_two_million_images.py::test_a_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not",
     "tests/jobs/sharing/test_made_manifest.py::test_a_made_manifest_renders_with_its_labels_beside_the_images_and_goes_on_when_it_grows",
+    "tests/jobs/sharing/test_made_manifest.py::test_rows_are_written_as_parquet_and_shown_with_an_image_each",
+    "tests/jobs/sharing/test_variations.py",
+    "tests/jobs/showing/test_grid.py",
+    "tests/jobs/running/test_stage_run.py",
     # Processes that load models; many renderings of tiny ones.
     "tests/pipelines/rendering/test_kernels.py",
     "tests/pipelines/rendering/test_step_caching.py",
@@ -104,6 +108,9 @@ SLOW: tuple[str, ...] = (
     # Runs of the embedded family.
     "tests/jobs/annotating/test_annotating.py::test_one_that_was_killed_goes_on_to_the_same_bytes",
     "tests/jobs/annotating/test_annotating.py::test_killed_again_and_again_it_makes_nothing_twice",
+    "tests/jobs/annotating/test_pool.py::test_several_processes_make_the_bytes_of_one_though_one_is_killed",
+    "tests/jobs/annotating/test_pool.py::test_pictures_of_which_each_process_dies_end_the_command_which_goes_on_later",
+    "tests/jobs/annotating/test_pool.py::test_a_command_that_is_killed_leaves_no_process_and_goes_on_to_the_same_bytes",
     "tests/jobs/api/test_rendering.py",
     "tests/jobs/calibration/test_calibrating.py",
     "tests/jobs/cli/test_cli.py::test_a_preset_works_from_any_folder",

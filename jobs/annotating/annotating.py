@@ -9,24 +9,25 @@
 What is durable is not made again: the same call goes on where one was killed, to the same bytes.
 """
 
-import hashlib
-import io
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import parse_json
-from promptmill.configs.preprocessors import annotator_of
 from promptmill.jobs.annotating.inputs import Inputs
+from promptmill.jobs.annotating.pool import Pool, workers_for
+from promptmill.jobs.annotating.rows import RowMaker
 from promptmill.jobs.planning.plan import PlanError
 from promptmill.jobs.planning.sealed_json import sealed
-from promptmill.manifests.images import ImageError, UnreachableError, load
-from promptmill.pipelines.work.units import Placed, sample_key
+from promptmill.pipelines.work.units import Placed
 from promptmill.shards.commits import CommitRecord, FileRecord, commit, read_record, shard_name
 from promptmill.shards.lease import hold
 from promptmill.shards.parts import PartError, part_name, read_part, write_part
@@ -37,7 +38,7 @@ from promptmill.shards.tars import Sample, read_tar, write_tar
 
 PLAN = "annotation.json"
 MOST_PLAN = 2**20  # bytes
-PNG_LEVEL = 1  # of zlib: maps are small at any level
+AHEAD = 2  # parts a worker: one to work at, one to go on with
 
 MAP = pa.struct(
     [("name", pa.string()), ("preprocess", pa.string()), ("model", pa.string()), ("sha256", pa.string()), ("empty", pa.bool_())]
@@ -63,15 +64,20 @@ class Annotated:
     failed: int
 
 
-def annotate(inputs: Inputs, output: str, progress: Callable[[int], None] = lambda rows: None) -> Annotated:
+def annotate(
+    inputs: Inputs, output: str, progress: Callable[[int], None] = lambda rows: None, workers: int | Literal["auto"] = 1
+) -> Annotated:
     """Make a dataset of maps, or go on with one.
 
     Args:
         inputs: What the dataset is made from.
         output: The dataset's URI.
         progress: Called with the number of rows that are done.
+        workers: Processes that make maps, which changes no byte. 1: this process makes them; "auto": one a GPU, or one for each
+            `inputs.threads` of the processors.
 
     Raises:
+        AbortError: Processes that made maps have died of the same pictures again and again.
         PlanError: The output holds another dataset.
         ModelError: A model cannot be loaded.
         UnreachableError: A picture's storage or host failed; the same call goes on.
@@ -79,14 +85,11 @@ def annotate(inputs: Inputs, output: str, progress: Callable[[int], None] = lamb
     """
     with hold(output):
         _claim(inputs, output)
-        maker = _Maker(inputs, output)
         records = []
-        for number, placed in enumerate(inputs.shards()):
-            try:
-                records.append(read_record(output, number))
-            except FileNotFoundError:
-                records.append(maker.shard(number, placed))
-            progress(sum(record.requests for record in records))
+        with _makers(inputs, workers_for(inputs) if workers == "auto" else workers) as makers:
+            for record in _records(inputs, output, makers):
+                records.append(record)
+                progress(sum(record.requests for record in records))
         done = Annotated(sum(record.kept for record in records), sum(record.failed for record in records))
         for name in names(join(output, "parts")):
             delete(join(output, "parts", name))
@@ -114,35 +117,97 @@ def _claim(inputs: Inputs, output: str) -> None:
         raise PlanError([f"{output}: was annotated from something else ({different or 'other inputs'}); give another --to"])
 
 
-class _Maker:
-    """Makes the parts and shards of a dataset; models are loaded when the first part is made."""
+@dataclass(frozen=True)
+class _Makers:
+    """Holds the function that makes rows, and threads that each make a part at a time; without them, parts are made when needed."""
 
-    def __init__(self, inputs: Inputs, output: str):
-        self._inputs, self._output = inputs, output
-        self._maps: Any = None
-        self._models = {name: inputs.values["models"][f"model.annotators.{name}"] for name in inputs.annotators}
+    rows: Callable[[int, Sequence[Placed]], list[dict[str, Any]]]
+    threads: ThreadPoolExecutor | None = None
+    number: int = 1
 
-    def shard(self, number: int, placed: Sequence[Placed]) -> CommitRecord:
-        """Make and publish a shard of its rows, of the parts that are there and those that are not."""
-        size, fingerprint = self._inputs.wanted.part, self._inputs.fingerprint
-        parts = {part_name(f"{shard_name(number)}-{at:05d}"): placed[at : at + size] for at in range(0, len(placed), size)}
+
+@contextmanager
+def _makers(inputs: Inputs, number: int) -> Iterator[_Makers]:
+    if number == 1:
+        yield _Makers(RowMaker(inputs).rows)
+        return
+    pool, threads = Pool(inputs, number), ThreadPoolExecutor(number)
+    try:
+        yield _Makers(pool.rows, threads, number)
+    finally:
+        pool.close()
+        threads.shutdown(cancel_futures=True)
+
+
+def _records(inputs: Inputs, output: str, makers: _Makers) -> Iterator[CommitRecord]:
+    """Yield the record of each shard in order; so many shards are begun that no thread is without work."""
+    begun = deque[_Shard]()
+    for number, placed in enumerate(inputs.shards()):
+        begun.append(_Shard(inputs, output, makers, number, placed))
+        yield from _finished(begun, AHEAD * makers.number)
+    yield from _finished(begun, 1)
+
+
+def _finished(begun: "deque[_Shard]", most: int) -> Iterator[CommitRecord]:
+    """Publish the first shards, those whose parts are made, until fewer than `most` parts of all shards are not made."""
+    while begun:
+        pending = [part for shard in begun for part in shard.pending]
+        if not begun[0].pending:
+            yield begun.popleft().finish()
+        elif len(pending) >= most:
+            wait(pending, return_when=FIRST_COMPLETED)
+        else:
+            return
+
+
+class _Shard:
+    """Makes a shard of the dataset; where there are threads, its parts are begun at once."""
+
+    def __init__(self, inputs: Inputs, output: str, makers: _Makers, number: int, placed: Sequence[Placed]):
+        self._inputs, self._output, self._makers, self._number = inputs, output, makers, number
+        size, self._begun = inputs.wanted.part, dict[str, Future[None]]()
+        self._parts = {part_name(f"{shard_name(number)}-{at:05d}"): placed[at : at + size] for at in range(0, len(placed), size)}
+        self._record: CommitRecord | None = None
+        try:
+            self._record = read_record(output, number)
+        except FileNotFoundError:
+            if makers.threads is not None:
+                there = {*names(join(output, "parts"))}
+                lacking = {name: some for name, some in self._parts.items() if name not in there}
+                self._begun = {name: makers.threads.submit(self._make, name, some) for name, some in lacking.items()}
+
+    @property
+    def pending(self) -> list[Future[None]]:
+        """Return the parts that were begun and are not made yet."""
+        return [one for one in self._begun.values() if not one.done()]
+
+    def _make(self, name: str, some: Sequence[Placed]) -> None:
+        write_part(self._output, name, self._makers.rows(self._number, some), FORM, self._inputs.fingerprint)
+
+    def finish(self) -> CommitRecord:
+        """Make the parts that are not there, and publish the shard, unless it is published."""
+        if self._record is not None:
+            return self._record
+        fingerprint = self._inputs.fingerprint
         tables, samples = [], dict[str, Mapping[str, bytes]]()
-        for name, some in parts.items():
+        for name, some in self._parts.items():
+            if name in self._begun:
+                self._begun[name].result()
             try:
                 table = read_part(self._output, name, FORM, fingerprint)
             except (FileNotFoundError, PartError):
-                write_part(self._output, name, [self._row(number, one) for one in some], FORM, fingerprint)
+                self._make(name, some)
                 table = read_part(self._output, name, FORM, fingerprint)
             packed = zip(table["key"].to_pylist(), table[IMAGE].to_pylist(), strict=True)
             samples |= {key: next(read_tar(tar)).files for key, tar in packed if tar is not None}
             tables.append(table.drop_columns([IMAGE]))
-        record = self._publish(number, pa.concat_tables(tables), samples)
-        for name in parts:
+        record = self._publish(pa.concat_tables(tables), samples)
+        for name in self._parts:
             delete(join(self._output, "parts", name))
         return record
 
-    def _publish(self, number: int, table: pa.Table, samples: Mapping[str, Mapping[str, bytes]]) -> CommitRecord:
-        name, kept = shard_name(number), table.filter(pc.equal(table["status"], "kept"))
+    def _publish(self, table: pa.Table, samples: Mapping[str, Mapping[str, bytes]]) -> CommitRecord:
+        name, kept = shard_name(self._number), table.filter(pc.equal(table["status"], "kept"))
         content = {f"metadata/{name}.parquet": encode_table(table)}
         if samples:
             described = zip(kept["key"].to_pylist(), kept["prompt"].to_pylist(), encode_rows(kept), strict=True)
@@ -150,7 +215,7 @@ class _Maker:
             content = {f"data/{name}.tar": write_tar(whole), **content}
         failed = table.num_rows - kept.num_rows
         record = CommitRecord(
-            shard=number,
+            shard=self._number,
             generation=0,
             files=tuple(FileRecord.of(path, bytes_) for path, bytes_ in content.items()),
             fingerprint=self._inputs.fingerprint,
@@ -163,59 +228,6 @@ class _Maker:
             put(join(self._output, path), bytes_)
         commit(self._output, record)
         return record
-
-    def _row(self, shard: int, placed: Placed) -> dict[str, Any]:
-        """Return the row of a picture, with its files as a tar; or, without files, that of a picture that cannot be used."""
-        from promptmill.pipelines.rendering.annotators import MapError
-
-        request = placed.request
-        path = request.init_image or ""
-        row: dict[str, Any] = {"key": sample_key(shard, placed.row, None), "id": request.id, "shard": shard, IMAGE: None}
-        row |= {"prompt": request.prompt or None, "init_image": path}
-        try:
-            picture = load(path, self._inputs.roots, placed.file, size=self._inputs.wanted.size)
-            return {**row, "init_image_sha256": picture.sha256, **self._made(row["key"], picture)}
-        except UnreachableError:
-            raise
-        except ImageError as error:
-            return {**row, "status": "failed", "error": "bad_image", "error_message": f"init_image: {error}", "maps": []}
-        except MapError as error:
-            return {**row, "status": "failed", "error": "render_error", "error_message": str(error), "maps": []}
-
-    def _made(self, key: str, picture: Any) -> dict[str, Any]:
-        from promptmill.pipelines.rendering.conditioning import prepare
-
-        width, height = size = self._inputs.wanted.size or picture.image.size
-        pixels = prepare(picture.image, width, height)
-        files, told = {"png": _png(pixels)}, []
-        for name, preprocess in self._inputs.wanted.preprocess.items():
-            made = self._all_maps().get(picture.sha256, preprocess, size, lambda: pixels)
-            files[f"{name}.png"] = content = _png(made)
-            model = self._models.get(annotator_of(preprocess) or "")
-            one = {"name": name, "preprocess": preprocess, "model": model, "empty": not made.any()}
-            told.append({**one, "sha256": hashlib.sha256(content).hexdigest()})
-        values = {"status": "kept", "width": width, "height": height, "maps": told}
-        packed = {IMAGE: write_tar([Sample(key, files)]), "sha256": hashlib.sha256(files["png"]).hexdigest()}
-        return {**values, **packed, "bytes": len(files["png"])}
-
-    def _all_maps(self) -> Any:
-        if self._maps is None:
-            from promptmill.pipelines.rendering.annotators import Annotators
-            from promptmill.pipelines.rendering.control_maps import ControlMaps
-            from promptmill.pipelines.rendering.loading import device_here
-
-            annotators = Annotators(self._inputs.annotators, device_here(), self._inputs.threads)
-            annotators.load(self._inputs.annotators)
-            self._maps = ControlMaps(annotators)
-        return self._maps
-
-
-def _png(pixels: Any) -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=PNG_LEVEL)
-    return file.getvalue()
 
 
 def _card(inputs: Inputs, done: Annotated) -> str:

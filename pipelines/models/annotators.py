@@ -21,6 +21,7 @@ Read = Callable[[Weights, str], Config | None]
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "depth": ("ForDepthEstimation",),
     "seg": ("ForSemanticSegmentation", "Mask2FormerForUniversalSegmentation", "MaskFormerForInstanceSegmentation"),
+    "sam": ("SamModel",),
     "pose": ("VitPoseForPoseEstimation",),
     "detector": ("ForObjectDetection",),
 }

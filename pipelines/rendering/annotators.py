@@ -9,7 +9,7 @@ import torch
 
 from promptmill.configs.preprocessors import ANNOTATED, annotator_of, parse_preprocess
 from promptmill.configs.weights import AnnotatorWeights
-from promptmill.pipelines.rendering import depth_maps, line_maps, pose_maps, segment_maps
+from promptmill.pipelines.rendering import depth_maps, line_maps, pose_maps, sam_maps, segment_maps
 from promptmill.pipelines.work.errors import ModelError, is_fatal
 from promptmill.pipelines.work.turns import COMPUTING
 
@@ -17,6 +17,7 @@ from promptmill.pipelines.work.turns import COMPUTING
 LOADERS: Mapping[str, Callable[[AnnotatorWeights, torch.device], Any]] = {
     "depth": depth_maps.DepthModel.load,
     "seg": segment_maps.SegmentModel.load,
+    "sam": sam_maps.SamModel.load,
     "pose": pose_maps.PoseModel.load,
     "softedge": line_maps.load_hed,
     "lineart": line_maps.load_drawing,
@@ -27,6 +28,7 @@ MAKERS: Mapping[str, Callable[..., np.ndarray]] = {
     "depth": depth_maps.depth,
     "normal": depth_maps.normal,
     "seg": segment_maps.seg,
+    "sam": sam_maps.sam,
     "pose": pose_maps.pose,
     "softedge": line_maps.softedge,
     "lineart": line_maps.lineart,

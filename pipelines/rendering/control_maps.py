@@ -19,6 +19,7 @@ from promptmill.pipelines.rendering.annotators import Annotators, is_annotated
 
 MOST_BYTES = 256 * 1024**2  # of maps that are kept
 FAST_SIGMA = 16  # pixels; up to twice as wide a Gaussian is computed as it is
+FINDING = {"pose": "nobody", "sam": "no segment"}  # by preprocessor whose map may rightly be black, what it then says
 NARROW, WIDE = 0.5 / 512, 5 / 512  # the sigmas of the two blurred pictures of a scribble, in short sides
 
 
@@ -190,8 +191,10 @@ class ControlMaps:
                 self._kept.move_to_end(key)
                 return self._kept[key]
             made = control_map(preprocess, prepared(), self.annotators)
-            if preprocess.startswith("pose") and not made.any():
-                logging.getLogger(__name__).warning("pose: nobody is found in the picture of SHA-256 %s; its map is empty", sha256)
+            name = parse_preprocess(preprocess)[0]
+            if name in FINDING and not made.any():
+                said = "%s: %s is found in the picture of SHA-256 %s; its map is empty"
+                logging.getLogger(__name__).warning(said, name, FINDING[name], sha256)
             self._kept[key] = made
             made.flags.writeable = False
             self.made += 1

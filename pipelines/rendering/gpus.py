@@ -1,6 +1,7 @@
 """Lists the GPUs that this process can use."""
 
 import ctypes
+import os
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,19 @@ def gpus() -> list[Gpu]:
     if not torch.cuda.is_available():
         return []
     return [_gpu(number) for number in range(torch.cuda.device_count())]
+
+
+def alike() -> list[str]:
+    """Return the GPUs of the first one's kind, each as it stands in CUDA_VISIBLE_DEVICES; none where CUDA cannot be used.
+
+    No GPU is set up for this process.
+    """
+    if not torch.cuda.is_available():
+        return []
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    cards = [one.strip() for one in seen] if any(seen) else [str(number) for number in range(len(names))]
+    return [card for card, name in zip(cards, names, strict=False) if name == names[0]]
 
 
 def keep_to_share(share: float) -> None:

@@ -54,6 +54,8 @@ def test_every_spelling_is_read_as_meant_and_becomes_one_spelling_that_says_the_
         ("blur(sigma=nan)", "blur's sigma is a number from 0.001 to 0.25, not 'nan'"),
         ("blur(sigma=inf)", "not 'inf'"),
         ("blur(sigma=)", "not ''"),
+        ("sam(points=65)", "sam's points is a whole number from 1 to 64, not '65'"),
+        ("sam(iou=1.1)", "sam's iou is a number from 0 to 1, not '1.1'"),
         ("shuffle(seed=4294967296)", "shuffle's seed is a whole number from 0 to 4294967295, not"),
     ],
 )

@@ -12,6 +12,12 @@ from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessor,
+    SamConfig,
+    SamImageProcessor,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
@@ -163,3 +169,31 @@ def vitpose(folder, experts=1):
     labels = {"id2label": joints, "label2id": {name: number for number, name in joints.items()}}
     config = VitPoseConfig(backbone_config=backbone, initializer_range=0.5, use_simple_decoder=True, scale_factor=4, **labels)
     return _saved(folder, VitPoseForPoseEstimation(config), VitPoseImageProcessor(size={"height": 64, "width": 48}))
+
+
+def sam(folder):
+    """A model that finds dozens of segments, of which some are unsure and some unsteady."""
+    torch.manual_seed(0)
+    shape = {"image_size": 64, "patch_size": 8}
+    few = {"num_attention_heads": 2, "mlp_dim": 16}
+    vision = SamVisionConfig(
+        hidden_size=16,
+        output_channels=16,
+        num_hidden_layers=1,
+        window_size=4,
+        global_attn_indexes=[0],
+        num_pos_feats=8,
+        initializer_range=1.0,
+        **shape,
+        **few,
+    )
+    prompts = SamPromptEncoderConfig(hidden_size=16, mask_input_channels=4, **shape)
+    decoder = SamMaskDecoderConfig(hidden_size=16, num_hidden_layers=2, iou_head_depth=2, iou_head_hidden_dim=16, **few)
+    config = SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder, initializer_range=1.0)
+    model = SamModel(config)
+    model.shared_image_embedding.positional_embedding.data.normal_()
+    head = model.mask_decoder.iou_prediction_head.proj_out
+    head.weight.data *= 0.05
+    head.bias.data += 0.9
+    processor = SamImageProcessor(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})
+    return _saved(folder, model, processor)

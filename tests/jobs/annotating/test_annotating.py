@@ -17,8 +17,8 @@ from promptmill.configs.loading import load
 from promptmill.configs.own_files import ROOT
 from promptmill.embedded.pictures import draw, segmentation
 from promptmill.embedded.world import sample_scene
-from promptmill.jobs.annotating import annotating
 from promptmill.jobs.annotating.inputs import parse_maps
+from promptmill.jobs.annotating.rows import RowMaker
 from promptmill.jobs.cli import main
 from promptmill.jobs.planning.plan import PlanError
 from promptmill.pipelines.rendering.annotators import Annotators
@@ -118,7 +118,7 @@ def test_one_that_was_killed_goes_on_to_the_same_bytes(folder, calm, killed, wri
 
 def test_killed_again_and_again_it_makes_nothing_twice(folder, calm, killed, monkeypatch):
     counted = []
-    monkeypatch.setattr(annotating._Maker, "_row", lambda *given: counted.append(given))
+    monkeypatch.setattr(RowMaker, "_row", lambda *given: counted.append(given))
     assert files(made(folder / "rows.jsonl", killed / "again", CLASSICAL)) == files(calm) and counted == []
 
 
