@@ -79,6 +79,10 @@ SLOW: tuple[str, ...] = (
     "tests/jobs/sharing/test_variations.py",
     "tests/jobs/showing/test_grid.py",
     "tests/jobs/running/test_stage_run.py",
+    "tests/pipelines/rendering/test_stages.py::test_companions_and_their_order_never_matter_to_a_stage",
+    "tests/pipelines/rendering/test_stages.py::test_a_stage_makes_what_plain_diffusers_makes_of_the_enlarged_picture",
+    "tests/pipelines/rendering/test_annotators.py::test_segments_are_those_of_transformers_own_pipeline_in_the_colours_of_ade20k",
+    "tests/pipelines/rendering/test_sam_maps.py::test_masks_are_those_of_transformers_own_pipeline",
     # Processes that load models; many renderings of tiny ones.
     "tests/pipelines/rendering/test_kernels.py",
     "tests/pipelines/rendering/test_step_caching.py",
