@@ -149,7 +149,7 @@ class PlainCalls:
         one = jobs[0].request
         pipeline = self._model.pipeline(one.mode, [control.type for control in one.controls], one.scheduler)
         filled = [*jobs, *[jobs[-1]] * (self._batch - len(jobs))] if self._padded else jobs
-        yield from (candidate(job, *made, 0) for job, made in zip(filled, call(pipeline, self._model, filled), strict=True))
+        yield from (candidate(job, *made, 0, 0) for job, made in zip(filled, call(pipeline, self._model, filled), strict=True))
 
 
 def sorted_groups(jobs: list[Job]) -> list[Job]:

@@ -3,7 +3,8 @@
     python -m benchmarks.families                        # Stable Diffusion 3, Flux, Z-Image and PixArt
     python -m benchmarks.families --only z-image --requests 96
 
-Mixed: requests differ in steps, guidance, mode and in the length of their prompts. The alternative gets perfectly sorted groups,
+Mixed: requests differ in steps, guidance, mode and in the length of their prompts, and some have a ControlNet, where the family has
+one (PixArt has none). The alternative gets perfectly sorted groups,
 each as one call of diffusers' pipeline at its natural size: everything that can share a call does. Counted are calls of the
 denoiser and the rows in them; of the engine both the rows that held a candidate and those of whole batches, padding and all.
 Uniform: requests differ in prompt and seed only; there the seconds are compared, in turn, as medians.
@@ -20,6 +21,7 @@ import torch
 
 from benchmarks.engine import Contender, PlainCalls, sorted_groups
 from promptmill.configs.model import Model
+from promptmill.configs.weights import ControlNetWeights
 from promptmill.manifests.images import Roots
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.models.capabilities import read_facts
@@ -27,6 +29,8 @@ from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of,
 from promptmill.pipelines.rendering.slots import Slots
 from promptmill.pipelines.work.units import Placed
 from tests.pipelines.plain import MODES, paint, request
+from tests.pipelines.plain_controlnets import CONTROLLED
+from tests.pipelines.tiny_controlnets import controlnet
 from tests.pipelines.tiny_families import MAKERS
 
 NAMES = ("sd3", "flux-dev", "z-image", "pixart-alpha")
@@ -34,14 +38,24 @@ STEPS, GUIDANCE = (4, 6, 8, 12), (1.0, 3.0, 5.0, 7.0)
 PROMPTS = ("a circle", "a small red circle at the left", "a large blue square at the right of a small green circle on the left")
 
 
-def mixed(number: int, modes: Sequence[str], scheduler: str) -> list[Request]:
-    """Return requests that differ in mode, steps, guidance and prompt, in no order."""
+def with_controls(family: str, folder: Path, batch: int) -> Model:
+    """Return the config of a tiny model of a family, with a ControlNet where the family has some."""
+    base = MAKERS[family](folder / family)
+    nets = {"canny": controlnet(family, base, folder / f"{family}-canny", 3)} if family in CONTROLLED else {}
+    controls = {name: ControlNetWeights(source=str(net)) for name, net in nets.items()}
+    return Model(base=str(base), batch=batch, controlnets=controls)
+
+
+def mixed(number: int, modes: Sequence[str], scheduler: str, steps: Sequence[int] = STEPS) -> list[Request]:
+    """Return requests that differ in mode, with ControlNets and without, in steps, guidance and prompt, in no order."""
     rng = random.Random(0)
+    # From the first step to the last, as all families have it.
+    whole = {"controls": tuple(one.model_copy(update={"start": 0.0, "end": 1.0}) for one in MODES["controlnet"]["controls"])}
     return [
         request(
             f"r{n}",
-            **{"mode": (mode := rng.choice(modes)), **MODES[mode]},
-            steps=rng.choice(STEPS),
+            **{"mode": (mode := rng.choice(modes)), **MODES[mode], **(whole if "controls" in MODES[mode] else {})},
+            steps=rng.choice(steps),
             guidance_scale=rng.choice(GUIDANCE),
             prompt=rng.choice(PROMPTS),
             scheduler=scheduler,
@@ -100,7 +114,7 @@ def main(only: tuple[str, ...], requests: int, repeats: int, batch: int) -> None
         folder = Path(name)
         paint(folder)
         for family in only or NAMES:
-            model = Model(base=str(MAKERS[family](folder / family)), batch=batch)
+            model = with_controls(family, folder, batch)
             facts = read_facts(model)
             scheduler = "ddim" if "ddim" in facts.schedulers else "euler"
             engine, plain = Contender(model, Slots), Contender(model, PlainCalls)

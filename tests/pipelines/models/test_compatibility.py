@@ -1,6 +1,7 @@
 import json
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +15,10 @@ from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines import tiny
-from tests.pipelines.engines import model_of, pixels, render
+from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
+from tests.pipelines.plain_calls import asked, loaded, pixels_of
+from tests.pipelines.plain_steered import SD
 
 
 def saved_lora(place, **options):
@@ -72,20 +75,41 @@ def test_a_part_of_a_class_that_is_not_served_is_one_line_before_anything_is_loa
         check_fits(model_of(folder, vae=saved_config(tmp_path / "unet", "UNet2DConditionModel")))
 
 
-def test_a_vae_is_loaded_as_the_class_that_its_config_names(folder, tmp_path):
-    torch.manual_seed(7)
+KINDS = {mode: f"StableDiffusion{part}Pipeline" for mode, part in (("txt2img", ""), ("img2img", "Img2Img"), ("inpaint", "Inpaint"))}
+
+
+def tiny_vae():
     widths = {f"{side}_block_out_channels": (4, 4, 4, 4) for side in ("encoder", "decoder")}
-    small = diffusers.AutoencoderTiny(**widths, num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))
+    return diffusers.AutoencoderTiny(**widths, num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))
+
+
+def asymmetric_vae():
+    """A VAE whose decoder is wider than its encoder, and is told what a mask leaves."""
+    widths = {"down_block_out_channels": (8, 8, 8, 8), "up_block_out_channels": (16, 16, 16, 16)}
+    types = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return diffusers.AsymmetricAutoencoderKL(**widths, **types, norm_num_groups=8, sample_size=64)
+
+
+@pytest.mark.parametrize("make", [tiny_vae, asymmetric_vae])
+def test_a_vae_is_loaded_as_the_class_that_its_config_names_and_makes_the_images_of_plain_diffusers(folder, tmp_path, make):
+    torch.manual_seed(7)
+    small = make().eval()
     small.save_pretrained(tmp_path / "small")
     model = model_of(folder, vae=Weights(source=str(tmp_path / "small")))
     check_fits(model)
     engine = Engine(model, JOB_SEED, Roots((str(folder),)))
     vae = engine.model.base.vae
-    assert type(vae) is diffusers.AutoencoderTiny
+    assert type(vae) is type(small)
     assert all(torch.equal(value, small.state_dict()[name]) for name, value in vae.state_dict().items())
-    for mode in ("txt2img", "img2img", "inpaint"):
-        (outcome,) = render(engine, request(**{"mode": mode, **MODES[mode]}))
-        assert all(one.shape == (64, 64, 3) for one in pixels(outcome))
+    some = [
+        request(mode, **{"mode": mode, **MODES[mode]}, steps=2 + number, scheduler="euler") for number, mode in enumerate(KINDS)
+    ]
+    for one, outcome in zip(some, render(engine, *some), strict=True):
+        count = SD.fills(one, BATCH)
+        own = type(small).from_pretrained(tmp_path / "small")
+        pipeline, _ = loaded(KINDS[one.mode], folder / "sd", one, BATCH, **{**SD.parts, "vae": own})
+        theirs = pixels_of(pipeline(**asked(SD, one, count, folder)).images, one, folder)[: one.candidates]
+        np.testing.assert_array_equal(pixels(outcome), theirs, err_msg=one.mode)
     engine.close()
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from promptmill.configs.parameters import Reference
-from promptmill.configs.weights import PartWeights, ReferenceWeights
+from promptmill.configs.weights import ControlNetWeights, PartWeights, ReferenceWeights
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.rendering.engine import Engine
@@ -21,7 +21,7 @@ from promptmill.pipelines.work.units import Placed
 from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.every_tiny import TINY
-from tests.pipelines.plain import JOB_SEED, MODES, request
+from tests.pipelines.plain import CANNY, JOB_SEED, MODES, request
 from tests.pipelines.plain_calls import asked, loaded, pixels_of
 from tests.pipelines.plain_families import FAMILIES
 from tests.pipelines.plain_steered import SD, SDXL, maps_of, steering
@@ -157,6 +157,21 @@ def test_companions_never_matter_to_pictures_edited_with_references(models):
     np.testing.assert_array_equal(together, [pixels(render(engine, one)[0]) for one in some])
     assert shared < 0.8 * (engine.path.denoiser.calls - before)
     assert len({np.stack(made).tobytes() for made in together}) == len(some)
+
+
+def test_rows_with_t2i_adapters_have_references_too(made, folder):
+    base, place = tiny_adapters.adaptable(made("sd"), folder / "adaptable-with-references"), folder / "beside-t2i"
+    net = ControlNetWeights(source=str(tiny_adapters.t2i_adapter(folder / "t2i-beside-references")))
+    given = model_of(folder, base=str(base), controlnets={"canny": net}, references=adapters_of(base, place))
+    check_fits(given)
+    engine = Engine(given, JOB_SEED, Roots((str(folder),)))
+    whole = (CANNY.model_copy(update={"start": 0.0, "end": 1.0}),)
+    ways = [{"controls": whole, "references": (STYLE,)}, {"controls": whole}, {"references": (STYLE,)}, {}]
+    some = [request(f"r{n}", seed=1, mode="controlnet" if "controls" in way else "txt2img", **way) for n, way in enumerate(ways)]
+    together = [pixels(outcome) for outcome in render(engine, *some)]
+    np.testing.assert_array_equal(together, [pixels(render(engine, one)[0]) for one in some])
+    assert len({np.stack(made).tobytes() for made in together}) == len(some)
+    engine.close()
 
 
 def test_references_matter_by_image_by_scale_and_by_adapter(models):

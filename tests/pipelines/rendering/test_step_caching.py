@@ -144,7 +144,7 @@ def test_so_it_is_in_other_families_in_mixed_units(engines, folder, monkeypatch,
     kind, family = type(engine.model.denoiser), engine.model.family
     assert len({one.steps for one in some}) > 1
     for one, outcome in zip(some, render(engine, *some), strict=True):
-        apart = plain.rows == 1 and plain.negative and one.guidance_scale > 1
+        apart = plain.rows == 1 and (one.is_led or (plain.negative and one.guidance_scale > 1))
         left = family.steps_left if plain.has_strength(one.mode) else "all"
         with monkeypatch.context() as patch:
             patch.setattr(kind, "forward", whole_with_older(kind, one, left, 2 if apart else 1))
