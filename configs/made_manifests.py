@@ -81,6 +81,8 @@ class Uniform(Strict):
     @model_validator(mode="after")
     def _has_a_width(self) -> "Uniform":
         low, high = self.uniform
+        if low > high:
+            raise ValueError(f"uniform: {low:g} is above {high:g}")
         if not math.isfinite(high - low):
             raise ValueError(f"uniform: {low:g} and {high:g} are too far apart")
         return self

@@ -144,8 +144,10 @@ def _template(text: str, columns: Collection[str]) -> tuple[Template, frozenset[
             raise TemplateError(f"line {node.lineno}: no filter {quoted(node.name)}{nearest(node.name, FILTERS)}")
         if isinstance(node, nodes.Test) and node.name not in TESTS:
             raise TemplateError(f"line {node.lineno}: no test {quoted(node.name)}{nearest(node.name, TESTS)}")
+    # Jinja knows a `self` of its own.
+    own = {"self"} & {node.name for node in tree.find_all(nodes.Name)}
     reads = frozenset(find_undeclared_variables(tree))
-    for name in sorted(reads - set(columns)):
+    for name in sorted((reads - set(columns)) | own):
         line, column = _place(text, name)
         raise TemplateError(f"line {line}, column {column}: no column {quoted(name)}{nearest(name, columns)}")
     return _ENVIRONMENT.from_string(text), reads

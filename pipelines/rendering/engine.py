@@ -249,7 +249,7 @@ class Engine:
                     pending.making.candidates(row, made) if pending.making else tuple(made[place] for place in sorted(made))
                 )
             truncated = self.tokenizers.truncated(placed.request.prompt)
-            maps = conditioning.controls if self._gives_maps else ()
+            maps = conditioning.controls if self._gives_maps and pending.making is None else ()
             pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated, maps)
         self._pending.remove(pending)
         outcomes = tuple(pending.outcomes[placed.row] for placed, _ in pending.unit.next_pass())
