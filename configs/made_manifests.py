@@ -1,5 +1,6 @@
 """Defines manifests that are made rather than read: a number of rows, a seed, and how each column gets its values."""
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -42,6 +43,8 @@ class Choices(Strict):
                 raise ValueError("weights are for a list of choices; with `by`, repeat what is to be chosen oftener")
             if len(self.weights) != len(self.choices) or not any(self.weights):
                 raise ValueError(f"weights: {len(self.weights)} for {len(self.choices)} choices; give one each, not all of them 0")
+            if not math.isfinite(sum(self.weights)):
+                raise ValueError("weights: are too large to be summed")
         return self
 
 
@@ -74,6 +77,13 @@ class Uniform(Strict):
 
     uniform: tuple[Number, Number]
     digits: Digits = None
+
+    @model_validator(mode="after")
+    def _has_a_width(self) -> "Uniform":
+        low, high = self.uniform
+        if not math.isfinite(high - low):
+            raise ValueError(f"uniform: {low:g} and {high:g} are too far apart")
+        return self
 
 
 class Normal(Strict):

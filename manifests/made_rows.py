@@ -64,9 +64,13 @@ def with_lines(made: Made) -> Made:
 def _lines(name: str, file: str) -> list[str]:
     where = f"manifest.columns.{name}.lines: {shown(file)}"
     try:
-        if Path(file).stat().st_size > MOST_BYTES:
+        if Path(file).exists() and not Path(file).is_file():
+            raise ManifestError(f"{where}: is no file")  # a device may never end, and a pipe never begin
+        with Path(file).open("rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
             raise ManifestError(f"{where}: is larger than {MOST_BYTES // 2**20} MiB")
-        text = Path(file).read_text("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ManifestError(f"{where}: is not UTF-8") from None
     except OSError as error:

@@ -8,7 +8,8 @@ from promptmill.configs.parameters import PICTURE, Control, Mode, Reference
 from promptmill.configs.preprocessors import ANNOTATORS, MASKED, annotator_of, parse_preprocess
 
 ADAPTED = (
-    "IP-Adapters are for Stable Diffusion, SDXL, LCM, Kolors, Stable Diffusion 3, Flux, its Kontext and Chroma, Redux for Flux"
+    "IP-Adapters are for Stable Diffusion, SDXL, InstructPix2Pix, LCM, Kolors, Stable Diffusion 3, Flux, its Kontext and Chroma, "
+    "Redux for Flux"
 )
 
 

@@ -7,7 +7,8 @@ among it, so that a template of somebody else's config neither runs code nor tak
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, nodes
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, nodes
+from jinja2.filters import FILTERS as FILTERS_OF_JINJA
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -60,6 +61,9 @@ NAMES = {
 }
 
 
+MOST_DIGITS = 15  # that `round` rounds to: Jinja's own raises 10 to their number, which may take for ever
+
+
 class TemplateError(ValueError):
     """Reports a template that cannot be used, or not with a row's values; the message is one line."""
 
@@ -75,9 +79,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
+def _round(value: Any, precision: Any = 0, method: Any = "common") -> Any:
+    """Round a number as Jinja's filter does, to some digits at most."""
+    if not isinstance(precision, int) or abs(precision) > MOST_DIGITS:
+        raise TemplateError(f"round: rounds to at most {MOST_DIGITS} digits")
+    return FILTERS_OF_JINJA["round"](value, precision, method)
+
+
 def _environment() -> _Environment:
     made = _Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
-    made.filters = {name: made.filters[name] for name in FILTERS}
+    made.filters = {name: made.filters[name] for name in FILTERS} | {"round": _round}
     made.tests = {name: made.tests[name] for name in TESTS}
     made.globals = {}
     return made
@@ -102,22 +113,11 @@ def compiled(text: str, columns: Collection[str]) -> tuple[Callable[[Mapping[str
         TemplateError: The template is no template, names a column that is not there, or does what none may.
     """
     try:
-        tree = _ENVIRONMENT.parse(text)
+        template, reads = _template(text, columns)
     except TemplateSyntaxError as error:
         raise TemplateError(f"line {error.lineno}: {error.message}") from None
-    for node in tree.find_all(nodes.Node):
-        if not isinstance(node, ALLOWED):
-            what = next((said for kind, said in NAMES.items() if isinstance(node, kind)), f"a {type(node).__name__.lower()}")
-            raise TemplateError(f"line {node.lineno}: holds {what}; templates have expressions, filters and if alone")
-        if isinstance(node, nodes.Filter) and node.name not in FILTERS:
-            raise TemplateError(f"line {node.lineno}: no filter {quoted(node.name)}{nearest(node.name, FILTERS)}")
-        if isinstance(node, nodes.Test) and node.name not in TESTS:
-            raise TemplateError(f"line {node.lineno}: no test {quoted(node.name)}{nearest(node.name, TESTS)}")
-    reads = frozenset(find_undeclared_variables(tree))
-    for name in sorted(reads - set(columns)):
-        line, column = _place(text, name)
-        raise TemplateError(f"line {line}, column {column}: no column {quoted(name)}{nearest(name, columns)}")
-    template = _ENVIRONMENT.from_string(text)
+    except (RecursionError, SyntaxError, MemoryError):  # of Jinja's parser, or of Python's for what Jinja makes
+        raise TemplateError("is nested too deeply, or has too long an expression") from None
 
     def render(values: Mapping[str, Any]) -> str:
         try:
@@ -131,6 +131,24 @@ def compiled(text: str, columns: Collection[str]) -> tuple[Callable[[Mapping[str
         return made
 
     return render, reads
+
+
+def _template(text: str, columns: Collection[str]) -> tuple[Template, frozenset[str]]:
+    """Return a template that does what it may, and the columns that the template reads."""
+    tree = _ENVIRONMENT.parse(text)
+    for node in tree.find_all(nodes.Node):
+        if not isinstance(node, ALLOWED):
+            what = next((said for kind, said in NAMES.items() if isinstance(node, kind)), f"a {type(node).__name__.lower()}")
+            raise TemplateError(f"line {node.lineno}: holds {what}; templates have expressions, filters and if alone")
+        if isinstance(node, nodes.Filter) and node.name not in FILTERS:
+            raise TemplateError(f"line {node.lineno}: no filter {quoted(node.name)}{nearest(node.name, FILTERS)}")
+        if isinstance(node, nodes.Test) and node.name not in TESTS:
+            raise TemplateError(f"line {node.lineno}: no test {quoted(node.name)}{nearest(node.name, TESTS)}")
+    reads = frozenset(find_undeclared_variables(tree))
+    for name in sorted(reads - set(columns)):
+        line, column = _place(text, name)
+        raise TemplateError(f"line {line}, column {column}: no column {quoted(name)}{nearest(name, columns)}")
+    return _ENVIRONMENT.from_string(text), reads
 
 
 def _place(text: str, name: str) -> tuple[int, int]:

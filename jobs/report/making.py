@@ -12,6 +12,7 @@ from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_p
 from promptmill.jobs.report.duplicates import MOST_EMBEDDINGS, MOST_HASHED, Group, Hashes, by_embedding, by_hash, equal
 from promptmill.jobs.report.facts import Facts, facts_of
 from promptmill.jobs.report.pictures import Images, Picked, Shown, each, picked, show
+from promptmill.jobs.report.sweeps import Plot, sweeps_of
 from promptmill.jobs.report.times import Times, read_times
 from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.image_reader import PictureError, read_picture
@@ -54,6 +55,7 @@ class Report:
         sample: The shards that were looked at.
         ranks: The column of the rank score; all scores of the report are of this column.
         hardware: The kind of machine that made the bits; empty where no file says.
+        sweeps: Plots of the first swept rows.
         near, equal: Near-duplicates, and images that are equal pixel for pixel.
         shown: Rows by key.
         problems: What could not be read, a line each.
@@ -68,6 +70,7 @@ class Report:
     facts: Facts
     times: Times
     hardware: Mapping[str, str]
+    sweeps: Sequence[Plot]
     near: Likeness
     equal: Likeness
     shown: Mapping[str, Shown]
@@ -108,7 +111,10 @@ def make(output: str, most: int = MOST_CANDIDATES) -> Report:
     else:
         near, unread = _by_hash(output, by_number, digests, comparable(seen.records, MOST_HASHED), images)
         problems += unread
+    swept, unread = sweeps_of(output, seen.records, plan.form.names)
+    problems += unread
     keys = {*facts.best, *facts.worst, *facts.across, *facts.failed}
+    keys.update(key for plot in swept for key in plot.cells.values())
     keys.update(key for likeness in (near, same) for group, _ in likeness.shown for key in group)
     shown, unread = show(output, by_number, keys, images, ranks)
     times = read_times(output)
@@ -122,6 +128,7 @@ def make(output: str, most: int = MOST_CANDIDATES) -> Report:
         facts=facts,
         times=times,
         hardware=_hardware(output),
+        sweeps=swept,
         near=near,
         equal=same,
         shown=shown,

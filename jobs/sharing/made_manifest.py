@@ -23,6 +23,7 @@ from promptmill.manifests.made_rows import Rows, with_lines
 from promptmill.manifests.rows import ManifestError, Row
 
 AT_ONCE = 10_000  # rows
+OF_TYPES = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError)  # raised for values that have no type in common
 
 
 def rows_of(config: Config) -> Iterator[Row]:
@@ -55,9 +56,8 @@ def write_manifest(config: Config, file: Path) -> int:
         for chunk in itertools.chain([first], chunks):
             try:
                 write(chunk)
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                said = " ".join(str(error).split())[:200]
-                raise ExportError(f"{file}: a column has values of several types ({said}); write {JSONL}") from None
+            except OF_TYPES as error:
+                raise ExportError(f"{file}: {_unfit(error)}") from None
             count += len(chunk)
     return count
 
@@ -72,8 +72,14 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[dict[str, Any]]]:
 def _form(rows: list[dict[str, Any]]) -> pa.Schema:
     try:
         return pa.Table.from_pylist(rows).schema
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ExportError(f"a column has values of several types ({' '.join(str(error).split())[:200]}); write {JSONL}") from None
+    except OF_TYPES as error:
+        raise ExportError(_unfit(error)) from None
+
+
+def _unfit(error: Exception) -> str:
+    """Return in words why values have no type of Parquet."""
+    what = "a number has more than 64 bits" if isinstance(error, OverflowError) else "a column has values of several types"
+    return f"{what} ({' '.join(str(error).split())[:200]}); write {JSONL}"
 
 
 def preview(config: Config, most: int) -> list[Shown]:

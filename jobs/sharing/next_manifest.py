@@ -13,10 +13,10 @@ from promptmill.configs.columns import Stated
 from promptmill.jobs.sharing.row_files import ExportError, check_ending, writing
 from promptmill.manifests.own_outputs import added, as_input
 from promptmill.shards.commits import CommitRecord
-from promptmill.shards.finished import shards
+from promptmill.shards.finished import ShardReader, shards
 from promptmill.shards.places_to_write import place_in
 from promptmill.shards.storage import SCRATCH, local_path
-from promptmill.shards.tables import ranks_by
+from promptmill.shards.tables import declared_in, ranks_by
 
 CONDITIONING = ("init_image", "mask_image", "mask_edit", "outpaint", "controls", "references", "gligen_boxes", "strength")
 # Written without the SHA-256 that the output has of each image: that is not for a row to say.
@@ -73,7 +73,7 @@ def export_manifest(output: str, file: Path, wanted: Pass) -> int:
         wanted: The options of the second pass.
 
     Raises:
-        ExportError: The dataset keeps no image, or a column to drop does not exist.
+        ExportError: The dataset keeps no image, a column to drop does not exist, or variations are asked for of variations.
         CommitError: A file is not what its record says, or a key or an image is not as promptmill makes them.
         OutsideError: The folder beside the manifest is a link that leads elsewhere.
     """
@@ -82,6 +82,8 @@ def export_manifest(output: str, file: Path, wanted: Pass) -> int:
     if not there:
         raise ExportError(f"{output}: nothing is kept there")
     schema = there[0].table().schema
+    if wanted.kind == "variations" and columns.VARIATION_SEED in declared_in(schema):
+        _refuse_varied(output, there)
     form = _form(schema, wanted)
     folder, count = file.with_name(f"{file.stem}-images"), 0
     with writing(file, form) as write:
@@ -99,6 +101,16 @@ def export_manifest(output: str, file: Path, wanted: Pass) -> int:
             write(rows)
             count += len(rows)
     return count
+
+
+def _refuse_varied(output: str, there: Sequence[ShardReader]) -> None:
+    """Raise ExportError where a kept image is a variation: a row mixes the noise of two seeds, and near to that lies a third."""
+    for shard in there:
+        table = shard.table().select(["key", "selected", columns.VARIATION_SEED])
+        for row in table.to_pylist():
+            if row["selected"] and row[columns.VARIATION_SEED] is not None:
+                said = "is a variation itself, and no row says noise near to its own; render variations of the first images"
+                raise ExportError(f"{output}: {row['key']} {said}")
 
 
 def _named(record: CommitRecord) -> str:

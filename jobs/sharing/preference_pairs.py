@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from promptmill.configs.columns import REJECTED_FOR
+from promptmill.configs.columns import REJECTED_FOR, STAGES
 from promptmill.jobs.sharing.row_files import JSONL, ExportError, check_ending, writing
 from promptmill.jobs.verifying.image_places import NOTHING, Given
 from promptmill.jobs.verifying.regenerate import Again
@@ -83,7 +83,8 @@ def export_pairs(
         given: As `Again` has it.
 
     Raises:
-        ExportError: There is nothing to pair, or the file's format cannot hold images.
+        ExportError: There is nothing to pair, the file's format cannot hold images, or rejected images would be rendered again
+            beside kept ones that went through stages.
         CommitError: A file is not what its record says.
         PlanError: Nothing was planned there, or the plan is not that of these shards.
         ModelError: As `Again.images`.
@@ -94,6 +95,9 @@ def export_pairs(
     there = list(shards(output))
     if not there:
         raise ExportError(f"{output}: no shard is committed there")
+    if images == "all" and STAGES in declared_in(there[0].table().schema):
+        said = "kept images have gone through stages, and rejected ones have not, so that they make no pairs"
+        raise ExportError(f"{output}: {said}; --images kept pairs kept images, --images none leaves images out")
     again = Again(output, given) if images == "all" else None
     pairs = without = rendered = different = 0
     why, lost = "", dict[str, str]()

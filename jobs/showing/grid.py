@@ -91,7 +91,7 @@ def plots(output: str, axes: Axes) -> Iterator[Plot]:
                     plot[at] = rank, Cell(one.picture(), one.row["clip_score"])
     except CommitError as error:
         raise SheetError(str(error)) from None
-    placed = {axis: sorted((_place(value), name) for name, value in seen.items()) for axis, seen in values.items()}
+    placed = {axis: sorted((place(value), name) for name, value in seen.items()) for axis, seen in values.items()}
     order = {axis: [name for _, name in some] for axis, some in placed.items()}
     bases = list(dict.fromkeys(base for base, _ in found))
     for base in bases:
@@ -107,8 +107,8 @@ def label(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _place(value: Any) -> tuple[bool, float, str]:
-    """Return the key by which labels stand: numbers by size, before texts by their letters."""
+def place(value: Any) -> tuple[bool, float, str]:
+    """Return the key by which values stand: numbers by size, before texts by their letters."""
     number = isinstance(value, int | float)
     return (not number, float(value) if number else 0.0, str(value))
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from promptmill.configs.errors import shown
 from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_plan
@@ -12,6 +12,7 @@ from promptmill.jobs.verifying.image_places import NOTHING, OF_IMAGES, Given, pl
 from promptmill.pipelines.work.metadata_rows import provenance_of
 from promptmill.pipelines.work.passes import Course, Staged
 from promptmill.pipelines.work.results import Outcome
+from promptmill.pipelines.work.stage_parts import failed_in_stage
 from promptmill.pipelines.work.units import Placed, Unit, candidate_seed, cut, parse_key
 from promptmill.shards import finished
 from promptmill.shards.commits import CommitRecord
@@ -66,20 +67,21 @@ def regenerate(output: str, key: str, given: Given = NOTHING) -> Regenerated:
         raise PlanError([f"{shown(key)}: not a key, which is like {LIKE}: shard, row, candidate"]) from None
     try:
         there = finished.shard(output, shard)
-        record, (status, wanted) = there.record, _row(there, key)
+        record, row = there.record, _row(there, key)
     except (LookupError, FileNotFoundError):
         raise PlanError([f"{key}: no such candidate in {output}"]) from None
     again.check_up_to_date(record, key)
-    (made,) = again.images(record, {key: wanted}, kept={key} if status == "kept" else ())
-    return replace(made, drafted=status == "drafted")
+    was_kept = row["status"] == "kept" or failed_in_stage(row["error_message"])
+    (made,) = again.images(record, {key: row["pixel_sha256"]}, kept={key} if was_kept else ())
+    return replace(made, drafted=row["status"] == "drafted")
 
 
-def _row(shard: finished.ShardReader, key: str) -> tuple[str, str | None]:
-    """Return the status of a candidate, and the hash of its pixels."""
-    for row in shard.table().select(["key", "status", "pixel_sha256", "candidates"]).to_pylist():
+def _row(shard: finished.ShardReader, key: str) -> dict[str, Any]:
+    """Return the columns of a candidate that tell how its image was made: its status, its error, the hash of its pixels."""
+    for row in shard.table().select(["key", "status", "error_message", "pixel_sha256", "candidates"]).to_pylist():
         # A request that failed as a whole has one row, without a candidate.
         if row["key"] == key or (row["key"] == request_of(key) and parse_key(key)[2] < (row["candidates"] or 0)):
-            return row["status"], row["pixel_sha256"]
+            return row
     raise LookupError(key)
 
 

@@ -18,7 +18,7 @@ from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.family import DENOISERS, VAES, Family, lacking
 from promptmill.pipelines.models.pipeline_classes import TABLES, controlled_mode, modes_of
 from promptmill.pipelines.models.priors import index_of_prior
-from promptmill.pipelines.models.reference_adapters import reading_of
+from promptmill.pipelines.models.reference_adapters import reading_of, refused_beside
 from promptmill.pipelines.models.refiners import MODES, schedulers_between
 from promptmill.pipelines.models.refusals import refusal
 from promptmill.pipelines.models.scheduler_options import is_edm, is_flow, kind_of_class, unfit
@@ -151,7 +151,7 @@ def read_facts(model: Model) -> ModelFacts:
     modes += tuple(mode for mode in map(controlled_mode, TABLES) if any(mode in can.modes for can in steering.values()))
     image_prompts = bool(family_of(name).redux or family_of(name).image_prompts)
     if model.references and not image_prompts:
-        raise ModelError(f"{model.base}: model.references: {name} takes none; {ADAPTED}")
+        raise ModelError(f"{model.base}: model.references: {name} {refused_beside(name)}; {ADAPTED}")
     scheduler = _scheduler_config(model, _class_of(index, "scheduler"))
     schedulers = _schedulers(name, scheduler)
     if model.refiner:

@@ -329,7 +329,9 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionImageVariation": Family(
         negative=False, strength=False, prompted=False, by_itself=("image_encoder",), whole_pictures=True
     ),
-    "StableDiffusionInstructPix2Pix": Family(rows=3, strength=False, further=("image_guidance_scale",)),
+    "StableDiffusionInstructPix2Pix": Family(
+        rows=3, led_first=True, strength=False, further=("image_guidance_scale",), image_prompts="unet"
+    ),
     # The pipeline computes with the scheduler's sigmas, and its UNet is given the text as a whole beside the time.
     "StableDiffusionLatentUpscale": Family(projected=False, strength=False, enlarges=2, solvers=("euler",)),
     "StableDiffusionUpscale": Family(strength=False, enlarges=4, further=("noise_level",)),

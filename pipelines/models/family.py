@@ -22,6 +22,8 @@ class Family:
         rows: Rows of the denoiser's batch that a candidate with guidance takes at a time: 1 where positive and negative prompt go
             through the denoiser one after the other, or where guidance is an input of the model.
         guidance: The argument that takes a row's guidance scale; None where the family has no guidance.
+        led_first: Whether a call of the denoiser begins with the rows that guidance leads to, and has those that it leads away from
+            behind them.
         embedded: Whether guidance is an input of the model, and of no effect where the model has no such input.
         projected: Whether a UNet with a projection beside that of time (time_cond_proj_dim) takes the guidance scale by it.
         unguided: The largest guidance scale that means no guidance; `GUIDED_ALWAYS` where every step is guided.
@@ -102,6 +104,7 @@ class Family:
 
     rows: int = 2
     guidance: str | None = "guidance_scale"
+    led_first: bool = False
     embedded: bool = False
     projected: bool = True
     unguided: float = 1.0

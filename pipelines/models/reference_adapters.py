@@ -37,6 +37,10 @@ TAKING = frozenset(
         "FluxPipeline",
     }
 )
+# Why pipelines that can load adapters are refused beside them, by what their names begin with.
+UNREAD = {
+    "AltDiffusion": "hands every adapter the tokens of a picture, and raises where an adapter reads the picture's one embedding"
+}
 # Why adapters that read faces by more than an embedding are refused.
 PLUS = "reads a picture beside the embedding of a face (FaceID Plus), which is not supported"
 
@@ -57,6 +61,11 @@ def kinds_of_references(pipeline: str) -> tuple[str, ...]:
     family = family_of(pipeline)
     adapted = family.image_prompts and (family.image_prompts != "flux" or _taking(pipeline, modes_of(pipeline)))
     return (*(["IP-Adapters"] if adapted else []), *(["Redux"] if family.redux else []))
+
+
+def refused_beside(pipeline: str) -> str:
+    """Return why a pipeline class has no reference images, after the class's name."""
+    return next((reason for begin, reason in UNREAD.items() if pipeline.startswith(begin)), "takes none")
 
 
 def reading_of(model: Model, pipeline: str, modes: Sequence[str]) -> Reading:

@@ -52,6 +52,6 @@ def load_adapters(base: Any, model: Model, kind: Adapters, dtype: torch.dtype) -
         raise ModelError(f"{where}: cannot be loaded: it lacks {len(lacking)} tensors, as {lacking[0]}")
 
 
-def hold_adapters(base: Any, model: Model, kind: Adapters) -> ReferenceAdapters:
-    """Return the holder of the adapters that a pipeline has loaded."""
-    return HOLDERS[kind](base, tuple(model.references), model.faces)
+def hold_adapters(base: Any, model: Model, kind: Adapters, led_first: bool = False) -> ReferenceAdapters:
+    """Return the holder of the adapters that a pipeline has loaded; `led_first` as `ReferenceAdapters` has it."""
+    return HOLDERS[kind](base, tuple(model.references), model.faces, led_first)

@@ -120,7 +120,7 @@ def load_model(model: Model, device: torch.device | None = None) -> LoadedModel:
     if model.references and redux is not None:
         loaded.redux = _load_redux(redux, model, dtype, device)
     elif model.references and adapters is not None:
-        loaded.references = hold_adapters(base, model, adapters)
+        loaded.references = hold_adapters(base, model, adapters, family.led_first)
         loaded.adapters |= bool(loaded.references.loras)
     if model.refiner:
         loaded.refiner = _refiner(base, model.refiner, dtype, device)

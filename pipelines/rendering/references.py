@@ -130,6 +130,7 @@ class ReferenceAdapters:
         base: The pipeline, with its image encoder and its adapters loaded.
         names: The types that requests name, in the order in which the adapters were loaded.
         faces: Those types that are embeddings of faces.
+        led_first: Whether a call with guidance begins with the rows that guidance leads to.
 
     Attributes:
         part: What the pipeline calls the denoiser.
@@ -144,8 +145,8 @@ class ReferenceAdapters:
     key: ClassVar[str] = "image_embeds"
     apart: ClassVar[bool] = False
 
-    def __init__(self, base: Any, names: Sequence[str], faces: Collection[str] = ()):
-        self.names, self._faces = tuple(names), frozenset(faces)
+    def __init__(self, base: Any, names: Sequence[str], faces: Collection[str] = (), led_first: bool = False):
+        self.names, self._faces, self._led_first = tuple(names), frozenset(faces), led_first
         self._base, self._denoiser = base, getattr(base, self.part)
         brought = getattr(self._denoiser, "peft_config", {})
         self.loras = {name: f"faceid_{number}" for number, name in enumerate(names) if f"faceid_{number}" in brought}
@@ -184,7 +185,8 @@ class ReferenceAdapters:
 
         Args:
             jobs: One for each sample.
-            rows: Of the call: as many as jobs, or with guidance twice as many, of which the first half has no image.
+            rows: Of the call: as many as jobs, or with guidance two or three times as many. Those that guidance leads to have the
+                images: the last ones, or the first ones where `led_first`.
             away: Whether guidance leads away from the call. Only where `apart` is that ever a call of its own.
         """
         self.expect(jobs)
@@ -271,7 +273,12 @@ class ReferenceAdapters:
             torch.cat([self._embedded(job, number, hidden) for number in mine[place]])[None] if place in mine else empty
             for job, mine in zip(jobs, held, strict=True)
         ]
-        return torch.cat([unseen] * (rows - len(jobs)) + seen)
+        return self._in_order(seen, unseen, rows)
+
+    def _in_order(self, seen: list[torch.Tensor], unseen: torch.Tensor, rows: int) -> torch.Tensor:
+        """Return the rows of a call: those of the jobs, and the same one for each other row, in the order of the call."""
+        others = [unseen] * (rows - len(seen))
+        return torch.cat([*seen, *others] if self._led_first else [*others, *seen])
 
     def _mask(self, job: Job, number: int) -> int:
         return self._masks.number(job.conditioning.within[number])
@@ -296,7 +303,7 @@ class ReferenceAdapters:
         if rows == len(jobs):
             return torch.cat(seen)
         unseen = self._layers[adapter](self._no_face(adapter)[0])
-        return torch.cat([unseen] * (rows - len(jobs)) + seen)
+        return self._in_order(seen, unseen, rows)
 
     def _face(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self._denoiser.device, self._denoiser.dtype)[None, None]

@@ -18,7 +18,8 @@ from promptmill.manifests.requests import Request
 from promptmill.pipelines.rendering.batching import Joined
 from promptmill.pipelines.rendering.calls import call, candidate
 from promptmill.pipelines.rendering.copies import Copy
-from promptmill.pipelines.rendering.grounding import FUSED, with_fusers
+from promptmill.pipelines.rendering.grounding import with_fusers
+from promptmill.pipelines.rendering.group_arguments import saying_fused, with_cache, with_face, with_references
 from promptmill.pipelines.rendering.groups import Group, Settled, Waiting
 from promptmill.pipelines.rendering.loaded_model import LoadedModel
 from promptmill.pipelines.rendering.modules import (
@@ -31,7 +32,6 @@ from promptmill.pipelines.rendering.modules import (
     without_generator,
 )
 from promptmill.pipelines.rendering.preparing import Job
-from promptmill.pipelines.rendering.rows import count_of
 from promptmill.pipelines.rendering.step_caching import Kept, shortened_of
 from promptmill.pipelines.rendering.text import TextEncoder
 from promptmill.pipelines.work.errors import is_fatal
@@ -74,13 +74,13 @@ class Slots:
         self.denoiser = Joined.of(denoiser.forward, self._rows, called=self._denoising, apart=self._pictured, **habits)
         hold = self.denoiser.hold
         if (shortened := shortened_of(denoiser, self.denoiser.run, needed=model.cache is not None)) is not None:
-            self.denoiser.run, hold = shortened, self._with_cache(hold)
+            self.denoiser.run, hold = shortened, with_cache(hold, self._calling)
         self.shortened = shortened
         if self._family.boxes:
-            self.denoiser.run, hold = with_fusers(denoiser, self.denoiser.run), self._with_fusers(hold)
+            self.denoiser.run, hold = with_fusers(denoiser, self.denoiser.run), saying_fused(hold, self._calling)
         if model.references:
             self.denoiser.run = model.references.scaled(self.denoiser.run)
-            hold = self._with_references(hold)
+            hold = with_references(hold, model.references, self._calling)
         if self._family.second:
             self.denoiser.run = turned(self.denoiser.run, self._family.second)
             hold = turned(hold, self._family.second)
@@ -108,7 +108,10 @@ class Slots:
             self.controlnets.append(joined)
             held = joined.hold if id(net) in once else scaled_after(moded_by_row(joined.hold), net)
             faces = [one.face for kind, one in model.controls.items() if one.face and model.controlnets[kind] is net]
-            self._hold(net, "forward", self._with_face(held, faces[0]) if faces else held)
+            if faces:
+                assert model.references is not None
+                held = with_face(held, model.references, faces[0], self._calling)
+            self._hold(net, "forward", held)
         # Of a model that makes pixels nothing ever waits for the decoder.
         decode = vae.decode if vae else denoiser.forward
         self.decoder = Joined.of(decode, batch, called=self._decoding, fitting=partial(_decoded_at_once, model.base))
@@ -340,48 +343,8 @@ class Slots:
             assert caller.parent is not None
             caller.parent.switch()
 
-    def _with_cache(self, hold: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the denoiser's call, of which the step cache answers some."""
-
-        def told(*args: Any, **kwargs: Any) -> Any:
-            kept = self._groups[getcurrent()].kept
-            return kept.call(hold, args, kwargs) if kept else hold(*args, **kwargs)
-
-        return told
-
-    def _with_fusers(self, hold: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the denoiser's call, which says whether its rows go through the layers that read boxes."""
-        return lambda *args, **kwargs: hold(*args, **{FUSED: self._groups[getcurrent()].fused}, **kwargs)
-
-    def _with_references(self, hold: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the denoiser's call with the embeddings and the scales of each row's reference images."""
-        references = self.model.references
-        assert references is not None
-
-        def told(*args: Any, **kwargs: Any) -> Any:
-            group, beside = self._groups[getcurrent()], kwargs.pop(references.argument, None) or {}
-            if group.texts is None:
-                group.texts = kwargs.get("encoder_hidden_states")
-            away = references.apart and kwargs.get("encoder_hidden_states") is not group.texts
-            if away not in group.references:
-                jobs, rows = [member.job for member in group.members], count_of([*args, *kwargs.values()])
-                group.references[away] = references.conditions(jobs, rows, away)
-            return hold(*args, **{references.argument: {**beside, **group.references[away]}}, **kwargs)
-
-        return told
-
-    def _with_face(self, hold: Callable[..., Any], name: str) -> Callable[..., Any]:
-        """Return a ControlNet's call with each row's face in place of its prompt."""
-        references = self.model.references
-        assert references is not None
-
-        def told(*args: Any, encoder_hidden_states: torch.Tensor, **kwargs: Any) -> Any:
-            group = self._groups[getcurrent()]
-            if name not in group.faces:
-                group.faces[name] = references.tokens(name, [member.job for member in group.members], len(encoder_hidden_states))
-            return hold(*args, encoder_hidden_states=group.faces[name], **kwargs)
-
-        return told
+    def _calling(self) -> Group:
+        return self._groups[getcurrent()]
 
     def _before(self, caller: greenlet, rows: int) -> None:
         group = self._groups[caller]

@@ -13,11 +13,13 @@ from promptmill.pipelines.rendering.calls import constant_of
 from promptmill.pipelines.rendering.conditioning import Whole, prepare
 from promptmill.pipelines.rendering.detecting import Box, masks_of
 from promptmill.pipelines.rendering.preparing import Conditioning, Job
-from promptmill.pipelines.work.results import Candidate
+from promptmill.pipelines.work.results import Candidate, Failure
 from promptmill.pipelines.work.stages import Tiling, enlarged, staged_request, tiling
 from promptmill.pipelines.work.units import Placed, candidate_seed
 
 Pictures = Mapping[tuple[int, int], np.ndarray]  # (H, W, 3) uint8, by row and candidate
+# Returns the things in a picture, the largest first, or why they are not found.
+Find = Callable[[np.ndarray], Sequence[Box] | Failure]
 
 
 @dataclass
@@ -90,14 +92,16 @@ class Detailing:
     Attributes:
         stage: The stage.
         pictures: The images that the stage begins with.
-        find: Returns the things in a picture, the largest first.
+        find: Returns the things in a picture.
         found: How many things each picture has, by row and candidate.
+        failures: Why the things in a picture are not found, by row and candidate.
     """
 
     stage: Detail
     pictures: Pictures
-    find: Callable[[np.ndarray], Sequence[Box]]
+    find: Find
     found: dict[tuple[int, int], tuple[Placed, int, int]] = field(default_factory=dict)
+    failures: dict[tuple[int, int], Failure] = field(default_factory=dict)
 
     def asked(self, placed: Placed) -> Placed:
         """Return the request with the references that are prepared."""
@@ -113,7 +117,10 @@ class Detailing:
         for index in indices:
             picture = self.pictures[placed.row, index]
             seed, number = candidate_seed(job_seed, placed.request, index), 0
-            for mask in masks_of(self.find(picture), *picture.shape[:2]):
+            boxes = self.find(picture)
+            if isinstance(boxes, Failure):
+                self.failures[placed.row, index], boxes = boxes, ()
+            for mask in masks_of(boxes, *picture.shape[:2]):
                 if not (repaint := changed(mask, edit)).any():
                     continue  # shrunk away
                 share = softened(repaint, edit)
@@ -134,6 +141,8 @@ class Detailing:
         )
 
     def _with(self, index: int, row: int, parts: Sequence[Candidate], seed: int) -> Candidate:
+        if lost := self.failures.get((row, index)):
+            return Candidate(index, seed, None, 0, lost)
         price = sum(one.evaluations for one in parts), sum(one.cached for one in parts)
         whole = Candidate(index, seed, None, price[0], cached=price[1], found=len(parts))
         if failure := next((one.failure for one in parts if one.failure), None):

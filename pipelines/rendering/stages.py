@@ -1,7 +1,9 @@
 """Renders the stages that kept images go through."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from promptmill.pipelines.rendering.detecting import Detector, load_detector
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.face_finding import BoxedFaces, load_yunet
 from promptmill.pipelines.rendering.faces import FaceFinder, FaceRestorer, load_face_restorer
-from promptmill.pipelines.rendering.stage_jobs import Detailing, Enlarging, Pictures
+from promptmill.pipelines.rendering.stage_jobs import Detailing, Enlarging, Find, Pictures
 from promptmill.pipelines.rendering.upscaling import Upscaler, load_upscaler
 from promptmill.pipelines.work.errors import FatalError, ModelError, is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
@@ -29,6 +31,8 @@ from promptmill.pipelines.work.units import Unit, candidate_seed
 
 # Returns what becomes of a picture, and how many things were found in it where some are looked for.
 Changed = Callable[[np.ndarray], tuple[np.ndarray, int | None]]
+
+Made = TypeVar("Made")
 
 
 class Stages:
@@ -101,13 +105,21 @@ class Stages:
 
         return Rendered(tuple(self._each(unit, pictures, larger)))
 
-    def _finds(self, detector: Detector) -> Callable[[np.ndarray], tuple]:
-        def finds(picture: np.ndarray) -> tuple:
+    def _finds(self, detector: Detector) -> Find:
+        return lambda picture: self._tried(lambda: detector.find(picture))
+
+    def _tried(self, call: Callable[[], Made]) -> Made | Failure:
+        """Return the result of a call of a network, or the failure of its picture; raise FatalError as `render` does."""
+        try:
             with COMPUTING:
                 torch.set_num_threads(self._threads)
-                return detector.find(picture)
-
-        return finds
+                return call()
+        except ModelError as error:
+            return Failure("non_finite", str(error))
+        except Exception as error:
+            if is_fatal(error):
+                raise FatalError(str(error).splitlines()[0]) from error
+            return Failure("render_error", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
     def _each(self, unit: Unit, pictures: Pictures, changed: Changed) -> list[Outcome]:
         """Return the outcomes of requests each of whose pictures is changed by itself."""
@@ -115,18 +127,9 @@ class Stages:
         for placed, indices in unit.next_pass():
             for index in indices:
                 seed = candidate_seed(self._seed, placed.request, index)
-                failure, pixels, found = None, None, None
-                try:
-                    with COMPUTING:
-                        torch.set_num_threads(self._threads)
-                        pixels, found = changed(pictures[placed.row, index])
-                    failure = constant_of(pixels)
-                except ModelError as error:
-                    failure = Failure("non_finite", str(error))
-                except Exception as error:
-                    if is_fatal(error):
-                        raise FatalError(str(error).splitlines()[0]) from error
-                    failure = Failure("render_error", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+                tried = self._tried(partial(changed, pictures[placed.row, index]))
+                pixels, found = (None, None) if isinstance(tried, Failure) else tried
+                failure = tried if isinstance(tried, Failure) else constant_of(tried[0])
                 made[placed.row].append(Candidate(index, seed, None if failure else pixels, 0, failure, found=found))
         return [Outcome(row, tuple(some)) for row, some in made.items()]
 

@@ -53,8 +53,8 @@ class FluxReferences(TransformerReferences):
 
     apart: ClassVar[bool] = True
 
-    def __init__(self, base: Any, names: Sequence[str], faces: Collection[str] = ()):
-        super().__init__(base, names, faces)
+    def __init__(self, base: Any, names: Sequence[str], faces: Collection[str] = (), led_first: bool = False):
+        super().__init__(base, names, faces, led_first)
         layers = [one for one in self._denoiser.modules() if getattr(one, "processor", None) in self._processors]
         self._layers_adapted = [(one, one.processor) for one in layers]
         self._plain = diffusers.models.transformers.transformer_flux.FluxAttnProcessor()

@@ -14,7 +14,7 @@ from promptmill.pipelines.work.metadata_rows import ranking_columns
 from promptmill.pipelines.work.ranking import non_finite, rank_score
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Rendered, Scored
-from promptmill.pipelines.work.stage_parts import LOSSLESS, begin_stage, rows_before, stage_begun
+from promptmill.pipelines.work.stage_parts import LOSSLESS, begin_stage, rows_before, stage_begun, stage_error
 from promptmill.pipelines.work.units import Placed, Unit, parse_key
 from promptmill.shards.bundles import entry, unpacked
 from promptmill.shards.image_files import pixel_sha256
@@ -141,7 +141,7 @@ def _row(
         made |= dict.fromkeys(gone)
         if EMBEDDING in recipe.form.names:
             made[EMBEDDING] = None
-        said = {"error": failure.code, "error_message": f"stage {stage.name}: {failure.message}"}
+        said = {"error": failure.code, "error_message": stage_error(stage, failure.message)}
         return {**made, "selected": False, "status": "failed", **said}
     pixels = candidate.pixels
     height, width = pixels.shape[:2]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from promptmill.configs.schema import ImageFormat
+from promptmill.configs.stages import AnyStage
 from promptmill.pipelines.work.passes import Staged
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit, parse_key
@@ -16,6 +17,7 @@ from promptmill.shards.parts import PartError, part_name, read_part, write_part
 from promptmill.shards.storage import join
 from promptmill.shards.tables import IMAGE
 
+_IN_STAGE = "stage "  # an error message begins with it
 LOSSLESS: ImageFormat = "png"  # the format of the images between stages, whatever that of the dataset
 
 
@@ -86,6 +88,16 @@ def decoded(image: bytes) -> np.ndarray:
     """Return the pixels of an image in `LOSSLESS`, (H, W, 3) uint8."""
     width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))  # of the IHDR chunk
     return np.array(read_picture(image, LOSSLESS, width, height))
+
+
+def stage_error(stage: AnyStage, message: str) -> str:
+    """Return the error message of a candidate that failed in a stage."""
+    return f"{_IN_STAGE}{stage.name}: {message}"
+
+
+def failed_in_stage(message: str | None) -> bool:
+    """Return whether an error message is that of a candidate that was kept and then failed in a stage."""
+    return message is not None and message.startswith(_IN_STAGE)
 
 
 def _kept(rows: Sequence[Mapping[str, Any]]) -> dict[int, tuple[int, ...]]:

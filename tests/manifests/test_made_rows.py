@@ -1,6 +1,7 @@
 """That made rows are what their columns say, depend on seed and number alone, and that what cannot be made is said in one line."""
 
 import collections
+import os
 import pickle
 from itertools import pairwise
 
@@ -125,6 +126,9 @@ def test_the_rows_are_read_like_those_of_a_file_and_named_as_the_manifest():
         ({"prompt": "{{ prompt }}"}, "prompt reads prompt: these columns wait for each other without end"),
         ({"a": "{{ b }}", "b": "{{ c }}", "c": "{{ a }}"}, "these columns wait for each other without end"),
         ({"controls": [{"image": "{{ nothing }}"}]}, "controls: line 1, column 4: no column 'nothing'"),
+        ({"prompt": "{{ " + "(" * 900 + "1" + ")" * 900 + " }}"}, "prompt: is nested too deeply, or has too long an expression"),
+        ({"prompt": "{{ " + " + ".join(["1"] * 2000) + " }}"}, "prompt: is nested too deeply, or has too long an expression"),
+        ({"prompt": "{% if 1 %}" * 150 + "x" + "{% endif %}" * 150}, "prompt: is nested too deeply, or has"),
     ],
 )
 def test_a_template_that_none_may_be_is_refused_in_one_line(columns, problem):
@@ -139,6 +143,9 @@ def test_a_template_that_none_may_be_is_refused_in_one_line(columns, problem):
         ({"x": {"choices": ["a", 0]}, "prompt": "{{ x * 1000000 }}"}, "prompt: * is for numbers alone"),
         ({"x": {"integer": [0, 0]}, "prompt": "{{ 1 // x }}"}, "prompt: ZeroDivisionError: "),
         ({"x": "y" * 9000, "prompt": "{{ x }}{{ x }}"}, "prompt: makes 18,000 characters, and a text has at most 10,000"),
+        # Jinja's own filter raises 10 to this number.
+        ({"x": {"integer": [2**45, 2**53]}, "prompt": "{{ 1.5|round(x, 'ceil') }}"}, "prompt: round: rounds to at most 15 digits"),
+        ({"prompt": "{{ 1.5 | round(300000, 'floor') }}"}, "prompt: round: rounds to at most 15 digits"),
         ({"x": {"product": ["a", "b"]}, "y": {"by": "x", "choices": {"a": [1]}}}, "y: has no choices for 'b' of x"),
     ],
 )
@@ -156,6 +163,8 @@ def test_a_row_whose_template_fails_is_a_bad_row_and_the_others_are_made(columns
         ({"choices": []}, "should have at least 1 item"),
         ({"choices": [1, 2], "weights": [1]}, "x: weights: 1 for 2 choices; give one each, not all of them 0"),
         ({"choices": [1, 2], "weights": [0, 0]}, "x: weights: 2 for 2 choices; give one each, not all of them 0"),
+        ({"choices": [1, 2], "weights": [1e308, 1e308]}, "x: weights: are too large to be summed"),
+        ({"uniform": [-1.7e308, 1.7e308]}, "x: uniform: -1.7e+308 and 1.7e+308 are too far apart"),
         ({"choices": {"a": [1]}}, "x: choices are a mapping from the values of the column `by`"),
         ({"choices": {"a": [1]}, "by": "z"}, "x: by: there is no column 'z'"),
         ({"integer": [3, 1]}, "x: integer: 3 is above 1"),
@@ -179,6 +188,12 @@ def test_a_file_of_lines_that_is_none_is_said_with_its_column(tmp_path, content,
         file.write_bytes(content)
     with pytest.raises(ManifestError, match=rf"^manifest\.columns\.x\.lines: \S*lines\.txt: {problem}"):
         with_lines(Made(rows=1, columns={"x": {"lines": str(file)}}))
+
+
+def test_a_pipe_of_lines_is_refused_rather_than_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ManifestError, match=r"pipe: is no file$"):
+        with_lines(Made(rows=1, columns={"x": {"lines": str(tmp_path / "pipe")}}))
 
 
 def test_what_is_drawn_covers_its_range_evenly():

@@ -19,6 +19,7 @@ from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError
 from promptmill.jobs.planning.sources import look
 from promptmill.jobs.verifying.regenerate import regenerate
+from promptmill.pipelines.rendering.upscaling import Upscaler
 from promptmill.shards.tars import read_tar
 from tests.jobs.running.test_run import HERE, problems, published, rendered
 
@@ -111,6 +112,18 @@ def test_images_are_made_again_bit_for_bit_those_that_went_through_the_stages_an
     for status in ("kept", "rejected"):
         made = regenerate(str(staged), next(row["key"] for row in rows if row["status"] == status))
         assert made.same
+
+
+def test_an_image_that_failed_in_a_stage_is_made_again_through_the_stages_as_one_that_was_kept(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Upscaler, "upscale", lambda self, picture: (_ for _ in ()).throw(ValueError("no such thing")))
+        rendered(config_of(tmp_path, UPSCALE), tmp_path / "out")
+    assert problems(tmp_path / "out") == []
+    rows = promptmill.open(tmp_path / "out").table().to_pylist()
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert len(failed) == 3 and {row["error_message"] for row in failed} == {"stage upscale 2x: ValueError: no such thing"}
+    made = regenerate(str(tmp_path / "out"), failed[0]["key"])
+    assert Image.open(io.BytesIO(made.image)).size == (128, 128)
 
 
 def test_a_damaged_shard_is_made_again_to_the_same_bytes(staged, tmp_path):

@@ -110,6 +110,12 @@ def test_columns_of_several_types_are_refused_for_parquet(tmp_path):
     assert done.exit_code != 0 and "a column has values of several types" in done.output and "write .jsonl" in done.output
 
 
+def test_a_number_that_parquet_has_no_type_for_is_refused_in_one_line(tmp_path):
+    given = words(3, "--to", str(tmp_path / "x.parquet"), columns={"x": {"choices": [2**70]}, "prompt": "a"})
+    done = CliRunner().invoke(main, ["manifest", "embedded", *given])
+    assert done.exit_code != 0 and done.output.startswith("a number has more than 64 bits") and done.output.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("made", "problem"),
     [

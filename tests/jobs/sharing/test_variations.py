@@ -71,6 +71,19 @@ def test_variations_are_made_again_bit_for_bit_and_stand_as_rows_of_their_own(va
     assert again["pixel_sha256"] == rows[3]["pixel_sha256"]
 
 
+def test_a_variation_has_no_variations_of_its_own(varied, tmp_path):
+    done = CliRunner().invoke(main, ["export", str(varied), "--manifest", str(tmp_path / "x.jsonl"), "--variations", "2"])
+    assert done.exit_code != 0 and "000000-00000-0000 is a variation itself, and no row says noise near to its own" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_rejected_images_make_no_pairs_with_those_that_went_through_stages(winners, tmp_path):
+    words = ["export", str(winners / "out"), "--pairs", str(tmp_path / "x.parquet"), "--images"]
+    done = CliRunner().invoke(main, [*words, "all"])
+    assert done.exit_code != 0 and "kept images have gone through stages, and rejected ones have not" in done.output
+    assert done.output.count("\n") == 1 and CliRunner().invoke(main, [*words, "none"]).exit_code == 0
+
+
 def test_a_second_pass_over_variations_has_noise_of_its_own_without_seeds(varied, tmp_path):
     for words, there in (((), False), (("--seeds",), True)):
         done = CliRunner().invoke(main, ["export", str(varied), "--manifest", str(tmp_path / "next.jsonl"), *words])

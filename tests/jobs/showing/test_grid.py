@@ -10,6 +10,8 @@ from PIL import Image
 import promptmill
 from promptmill.configs.loading import load
 from promptmill.jobs.cli import main
+from promptmill.jobs.report.making import make
+from promptmill.jobs.report.page import page
 from promptmill.jobs.showing.grid import Axes, Cell, GridError, Plot, grid, label, parse_axes, plots
 from tests.jobs.running.test_run import HERE, rendered
 
@@ -78,3 +80,26 @@ def test_a_cell_without_an_image_is_empty_and_an_image_stands_at_its_place():
     assert (label(7.0), label(7.5), label("euler"), label(None)) == ("7", "7.5", "euler", "None")
     with pytest.raises(GridError):
         parse_axes("x")
+
+
+def test_the_report_has_the_plots_with_the_images_and_scores_of_their_cells(out):
+    report = make(str(out))
+    assert [plot.title for plot in report.sweeps] == ["a, guidance_scale 1", "a, guidance_scale 7.5"]
+    rows = {row["key"]: row for _, _, row in promptmill.open(out).images()}
+    for plot in report.sweeps:
+        assert (plot.x, plot.y) == ("steps", "scheduler") and len(plot.cells) == 4
+        for (x, y), key in plot.cells.items():
+            row = rows[key]
+            assert (label(row[plot.x]), label(row[plot.y]), plot.title) == (x, y, f"a, guidance_scale {row['guidance_scale']:g}")
+            assert report.shown[key].image
+    html = page(report).decode()
+    assert html.count('<section id="sweeps">') == 1 and 'href="#sweeps"' in html
+    section = html.split('<section id="sweeps">')[1].split("</section>")[0]
+    assert section.count("<img ") == 8
+    assert all(f"{rows[key]['clip_score']:.1f}" in section for plot in report.sweeps for key in plot.cells.values())
+
+
+def test_a_report_of_a_dataset_that_swept_nothing_has_no_plots(clean_planned):
+    _, out = clean_planned
+    report = make(str(out))
+    assert report.sweeps == [] and "sweeps" not in page(report).decode()

@@ -138,9 +138,13 @@ def test_a_pipeline_that_is_steered_by_itself_is_refused_by_its_name_with_what_t
 def test_references_are_for_families_that_promptmill_has_adapters_for(saved):
     references = {"style": PartWeights(source="./a", weight_name="b.safetensors")}
     with pytest.raises(
-        ModelError, match=r"model\.references: AuraFlowPipeline takes none; IP-Adapters are for Stable Diffusion, SDXL, LCM"
+        ModelError, match=r"model\.references: AuraFlowPipeline takes none; IP-Adapters are for Stable Diffusion, SDXL, Ins"
     ):
         read_facts(saved("AuraFlowPipeline", references=references))
+    with pytest.raises(
+        ModelError, match=r"model\.references: AltDiffusionPipeline hands every adapter the tokens of a picture, and rais"
+    ):
+        read_facts(saved("AltDiffusionPipeline", references=references))
     assert read_facts(saved("StableDiffusionXLPipeline", unet={"in_channels": 4}, references=references)).image_prompts
 
 

@@ -13,6 +13,7 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.controls import control_classes
 from promptmill.pipelines.models.families import family_of
 from promptmill.pipelines.models.pipeline_classes import class_for, modes_of, tables
+from promptmill.pipelines.models.reference_adapters import TAKING, UNREAD, kinds_of_references
 from promptmill.pipelines.models.refusals import ENDED, REFUSED, refusal
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines.plain_controlnets import CONTROLLED
@@ -97,6 +98,29 @@ def test_a_model_saved_as_a_class_is_served_and_tested_or_refused_with_the_reaso
         assert "diffusers has no pipeline that makes images with it" in answer
     else:
         assert name not in TESTED and refusal(name) in answer
+
+
+# Its rows may have references all the same: the engine gives these to the UNet itself.
+OF_T2I_ADAPTERS = "StableDiffusionAdapterPipeline"
+
+
+def test_what_loads_ip_adapters_in_diffusers_takes_references_here_or_is_refused_with_the_reason(said):
+    apart, seen = set(), set()
+    for name in EVERY:
+        if not isinstance(answer := said(name), tuple):
+            continue
+        classes = {class_for(name, mode) for mode in answer}
+        classes |= {kind for controls in control_classes(name).values() for kind in controls.pipelines.values()}
+        for kind in classes:
+            loads = any(base.__name__.endswith("IPAdapterMixin") for base in getattr(diffusers, kind).__mro__)
+            takes = "IP-Adapters" in kinds_of_references(name) and (family_of(name).image_prompts != "flux" or kind in TAKING)
+            seen |= {kind} if loads and takes else set()
+            apart |= {(name, kind)} if loads != takes else set()
+    assert len(seen) > 30 and "StableDiffusionInstructPix2PixPipeline" in seen
+    assert {kind for _, kind in apart} == {
+        OF_T2I_ADAPTERS,
+        *(f"{begin}{mode}Pipeline" for begin in UNREAD for mode in ("", "Img2Img")),
+    }
 
 
 def test_a_family_whose_package_is_not_installed_is_refused_with_the_command_that_installs_it(said, monkeypatch):

@@ -25,8 +25,9 @@ from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.units import Placed
 from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
+from tests.pipelines.in_pieces import in_pieces
 from tests.pipelines.plain import JOB_SEED, MODES, request
-from tests.pipelines.plain_calls import asked, in_pieces, loaded, pixels_of
+from tests.pipelines.plain_calls import asked, loaded, pixels_of
 from tests.pipelines.plain_families import FAMILIES
 from tests.pipelines.tiny_families import MAKERS
 

@@ -27,7 +27,7 @@ from tests.pipelines.plain_families import FAMILIES
 from tests.pipelines.plain_steered import SD, SDXL, maps_of, steering
 
 STYLE, FACE = Reference(type="style", image="b.png", scale=0.7), Reference(type="content", image="wide.png", scale=1.3)
-PLAIN = {"sd": SD, "sdxl": SDXL, "lcm": FAMILIES["lcm"], "kolors": FAMILIES["kolors"]}
+PLAIN = {"sd": SD, "sdxl": SDXL, "lcm": FAMILIES["lcm"], "kolors": FAMILIES["kolors"], "pix2pix": FAMILIES["pix2pix"]}
 
 
 def adapters_of(base, place):
@@ -72,17 +72,30 @@ def mixed(*modes):
     return some
 
 
+def edited(some):
+    """Requests of img2img as InstructPix2Pix takes them: guided by the picture, too, and one with references by neither."""
+    scales = [1.5, 1.0, 2.0, 4.0, 1.2]
+    guided = [
+        replace(
+            one, strength=None, image_guidance_scale=scales[place % len(scales)], negative_prompt="a cross" if place % 2 else ""
+        )
+        for place, one in enumerate(some)
+    ]
+    return [*guided, replace(guided[-1], id="unguided", image_guidance_scale=0.5)]
+
+
 def plainly(name, one, base, place, folder, prefix):
     """The candidates of a request by diffusers' pipeline: with both adapters, or with none where the request has no reference."""
     plain, count = PLAIN[name], PLAIN[name].fills(one, BATCH)
     endings = {"txt2img": "", "img2img": "Img2Img", "inpaint": "Inpaint", "controlnet": "ControlNet"}
     parts, said = dict(plain.parts), {}
+    kind = f"{prefix}{'' if name == 'pix2pix' else endings[one.mode]}Pipeline"
     if one.controls:
         from diffusers import ControlNetModel
 
         parts["controlnet"] = ControlNetModel.from_pretrained(folder / "canny")
         said = {"image": maps_of(one, count, folder)[0], **steering(one)}
-    pipeline, _ = loaded(f"{prefix}{endings[one.mode]}Pipeline", base, one, BATCH, **parts)
+    pipeline, _ = loaded(kind, base, one, BATCH, **parts)
     if one.references:
         pipeline.load_ip_adapter(str(place), subfolder="models", weight_name=["plain.safetensors", "plus.safetensors"])
         given = {reference.type: reference for reference in one.references}
@@ -101,11 +114,13 @@ def plainly(name, one, base, place, folder, prefix):
         ("sdxl", "StableDiffusionXL", ("txt2img", "inpaint")),
         ("lcm", "LatentConsistencyModel", ("txt2img", "img2img")),
         ("kolors", "Kolors", ("txt2img", "img2img")),
+        ("pix2pix", "StableDiffusionInstructPix2Pix", ("img2img",)),
     ],
 )
 def test_images_with_references_are_those_of_plain_diffusers_in_mixed_units(models, folder, name, prefix, modes):
     engine, config, place = models(name)
     some = [replace(one, scheduler="lcm") if name == "lcm" else one for one in mixed(*modes)]
+    some = edited(some) if name == "pix2pix" else some
     for one, outcome in zip(some, render(engine, *some), strict=True):
         theirs = plainly(name, one, config.base, place, folder, prefix)
         np.testing.assert_array_equal(pixels(outcome), theirs, err_msg=str(one))
@@ -128,6 +143,20 @@ def test_companions_never_matter_to_images_with_references_and_rows_share_batche
     before = engine.path.denoiser.calls
     np.testing.assert_array_equal(together, [pixels(render(engine, one)[0]) for one in some])
     assert shared < 0.8 * (engine.path.denoiser.calls - before)
+
+
+def test_companions_never_matter_to_pictures_edited_with_references(models):
+    """Of three rows with guidance the first has the references: [text and picture, picture, neither]."""
+    engine, *_ = models("pix2pix")
+    some = edited(mixed("img2img"))
+    before = engine.path.denoiser.calls
+    together = [pixels(outcome) for outcome in render(engine, *some)]
+    shared = engine.path.denoiser.calls - before
+    np.testing.assert_array_equal(together, [pixels(outcome) for outcome in render(engine, *some[::-1])][::-1])
+    before = engine.path.denoiser.calls
+    np.testing.assert_array_equal(together, [pixels(render(engine, one)[0]) for one in some])
+    assert shared < 0.8 * (engine.path.denoiser.calls - before)
+    assert len({np.stack(made).tobytes() for made in together}) == len(some)
 
 
 def test_references_matter_by_image_by_scale_and_by_adapter(models):

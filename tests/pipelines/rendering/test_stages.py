@@ -145,6 +145,24 @@ def test_what_a_network_cannot_enlarge_fails_and_what_breaks_the_process_ends_it
         rendered(stages, stage, {0: request()}, {(0, 0): PICTURE})
 
 
+def test_a_picture_that_a_detector_cannot_read_fails_alone_and_what_breaks_the_process_ends_it(stages, monkeypatch):
+    stage = Detail(kind="detail", detector={"source": "./x"})
+
+    def find(self, picture):
+        if np.array_equal(picture, PICTURE):
+            raise error
+        return (BOX,)
+
+    monkeypatch.setattr(Detector, "find", find)
+    for error, code in ((ModelError("gives values that are not finite"), "non_finite"), (ValueError("no such"), "render_error")):
+        made = rendered(stages, stage, {0: request()}, {(0, 0): PICTURE, (0, 1): np.roll(PICTURE, 3, 0)}, number=1)
+        assert (made[0, 0].failure.code, made[0, 0].pixels) == (code, None) and str(error) in made[0, 0].failure.message
+        assert made[0, 1].failure is None and made[0, 1].found == 1
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(FatalError, match=r"^CUDA error"):
+        rendered(stages, stage, {0: request()}, {(0, 0): PICTURE}, number=1)
+
+
 def test_a_detail_is_what_plain_diffusers_inpaints_of_its_part_put_back_into_the_picture(stages, folder, tmp_path, monkeypatch):
     stage = Detail(kind="detail", detector={"source": "./x"}, strength=0.7, padding=4, blur=0, grow=2, prompt="a large blue square")
     large = np.asarray(Image.fromarray(PICTURE).resize((128, 128), Image.Resampling.BILINEAR))
