@@ -3,6 +3,7 @@
 import click
 
 from promptmill.configs.printing import echo
+from promptmill.jobs.annotating import checking
 from promptmill.jobs.cli.arguments import first_given, takes_image_places, terminal
 from promptmill.jobs.cli.endings import one_line_errors, stop
 from promptmill.jobs.cli.streams import outliving_readers
@@ -26,6 +27,9 @@ def verify(out: str, repair: bool, address: str | None, given: Given) -> None:
         without_credentials(out)
         if not repair and (address or given != NOTHING):
             stop(USAGE, f"{'--address' if address else first_given(given)} is for --repair")
+        if checking.is_annotated(out):
+            _verify_maps(out, repair)
+            return
         if not any(name for folder in ("plan", "commits") for name in names(join(out, folder))):
             stop(USAGE, f"{out}: nothing was planned there")
         if not repair:
@@ -38,3 +42,19 @@ def verify(out: str, repair: bool, address: str | None, given: Given) -> None:
                 echo(line)
             if mended.status:
                 stop(mended.status, *mended.left)
+
+
+def _verify_maps(out: str, repair: bool) -> None:
+    if repair:
+        stop(
+            USAGE,
+            f"{out}: a dataset of maps; delete the commits/ record of a damaged shard, and `promptmill annotate` makes it again",
+        )
+    found = [*checking.check(out)]
+    for problem in found:
+        echo(str(problem))
+    if found:
+        stop(FAILED, f"{out}: {summary.many(len(found), 'problem')}")
+    there = checking.progress(out)
+    what = f"{summary.many(there.shards, 'shard')}, {summary.many(there.kept, 'picture')} with maps"
+    echo(f"{'finished' if there.finished else 'unfinished'}, and every file is as its record says: {what}")
