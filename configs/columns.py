@@ -87,6 +87,7 @@ STAGE = pa.struct(
         ("height", pa.int32()),
         ("score", pa.float32()),
         ("found", pa.int32()),
+        ("evaluations", pa.int32()),
     ]
 )
 BOX = pa.struct([("phrase", pa.string()), *((side, pa.float64()) for side in ("x0", "y0", "x1", "y1"))])

@@ -25,6 +25,7 @@ from promptmill.shards.tables import IMAGE, ranks_by
 if TYPE_CHECKING:
     from promptmill.pipelines.scoring.scorers import Scorers
 
+ENTRY = ("stage", "width", "height", "score", "found", "evaluations")  # of the column of stages
 RENDERED = "rendered"  # the first entry of the column of stages: the image as it was chosen
 
 
@@ -145,8 +146,9 @@ def _row(
         return {**made, "selected": False, "status": "failed", **said}
     pixels = candidate.pixels
     height, width = pixels.shape[:2]
-    before = row[STAGES] or [_passed(RENDERED, row["width"], row["height"], row[ranks_by(recipe.form)])]
-    made[STAGES] = [*before, _passed(stage.name, width, height, rank_score(scored, ranking), candidate.found)]
+    first = RENDERED, row["width"], row["height"], row[ranks_by(recipe.form)], None, row["unet_evaluations"]
+    passed = stage.name, width, height, rank_score(scored, ranking), candidate.found, candidate.evaluations
+    made[STAGES] = [*(row[STAGES] or [dict(zip(ENTRY, first, strict=True))]), dict(zip(ENTRY, passed, strict=True))]
     made |= {"width": width, "height": height, "pixel_sha256": pixel_sha256(pixels)}
     if EMBEDDING in recipe.form.names:
         made[EMBEDDING] = scored.embedding.astype(np.float16)
@@ -155,7 +157,3 @@ def _row(
     if number == 0 and STAGE0 in recipe.form.names:
         made[STAGE0], beside = entry(image), (*beside, image)
     return {**made, **encoded(placed, candidate, pixels, beside, recipe, form)}
-
-
-def _passed(stage: str, width: int, height: int, score: float, found: int | None = None) -> dict[str, Any]:
-    return {"stage": stage, "width": width, "height": height, "score": score, "found": found}

@@ -85,10 +85,10 @@ def test_kept_images_go_through_all_stages_and_other_rows_stay_as_they_are(tmp_p
     for key, row in rows.items():
         at = int(key[7:12]), int(key[13:])
         if row["status"] == "kept":
-            assert [(one["stage"], one["width"], one["height"]) for one in row["stages"]] == [
-                ("rendered", 64, 64),
-                ("hires 2x", 128, 128),
-                ("hires 2x", 256, 256),
+            assert [(one["stage"], one["width"], one["height"], one["evaluations"]) for one in row["stages"]] == [
+                ("rendered", 64, 64, 10),
+                ("hires 2x", 128, 128, 10),
+                ("hires 2x", 256, 256, 10),
             ]
             scores = [HashClip()._score(row["prompt"], painted(*at, stage)).score for stage in range(3)]
             assert [one["score"] for one in row["stages"]] == [pytest.approx(one, rel=1e-6) for one in scores]
