@@ -101,7 +101,8 @@ class Again:
         if plan is None:
             raise PlanError([f"{output}: nothing was planned there"])
         self._output, self._plan, self._given = output, with_shard_hashes(output, plan), given
-        self._engines: dict[str, tuple[Engine, Stages]] = {}  # by the plan's fingerprint
+        self._engines: dict[str, Engine] = {}  # by the plan's fingerprint
+        self._with_stages: dict[str, Stages] = {}  # likewise
 
     def check_up_to_date(self, record: CommitRecord, key: str) -> None:
         """Raise PlanError where the row of a key was edited since its image was made, and waits to be rendered again."""
@@ -169,7 +170,7 @@ class Again:
 
     def _rendered(self, plan: Plan, unit: Unit, through: Collection[int]) -> Sequence[Outcome]:
         """Return the outcomes of requests of one candidate each; the images of some rows go through the stages."""
-        engine, stages = self._engine(plan)
+        engine = self._engine(plan)
         outcomes = {outcome.row: outcome for outcome in engine.render(unit).outcomes}
         for number, stage in enumerate(plan.config.stages):
             pictures = {
@@ -180,19 +181,24 @@ class Again:
             }
             if pictures:
                 staged = Staged(number, stage, {row: (index,) for row, index in pictures})
-                rendered = stages.render(replace(unit, course=Course((), {}, staged=staged)), pictures)
+                rendered = self._stages(plan).render(replace(unit, course=Course((), {}, staged=staged)), pictures)
                 outcomes |= {outcome.row: outcome for outcome in rendered.outcomes}
         return [outcomes[placed.row] for placed in unit.requests]
 
-    def _engine(self, plan: Plan) -> "tuple[Engine, Stages]":
+    def _engine(self, plan: Plan) -> "Engine":
         # Loading takes seconds, which a wrong key need not wait for.
         from promptmill.pipelines.rendering.engine import Engine
-        from promptmill.pipelines.rendering.stages import Stages
 
         if plan.fingerprint not in self._engines:
-            engine = Engine(plan.config.model, plan.config.seed, places(plan.roots, self._given))
-            self._engines[plan.fingerprint] = engine, Stages(engine, plan.config)
+            self._engines[plan.fingerprint] = Engine(plan.config.model, plan.config.seed, places(plan.roots, self._given))
         return self._engines[plan.fingerprint]
+
+    def _stages(self, plan: Plan) -> "Stages":
+        from promptmill.pipelines.rendering.stages import Stages
+
+        if plan.fingerprint not in self._with_stages:
+            self._with_stages[plan.fingerprint] = Stages(self._engine(plan), plan.config)
+        return self._with_stages[plan.fingerprint]
 
     @cached_property
     def _hardware(self) -> str:
