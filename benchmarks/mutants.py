@@ -181,6 +181,30 @@ MUTANTS = (
         "a model that cannot be loaded ends a command with a traceback",
     ),
     Mutant(
+        "pipelines/scoring/staging.py",
+        "made[STAGE0], beside = entry(image), (*beside, image)",
+        "made[STAGE0] = entry(image)",
+        "the image before the stages is named and does not lie beside the kept one",
+    ),
+    Mutant(
+        "pipelines/work/stage_parts.py",
+        '    return [row for row in table.to_pylist() if _row(row["key"]) in own]\n',
+        "    return table.to_pylist()\n",
+        "a piece of a unit takes the rows of the whole unit through a stage",
+    ),
+    Mutant(
+        "manifests/sweeps.py",
+        'f"{job_seed}\\n0\\n{base}"',
+        'f"{job_seed}\\n0\\n{row.values}"',
+        "cells of a sweep have seeds of their own",
+    ),
+    Mutant(
+        "pipelines/work/units.py",
+        "    return (request.variation_seed + candidate) % 2**32, request.variation_strength\n",
+        "    return request.variation_seed, request.variation_strength\n",
+        "all variations of a row are the same",
+    ),
+    Mutant(
         "jobs/cli/endings.py",
         "    for line in lines:\n        echo(line, err=True)\n",
         "    for line in lines[:1]:\n        echo(line, err=True)\n",

@@ -16,6 +16,7 @@ from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
 from promptmill.pipelines.work.stage_parts import pictures_before
 from promptmill.pipelines.work.units import Placed, Unit
+from promptmill.shards.bundles import entry, unpack
 from promptmill.shards.image_reader import read_picture
 from promptmill.shards.parts import PartError
 from promptmill.shards.storage import names
@@ -204,3 +205,16 @@ def test_drafts_come_before_stages_and_durable_passes_too(tmp_path):
         unit = unit_of(recipe, a={"candidates": 4, "steps": 5})
         rows.append(table(taken(recipe, replace(unit, course=replace(unit.course, durable=durable))).rows, recipe))
     assert rows[0] == rows[1] and sorted(rows[0]["status"].to_pylist()) == ["drafted", "drafted", "kept", "rejected"]
+
+
+def test_the_image_before_the_stages_goes_with_the_kept_one_and_is_told_of(tmp_path):
+    recipe = recipe_of(tmp_path, "shards.stage0=true", "shards.image_format=jpg")
+    for row in taken(recipe, unit_of(recipe, a={"candidates": 2})).rows:
+        if row["status"] != "kept":
+            assert row.get("stage0") is None
+            continue
+        image, (first,) = unpack(row["image"])
+        at = int(row["key"][7:12]), int(row["key"][13:])
+        assert np.array_equal(np.array(read_picture(first, "png", 64, 64)), painted(*at, 0))
+        assert row["stage0"] == entry(first) and row["sha256"] == entry(image)["sha256"]
+        assert read_picture(image, "jpg", 256, 256).size == (256, 256)
