@@ -111,4 +111,5 @@ def _export_manifest(out: str, file: Path, options: dict[str, Any], given: set[s
     strength = 0.2 if variations and options["strength"] is None else options["strength"]
     asked = options["conditioning"], options["seeds"], options["drop"], variations
     wanted = Pass(kind, strength, control, preprocess, scale, *asked)
-    echo(f"{file}: {summary.many(export_manifest(out, file, wanted), 'row')}, images in {file.stem}-images/")
+    images = "" if variations else f", images in {file.stem}-images/"
+    echo(f"{file}: {summary.many(export_manifest(out, file, wanted), 'row')}{images}")

@@ -8,6 +8,7 @@ from promptmill.configs.printing import echo
 from promptmill.jobs.cli.endings import one_line_errors, stop
 from promptmill.jobs.planning.config_and_output import without_credentials
 from promptmill.jobs.showing.exit_statuses import FAILED, USAGE
+from promptmill.jobs.showing.summary import many
 from promptmill.shards.places_to_write import write_file
 
 
@@ -53,7 +54,7 @@ def sheet(out: str, file: Path, most: int, columns: int, font: Path | None, grid
         if drawn is None:
             stop(FAILED, f"{out}: nothing is kept there yet")
         write_file(file, encoded(drawn, file.suffix))
-        echo(f"{count} images in {file}")
+        echo(f"{many(count, 'image')} in {file}")
         if letters.missing:
             # A letter that a terminal cannot show either is printed as its number.
             some = " ".join(c if c.isprintable() else ascii(c)[1:-1] for c in sorted(letters.missing)[:10])

@@ -95,7 +95,8 @@ def export_manifest(output: str, file: Path, wanted: Pass) -> int:
             for one in kept:
                 name = f"{folder.name}/{_named(shard.record)}/{one.key}.{one.file.ending}"
                 place = local_path(place_in(str(file.parent), name))
-                _put(place, one.file.content)
+                if wanted.kind != "variations":  # which begin with noise, not with the image
+                    _put(place, one.file.content)
                 made = _row(one.row, place.relative_to(file.parent).as_posix(), wanted, schema)
                 rows.append({name: made.get(name) for name in form.names})
             write(rows)

@@ -417,7 +417,7 @@ def test_a_run_on_s3_from_its_plan_to_its_sheet(manifest, s3_bucket):
     assert get(join(out, "_SUCCESS")) == b""
     assert invoke("status", out).output.startswith("finished")
     assert invoke("verify", out).exit_code == 0
-    assert invoke("sheet", out, "--to", manifest.parent / "sheet.png").output.startswith("1 images in")
+    assert invoke("sheet", out, "--to", manifest.parent / "sheet.png").output.startswith("1 image in")
 
 
 def test_a_tuned_plan_has_the_batch_that_pays_and_a_run_need_not_be_told(manifest):

@@ -36,7 +36,8 @@ def varied(winners):
     done = CliRunner().invoke(
         main, ["export", str(winners / "out"), "--manifest", str(winners / "more.jsonl"), "--variations", "4", "--strength", "0.25"]
     )
-    assert done.exit_code == 0 and "2 rows" in done.output, done.output
+    assert done.exit_code == 0 and done.output == f"{winners / 'more.jsonl'}: 2 rows\n", done.output
+    assert not (winners / "more-images").exists()  # noise is what they begin with
     rendered(config_of(winners / "more.jsonl"), winners / "more")
     return winners / "more"
 

@@ -85,7 +85,7 @@ def sheet_of(monkeypatch, tmp_path, prompt, *options):
 
 def test_letters_that_no_font_has_are_said_in_one_line(monkeypatch, tmp_path):
     plain = sheet_of(monkeypatch, tmp_path, "кот")
-    assert (plain.exit_code, plain.output) == (0, f"1 images in {tmp_path}/s.png\n")
+    assert (plain.exit_code, plain.output) == (0, f"1 image in {tmp_path}/s.png\n")
     odd = sheet_of(monkeypatch, tmp_path, "\ue000 and \ue001")
     assert odd.exit_code == 0
     assert odd.stderr == f"{tmp_path}/s.png: no font here has \\ue000 \\ue001; --font FILE draws in one that has them\n"
