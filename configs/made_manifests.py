@@ -144,7 +144,7 @@ def column_of(value: Any) -> AnyColumn:
         raise ValueError("; ".join(describe(error, kind))) from None
 
 
-class Made(Strict):
+class MadeManifest(Strict):
     """Declares a manifest that is made: row k depends on the seed and on k alone, so more rows leave those before as they are."""
 
     rows: int = Field(ge=1, le=MOST_ROWS)

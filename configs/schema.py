@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from promptmill.configs.drafts import MAX_DRAFTS, Draft, check_cascade, check_noise, misfits
 from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
-from promptmill.configs.made_manifests import Made
+from promptmill.configs.made_manifests import MadeManifest
 from promptmill.configs.model import Model
 from promptmill.configs.parameters import FURTHER, Defaults, Growing, Seed, Strict, is_empty, no_boolean
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
@@ -195,8 +195,8 @@ class Config(Strict):
     """Declares a run: a manifest, the model and settings to render it with, and where to put the dataset."""
 
     manifest: Annotated[
-        Annotated[str | tuple[str, ...], Tag("(paths)")] | Annotated[Made, Tag(AN_OBJECT)],
-        Discriminator(lambda value: AN_OBJECT if isinstance(value, dict | Made) else "(paths)"),
+        Annotated[str | tuple[str, ...], Tag("(paths)")] | Annotated[MadeManifest, Tag(AN_OBJECT)],
+        Discriminator(lambda value: AN_OBJECT if isinstance(value, dict | MadeManifest) else "(paths)"),
     ]
     output: str | None = None
     seed: Seed = 0
@@ -219,7 +219,7 @@ class Config(Strict):
     @property
     def patterns(self) -> tuple[str, ...]:
         """Return the paths, globs and URIs of the manifest's files; none where the rows are made."""
-        if isinstance(self.manifest, Made):
+        if isinstance(self.manifest, MadeManifest):
             return ()
         return (self.manifest,) if isinstance(self.manifest, str) else self.manifest
 

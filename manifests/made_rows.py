@@ -17,7 +17,7 @@ from promptmill.configs.made_manifests import (
     Constant,
     Integer,
     Lines,
-    Made,
+    MadeManifest,
     Normal,
     Product,
     Uniform,
@@ -37,9 +37,9 @@ class MadeFile(str):
     """Names a manifest whose rows are made, where the name of a file is meant; the text is what messages call the manifest."""
 
     __slots__ = ("made",)
-    made: Made
+    made: MadeManifest
 
-    def __new__(cls, made: Made) -> "MadeFile":
+    def __new__(cls, made: MadeManifest) -> "MadeFile":
         self = super().__new__(cls, NAME)
         self.made = made
         return self
@@ -48,7 +48,7 @@ class MadeFile(str):
         return MadeFile, (self.made,)
 
 
-def with_lines(made: Made) -> Made:
+def with_lines(made: MadeManifest) -> MadeManifest:
     """Return a made manifest with choices in place of files of lines, which are read.
 
     Raises:
@@ -81,7 +81,7 @@ def _lines(name: str, file: str) -> list[str]:
     return lines
 
 
-def identity_of(made: Made) -> str:
+def identity_of(made: MadeManifest) -> str:
     """Return a text that says all that the rows depend on."""
     return made.model_dump_json()
 
@@ -93,7 +93,7 @@ class Rows:
         ManifestError: A template is none or reads no column that there is, or columns read each other in a circle.
     """
 
-    def __init__(self, made: Made):
+    def __init__(self, made: MadeManifest):
         self._made = made
         columns = {name: column_of(value) for name, value in made.columns.items()}
         self._every = 1  # rows in which each combination of the products comes once

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import parse_json
 from promptmill.jobs.annotating.inputs import Inputs
-from promptmill.jobs.annotating.pool import Pool, workers_for
+from promptmill.jobs.annotating.pool import AnnotatorPool, workers_for
 from promptmill.jobs.annotating.rows import RowMaker
 from promptmill.jobs.planning.plan import PlanError
 from promptmill.jobs.planning.sealed_json import sealed
@@ -131,7 +131,7 @@ def _makers(inputs: Inputs, number: int) -> Iterator[_Makers]:
     if number == 1:
         yield _Makers(RowMaker(inputs).rows)
         return
-    pool, threads = Pool(inputs, number), ThreadPoolExecutor(number)
+    pool, threads = AnnotatorPool(inputs, number), ThreadPoolExecutor(number)
     try:
         yield _Makers(pool.rows, threads, number)
     finally:

@@ -33,7 +33,7 @@ def workers_for(inputs: Inputs) -> int:
     return min(MOST_WORKERS, len(_cards(inputs)) or max(1, cores() // inputs.threads))
 
 
-class Pool:
+class AnnotatorPool:
     """Holds processes that make rows, each for one caller at a time. Each is started when it is first needed.
 
     Args:

@@ -1,4 +1,4 @@
-"""Runs in a process of `pool.Pool` that makes maps: reads pictures to make maps of from a pipe and writes rows to another."""
+"""Runs in a process of `pool.AnnotatorPool` that makes maps: reads pictures from a pipe and writes rows to another."""
 
 import os
 import pickle

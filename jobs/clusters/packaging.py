@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from promptmill.configs.errors import shown
-from promptmill.configs.made_manifests import Made
+from promptmill.configs.made_manifests import MadeManifest
 from promptmill.configs.own_files import LOCK, PROJECT, ROOT
 from promptmill.configs.own_files import PACKAGE as OWN_PACKAGE
 from promptmill.configs.parameters import MAX_LIST
@@ -66,7 +66,7 @@ def pack(config: Config, output: str, folder: Path) -> list[str]:
         except ManifestError as error:
             problems.append(str(error))
     made = None
-    if isinstance(config.manifest, Made):
+    if isinstance(config.manifest, MadeManifest):
         try:
             made = with_lines(config.manifest)
         except ManifestError as error:

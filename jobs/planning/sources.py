@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from promptmill.configs.errors import nearest, quoted
-from promptmill.configs.made_manifests import Made
+from promptmill.configs.made_manifests import MadeManifest
 from promptmill.configs.own_files import ROOT
 from promptmill.configs.schema import Config
 from promptmill.configs.stages import Hires
@@ -65,7 +65,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         config = with_batch(config, there.tuned_batch)
     try:
         config = config.model_copy(update={"ranking": pinned(config.ranking, there.config.ranking if there else None)})
-        if isinstance(config.manifest, Made):
+        if isinstance(config.manifest, MadeManifest):
             config = config.model_copy(update={"manifest": with_lines(config.manifest)})
         files = files_of(config)
         facts = read_facts(config.model)
@@ -125,7 +125,7 @@ def files_of(config: Config) -> list[str]:
     Raises:
         ManifestError: A file is not there or of no known format.
     """
-    if isinstance(config.manifest, Made):
+    if isinstance(config.manifest, MadeManifest):
         Rows(config.manifest)  # which refuses templates that are none
         return [MadeFile(config.manifest)]
     return find_files([_manifest_place(pattern) for pattern in config.patterns])

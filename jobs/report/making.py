@@ -12,7 +12,7 @@ from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_p
 from promptmill.jobs.report.duplicates import MOST_EMBEDDINGS, MOST_HASHED, Group, Hashes, by_embedding, by_hash, equal
 from promptmill.jobs.report.facts import Facts, facts_of
 from promptmill.jobs.report.pictures import Images, Picked, Shown, each, picked, show
-from promptmill.jobs.report.sweeps import Plot, sweeps_of
+from promptmill.jobs.report.sweeps import SweepPlot, sweeps_of
 from promptmill.jobs.report.times import Times, read_times
 from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.image_reader import PictureError, read_picture
@@ -70,7 +70,7 @@ class Report:
     facts: Facts
     times: Times
     hardware: Mapping[str, str]
-    sweeps: Sequence[Plot]
+    sweeps: Sequence[SweepPlot]
     near: Likeness
     equal: Likeness
     shown: Mapping[str, Shown]

@@ -16,7 +16,7 @@ VALUES = 12  # along an axis, at most
 
 
 @dataclass(frozen=True)
-class Plot:
+class SweepPlot:
     """Holds one plot: a column across, one down, and the keys of the best kept images by their labels.
 
     Attributes:
@@ -34,7 +34,7 @@ class Plot:
     cells: Mapping[tuple[str, str], str]
 
 
-def sweeps_of(output: str, records: Sequence[CommitRecord], columns: Sequence[str]) -> tuple[list[Plot], list[str]]:
+def sweeps_of(output: str, records: Sequence[CommitRecord], columns: Sequence[str]) -> tuple[list[SweepPlot], list[str]]:
     """Return the plots of the first swept rows, and what could not be read, a line each.
 
     Args:
@@ -54,12 +54,13 @@ def sweeps_of(output: str, records: Sequence[CommitRecord], columns: Sequence[st
             problems.append(str(error))
             continue
         for row in table.filter(table["selected"]).select(wanted).to_pylist():
-            if row[OF] is not None and (row[OF] in by_row or len(by_row) < ROWS):
-                by_row[row[OF]].append(row)
+            base = str(row[OF])  # a stranger's column may hold lists
+            if row[OF] is not None and (base in by_row or len(by_row) < ROWS):
+                by_row[base].append(row)
     return [plot for base, rows in by_row.items() for plot in _plots(base, rows)], problems
 
 
-def _plots(base: str, rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
+def _plots(base: str, rows: Sequence[Mapping[str, Any]]) -> list[SweepPlot]:
     values: dict[str, dict[str, Any]] = {}
     for name in rows[0]:
         seen = {label(row[name]): row[name] for row in rows}
@@ -76,7 +77,9 @@ def _plots(base: str, rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
         best = row["rank"] or 0, str(row["key"])
         found[title][at] = min(best, found[title].get(at, best))
     across, down = (_ordered(values[name]) if name else [""] for name in (x, y))
-    return [Plot(title, x, y, across, down, {at: key for at, (_, key) in cells.items()}) for title, cells in sorted(found.items())]
+    return [
+        SweepPlot(title, x, y, across, down, {at: key for at, (_, key) in cells.items()}) for title, cells in sorted(found.items())
+    ]
 
 
 def _ordered(seen: Mapping[str, Any]) -> list[str]:

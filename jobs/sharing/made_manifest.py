@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from promptmill.configs.made_manifests import Made
+from promptmill.configs.made_manifests import MadeManifest
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.making import make_plan
 from promptmill.jobs.planning.plan import PlanError
@@ -32,7 +32,7 @@ def rows_of(config: Config) -> Iterator[Row]:
     Raises:
         PlanError: The config's manifest is not made; or a file or template of the manifest is wrong.
     """
-    if not isinstance(config.manifest, Made):
+    if not isinstance(config.manifest, MadeManifest):
         raise PlanError(["manifest: is of files; this command is for one that is made, with rows, seed and columns"])
     try:
         return iter(Rows(with_lines(config.manifest)))
@@ -89,9 +89,9 @@ def preview(config: Config, most: int) -> list[Shown]:
         PlanError: As `rows_of` and `make_plan`; and whatever a run raises.
     """
     made = config.manifest
-    if not isinstance(made, Made):
+    if not isinstance(made, MadeManifest):
         next(rows_of(config))
-    assert isinstance(made, Made)
+    assert isinstance(made, MadeManifest)
     columns = {name: value for name, value in made.columns.items() if name not in ("candidates", "keep")}
     few = made.model_copy(update={"rows": min(most, made.rows), "columns": columns or made.columns})
     one = config.defaults.model_copy(update={"candidates": 1, "keep": 1})

@@ -33,7 +33,7 @@ class PickleError(ValueError):
 
 
 @dataclass(frozen=True)
-class Kind:
+class StorageKind:
     """Describes the numbers of a storage: their name in safetensors, and bytes each."""
 
     name: str
@@ -42,16 +42,16 @@ class Kind:
 
 # In the order in which safetensors sorts tensors of a file, from the last to the first.
 KINDS = {
-    "BoolStorage": Kind("BOOL", 1),
-    "ByteStorage": Kind("U8", 1),
-    "CharStorage": Kind("I8", 1),
-    "ShortStorage": Kind("I16", 2),
-    "HalfStorage": Kind("F16", 2),
-    "BFloat16Storage": Kind("BF16", 2),
-    "IntStorage": Kind("I32", 4),
-    "FloatStorage": Kind("F32", 4),
-    "DoubleStorage": Kind("F64", 8),
-    "LongStorage": Kind("I64", 8),
+    "BoolStorage": StorageKind("BOOL", 1),
+    "ByteStorage": StorageKind("U8", 1),
+    "CharStorage": StorageKind("I8", 1),
+    "ShortStorage": StorageKind("I16", 2),
+    "HalfStorage": StorageKind("F16", 2),
+    "BFloat16Storage": StorageKind("BF16", 2),
+    "IntStorage": StorageKind("I32", 4),
+    "FloatStorage": StorageKind("F32", 4),
+    "DoubleStorage": StorageKind("F64", 8),
+    "LongStorage": StorageKind("I64", 8),
 }
 
 
@@ -60,7 +60,7 @@ class Storage:
     """Holds where a run of numbers lies: the key by which the file names it, the kind, and how many numbers there are."""
 
     key: str
-    kind: Kind
+    kind: StorageKind
     count: int
 
 
@@ -79,7 +79,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Weights:
+class PickledWeights:
     """Holds the tensors of a file.
 
     Attributes:
@@ -95,7 +95,7 @@ class Weights:
     places: Mapping[str, int]
 
 
-def read_weights(file: BinaryIO, size: int) -> Weights:
+def read_weights(file: BinaryIO, size: int) -> PickledWeights:
     """Read the names, shapes and places of the tensors of a file; the numbers themselves are not read yet.
 
     Args:
@@ -119,7 +119,7 @@ def read_weights(file: BinaryIO, size: int) -> Weights:
     return _weights(content, places, size)
 
 
-def write_safetensors(file: BinaryIO, weights: Weights, to: BinaryIO) -> int:
+def write_safetensors(file: BinaryIO, weights: PickledWeights, to: BinaryIO) -> int:
     """Write the tensors as safetensors' own `save_file` writes them, byte for byte; return the bytes of their numbers."""
     order = [*KINDS.values()]
     names = sorted(weights.tensors, key=lambda name: (-order.index(weights.tensors[name].storage.kind), name))
@@ -219,7 +219,7 @@ class _Unpickler(pickle.Unpickler):
         """Return a storage by what the file says of it, and note the storage."""
         _check(isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage" and pid[5:] in ((), (None,)))
         kind, key, count = pid[1], pid[2], pid[4]
-        _check(isinstance(kind, Kind) and isinstance(key, str) and _is_whole(count))
+        _check(isinstance(kind, StorageKind) and isinstance(key, str) and _is_whole(count))
         storage = Storage(key, kind, count)
         _check(self.storages.setdefault(key, storage) == storage and len(self.storages) <= MOST_TENSORS)
         return storage
@@ -257,7 +257,7 @@ def _check(holds: bool) -> None:
         raise PickleError("holds a tensor that does not fit its numbers, or that this version of torch.save does not write")
 
 
-def _weights(content: Any, places: Mapping[str, int], size: int) -> Weights:
+def _weights(content: Any, places: Mapping[str, int], size: int) -> PickledWeights:
     """Return the tensors of what was unpickled, out of whatever a training framework has put around them."""
     wrapper = None
     if isinstance(content, dict):
@@ -278,7 +278,7 @@ def _weights(content: Any, places: Mapping[str, int], size: int) -> Weights:
     if sum(tensor.count * tensor.storage.kind.size for tensor in tensors.values()) > MOST_GROWTH * size:
         raise PickleError(f"holds tensors of more than {MOST_GROWTH} times its own size")
     left_out = tuple(_shown({name: value for name, value in content.items() if name not in tensors}))
-    return Weights(tensors, None if wrapper is None else str(wrapper)[:80], left_out, places)
+    return PickledWeights(tensors, None if wrapper is None else str(wrapper)[:80], left_out, places)
 
 
 def _is_name(name: Any) -> bool:

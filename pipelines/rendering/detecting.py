@@ -25,7 +25,7 @@ DETAIL = MaskEdit(grow=4, blur=4, only_masked=True, padding=32)
 
 
 @dataclass(frozen=True)
-class Box:
+class FoundBox:
     """Holds one thing that was found: its label, the detector's score in [0, 1], and its sides in pixels of the picture."""
 
     label: str
@@ -60,7 +60,7 @@ class Detector:
     threshold: float
     most: int | None
 
-    def find(self, pixels: np.ndarray) -> tuple[Box, ...]:
+    def find(self, pixels: np.ndarray) -> tuple[FoundBox, ...]:
         """Find things in a picture, (H, W, 3) uint8; return them by their size, the largest first.
 
         Boxes are cut to the picture; a box of less than a pixel is left out. The caller has the turn of the process (`COMPUTING`).
@@ -83,7 +83,7 @@ class Detector:
             top, bottom = (min(max(0.0, side), float(height)) for side in (box[1], box[3]))
             name = str(self.model.config.id2label[label])
             if (not self.labels or name in self.labels) and right - left >= 1 and bottom - top >= 1:
-                boxes.append(Box(name, score, left, top, right, bottom))
+                boxes.append(FoundBox(name, score, left, top, right, bottom))
         boxes.sort(key=lambda one: (-one.area, -one.score, one.top, one.left, one.label))
         return tuple(boxes[: self.most])
 
@@ -122,7 +122,7 @@ def load_detector(
     return Detector(weights.source, model, processor, frozenset(labels), threshold, most)
 
 
-def masks_of(boxes: Sequence[Box], height: int, width: int, merged: bool = False) -> tuple[np.ndarray, ...]:
+def masks_of(boxes: Sequence[FoundBox], height: int, width: int, merged: bool = False) -> tuple[np.ndarray, ...]:
     """Return the masks of what was found, for inpainting: one a box, or one of all.
 
     `manifests.mask_changes` grows and softens them, and finds the part of the picture around each, as a row's `mask_edit` says;

@@ -14,7 +14,7 @@ import numpy as np
 
 from promptmill.pipelines.models.clip_sources import one_line
 from promptmill.pipelines.models.sources import check_fetched
-from promptmill.pipelines.rendering.detecting import Box, Detector
+from promptmill.pipelines.rendering.detecting import Detector, FoundBox
 from promptmill.pipelines.work.errors import ModelError
 
 SIDE = 640  # pixels of YuNet's input; it was trained at this side
@@ -33,7 +33,7 @@ class Face:
             the mouth at the picture's left, the other one. None where the finder knows no more than the box.
     """
 
-    box: Box
+    box: FoundBox
     points: np.ndarray | None = None
 
 
@@ -67,7 +67,7 @@ class YuNet:
             left, right = np.clip((left, right), 0, width)
             top, bottom = np.clip((top, bottom), 0, height)
             if right - left >= 1 and bottom - top >= 1 and np.isfinite(row).all():
-                box = Box("face", float(row[14]), float(left), float(top), float(right), float(bottom))
+                box = FoundBox("face", float(row[14]), float(left), float(top), float(right), float(bottom))
                 faces.append(Face(box, row[4:14].reshape(5, 2) * back))
         faces.sort(key=lambda face: (-face.box.area, -face.box.score, face.box.top, face.box.left))
         return tuple(faces[: self.most])

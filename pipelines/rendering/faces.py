@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from promptmill.pipelines.rendering.detecting import Box
+from promptmill.pipelines.rendering.detecting import FoundBox
 from promptmill.pipelines.rendering.face_finding import Face
 from promptmill.pipelines.rendering.spandrel_models import load_descriptor, put_on_device
 from promptmill.pipelines.work.errors import ModelError
@@ -139,7 +139,7 @@ def placement(face: Face, side: int) -> np.ndarray:
     """Return the similarity from the picture to the crop of a face, (2, 3) float64: turned upright where the points are known."""
     scale = side / SIDE
     if face.points is None:
-        box: Box = face.box
+        box: FoundBox = face.box
         factor = BOX_SIDE * scale / max(box.right - box.left, box.bottom - box.top)
         center = (box.left + box.right) / 2, (box.top + box.bottom) / 2
         return np.array(

@@ -11,7 +11,7 @@ from promptmill.configs.stages import Detail, Hires
 from promptmill.manifests.mask_changes import changed, part_around, softened
 from promptmill.pipelines.rendering.calls import constant_of
 from promptmill.pipelines.rendering.conditioning import Whole, prepare
-from promptmill.pipelines.rendering.detecting import Box, masks_of
+from promptmill.pipelines.rendering.detecting import FoundBox, masks_of
 from promptmill.pipelines.rendering.preparing import Conditioning, Job
 from promptmill.pipelines.work.results import Candidate, Failure
 from promptmill.pipelines.work.stages import Tiling, enlarged, staged_request, tiling
@@ -19,7 +19,7 @@ from promptmill.pipelines.work.units import Placed, candidate_seed
 
 Pictures = Mapping[tuple[int, int], np.ndarray]  # (H, W, 3) uint8, by row and candidate
 # Returns the things in a picture, the largest first, or why they are not found.
-Find = Callable[[np.ndarray], Sequence[Box] | Failure]
+Find = Callable[[np.ndarray], Sequence[FoundBox] | Failure]
 
 
 @dataclass

@@ -5,18 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from promptmill.configs.columns import CACHED, CLIP_SCORE, RANK_SCORE
+from promptmill.configs.errors import shown
 from promptmill.configs.schema import ImageFormat
 from promptmill.configs.stages import AnyStage
 from promptmill.pipelines.work.passes import Staged
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit, parse_key
-from promptmill.shards.bundles import unpacked
-from promptmill.shards.image_reader import read_picture
+from promptmill.shards.bundles import BundleError, unpacked
+from promptmill.shards.image_reader import PictureError, read_picture
 from promptmill.shards.keys import parse
 from promptmill.shards.parts import PartError, part_name, read_part, write_part
-from promptmill.shards.storage import join
+from promptmill.shards.storage import delete, join
 from promptmill.shards.tables import IMAGE
 
+_NEEDED = ("seed", "width", "height", "unet_evaluations", CACHED, CLIP_SCORE, RANK_SCORE, IMAGE)  # of a kept row, where it is there
 _IN_STAGE = "stage "  # an error message begins with it
 LOSSLESS: ImageFormat = "png"  # the format of the images between stages, whatever that of the dataset
 
@@ -49,9 +52,11 @@ def stage_begun(recipe: Recipe, unit: Unit, number: int) -> Staged:
         FileNotFoundError: The part is not there.
     """
     part = part_name(unit.stage_name(number))
-    rows = read_part(recipe.output, part, recipe.form, recipe.fingerprint).drop_columns([IMAGE]).to_pylist()
-    if {_row(row["key"]) for row in rows} != {placed.row for placed in unit.requests}:
-        raise PartError(f"{join(recipe.output, 'parts', part)}: is of other rows")
+    table = read_part(recipe.output, part, recipe.form, recipe.fingerprint)
+    place = join(recipe.output, "parts", part)
+    rows = _sound(table.to_pylist(), place)
+    if {_row(row) for row in rows} != {placed.row for placed in unit.requests}:
+        raise PartError(f"{place}: is of other rows")
     return Staged(number, recipe.config.stages[number], _kept(rows), part)
 
 
@@ -64,23 +69,34 @@ def rows_before(recipe: Recipe, unit: Unit) -> list[dict[str, Any]]:
     """
     course = unit.course
     assert course is not None and course.staged is not None
-    own = {placed.row for placed in unit.requests}
+    own, place = {placed.row for placed in unit.requests}, join(recipe.output, "parts", course.staged.part)
     try:
         table = read_part(recipe.output, course.staged.part, recipe.form, recipe.fingerprint)
     except FileNotFoundError:
-        place = join(recipe.output, "parts", course.staged.part)
         raise PartError(f"{place}: is not there any more; run again, and what it held is rendered again") from None
-    return [row for row in table.to_pylist() if _row(row["key"]) in own]
+    return [row for row in _sound(table.to_pylist(), place) if _row(row) in own]
 
 
 def pictures_before(recipe: Recipe, unit: Unit) -> dict[tuple[int, int], np.ndarray]:
-    """Return the images that the stage of a unit begins with, (H, W, 3) uint8, by row and candidate; errors as `rows_before`."""
+    """Return the images that the stage of a unit begins with, (H, W, 3) uint8, by row and candidate.
+
+    Raises:
+        PartError, StorageError: As `rows_before`; or an image cannot be decoded, and the part is deleted.
+    """
+    course = unit.course
+    assert course is not None and course.staged is not None
     found = {}
     for row in rows_before(recipe, unit):
         if row["selected"]:
             _, place, index = parse_key(row["key"])
-            image, _ = unpacked(row[IMAGE], recipe.form.names)
-            found[place, index] = decoded(image)
+            try:
+                image, _ = unpacked(row[IMAGE], recipe.form.names)
+                found[place, index] = decoded(image)
+            except (BundleError, PictureError) as error:
+                part = join(recipe.output, "parts", course.staged.part)
+                delete(part)
+                said = f"{part}: {row['key']}: its image {error}; deleted: run again, and what it held is rendered again"
+                raise PartError(said) from None
     return found
 
 
@@ -109,7 +125,24 @@ def _kept(rows: Sequence[Mapping[str, Any]]) -> dict[int, tuple[int, ...]]:
     return {place: tuple(sorted(indices)) for place, indices in kept.items()}
 
 
-def _row(key: str) -> int:
-    found = parse(key)
+def _sound(rows: list[dict[str, Any]], place: str) -> list[dict[str, Any]]:
+    """Return the rows of the part at a place.
+
+    Raises:
+        PartError: A row lacks what a stage needs of it, as in a part that was forged.
+    """
+    for row in rows:
+        found = parse(row["key"] or "")
+        if found is None:
+            raise PartError(f"{place}: {shown(str(row['key']))}: not a key")
+        if row["selected"] and found[2] is None:
+            raise PartError(f"{place}: {row['key']}: is kept, and is no candidate")
+        if row["selected"] and (gone := [name for name in _NEEDED if row.get(name, "") is None]):
+            raise PartError(f"{place}: {row['key']}: is kept and has no {gone[0]}")
+    return rows
+
+
+def _row(row: Mapping[str, Any]) -> int:
+    found = parse(row["key"])
     assert found is not None
     return found[1]

@@ -137,7 +137,7 @@ def staged_request(request: Request, stage: Hires | Detail, size: tuple[int, int
 
 
 @dataclass(frozen=True)
-class Share:
+class StageWork:
     """Holds the work of one stage for a kept image of a request.
 
     Attributes:
@@ -153,18 +153,18 @@ class Share:
     times: int = 0
 
 
-def staged(request: Request, stages: Sequence[AnyStage], multiple: int = 8) -> Iterator[Share]:
+def staged(request: Request, stages: Sequence[AnyStage], multiple: int = 8) -> Iterator[StageWork]:
     """Yield the work of each stage for a kept image of a request."""
     size = request.width, request.height
     for stage in stages:
         size = enlarged(size, stage, multiple)
         if isinstance(stage, Hires):
             tiles = tiling(size, stage)
-            yield Share(stage, size, staged_request(request, stage, tiles.tile), len(tiles.places))
+            yield StageWork(stage, size, staged_request(request, stage, tiles.tile), len(tiles.places))
         elif isinstance(stage, Detail):
-            yield Share(stage, size, staged_request(request, stage, (request.width, request.height)), 1)
+            yield StageWork(stage, size, staged_request(request, stage, (request.width, request.height)), 1)
         else:
-            yield Share(stage, size)
+            yield StageWork(stage, size)
 
 
 def staged_price(request: Request, stages: Sequence[AnyStage], counting: Counting, multiple: int = 8) -> tuple[int, int]:
@@ -200,14 +200,14 @@ class StageRules:
         return []
 
 
-def _problems_of_size(share: Share) -> list[str]:
+def _problems_of_size(share: StageWork) -> list[str]:
     width, height = share.size
     if max(share.size) > MAX_SIDE:
         return [f"scale: makes {width} x {height} pixels, and no side may have more than {MAX_SIDE:,}"]
     return []
 
 
-def _problems(share: Share, rules: Rules) -> list[str]:
+def _problems(share: StageWork, rules: Rules) -> list[str]:
     """Return the problems of the request that a stage renders."""
     stage, one, wrong = share.stage, share.request, list[str]()
     if one is None or not isinstance(stage, Hires | Detail):

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from promptmill.configs.made_manifests import Made
+from promptmill.configs.made_manifests import MadeManifest
 from promptmill.manifests.made_rows import MadeFile, Rows, identity_of, with_lines
 from promptmill.manifests.rows import ManifestError
 from promptmill.manifests.sources import read_rows
 
 
 def rows_of(columns, rows=60, seed=0):
-    return [row.values for row in Rows(Made(rows=rows, seed=seed, columns=columns))]
+    return [row.values for row in Rows(MadeManifest(rows=rows, seed=seed, columns=columns))]
 
 
 MIXED = {
@@ -88,7 +88,7 @@ def test_a_class_balanced_set_of_300_has_each_class_within_one():
 def test_lines_of_a_file_are_chosen_without_comments_and_the_rows_depend_on_them(tmp_path):
     file = tmp_path / "styles.txt"
     file.write_text("\ufeff# styles\noil\n\n  ink  \nphoto\n", encoding="utf-8")
-    made = Made(rows=50, columns={"style": {"lines": str(file)}})
+    made = MadeManifest(rows=50, columns={"style": {"lines": str(file)}})
     resolved = with_lines(made)
     assert {row.values["style"] for row in Rows(resolved)} == {"oil", "ink", "photo"}
     file.write_text("oil\nink\n")
@@ -97,7 +97,7 @@ def test_lines_of_a_file_are_chosen_without_comments_and_the_rows_depend_on_them
 
 
 def test_the_rows_are_read_like_those_of_a_file_and_named_as_the_manifest():
-    file = MadeFile(Made(rows=3, columns={"prompt": "a cat", "n": {"sequence": [1, 1]}}))
+    file = MadeFile(MadeManifest(rows=3, columns={"prompt": "a cat", "n": {"sequence": [1, 1]}}))
     again = pickle.loads(pickle.dumps(file))
     for one in (file, again):
         rows = list(read_rows([one]))
@@ -134,7 +134,7 @@ def test_the_rows_are_read_like_those_of_a_file_and_named_as_the_manifest():
 )
 def test_a_template_that_none_may_be_is_refused_in_one_line(columns, problem):
     with pytest.raises(ManifestError) as raised:
-        Rows(Made(rows=1, columns=columns))
+        Rows(MadeManifest(rows=1, columns=columns))
     assert str(raised.value).startswith("manifest.columns") and problem in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -151,7 +151,7 @@ def test_a_template_that_none_may_be_is_refused_in_one_line(columns, problem):
     ],
 )
 def test_a_row_whose_template_fails_is_a_bad_row_and_the_others_are_made(columns, problem):
-    rows = list(Rows(Made(rows=40, columns=columns)))
+    rows = list(Rows(MadeManifest(rows=40, columns=columns)))
     broken = [row for row in rows if row.broken]
     assert len(rows) == 40 and broken and all(row.broken.startswith(problem) and not row.values for row in broken)
 
@@ -176,7 +176,7 @@ def test_a_row_whose_template_fails_is_a_bad_row_and_the_others_are_made(columns
 )
 def test_a_column_that_is_none_is_refused_with_its_name(value, problem):
     with pytest.raises(ValidationError) as raised:
-        Made(rows=1, columns={"x": value})
+        MadeManifest(rows=1, columns={"x": value})
     assert problem in str(raised.value)
 
 
@@ -189,13 +189,13 @@ def test_a_file_of_lines_that_is_none_is_said_with_its_column(tmp_path, content,
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ManifestError, match=rf"^manifest\.columns\.x\.lines: \S*lines\.txt: {problem}"):
-        with_lines(Made(rows=1, columns={"x": {"lines": str(file)}}))
+        with_lines(MadeManifest(rows=1, columns={"x": {"lines": str(file)}}))
 
 
 def test_a_pipe_of_lines_is_refused_rather_than_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ManifestError, match=r"pipe: is no file$"):
-        with_lines(Made(rows=1, columns={"x": {"lines": str(tmp_path / "pipe")}}))
+        with_lines(MadeManifest(rows=1, columns={"x": {"lines": str(tmp_path / "pipe")}}))
 
 
 def test_what_is_drawn_covers_its_range_evenly():

@@ -19,7 +19,7 @@ from promptmill.configs.loading import load
 from promptmill.configs.own_files import ROOT
 from promptmill.jobs.annotating import annotating, pool
 from promptmill.jobs.annotating.inputs import Wanted, look, parse_maps
-from promptmill.jobs.annotating.pool import TRIES, Pool, workers_for
+from promptmill.jobs.annotating.pool import TRIES, AnnotatorPool, workers_for
 from promptmill.jobs.annotating.process import packed_error
 from promptmill.jobs.cli import main
 from promptmill.manifests.images import UnreachableError
@@ -147,10 +147,10 @@ def test_auto_is_one_a_gpu_or_one_for_the_threads_of_each(monkeypatch, cards, pr
 
 def test_each_process_sees_a_gpu_of_its_own_in_turn(monkeypatch):
     monkeypatch.setattr(pool, "_cards", lambda inputs: ["2", "5"])
-    seen = [worker._environment["CUDA_VISIBLE_DEVICES"] for worker in Pool(None, 3)._all]
+    seen = [worker._environment["CUDA_VISIBLE_DEVICES"] for worker in AnnotatorPool(None, 3)._all]
     assert seen == ["2", "5", "2"]
     monkeypatch.setattr(pool, "_cards", lambda inputs: [])
-    assert [worker._environment for worker in Pool(None, 2)._all] == [None, None]
+    assert [worker._environment for worker in AnnotatorPool(None, 2)._all] == [None, None]
 
 
 @pytest.mark.parametrize("workers", ["0", "257", "two", "-1", ""])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from promptmill.configs.weights import Weights
 from promptmill.manifests.mask_changes import changed, part_around
-from promptmill.pipelines.rendering.detecting import DETAIL, Box, load_detector, masks_of
+from promptmill.pipelines.rendering.detecting import DETAIL, FoundBox, load_detector, masks_of
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines.tiny_detectors import LABELS, MAKERS, make
 
@@ -141,7 +141,7 @@ def test_a_detector_whose_numbers_are_damaged_says_so(folders, tmp_path):
 
 
 def test_masks_cover_what_boxes_touch_and_go_on_to_the_masks_of_rows():
-    boxes = (Box("face", 0.9, 10.2, 5.0, 20.0, 15.7), Box("face", 0.8, 0.0, 30.0, 4.5, 40.0))
+    boxes = (FoundBox("face", 0.9, 10.2, 5.0, 20.0, 15.7), FoundBox("face", 0.8, 0.0, 30.0, 4.5, 40.0))
     first, second = masks_of(boxes, 40, 50)
     assert first.shape == (40, 50) and first.dtype == bool
     rows, columns = np.flatnonzero(first.any(1)), np.flatnonzero(first.any(0))

@@ -7,7 +7,7 @@ import spandrel
 import torch
 
 from promptmill.configs.weights import Weights
-from promptmill.pipelines.rendering.detecting import Box, load_detector
+from promptmill.pipelines.rendering.detecting import FoundBox, load_detector
 from promptmill.pipelines.rendering.face_finding import BoxedFaces, Face, load_yunet
 from promptmill.pipelines.rendering.faces import GREY, POINTS, SIDE, FaceRestorer, load_face_restorer, placement, restoring
 from promptmill.pipelines.work.errors import ModelError
@@ -39,7 +39,7 @@ def turned(center: tuple[float, float], side: float, degrees: float) -> Face:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * side / SIDE
     points = (POINTS - SIDE / 2) @ turn.T + center
     low, high = points.min(0), points.max(0)
-    return Face(Box("face", 1.0, *low, *high), points)
+    return Face(FoundBox("face", 1.0, *low, *high), points)
 
 
 def unchanged(crop: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ FACES = {
     "turned": turned((120, 100), 110, 33),
     "upside down": turned((120, 100), 100, 180),
     "half outside": turned((20, 30), 90, -20),
-    "box": Face(Box("face", 1.0, 90, 60, 150, 130)),
+    "box": Face(FoundBox("face", 1.0, 90, 60, 150, 130)),
 }
 
 

@@ -13,7 +13,7 @@ from promptmill.configs.own_files import ROOT
 from promptmill.configs.stages import Detail, Hires, Upscale
 from promptmill.manifests.mask_changes import changed, part_around
 from promptmill.pipelines.rendering.calls import constant_of
-from promptmill.pipelines.rendering.detecting import Box, Detector
+from promptmill.pipelines.rendering.detecting import Detector, FoundBox
 from promptmill.pipelines.rendering.faces import FaceRestorer
 from promptmill.pipelines.rendering.stages import Stages
 from promptmill.pipelines.rendering.upscaling import Upscaler, load_upscaler
@@ -26,7 +26,7 @@ from tests.pipelines.plain import CANNY, JOB_SEED, render_plain, request
 from tests.pipelines.tiny_detectors import make
 from tests.pipelines.tiny_faces import yunet
 
-BOX = Box("face", 0.9, 10, 10, 40, 50)
+BOX = FoundBox("face", 0.9, 10, 10, 40, 50)
 WHOLE = Hires(kind="hires", scale=1.5, strength=0.7)
 TILED = Hires(kind="hires", scale=2, strength=0.7, steps=4, scheduler="euler", tile=64, overlap=16, control={"type": "seg"})
 UPSCALE = "{kind: upscale, source: ./embedded/weights/upscaler, scale: 2}"
@@ -166,7 +166,9 @@ def test_a_picture_that_a_detector_cannot_read_fails_alone_and_what_breaks_the_p
 def test_a_detail_is_what_plain_diffusers_inpaints_of_its_part_put_back_into_the_picture(stages, folder, tmp_path, monkeypatch):
     stage = Detail(kind="detail", detector={"source": "./x"}, strength=0.7, padding=4, blur=0, grow=2, prompt="a large blue square")
     large = np.asarray(Image.fromarray(PICTURE).resize((128, 128), Image.Resampling.BILINEAR))
-    monkeypatch.setattr(Detector, "find", lambda self, picture: (Box("face", 0.9, 40, 60, 70, 80), Box("face", 0.8, 5, 5, 9, 9)))
+    monkeypatch.setattr(
+        Detector, "find", lambda self, picture: (FoundBox("face", 0.9, 40, 60, 70, 80), FoundBox("face", 0.8, 5, 5, 9, 9))
+    )
     row = request(steps=5, seed=3)
     made = rendered(stages, stage, {0: row}, {(0, 2): large}, number=1)[0, 2]
     assert made.found == 2 and made.evaluations == 2 * 2 * 3

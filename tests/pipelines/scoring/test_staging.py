@@ -18,7 +18,7 @@ from promptmill.pipelines.work.stage_parts import pictures_before
 from promptmill.pipelines.work.units import Placed, Unit
 from promptmill.shards.bundles import entry, unpack
 from promptmill.shards.image_reader import read_picture
-from promptmill.shards.parts import PartError
+from promptmill.shards.parts import PartError, read_part, write_part
 from promptmill.shards.storage import names
 from promptmill.shards.tables import IMAGE, make_table, schema
 from tests.pipelines.plain import request
@@ -186,6 +186,30 @@ def test_a_piece_of_a_unit_goes_on_from_the_units_part(tmp_path):
     pieces = [taken(recipe, piece).rows for piece in whole.pieces()]
     assert [{row["key"][:12] for row in rows} for rows in pieces] == [{"000000-00000"}, {"000000-00001"}]
     assert table([row for rows in pieces for row in rows], recipe) == table(taken(recipe, whole).rows, recipe)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("key", "../../a", "not a key"),
+        ("key", "000000-00000", "is kept, and is no candidate"),
+        ("seed", None, "is kept and has no seed"),
+        ("unet_evaluations", None, "is kept and has no unet_evaluations"),
+        ("image", b"a", r"its image [^\n]*; deleted: run again, and what it held is rendered again"),
+        ("image", None, "is kept and has no image"),
+    ],
+)
+def test_a_forged_part_of_a_stage_is_refused_in_one_line(tmp_path, column, value, said):
+    recipe = recipe_of(tmp_path)
+    unit = unit_of(recipe, a={})
+    staged = replace(unit, course=finish_in_stages(unit, render(recipe, unit), HashClip(), recipe, list).course)
+    name = staged.course.staged.part
+    rows = read_part(recipe.output, name, recipe.form, recipe.fingerprint).to_pylist()
+    forged = [row | ({column: value} if row["selected"] else {}) for row in rows]
+    write_part(recipe.output, name, forged, recipe.form, recipe.fingerprint)
+    with pytest.raises(PartError, match=rf"^[^\n]*{said}$"):
+        render(recipe, staged)
+    assert resumed_at_stage(unit, set(names(f"{tmp_path}/parts")), recipe) == unit
 
 
 def test_a_part_that_is_gone_is_said_in_one_line(tmp_path):
