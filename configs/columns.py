@@ -48,6 +48,8 @@ class Column:
         meaning: The card's words for the column.
         since: The first format of datasets that has the column.
         need: A dataset without this has no such column; None for a column that every dataset has.
+        if_rows_have: The column of a manifest, the same or another, in which a row has to have a value for a dataset to have the
+            declared column.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Column:
     role: Role
     since: int = 1
     need: Need | None = None
+    if_rows_have: str | None = None
 
 
 CONTROL = pa.struct(
@@ -110,6 +113,12 @@ DRAFT_SCORES, SPARED, EMBEDDING = "draft_scores", "candidates_spared", "clip_emb
 
 _TEXT, _INT, _NUMBER, _SCORE, _FLAG = pa.string(), pa.int32(), pa.float64(), pa.float32(), pa.bool_()
 _KEY, _INPUT, _RESOLVED, _OUTCOME, _MADE = Role.KEY, Role.INPUT, Role.RESOLVED, Role.OUTCOME, Role.PROVENANCE
+
+
+def _of_rows(name: str, type: pa.DataType, meaning: str, deciding: str | None = None) -> Column:
+    """Return the column of an input that a dataset has where a row has a value in the deciding column, without one in the same."""
+    return Column(name, type, meaning, _INPUT, need=Need.DECLARED, if_rows_have=deciding or name)
+
 
 # In the order in which they stand; carried columns come behind. Times and hosts have no place here: they differ between runs.
 COLUMNS = (
@@ -187,28 +196,15 @@ COLUMNS = (
         _OUTCOME,
         need=Need.DECLARED,
     ),
-    # Declared like the scores, so that it is in no dataset that has no reference adapter.
-    Column(
-        REFERENCES,
-        pa.list_(REFERENCE),
-        "references: type, image or embedding, scale, mask, SHA-256 of the files",
-        _INPUT,
-        need=Need.DECLARED,
-    ),
-    # There where a row has one.
-    Column(
-        MASK_EDIT,
-        _TEXT,
-        "how the mask was changed: inverted, grown, blurred; whether its part alone was rendered",
-        _INPUT,
-        need=Need.DECLARED,
-    ),
-    Column(OUTPAINT, _TEXT, "by how many pixels the image reaches beyond its init image", _INPUT, need=Need.DECLARED),
-    Column(VARIATION_SEED, pa.int64(), "of the noise that varies this candidate's", _INPUT, need=Need.DECLARED),
-    Column(VARIATION, _NUMBER, "the share of that noise", _INPUT, need=Need.DECLARED),
-    Column(TRUE_CFG, _NUMBER, "guidance away from the negative prompt, beside the model's own", _INPUT, need=Need.DECLARED),
-    Column(BOXES, pa.list_(BOX), "what is drawn where: a phrase, and sides as shares of the image's", _INPUT, need=Need.DECLARED),
-    Column(BOXES_UNTIL, _NUMBER, "the share of the steps that know of the boxes", _INPUT, need=Need.DECLARED),
+    # Of the datasets alone that have a row with such a value; references also where the config declares an adapter of them.
+    _of_rows(REFERENCES, pa.list_(REFERENCE), "references: type, image or embedding, scale, mask, SHA-256 of the files"),
+    _of_rows(MASK_EDIT, _TEXT, "how the mask was changed: inverted, grown, blurred; whether its part alone was rendered"),
+    _of_rows(OUTPAINT, _TEXT, "by how many pixels the image reaches beyond its init image"),
+    _of_rows(VARIATION_SEED, pa.int64(), "of the noise that varies this candidate's"),
+    _of_rows(VARIATION, _NUMBER, "the share of that noise", VARIATION_SEED),
+    _of_rows(TRUE_CFG, _NUMBER, "guidance away from the negative prompt, beside the model's own"),
+    _of_rows(BOXES, pa.list_(BOX), "what is drawn where: a phrase, and sides as shares of the image's"),
+    _of_rows(BOXES_UNTIL, _NUMBER, "the share of the steps that know of the boxes", BOXES),
     Column("prior_steps", _INT, "of denoising, by the prior", _INPUT, need=Need.DECLARED),
     Column("prior_guidance_scale", _NUMBER, "classifier-free guidance of the prior", _INPUT, need=Need.DECLARED),
     Column(CACHED, _INT, "how many of the evaluations ran the outer blocks alone, by the step cache", _MADE, need=Need.DECLARED),
@@ -253,6 +249,11 @@ COLUMNS = (
     ),
     Column(EMBEDDING, pa.list_(pa.float16()), "the image's unit CLIP embedding", _MADE, need=Need.EMBEDDINGS),
 )
+
+# The declared columns that rows decide on, in their order.
+OF_ROWS = tuple(column.name for column in COLUMNS if column.if_rows_have)
+# The columns of a manifest that decide, each once.
+DECIDING = tuple(dict.fromkeys(column.if_rows_have for column in COLUMNS if column.if_rows_have))
 
 
 def by_name() -> dict[str, Column]:

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from promptmill.configs.columns import FORMAT
+from promptmill.configs.columns import FORMAT, OF_ROWS
 from promptmill.configs.errors import quoted
 from promptmill.configs.schema import Config
 from promptmill.jobs.planning.differences import differences
 from promptmill.jobs.planning.plan import Plan, PlanError, Rerender, ShardPlan, drop_plan, earlier_plans, read_plan, write_plan
 from promptmill.jobs.planning.row_changes import RowChanges, as_ranges
 from promptmill.jobs.planning.shard_plans import read_shard
-from promptmill.pipelines.work.metadata_rows import OF_ROWS, declared_columns
+from promptmill.pipelines.work.metadata_rows import declared_columns
 from promptmill.shards.commits import CommitRecord, read_records
 from promptmill.shards.index import INDEX, SUCCESS
 from promptmill.shards.storage import delete, join, names

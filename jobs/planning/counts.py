@@ -2,11 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from promptmill.configs.columns import BOXES, DECIDING, MASK_EDIT, OUTPAINT, REFERENCES, TRUE_CFG, VARIATION_SEED
+from promptmill.configs.errors import shown
 from promptmill.configs.preprocessors import ANNOTATED
 
 # Counts that are written where there are some.
-LATER = ("cached", "boxes", "true_cfg", "variations", "staged", "staged_alike", "steered", "maps")
+LATER = ("cached", "columns", "staged", "staged_alike", "steered", "maps")
+# Plans of earlier versions have a count of its own name for each of these columns.
+EARLIER = {
+    "references": REFERENCES,
+    "mask_edits": MASK_EDIT,
+    "outpaints": OUTPAINT,
+    "boxes": BOXES,
+    "true_cfg": TRUE_CFG,
+    "variations": VARIATION_SEED,
+}
 
 
 @dataclass(frozen=True)
@@ -23,12 +35,7 @@ class Counts:
         modes: Requests by mode.
         undrafted: The number of evaluations without drafts.
         growing: Requests whose candidates grow; their candidates, keep and evaluations are the greatest possible.
-        references: Requests that have references.
-        mask_edits: Requests that change their masks.
-        outpaints: Requests that widen their pictures.
-        boxes: Requests that have boxes.
-        true_cfg: Requests that have a scale of true guidance beside the model's own.
-        variations: Requests that vary one noise.
+        columns: Requests by those of `DECIDING` in which they have values.
         cached: The evaluations of these that a step cache answers.
         staged: The evaluations of these for the stages of kept images.
         staged_alike: The evaluations at the rows' own sizes that have as many pixels as these.
@@ -48,12 +55,7 @@ class Counts:
     modes: Mapping[str, int] = field(default_factory=dict)
     undrafted: int = 0
     growing: int = 0
-    references: int = 0
-    mask_edits: int = 0
-    outpaints: int = 0
-    boxes: int = 0
-    true_cfg: int = 0
-    variations: int = 0
+    columns: Mapping[str, int] = field(default_factory=dict)
     cached: int = 0
     staged: int = 0
     staged_alike: int = 0
@@ -64,3 +66,17 @@ class Counts:
     def annotators(self) -> tuple[str, ...]:
         """Return the names of the annotators that make these maps."""
         return tuple(dict.fromkeys(ANNOTATED[name] for name in self.maps if name in ANNOTATED))
+
+
+def read_counts(values: Mapping[str, Any]) -> Counts:
+    """Return the counts of a plan's JSON, of whatever version.
+
+    Raises:
+        TypeError: There is a count of no known name.
+        ValueError: A column is counted that decides nothing.
+    """
+    now = {name: value for name, value in values.items() if name not in EARLIER}
+    columns = {EARLIER[name]: value for name, value in values.items() if name in EARLIER and value} | now.pop("columns", {})
+    if strange := columns.keys() - {*DECIDING}:
+        raise ValueError(f"{shown(min(strange))}: no column that rows decide on")
+    return Counts(**now, columns=columns)

@@ -17,24 +17,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from promptmill.configs.columns import (
-    BOXES,
-    BOXES_UNTIL,
-    MASK_EDIT,
-    OUTPAINT,
-    REFERENCES,
-    TRUE_CFG,
-    VARIATION,
-    VARIATION_SEED,
-    NewerFormatError,
-    check_format,
-)
+from promptmill.configs.columns import COLUMNS, NewerFormatError, check_format
 from promptmill.configs.columns import FORMAT as DATASET_FORMAT
 from promptmill.configs.errors import shown
 from promptmill.configs.json_values import checked, parse_json, read_json
 from promptmill.configs.parameters import MAX_CANDIDATES, MAX_LIST, MAX_SIDE, MAX_STEPS
 from promptmill.configs.schema import Config
-from promptmill.jobs.planning.counts import LATER, Counts
+from promptmill.jobs.planning.counts import LATER, Counts, read_counts
 from promptmill.jobs.planning.sealed_json import SEAL, sealed
 from promptmill.manifests.carried import arrow_types
 from promptmill.manifests.images import Roots
@@ -177,10 +166,7 @@ class Plan:
     @property
     def of_rows(self) -> tuple[str, ...]:
         """Return the declared columns that are there since a request has one."""
-        counts = self.counts
-        there = {REFERENCES: counts.references, MASK_EDIT: counts.mask_edits, OUTPAINT: counts.outpaints, TRUE_CFG: counts.true_cfg}
-        there |= dict.fromkeys((BOXES, BOXES_UNTIL), counts.boxes) | dict.fromkeys((VARIATION_SEED, VARIATION), counts.variations)
-        return tuple(name for name, count in there.items() if count)
+        return tuple(column.name for column in COLUMNS if column.if_rows_have and self.counts.columns.get(column.if_rows_have))
 
     def rerenders(self, shard: int, generation: int) -> frozenset[int]:
         """Return the rows of a committed shard, counted from 0, that a later generation than this has to render again."""
@@ -290,7 +276,7 @@ def read_plan(output: str, earlier: str | None = None) -> Plan | None:
         plan = Plan(
             values["inputs"],
             values["shards"],
-            Counts(**values["counts"]),
+            read_counts(values["counts"]),
             values["carried"],
             values["embedding"],
             Config.model_validate(values["config"]),
@@ -328,8 +314,9 @@ def _rerender(shard: int, generation: int, rows: Sequence[Sequence[int]]) -> Rer
 def _check(plan: Plan) -> None:
     """Raise ValueError or TypeError where a plan holds values of other types, or numbers that no plan has."""
     checked(plan)
-    counts = [value for value in asdict(plan.counts).values() if isinstance(value, int)]
-    if min(plan.shards, *counts, *plan.counts.modes.values(), *plan.counts.steered.values()) < 0 or plan.shards > MOST_SHARDS:
+    counts = asdict(plan.counts).values()
+    numbers = [number for value in counts for number in (value.values() if isinstance(value, dict) else [value])]
+    if min(plan.shards, *numbers) < 0 or plan.shards > MOST_SHARDS:
         raise ValueError(f"{plan.shards} shards, or a count below zero")
     if not all(name.isdecimal() and int(name) <= MAX_LIST for name in plan.counts.steered):
         raise ValueError("a number of controls that no row has")

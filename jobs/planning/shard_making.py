@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from promptmill.configs.columns import DECIDING
 from promptmill.configs.drafts import Draft
 from promptmill.configs.parameters import MODES
 from promptmill.configs.preprocessors import annotator_of, parse_preprocess
@@ -221,10 +222,10 @@ def kinds(shard: ShardPlan) -> frozenset[Hashable]:
 
 def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
     """Count the contents of a shard, without its buckets, which it shares with others."""
-    of_rows = ("references", "mask_edits", "outpaints", "boxes", "true_cfg", "variations")
-    names = ("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "cached", "staged", "staged_alike", *of_rows)
+    names = ("candidates", "keep", "evaluations", "pixels", "undrafted", "growing", "cached", "staged", "staged_alike")
     sums: dict[str, int] = dict.fromkeys(names, 0)
     modes: dict[str, int] = dict.fromkeys(MODES, 0)
+    columns = Counter[str]()
     maps: set[tuple[str, Hashable]] = set()
     for placed in shard.requests:
         request = placed.request
@@ -238,12 +239,7 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
         sums["pixels"] += request.width * request.height * request.candidates
         sums["undrafted"] += later + price(request, (), recipe.counting)
         sums["growing"] += request.growing is not None
-        sums["references"] += bool(request.references)
-        sums["mask_edits"] += request.mask_edit is not None
-        sums["true_cfg"] += request.true_cfg_scale is not None
-        sums["variations"] += request.variation_seed is not None
-        sums["boxes"] += bool(request.gligen_boxes)
-        sums["outpaints"] += request.outpaint is not None
+        columns.update(name for name in DECIDING if getattr(request, name) not in (None, ()))
         modes[request.mode] += 1
         maps |= _maps_of(placed)
     steered = Counter(str(len(p.request.controls)) for p in shard.requests if p.request.controls) if recipe.maps else {}
@@ -252,7 +248,7 @@ def count(recipe: ShardRules, shard: ShardPlan) -> Counts:
     some = {mode: n for mode, n in modes.items() if n}
     units = sum(_rendered_as(recipe, shard, unit) for unit in shard.units)
     made = dict(sorted(Counter(name for name, _ in maps).items()))
-    return Counts(units=units, modes=some, steered=dict(steered), maps=made, **sums)
+    return Counts(units=units, modes=some, columns=dict(columns), steered=dict(steered), maps=made, **sums)
 
 
 def _maps_of(placed: Placed) -> set[tuple[str, Hashable]]:
@@ -277,14 +273,17 @@ def _rendered_as(recipe: ShardRules, shard: ShardPlan, unit: Sequence[int]) -> i
 
 def added(counts: Counts, more: Counts, sign: int = 1) -> Counts:
     """Return the sum of two counts, or with a `sign` of -1 their difference; buckets stay as they are."""
-    sums: dict[str, Any] = {
-        name: value + sign * getattr(more, name)
-        for name, value in vars(counts).items()
-        if name not in ("buckets", "modes", "steered", "maps")
-    }
-    names = sorted({*counts.maps, *more.maps})
-    maps = {name: n for name in names if (n := counts.maps.get(name, 0) + sign * more.maps.get(name, 0))}
-    modes = {mode: n for mode in MODES if (n := counts.modes.get(mode, 0) + sign * more.modes.get(mode, 0))}
-    numbers = sorted({*counts.steered, *more.steered}, key=int)
-    steered = {name: n for name in numbers if (n := counts.steered.get(name, 0) + sign * more.steered.get(name, 0))}
-    return Counts(**sums, buckets=counts.buckets, modes=modes, steered=steered, maps=maps)
+    both: dict[str, Any] = {}
+    for name, value in vars(counts).items():
+        other = getattr(more, name)
+        if isinstance(value, Mapping):
+            sums = {key: value.get(key, 0) + sign * other.get(key, 0) for key in sorted({*value, *other}, key=_place)}
+            both[name] = {key: number for key, number in sums.items() if number}
+        else:
+            both[name] = value if name == "buckets" else value + sign * other
+    return Counts(**both)
+
+
+def _place(key: str) -> tuple[int, str]:
+    """Return the place of a count's key: modes in their order, numbers by their sizes, columns and preprocessors by their names."""
+    return (MODES.index(key), "") if key in MODES else (int(key), "") if key.isdecimal() else (0, key)

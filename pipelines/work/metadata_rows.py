@@ -5,24 +5,20 @@ from typing import Any
 
 from promptmill.configs.columns import (
     BOXES,
-    BOXES_UNTIL,
     CACHED,
     CLIP_SCORE,
     COLUMNS,
     CONTROL_MAPS,
     DRAFT_SCORES,
-    MASK_EDIT,
     NEAR_DUPLICATE_OF,
     OF_PRIORS,
-    OUTPAINT,
+    OF_ROWS,
     RANK_SCORE,
     REFERENCES,
     REJECTED_FOR,
     SPARED,
     STAGE0,
     STAGES,
-    TRUE_CFG,
-    VARIATION,
     VARIATION_SEED,
     Column,
     Role,
@@ -161,17 +157,12 @@ def candidate_row(recipe: Recipe, shared: Mapping[str, Any], shard: int, row: in
     }
 
 
-# Declared columns that are there where a row has one, in their order.
-OF_ROWS = (REFERENCES, MASK_EDIT, OUTPAINT, VARIATION_SEED, VARIATION, TRUE_CFG, BOXES, BOXES_UNTIL)
-
-
 def declared_columns(config: Config, of_rows: Collection[str] = ()) -> tuple[Column, ...]:
     """Return the columns that a config declares beside those that every dataset has, in their order.
 
     Args:
         config: The run's config.
-        of_rows: Names of the columns that are there since a row has one: references, which need no adapter in models that take
-            several pictures, what changes masks and widens pictures, boxes, variations, and true guidance beside the model's own.
+        of_rows: Those of `OF_ROWS` that are there since a row decides so.
     """
     model = config.model
     there = {*of_rows, *([REFERENCES] if model.references else ())}
