@@ -36,7 +36,13 @@ class TileControl(Strict):
 
 
 class _Stage(Closed):
-    """Refuses booleans where numbers are meant, as `Strict` does, which does not go with a key that tells the kind."""
+    """Refuses booleans where numbers are meant, as `Strict` does, which does not go with a key that tells the kind.
+
+    Attributes:
+        libraries: Libraries that decide the stage's bytes, beside those of every model.
+    """
+
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     @field_validator(*NUMBERS, mode="before", check_fields=False)
     @classmethod
@@ -100,6 +106,7 @@ class Hires(_Rendering):
 class Upscale(_Stage, Adapter):
     """Declares a stage that enlarges a picture by a network of super-resolution, one safetensors file that spandrel reads."""
 
+    libraries: ClassVar[tuple[str, ...]] = ("spandrel",)
     usual: ClassVar[str] = "model.safetensors"
     kind: Literal["upscale"]
     # Only the loaded network says how much it enlarges, and a plan loads none.
@@ -154,6 +161,7 @@ class Detail(_Rendering):
 class Faces(_Stage, Adapter):
     """Declares a stage that finds faces and restores each by a network, one safetensors file: GFPGAN, RestoreFormer, CodeFormer."""
 
+    libraries: ClassVar[tuple[str, ...]] = ("spandrel",)
     usual: ClassVar[str] = "model.safetensors"
     kind: Literal["faces"]
     yunet: OnnxFile | None = Field(None, description="YuNet, which finds faces with their eyes, noses and mouths.")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.configs.errors import nearest
-from promptmill.configs.weights import HF_HUB, LOCAL_DIR, OpenClip
-from promptmill.pipelines.models.sources import find_local
+from promptmill.configs.weights import HF_HUB, LOCAL_DIR, Adapter, OpenClip
+from promptmill.pipelines.models.sources import adapter_file, find_local
 from promptmill.pipelines.work.errors import ModelError
 
 CONFIG = "open_clip_config.json"
@@ -202,6 +202,15 @@ def tokenizer_folder(clip: OpenClip, config: Mapping[str, Any], folder: Path | N
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ModelError(f"{clip.model}: its tokenizer is in another repository, {named}, which nothing pins; take another model")
     return folder
+
+
+def fetched_file(weights: Adapter) -> Path:
+    """Return the one file of an adapter, a head or a network, fetched where it is on the hub.
+
+    Raises:
+        ModelError: The file is not there.
+    """
+    return adapter_file(weights) or hub_file(weights.source, weights.file, weights.revision)
 
 
 def hub_file(repository: str, name: str, revision: str | None) -> Path:

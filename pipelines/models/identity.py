@@ -13,7 +13,7 @@ from promptmill.configs.model import Model
 from promptmill.configs.own_files import PROJECT
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import OpenClipScorer
-from promptmill.configs.stages import AnyStage, Faces, Upscale, sources_of
+from promptmill.configs.stages import AnyStage, sources_of
 from promptmill.configs.weights import (
     GGUF,
     HF_HUB,
@@ -59,7 +59,7 @@ def library_versions(model: Model, stages: tuple[AnyStage, ...] = ()) -> dict[st
     Raises:
         ModelError: The model needs a library that is not installed.
     """
-    networks = {"spandrel": version("spandrel")} if any(isinstance(stage, Upscale | Faces) for stage in stages) else {}
+    networks = {name: version(name) for stage in stages for name in stage.libraries}
     always = {name: version(name) for name in LIBRARIES}
     return {"promptmill": own_version(), **always, **_of_family(model), **_quantisers(model), **networks}
 

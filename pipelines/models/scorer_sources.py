@@ -12,8 +12,17 @@ from safetensors import SafetensorError, safe_open
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import CLIP, HeadScorer, PreferenceScorer
 from promptmill.configs.weights import SAFETENSORS
-from promptmill.pipelines.models.clip_sources import NO_PICKLES, TOKENIZERS, WORDS, embedding_width, hub_file, hub_folder, one_line
-from promptmill.pipelines.models.sources import adapter_file, local_folder
+from promptmill.pipelines.models.clip_sources import (
+    NO_PICKLES,
+    TOKENIZERS,
+    WORDS,
+    embedding_width,
+    fetched_file,
+    hub_file,
+    hub_folder,
+    one_line,
+)
+from promptmill.pipelines.models.sources import local_folder
 from promptmill.pipelines.work.errors import ModelError
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -47,7 +56,7 @@ def check_scorers(ranking: Ranking) -> None:
             widths[scorer.name] = WIDTHS[scorer.kind](scorer)
     for scorer in ranking.scorers:
         if isinstance(scorer, HeadScorer):
-            form = head_form(head_file(scorer), scorer.source)
+            form = head_form(fetched_file(scorer), scorer.source)
             if form.width != widths[scorer.reads]:
                 reads = f"{scorer.source} takes embeddings of {form.width:,} numbers, and those of {scorer.reads}"
                 raise ModelError(f"ranking.scorers.{scorer.name}: {reads} have {widths[scorer.reads]:,}")
@@ -105,15 +114,6 @@ def check_preference(folder: Path, scorer: PreferenceScorer) -> None:
     ):
         if not any(any(folder.glob(name)) for name in names):
             raise ModelError(f"{scorer.source}: holds no {what}")
-
-
-def head_file(scorer: HeadScorer) -> Path:
-    """Return the one file of a head, fetched where it is on the hub.
-
-    Raises:
-        ModelError: The file is not there.
-    """
-    return adapter_file(scorer) or hub_file(scorer.source, scorer.file, scorer.revision)
 
 
 def head_form(file: Path, source: str) -> HeadForm:

@@ -1,9 +1,8 @@
 """Renders the stages that kept images go through."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,16 +12,16 @@ from promptmill.configs.schema import Config
 from promptmill.configs.stages import Detail, Faces, Hires, Upscale
 from promptmill.configs.weights import Weights
 from promptmill.pipelines.models.capabilities import read_facts
-from promptmill.pipelines.models.clip_sources import hub_file
-from promptmill.pipelines.models.sources import adapter_file, find_local
+from promptmill.pipelines.models.clip_sources import fetched_file
+from promptmill.pipelines.models.sources import find_local
 from promptmill.pipelines.rendering.calls import constant_of
 from promptmill.pipelines.rendering.conditioning import prepare
 from promptmill.pipelines.rendering.detecting import Detector, load_detector
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.face_finding import BoxedFaces, load_yunet
-from promptmill.pipelines.rendering.faces import FaceFinder, FaceRestorer, load_face_restorer
+from promptmill.pipelines.rendering.faces import FaceFinder, load_face_restorer
 from promptmill.pipelines.rendering.stage_jobs import Detailing, Enlarging, Find, Pictures
-from promptmill.pipelines.rendering.upscaling import Upscaler, load_upscaler
+from promptmill.pipelines.rendering.upscaling import load_upscaler
 from promptmill.pipelines.work.errors import FatalError, ModelError, is_fatal
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
 from promptmill.pipelines.work.stages import enlarged
@@ -33,6 +32,10 @@ from promptmill.pipelines.work.units import Unit, candidate_seed
 Changed = Callable[[np.ndarray], tuple[np.ndarray, int | None]]
 
 Made = TypeVar("Made")
+
+
+# Renders the stage of a unit, from the images that the stage begins with.
+Runner = Callable[[Unit, Pictures], Rendered]
 
 
 class Stages:
@@ -49,29 +52,8 @@ class Stages:
     def __init__(self, engine: Engine, config: Config):
         self._engine, self._seed, self._threads = engine, config.seed, config.model.threads
         self._multiple = read_facts(config.model).multiple if config.stages else 1
-        self._upscalers: dict[int, Upscaler] = {}
-        self._restorers: dict[int, tuple[FaceRestorer, FaceFinder]] = {}
-        self._detectors: dict[int, Detector] = {}
         with COMPUTING:
-            for number, stage in enumerate(config.stages):
-                if isinstance(stage, Upscale):
-                    given = getattr(torch, stage.dtype), engine.model.device, stage.tile, stage.overlap
-                    self._upscalers[number] = load_upscaler(_file(stage), stage.source, *given)
-                elif isinstance(stage, Detail):
-                    self._detectors[number] = self._detector(stage.detector, stage)
-                elif isinstance(stage, Faces):
-                    dtype = getattr(torch, stage.dtype)
-                    restorer = load_face_restorer(_file(stage), stage.source, dtype, engine.model.device, stage.fidelity)
-                    self._restorers[number] = restorer, self._finder(stage)
-
-    def _detector(self, weights: Weights, stage: Detail | Faces) -> Detector:
-        return load_detector(weights, stage.labels, stage.threshold, stage.most, self._engine.model.device)
-
-    def _finder(self, stage: Faces) -> FaceFinder:
-        if stage.yunet is not None:
-            return load_yunet(find_local(stage.yunet.source), stage.yunet.source, stage.threshold, stage.most)
-        assert stage.detector is not None
-        return BoxedFaces(self._detector(stage.detector, stage))
+            self._runners = [LOADERS[type(stage)](self, stage) for stage in config.stages]
 
     def render(self, unit: Unit, pictures: Pictures) -> Rendered:
         """Render the stage that is next on a unit's course.
@@ -84,26 +66,43 @@ class Stages:
             FatalError: As `Engine.render`.
         """
         assert unit.course is not None and unit.course.staged is not None
-        stage, number = unit.course.staged.stage, unit.course.staged.number
-        if isinstance(stage, Hires):
-            return self._engine.render(unit, Enlarging(stage, pictures, self._multiple))
-        if isinstance(stage, Detail):
-            return self._engine.render(unit, Detailing(stage, pictures, self._finds(self._detectors[number])))
-        if isinstance(stage, Faces):
-            restorer, finder = self._restorers[number]
+        return self._runners[unit.course.staged.number](unit, pictures)
 
-            def restored(picture: np.ndarray) -> tuple[np.ndarray, int | None]:
-                made = restorer.restore(picture, finder)
-                return made.pixels, made.faces
+    def _hires(self, stage: Hires) -> Runner:
+        return lambda unit, pictures: self._engine.render(unit, Enlarging(stage, pictures, self._multiple))
 
-            return Rendered(tuple(self._each(unit, pictures, restored)))
-        upscaler = self._upscalers[number]
+    def _detail(self, stage: Detail) -> Runner:
+        finds = self._finds(self._detector(stage.detector, stage))
+        return lambda unit, pictures: self._engine.render(unit, Detailing(stage, pictures, finds))
+
+    def _upscale(self, stage: Upscale) -> Runner:
+        given = getattr(torch, stage.dtype), self._engine.model.device, stage.tile, stage.overlap
+        upscaler = load_upscaler(fetched_file(stage), stage.source, *given)
 
         def larger(picture: np.ndarray) -> tuple[np.ndarray, int | None]:
             size = enlarged((picture.shape[1], picture.shape[0]), stage, self._multiple)
             return prepare(Image.fromarray(upscaler.upscale(picture)), *size), None
 
-        return Rendered(tuple(self._each(unit, pictures, larger)))
+        return partial(self._each, larger)
+
+    def _faces(self, stage: Faces) -> Runner:
+        given = getattr(torch, stage.dtype), self._engine.model.device, stage.fidelity
+        restorer, finder = load_face_restorer(fetched_file(stage), stage.source, *given), self._finder(stage)
+
+        def restored(picture: np.ndarray) -> tuple[np.ndarray, int | None]:
+            made = restorer.restore(picture, finder)
+            return made.pixels, made.faces
+
+        return partial(self._each, restored)
+
+    def _detector(self, weights: Weights, stage: Detail | Faces) -> Detector:
+        return load_detector(weights, stage.labels, stage.threshold, stage.most, self._engine.model.device)
+
+    def _finder(self, stage: Faces) -> FaceFinder:
+        if stage.yunet is not None:
+            return load_yunet(find_local(stage.yunet.source), stage.yunet.source, stage.threshold, stage.most)
+        assert stage.detector is not None
+        return BoxedFaces(self._detector(stage.detector, stage))
 
     def _finds(self, detector: Detector) -> Find:
         return lambda picture: self._tried(lambda: detector.find(picture))
@@ -121,7 +120,7 @@ class Stages:
                 raise FatalError(str(error).splitlines()[0]) from error
             return Failure("render_error", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
-    def _each(self, unit: Unit, pictures: Pictures, changed: Changed) -> list[Outcome]:
+    def _each(self, changed: Changed, unit: Unit, pictures: Pictures) -> Rendered:
         """Return the outcomes of requests each of whose pictures is changed by itself."""
         made: dict[int, list[Candidate]] = {placed.row: [] for placed, _ in unit.next_pass()}
         for placed, indices in unit.next_pass():
@@ -131,9 +130,13 @@ class Stages:
                 pixels, found = (None, None) if isinstance(tried, Failure) else tried
                 failure = tried if isinstance(tried, Failure) else constant_of(tried[0])
                 made[placed.row].append(Candidate(index, seed, None if failure else pixels, 0, failure, found=found))
-        return [Outcome(row, tuple(some)) for row, some in made.items()]
+        return Rendered(tuple(Outcome(row, tuple(some)) for row, some in made.items()))
 
 
-def _file(stage: Upscale | Faces) -> Path:
-    """Return the file of a network's weights, fetched from the hub where the source is a repository."""
-    return adapter_file(stage) or hub_file(stage.source, stage.file, stage.revision)
+# By kind of stage, loads its networks and returns its runner.
+LOADERS: Mapping[type, Callable[[Stages, Any], Runner]] = {
+    Hires: Stages._hires,
+    Upscale: Stages._upscale,
+    Faces: Stages._faces,
+    Detail: Stages._detail,
+}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from promptmill.configs.scorers import HeadScorer
-from promptmill.pipelines.models.clip_sources import one_line
-from promptmill.pipelines.models.scorer_sources import CONCEPTS, SPECIAL_CARE, head_file, head_form
+from promptmill.pipelines.models.clip_sources import fetched_file, one_line
+from promptmill.pipelines.models.scorer_sources import CONCEPTS, SPECIAL_CARE, head_form
 from promptmill.pipelines.scoring.clip import exact
 from promptmill.pipelines.work.errors import ModelError
 
@@ -77,7 +77,7 @@ def load(scorer: HeadScorer, batch: int, device: torch.device | str) -> Head:
     Raises:
         ModelError: The file is not there, has another form, or holds numbers that are not finite.
     """
-    file = head_file(scorer)
+    file = fetched_file(scorer)
     form = head_form(file, scorer.source)
     try:
         tensors = load_file(file)

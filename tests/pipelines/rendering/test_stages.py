@@ -1,6 +1,8 @@
 """That a stage makes of a kept image what plain diffusers' img2img makes of it, enlarged, whatever is rendered beside it."""
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -13,7 +15,8 @@ from promptmill.configs.own_files import ROOT
 from promptmill.configs.stages import Detail, Hires, Upscale
 from promptmill.manifests.mask_changes import changed, part_around
 from promptmill.pipelines.rendering.calls import constant_of
-from promptmill.pipelines.rendering.detecting import Detector, FoundBox
+from promptmill.pipelines.rendering.detecting import Detector, FoundBox, load_detector
+from promptmill.pipelines.rendering.face_finding import load_yunet
 from promptmill.pipelines.rendering.faces import FaceRestorer
 from promptmill.pipelines.rendering.stages import Stages
 from promptmill.pipelines.rendering.upscaling import Upscaler, load_upscaler
@@ -29,7 +32,6 @@ from tests.pipelines.tiny_faces import yunet
 BOX = FoundBox("face", 0.9, 10, 10, 40, 50)
 WHOLE = Hires(kind="hires", scale=1.5, strength=0.7)
 TILED = Hires(kind="hires", scale=2, strength=0.7, steps=4, scheduler="euler", tile=64, overlap=16, control={"type": "seg"})
-UPSCALE = "{kind: upscale, source: ./embedded/weights/upscaler, scale: 2}"
 PICTURE = np.random.default_rng(5).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
@@ -39,20 +41,24 @@ def detector(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stages(folder, engine, detector):
-    """The stages of a config with the tiny Stable Diffusion, an upscaler of the embedded family's and a tiny detector."""
-    detail = f"{{kind: detail, detector: {{source: {detector}}}, threshold: 0.1, most: 2, padding: 4, blur: 2}}"
-    config = load("embedded", ["manifest=x", f"stages=[{UPSCALE}, {detail}]"])
-    return Stages(engine, config.model_copy(update={"model": config.model.model_copy(update={"base": str(folder / "sd")})}))
+def stages(folder, engine):
+    """Returns the stages of a config with the tiny Stable Diffusion that has one stage."""
+    config = load("embedded", ["manifest=x"])
+    model = config.model.model_copy(update={"base": str(folder / "sd")})
+    return lambda stage: Stages(engine, config.model_copy(update={"model": model, "stages": (stage,)}))
 
 
-def rendered(stages, stage, rows, pictures, number=0):
+@pytest.fixture(scope="module")
+def detail(detector):
+    """Returns stages that render what a tiny detector finds."""
+    return partial(Detail, kind="detail", detector={"source": str(detector)})
+
+
+def rendered(stages, stage, rows, pictures):
     """The candidates of a stage by row and index; pictures by row and index."""
     kept = {row: tuple(sorted(index for at, index in pictures if at == row)) for row in rows}
-    unit = Unit(
-        0, 0, tuple(Placed(row, one) for row, one in rows.items()), course=Course((), {}, staged=Staged(number, stage, kept))
-    )
-    outcomes = stages.render(unit, pictures).outcomes
+    unit = Unit(0, 0, tuple(Placed(row, one) for row, one in rows.items()), course=Course((), {}, staged=Staged(0, stage, kept)))
+    outcomes = stages(stage).render(unit, pictures).outcomes
     assert all(outcome.failure is None for outcome in outcomes)
     return {(outcome.row, one.index): one for outcome in outcomes for one in outcome.candidates}
 
@@ -84,9 +90,9 @@ def by_plain_diffusers(row, index, stage, folder, tmp_path):
     [(WHOLE, {}), (TILED, {}), (WHOLE, {"controls": (CANNY,), "mode": "controlnet"})],
     ids=["whole", "tiled, by a ControlNet that reads the picture", "whole, with the row's control"],
 )
-def test_a_stage_makes_what_plain_diffusers_makes_of_the_enlarged_picture(stages, folder, tmp_path, stage, values):
+def test_a_stage_makes_what_plain_diffusers_makes_of_the_enlarged_picture(stages, engine, folder, tmp_path, stage, values):
     row = request(steps=5, seed=11, negative_prompt="blue", **values)
-    assert isinstance(stages._engine.model.base, diffusers.StableDiffusionPipeline)
+    assert isinstance(engine.model.base, diffusers.StableDiffusionPipeline)
     made = rendered(stages, stage, {0: row}, {(0, 2): PICTURE})[0, 2]
     assert made.failure is None and made.seed == candidate_seed(JOB_SEED, row, 2)
     assert np.array_equal(made.pixels, by_plain_diffusers(row, 2, stage, folder, tmp_path))
@@ -145,8 +151,8 @@ def test_what_a_network_cannot_enlarge_fails_and_what_breaks_the_process_ends_it
         rendered(stages, stage, {0: request()}, {(0, 0): PICTURE})
 
 
-def test_a_picture_that_a_detector_cannot_read_fails_alone_and_what_breaks_the_process_ends_it(stages, monkeypatch):
-    stage = Detail(kind="detail", detector={"source": "./x"})
+def test_a_picture_that_a_detector_cannot_read_fails_alone_and_what_breaks_the_process_ends_it(stages, detail, monkeypatch):
+    stage = detail()
 
     def find(self, picture):
         if np.array_equal(picture, PICTURE):
@@ -155,22 +161,22 @@ def test_a_picture_that_a_detector_cannot_read_fails_alone_and_what_breaks_the_p
 
     monkeypatch.setattr(Detector, "find", find)
     for error, code in ((ModelError("gives values that are not finite"), "non_finite"), (ValueError("no such"), "render_error")):
-        made = rendered(stages, stage, {0: request()}, {(0, 0): PICTURE, (0, 1): np.roll(PICTURE, 3, 0)}, number=1)
+        made = rendered(stages, stage, {0: request()}, {(0, 0): PICTURE, (0, 1): np.roll(PICTURE, 3, 0)})
         assert (made[0, 0].failure.code, made[0, 0].pixels) == (code, None) and str(error) in made[0, 0].failure.message
         assert made[0, 1].failure is None and made[0, 1].found == 1
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(FatalError, match=r"^CUDA error"):
-        rendered(stages, stage, {0: request()}, {(0, 0): PICTURE}, number=1)
+        rendered(stages, stage, {0: request()}, {(0, 0): PICTURE})
 
 
-def test_a_detail_is_what_plain_diffusers_inpaints_of_its_part_put_back_into_the_picture(stages, folder, tmp_path, monkeypatch):
-    stage = Detail(kind="detail", detector={"source": "./x"}, strength=0.7, padding=4, blur=0, grow=2, prompt="a large blue square")
+def test_a_detail_is_what_plain_diffusers_inpaints_of_its_part_put_back(stages, detail, folder, tmp_path, monkeypatch):
+    stage = detail(strength=0.7, padding=4, blur=0, grow=2, prompt="a large blue square")
     large = np.asarray(Image.fromarray(PICTURE).resize((128, 128), Image.Resampling.BILINEAR))
     monkeypatch.setattr(
         Detector, "find", lambda self, picture: (FoundBox("face", 0.9, 40, 60, 70, 80), FoundBox("face", 0.8, 5, 5, 9, 9))
     )
     row = request(steps=5, seed=3)
-    made = rendered(stages, stage, {0: row}, {(0, 2): large}, number=1)[0, 2]
+    made = rendered(stages, stage, {0: row}, {(0, 2): large})[0, 2]
     assert made.found == 2 and made.evaluations == 2 * 2 * 3
     (share,) = staged(row, [stage])
     wanted = large
@@ -194,11 +200,11 @@ def test_a_detail_is_what_plain_diffusers_inpaints_of_its_part_put_back_into_the
     assert (made.pixels != large).any(-1).sum() > 100
 
 
-def test_a_picture_in_which_nothing_is_found_stays_as_it_is_and_the_row_says_so(stages, monkeypatch):
+def test_a_picture_in_which_nothing_is_found_stays_as_it_is_and_the_row_says_so(stages, detail, monkeypatch):
     monkeypatch.setattr(Detector, "find", lambda self, picture: () if picture[0, 0, 0] == PICTURE[0, 0, 0] else (BOX,))
-    stage = Detail(kind="detail", detector={"source": "./x"})
+    stage = detail()
     other = np.roll(PICTURE, 3, 0)
-    made = rendered(stages, stage, {0: request("a"), 1: request("b")}, {(0, 0): PICTURE, (0, 1): other, (1, 0): PICTURE}, number=1)
+    made = rendered(stages, stage, {0: request("a"), 1: request("b")}, {(0, 0): PICTURE, (0, 1): other, (1, 0): PICTURE})
     assert {at: (one.found, one.evaluations > 0) for at, one in made.items()} == {
         (0, 0): (0, False),
         (0, 1): (1, True),
@@ -207,15 +213,15 @@ def test_a_picture_in_which_nothing_is_found_stays_as_it_is_and_the_row_says_so(
     assert np.array_equal(made[0, 0].pixels, PICTURE) and not np.array_equal(made[0, 1].pixels, other)
 
 
-def test_a_detector_finds_in_the_stage_what_it_finds_by_itself(stages):
-    stage = Detail(kind="detail", detector={"source": "./x"}, strength=0.5)
-    made = rendered(stages, stage, {0: request()}, {(0, 0): PICTURE}, number=1)[0, 0]
-    assert made.found == len(stages._detectors[1].find(PICTURE)) > 0
+def test_a_detector_finds_in_the_stage_what_it_finds_by_itself(stages, detail):
+    stage = detail(strength=0.5, threshold=0.1, most=2, padding=4, blur=2)
+    made = rendered(stages, stage, {0: request()}, {(0, 0): PICTURE})[0, 0]
+    assert made.found == len(load_detector(stage.detector, (), 0.1, 2, "cpu").find(PICTURE)) > 0
 
 
 @pytest.fixture(scope="module")
 def faces(folder, engine, tmp_path_factory):
-    """A stage that restores faces by tiny networks, and the stages of its config."""
+    """A stage that restores faces by tiny networks, the stages of its config, and the network that restores."""
     place = tmp_path_factory.mktemp("faces")
     given = f"{{kind: faces, source: ./embedded/weights/upscaler, yunet: {{source: {yunet(place / 'yunet.onnx')}}}}}"
     config = load("embedded", ["manifest=x", f"stages=[{given}]"])
@@ -224,16 +230,17 @@ def faces(folder, engine, tmp_path_factory):
         # spandrel knows GFPGAN in its full size alone, which takes seconds a face.
         network = FaceRestorer("negative", lambda crop: 1 - crop, 64)
         patch.setattr("promptmill.pipelines.rendering.stages.load_face_restorer", lambda *_: network)
-        return config.stages[0], Stages(engine, config.model_copy(update={"model": model}))
+        made = Stages(engine, config.model_copy(update={"model": model}))
+    return config.stages[0], lambda _: made, network
 
 
 def test_faces_are_restored_as_by_the_network_itself_and_a_picture_without_one_stays_as_it_is(faces):
-    stage, stages = faces
+    stage, stages, restorer = faces
     with_face = np.full((640, 640, 3), 90, np.uint8)
     with_face[320:352, 320:352] = (255, 0, 0)
     without = np.random.default_rng(0).integers(0, 99, (64, 64, 3), dtype=np.uint8)
     made = rendered(stages, stage, {0: request("a"), 1: request("b")}, {(0, 0): with_face, (1, 0): without})
-    restorer, finder = stages._restorers[0]
+    finder = load_yunet(Path(stage.yunet.source), stage.yunet.source, stage.threshold, stage.most)
     alone = restorer.restore(with_face, finder)
     assert (made[0, 0].found, made[1, 0].found) == (1, 0) and alone.faces == 1
     assert np.array_equal(made[0, 0].pixels, alone.pixels) and not np.array_equal(alone.pixels, with_face)
