@@ -172,6 +172,7 @@ def _lookers() -> dict[str, Callable[[str, Path], object]]:
         "status --json": command("status", "OUT", "--json"),
         "verify": command("verify", "OUT"),
         "sheet": command("sheet", "OUT", "--to", "TO/sheet.png"),
+        "sheet of a grid": command("sheet", "OUT", "--grid", "x=steps,y=guidance_scale", "--to", "TO/grid.png"),
         "report": command("report", "OUT", "--to", "TO/report.html"),
         "pairs": command("export", "OUT", "--pairs", "TO/pairs.parquet"),
         "pairs without images": command("export", "OUT", "--pairs", "TO/pairs.jsonl"),

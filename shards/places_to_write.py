@@ -1,6 +1,6 @@
 """Decides where a file may be written: in the folder that a person asked for, under its own name, never through a link out of it.
 
-Somebody else's dataset, and the folder that one stands in, may hold links. One `data -> /home/me` in a dataset would have a repair
+Somebody else's dataset, and the folder that one stands in, may hold links. One `data -> /etc` in a dataset would have a repair
 delete and write in the home folder.
 """
 

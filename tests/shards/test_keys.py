@@ -7,7 +7,7 @@ from promptmill.pipelines.work.units import parse_key, sample_key
 from promptmill.shards.keys import check_keys, parse
 
 NONE = (
-    "/home/me/.bashrc",
+    "/etc/profile",
     "../../../x",
     "000000-00000-0000/../x",
     "000000-00000-0000\n",

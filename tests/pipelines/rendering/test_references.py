@@ -19,7 +19,7 @@ from promptmill.pipelines.rendering.tuning import tune
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.units import Placed
 from tests.pipelines import tiny_adapters
-from tests.pipelines.engines import BATCH, model_of, pixels, render
+from tests.pipelines.engines import BATCH, made_the_same_whatever_the_companions, model_of, pixels, render
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import CANNY, JOB_SEED, MODES, request
 from tests.pipelines.plain_calls import asked, loaded, pixels_of
@@ -135,27 +135,14 @@ def test_an_adapter_for_a_unet_is_named_by_its_file(models):
 def test_companions_never_matter_to_images_with_references_and_rows_share_batches(models):
     engine, *_ = models("sd")
     some = mixed("txt2img", "img2img")
-    before = engine.path.denoiser.calls
-    together = [pixels(outcome) for outcome in render(engine, *some)]
-    shared = engine.path.denoiser.calls - before
-    turned = [pixels(outcome) for outcome in render(engine, *some[::-1])][::-1]
-    np.testing.assert_array_equal(together, turned)
-    before = engine.path.denoiser.calls
-    np.testing.assert_array_equal(together, [pixels(render(engine, one)[0]) for one in some])
-    assert shared < 0.8 * (engine.path.denoiser.calls - before)
+    made_the_same_whatever_the_companions(engine, some)
 
 
 def test_companions_never_matter_to_pictures_edited_with_references(models):
     """Of three rows with guidance the first has the references: [text and picture, picture, neither]."""
     engine, *_ = models("pix2pix")
     some = edited(mixed("img2img"))
-    before = engine.path.denoiser.calls
-    together = [pixels(outcome) for outcome in render(engine, *some)]
-    shared = engine.path.denoiser.calls - before
-    np.testing.assert_array_equal(together, [pixels(outcome) for outcome in render(engine, *some[::-1])][::-1])
-    before = engine.path.denoiser.calls
-    np.testing.assert_array_equal(together, [pixels(render(engine, one)[0]) for one in some])
-    assert shared < 0.8 * (engine.path.denoiser.calls - before)
+    together = made_the_same_whatever_the_companions(engine, some)
     assert len({np.stack(made).tobytes() for made in together}) == len(some)
 
 

@@ -22,7 +22,7 @@ from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines import tiny_adapters, tiny_controlnets
 from tests.pipelines import tiny_transformer_adapters as tiny
-from tests.pipelines.engines import BATCH, model_of, pixels, render
+from tests.pipelines.engines import BATCH, made_the_same_whatever_the_companions, model_of, pixels, render
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import JOB_SEED, MODES, picture, request
 from tests.pipelines.plain_calls import asked, loaded, pixels_of
@@ -156,13 +156,7 @@ def test_images_with_references_and_controlnets_are_those_of_plain_diffusers(mod
 def test_companions_never_matter_to_images_with_references_and_rows_share_batches(models, name):
     engine, *_ = models(name)
     some = mixed(name)
-    before = engine.path.denoiser.calls
-    together = [pixels(outcome) for outcome in render(engine, *some)]
-    shared = engine.path.denoiser.calls - before
-    np.testing.assert_array_equal(together, [pixels(outcome) for outcome in render(engine, *some[::-1])][::-1])
-    before = engine.path.denoiser.calls
-    np.testing.assert_array_equal(together, [pixels(render(engine, one)[0]) for one in some])
-    assert shared < 0.8 * (engine.path.denoiser.calls - before)
+    made_the_same_whatever_the_companions(engine, some)
 
 
 @pytest.mark.parametrize("name", FILES)
