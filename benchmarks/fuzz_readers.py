@@ -303,7 +303,8 @@ def main(minutes: float, seed: str, single: int | None) -> None:
     with tempfile.TemporaryDirectory(prefix="promptmill-fuzz-", dir=MEMORY) as name:
         # Apart, since torch is imported for it.
         here = {variable: value for variable, value in os.environ.items() if variable != "PYTHONSAFEPATH"}
-        command = [sys.executable, "-c", f"from benchmarks.fuzz_readers import make; make({name!r})"]
+        # `tests` first: promptmill takes the working folder out of the path.
+        command = [sys.executable, "-c", f"import tests; from benchmarks.fuzz_readers import make; make({name!r})"]
         subprocess.run(command, check=True, env=here)
         until = time.monotonic() + 60 * minutes
         if single is not None:
