@@ -127,7 +127,7 @@ class RowChecks:
             request = make_request(row, number, self._rules, self._shapes)
         except RowError as error:
             return Checked(number, row, None, error.problems, file=file)
-        notes = (*notes_on(request.prompt), *ignored(request, row.values, self._rules))
+        notes = (*row.notes, *notes_on(request.prompt), *ignored(request, row.values, self._rules))
         without = request.mode == "txt2img" and not request.references
         if without or self._roots is None or (look_at := self._looking()) is None:
             return Checked(number, row, request, file=file, notes=notes)

@@ -36,13 +36,15 @@ class Row:
         file: The file's URI.
         number: Counted from 1 in its file; a header does not count.
         values: Column to value; a cell that the file leaves empty is left out.
-        broken: The problem of a row that could not be read, while the rows around it can; then there are no values.
+        broken: The problem of a row that could not be read, while the rows around it can; then there are no values but an id.
+        notes: Remarks for a person on how the row was read, though nothing is wrong.
     """
 
     file: str
     number: int
     values: dict[str, Any]
     broken: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
