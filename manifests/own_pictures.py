@@ -7,7 +7,7 @@ went through.
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from promptmill.configs.json_values import parse_json
@@ -30,10 +30,12 @@ class Own:
 
     Attributes:
         values: The row's columns.
+        images: SHA-256 of the files of the row's images, in hex, by column.
         unknown: Keys of the request that this promptmill does not know.
     """
 
     values: Mapping[str, Any]
+    images: Mapping[str, str] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
 
 
@@ -86,7 +88,9 @@ def read_request(text: str) -> Own:
     request = said.get("request")
     if not isinstance(request, dict):
         raise OwnTextError("its request did not fit into a JPEG")
-    return Own({name: value for name, value in request.items() if name in _TAKEN}, _unknown(request))
+    found = said.get("images")
+    hashes = {name: sha256 for name, sha256 in found.items() if isinstance(sha256, str)} if isinstance(found, dict) else {}
+    return Own({name: value for name, value in request.items() if name in _TAKEN}, hashes, _unknown(request))
 
 
 def _unknown(request: Collection[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,10 +19,9 @@ from sd_parsers.parsers import ComfyUIParser, FooocusParser, InvokeAIParser, Nov
 from promptmill.configs.json_values import parse_json
 from promptmill.configs.parameters import MAX_LIST
 from promptmill.configs.sampler_names import sampler_of
+from promptmill.manifests.comfyui_graphs import Graph
 from promptmill.manifests.picture_texts import UnreadError
 
-MOST_NODES = 2000  # of a graph of ComfyUI
-MOST_SAMPLERS = 20
 MOST_PARAMETERS = 500  # of a text of A1111
 LONGEST_NAME = 100  # characters of a parameter's name
 SEEDS = 2**32
@@ -242,11 +241,6 @@ def _of_info(tool: str, info: PromptInfo) -> Described:
 
 # The nodes of ComfyUI that say a picture's size, as sd-parsers has them: lists of the inputs of each kind of node.
 _LATENT = re.compile(r"Empty.*Latent.*")
-# Nodes that no parameter is missed of.
-_PLAIN_NODE = re.compile(
-    r"KSampler(Advanced)?|.*CheckpointLoader.*|Empty.*Latent.*|CLIPTextEncode|(UNET|VAE|CLIP|DualCLIP|TripleCLIP)Loader|VAEDecode"
-    r"|(Save|Preview)Image.*|.*Note|Reroute|Primitive.*|LoraLoader.*"
-)
 
 
 def _flat(metadata: Mapping[Any, Any]) -> dict[str, Any]:
@@ -261,30 +255,11 @@ def _flat(metadata: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _of_comfyui(text: str) -> Described:
-    """Return the findings in a graph of ComfyUI.
-
-    Links are taken from the nodes' inputs, since the workflow beside the graph is the editor's and groups nodes otherwise.
-    """
-    nodes = _object(text, "ComfyUI")
-    if not nodes or not all(isinstance(node, dict) for node in nodes.values()):
-        raise UnreadError("has metadata of ComfyUI that are no graph")
-    inputs = {str(name): given if isinstance(given := node.get("inputs"), dict) else {} for name, node in nodes.items()}
-    if len(nodes) > MOST_NODES or sum("steps" in one for one in inputs.values()) > MOST_SAMPLERS:
-        raise UnreadError(f"has a graph of ComfyUI of more than {MOST_NODES:,} nodes or {MOST_SAMPLERS} samplers")
-    links = [
-        [0, str(value[0]), 0, number, 0, str(name).upper()]
-        for number, one in inputs.items()
-        for name, value in one.items()
-        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int)
-    ]
-    found = _parsed("ComfyUI", ComfyUIParser, {"prompt": nodes, "workflow": {"links": links}})
-    loras = [(one.get("lora_name"), one.get("strength_model", 1.0)) for one in inputs.values() if "lora_name" in one]
-    more: dict[str, str] = {}
-    for number, node in list(nodes.items())[:MOST_PARAMETERS]:
-        if not _PLAIN_NODE.fullmatch(kind := str(node.get("class_type", ""))[:LONGEST_NAME]):
-            more[kind] = _text({name: value for name, value in inputs[str(number)].items() if not isinstance(value, list)})
+    graph = Graph.of(_object(text, "ComfyUI"))
+    found = _parsed("ComfyUI", ComfyUIParser, graph.for_parser())
+    more = {kind[:LONGEST_NAME]: _text(values) for kind, values in islice(graph.others(), MOST_PARAMETERS)}
     notes = tuple(dict.fromkeys((*found.notes, *_notes(more))))
-    return replace(found, unread={**found.unread, **more}, loras=_loras(loras), notes=notes)
+    return replace(found, unread={**found.unread, **more}, loras=_loras(graph.loras()), notes=notes)
 
 
 def _of_invokeai(text: str) -> Described:

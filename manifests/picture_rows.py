@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -138,11 +138,11 @@ def rows_of_pictures(file: PicturesFile, note: Callable[[str], None] = lambda li
     place = str(file)  # a row goes to other processes without the names of all pictures
     for number, name in enumerate(file.names, 1):
         try:
-            values, notes = values_of(name, _texts(file, name), file.use, file.loras)
+            values, notes, images = values_of(name, _texts(file, name), file.use, file.loras)
         except UnreadError as error:
             yield Row(place, number, {"id": name}, broken=f"{quoted(name)} {error}")
         else:
-            yield Row(place, number, values, notes=notes)
+            yield Row(place, number, values, notes=notes, images=images)
 
 
 def _texts(file: PicturesFile, name: str) -> Texts:
@@ -159,8 +159,18 @@ def _texts(file: PicturesFile, name: str) -> Texts:
         raise UnreadError(f"cannot be read: {shown(error.strerror or type(error).__name__, 300)}") from None
 
 
-def values_of(name: str, texts: Texts, use: Use, loras: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the columns of a picture's row, and notes on what was not taken over."""
+def values_of(name: str, texts: Texts, use: Use, loras: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...], Mapping[str, str]]:
+    """Return the columns of a picture's row, notes on what was not taken over, and the SHA-256 that the row's images had.
+
+    Args:
+        name: The picture's path in its folder.
+        texts: The texts of its metadata.
+        use: What the row does with the picture.
+        loras: The LoRAs that the config declares.
+
+    Raises:
+        UnreadError: The metadata are of no tool that is known, or cannot be read, and the row needs them.
+    """
     notes: tuple[str, ...] = ()
     try:
         found, own = _read(texts)
@@ -168,7 +178,7 @@ def values_of(name: str, texts: Texts, use: Use, loras: Sequence[str]) -> tuple[
         if use != "init_image":
             raise
         # The picture itself is what matters.
-        found, own = Described("", {}), False
+        found, own = Described("", {}), None
         notes = (f"picture: {error}; its row has the picture alone",)
     values, notes = {column: value for column, value in found.values.items() if value not in ("", None)}, (*notes, *found.notes)
     unread = dict(found.unread)
@@ -192,22 +202,22 @@ def values_of(name: str, texts: Texts, use: Use, loras: Sequence[str]) -> tuple[
     carried = {TOOL: found.tool} if found.tool else {}
     if unread:
         carried[UNREAD] = json.dumps(unread, ensure_ascii=False)
-    return {"id": name, **values, **carried}, notes
+    return {"id": name, **values, **carried}, notes, own.images if own and use != "init_image" else {}
 
 
-def _read(texts: Texts) -> tuple[Described, bool]:
-    """Return the findings in a picture's metadata, and whether promptmill wrote them in full."""
+def _read(texts: Texts) -> tuple[Described, Own | None]:
+    """Return the findings in a picture's metadata, and promptmill's own where it wrote them in full."""
     own = texts.texts.get(REQUEST_TEXT)
     if own is None:
-        return described(texts.texts), False
+        return described(texts.texts), None
     try:
         read: Own = read_request(own)
     except OwnTextError as error:
         said = described(texts.texts)
         lacks = f"picture: {error}; what web UIs read is taken over"
-        return Described(OWN_TOOL, said.values, said.unread, notes=(*said.notes, lacks)), False
+        return Described(OWN_TOOL, said.values, said.unread, notes=(*said.notes, lacks)), None
     more = ("picture: a later promptmill made it, whose columns are not all known; picture_unread names them",)
-    return Described(OWN_TOOL, dict(read.values), dict.fromkeys(read.unknown, ""), notes=more if read.unknown else ()), True
+    return Described(OWN_TOOL, dict(read.values), dict.fromkeys(read.unknown, ""), notes=more if read.unknown else ()), read
 
 
 def hash_of_pictures(file: PicturesFile) -> str:

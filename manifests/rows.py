@@ -1,6 +1,7 @@
 """Holds a row as its file has it, and the errors of readers that can make no row."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -38,6 +39,7 @@ class Row:
         values: Column to value; a cell that the file leaves empty is left out.
         broken: The problem of a row that could not be read, while the rows around it can; then there are no values but an id.
         notes: Remarks for a person on how the row was read, though nothing is wrong.
+        images: SHA-256 that files of the row's images had when something was made of them, in hex, by column.
     """
 
     file: str
@@ -45,6 +47,7 @@ class Row:
     values: dict[str, Any]
     broken: str | None = None
     notes: tuple[str, ...] = ()
+    images: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def where(self) -> str:

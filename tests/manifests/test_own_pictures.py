@@ -58,8 +58,8 @@ def read_again(request, form="png", rules=RULES):
     """The request of the row that is read of a request's picture."""
     images = {column: SHA for column, _ in request.images()}
     content = encode_image(PIXELS, form, 90, provenance_of(request, CONFIG, images, (8, 8)))
-    values, notes = values_of("a.png", read_texts(io.BytesIO(content)), "render", ())
-    assert notes == ()
+    values, notes, hashes = values_of("a.png", read_texts(io.BytesIO(content)), "render", ())
+    assert notes == () and hashes == images
     return make_request(Row("*", 1, values), 1, rules)
 
 
@@ -240,7 +240,7 @@ def test_a_request_that_does_not_fit_into_a_jpeg_leaves_what_web_uis_read_and_is
     request = alone(request_of({"prompt": "a cat", "seed": 7, "controls": [{"type": "canny", "image": drawing}]}), 0, 7)
     said = provenance_of(request, CONFIG, {}, (8, 8))
     assert len(said.xmp(MOST_XMP)) < 2000 < MOST_XMP < len(said.xmp())
-    values, notes = values_of("a.jpg", read_texts(io.BytesIO(encode_image(PIXELS, "jpg", 90, said))), "render", ())
+    values, notes, _ = values_of("a.jpg", read_texts(io.BytesIO(encode_image(PIXELS, "jpg", 90, said))), "render", ())
     assert (values["prompt"], values["seed"]) == ("a cat", 7) and "controls" not in values
     assert ["did not fit into a JPEG" in note for note in notes if "promptmill" in note or "JPEG" in note] == [True]
     assert same(request, read_again(request, "webp"))

@@ -19,8 +19,9 @@ from promptmill.configs.listed_manifests import Pictures
 from promptmill.configs.parameters import Defaults
 from promptmill.manifests import picture_texts
 from promptmill.manifests.checking import check_rows
+from promptmill.manifests.comfyui_graphs import MOST_NODES
 from promptmill.manifests.images import roots_of
-from promptmill.manifests.picture_parameters import MOST_NODES, described
+from promptmill.manifests.picture_parameters import described
 from promptmill.manifests.picture_rows import find_pictures, hash_of_pictures, rows_of_pictures, values_of
 from promptmill.manifests.picture_texts import MOST_TEXT, UnreadError, read_texts
 from promptmill.manifests.rows import ManifestError
@@ -28,6 +29,7 @@ from promptmill.manifests.rules import Rules
 from tests.manifests.pictures import (
     A1111,
     COMFYUI,
+    FLUX,
     INVOKEAI,
     MIDJOURNEY,
     chunk,
@@ -143,7 +145,8 @@ EXPECTED = {
 
 
 def read(content, use="render", loras=()):
-    return values_of("a", read_texts(io.BytesIO(content)), use, loras)
+    values, notes, _ = values_of("a", read_texts(io.BytesIO(content)), use, loras)
+    return values, notes
 
 
 def columns(values):
@@ -256,6 +259,37 @@ def test_of_several_samplers_the_one_that_begins_with_noise_is_taken():
     turned = {name: COMFYUI[name] for name in ("11", "3", "5", "6", "7", "10", "4")}
     values, notes = read(png({"prompt": json.dumps(turned)}))
     assert values["seed"] == 156680208 and "picture: has several samplers, of which the first is taken over" in notes
+
+
+def test_a_sampler_that_is_spread_over_nodes_is_read_as_one():
+    values, notes = read(png({"prompt": json.dumps(FLUX)}))
+    assert columns(values) == {
+        "prompt": "a red barn",
+        "steps": 28,
+        "scheduler": "euler",
+        "guidance_scale": 3.5,
+        "seed": 219670278,
+        "width": 1024,
+        "height": 768,
+        **SHARED,
+    }
+    assert notes == (
+        "picture: its spacing of sigmas has no counterpart, and the scheduler's own takes its place; picture_unread has it",
+    )
+    guided = json.loads(json.dumps(FLUX))
+    guided["22"] = {"class_type": "CFGGuider", "inputs": {"cfg": 4.0, "positive": ["6", 0], "negative": ["7", 0]}}
+    guided["7"] = {"class_type": "CLIPTextEncode", "inputs": {"text": "dog", "clip": ["11", 0]}}
+    values, _ = read(png({"prompt": json.dumps(guided)}))
+    assert (values["guidance_scale"], values["negative_prompt"], values["prompt"]) == (4.0, "dog", "a red barn")
+
+
+def test_nodes_that_no_row_has_are_named():
+    more = {"20": {"class_type": "ControlNetApply", "inputs": {"strength": 0.7, "image": ["9", 0]}}, "21": {"class_type": "MyNode"}}
+    values, notes = read(png({"prompt": json.dumps({**COMFYUI, **more})}))
+    assert json.loads(values["picture_unread"])["ControlNetApply"] == '{"strength": 0.7}'
+    assert any("its ControlNetApply is not taken over" in note for note in notes) and any(
+        "has parameters" in note for note in notes
+    )
 
 
 def test_only_parts_that_were_given_are_columns():

@@ -10,7 +10,8 @@ import promptmill
 from promptmill.jobs.verifying.regenerate import regenerate
 from tests.manifests.test_prompt_lists import LISTS
 
-HERE = {"runtime__workers": "here", "defaults__steps": 2, "defaults__width": 64, "defaults__height": 64, "progress": False}
+HERE_PLANNED = {"runtime__workers": "here", "defaults__steps": 2, "defaults__width": 64, "defaults__height": 64}
+HERE = {**HERE_PLANNED, "progress": False}
 
 
 def rendered(manifest, out, **more):
@@ -91,3 +92,9 @@ def test_a_picture_of_a_stage_and_of_an_init_image_says_so_and_is_regenerated_by
     assert row["init_image_sha256"] in said["XML:com.adobe.xmp"] and "hires" in said["XML:com.adobe.xmp"]
     assert "Denoising strength: 0.9" in said["parameters"]
     assert regenerate(str(tmp_path / "out"), key).image == content
+    (tmp_path / "again.png").write_bytes(content)
+    plan = promptmill.plan({"pictures": str(tmp_path / "again.png")}, "embedded", tmp_path / "a", **HERE_PLANNED)
+    assert "another file" not in str(plan)
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "i.png")
+    plan = promptmill.plan({"pictures": str(tmp_path / "again.png")}, "embedded", tmp_path / "b", **HERE_PLANNED)
+    assert "init_image: is another file than the picture was made with" in str(plan)
