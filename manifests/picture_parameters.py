@@ -16,14 +16,15 @@ from sd_parsers.data import PromptInfo
 from sd_parsers.exceptions import ParserError
 from sd_parsers.parsers import ComfyUIParser, FooocusParser, InvokeAIParser, NovelAIParser, Parser
 
+from promptmill.configs.errors import shown
 from promptmill.configs.json_values import parse_json
 from promptmill.configs.parameters import MAX_LIST
 from promptmill.configs.sampler_names import sampler_of
 from promptmill.manifests.comfyui_graphs import Graph
 from promptmill.manifests.picture_texts import UnreadError
 
-MOST_PARAMETERS = 500  # of a text of A1111
-LONGEST_NAME = 100  # characters of a parameter's name
+MOST_PARAMETERS = 200  # of a text of A1111
+LONGEST_NAME, LONGEST_VALUE = 100, 500  # characters of a parameter that is kept beside a row
 SEEDS = 2**32
 
 # The columns of a row whose prompt is written in A1111's grammar.
@@ -318,7 +319,9 @@ def _sampler(found: Mapping[str, Any], unread: dict[str, str], notes: list[str])
     sampler = sampler_of(name, spacing)
     if sampler.scheduler is None:
         unread["sampler"] = name[:LONGEST_NAME]
-        said = f"its sampler {name} has no counterpart" if sampler.known else "its sampler is not known"
+        said = (
+            f"its sampler {shown(' '.join(name.split()), 41)} has no counterpart" if sampler.known else "its sampler is not known"
+        )
         notes.append(f"picture: {said}, and the config's scheduler takes its place; picture_unread has the name")
         return {}
     if not sampler.spaced:
@@ -387,4 +390,4 @@ def _number(value: Any) -> float | None:
 
 def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 1000 else f"{text[:999]}…"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"

@@ -137,12 +137,23 @@ def rows_of_pictures(file: PicturesFile, note: Callable[[str], None] = lambda li
         note(f"{file}: {file.others:,} {'file is' if file.others == 1 else 'files are'} no picture by ending, and left out")
     place = str(file)  # a row goes to other processes without the names of all pictures
     for number, name in enumerate(file.names, 1):
+        if not _is_text(name):
+            yield Row(place, number, {}, broken=f"{quoted(name)} has a name that is not UTF-8; rename it")
+            continue
         try:
             values, notes, images = values_of(name, _texts(file, name), file.use, file.loras)
         except UnreadError as error:
             yield Row(place, number, {"id": name}, broken=f"{quoted(name)} {error}")
         else:
             yield Row(place, number, values, notes=notes, images=images)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a byte that is no UTF-8 became half of a surrogate pair
+        return False
+    return True
 
 
 def _texts(file: PicturesFile, name: str) -> Texts:

@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -359,6 +360,15 @@ def test_a_link_leads_no_further_than_that_of_any_image(tmp_path):
     assert [row.broken for row in rows_of_pictures(file)] == [None] * 3
 
 
+def test_a_name_that_is_no_text_makes_a_bad_row(tmp_path):
+    with open(os.path.join(os.fsencode(tmp_path), b"\xff.png"), "wb") as stream:  # noqa: PTH118, PTH123
+        stream.write(FILES["a1111.png"])
+    (file,) = find_pictures(Pictures(pictures=str(tmp_path)))
+    (checked,) = check_rows([file], RULES)
+    assert "has a name that is not UTF-8" in checked.lines()[0] and checked.lines()[0].encode()
+    assert len(hash_of_pictures(file)) == 64
+
+
 def test_pictures_of_a_storage_are_read(folder):
     memory = fsspec.filesystem("memory")
     memory.pipe("/shots/a.png", FILES["a1111.png"])
@@ -433,8 +443,14 @@ HUGE = {
 
 @pytest.mark.parametrize("name", HUGE)
 def test_metadata_beyond_the_bound_are_refused_before_they_are_held(name):
-    with pytest.raises(UnreadError, match=f"more than {MOST_TEXT // 2**20} MiB of metadata|damaged or cut off"):
-        read_texts(io.BytesIO(HUGE[name]))
+    stream = io.BytesIO(HUGE[name])
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadError, match=f"more than {MOST_TEXT // 2**20} MiB of metadata|damaged or cut off"):
+            read_texts(stream)
+        assert tracemalloc.get_traced_memory()[1] < 4 * MOST_TEXT
+    finally:
+        tracemalloc.stop()
 
 
 DAMAGED = {
