@@ -113,13 +113,16 @@ def described(texts: Mapping[str, str]) -> Described:
         return _parsed("Fooocus", FooocusParser, {"parameters": parameters})
     if "invokeai_metadata" in texts:
         return _of_invokeai(texts["invokeai_metadata"])
-    for key in ("sd-metadata", "Dream"):
-        if key in texts:
-            return _parsed("InvokeAI", InvokeAIParser, {key: texts[key]})
+    if "sd-metadata" in texts:
+        return _parsed("InvokeAI", InvokeAIParser, {"sd-metadata": texts["sd-metadata"]})
+    if "Dream" in texts:
+        # Of spaces in a row, the parser's pattern would take time by the square.
+        return _parsed("InvokeAI", InvokeAIParser, {"Dream": " ".join(texts["Dream"].split())})
     if "prompt" in texts:
         return _of_comfyui(texts["prompt"])
     if {"Comment", "Description", "Source"} <= texts.keys():
-        return _parsed("NovelAI", NovelAIParser, dict(texts))
+        # Likewise of a long name of a model.
+        return _parsed("NovelAI", NovelAIParser, {**texts, "Source": texts["Source"][:LONGEST_NAME]})
     if _MIDJOURNEY.search(texts.get("Description", "")):
         return _of_midjourney(texts["Description"])
     raise UnreadError("has no metadata of a tool that is known")

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import struct
-import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -505,9 +504,31 @@ LONG = ("a" * 2**20, "a:" * 2**19, ": , " * 2**18, '"' * 2**20, "Steps: 1, " * 1
 
 @pytest.mark.parametrize("text", LONG, ids=[text[:5] for text in LONG])
 def test_a_long_text_of_parameters_takes_time_by_its_length_alone(text):
-    started = time.process_time()
-    described({"parameters": f"a\nSteps: 20, Sampler: Euler, {text}"})
-    assert time.process_time() - started < 5  # quadratic, it would take hours
+    # By the square of the length, it would take longer than any test may.
+    found = described({"parameters": f"a\nSteps: 20, Sampler: Euler, {text}"})
+    assert found.values["prompt"] == "a" and found.values["steps"] in (1, 20)
+
+
+MORE_LONG = {
+    "the name of a model": {"Comment": '{"sampler": "a"}', "Description": "x", "Source": "A" * 10**5 + " " * 10**5},
+    "spaces between options": {"Dream": '"a"' + " " * 10**6 + "x -s 3 -A k_lms"},
+    "brackets of a prompt": {"Dream": f'"{"[" * 10**6}" -s 3 -A k_lms'},
+    "options": {"Description": "a" + " --ar 1" * 10**5},
+    "a graph in which all lead to all": {
+        "prompt": json.dumps(
+            {
+                "s": {"class_type": "KSampler", "inputs": {**COMFYUI["3"]["inputs"], "positive": ["0", 0]}},
+                **{str(n): {"class_type": "x", "inputs": {str(k): [str((n + k) % 500), 0] for k in range(20)}} for n in range(500)},
+            }
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", MORE_LONG)
+def test_long_texts_of_other_tools_take_time_by_their_length_alone(name):
+    # As above; the sum of the parts that are kept is bounded, too.
+    assert sum(map(len, described(MORE_LONG[name]).unread.values())) < 200_000
 
 
 def test_xmp_with_declarations_or_deep_elements_is_passed_over():
