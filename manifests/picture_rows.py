@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from promptmill.configs.errors import quoted, shown
+from promptmill.configs.errors import shown
 from promptmill.configs.image_text import REQUEST_TEXT, TOOL, UNREAD
 from promptmill.configs.listed_manifests import Pictures, Use
 from promptmill.configs.parameters import MAX_SIDE
@@ -138,14 +138,14 @@ def rows_of_pictures(file: PicturesFile, note: Callable[[str], None] = lambda li
     place = str(file)  # a row goes to other processes without the names of all pictures
     for number, name in enumerate(file.names, 1):
         if not _is_text(name):
-            yield Row(place, number, {}, broken=f"{quoted(name)} has a name that is not UTF-8; rename it")
+            yield Row(place, number, {}, broken="has a name that is not UTF-8; rename it", picture=shown(name, 300))
             continue
         try:
             values, notes, images = values_of(name, _texts(file, name), file.use, file.loras)
         except UnreadError as error:
-            yield Row(place, number, {"id": name}, broken=f"{quoted(name)} {error}")
+            yield Row(place, number, {"id": name}, broken=str(error), picture=shown(name, 300))
         else:
-            yield Row(place, number, values, notes=notes, images=images)
+            yield Row(place, number, values, notes=notes, images=images, picture=shown(name, 300))
 
 
 def _is_text(name: str) -> bool:

@@ -178,7 +178,7 @@ def _size(batch: Sequence[bytes]) -> int:
 
 
 def _dumps(rows: NumberedRows) -> bytes:
-    values = [(number, row.file, row.number, row.values, row.broken, row.notes, row.images) for number, row in rows]
+    values = [(number, row.file, row.number, row.values, row.broken, row.notes, row.images, row.picture) for number, row in rows]
     return pickle.dumps(values, pickle.HIGHEST_PROTOCOL)
 
 
