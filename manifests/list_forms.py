@@ -152,7 +152,7 @@ def _counted(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not (name == "seed" and value == -1)}
 
 
-_KOHYA_OPTION = re.compile(r" --(?P<name>[A-Za-z][A-Za-z0-9]*)?(?=\s|\Z)")
+_KOHYA_OPTION = re.compile(r"\s--(?P<name>\S*)")
 
 
 def line_of_kohya(line: str) -> Line:
@@ -162,7 +162,7 @@ def line_of_kohya(line: str) -> Line:
         OptionError: As `line_of_a1111`.
     """
     text = line.rstrip()
-    found = list(re.finditer(r" --(?P<name>\S*)", text))
+    found = list(_KOHYA_OPTION.finditer(text))
     values: dict[str, Any] = {"prompt": (text[: found[0].start()] if found else text).strip()}
     notes: list[str] = []
     if text.startswith("--"):
@@ -207,4 +207,4 @@ def form_of_line(line: str) -> ListForm | None:
     if line.lstrip().startswith("--") and any(re.search(rf"(?<!\S){name}(?!\S)", line) for name in A1111):
         return "a1111"
     named = (option["name"] for option in _KOHYA_OPTION.finditer(line))
-    return "kohya" if any(name and name.lower() in KOHYA for name in named) else None
+    return "kohya" if any(name.lower() in KOHYA for name in named) else None

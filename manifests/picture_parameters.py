@@ -17,7 +17,7 @@ from sd_parsers.exceptions import ParserError
 from sd_parsers.parsers import ComfyUIParser, FooocusParser, InvokeAIParser, NovelAIParser, Parser
 
 from promptmill.configs.errors import shown
-from promptmill.configs.json_values import parse_json
+from promptmill.configs.json_values import has_too_many, parse_json
 from promptmill.configs.parameters import MAX_LIST
 from promptmill.configs.sampler_names import sampler_of
 from promptmill.manifests.comfyui_graphs import Graph
@@ -25,6 +25,7 @@ from promptmill.manifests.picture_texts import UnreadError
 
 MOST_PARAMETERS = 200  # of a text of A1111
 LONGEST_NAME, LONGEST_VALUE = 100, 500  # characters of a parameter that is kept beside a row
+MOST_VALUES = 500_000  # of a text that is JSON
 SEEDS = 2**32
 
 # The columns of a row whose prompt is written in A1111's grammar.
@@ -214,6 +215,8 @@ def _of_midjourney(text: str) -> Described:
 
 def _parsed(tool: str, parser: type[Parser], texts: Mapping[str, Any]) -> Described:
     """Return the findings of one of sd-parsers' parsers."""
+    if any(isinstance(text, str) and has_too_many(text, MOST_VALUES) for text in texts.values()):
+        raise UnreadError(f"has metadata of {tool} of more than {MOST_VALUES:,} values")
     try:
         return _of_info(tool, parser().parse(dict(texts)))
     except UnreadError:
@@ -285,6 +288,8 @@ def _loras(named: list[tuple[Any, Any]]) -> tuple[tuple[str, float], ...]:
 
 def _object(text: str, tool: str) -> dict[str, Any]:
     """Return the JSON object that a tool wrote. Raises UnreadError."""
+    if has_too_many(text, MOST_VALUES):
+        raise UnreadError(f"has metadata of {tool} of more than {MOST_VALUES:,} values")
     try:
         found = parse_json(text)
     except (ValueError, RecursionError):

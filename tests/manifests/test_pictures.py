@@ -481,6 +481,8 @@ HOSTILE = {
     "a graph of too many nodes": {"prompt": json.dumps({str(n): {"inputs": {}} for n in range(MOST_NODES + 1)})},
     "a model that is a number": {"invokeai_metadata": json.dumps({**INVOKEAI, "model": 7})},
     "half a character": {"prompt": '{"3": "\\ud800"}'},
+    "millions of values": {"sd-metadata": "[" + "[]," * 10**6 + "1]"},
+    "millions of values of a graph": {"prompt": '{"3": [' + "1," * 10**6 + "1]}"},
     "no values": {"Comment": "null", "Description": "", "Source": ""},
     "numbers that are none": {"sd-metadata": '{"image": {"sampler": 1, "prompt": 3}}'},
 }  # fmt: skip

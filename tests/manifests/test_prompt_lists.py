@@ -176,6 +176,7 @@ A1111_LINES = {
 KOHYA_LINES = {
     "a cat --x 3": (7, "'--x' is no option of kohya's lists; those are --n --w"),
     "a cat --w": (7, "--w has no value"),
+    "a cat\t--wide 3": (7, "'--wide' is no option of kohya's lists"),
     "a cat --w wide": (11, "--w: 'wide' is no whole number"),
     "a cat --am 0.5": (7, "--am: multipliers of networks"),
     "a cat --w 64 --w 128": (14, "--w is given twice"),
