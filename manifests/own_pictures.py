@@ -18,6 +18,8 @@ FORMAT = 1
 NOT_WRITTEN = frozenset({"id", "carried", "candidates", "keep", "growing"})
 _FOLLOWING = frozenset({"mode"})  # follows from the images of a row
 _TAKEN = frozenset(KNOWN_COLUMNS) - NOT_WRITTEN - _FOLLOWING
+# Columns whose absence from a text means a value of its own, whatever the config that reads the picture says of other rows.
+_ABSENT = {name: value for name, value in {"syntax": "plain"}.items() if name in _TAKEN}
 
 
 class OwnTextError(ValueError):
@@ -90,7 +92,8 @@ def read_request(text: str) -> Own:
         raise OwnTextError("its request did not fit into a JPEG")
     found = said.get("images")
     hashes = {name: sha256 for name, sha256 in found.items() if isinstance(sha256, str)} if isinstance(found, dict) else {}
-    return Own({name: value for name, value in request.items() if name in _TAKEN}, hashes, _unknown(request))
+    values = {name: value for name, value in request.items() if name in _TAKEN}
+    return Own({**_ABSENT, **values}, hashes, _unknown(request))
 
 
 def _unknown(request: Collection[str]) -> tuple[str, ...]:
