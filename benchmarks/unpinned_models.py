@@ -1,8 +1,8 @@
 """Lists the models of families that have no preset: what their authors recommend, and why a preset cannot name them.
 
 A preset names a full commit hash that public code pins beside the repository's name, and safetensors. `models_table` writes the
-list into docs/models.md. `tests/jobs/planning/test_presets.py` plans a row by each entry with a tiny model of its family, as by each
-preset.
+list into docs/models.md. `tests/jobs/planning/test_presets.py` plans a row by each entry with a tiny model of its family, as by
+each preset.
 """
 
 from dataclasses import dataclass
