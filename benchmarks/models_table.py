@@ -77,6 +77,7 @@ ROWS: tuple[Row, ...] = (
         "GLIGEN for inpainting (`init_image`, repainted in its boxes)",
         "gligen-inpainting",
         ("masterful/gligen-1-4-inpainting-text-box",),
+        ("gligen-inpainting",),
     ),
     Row("depth2img", "depth2img", ("stabilityai/stable-diffusion-2-depth",), ("depth2img",)),
     # diffusers' documentation puts such a model together, of a Stable unCLIP and the prior of another.
@@ -87,7 +88,7 @@ ROWS: tuple[Row, ...] = (
     Row("Image variations", "image-variation", ("lambdalabs/sd-image-variations-diffusers",)),
     Row("x4 upscaler", "x4-upscaler", ("stabilityai/stable-diffusion-x4-upscaler",), ("x4-upscaler",)),
     Row("LDM's upscaler", "ldm-upscaler", ("CompVis/ldm-super-resolution-4x-openimages",)),
-    Row("Latent upscaler", "latent-upscaler", ("stabilityai/sd-x2-latent-upscaler",)),
+    Row("Latent upscaler", "latent-upscaler", ("stabilityai/sd-x2-latent-upscaler",), ("latent-upscaler",)),
     Row("Latent consistency models", "lcm", ("SimianLuo/LCM_Dreamshaper_v7",), ("lcm",)),
     Row("Playground 2.5 (EDM)", "playground", ("playgroundai/playground-v2.5-1024px-aesthetic",), ("playground25",)),
     Row("Stable Diffusion 3, 3.5", "sd3", _SD3, ("sd3-medium", "sd35-medium", "sd35-large", "embedded-flow")),
@@ -123,8 +124,14 @@ ROWS: tuple[Row, ...] = (
         "Kandinsky 2.1, with its prior",
         "kandinsky21",
         ("kandinsky-community/kandinsky-2-1", "kandinsky-community/kandinsky-2-1-prior"),
+        ("kandinsky21",),
     ),
-    Row("Kandinsky 2.1 for inpainting, with its prior", "kandinsky21-inpainting", ("kandinsky-community/kandinsky-2-1-inpaint",)),
+    Row(
+        "Kandinsky 2.1 for inpainting, with its prior",
+        "kandinsky21-inpainting",
+        ("kandinsky-community/kandinsky-2-1-inpaint",),
+        ("kandinsky21-inpainting",),
+    ),
     Row(
         "Kandinsky 2.2, with its prior",
         "kandinsky22",
@@ -135,6 +142,7 @@ ROWS: tuple[Row, ...] = (
         "Kandinsky 2.2 for inpainting, with its prior",
         "kandinsky22-inpainting",
         ("kandinsky-community/kandinsky-2-2-decoder-inpaint",),
+        ("kandinsky22-inpainting",),
     ),
     Row(
         "Stable Cascade, with its prior",

@@ -51,8 +51,6 @@ def _pickles(commit: str) -> str:
 
 
 _SQUARE = (1024, 1024)
-_PRIOR21 = "kandinsky-community/kandinsky-2-1-prior"
-_OF_PRIORS = {"prior_steps": 25, "prior_guidance_scale": 1.0}
 _BESIDE = "Llama 3.1 has to lie in its folder, so that the base is a folder of yours; its files are those of"
 
 # The figures are those of the cards and of diffusers' pages and examples, where they name some, and else of its pipelines.
@@ -66,12 +64,6 @@ UNPINNED: tuple[Unpinned, ...] = (
     ),
     Unpinned("playgroundai/playground-v2-1024px-aesthetic", "sdxl", 8, _figures(*_SQUARE, 50, 3.0, "euler")),
     Unpinned("BAAI/AltDiffusion-m9", "alt-diffusion", 8, _figures(512, 512, 50, 7.5, "model")),
-    Unpinned(
-        "masterful/gligen-1-4-inpainting-text-box",
-        "gligen-inpainting",
-        8,
-        _edited(512, 512, 50, 7.5, "model", gligen_scheduled_sampling_beta=1.0),
-    ),
     Unpinned(
         "stabilityai/stable-diffusion-2-1-unclip",
         "stable-unclip-of-texts",
@@ -87,7 +79,6 @@ UNPINNED: tuple[Unpinned, ...] = (
         _pickles("42bc0ee1726b141d49f519a6ea02ccfbf073db2e"),
     ),
     Unpinned("CompVis/ldm-super-resolution-4x-openimages", "ldm-upscaler", 128, _edited(512, 512, 100, None, "ddim")),
-    Unpinned("stabilityai/sd-x2-latent-upscaler", "latent-upscaler", 16, _edited(*_SQUARE, 20, 0.0, "euler")),
     Unpinned(
         "stabilityai/stable-diffusion-3.5-medium",
         "sd3-without-t5",
@@ -108,27 +99,6 @@ UNPINNED: tuple[Unpinned, ...] = (
         "hunyuan-image-distilled",
         32,
         _figures(2048, 2048, 8, 3.25, "euler"),
-    ),
-    Unpinned(
-        "kandinsky-community/kandinsky-2-1",
-        "kandinsky21",
-        64,
-        _figures(768, 768, 100, 4.0, "model", **_OF_PRIORS),
-        prior=_PRIOR21,
-    ),
-    Unpinned(
-        "kandinsky-community/kandinsky-2-1-inpaint",
-        "kandinsky21-inpainting",
-        64,
-        _figures(768, 768, 150, 4.0, "model", mode="inpaint", **_OF_PRIORS),
-        prior=_PRIOR21,
-    ),
-    Unpinned(
-        "kandinsky-community/kandinsky-2-2-decoder-inpaint",
-        "kandinsky22-inpainting",
-        64,
-        _figures(768, 768, 150, 4.0, "model", mode="inpaint", **_OF_PRIORS),
-        prior="kandinsky-community/kandinsky-2-2-prior",
     ),
     Unpinned(
         "warp-ai/wuerstchen",
