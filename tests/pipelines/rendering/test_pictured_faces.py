@@ -21,7 +21,7 @@ from tests.pipelines import tiny_adapters
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, request
 from tests.pipelines.plain_calls import asked, loaded, pixels_of
-from tests.pipelines.plain_steered import SD, mixed
+from tests.pipelines.plain_steered import SD, SDXL, mixed
 from tests.pipelines.rendering.test_several_references import one_by_one
 from tests.pipelines.tiny_parts import lively
 
@@ -29,16 +29,18 @@ ONE = Reference(type="face", embedding="first.npy", image="a.png", scale=0.8)
 TWO = Reference(type="face", embedding="second.npy", image="b.png", scale=0.8)
 ALIKE = ONE.model_copy(update={"image": "b.png"})  # the same face in another picture
 WAYS = [(), (ONE,), (TWO.model_copy(update={"scale": 0.3}),), (ONE, TWO), (ONE.model_copy(update={"mask": "mask.png"}),), (ALIKE,)]
-SHORTCUTS = {"plus": None, "v2": 0.7}
+SHORTCUTS = {"plus": None, "v2": 0.7, "xl": 1.0}
+BASES = {"plus": "sd", "v2": "sd", "xl": "sdxl"}
+HOW = {"sd": (SD, "StableDiffusion"), "sdxl": (SDXL, "StableDiffusionXL")}
 
 
 @pytest.fixture(scope="module")
-def files(folder):
-    """The folder of the adapters: FaceID Plus, v2 with LoRAs, and one for embeddings alone."""
+def files(folder, made):
+    """The folder of the adapters: FaceID Plus, v2 with LoRAs, v2 of SDXL, and one for embeddings alone."""
     place = folder / "adapters-pictured"
     tiny_adapters.image_encoder(place / "image_encoder")
-    for name, lora in (("plus", False), ("v2", True)):
-        tiny_adapters.face_plus_adapter(folder / "sd", place / f"{name}.safetensors", lora=lora)
+    for name, base in BASES.items():
+        tiny_adapters.face_plus_adapter(made(base), place / f"{name}.safetensors", lora=name == "v2")
     tiny_adapters.face_adapter(folder / "sd", place / "alone.safetensors")
     rng = np.random.default_rng(4)
     for name in ("first", "second"):
@@ -50,10 +52,13 @@ def weights(files, name, shortcut):
     return ReferenceWeights(source=str(files), weight_name=f"{name}.safetensors", kind="face_plus", shortcut_scale=shortcut)
 
 
-@pytest.fixture(scope="module", params=["plus", "v2"])
-def engine(request, folder, files):
-    """The tiny Stable Diffusion with one adapter for faces and pictures of them, and the adapter's name."""
-    given = model_of(folder, references={"face": weights(files, request.param, SHORTCUTS[request.param])})
+@pytest.fixture(scope="module", params=SHORTCUTS)
+def engine(request, folder, files, made):
+    """A tiny Stable Diffusion or SDXL with one adapter for faces and pictures of them, and the adapter's name."""
+    base = str(made(BASES[request.param]))
+    given = model_of(
+        folder, base=base, controlnets={}, references={"face": weights(files, request.param, SHORTCUTS[request.param])}
+    )
     check_fits(given)
     assert given.faces == given.pictured_faces == ("face",) and face_widths(given) == {"face": 8}
     assert given.reads_references.subfolder == "image_encoder"
@@ -62,12 +67,13 @@ def engine(request, folder, files):
     one.close()
 
 
-def plainly(one, folder, files, name):
+def plainly(one, folder, files, name, base):
     """The candidates of a request by diffusers' pipeline, as its documentation has FaceID Plus."""
-    count, guided = SD.fills(one, BATCH), one.guidance_scale > 1
+    how, kind = HOW[BASES[name]]
+    count, guided = how.fills(one, BATCH), one.guidance_scale > 1
     encoder = CLIPVisionModelWithProjection.from_pretrained(files / "image_encoder") if one.references else None
-    kind = f"StableDiffusion{'Img2Img' if one.init_image else ''}Pipeline"
-    pipeline, _ = loaded(kind, folder / "sd", one, BATCH, **SD.parts, image_encoder=encoder)
+    ending = "Img2Img" if one.init_image else ""
+    pipeline, _ = loaded(f"{kind}{ending}Pipeline", base, one, BATCH, **how.parts, image_encoder=encoder)
     said = {}
     if one.references:
         pipeline.load_ip_adapter(str(files), subfolder="", weight_name=f"{name}.safetensors", image_encoder_folder=None)
@@ -84,17 +90,17 @@ def plainly(one, folder, files, name):
             mask = np.zeros((1, 1, 64, 64), np.float32)
             mask[..., 20:44] = 1
             said["cross_attention_kwargs"] = {"ip_adapter_masks": [torch.from_numpy(mask)]}
-    return pixels_of(pipeline(**asked(SD, one, count, folder), **said).images, one, folder)[: one.candidates]
+    return pixels_of(pipeline(**asked(how, one, count, folder), **said).images, one, folder)[: one.candidates]
 
 
 @torch.no_grad()
-def test_images_with_faces_and_pictures_of_them_are_those_of_plain_diffusers(engine, folder, files):
+def test_images_with_faces_and_pictures_of_them_are_those_of_plain_diffusers(engine, folder, files, made):
     engine, name = engine
     some = mixed([*WAYS, (TWO,), (ONE, TWO)], ("txt2img", "img2img"))
     ours = [pixels(outcome) for outcome in render(engine, *some)]
-    for one, made in zip(some, ours, strict=True):
-        np.testing.assert_array_equal(made, plainly(one, folder, files, name), err_msg=str(one))
-    assert len({np.stack(made).tobytes() for made in ours}) == len(ours)
+    for one, our in zip(some, ours, strict=True):
+        np.testing.assert_array_equal(our, plainly(one, folder, files, name, made(BASES[name])), err_msg=str(one))
+    assert len({np.stack(our).tobytes() for our in ours}) == len(ours)
 
 
 def test_companions_never_matter_and_rows_with_other_pictures_share_batches(engine):
