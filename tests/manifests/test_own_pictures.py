@@ -16,8 +16,12 @@ from promptmill.manifests.picture_texts import read_texts
 from promptmill.manifests.requests import KNOWN_COLUMNS, Request, make_request
 from promptmill.manifests.rows import Row, RowError
 from promptmill.manifests.rules import Rules
-from promptmill.pipelines.work.metadata_rows import hashes_in, provenance_of
+from promptmill.pipelines.work.metadata_rows import declared_columns, hashes_in, provenance_of, request_row
+from promptmill.pipelines.work.recipe import Recipe
+from promptmill.pipelines.work.results import Outcome
+from promptmill.pipelines.work.units import Placed
 from promptmill.shards.image_files import MOST_XMP, encode_image
+from promptmill.shards.tables import schema
 
 # A config of which every default is another than the values below, so that nothing comes back by a default.
 DEFAULTS = Defaults(
@@ -226,22 +230,23 @@ def test_images_are_named_by_path_and_sha256_and_the_model_by_what_the_config_sa
 
 
 def test_hashes_of_images_are_found_in_a_row_of_the_metadata():
-    row = {
-        "init_image_sha256": "1",
-        "mask_image_sha256": None,
-        "controls": [{"sha256": "2"}],
+    given = {
+        "init_image": "i.png",
+        "mask_image": "m.png",
+        "controls": [CONTROL],
         "references": [
-            {"sha256": "3", "mask_sha256": "4", "embedding": None},
-            {"sha256": "5", "mask_sha256": None, "embedding": "e"},
+            {"type": "face", "image": "f.png", "mask": "fm.png"},
+            {"type": "style", "embedding": "e.npy"},
+            {"type": "other", "image": "o.png", "embedding": "o.npy"},
         ],
     }
-    assert {column: sha256 for column, sha256 in hashes_in(row).items() if sha256} == {
-        "init_image": "1",
-        "controls.0.image": "2",
-        "references.0.image": "3",
-        "references.0.mask": "4",
-        "references.1.embedding": "5",
-    }
+    rules = replace(RULES, references=("face", "style", "other"), faces={"style": None, "other": None}, pictured_faces=("other",))
+    request = request_of(given, rules)
+    images = {column: f"{number:064x}" for number, (column, _) in enumerate(request.images(), 1)}
+    recipe = Recipe(CONFIG, schema({}, 2, declared=declared_columns(CONFIG, ("references",))))
+    row = request_row(recipe, 0, Placed(0, request), Outcome(0, (), images=images))
+    found = hashes_in(row)
+    assert {column: found.get(column) for column, _ in request.images()} == images
 
 
 def test_a_request_that_does_not_fit_into_a_jpeg_leaves_what_web_uis_read_and_is_said():
