@@ -6,7 +6,7 @@ from pydantic import Field
 
 from promptmill.configs.parameters import Strict
 
-SYNTAXES = ("plain", "a1111")
+PLAIN, A1111 = "plain", "a1111"
 Syntax = Literal["plain", "a1111"]
 
 
