@@ -75,14 +75,12 @@ class Part:
 
     Attributes:
         chunks: What BREAK divides; of each, texts and their weights.
+        words: All words of it.
     """
 
     chunks: tuple[Fragments, ...]
     weight: float = 1.0
-
-    @property
-    def words(self) -> str:
-        return _tidy(" ".join("".join(text for text, _ in fragments) for fragments in self.chunks))
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Prompt:
 
     def at(self, step: int, steps: int) -> tuple[Part, ...]:
         """Return the prompt as it is at a step, counted from 1, of so many."""
-        return tuple(Part(_chunks(nodes, step, steps), weight) for nodes, weight in self.parts)
+        return tuple(_part(nodes, weight, step, steps) for nodes, weight in self.parts)
 
     def states(self, steps: int) -> list[tuple[int, tuple[Part, ...]]]:
         """Return the states of the prompt, one after another: each with the number of the last step at which it holds."""
@@ -308,17 +306,19 @@ def _weight_at_end(nodes: Nodes) -> tuple[Nodes, float]:
     return nodes, 1.0
 
 
-def _chunks(nodes: Nodes, step: int, steps: int) -> tuple[Fragments, ...]:
-    """Return the chunks that BREAK divides at a step, as fragments with weights."""
+def _part(nodes: Nodes, of_all: float, step: int, steps: int) -> Part:
+    """Return a part at a step, with the chunks that BREAK divides."""
     chunks: list[list[tuple[str, float]]] = [[]]
+    said = []
     for text, weight in _flat(nodes, 1.0, step, steps):
+        said.append(" " if text is None else text)
         if text is None:
             chunks.append([])
         elif chunks[-1] and chunks[-1][-1][1] == weight:
             chunks[-1][-1] = (chunks[-1][-1][0] + text, weight)
         else:
             chunks[-1].append((text, weight))
-    return tuple(_spaced(fragments) for fragments in chunks)
+    return Part(tuple(_spaced(fragments) for fragments in chunks), of_all, _tidy("".join(said)))
 
 
 def _spaced(fragments: list[tuple[str, float]]) -> Fragments:

@@ -97,7 +97,7 @@ def _length(files: tuple[str, ...], words: str) -> int:
     return sum((_of_word if len(word) <= LONGEST_KEPT else _of_long_word)(files, word) for word in words.split()) + 2
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=1024)
 def _of_word(files: tuple[str, ...], word: str) -> int:
     return _of_long_word(files, word)
 
