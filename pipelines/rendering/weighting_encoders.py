@@ -121,6 +121,9 @@ def encoders_of(base: Any, weighting: str, clip_skip: int, is_long: bool, device
         device: Where the embeddings are made.
     """
     pairs = text_encoders(base)
+    for tokenizer, _ in pairs:
+        # Long texts are divided or cut afterwards, which needs no warning.
+        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     last, before_last, pooled = (
         ReturnedEmbeddingsType.LAST_HIDDEN_STATES_NORMALIZED,
         ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED,
