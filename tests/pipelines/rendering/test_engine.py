@@ -17,7 +17,7 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.preparing import prepare_request
-from promptmill.pipelines.rendering.text import Tokenizers
+from promptmill.pipelines.rendering.text_limits import Tokenizers
 from promptmill.pipelines.work.errors import FatalError, ModelError
 from promptmill.pipelines.work.evaluations import evaluations
 from promptmill.pipelines.work.units import Placed, Unit
@@ -211,7 +211,7 @@ def test_any_of_several_text_encoders_may_read_only_the_beginning(folder):
         assert Tokenizers(engine.model.base).lost(prompt), name
         tokenizer.model_max_length = most
     # What the pipeline itself gives its encoder of long texts is less than that could read.
-    assert Tokenizers(engine.model.base).limits[1][1] == 512
+    assert Tokenizers(engine.model.base).limits[1].most == 512
     engine.close()
 
 
