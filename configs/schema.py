@@ -13,6 +13,7 @@ from promptmill.configs.listed_manifests import Pictures, PromptLists
 from promptmill.configs.made_manifests import MadeManifest
 from promptmill.configs.model import Model
 from promptmill.configs.parameters import FURTHER, Defaults, Growing, Seed, Strict, is_empty, no_boolean
+from promptmill.configs.prompts import Prompts
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
 from promptmill.configs.stages import MAX_STAGES, AnyStage, sources_of
 from promptmill.configs.weights import OpenClip, Weights
@@ -214,6 +215,7 @@ class Config(Strict):
     seed: Seed = 0
     model: Model
     defaults: Defaults = Field(default_factory=Defaults)
+    prompts: Prompts | None = Field(None, exclude_if=is_empty, description="How prompts are read: docs/prompts.md.")
     ranking: Ranking = Field(default_factory=Ranking)
     stages: tuple[AnyStage, ...] = Field(
         (),

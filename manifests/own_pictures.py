@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from promptmill.configs.json_values import parse_json
+from promptmill.configs.prompts import PLAIN
 from promptmill.manifests.requests import KNOWN_COLUMNS, Request, to_json
 
 FORMAT = 1
@@ -18,8 +19,8 @@ FORMAT = 1
 NOT_WRITTEN = frozenset({"id", "carried", "candidates", "keep", "growing"})
 _FOLLOWING = frozenset({"mode"})  # follows from the images of a row
 _TAKEN = frozenset(KNOWN_COLUMNS) - NOT_WRITTEN - _FOLLOWING
-# Columns whose absence from a text means a value of its own, whatever the config that reads the picture says of other rows.
-_ABSENT = {name: value for name, value in {"syntax": "plain"}.items() if name in _TAKEN}
+# Prompts of a request without a syntax are words, whatever the config that reads the picture says of rows without one.
+_ABSENT = {"syntax": PLAIN}
 
 
 class OwnTextError(ValueError):

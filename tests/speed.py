@@ -98,6 +98,7 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/rendering/test_step_caching.py",
     "tests/jobs/calibration/test_step_caches.py::test_calibration_sees_the_images_of_a_run_by_the_cache_and_writes_a_config_that_plans",
     "tests/pipelines/rendering/test_previews.py",
+    "tests/pipelines/rendering/test_text_limits.py",
     "tests/pipelines/rendering/test_redux.py",
     "tests/pipelines/rendering/test_merging.py",
     "tests/pipelines/rendering/test_drafts.py::test_survivors_are_byte_for_byte_what_they_are_without_drafts_in_every_mode",
@@ -120,6 +121,7 @@ SLOW: tuple[str, ...] = (
     "tests/jobs/running/test_run.py",
     "tests/jobs/running/test_workers_here.py",
     # Runs of the embedded family.
+    "tests/jobs/api/test_prompts.py",
     "tests/jobs/annotating/test_annotating.py::test_one_that_was_killed_goes_on_to_the_same_bytes",
     "tests/jobs/annotating/test_annotating.py::test_killed_again_and_again_it_makes_nothing_twice",
     "tests/jobs/annotating/test_pool.py::test_several_processes_make_the_bytes_of_one_though_one_is_killed",

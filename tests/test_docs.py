@@ -11,6 +11,7 @@ import yaml
 from promptmill.configs.columns import COLUMNS
 from promptmill.configs.model import Kernels, Model
 from promptmill.configs.parameters import Defaults
+from promptmill.configs.prompts import Prompts
 from promptmill.configs.scheduler_options import SchedulerOptions
 from promptmill.configs.schedulers import SCHEDULERS
 from promptmill.configs.schema import Config, Ranking, Runtime, Shards
@@ -106,6 +107,7 @@ def named(page: str, section: str | None = None) -> set[str]:
         ("model", Model),
         ("model.scheduler_options", SchedulerOptions),
         ("defaults", Defaults),
+        ("prompts", Prompts),
         ("ranking", Ranking),
         ("shards", Shards),
         ("runtime", Runtime),

@@ -10,6 +10,7 @@ from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.listed_manifests import Pictures, PromptLists
 from promptmill.configs.made_manifests import MadeManifest
 from promptmill.configs.own_files import ROOT
+from promptmill.configs.prompts import A1111
 from promptmill.configs.schema import Config
 from promptmill.configs.stages import Hires
 from promptmill.jobs.planning.plan import PlanError, read_plan
@@ -22,10 +23,12 @@ from promptmill.manifests.picture_rows import PicturesFile, find_pictures, hash_
 from promptmill.manifests.prompt_lists import ListFile, find_lists
 from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import ManifestError, find_files
+from promptmill.manifests.wildcards import identity_of as identity_of_wildcards
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import embedding_width
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.models.identity import library_versions, model_identity, pinned
+from promptmill.pipelines.models.prompt_lengths import lengths_of
 from promptmill.pipelines.models.reference_adapters import face_widths
 from promptmill.pipelines.models.scorer_sources import check_scorers
 from promptmill.pipelines.work.errors import ModelError
@@ -74,8 +77,9 @@ def look(config: Config, output: str | None = None) -> Sources:
         facts = read_facts(config.model)
         check_fits(config.model)
         faces = face_widths(config.model)
+        wildcards = [identity_of_wildcards(folder)] if config.prompts and (folder := config.prompts.wildcards) else []
         inputs = {
-            "manifest": [hash_of(file) for file in files],
+            "manifest": [*(hash_of(file) for file in files), *wildcards],
             "config": config.render_config(),
             "models": model_identity(config.model, config.ranking, config.stages),
             "versions": library_versions(config.model, config.stages),
@@ -84,6 +88,12 @@ def look(config: Config, output: str | None = None) -> Sources:
         check_scorers(config.ranking)
     except (ManifestError, ModelError) as error:
         raise PlanError([str(error)]) from None
+    if config.prompts and config.prompts.syntax == A1111 and facts.prompt_key:
+        raise PlanError([f"prompts.syntax: prompts of {facts.pipeline} are JSON objects, whose braces {A1111} reads as choices"])
+    if config.prompts and config.prompts.long and not facts.weighting.parts:
+        beside = " beside a refiner" if config.model.refiner else ""
+        said = f"{facts.pipeline} reads no long prompts in chunks{beside}; models of Stable Diffusion and SDXL do"
+        raise PlanError([f"prompts.long: {said}"])
     if config.model.safety_checker and not facts.safety_checker:
         raise PlanError([f"model.safety_checker: {config.model.base} brings no safety checker; set it to false"])
     for number, draft in enumerate(config.ranking.drafts):
@@ -114,6 +124,8 @@ def look(config: Config, output: str | None = None) -> Sources:
         ranking=config.ranking,
         strict=config.runtime.strict,
         seed=config.seed,
+        **_of_prompts(config),
+        lost=None if config.prompts and config.prompts.long else lengths_of(config.model),
         of_stages=StageRules(config.stages),
     )
     runtime = config.runtime
@@ -121,6 +133,13 @@ def look(config: Config, output: str | None = None) -> Sources:
     return Sources(
         config, tuple(files), rules, roots, None if config.shards.embeddings == "none" else width, inputs, facts.counting
     )
+
+
+def _of_prompts(config: Config) -> dict[str, Any]:
+    prompts = config.prompts
+    if prompts is None:
+        return {}
+    return {"syntax": prompts.syntax, "expand": prompts.expand, "wildcards": prompts.wildcards}
 
 
 def files_of(config: Config) -> list[str]:

@@ -10,6 +10,7 @@ from promptmill.configs.columns import (
     COLUMNS,
     CONTROL_MAPS,
     DRAFT_SCORES,
+    LOST,
     NEAR_DUPLICATE_OF,
     OF_PRIORS,
     OF_ROWS,
@@ -71,6 +72,7 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
         **({CONTROL_MAPS: _entries_of_maps(request, outcome)} if CONTROL_MAPS in recipe.form.names else {}),
         "loras": [lora.model_dump() for lora in request.loras],
         "prompt_truncated": outcome.prompt_truncated,
+        **({LOST: outcome.tokens_lost} if LOST in recipe.form.names else {}),
         "model": model.base,
         "revision": model.revision,
         "dtype": model.dtype,
@@ -247,7 +249,10 @@ def provenance_of(
 
 
 def _model_of(request: Request, config: Config) -> dict[str, Any]:
-    """Return the part of a config that describes its model; of the parts that rows name, those that the request names."""
+    """Return the part of a config that describes its model and how it reads prompts.
+
+    Of the parts that rows name, as LoRAs, there are those that the request names.
+    """
     said: dict[str, Any] = {"batch": config.model.batch, **config.model.model_dump(mode="json", exclude_defaults=True)}
     named: dict[str, set[str | None]] = {
         "controlnets": {control.type for control in request.controls},
@@ -258,6 +263,7 @@ def _model_of(request: Request, config: Config) -> dict[str, Any]:
         said[part] = {name: one for name, one in said.get(part, {}).items() if name in names}
     loras = {lora.name for lora in request.loras}
     said["loras"] = [one for one in said.get("loras", ()) if one["name"] in loras]
+    said["prompts"] = config.prompts.model_dump(mode="json", exclude_defaults=True) if config.prompts else {}
     return {name: value for name, value in said.items() if value not in ({}, [], None)}
 
 

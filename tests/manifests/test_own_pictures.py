@@ -99,6 +99,9 @@ EXAMPLES = {
     "prior_guidance_scale": {"prior_guidance_scale": 2.5},
     "gligen_scheduled_sampling_beta": {"gligen_scheduled_sampling_beta": 0.7},
     "class_label": {"class_label": 8},
+    "syntax": {"syntax": "a1111", "prompt": "a cat"},
+    "prompt_template": {"prompt": "a cat", "prompt_template": "a {cat|dog}"},
+    "negative_prompt_template": {"negative_prompt": "a cat", "negative_prompt_template": "a {cat|dog}"},
     "mask_edit": {**INIT, "mask_image": "m.png", "mask_edit": "invert, grow=16, blur=4"},
     "outpaint": {**INIT, "outpaint": {"left": 24, "top": 8}},
     "gligen_boxes": {"gligen_boxes": [{"phrase": "a cat", "x0": 0, "y0": 0.25, "x1": 0.5, "y1": 1}]},
@@ -108,15 +111,6 @@ EXAMPLES = {
         "references": [{"type": "face", "image": "f.png", "scale": 0.6, "mask": "fm.png"}, {"type": "style", "image": "s"}]
     },
 }
-
-
-# Columns of prompts in A1111's syntax, as far as there are some.
-_SYNTAX = {
-    "syntax": {"syntax": "a1111", "prompt": "a cat"},
-    "prompt_template": {"prompt": "a cat", "prompt_template": "a {cat|dog}"},
-    "negative_prompt_template": {"negative_prompt": "a cat", "negative_prompt_template": "a {cat|dog}"},
-}
-EXAMPLES |= {name: example for name, example in _SYNTAX.items() if name in KNOWN_COLUMNS}
 
 
 def test_each_field_of_a_request_is_written_or_named_as_what_no_picture_depends_on():
@@ -204,6 +198,11 @@ def test_what_is_read_of_any_picture_makes_the_request_that_the_picture_was_made
     assert same(one, read_again(one))
 
 
+def test_words_stay_words_where_the_config_reads_other_prompts_in_a_syntax():
+    one = alone(request_of({"prompt": "a (cat)"}), 0, 1)
+    assert same(one, read_again(one, rules=replace(RULES, syntax="a1111")))
+
+
 def test_the_columns_that_the_property_draws_are_all_that_a_row_may_have():
     drawn = {name for part in (EXAMPLES.values()) for name in part}
     assert set(KNOWN_COLUMNS) - drawn - NOT_WRITTEN <= {
@@ -279,11 +278,7 @@ def test_a_text_that_is_not_ours_is_said_in_a_line(text, words):
 def test_a_column_of_a_later_promptmill_is_left_out_and_named():
     assert FORMAT == 1
     own = read_request('{"promptmill": 1, "request": {"prompt": "a", "id": "x", "mode": "txt2img", "of_tomorrow": 1}}')
-    assert (
-        dict(own.values).items() >= {"prompt": "a"}.items()
-        and own.values.keys() <= {"prompt", "syntax"}
-        and own.unknown == ("id", "of_tomorrow")
-    )
+    assert (dict(own.values), own.unknown) == ({"prompt": "a", "syntax": "plain"}, ("id", "of_tomorrow"))
 
 
 def test_a_text_holds_nothing_that_is_not_said():
