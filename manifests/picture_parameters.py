@@ -28,8 +28,8 @@ LONGEST_NAME, LONGEST_VALUE = 100, 500  # characters of a parameter that is kept
 MOST_VALUES = 500_000  # of a text that is JSON
 SEEDS = 2**32
 
-# Further columns of rows whose prompts A1111 wrote. `syntax` is none of them: the config's `prompts.syntax` decides, since a picture
-# cannot be edited where a model reads no weights or the config has no such LoRA.
+# Further columns of rows whose prompts A1111 wrote. `syntax` is none of them: the config's `prompts.syntax` decides, since a
+# picture cannot be edited where a model reads no weights or the config has no such LoRA.
 A1111_GRAMMAR: Mapping[str, str] = {}
 
 # What a tool calls the parameters that a row has columns for, by the column. `size`, `sampler` and `spacing` become columns below.
