@@ -9,25 +9,29 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar
 
-from promptmill.configs.errors import nearest, quoted, shown
+from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import MAX_CELLS, MAX_PROMPT
 from promptmill.manifests.prompt_errors import PromptError
-from promptmill.manifests.wildcards import Line, WildcardError, lines_of
+from promptmill.manifests.wildcards import NAMED, Line, WildcardError, circle, lines_of
 
-MOST_DEPTH = 40  # of brackets, wildcards and variables within each other
+MOST_DEPTH = 40  # of brackets within each other, and of wildcards and variables
+MOST_WITHIN = 100  # of all of these within each other, which is far from what Python's stack holds
 MOST_STEPS = 100_000  # of one walk; a template that doubles a variable again and again takes more
 MOST_WALKS = MAX_CELLS  # of one template
+OF_OPTIONS = 20  # options of a choice that are copied in the time of a step
 SEPARATOR = ", "
 SIGNS = re.compile(r"[{}]|__|\$\{|^\s*#", re.MULTILINE)  # a text without any of these is no template
 _TEXT = re.compile(r"(?:[^\\{}|$_%?@#\n]|\\.)+", re.DOTALL)
-_WILDCARD = re.compile(r"__([\w\-/.*?~@+]+?(?:\([^()]*\))?)__")
 _BOUND = re.compile(r"\s*(?:(\d{1,4})|(\d{0,4})-(\d{0,4}))\s*\$\$")
 _WEIGHT = re.compile(r"\s*(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})\s*::")
 _NAME = re.compile(r"\s*([A-Za-z_][\w-]{0,99})\s*")
 
-# Chooses one of some options by their weights: returns its number, counted from 0.
-Choose = Callable[[Sequence[float]], int]
+_Option = TypeVar("_Option")
+
+# Chooses one of some options by their weights, or of so many alike: returns its number, counted from 0.
+Choose = Callable[[Sequence[float] | int], int]
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ class _Parser:
                 nodes.append(self._deeper(self._variable))
             elif self._here("{"):
                 nodes.append(self._deeper(self._choice))
-            elif (wild := _WILDCARD.match(self._text, at)) is not None:
+            elif (wild := NAMED.match(self._text, at)) is not None:
                 self._at = wild.end()
                 nodes.append(self._wildcard(wild[1], at))
             elif self._here("%{") or self._here("?{"):
@@ -246,11 +250,17 @@ class _Walk:
     folder: str | None
     steps: int = 0
     length: int = 0
+    depth: int = 0
     variables: dict[str, str | Nodes] = field(default_factory=dict)
     open: list[str] = field(default_factory=list)  # the wildcards and variables whose values are being expanded
 
     def text(self, nodes: Nodes, place: str = "") -> str:
-        return "".join([self._of(node, place) for node in nodes])
+        self.depth += 1
+        if self.depth > MOST_WITHIN:
+            raise PromptError(f"more than {MOST_WITHIN} brackets, wildcards and variables within each other", place=place)
+        said = "".join([self._of(node, place) for node in nodes])
+        self.depth -= 1
+        return said
 
     def _of(self, node: Node, place: str) -> str:
         self.steps += 1
@@ -266,7 +276,7 @@ class _Walk:
                 return self._chosen(node, place)
             case Wildcard():
                 lines = self._lines(node, place)
-                return self._line(node, lines[self.choose([1.0] * len(lines))], place)
+                return self._line(node, lines[self.choose(len(lines))], place)
             case Variable():
                 return self._value(node, place)
             case Assignment():
@@ -277,8 +287,8 @@ class _Walk:
     def _lines(self, node: Wildcard, place: str) -> tuple[Line, ...]:
         try:
             lines = lines_of(self.folder, node.name)
-            if (circle := _circle(self.folder, node.name)) is not None:
-                raise WildcardError(f"wildcard {quoted(node.name)}: an endless recursion: {circle}")
+            if (way := circle(self.folder, node.name)) is not None:
+                raise WildcardError(f"wildcard {quoted(node.name)}: an endless recursion: {way}")
         except WildcardError as error:
             raise PromptError(str(error), node.column, place) from None
         return lines
@@ -307,56 +317,31 @@ class _Walk:
         return text
 
     def _chosen(self, node: Choice, place: str) -> str:
-        options: list[tuple[float, Callable[[], str]]] = []
-        for weight, nodes in node.options:
+        wild = node.options[0][1][0] if len(node.options) == 1 and len(node.options[0][1]) == 1 else None
+        if isinstance(wild, Wildcard):
             # Of a choice of one wildcard the lines are what is chosen among, none of them twice.
-            if len(node.options) == 1 and len(nodes) == 1 and isinstance(wild := nodes[0], Wildcard):
-                options += [(1.0, lambda line=line: self._line(wild, line, place)) for line in self._lines(wild, place)]  # type: ignore[misc]
-            elif weight:
-                options.append((weight, lambda nodes=nodes: self.text(nodes, place)))  # type: ignore[misc]
+            drawn = self._drawn(node, self._lines(wild, place), None)
+            return node.separator.join([self._line(wild, line, place) for line in drawn])
+        options = [(weight, nodes) for weight, nodes in node.options if weight]
+        chosen = self._drawn(node, [nodes for _, nodes in options], [weight for weight, _ in options])
+        return node.separator.join([self.text(nodes, place) for nodes in chosen])
+
+    def _drawn(self, node: Choice, options: Sequence[_Option], weights: Sequence[float] | None) -> Iterator[_Option]:
+        """Yield the options of a choice that are chosen, one after another; None: they are alike."""
         most = len(options) if node.most is None else min(node.most, len(options))
         least = min(node.least, most)
-        count = least + (self.choose([1.0] * (most - least + 1)) if most > least else 0)
-        chosen = []
+        count = least + (self.choose(most - least + 1) if most > least else 0)
+        if count == 1:
+            yield options[self.choose(len(options) if weights is None else weights)]
+            return
+        # Each of the options is copied, and a template can have many choices of long files.
+        self.steps += len(options) // OF_OPTIONS
+        left, weighed = list(options), None if weights is None else list(weights)
         for _ in range(count):
-            _, text = options.pop(self.choose([weight for weight, _ in options]))
-            chosen.append(text())
-        return node.separator.join(chosen)
-
-
-@lru_cache(maxsize=4096)
-def _circle(folder: str | None, name: str) -> str | None:
-    """Return how a wildcard leads back to itself, or to another that does, through any of its lines; None where it does not.
-
-    So a template is refused whatever is chosen.
-    """
-    done: set[str] = set()
-    trail: dict[str, None] = {}
-    # A stack in place of recursion: chains of wildcards can be as long as the folder is large.
-    stack: list[tuple[str, Iterator[str]]] = [(name, iter(_names(folder, name)))]
-    trail[name] = None
-    while stack:
-        here, rest = stack[-1]
-        inner = next(rest, None)
-        if inner is None:
-            stack.pop()
-            trail.pop(here)
-            done.add(here)
-        elif inner in trail:
-            return shown(" in ".join(f"__{one}__" for one in [inner, *reversed(trail)]), 300)
-        elif inner not in done:
-            trail[inner] = None
-            stack.append((inner, iter(_names(folder, inner))))
-    return None
-
-
-def _names(folder: str | None, name: str) -> list[str]:
-    """Return the wildcards that the lines of a wildcard name. What is not there is none: whoever chooses its line is told."""
-    try:
-        lines = lines_of(folder, name)
-    except WildcardError:
-        return []
-    return list(dict.fromkeys(found for line in lines if "__" in line for found in _WILDCARD.findall(line)))
+            number = self.choose(len(left) if weighed is None else weighed)
+            if weighed is not None:
+                del weighed[number]
+            yield left.pop(number)
 
 
 def at_random(template: str, folder: str | None, key: str) -> str:
@@ -373,12 +358,15 @@ def at_random(template: str, folder: str | None, key: str) -> str:
     tree = parsed(template)
     begins, drawn = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8), 0
 
-    def choose(weights: Sequence[float]) -> int:
+    def choose(weights: Sequence[float] | int) -> int:
         nonlocal drawn
         drawn += 1
         one = begins.copy()
         one.update(f"\n{drawn}".encode())
-        share = (int.from_bytes(one.digest(), "big") >> 11) / 2**53 * sum(weights)
+        share = (int.from_bytes(one.digest(), "big") >> 11) / 2**53
+        if isinstance(weights, int):
+            return min(int(share * weights), weights - 1)
+        share *= sum(weights)
         for number, weight in enumerate(weights):
             share -= weight
             if share < 0:
@@ -403,11 +391,11 @@ def all_of(template: str, folder: str | None) -> Iterator[str]:
             raise PromptError(f"makes more than {MOST_WALKS:,} prompts; choose at random, or write less choices")
         place = 0
 
-        def choose(weights: Sequence[float]) -> int:
+        def choose(weights: Sequence[float] | int) -> int:
             nonlocal place
             place += 1
             if place > len(digits):
-                digits.append([0, len(weights)])
+                digits.append([0, weights if isinstance(weights, int) else len(weights)])
             return digits[place - 1][0]
 
         walk = _Walk(choose, folder)

@@ -3,14 +3,16 @@
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from promptmill.configs.errors import nearest, quoted, shown
-from promptmill.manifests.line_files import read_lines
+from promptmill.manifests.line_files import read_bytes, read_lines
 from promptmill.manifests.rows import ManifestError
 
 ENDING = ".txt"
+NAMED = re.compile(r"__([\w\-/.*?~@+]+?(?:\([^()]*\))?)__")  # a wildcard in a text
 MOST_FILES = 20_000
 MOST_STARS = 8  # of a glob; more would be read slowly
 MOST_IDENTITY = 2**30  # bytes of all files
@@ -81,7 +83,7 @@ def _read(folder: str, name: str) -> tuple[Line, ...]:
 
 @lru_cache(maxsize=16)
 def _files(folder: str) -> tuple[str, ...]:
-    """Return the names of a folder's wildcards, in their order. Links that lead out of the folder are none."""
+    """Return the names of a folder's wildcards, in their order. Links that lead out of the folder are none, nor are pipes."""
     root = Path(folder).resolve()
     if not root.is_dir():
         raise WildcardError(f"prompts.wildcards: {shown(folder)}: no such folder")
@@ -89,7 +91,7 @@ def _files(folder: str) -> tuple[str, ...]:
     for place, _, names in os.walk(root):
         for name in names:
             path = Path(place) / name
-            if name.endswith(ENDING) and path.resolve().is_relative_to(root):
+            if name.endswith(ENDING) and path.is_file() and path.resolve().is_relative_to(root):
                 found.append(path.relative_to(root).as_posix().removesuffix(ENDING))
                 if len(found) > MOST_FILES:
                     raise WildcardError(f"prompts.wildcards: {shown(folder)}: has more than {MOST_FILES:,} files")
@@ -111,19 +113,53 @@ def identity_of(folder: str) -> str:
     forget()  # files may have changed since another plan of this process
     try:
         for name in _files(root):
-            content = (Path(root) / f"{name}{ENDING}").read_bytes()
+            content = read_bytes(Path(root) / f"{name}{ENDING}", f"wildcard {shown(f'{name}{ENDING}')}")
             size += len(content)
             if size > MOST_IDENTITY:
                 raise ManifestError(f"prompts.wildcards: {shown(folder)}: is larger than {MOST_IDENTITY // 2**30} GiB")
-            whole.update(f"{len(name.encode())} {len(content)}\n".encode() + name.encode() + content)
+            said = name.encode("utf-8", "surrogateescape")  # a name may be no UTF-8
+            whole.update(f"{len(said)} {len(content)}\n".encode() + said + content)
     except WildcardError as error:
         raise ManifestError(str(error)) from None
-    except OSError as error:
-        raise ManifestError(f"prompts.wildcards: {shown(folder)}: {(error.strerror or str(error)).lower()}") from None
     return whole.hexdigest()
 
 
+@lru_cache(maxsize=4096)
+def circle(folder: str | None, name: str) -> str | None:
+    """Return how a wildcard leads back to itself, or to another that does, through any of its lines; None where it does not.
+
+    So a template is refused whatever is chosen.
+    """
+    done: set[str] = set()
+    trail: dict[str, None] = {}
+    # A stack in place of recursion: chains of wildcards can be as long as the folder is large.
+    stack: list[tuple[str, Iterator[str]]] = [(name, iter(_names(folder, name)))]
+    trail[name] = None
+    while stack:
+        here, rest = stack[-1]
+        inner = next(rest, None)
+        if inner is None:
+            stack.pop()
+            trail.pop(here)
+            done.add(here)
+        elif inner in trail:
+            return shown(" in ".join(f"__{one}__" for one in [inner, *reversed(trail)]), 300)
+        elif inner not in done:
+            trail[inner] = None
+            stack.append((inner, iter(_names(folder, inner))))
+    return None
+
+
+def _names(folder: str | None, name: str) -> list[str]:
+    """Return the wildcards that the lines of a wildcard name. What is not there is none: whoever chooses its line is told."""
+    try:
+        lines = lines_of(folder, name)
+    except WildcardError:
+        return []
+    return list(dict.fromkeys(found for line in lines if "__" in line for found in NAMED.findall(line)))
+
+
 def forget() -> None:
-    """Drop the files that were read from memory."""
-    for remembered in (_lines_of, _read, _files):
+    """Drop the files that were read from memory, and what follows from them."""
+    for remembered in (_lines_of, _read, _files, circle):
         remembered.cache_clear()

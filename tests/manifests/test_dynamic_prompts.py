@@ -1,6 +1,7 @@
 """Templates expand as the documentation of dynamic prompts states, at random by their key alone, or to each prompt once."""
 
 import itertools
+import os
 
 import pytest
 from hypothesis import given
@@ -148,6 +149,8 @@ DOUBLING = (
     + "${z}"
 )
 EMPTY = DOUBLING.replace("x" * 50, "")
+BRACKETS = "{" * 37, "}" * 37
+DEEP = "${v0=x}" + "".join(f"${{v{n}={BRACKETS[0]}${{v{n - 1}}}{BRACKETS[1]}}}" for n in range(1, 40)) + "${v39}"
 
 
 @pytest.mark.parametrize(
@@ -158,12 +161,48 @@ EMPTY = DOUBLING.replace("x" * 50, "")
         ("{a|a}" * 20, "makes more than 10,000 prompts"),
         (DOUBLING, "expands to more than 10,000 characters"),
         (EMPTY, "expands in more than 100,000 steps"),
+        (DEEP, "more than 100 brackets, wildcards and variables within each other"),
     ],
 )
 def test_what_grows_without_measure_is_refused(template, says):
     with pytest.raises(PromptError, match=says):
         for _ in all_of(template, None):
             pass
+
+
+def test_choices_of_long_files_are_refused_before_they_take_long(tmp_path):
+    (tmp_path / "long.txt").write_text("\n".join(map(str, range(50_000))))
+    assert at_random("{__long__} __long__ {2$$__long__}", str(tmp_path), "k")
+    with pytest.raises(PromptError, match="expands in more than 100,000 steps"):
+        at_random("{2$$__long__}" * 50, str(tmp_path), "k")
+
+
+def test_what_is_in_a_folder_of_wildcards_cannot_stop_or_fill_a_plan(tmp_path):
+    (tmp_path / "fine.txt").write_text("fine\n")
+    before = wildcards.identity_of(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    assert wildcards.identity_of(str(tmp_path)) == before
+    with pytest.raises(PromptError, match="wildcard 'pipe': no such file"):
+        at_random("__pipe__", str(tmp_path), "k")
+    with (tmp_path / "large.txt").open("wb") as file:
+        file.truncate(2**40)  # of which nothing is on the disk
+    assert wildcards.identity_of(str(tmp_path)) != before
+    with pytest.raises(PromptError, match=r"wildcard large.txt: is larger than 16 MiB"):
+        at_random("__large__", str(tmp_path), "k")
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("fine\n")
+    assert wildcards.identity_of(str(tmp_path)) != before
+
+
+def test_a_recursion_that_was_mended_is_none_in_the_next_plan(tmp_path):
+    (tmp_path / "a.txt").write_text("__b__\n")
+    (tmp_path / "b.txt").write_text("__a__\n")
+    wildcards.identity_of(str(tmp_path))
+    with pytest.raises(PromptError, match="an endless recursion"):
+        at_random("__a__", str(tmp_path), "k")
+    (tmp_path / "b.txt").write_text("fine\n")
+    wildcards.identity_of(str(tmp_path))
+    assert at_random("__a__", str(tmp_path), "k") == "fine"
 
 
 PIECES = ("{", "}", "|", "a", "b ", "$$", "2", "-", "::", "${", "x", "=", "!", "__season__", "__self__", "\\", "#", "\n", "%{")
