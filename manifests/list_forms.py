@@ -3,6 +3,7 @@
 An option that changes a picture and that no row has is an error, as is one that is not known: the line can be edited.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def _counted(values: dict[str, Any]) -> dict[str, Any]:
     """Return columns with candidates, all of which are kept, in place of A1111's batches; -1 is a seed at random."""
     sizes = [values.pop(name) for name in ("batch_size", "n_iter") if name in values]
     if sizes:
-        images = sizes[0] * (sizes[1] if len(sizes) > 1 else 1)
+        images = math.prod(sizes) if min(sizes) > 0 else min(sizes)  # which is refused
         values |= {"candidates": images, "keep": images}
     if values.get("variation_strength") == 0 or values.get("variation_seed") == -1:
         values.pop("variation_seed", None)
