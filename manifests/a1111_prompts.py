@@ -17,7 +17,7 @@ UP, DOWN = 1.1, 1 / 1.1
 MOST_WEIGHT = 10.0
 MOST_DEPTH = 40
 MOST_PARTS = 32  # that BREAK and AND make of a prompt: each is encoded by itself
-MOST_STATES = 150  # of a prompt whose words change between steps
+MOST_STATES = 150  # different texts that a prompt whose words change is at its steps
 
 _SIGN = re.compile(r"\\.|[()\[\]|:]|\b(?:BREAK|AND)\b|(?:(?!\b(?:BREAK|AND)\b)[^\\()\[\]|:])+|\\", re.DOTALL)
 _NUMBER = re.compile(r"\s*([+-]?(?:\d{1,9}\.?\d{0,9}|\.\d{1,9}))\s*")
@@ -82,6 +82,11 @@ class Part:
     weight: float = 1.0
     words: str = ""
 
+    @property
+    def texts(self) -> list[str]:
+        """Return the texts of the chunks, each of which is encoded by itself."""
+        return [" ".join(text for text, _ in fragments) for fragments in self.chunks]
+
 
 @dataclass(frozen=True)
 class Uses:
@@ -126,6 +131,10 @@ class Prompt:
             else:
                 made.append((step, here))
         return made
+
+    def texts(self, steps: int) -> set[tuple[Part, ...]]:
+        """Return the different states of the prompt, each of which is encoded once."""
+        return {parts for _, parts in self.states(steps)}
 
     @property
     def words(self) -> str:

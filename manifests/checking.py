@@ -37,7 +37,8 @@ from promptmill.manifests.sweeps import swept
 
 REMEMBERED_IMAGES = 16_384  # paths; rows that share an image, a control map for one, have it decoded once
 MASKS = ("mask_image", ".mask")  # what the columns of masks end with: the init image's, and those of references
-TOO_LONG = "prompt: is longer than a text encoder of the model reads, which leaves out its end; prompts.long encodes all of it"
+TOO_LONG = "prompt: is longer than a text encoder of the model reads, which leaves out its end"
+IN_CHUNKS = "; prompts.long encodes all of it"  # where the model reads chunks
 IMAGE_COLUMNS = frozenset({*OWN_IMAGES, "controls", "references", *FLAT_CONTROL})
 
 
@@ -147,8 +148,8 @@ class RowChecks:
 
     def _notes_on_text(self, request: Request) -> tuple[str, ...]:
         notes = notes_on(request.prompt) if request.syntax is None else ()
-        if self._rules.lost is not None and self._rules.lost(request.words):
-            notes += (TOO_LONG,)
+        if self._rules.lost is not None and request.lost(self._rules.lost):
+            notes += (f"{TOO_LONG}{IN_CHUNKS if self._rules.weighting.parts else ''}",)
         return notes
 
 

@@ -67,5 +67,5 @@ def _check(text: str, weighting: Weighting, steps: int) -> None:
             raise PromptError(f"{sign} is not read by this model; models of Stable Diffusion and SDXL read it", column)
     if uses.weights is not None and not weighting.weights:
         raise PromptError(f"weights are not read by this model; {KNOWN}", uses.weights)
-    if uses.changes is not None and (number := len(prompt.states(steps))) > MOST_STATES:
-        raise PromptError(f"changes {number:,} times, and at most {MOST_STATES} are encoded", uses.changes)
+    if uses.changes is not None and (number := len(prompt.texts(steps))) > MOST_STATES:
+        raise PromptError(f"makes {number:,} different texts of the steps, and at most {MOST_STATES} are encoded", uses.changes)

@@ -1,7 +1,7 @@
 """Makes requests of rows: checks every column's type and range, fills in the config's defaults, infers or checks the mode."""
 
 import marshal
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -40,7 +40,7 @@ from promptmill.configs.parameters import (
     Strength,
 )
 from promptmill.configs.prompts import A1111, PLAIN, Syntax
-from promptmill.manifests.a1111_prompts import words_of
+from promptmill.manifests.a1111_prompts import read, words_of
 from promptmill.manifests.carried import plain
 from promptmill.manifests.row_values import FLAT_CONTROL, LISTS, unfolded, unreadable, unreadable_within
 from promptmill.manifests.rows import Row, RowError
@@ -174,6 +174,16 @@ class Request:
     def words(self) -> str:
         """Return the words of the prompt, without the signs of its syntax."""
         return words_of(self.prompt) if self.syntax == A1111 else self.prompt
+
+    def lost(self, count: Callable[[str], int]) -> int:
+        """Return how many tokens of the prompt are not read, by a count of those that are not of a text that is encoded by itself.
+
+        BREAK and AND divide a prompt into such texts. Of a prompt that changes between steps the step counts that loses most.
+        """
+        if self.syntax != A1111:
+            return count(self.prompt)
+        states = read(self.prompt).texts(self.steps)
+        return max(sum(count(text) for part in parts for text in part.texts) for parts in states)
 
     @property
     def prompt_words(self) -> str | None:

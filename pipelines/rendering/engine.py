@@ -254,7 +254,7 @@ class Engine:
                 )
             # Chunks leave nothing out.
             texts = self.model.weighted
-            lost = 0 if texts is not None and texts.chunks else self.tokenizers.lost(placed.request.words)
+            lost = 0 if texts is not None and texts.chunks else placed.request.lost(self.tokenizers.lost)
             maps = conditioning.controls if self._gives_maps and pending.making is None else ()
             pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, lost, maps)
         self._pending.remove(pending)

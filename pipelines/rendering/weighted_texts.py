@@ -102,7 +102,7 @@ class _Texts:
     def __init__(self, encoders: "Encoders", prompt: Prompt, negative: Prompt | None, steps: int):
         self.steps, self._encoders = steps, encoders
         self._prompts = {"": prompt} | ({"negative_": negative} if negative is not None else {})
-        states = {parts for one in self._prompts.values() for _, parts in one.states(steps)}
+        states = {parts for one in self._prompts.values() for parts in one.texts(steps)}
         self._embedded: dict[tuple[Part, ...], Embeddings] = {parts: encoders.embedded(parts) for parts in states}
         self._length = max(embeddings.shape[1] for embeddings, _ in self._embedded.values())
         self.changes = any(one.uses.changes is not None for one in self._prompts.values())

@@ -162,6 +162,25 @@ def test_a_prompt_that_changes_too_often_is_refused():
     often = "".join(f"[a{n}|b{n}|c{n}]" for n in range(3)) + "".join(f"[x{n}:{n * 3 + 1}]" for n in range(200))
     with pytest.raises(RowError, match="at most 150 are encoded"):
         requests_of({"prompt": often, "steps": 800})
+    # Of words that take turns there are few, at however many steps.
+    requests_of({"prompt": "a [red|blue|green] circle", "steps": 800})
+
+
+def test_tokens_are_lost_of_each_part_that_is_encoded_by_itself_and_of_the_longest_step():
+    def beyond_three(text):
+        return max(0, len(text.split()) - 3)
+
+    prompts = {
+        "a b c d e": 2,
+        "(a b:1.2) c d": 1,
+        "a b c BREAK d e f": 0,
+        "a b c d BREAK e f AND g h i j k": 3,
+        "[a|a b] c d": 1,
+        "[a b c d:a:0.5]": 1,
+    }
+    made = {prompt: requests_of({"prompt": prompt})[0].lost(beyond_three) for prompt in prompts}
+    assert made == prompts
+    assert requests_of({"prompt": "a BREAK b", "syntax": "plain"}, by=rules())[0].lost(beyond_three) == 0
 
 
 @given(st.text("ab{}|()[]:$x_<>lor1.5\\ ", max_size=40), st.sampled_from(["random", "combinatorial"]))

@@ -121,6 +121,16 @@ def test_a_long_prompt_is_encoded_in_the_chunks_of_compel(folder, long_engine, e
     np.testing.assert_array_equal(pixels(render(long_engine, short)[0]), pixels(render(engine, short)[0]))
 
 
+def test_no_tokens_are_lost_of_parts_that_are_encoded_each_by_itself(engine):
+    words = LONG[: len(LONG) // 4]
+    while not engine.tokenizers.lost(f"{words} {words}"):
+        words += " circle"
+    assert not engine.tokenizers.lost(words)
+    one = replace(a1111(f"{words} BREAK {words}"), candidates=1)
+    parts, longer = render(engine, one, replace(one, id="longer", prompt=f"{words} {words} BREAK {words}"))
+    assert parts.tokens_lost == 0 < longer.tokens_lost
+
+
 def test_images_do_not_depend_on_companions_with_other_texts(long_engine):
     some = [
         a1111("a (red:1.3) circle"),
