@@ -12,6 +12,7 @@ from promptmill.configs.columns import (
     COLUMNS,
     EMBEDDING,
     FORMAT,
+    LOST,
     RANK_SCORE,
     Column,
     Need,
@@ -93,7 +94,7 @@ def slice_form(form: pa.Schema) -> pa.Schema:
 def pass_form(form: pa.Schema) -> pa.Schema:
     """Return the schema of the parts that a pass leaves: what rendering and scoring tell, what ranks, and what goes on."""
     told = {"key", "candidate_index", "status", "error", "error_message", "width", "height", "seed", "prompt_truncated"}
-    told |= {"unet_evaluations", CLIP_SCORE, *declared_in(form), "sha256", "pixel_sha256", "bytes", EMBEDDING}
+    told |= {LOST, "unet_evaluations", CLIP_SCORE, *declared_in(form), "sha256", "pixel_sha256", "bytes", EMBEDDING}
     fields = [field for field in form if field.name in told]
     return pa.schema([*fields, pa.field(FOUND, FOUND_KIND), pa.field(PASSED, PASSED_KIND)])
 

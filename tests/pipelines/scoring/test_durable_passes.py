@@ -97,6 +97,15 @@ def drafted_half_way(output, lives=(4,)):
     raise AssertionError("went on to its end")
 
 
+def test_what_a_text_encoder_lost_is_known_behind_a_pass_that_was_read(tmp_path):
+    recipe, _, unit = drafted_half_way(tmp_path)
+    recipe = replace(recipe, output=str(tmp_path), fingerprint=FINGERPRINT)
+    course = begin({placed.row: placed.request for placed in unit.requests}, recipe.config.ranking.drafts, None, lambda request: 2)
+    there = {path.name for path in (tmp_path / "parts").glob("*")}
+    one = resumed(replace(unit, course=replace(course, durable=0)), there, recipe)
+    assert [standing.outcome.tokens_lost for standing in one.course.standings.values()] == [23]
+
+
 def test_a_broken_part_of_a_pass_is_deleted_with_those_behind_it_and_what_is_before_it_stays(tmp_path):
     recipe, said, unit = drafted_half_way(tmp_path)
     there = sorted(path.name for path in (tmp_path / "parts").iterdir())

@@ -90,7 +90,7 @@ def rendered(unit, said):
             pixels = pictures()[what[0]].copy()
             pixels[0, 0, 0] = index
             made.append(Candidate(index, seed, pixels, 2))
-    return Rendered((Outcome(placed.row, tuple(made)),))
+    return Rendered((Outcome(placed.row, tuple(made), tokens_lost=23),))
 
 
 def scorers_of(said, recipe):
