@@ -85,6 +85,8 @@ REFERENCE = pa.struct(
         ("embedding_sha256", pa.string()),  # of an embedding beside an image; of one in place of an image it is the sha256
     ]
 )
+# Of formats before 4, whose references had no pictures beside embeddings.
+EARLIER_REFERENCE = pa.struct([field for field in REFERENCE if field.name != "embedding_sha256"])
 STAGE = pa.struct(
     [
         ("stage", pa.string()),
@@ -271,6 +273,11 @@ COLUMNS = (
 OF_ROWS = tuple(column.name for column in COLUMNS if column.if_rows_have)
 # The columns of a manifest that decide, each once.
 DECIDING = tuple(dict.fromkeys(column.if_rows_have for column in COLUMNS if column.if_rows_have))
+
+
+def type_in(column: Column, format: int) -> pa.DataType:
+    """Return the type that a column has in datasets of a format."""
+    return pa.list_(EARLIER_REFERENCE) if column.name == REFERENCES and format < 4 else column.type
 
 
 def by_name() -> dict[str, Column]:

@@ -23,6 +23,7 @@ from promptmill.configs.columns import (
     declared_column,
     reserved,
     roles_in,
+    type_in,
 )
 from promptmill.shards.bounded_parquet import read_parquet
 
@@ -79,9 +80,9 @@ def schema(
     fields: dict[str, pa.DataType] = {}
     for column in COLUMNS:
         if column.since <= format and needs.get(column.need):
-            fields[column.name] = pa.list_(pa.float16(), embedding) if column.name == EMBEDDING else column.type
+            fields[column.name] = pa.list_(pa.float16(), embedding) if column.name == EMBEDDING else type_in(column, format)
         if column.name == CLIP_SCORE:
-            fields |= {one.name: one.type for one in declared}
+            fields |= {one.name: type_in(one, format) for one in declared}
     said = Stated(format, {column.name: column.role for column in declared})
     return pa.schema(list({**fields, **carried}.items()), said.metadata)
 
@@ -159,11 +160,11 @@ def read_table(content: bytes, columns: Sequence[str] | None = None) -> pa.Table
     missing = [name for name in columns or (column.name for column in always(format)) if name not in table.column_names]
     if missing:
         raise ValueError(f"lacks the columns {', '.join(missing)}")
-    _check_types(table.schema)
+    _check_types(table.schema, format)
     return table
 
 
-def _check_types(form: pa.Schema) -> None:
+def _check_types(form: pa.Schema, format: int) -> None:
     """Raise ValueError where a column of a schema has another type than ours, or is there twice."""
     if len(set(form.names)) < len(form.names):
         raise ValueError("has a column twice")
@@ -172,8 +173,8 @@ def _check_types(form: pa.Schema) -> None:
         if name == EMBEDDING:
             if not _is_vector(form.field(name).type):
                 raise ValueError(f"its column {name} is {form.field(name).type}, not lists of one length of halffloat")
-        elif name in ours and form.field(name).type != ours[name].type:
-            raise ValueError(f"its column {name} is {form.field(name).type}, not {ours[name].type}")
+        elif name in ours and form.field(name).type != (wanted := type_in(ours[name], format)):
+            raise ValueError(f"its column {name} is {form.field(name).type}, not {wanted}")
 
 
 def _is_vector(kind: pa.DataType) -> bool:

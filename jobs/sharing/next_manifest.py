@@ -141,7 +141,7 @@ def _form(table: pa.Schema, wanted: Pass) -> pa.Schema:
     same = wanted.seeds or wanted.kind == "variations"
     dropped = added(table.names, Stated.of(table).declared) | (set() if same else NOISE)
     kept = {field.name: field.type for field in table if field.name not in dropped}
-    if kept.get(columns.REFERENCES) == pa.list_(columns.REFERENCE):
+    if kept.get(columns.REFERENCES) in (pa.list_(columns.REFERENCE), pa.list_(columns.EARLIER_REFERENCE)):
         own[columns.REFERENCES] = pa.list_(REFERENCE)
     named = {"id": own["id"], **kept, **own}
     unknown = sorted(set(wanted.drop) - set(named))

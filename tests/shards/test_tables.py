@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from promptmill.configs.columns import COLUMNS, FORMAT, REFERENCES
 from promptmill.shards.tables import encode_table, make_table, read_table, schema
 
 FORM = schema({"topic": pa.string()}, embedding=4)
@@ -54,6 +55,18 @@ def test_pandas_reads_it():
 def test_carried_columns_may_not_take_our_names():
     with pytest.raises(ValueError, match="named like promptmill's own: clip_score, image, key"):
         schema({"key": pa.string(), "clip_score": pa.float32(), "image": pa.string()}, None)
+
+
+def test_references_of_a_dataset_that_began_before_pictures_of_faces_stay_as_they_were():
+    declared = [column for column in COLUMNS if column.name == REFERENCES]
+    hashes = {"sha256": "a", "mask_sha256": None, "embedding_sha256": None}
+    rows = [row(references=[{"type": "style", "image": "a.png", "scale": 1.0, **hashes}])]
+    earlier, now = (schema({}, None, declared=declared, format=format) for format in (3, FORMAT))
+    assert [name for name in hashes if name not in earlier.field(REFERENCES).type.value_type.names] == ["embedding_sha256"]
+    assert [name for name in hashes if name not in now.field(REFERENCES).type.value_type.names] == []
+    for form in (earlier, now):
+        (written,) = read_table(write_table(rows, form)).to_pylist()
+        assert written[REFERENCES][0]["sha256"] == "a"
 
 
 def test_a_column_that_nobody_planned_is_refused():
