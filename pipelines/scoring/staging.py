@@ -10,7 +10,7 @@ import numpy as np
 from promptmill.configs.columns import CACHED, CLIP_SCORE, EMBEDDING, STAGE0, STAGES
 from promptmill.pipelines.scoring.durable_passes import finish_durably, resumed
 from promptmill.pipelines.scoring.finishing import Finished, Onward, Spread, Waiting, encoded, score
-from promptmill.pipelines.work.metadata_rows import ranking_columns
+from promptmill.pipelines.work.metadata_rows import hashes_in, ranking_columns
 from promptmill.pipelines.work.ranking import non_finite, rank_score
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Rendered, Scored
@@ -156,4 +156,5 @@ def _row(
     image, beside = unpacked(row[IMAGE], recipe.form.names)
     if number == 0 and STAGE0 in recipe.form.names:
         made[STAGE0], beside = entry(image), (*beside, image)
-    return {**made, **encoded(placed, candidate, pixels, beside, recipe, form)}
+    through = config.stages[: number + 1]
+    return {**made, **encoded(placed, candidate, pixels, hashes_in(row), beside, recipe, form, through)}
