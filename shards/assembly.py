@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from promptmill.configs.columns import CONTROL_MAPS, STAGE0, Stated
-from promptmill.shards.bundles import BundleError, beside, entry, unpacked
+from promptmill.shards.bundles import BundleError, beside, captions, entry, unpacked
 from promptmill.shards.commits import CommitRecord, FileRecord, check_unopposed, commit, shard_name
 from promptmill.shards.generations import taken_over
 from promptmill.shards.outcomes import Outcomes, as_sum, count, counts_of
@@ -180,9 +180,9 @@ def _settled(shard: int, table: pa.Table, requests: int, planned: int) -> Outcom
 
 def _samples(kept: pa.Table, images: Mapping[str, tuple[bytes, tuple[bytes, ...]]], image_format: str) -> Iterator[Sample]:
     columns = (kept[name].to_pylist() for name in ("key", "prompt"))
-    for key, prompt, described, said in zip(*columns, encode_rows(kept), _beside(kept), strict=True):
+    for key, prompt, described, said, written in zip(*columns, encode_rows(kept), _beside(kept), captions(kept), strict=True):
         image, others = images[key]
-        files = {image_format: image, "txt": (prompt or "").encode(), "json": described}
+        files = {image_format: image, "txt": (prompt or "").encode(), "json": described, **written}
         yield Sample(key, {**files, **dict(zip(said, others, strict=True))})
 
 

@@ -15,6 +15,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "tests/chaos/test_elastic.py",
         "tests/chaos/test_cascades.py",
         "tests/chaos/test_stages.py",
+        "tests/chaos/test_captions.py",
     ),
     "chaos": (
         "tests/chaos/test_slices.py",
@@ -79,6 +80,7 @@ SLOW: tuple[str, ...] = (
     "tests/jobs/sharing/test_variations.py",
     "tests/jobs/showing/test_grid.py",
     "tests/jobs/running/test_stage_run.py",
+    "tests/jobs/running/test_caption_run.py",
     "tests/pipelines/rendering/test_stages.py::test_companions_and_their_order_never_matter_to_a_stage",
     "tests/pipelines/rendering/test_stages.py::test_a_stage_makes_what_plain_diffusers_makes_of_the_enlarged_picture",
     "tests/pipelines/rendering/test_annotators.py::test_segments_are_those_of_transformers_own_pipeline_in_the_colours_of_ade20k",

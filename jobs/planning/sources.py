@@ -23,6 +23,7 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import embedding_width
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.models.identity import library_versions, model_identity, pinned
+from promptmill.pipelines.models.language_models import check_captions
 from promptmill.pipelines.models.reference_adapters import face_widths
 from promptmill.pipelines.models.scorer_sources import check_scorers
 from promptmill.pipelines.work.errors import ModelError
@@ -74,11 +75,13 @@ def look(config: Config, output: str | None = None) -> Sources:
         inputs = {
             "manifest": [hash_of(file) for file in files],
             "config": config.render_config(),
-            "models": model_identity(config.model, config.ranking, config.stages),
-            "versions": library_versions(config.model, config.stages),
+            "models": model_identity(config.model, config.ranking, config.all_stages),
+            "versions": library_versions(config.model, config.all_stages),
         }
         width = embedding_width(config.ranking)
         check_scorers(config.ranking)
+        if config.captions:
+            check_captions(config.captions)
     except (ManifestError, ModelError) as error:
         raise PlanError([str(error)]) from None
     if config.model.safety_checker and not facts.safety_checker:

@@ -99,7 +99,7 @@ def preview(config: Config, most: int) -> list[Shown]:
     runtime = config.runtime.model_copy(
         update={"workers": "here", "generators": "auto", "scorers": "auto", "address": None, "metrics_port": None}
     )
-    changed = {"manifest": few, "defaults": one, "ranking": ranking, "runtime": runtime, "stages": ()}
+    changed = {"manifest": few, "defaults": one, "ranking": ranking, "runtime": runtime, "stages": (), "captions": None}
     with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
         plan = make_plan(look(config.model_copy(update=changed)), folder)
         run(plan, folder, JsonLines(Tally(plan.counts.candidates), io.StringIO()))

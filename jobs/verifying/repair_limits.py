@@ -75,8 +75,8 @@ def repairable(output: str, problems: Sequence[Problem], given: Given = NOTHING,
         _check_records(output, left, [record for record in records.known if record.fingerprint in plans_of(plan)])
         problems = [problem for problem in problems if (problem.shard if not problem.surplus else _shard(problem.file)) not in left]
     now = {
-        "models": model_identity(plan.config.model, plan.config.ranking, plan.config.stages),
-        "versions": library_versions(plan.config.model, plan.config.stages),
+        "models": model_identity(plan.config.model, plan.config.ranking, plan.config.all_stages),
+        "versions": library_versions(plan.config.model, plan.config.all_stages),
     }
     _same(output, [*map(str, changes(plan, {**plan.inputs, **now}))])
     folders = _image_folders(output, plan, again, [*listed.values(), *records.last])

@@ -13,7 +13,7 @@ from promptmill.configs.model import Model
 from promptmill.configs.own_files import PROJECT
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import OpenClipScorer
-from promptmill.configs.stages import AnyStage, sources_of
+from promptmill.configs.stages import StageOrCaptions, sources_of
 from promptmill.configs.weights import (
     GGUF,
     HF_HUB,
@@ -53,7 +53,7 @@ LIBRARIES = (
 WEIGHT_ENDINGS = (SAFETENSORS, ".json", ".txt", ".model", ".jinja")
 
 
-def library_versions(model: Model, stages: tuple[AnyStage, ...] = ()) -> dict[str, str]:
+def library_versions(model: Model, stages: tuple[StageOrCaptions, ...] = ()) -> dict[str, str]:
     """Return the version of every library that decides the bytes that a model and stages make, and of promptmill itself.
 
     Raises:
@@ -122,7 +122,7 @@ def _pinned(clip: Named, earlier: Mapping[tuple[str, str | None], str | None]) -
     return clip.model_copy(update={"revision": revision})
 
 
-def model_identity(model: Model, ranking: Ranking, stages: tuple[AnyStage, ...] = ()) -> dict[str, str]:
+def model_identity(model: Model, ranking: Ranking, stages: tuple[StageOrCaptions, ...] = ()) -> dict[str, str]:
     """Return for each set of weights, by its place in the config, repository@revision or the SHA-256 of local content.
 
     Raises:
