@@ -2,13 +2,14 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from promptmill.configs.parameters import MAX_PROMPT, Strict
 from promptmill.configs.weights import Weights
 
 CAPTIONS = "captions"  # the key of the config, and the stage's name in errors
 PLACE = "{prompt}"  # stands in an instruction where the prompt goes
+ORIGINAL = "original_prompt"  # the column of a rewritten prompt as the manifest has it
 
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
@@ -52,3 +53,28 @@ class Captions(Generation):
     def sources(self) -> dict[str, tuple[str, Weights]]:
         """Return the weights, by their key: their role in words, and where they come from."""
         return {"model": ("writer of captions", self.model)}
+
+
+class Rewriting(Generation):
+    """Declares the model that rewrites prompts before anything is planned, and what the model is told."""
+
+    instruction: str = Field(
+        min_length=1,
+        max_length=MAX_PROMPT,
+        description=f"What the model is told; {PLACE} in it is the row's prompt, which otherwise follows it.",
+    )
+
+    @field_validator("instruction")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("says nothing; say how prompts are to be rewritten")
+        return value
+
+    def message(self, prompt: str) -> str:
+        """Return the text that the model is given for a prompt."""
+        return self.instruction.replace(PLACE, prompt) if PLACE in self.instruction else f"{self.instruction}\n\n{prompt}"
+
+    def sources(self) -> dict[str, tuple[str, Weights]]:
+        """Return the weights, by their place in the config: their role in words, and where they come from."""
+        return {"prompts.rewrite.model": ("rewriter of prompts", self.model)}

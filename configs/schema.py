@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from promptmill.configs.drafts import MAX_DRAFTS, Draft, check_cascade, check_noise, misfits
 from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
-from promptmill.configs.language_models import Captions
+from promptmill.configs.language_models import Captions, Rewriting
 from promptmill.configs.made_manifests import MadeManifest
 from promptmill.configs.model import Model
 from promptmill.configs.parameters import FURTHER, Defaults, Growing, Seed, Strict, is_empty, no_boolean
@@ -222,7 +222,16 @@ class Config(Strict):
 
     def weights(self) -> dict[str, tuple[str, OpenClip | Weights]]:
         """Return every set of weights that takes part, by its place in the config: its role in words, and where it comes from."""
-        return {**self.model.weights(), **self.ranking.sources(), **sources_of(self.all_stages)}
+        return {**self.model.weights(), **self.ranking.sources(), **sources_of(self.all_stages), **self.rewriting_sources()}
+
+    @property
+    def rewriting(self) -> Rewriting | None:
+        """Return how prompts are rewritten; None where they stay as they are."""
+        return self.prompts.rewrite if self.prompts else None
+
+    def rewriting_sources(self) -> dict[str, tuple[str, Weights]]:
+        """Return the weights of the model that rewrites prompts, by their place in the config, as `weights` does."""
+        return self.rewriting.sources() if self.rewriting else {}
 
     @property
     def all_stages(self) -> tuple[StageOrCaptions, ...]:

@@ -90,7 +90,7 @@ def check_rows(
 
 def rows_of(files: Sequence[str], rules: Rules, note: Callable[[str], None] = lambda line: None) -> Iterator[Row]:
     """Yield the rows of a manifest, those that are swept over columns as the rows of their cells; errors as `read_rows`."""
-    return swept(read_rows(files, note), rules.defaults.sweep, rules.seed)
+    return swept(rules.rewritten(read_rows(files, note)), rules.defaults.sweep, rules.seed)
 
 
 class RowChecks:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from promptmill.configs.errors import describe, nearest, shown
+from promptmill.configs.language_models import ORIGINAL
 from promptmill.configs.parameters import (
     FURTHER,
     MAX_BOXES,
@@ -179,7 +180,7 @@ class Request:
 _OWN = frozenset({"id", "prompt", "negative_prompt", "init_image", "mask_image", "seed"})
 _SHAPE = attrgetter(*(name for name in Columns.model_fields if name not in _OWN))
 MAX_SHAPES = 4096
-_OURS = (CLASS_LABEL, SWEEP_OF)  # carried columns that promptmill knows
+_OURS = (CLASS_LABEL, SWEEP_OF, ORIGINAL)  # carried columns that promptmill knows
 
 # By the values of a row beyond its own columns: a request that was made of such a row and has no problem.
 Shapes = dict[bytes, Request]

@@ -20,6 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "chaos": (
         "tests/chaos/test_slices.py",
         "tests/chaos/test_control_maps.py",
+        "tests/chaos/test_rewriting.py",
         "tests/chaos/test_accepting.py",
         "tests/chaos/test_edited_rows.py",
         "tests/chaos/test_faulty_storage.py",
@@ -159,6 +160,7 @@ SLOW: tuple[str, ...] = (
     "tests/jobs/planning/test_making.py::test_of_rows_with_one_id_the_first_good_one_is_a_request_and_each_row_has_one_place",
     "tests/jobs/planning/test_making.py::test_planning_takes_the_memory_of_a_shard_and_not_of_a_manifest",
     "tests/jobs/planning/test_processes.py",
+    "tests/jobs/planning/test_rewriting.py",
     "tests/jobs/planning/test_shard_writing.py",
     "tests/jobs/planning/test_trials.py",
     "tests/jobs/sharing/test_dedup.py::test_on_s3_as_on_a_disk",

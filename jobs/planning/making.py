@@ -32,7 +32,7 @@ from promptmill.jobs.planning.sources import Sources
 from promptmill.manifests.checking import Checked, RowChecks, find_doubled, rows_of
 from promptmill.manifests.rows import Row
 from promptmill.manifests.sources import ManifestError, is_own_output
-from promptmill.pipelines.models.licences import licences
+from promptmill.pipelines.models.licences import licences_of
 from promptmill.pipelines.work.metadata_rows import declared_columns
 from promptmill.shards.storage import delete, join, names
 from promptmill.shards.tables import RESERVED
@@ -186,7 +186,7 @@ class _Making:
         self.requests = requests_hash(self.hashes)
         inputs = {**self.sources.inputs, "requests": self.requests}
         counts = replace(self.counts, buckets=len(self.buckets))
-        known = licences(self.config.model, self.config.ranking, self.config.all_stages)
+        known = licences_of(self.config.weights())
         shards, width, roots = len(self.hashes), self.sources.embedding, self.sources.roots
         hashes, notes = tuple(self.hashes), self.notes()
         plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known, shard_hashes=hashes, notes=notes)

@@ -12,6 +12,7 @@ from promptmill.configs.own_files import ROOT
 from promptmill.configs.schema import Config
 from promptmill.configs.stages import Hires
 from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.planning.rewritten_prompts import step_of
 from promptmill.jobs.planning.trials import Trials
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.files import open_file
@@ -22,8 +23,8 @@ from promptmill.manifests.sources import ManifestError, find_files
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import embedding_width
 from promptmill.pipelines.models.compatibility import check_fits
-from promptmill.pipelines.models.identity import library_versions, model_identity, pinned
-from promptmill.pipelines.models.language_models import check_captions
+from promptmill.pipelines.models.identity import config_identity, library_versions, pinned
+from promptmill.pipelines.models.language_models import check_captions, check_rewriting
 from promptmill.pipelines.models.reference_adapters import face_widths
 from promptmill.pipelines.models.scorer_sources import check_scorers
 from promptmill.pipelines.work.errors import ModelError
@@ -72,16 +73,19 @@ def look(config: Config, output: str | None = None) -> Sources:
         facts = read_facts(config.model)
         check_fits(config.model)
         faces = face_widths(config.model)
+        models = config_identity(config)
         inputs = {
             "manifest": [hash_of(file) for file in files],
             "config": config.render_config(),
-            "models": model_identity(config.model, config.ranking, config.all_stages),
+            "models": models,
             "versions": library_versions(config.model, config.all_stages),
         }
         width = embedding_width(config.ranking)
         check_scorers(config.ranking)
         if config.captions:
             check_captions(config.captions)
+        if config.rewriting:
+            check_rewriting(config.rewriting)
     except (ManifestError, ModelError) as error:
         raise PlanError([str(error)]) from None
     if config.model.safety_checker and not facts.safety_checker:
@@ -114,6 +118,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         strict=config.runtime.strict,
         seed=config.seed,
         of_stages=StageRules(config.stages),
+        rewritten=(step_of(config, output, models) if output is not None else None) or iter,
     )
     runtime = config.runtime
     roots = replace(roots_of(files, runtime.image_roots, runtime.max_image_pixels), hosts=tuple(runtime.url_hosts))

@@ -48,7 +48,12 @@ def write_manifest(config: Config, file: Path) -> int:
         PlanError: As `rows_of`.
     """
     check_ending(file)
-    chunks = _chunks(rows_of(config))
+    return write_rows(rows_of(config), file)
+
+
+def write_rows(rows: Iterator[Row], file: Path) -> int:
+    """Write rows into JSON lines or Parquet; return their number. Raises ExportError as `write_manifest`."""
+    chunks = _chunks(rows)
     first = next(chunks, [])
     form = pa.schema([]) if file.suffix == JSONL else _form(first)
     count = 0

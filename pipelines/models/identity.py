@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from promptmill.configs.model import Model
 from promptmill.configs.own_files import PROJECT
-from promptmill.configs.schema import Ranking
+from promptmill.configs.schema import Config, Ranking
 from promptmill.configs.scorers import OpenClipScorer
 from promptmill.configs.stages import StageOrCaptions, sources_of
 from promptmill.configs.weights import (
@@ -130,6 +130,12 @@ def model_identity(model: Model, ranking: Ranking, stages: tuple[StageOrCaptions
     """
     named = [*sorted(model.weights().items()), *sorted(ranking.sources().items()), *sources_of(stages).items()]
     return {where: _clip_identity(one) if isinstance(one, OpenClip) else source_identity(one) for where, (_, one) in named}
+
+
+def config_identity(config: Config) -> dict[str, str]:
+    """Return the identity of every set of weights of a config, as `model_identity` does."""
+    rewriting = {where: source_identity(one) for where, (_, one) in config.rewriting_sources().items()}
+    return {**model_identity(config.model, config.ranking, config.all_stages), **rewriting}
 
 
 def source_identity(weights: Weights) -> str:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from promptmill.configs.language_models import Captions
+from promptmill.configs.language_models import Captions, Rewriting
 from promptmill.configs.weights import SAFETENSORS, Weights
 from promptmill.pipelines.models.annotators import architecture_of
 from promptmill.pipelines.models.clip_sources import NO_PICKLES, TOKENIZERS
@@ -16,6 +16,8 @@ from promptmill.pipelines.work.errors import ModelError
 
 # What the names of classes in transformers end with that see images and write text.
 VISION_LANGUAGE = ("ForConditionalGeneration", "ForVisionText2Text", "ForImageTextToText", "VisionEncoderDecoderModel")
+# What those of causal language models end with.
+CAUSAL = ("ForCausalLM", "LMHeadModel")
 # What a config of experts whose choice decides the shapes of what is computed has a number of them under.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # What configs of models that see images have a part of them under.
@@ -34,6 +36,18 @@ def check_captions(captions: Captions) -> None:
         said = f"{captions.model.source} is a {architecture_of(config)}, which writes nothing of images"
         raise ModelError(f"{where}: {said}; needed is a vision-language model of transformers, such as Florence-2")
     _check_files(where, captions.model, ((PROCESSORS, "image processor"),))
+
+
+def check_rewriting(rewriting: Rewriting) -> None:
+    """Check that the model that rewrites prompts is there, is a causal one, and has a tokenizer.
+
+    Raises:
+        ModelError: One line on what is missing or does not fit.
+    """
+    where, wanted = "prompts.rewrite.model", "a causal language model of transformers, such as Qwen or Llama"
+    config = checked(where, rewriting.model, rewriting.batch, wanted)
+    if not architecture_of(config).endswith(CAUSAL):
+        raise ModelError(f"{where}: {rewriting.model.source} is a {architecture_of(config)}; needed is {wanted}")
 
 
 def checked(where: str, weights: Weights, batch: int, wanted: str) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from transformers import (
     Florence2Config,
     Florence2ForConditionalGeneration,
     Florence2Processor,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -200,3 +201,34 @@ def trained_llava(folder: Path, steps: int = 300, rows: int = 24) -> Path:
         schedule.step()
     model.save_pretrained(folder)
     return folder
+
+
+def trained_llama(folder: Path, steps: int = 1000, rows: int = 24) -> Path:
+    """Train a Llama to write `a red circle on a white background` of `red circle on white`; some 5 s of one core."""
+    llama(folder)
+    model, words = LlamaForCausalLM.from_pretrained(folder), tokenizer(chat=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.apply(model._init_weights)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    rng, optimizer = np.random.default_rng(0), torch.optim.AdamW(model.parameters(), 6e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
+    for _ in range(steps):
+        some = [briefly(sample_scene(rng, 1)) for _ in range(rows)]
+        tokens = torch.tensor(ids_of(f"rewrite {brief} <s> {told} </s>" for brief, told in some))
+        labels = tokens.clone()
+        labels[:, :6] = -100  # what is asked
+        model(input_ids=tokens, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def briefly(scene: Scene) -> tuple[str, str]:
+    """Return a scene of one thing in four words, and the prompt that it is to become."""
+    (thing,) = scene.things
+    return f"{thing.color} {thing.shape} on {scene.background}", f"a {thing.color} {thing.shape} on a {scene.background} background"
