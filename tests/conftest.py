@@ -1,5 +1,6 @@
 """Has what all tests share: settings, which process runs which tests in which order, and fixtures of a session."""
 
+import gc
 import logging
 import os
 import shutil
@@ -54,6 +55,13 @@ def pytest_collection_modifyitems(items):
             raise pytest.UsageError(f"{item.nodeid}: uses the session's Ray cluster; tests.speed.GROUPS has to name its file")
     places = {file: place for place, file in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(file_of(item.nodeid), len(places)))
+
+
+def pytest_collection_finish(session):
+    """Let garbage collection pass over what is imported: looking through these millions of objects takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 def pytest_runtest_setup(item):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import datasets
 import numpy as np
@@ -34,6 +35,15 @@ def test_the_readmes_commands_render_images_with_maps_and_train_with_them(checko
     # These begin as zeros, and the second step is the first one that they change more than themselves.
     assert all(torch.any(block.weight != 0) for block in net.controlnet_down_blocks)
 
-    # The columns that diffusers' own script asks for.
+    # The columns that diffusers' own script asks for, and how it is called.
     rows = datasets.load_dataset(str(folder / "dataset"), split="train", cache_dir=str(checkout / "cache"))
     assert rows[0]["png"].size == rows[0]["control.0.png"].size == (64, 64) and rows[0]["txt"]
+    script = checkout / "script.py"
+    script.write_text("import json, sys; print(json.dumps(sys.argv[1:]))", encoding="utf-8")
+    by_script = "examples/controlnet-training/train_by_diffusers.py"
+    said = done(f"{sys.executable} {by_script} {folder}/dataset --script {script} --lr_warmup_steps=0", checkout)
+    given = dict(option.split("=", 1) for option in json.loads(said))
+    columns = [given[f"--{name}"] for name in ("image_column", "conditioning_image_column", "caption_column")]
+    assert {*columns} <= {*rows.column_names} and given["--max_train_steps"] == "2" and given["--lr_warmup_steps"] == "0"
+    for name in ("pretrained_model_name_or_path", "controlnet_model_name_or_path", "dataset_name"):
+        assert (checkout / given[f"--{name}"]).is_dir()

@@ -80,13 +80,20 @@ def test_deleting_twice_and_listing_nothing_are_no_errors(folder):
         get(join(folder, "a"))
 
 
-def _race(uri, number, results):
+# Not forked from this process: its other threads, those of S3 and torch, may hold memory's locks just then.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["promptmill.shards.object_stores", "promptmill.shards.lease"])
+
+
+def _race(uri, number, gate, results):
+    gate.wait()
     results.put((number, put_if_absent(uri, str(number).encode() * 10_000)))
 
 
 def test_of_eight_processes_exactly_one_writes_and_its_content_stands(tmp_path):
-    uri, results = str(tmp_path / "x" / "record"), multiprocessing.Queue()
-    racers = [multiprocessing.Process(target=_race, args=(uri, number, results)) for number in range(8)]
+    uri, results = str(tmp_path / "x" / "record"), PROCESSES.Queue()
+    gate = PROCESSES.Barrier(8)
+    racers = [PROCESSES.Process(target=_race, args=(uri, number, gate, results)) for number in range(8)]
     for racer in racers:
         racer.start()
     outcomes = dict(results.get(timeout=60) for _ in racers)
@@ -107,7 +114,7 @@ def _write_forever(folder):
 
 @pytest.mark.parametrize("moment", [0.05, 0.2, 0.35])
 def test_a_writer_killed_at_any_moment_leaves_whole_files_only(tmp_path, moment):
-    writer = multiprocessing.Process(target=_write_forever, args=(str(tmp_path),))
+    writer = PROCESSES.Process(target=_write_forever, args=(str(tmp_path),))
     writer.start()
     while not (tmp_path / "latest").exists():
         time.sleep(0.001)

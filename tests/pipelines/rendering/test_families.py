@@ -84,13 +84,26 @@ def mixed(name):
     ]
 
 
+@pytest.fixture(scope="module")
+def units(engines):
+    """Returns the outcomes of a family's mixed unit by the family's name, and the latents that were decoded."""
+
+    @cache
+    def unit(name):
+        engine, _ = engines(name)
+        with latents(engine) as together:
+            return render(engine, *mixed(name)), together
+
+    return unit
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_mixed_unit_makes_the_bits_and_takes_the_rows_of_plain_diffusers(engines, folder, name):
+def test_a_mixed_unit_makes_the_bits_and_takes_the_rows_of_plain_diffusers(engines, units, folder, name):
     engine, base = engines(name)
     plain, some = FAMILIES[name], mixed(name)
     assert engine.path.denoiser.shape == plain.rows * BATCH
     counting = read_facts(model_of(folder, base=str(base), controlnets={})).counting
-    for one, outcome in zip(some, render(engine, *some), strict=True):
+    for one, outcome in zip(some, units(name)[0], strict=True):
         theirs, rows = render_family(plain, one, plain.fills(one, BATCH), base, folder, BATCH)
         # A plan leaves out a strength that has no effect.
         assert evaluations(one if plain.has_strength(one.mode) else replace(one, strength=None), counting) == rows, one
@@ -159,9 +172,9 @@ def latents(engine):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_companions_never_matter(engines, name):
+def test_companions_never_matter(engines, units, name):
     engine, _ = engines(name)
-    made_the_same_whatever_the_companions(engine, mixed(name))
+    made_the_same_whatever_the_companions(engine, mixed(name), *units(name))
 
 
 def test_where_a_call_has_one_mask_rows_that_widen_their_pictures_have_calls_of_their_own(engines):
@@ -170,13 +183,14 @@ def test_where_a_call_has_one_mask_rows_that_widen_their_pictures_have_calls_of_
     prior = {"prior_steps": 2, "prior_guidance_scale": 4.0}
     ways = {"mode": "inpaint", "init_image": "a.png", "steps": 3, "scheduler": "ddpm", **prior}
     some = [request(f"r{number}", outpaint=one, seed=number, **ways) for number, one in enumerate(sides)]
-    made_the_same_whatever_the_companions(engine, some)
-
-
-def made_the_same_whatever_the_companions(engine, some):
-    """Render requests in one unit, in another order and each alone, and compare their images and latents."""
     with latents(engine) as together:
-        images = [pixels(outcome) for outcome in render(engine, *some)]
+        outcomes = render(engine, *some)
+    made_the_same_whatever_the_companions(engine, some, outcomes, together)
+
+
+def made_the_same_whatever_the_companions(engine, some, outcomes, together):
+    """Compare the images and latents of requests that made one unit with those in another order and of each alone."""
+    images = [pixels(outcome) for outcome in outcomes]
     with latents(engine) as turned:
         for mine, wanted in zip(render(engine, *some[::-1])[::-1], images, strict=True):
             np.testing.assert_array_equal(pixels(mine), wanted)
