@@ -45,6 +45,7 @@ class Generator:
             warmed=config.defaults,
             maps=config.shards.controls,
             annotators=self._recipe.annotators,
+            prompts=config.prompts,
         )
         self._stages = Stages(self._engine, config)
         return hardware_kind(self._config.model.threads)

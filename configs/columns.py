@@ -12,8 +12,9 @@ from enum import StrEnum
 import pyarrow as pa
 
 # Datasets of format 1 do not say their format. Since 2 the plan, the commit records and the Parquet files say theirs, and the
-# Parquet files say which columns a config declared. Since 3 there are the columns of models that edit and enlarge pictures.
-FORMAT = 3
+# Parquet files say which columns a config declared. Since 3 there are the columns of models that edit and enlarge pictures,
+# and since 4 the number of tokens that text encoders do not read.
+FORMAT = 4
 MOST_ROLES = 2**20  # bytes that the roles of declared columns may take
 FORMAT_KEY, ROLES_KEY = b"promptmill.format", b"promptmill.roles"  # of a Parquet file's schema
 
@@ -106,6 +107,9 @@ CAPTION = "caption"
 MASK_EDIT, OUTPAINT = "mask_edit", "outpaint"
 VARIATION_SEED, VARIATION = "variation_seed", "variation_strength"
 TRUE_CFG = "true_cfg_scale"
+SYNTAX, TEMPLATE, NEGATIVE_TEMPLATE = "syntax", "prompt_template", "negative_prompt_template"
+WORDS = "prompt_words"
+LOST = "prompt_tokens_lost"
 BOXES, BOXES_UNTIL = "gligen_boxes", "gligen_scheduled_sampling_beta"
 OF_PRIORS = ("prior_steps", "prior_guidance_scale")
 CLIP_SCORE, RANK_SCORE, REJECTED_FOR = "clip_score", "rank_score", "rejected_for"
@@ -166,6 +170,7 @@ COLUMNS = (
     ),
     Column("loras", pa.list_(LORA), "the LoRAs in use and their scales", _INPUT),
     Column("prompt_truncated", _FLAG, "the text encoder read only the prompt's beginning", _MADE),
+    Column(LOST, _INT, "how many tokens of the prompt that text encoder did not read", _MADE, since=4),
     Column("model", _TEXT, "the base model", _MADE),
     Column("revision", _TEXT, "of the base model", _MADE),
     Column("dtype", _TEXT, "that it ran in", _MADE),
@@ -206,6 +211,17 @@ COLUMNS = (
     _of_rows(TRUE_CFG, _NUMBER, "guidance away from the negative prompt, beside the model's own"),
     _of_rows(BOXES, pa.list_(BOX), "what is drawn where: a phrase, and sides as shares of the image's"),
     _of_rows(BOXES_UNTIL, _NUMBER, "the share of the steps that know of the boxes", BOXES),
+    _of_rows(SYNTAX, _TEXT, "what the prompts are written in, where they are more than words: a1111"),
+    Column(
+        WORDS,
+        _TEXT,
+        "the prompt without brackets and weights, which scores and captions are of",
+        _RESOLVED,
+        need=Need.DECLARED,
+        if_rows_have=SYNTAX,
+    ),
+    _of_rows(TEMPLATE, _TEXT, "what the prompt was expanded from"),
+    _of_rows(NEGATIVE_TEMPLATE, _TEXT, "what the negative prompt was expanded from"),
     Column("prior_steps", _INT, "of denoising, by the prior", _INPUT, need=Need.DECLARED),
     Column("prior_guidance_scale", _NUMBER, "classifier-free guidance of the prior", _INPUT, need=Need.DECLARED),
     Column(CACHED, _INT, "how many of the evaluations ran the outer blocks alone, by the step cache", _MADE, need=Need.DECLARED),

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from promptmill.configs.language_models import Rewriting
 from promptmill.configs.parameters import Strict, is_empty
 
-SYNTAXES = ("plain", "a1111")
+PLAIN, A1111 = "plain", "a1111"
 Syntax = Literal["plain", "a1111"]
 
 

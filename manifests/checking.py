@@ -26,6 +26,7 @@ from promptmill.manifests.images import (
 )
 from promptmill.manifests.masks import Effect, effect_of
 from promptmill.manifests.prompt_syntax import notes_on
+from promptmill.manifests.prompt_templates import expanded
 from promptmill.manifests.repeated_ids import Ids, doubled
 from promptmill.manifests.requests import OWN_IMAGES, Request, Shapes, make_request
 from promptmill.manifests.row_values import FLAT_CONTROL
@@ -36,6 +37,7 @@ from promptmill.manifests.sweeps import swept
 
 REMEMBERED_IMAGES = 16_384  # paths; rows that share an image, a control map for one, have it decoded once
 MASKS = ("mask_image", ".mask")  # what the columns of masks end with: the init image's, and those of references
+TOO_LONG = "prompt: is longer than a text encoder of the model reads, which leaves out its end; prompts.long encodes all of it"
 IMAGE_COLUMNS = frozenset({*OWN_IMAGES, "controls", "references", *FLAT_CONTROL})
 
 
@@ -89,8 +91,11 @@ def check_rows(
 
 
 def rows_of(files: Sequence[str], rules: Rules, note: Callable[[str], None] = lambda line: None) -> Iterator[Row]:
-    """Yield the rows of a manifest, those that are swept over columns as the rows of their cells; errors as `read_rows`."""
-    return swept(rules.rewritten(read_rows(files, note)), rules.defaults.sweep, rules.seed)
+    """Yield the rows of a manifest; errors as `read_rows`.
+
+    In the place of rows that are swept over columns come those of their cells, in the place of templates what they expand to.
+    """
+    return expanded(swept(rules.rewritten(read_rows(files, note)), rules.defaults.sweep, rules.seed), rules)
 
 
 class RowChecks:
@@ -127,7 +132,7 @@ class RowChecks:
             request = make_request(row, number, self._rules, self._shapes)
         except RowError as error:
             return Checked(number, row, None, error.problems, file=file)
-        notes = (*notes_on(request.prompt), *ignored(request, row.values, self._rules))
+        notes = (*self._notes_on_text(request), *ignored(request, row.values, self._rules))
         without = request.mode == "txt2img" and not request.references
         if without or self._roots is None or (look_at := self._looking()) is None:
             return Checked(number, row, request, file=file, notes=notes)
@@ -137,6 +142,12 @@ class RowChecks:
         made = None if found.problems and found.final else request
         lacks = NotThereError in found.kinds.values()
         return Checked(number, row, made, tuple(found.problems), found.sha256, file, (*notes, *found.notes), found.advice, lacks)
+
+    def _notes_on_text(self, request: Request) -> tuple[str, ...]:
+        notes = notes_on(request.prompt) if request.syntax is None else ()
+        if self._rules.lost is not None and self._rules.lost(request.words):
+            notes += (TOO_LONG,)
+        return notes
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,11 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 from promptmill.configs.errors import quoted, shown
 from promptmill.configs.made_manifests import (
-    MOST_CHOICES,
     AnyColumn,
     Choices,
     Constant,
@@ -23,11 +21,11 @@ from promptmill.configs.made_manifests import (
     Uniform,
     column_of,
 )
+from promptmill.manifests.line_files import read_lines
 from promptmill.manifests.rows import ManifestError, Row
 from promptmill.manifests.templates import TemplateError, compiled, is_template
 
 NAME = "manifest"  # what stands for a file's name where rows are made
-MOST_BYTES = 16 * 2**20  # of a file of lines
 
 # Makes a column's value of the row's number, counted from 0, and of the values of the columns that the column reads.
 Maker = Callable[[int, Mapping[str, Any]], Any]
@@ -62,23 +60,7 @@ def with_lines(made: MadeManifest) -> MadeManifest:
 
 
 def _lines(name: str, file: str) -> list[str]:
-    where = f"manifest.columns.{name}.lines: {shown(file)}"
-    try:
-        if Path(file).exists() and not Path(file).is_file():
-            raise ManifestError(f"{where}: is no file")  # a device may never end, and a pipe never begin
-        with Path(file).open("rb") as stream:
-            content = stream.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ManifestError(f"{where}: is larger than {MOST_BYTES // 2**20} MiB")
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ManifestError(f"{where}: is not UTF-8") from None
-    except OSError as error:
-        raise ManifestError(f"{where}: {(error.strerror or str(error)).lower()}") from None
-    lines = [said for line in text.splitlines() if (said := line.strip()) and not said.startswith("#")]
-    if not 1 <= len(lines) <= MOST_CHOICES:
-        raise ManifestError(f"{where}: has {len(lines):,} lines, and 1 to {MOST_CHOICES:,} are wanted")
-    return lines
+    return [line for _, line in read_lines(file, f"manifest.columns.{name}.lines: {shown(file)}")]
 
 
 def identity_of(made: MadeManifest) -> str:

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from promptmill.configs.columns import Role, roles
+from promptmill.configs.columns import SYNTAX, Role, roles
+from promptmill.configs.prompts import PLAIN
 from promptmill.manifests.samples import LISTS_OF_IMAGES
 
 TAKEN_OVER = (Role.INPUT, Role.CARRIED)  # by a second pass; nothing else can hold for it
@@ -25,6 +26,8 @@ def as_input(values: Mapping[str, Any], declared: Mapping[str, Role] | None = No
     kept = {name: value for name, value in values.items() if name not in dropped}
     # A hash is not for a row to say.
     listed = {name: [_without_hash(one) for one in kept.pop(name, None) or []] for name in LISTS_OF_IMAGES if _is_list(kept, name)}
+    if SYNTAX in kept and kept[SYNTAX] is None:
+        kept[SYNTAX] = PLAIN  # whatever the config of the second pass says
     return {"id": values["key"], **kept, **{name: ones for name, ones in listed.items() if ones}}
 
 

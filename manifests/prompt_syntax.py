@@ -4,14 +4,15 @@ import re
 
 # By the name of the group that matches: what a prompt has, and what would do. Only forms that plain words hardly have: brackets and
 # capitals alone are no syntax here.
+SWITCH = "prompts: {syntax: a1111} in the config, or a1111 in the row's column syntax, has it read"
 NOTES = {
     "option": ("begins with --, # or //", "options have columns of their own"),
-    "lora": ("holds <lora:…>", "LoRAs have the column loras"),
-    "weight": ("holds (…:1.2), a weight", "weights are not read; say more often or earlier what matters"),
-    "choice": ("holds {…|…}, a choice", "write a row for each choice"),
-    "wildcard": ("holds __…__, a wildcard", "write a row for each of its lines"),
-    "schedule": ("holds […:…:…], which changes words between steps", "a prompt is the same at all steps"),
-    "parts": ("holds BREAK or AND between its parts", "a prompt is read as one"),
+    "lora": ("holds <lora:…>", SWITCH),
+    "weight": ("holds (…:1.2), a weight", SWITCH),
+    "choice": ("holds {…|…}, a choice", SWITCH),
+    "wildcard": ("holds __…__, a wildcard", SWITCH),
+    "schedule": ("holds […:…:…], which changes words between steps", SWITCH),
+    "parts": ("holds BREAK or AND between its parts", SWITCH),
 }
 _FOUND = re.compile(
     r"""

@@ -39,6 +39,8 @@ from promptmill.configs.parameters import (
     Sides,
     Strength,
 )
+from promptmill.configs.prompts import A1111, PLAIN, Syntax
+from promptmill.manifests.a1111_prompts import words_of
 from promptmill.manifests.carried import plain
 from promptmill.manifests.row_values import FLAT_CONTROL, LISTS, unfolded, unreadable, unreadable_within
 from promptmill.manifests.rows import Row, RowError
@@ -56,6 +58,9 @@ class Columns(Closed):
     id: str | None = Field(None, min_length=1, max_length=512)
     prompt: str | None = Field(None, max_length=MAX_PROMPT)
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
+    syntax: Syntax | None = None
+    prompt_template: str | None = Field(None, max_length=MAX_PROMPT)
+    negative_prompt_template: str | None = Field(None, max_length=MAX_PROMPT)
     mode: Mode | None = None
     init_image: ImagePath | None = None
     mask_image: ImagePath | None = None
@@ -111,6 +116,8 @@ class Request:
         gligen_boxes: What is drawn where.
         variation_seed: Candidates have the noise of one seed, varied by that of other seeds, (variation_seed + k) mod 2^32.
         variation_strength: The share of the other noise, in 0 … 1.
+        syntax: What prompt and negative prompt are written in; None: they are words.
+        prompt_template, negative_prompt_template: What they were expanded from; None where they are as the row has them.
     """
 
     id: str
@@ -146,6 +153,9 @@ class Request:
     variation_seed: int | None = None
     variation_strength: float | None = None
     references: tuple[Reference, ...] = ()
+    syntax: str | None = None
+    prompt_template: str | None = None
+    negative_prompt_template: str | None = None
 
     def images(self) -> Iterator[tuple[str, str]]:
         """Yield the images of the request, each by its column, as `init_image` or `controls.0.image`, and its path."""
@@ -159,6 +169,21 @@ class Request:
             yield f"references.{number}.{key}", path
             if reference.mask is not None:
                 yield f"references.{number}.mask", reference.mask
+
+    @property
+    def words(self) -> str:
+        """Return the words of the prompt, without the signs of its syntax."""
+        return words_of(self.prompt) if self.syntax == A1111 else self.prompt
+
+    @property
+    def prompt_words(self) -> str | None:
+        """Return the words of a prompt that is written in a syntax, as the metadata have them; None of another."""
+        return None if self.syntax is None else self.words
+
+    @property
+    def negative_words(self) -> str:
+        """Return the words of the negative prompt likewise."""
+        return words_of(self.negative_prompt) if self.syntax == A1111 else self.negative_prompt
 
     @property
     def repaints(self) -> bool:
@@ -177,7 +202,9 @@ class Request:
 
 
 # Columns that go into a request as they are: all else of the request depends at most on whether they are given.
-_OWN = frozenset({"id", "prompt", "negative_prompt", "init_image", "mask_image", "seed"})
+_OWN = frozenset(
+    {"id", "prompt", "negative_prompt", "init_image", "mask_image", "seed", "prompt_template", "negative_prompt_template"}
+)
 _SHAPE = attrgetter(*(name for name in Columns.model_fields if name not in _OWN))
 MAX_SHAPES = 4096
 _OURS = (CLASS_LABEL, SWEEP_OF, ORIGINAL)  # carried columns that promptmill knows
@@ -232,7 +259,7 @@ def make_request(row: Row, number: int, rules: Rules, shapes: Shapes | None = No
         raise RowError(_with_hints(problems + mistyped, carried, values))
 
     own = _own(columns, number, rules, carried)
-    shape = _shape(columns, rules.prompt_key is not None) if shapes is not None else None
+    shape = _shape(columns, rules.prompt_key is not None or own["syntax"] is not None) if shapes is not None else None
     like = shapes.get(shape) if shapes is not None and shape is not None else None
     if like is None:
         request = _resolve(columns, rules, own)
@@ -294,6 +321,9 @@ def _own(columns: Columns, number: int, rules: Rules, carried: Mapping[str, Any]
         "init_image": columns.init_image,
         "mask_image": columns.mask_image,
         "seed": columns.seed,
+        "syntax": None if (syntax := columns.syntax or rules.syntax) == PLAIN else syntax,
+        "prompt_template": columns.prompt_template,
+        "negative_prompt_template": columns.negative_prompt_template,
         "carried": carried,
     }
 

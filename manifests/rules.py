@@ -11,9 +11,11 @@ from promptmill.configs.drafts import applied, misfits
 from promptmill.configs.errors import nearest, quoted, shown
 from promptmill.configs.mask_edits import parse_mask_edit, parse_outpaint
 from promptmill.configs.parameters import FURTHER, MODES, Defaults
+from promptmill.configs.prompts import A1111, PLAIN
 from promptmill.configs.schedulers import OWN, SCHEDULERS
 from promptmill.configs.schema import Ranking
 from promptmill.configs.scorers import HeadScorer
+from promptmill.manifests.prompt_rules import NOTHING, Weighting, problems_of_prompts
 from promptmill.manifests.steering import (
     EVERY_WAY,
     Reading,
@@ -101,6 +103,11 @@ class Rules:
         prompt_key: The key that a prompt has, as a JSON object; None: prompts are any text.
         cannot_take: Called with a scheduler, steps and strength; returns why such a schedule cannot be taken, None where it can.
         seed: The config's seed.
+        syntax: What prompts of rows are written in that do not say so themselves.
+        expand: Whether templates make one prompt each, at random, or all.
+        wildcards: The folder of wildcards; None: there is none.
+        weighting: What of a prompt's syntax the model reads.
+        lost: Counts the tokens of words that a text encoder does not read; None where that is not known.
         of_stages: Called with a request and these rules; returns the problems of the config's stages with the request's images.
     """
 
@@ -140,6 +147,11 @@ class Rules:
     prompt_key: str | None = None
     cannot_take: Callable[[str, int, float | None], str | None] = _takes_all
     seed: int = 0
+    syntax: str = PLAIN
+    expand: str = "random"
+    wildcards: str | None = None
+    weighting: Weighting = NOTHING
+    lost: Callable[[str], int] | None = None
     of_stages: Callable[[Request, Rules], list[str]] = _no_stages
 
 
@@ -153,9 +165,7 @@ def ignored(request: Request, values: Mapping[str, Any], rules: Rules) -> list[s
     """
     loose = request.image_guidance_scale is not None and request.image_guidance_scale < 1.0 and rules.unguided >= 0
     alone = (request.prior_guidance_scale or 0.0) <= 1.0  # no prior is led away from the negative prompt either
-    unguided = (
-        bool(request.negative_prompt) and alone and not request.is_led and (request.guidance_scale <= rules.unguided or loose)
-    )
+    unguided = bool(request.negative_words) and alone and not request.is_led and (request.guidance_scale <= rules.unguided or loose)
     defaults, without = rules.defaults, [*rules.ignored, *(name for name in FURTHER if name not in rules.further)]
     given = {name: getattr(defaults, name) for name in without if name in defaults.model_fields_set}
     given |= {name: values[name] for name in without if values.get(name) is not None}
@@ -192,6 +202,8 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         wrong.append("prompt: missing, and the config's defaults have none")
     elif rules.prompt_key and not _has_key(request.prompt, rules.prompt_key):
         wrong.append(f"prompt: the model takes a JSON object with the key {rules.prompt_key}, as text: {shown(request.prompt, 60)}")
+    if request.syntax == A1111:
+        wrong += problems_of_prompts(request, rules.weighting)
     stated = columns.mode or rules.defaults.mode
     if stated and stated != request.mode:
         wrong.append(f"mode: stated as {stated}, but the images given make it {request.mode}")

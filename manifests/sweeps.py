@@ -69,12 +69,16 @@ def _cells(row: Row, axes: Mapping[str, list[Any]], number: int, job_seed: int) 
     base = str(number) if base is None else str(base)
     rest = {name: value for name, value in row.values.items() if name != COLUMN}
     if rest.get("seed") is None and "seed" not in axes:
-        # As a request of this id would have it for its first candidate.
-        rest["seed"] = int.from_bytes(hashlib.sha256(f"{job_seed}\n0\n{base}".encode()).digest()[:4], "big")
+        rest["seed"] = shared_seed(job_seed, base)
     for values in itertools.product(*axes.values()):
         cell = dict(zip(axes, values, strict=True))
         named = ",".join(f"{name}={_text(value)}" for name, value in cell.items())
         yield replace(row, values={**rest, **cell, "id": f"{base}/{named}", OF: base})
+
+
+def shared_seed(job_seed: int, id: str) -> int:
+    """Return the seed that a request of this id has for its first candidate, where its row says none."""
+    return int.from_bytes(hashlib.sha256(f"{job_seed}\n0\n{id}".encode()).digest()[:4], "big")
 
 
 def _text(value: Any) -> str:

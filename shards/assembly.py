@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from promptmill.configs.columns import CONTROL_MAPS, STAGE0, Stated
 from promptmill.shards.bundles import BundleError, beside, captions, entry, unpacked
+from promptmill.shards.captions import captions_of
 from promptmill.shards.commits import CommitRecord, FileRecord, check_unopposed, commit, shard_name
 from promptmill.shards.generations import taken_over
 from promptmill.shards.outcomes import Outcomes, as_sum, count, counts_of
@@ -179,10 +180,10 @@ def _settled(shard: int, table: pa.Table, requests: int, planned: int) -> Outcom
 
 
 def _samples(kept: pa.Table, images: Mapping[str, tuple[bytes, tuple[bytes, ...]]], image_format: str) -> Iterator[Sample]:
-    columns = (kept[name].to_pylist() for name in ("key", "prompt"))
-    for key, prompt, described, said, written in zip(*columns, encode_rows(kept), _beside(kept), captions(kept), strict=True):
+    columns = kept["key"].to_pylist(), captions_of(kept), encode_rows(kept), _beside(kept), captions(kept)
+    for key, text, described, said, written in zip(*columns, strict=True):
         image, others = images[key]
-        files = {image_format: image, "txt": (prompt or "").encode(), "json": described, **written}
+        files = {image_format: image, "txt": text.encode(), "json": described, **written}
         yield Sample(key, {**files, **dict(zip(said, others, strict=True))})
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from promptmill.configs.columns import CONTROL_MAPS, STAGE0
 from promptmill.shards.bundles import beside, captions
+from promptmill.shards.captions import captions_of
 from promptmill.shards.commits import FileRecord
 from promptmill.shards.sidecars import encode_rows
 from promptmill.shards.storage import OddFileError, StorageError, get, get_range, join
@@ -41,14 +42,13 @@ def places(table: pa.Table, image_format: str) -> Iterator[tuple[str, Place]]:
         image_format: The ending of its images, without the dot.
     """
     kept, at = table.filter(table["selected"]), 0
-    columns = (kept[name].to_pylist() for name in ("key", "prompt", "bytes", "sha256"))
+    columns = (kept[name].to_pylist() for name in ("key", "bytes", "sha256"))
     names = [name for name in (CONTROL_MAPS, STAGE0) if name in kept.column_names]
     others = [beside(row) for row in kept.select(names).to_pylist()] if names else [{}] * len(kept)
-    for key, prompt, size, sha256, said, described, written in zip(
-        *columns, others, encode_rows(kept), captions(kept), strict=True
-    ):
-        sizes = {image_format: size, "json": len(described), "txt": len((prompt or "").encode())}
-        sizes |= {name: one.get("bytes") or 0 for name, one in said.items()} | {name: len(text) for name, text in written.items()}
+    texts = captions_of(kept), encode_rows(kept), captions(kept)
+    for key, size, sha256, said, text, described, written in zip(*columns, others, *texts, strict=True):
+        sizes = {image_format: size, "json": len(described), "txt": len(text.encode())}
+        sizes |= {name: one.get("bytes") or 0 for name, one in said.items()} | {name: len(one) for name, one in written.items()}
         for ending in sorted(sizes):
             if ending == image_format:
                 yield key, Place(f"{key}.{ending}", at, size, sha256)

@@ -122,6 +122,7 @@ SLOW: tuple[str, ...] = (
     "tests/jobs/running/test_run.py",
     "tests/jobs/running/test_workers_here.py",
     # Runs of the embedded family.
+    "tests/jobs/api/test_prompts.py",
     "tests/jobs/annotating/test_annotating.py::test_one_that_was_killed_goes_on_to_the_same_bytes",
     "tests/jobs/annotating/test_annotating.py::test_killed_again_and_again_it_makes_nothing_twice",
     "tests/jobs/annotating/test_pool.py::test_several_processes_make_the_bytes_of_one_though_one_is_killed",

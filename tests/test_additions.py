@@ -46,10 +46,10 @@ def test_a_manifest_column_is_an_entry_of_the_table_and_a_field_of_the_request(c
     said = changed(
         {
             "configs/columns.py": [
-                ("FORMAT = 3\n", "FORMAT = 4\n"),
+                ("FORMAT = 4\n", "FORMAT = 5\n"),
                 (
                     '    Column("mode", _TEXT,',
-                    '    Column("style", _TEXT, "in which it is drawn", _INPUT, since=4),\n    Column("mode", _TEXT,',
+                    '    Column("style", _TEXT, "in which it is drawn", _INPUT, since=5),\n    Column("mode", _TEXT,',
                 ),
             ],
             "manifests/requests.py": [
@@ -58,8 +58,8 @@ def test_a_manifest_column_is_an_entry_of_the_table_and_a_field_of_the_request(c
                     "    mode: Mode | None = None\n    style: str | None = Field(None, max_length=99)\n",
                 ),
                 (
-                    "    references: tuple[Reference, ...] = ()\n\n    def images",
-                    "    references: tuple[Reference, ...] = ()\n    style: str | None = None\n\n    def images",
+                    "    references: tuple[Reference, ...] = ()\n    syntax:",
+                    "    references: tuple[Reference, ...] = ()\n    style: str | None = None\n    syntax:",
                 ),
                 ('        "seed": columns.seed,\n', '        "seed": columns.seed,\n        "style": columns.style,\n'),
             ],
@@ -87,16 +87,16 @@ def test_a_manifest_column_is_an_entry_of_the_table_and_a_field_of_the_request(c
             make_request(Row("m.jsonl", 1, {"prompt": "a", **more}), 1, rules, shapes)
             for more in ({"style": "oil"}, {"style": "ink"}, {})
         )
-        forms = {format: schema({}, None, format=format) for format in (3, 4)}
+        forms = {format: schema({}, None, format=format) for format in (4, 5)}
         rows = {format: request_row(Recipe(config, form), 0, Placed(0, one), Outcome(0, ())) for format, form in forms.items()}
-        values = {name: rows[4].get(name) for name in forms[4].names} | {"key": "000000-00000-0000"}
-        page = card(Made(Totals(1, 1), forms[4], "png", 90, ())).decode()
+        values = {name: rows[5].get(name) for name in forms[5].names} | {"key": "000000-00000-0000"}
+        page = card(Made(Totals(1, 1), forms[5], "png", 90, ())).decode()
         print(json.dumps({
             "requests": [one.style, other.style, plain.style],
             "again": from_json(to_json(one)).style,
             "fingerprint": "style" in to_json(plain),
-            "rows": [rows[3].get("style"), rows[4]["style"]],
-            "forms": ["style" in forms[3].names, "style" in forms[4].names],
+            "rows": [rows[4].get("style"), rows[5]["style"]],
+            "forms": ["style" in forms[4].names, "style" in forms[5].names],
             "second pass": as_input(values, {}).get("style"),
             "card": "| `style` | `string` | in which it is drawn |" in page and "name: style" in page,
         }))

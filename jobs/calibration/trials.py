@@ -201,7 +201,7 @@ def _loaded(sources: Sources) -> "tuple[Engine, Scorers]":
 
     config = sources.config
     scorers = load_scorers(config.ranking, device_here())
-    return Engine(config.model, config.seed, sources.roots), scorers
+    return Engine(config.model, config.seed, sources.roots, prompts=config.prompts), scorers
 
 
 def _rendered(
@@ -271,7 +271,7 @@ class _Seeing:
             return
         ranking = self.config.ranking
         images = [made.pixels for made in candidates if made.pixels is not None]
-        given: Iterator[Scored] = iter(self.scorers.score([request.prompt] * len(images), images) if images else [])
+        given: Iterator[Scored] = iter(self.scorers.score([request.words] * len(images), images) if images else [])
         scored = [next(given) if made.pixels is not None else None for made in candidates]
         fit = [one if one is not None and not non_finite(one, ranking) else None for one in scored]
         ranks = [None if one is None else rank_score(one, ranking) for one in fit]

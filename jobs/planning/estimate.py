@@ -84,7 +84,7 @@ def measure(plan: Plan, shard: ShardPlan) -> Estimate | None:
     from promptmill.shards.image_files import Provenance, encode_image
 
     config = plan.config
-    engine = Engine(config.model, config.seed, plan.roots)
+    engine = Engine(config.model, config.seed, plan.roots, prompts=config.prompts)
     placed = _most_frequent(shard)
     request = replace(placed.request, candidates=config.model.batch, keep=1, growing=None)
 

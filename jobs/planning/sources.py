@@ -20,11 +20,13 @@ from promptmill.manifests.images import Roots, roots_of
 from promptmill.manifests.made_rows import MadeFile, Rows, identity_of, with_lines
 from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import ManifestError, find_files
+from promptmill.manifests.wildcards import identity_of as identity_of_wildcards
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import embedding_width
 from promptmill.pipelines.models.compatibility import check_fits
 from promptmill.pipelines.models.identity import config_identity, library_versions, pinned
 from promptmill.pipelines.models.language_models import check_captions, check_rewriting
+from promptmill.pipelines.models.prompt_lengths import lengths_of
 from promptmill.pipelines.models.reference_adapters import face_widths
 from promptmill.pipelines.models.scorer_sources import check_scorers
 from promptmill.pipelines.work.errors import ModelError
@@ -74,8 +76,9 @@ def look(config: Config, output: str | None = None) -> Sources:
         check_fits(config.model)
         faces = face_widths(config.model)
         models = config_identity(config)
+        wildcards = [identity_of_wildcards(folder)] if config.prompts and (folder := config.prompts.wildcards) else []
         inputs = {
-            "manifest": [hash_of(file) for file in files],
+            "manifest": [*(hash_of(file) for file in files), *wildcards],
             "config": config.render_config(),
             "models": models,
             "versions": library_versions(config.model, config.all_stages),
@@ -88,6 +91,10 @@ def look(config: Config, output: str | None = None) -> Sources:
             check_rewriting(config.rewriting)
     except (ManifestError, ModelError) as error:
         raise PlanError([str(error)]) from None
+    if config.prompts and config.prompts.long and not facts.weighting.parts:
+        beside = " beside a refiner" if config.model.refiner else ""
+        said = f"{facts.pipeline} reads no long prompts in chunks{beside}; models of Stable Diffusion and SDXL do"
+        raise PlanError([f"prompts.long: {said}"])
     if config.model.safety_checker and not facts.safety_checker:
         raise PlanError([f"model.safety_checker: {config.model.base} brings no safety checker; set it to false"])
     for number, draft in enumerate(config.ranking.drafts):
@@ -117,6 +124,8 @@ def look(config: Config, output: str | None = None) -> Sources:
         ranking=config.ranking,
         strict=config.runtime.strict,
         seed=config.seed,
+        **_of_prompts(config),
+        lost=None if config.prompts and config.prompts.long else lengths_of(config.model),
         of_stages=StageRules(config.stages),
         rewritten=(step_of(config, output, models) if output is not None else None) or iter,
     )
@@ -125,6 +134,13 @@ def look(config: Config, output: str | None = None) -> Sources:
     return Sources(
         config, tuple(files), rules, roots, None if config.shards.embeddings == "none" else width, inputs, facts.counting
     )
+
+
+def _of_prompts(config: Config) -> dict[str, Any]:
+    prompts = config.prompts
+    if prompts is None:
+        return {}
+    return {"syntax": prompts.syntax, "expand": prompts.expand, "wildcards": prompts.wildcards}
 
 
 def files_of(config: Config) -> list[str]:

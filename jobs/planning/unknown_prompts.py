@@ -51,8 +51,8 @@ def unknown_prompts(plan: Plan, output: str) -> UnknownPrompts | None:
     looked_at, unknown, example = 0, 0, ""
     for request in islice(_requests(plan, output), LOOKED_AT):
         looked_at += 1
-        if not known.has(request.prompt):
-            unknown, example = unknown + 1, example or request.prompt
+        if not known.has(request.words):
+            unknown, example = unknown + 1, example or request.words
     return UnknownPrompts(plan.config.model.base, known.form, unknown, looked_at, example) if unknown else None
 
 

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from promptmill.configs.columns import REJECTED_FOR, STAGES
+from promptmill.configs.columns import REJECTED_FOR, STAGES, SYNTAX, WORDS
 from promptmill.jobs.sharing.row_files import JSONL, ExportError, check_ending, writing
 from promptmill.jobs.verifying.image_places import NOTHING, Given
 from promptmill.jobs.verifying.regenerate import Again
+from promptmill.shards.captions import caption_of
 from promptmill.shards.finished import ShardReader, shards
 from promptmill.shards.tables import declared_in, ranks_by
 
@@ -143,11 +144,12 @@ def _none(images: Images, margin: float) -> str:
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
     """Return the rows of a shard with the columns in use, the rank score as `score`, and whether they `may` be kept."""
+    names = [*READ, *(name for name in (SYNTAX, WORDS) if name in declared_in(table.schema))]
     scores = table[ranks_by(table.schema)].to_pylist()
     reasons = table[REJECTED_FOR].to_pylist() if REJECTED_FOR in declared_in(table.schema) else [None] * len(table)
     return [
         {**row, "score": score, "may": not (reason or "").startswith(LIMITS)}
-        for row, score, reason in zip(table.select(READ).to_pylist(), scores, reasons, strict=True)
+        for row, score, reason in zip(table.select(names).to_pylist(), scores, reasons, strict=True)
     ]
 
 
@@ -174,7 +176,7 @@ def _contents(shard: ShardReader, pairs: Sequence[tuple[Any, Any]]) -> dict[str,
 
 def _row(better: Mapping[str, Any], worse: Mapping[str, Any], contents: Mapping[str, bytes]) -> dict[str, Any]:
     return {
-        "caption": better["prompt"],
+        "caption": caption_of(better),
         "jpg_0": contents.get(better["key"]),
         "jpg_1": contents.get(worse["key"]),
         "label_0": 1.0,

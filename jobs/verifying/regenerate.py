@@ -190,7 +190,10 @@ class Again:
         from promptmill.pipelines.rendering.engine import Engine
 
         if plan.fingerprint not in self._engines:
-            self._engines[plan.fingerprint] = Engine(plan.config.model, plan.config.seed, places(plan.roots, self._given))
+            config = plan.config
+            self._engines[plan.fingerprint] = Engine(
+                config.model, config.seed, places(plan.roots, self._given), prompts=config.prompts
+            )
         return self._engines[plan.fingerprint]
 
     def _stages(self, plan: Plan) -> "Stages":

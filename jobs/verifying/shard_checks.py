@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from promptmill.configs.columns import CONTROL_MAPS, STAGE0
+from promptmill.configs.columns import CONTROL_MAPS, STAGE0, SYNTAX, WORDS
 from promptmill.shards.bundles import CAPTION_NAME, beside, beside_in, captions, entry
+from promptmill.shards.captions import caption_of
 from promptmill.shards.image_files import FORMATS, pixel_sha256
 from promptmill.shards.image_reader import ENDINGS, PictureError, open_picture
 from promptmill.shards.keys import parse
@@ -95,7 +96,7 @@ def _rows(table: pa.Table) -> dict[str, dict[str, Any]]:
     """Return the samples that the tar has to hold, by key: of each selected row its prompt, its JSON and its hashes."""
     selected = table.filter(table["selected"])
     names_ = ["key", "prompt", "sha256", "pixel_sha256", "bytes", "width", "height"]
-    names_ += [name for name in (CONTROL_MAPS, STAGE0) if name in declared_in(table.schema)]
+    names_ += [name for name in (CONTROL_MAPS, STAGE0, SYNTAX, WORDS) if name in declared_in(table.schema)]
     columns = selected.select(names_).to_pylist(), encode_rows(selected), captions(selected)
     return {row["key"]: {**row, "json": described, "caption": written} for row, described, written in zip(*columns, strict=True)}
 
@@ -104,7 +105,7 @@ def _check_sample(sample: Sample, ending: str, row: dict[str, Any]) -> Iterator[
     image = sample.files[ending]
     if {name: entry(sample.files[name]) for name in beside_in(sample.files)} != beside(row):
         yield "the files beside its image are not those of its row"
-    if sample.files["txt"] != (row["prompt"] or "").encode():
+    if sample.files["txt"] != caption_of(row).encode():
         yield "its text is not the prompt of its row"
     if {name: text for name, text in sample.files.items() if name == CAPTION_NAME} != row["caption"]:
         yield "its caption is not that of its row"

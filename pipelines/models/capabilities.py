@@ -9,6 +9,7 @@ from typing import Any
 
 from promptmill.configs.model import Model
 from promptmill.configs.schedulers import OWN, SCHEDULERS
+from promptmill.manifests.prompt_rules import NOTHING, Weighting
 from promptmill.manifests.rules import Repainting
 from promptmill.manifests.steering import ADAPTED, EVERY_WAY, Reading, Steering
 from promptmill.pipelines.models.clip_sources import hub_file
@@ -63,6 +64,7 @@ class ModelFacts:
         prompt_key: The key that a prompt has, as a JSON object; None: prompts are any text.
         true_cfg: The modes in which the model takes a scale of true guidance beside guidance of its own.
         boxes: Whether the model draws phrases in boxes, which each row gives.
+        weighting: What of A1111's syntax the model reads in prompts.
         side: The one width and height in pixels that images have; None where rows choose.
         counting: What decides how often the denoiser is evaluated.
         saved_scheduler: The config of the scheduler that the model was saved with.
@@ -94,6 +96,7 @@ class ModelFacts:
     prompt_key: str | None = None
     true_cfg: tuple[str, ...] = ()
     boxes: bool = False
+    weighting: Weighting = NOTHING
     side: tuple[int, int] | None = None
     counting: Counting = field(default_factory=Counting)
     saved_scheduler: Mapping[str, Any] = field(default_factory=dict)
@@ -186,6 +189,7 @@ def read_facts(model: Model) -> ModelFacts:
         prompt_key=family.prompt_key,
         true_cfg=tuple(mode for mode in modes if mode in family.true_cfg),
         boxes=family.boxes,
+        weighting=_weighting(family, model),
         # What GLIGEN repaints has the size of the VAE's samples.
         side=_side(denoiser, factor) if family.fixed else _side(vae, 1) if family.boxes and modes == ("img2img",) else None,
         left_out=tuple(part for part, kind in index.items() if kind == [None, None]),
@@ -244,6 +248,12 @@ def _counting(family: Family, unguided: bool, denoiser: Mapping[str, Any], sched
 def _takes_guidance(family: Family, unet: Mapping[str, Any]) -> bool:
     """Return whether a UNet is distilled from guidance, and so takes the scale as an input, as some transformers do."""
     return family.projected and unet.get("time_cond_proj_dim") is not None
+
+
+def _weighting(family: Family, model: Model) -> Weighting:
+    """Return the constructs of A1111's syntax that a model reads. A refiner has steps and text encoders of its own."""
+    clip = family.weighting == "clip" and not model.refiner
+    return Weighting(weights=clip or family.weighting == "t5", parts=clip, changes=clip)
 
 
 def _most_pixels(family: Family, denoiser: Mapping[str, Any], factor: int) -> int | None:
@@ -335,7 +345,7 @@ def _count(config: dict[str, Any], key: str) -> int:
 
 def _read(model: Model, name: str) -> dict[str, Any]:
     layout = model.layout
-    place = _fetch(layout.source, layout.revision, name)
+    place = fetched(layout.source, layout.revision, name)
     try:
         content = json.loads(place.read_text())
     except FileNotFoundError:
@@ -351,6 +361,7 @@ def _read(model: Model, name: str) -> dict[str, Any]:
 
 
 @cache
-def _fetch(source: str, revision: str | None, name: str) -> Path:
+def fetched(source: str, revision: str | None, name: str) -> Path:
+    """Return the place of a model's file, which is fetched where it lies in the hub; in a folder it need not be there."""
     folder = local_folder(source)
     return folder / name if folder is not None else hub_file(source, name, revision)

@@ -131,7 +131,7 @@ FAMILIES: dict[str, Family] = {
     "CogView4Control": Family(rows=1, prompts_apart=True, sized=True, strength=False, picture="control_image", signed=True),
     # Its rewriting of prompts would draw from torch's global generator.
     "ErnieImage": Family(prompts_apart=True, patch=2, always={"use_pe": False}),
-    "Flux": Family(further=("true_cfg_scale",), true_cfg=("txt2img", "img2img", "inpaint", "controlnet"), **_FLUX),
+    "Flux": Family(further=("true_cfg_scale",), true_cfg=("txt2img", "img2img", "inpaint", "controlnet"), weighting="t5", **_FLUX),
     "Flux2": Family(
         sized=True,
         rows=1,
@@ -314,7 +314,9 @@ FAMILIES: dict[str, Family] = {
         negative=False,
         always={"use_resolution_binning": False, "intermediate_timesteps": lambda request: 1.3 if request.steps == 2 else None},
     ),
-    "StableDiffusion": Family(controlnet="ControlNetModel", encoded_controls=False, guess=True, image_prompts="unet"),
+    "StableDiffusion": Family(
+        controlnet="ControlNetModel", encoded_controls=False, guess=True, image_prompts="unet", weighting="clip"
+    ),
     # The UNet is given the depth of the picture, which a part of the model estimates under `torch.autocast`.
     "StableDiffusionDepth2Img": Family(by_itself=("depth_estimator",), whole_pictures=True),
     "StableDiffusionGLIGEN": Family(

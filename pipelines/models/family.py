@@ -98,6 +98,8 @@ class Family:
         latent: Whether the denoiser makes latents, which a VAE decodes; otherwise it makes the pixels.
         moved: The module of diffusers' pipelines that the family's indexes name, which has moved among the deprecated ones.
         true_cfg: The modes whose pipelines take a true_cfg_scale with a negative prompt, beside guidance that is the model's input.
+        weighting: Which text encoders read weights in prompts: those of CLIP, whose chunks stand one behind another, or one of T5
+            beside CLIP's; None: none do.
         boxes: Whether its pipelines draw phrases in the boxes of a row, or repaint a picture there, in one image a call.
         always: Further arguments of every call: values, or functions of the request.
     """
@@ -170,6 +172,7 @@ class Family:
     latent: bool = True
     moved: str | None = None
     true_cfg: tuple[str, ...] = ()
+    weighting: Literal["clip", "t5"] | None = None
     boxes: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
 

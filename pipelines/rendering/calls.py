@@ -23,6 +23,7 @@ from promptmill.pipelines.rendering.preparing import Job
 from promptmill.pipelines.rendering.previews import ending_after
 from promptmill.pipelines.rendering.refining import Refiner
 from promptmill.pipelines.rendering.variations import check_varied, generator_of, vary_noise_of
+from promptmill.pipelines.rendering.weighted_texts import CALLBACK
 from promptmill.pipelines.work.evaluations import StepsLeft
 from promptmill.pipelines.work.results import Candidate, Failure
 
@@ -99,7 +100,19 @@ def _previewed(
     if preview is None:
         return pipeline(**given)
     with ending_after(preview, pipeline, strength, left) as ended:
-        return pipeline(**given, **ended)
+        return pipeline(**{**given, **_after_each_step(given, ended)})
+
+
+def _after_each_step(given: Mapping[str, Any], ended: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that end a call early; texts that change between steps change before."""
+    if CALLBACK not in given or CALLBACK not in ended:
+        return dict(ended)
+    change, end = given[CALLBACK], ended[CALLBACK]
+
+    def both(running: Any, turn: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return end(running, turn, timestep, change(running, turn, timestep, tensors))
+
+    return {**ended, CALLBACK: both}
 
 
 def _refined(pipeline: Any, refiner: Refiner, given: Mapping[str, Any], preview: int | None, strength: float | None) -> Any:
@@ -124,15 +137,18 @@ def _texts(pipeline: Any, jobs: Sequence[Job], model: LoadedModel) -> dict[str, 
     """Return the text arguments of a pipeline call."""
     request, family = jobs[0].request, model.family
     texts = jobs[:1] if family.one_text else jobs
-    away = {"negative_prompt": [job.request.negative_prompt for job in texts]}
+    away = {"negative_prompt": [job.request.negative_words for job in texts]}
     if model.redux and request.references:
         return model.redux.embeddings(pipeline, jobs) | (away if request.is_led else {})
     if not family.prompted:
         labels = [job.request.class_label for job in jobs]
         return {"batch_size": len(jobs)} | ({"class_labels": labels} if request.class_label is not None else {})
-    said: dict[str, Any] = {"prompt": [job.request.prompt for job in texts]}
+    if model.weighted is not None and model.weighted.needed(request):
+        guided = model.guided(request) if family.negative else request.is_led
+        return model.weighted.arguments(pipeline, request, guided, len(jobs), family.steps_left)
+    said: dict[str, Any] = {"prompt": [job.request.words for job in texts]}
     # None is not the same as nothing: SDXL then takes zeros for the embeddings.
-    if request.is_led or (model.guided(request) and (request.negative_prompt or family.empty_negative)):
+    if request.is_led or (model.guided(request) and (request.negative_words or family.empty_negative)):
         said |= away
     if family.bare_text:
         said = {name: text for name, (text,) in said.items()}
@@ -146,8 +162,8 @@ def _embeddings(jobs: Sequence[Job], model: LoadedModel, said: Mapping[str, Any]
     given = {name: said[name] for name in ("width", "height", "generator")}
     given |= {"num_inference_steps": request.prior_steps, "guidance_scale": request.prior_guidance_scale}
     led = model.guided(request) or request.prior_guidance_scale > 1.0
-    negative = [job.request.negative_prompt for job in jobs] if led and request.negative_prompt else None
-    return model.prior.embeddings(given, [job.request.prompt for job in jobs], negative)
+    negative = [job.request.negative_words for job in jobs] if led and request.negative_words else None
+    return model.prior.embeddings(given, [job.request.words for job in jobs], negative)
 
 
 def _arguments(request: Request, jobs: Sequence[Job], model: LoadedModel, control: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 
 from promptmill.configs.model import Model
 from promptmill.configs.parameters import Defaults
+from promptmill.configs.prompts import Prompts
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.control_maps import ControlMaps
@@ -89,6 +90,7 @@ class Engine:
             blocks are compiled.
         maps: Whether outcomes have the control maps that steered their images.
         annotators: Those of the model's annotators that are loaded at once; others are loaded when a request needs them.
+        prompts: The config's way to read prompts.
 
     Raises:
         ModelError: The model cannot be loaded, or its memory does not suffice for a batch.
@@ -103,12 +105,14 @@ class Engine:
         warmed: Defaults | None = None,
         maps: bool = False,
         annotators: Collection[str] = (),
+        prompts: Prompts | None = None,
     ):
         self._threads, self._batch, self._job_seed, self._roots = model.threads, model.batch, job_seed, roots
         self._compiles, self._gives_maps = model.kernels.compile, maps
         with COMPUTING, lean_imports():
             torch.set_num_threads(model.threads)
             self.model = load_model(model, device)
+            self.model.long_texts = prompts is not None and prompts.long
             self._maps = ControlMaps(self.model.annotators)
             if annotators and self.model.annotators:
                 self.model.annotators.load(annotators)
@@ -248,9 +252,11 @@ class Engine:
                 candidates = (
                     pending.making.candidates(row, made) if pending.making else tuple(made[place] for place in sorted(made))
                 )
-            truncated = self.tokenizers.truncated(placed.request.prompt)
+            # Chunks leave nothing out.
+            texts = self.model.weighted
+            lost = 0 if texts is not None and texts.chunks else self.tokenizers.lost(placed.request.words)
             maps = conditioning.controls if self._gives_maps and pending.making is None else ()
-            pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, truncated, maps)
+            pending.outcomes[row] = Outcome(row, candidates, failure, conditioning.sha256, lost, maps)
         self._pending.remove(pending)
         outcomes = tuple(pending.outcomes[placed.row] for placed, _ in pending.unit.next_pass())
         pending.done.set_result(Rendered(outcomes, self._take_seconds()))

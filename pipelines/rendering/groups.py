@@ -36,7 +36,7 @@ class Waiting:
         request = self.job.request
         if family.single:
             return id(self)
-        texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_prompt)
+        texts = (request.prompt, request.negative_prompt) if family.prompts_apart else bool(request.negative_words)
         apart = self.apart or (family.references and (request.init_image is not None or bool(request.references)))
         apart = apart or (family.one_mask and request.repaints)
         if family.boxes and request.init_image is not None:

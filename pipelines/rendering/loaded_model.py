@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from promptmill.pipelines.rendering.redux import ReduxReferences
 from promptmill.pipelines.rendering.references import ReferenceAdapters
 from promptmill.pipelines.rendering.refining import Refiner
 from promptmill.pipelines.rendering.schedules import scheduler_of
+from promptmill.pipelines.rendering.weighted_texts import WeightedTexts
 from promptmill.pipelines.work.evaluations import GUIDED_ALWAYS
 from promptmill.pipelines.work.lean_imports import lean_imports
 
@@ -47,6 +49,7 @@ class LoadedModel:
         prior: The model that makes the embeddings which the base decodes, or None.
         annotators: The models that make control maps, or None.
         cache: The steps that run the outer blocks of the denoiser alone; None where all run all blocks.
+        long_texts: Whether texts that are longer than a text encoder of CLIP reads are encoded in chunks.
     """
 
     base: Any
@@ -64,12 +67,21 @@ class LoadedModel:
     prior: Prior | None = None
     cache: StepCache | None = None
     annotators: Annotators | None = None
+    long_texts: bool = False
     _pipelines: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
     _schedulers: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # each with the config that it was made of
 
     @property
     def family(self) -> Family:
         return family_of(type(self.base).__name__)
+
+    @cached_property
+    def weighted(self) -> WeightedTexts | None:
+        """Return the encoding of prompts with weights; None where the family reads none. A refiner has encoders of its own."""
+        kind = self.family.weighting
+        if kind is None or self.refiner is not None:
+            return None
+        return WeightedTexts(self.base, kind, self.clip_skip, self.long_texts, self.device)
 
     @property
     def denoiser(self) -> torch.nn.Module:

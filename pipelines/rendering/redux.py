@@ -51,7 +51,7 @@ class ReduxReferences:
         Returns:
             (B, length, width) and (B, width of the pooled text).
         """
-        prompts = [job.request.prompt for job in jobs]
+        prompts = [job.request.words for job in jobs]
         texts, pooled, _ = pipeline.encode_prompt(prompts, None, device=self._device, max_sequence_length=512)
         rows = [self._row(job, texts[row], pooled[row]) for row, job in enumerate(jobs)]
         whole, short = (torch.stack(some) for some in zip(*rows, strict=True))

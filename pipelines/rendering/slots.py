@@ -158,7 +158,7 @@ class Slots:
                 str(kind_of(one.job.request)),
                 str(_pictured(one.job)),
                 -one.job.request.steps,
-                "" if family.single else str(one.bucket(family)),
+                "" if family.single else str(self._bucket(one)),
             )
         )
         queue = list(self._queue)
@@ -270,10 +270,17 @@ class Slots:
                     text.adapted = _loras(first.job)
             self._is_alone = first.alone
             members = [self._queue.popleft()]
-            bucket = first.bucket(self._family)
-            while self._queue and len(members) < room and self._queue[0].bucket(self._family) == bucket:
+            bucket = self._bucket(first)
+            while self._queue and len(members) < room and self._bucket(self._queue[0]) == bucket:
                 members.append(self._queue.popleft())
             self._start(Group(members, rows_each, elsewhere=bool(self.priors)))
+
+    def _bucket(self, waiting: Waiting) -> Hashable:
+        """Return the key that the members of one group share; prompts that are encoded here go through calls of their own."""
+        request = waiting.job.request
+        texts = self.model.weighted
+        own = (request.prompt, request.negative_prompt, request.syntax) if texts is not None and texts.needed(request) else None
+        return (waiting.bucket(self._family), own)
 
     def _start(self, group: Group) -> None:
         caller = greenlet(lambda: self._render(group))

@@ -172,9 +172,10 @@ class Tokenizers:
     def __init__(self, *pipelines: Any):
         self.limits = [limit for pipeline in pipelines for limit in _limits(pipeline)]
 
-    def truncated(self, prompt: str) -> bool:
-        """Return whether one of the text encoders reads only the beginning of a prompt."""
-        return any(len(one(prompt, truncation=False, verbose=False).input_ids) > most for one, most in self.limits)
+    def lost(self, prompt: str) -> int:
+        """Return how many tokens of a prompt a text encoder does not read; of several, the one that loses most."""
+        lengths = ((len(one(prompt, truncation=False, verbose=False).input_ids), most) for one, most in self.limits)
+        return max((length - most for length, most in lengths if length > most), default=0)
 
 
 def _limits(base: Any) -> Iterator[tuple[Any, int]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from promptmill.configs.columns import CACHED, CONTROL_MAPS
+from promptmill.configs.columns import CACHED, CONTROL_MAPS, LOST
 from promptmill.pipelines.scoring.finishing import Finished, Onward, Passed, Spread, Waiting, finish
 from promptmill.pipelines.work.candidate_scores import Found, packed_look, unpacked_look
 from promptmill.pipelines.work.passes import Course
@@ -34,7 +34,18 @@ if TYPE_CHECKING:
 
 IMAGES = pa.schema([("key", pa.string())])  # of the part beside a pass's own, without the image itself
 # Columns of a row that come from the rendered candidate, not from scoring.
-RENDERED = ("key", "candidate_index", "error", "error_message", "seed", "prompt_truncated", "unet_evaluations", CACHED, PASSED)
+RENDERED = (
+    "key",
+    "candidate_index",
+    "error",
+    "error_message",
+    "seed",
+    "prompt_truncated",
+    LOST,
+    "unet_evaluations",
+    CACHED,
+    PASSED,
+)
 
 
 def finish_durably(
@@ -213,6 +224,7 @@ class _Passes:
                 "error_message": made.failure.message if made.failure else None,
                 "seed": made.seed,
                 "prompt_truncated": outcome.prompt_truncated,
+                **({LOST: outcome.tokens_lost} if LOST in self._form.names else {}),
                 "unet_evaluations": made.evaluations,
                 **({CACHED: made.cached} if CACHED in self._form.names else {}),
                 PASSED: {**goes_on, **packed_look(passed.looks.get(place), ranking.diversity)},
@@ -239,6 +251,7 @@ class _Passes:
                     raise ValueError(one["key"])
                 columns = {name: value for name, value in one.items() if value is not None and name not in RENDERED}
                 found[row, index] = {**columns, FOUND: Found.unpacked(one[FOUND], ranking)}
-        images, truncated = dict(rows[0][PASSED]["images"]), rows[0]["prompt_truncated"]
-        outcome = Outcome(row, tuple(made), images=images, prompt_truncated=truncated)
+        # A dataset of an earlier format says only whether there were any.
+        images, lost = dict(rows[0][PASSED]["images"]), rows[0].get(LOST, int(rows[0]["prompt_truncated"]))
+        outcome = Outcome(row, tuple(made), images=images, tokens_lost=lost)
         return Passed(Waiting(Rendered((outcome,)), found), rows[0][PASSED]["draft"], scores, looks)

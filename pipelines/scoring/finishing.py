@@ -271,7 +271,7 @@ def _looks(
 
 def score(unit: Unit, rendered: Rendered, scorers: "Scorers") -> dict[tuple[int, int], Scored]:
     """Return the scores of a unit's candidates that became an image, by row and candidate."""
-    asked = {placed.row: placed.request.prompt for placed in unit.requests}
+    asked = {placed.row: placed.request.words for placed in unit.requests}
     prompts, images, places = [], [], []
     for outcome in rendered.outcomes:
         for candidate in outcome.candidates:

@@ -74,7 +74,7 @@ def _of_prior(request: Request, counting: Counting) -> int:
     """Return how often the denoiser of a prior is evaluated for one candidate; 0 where the model has none."""
     guided = (request.prior_guidance_scale or 0.0) > 1.0
     # A negative prompt goes to the prior where it has an effect on one of the two models.
-    effective = bool(request.negative_prompt) and (guided or request.guidance_scale > counting.unguided)
+    effective = bool(request.negative_words) and (guided or request.guidance_scale > counting.unguided)
     each = (2 if guided else 1) * (2 if counting.negative_too and effective else 1)
     return counting.inner + (request.prior_steps or 0) * each
 

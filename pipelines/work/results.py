@@ -71,7 +71,7 @@ class Outcome:
     Attributes:
         row: Row of the request in its shard.
         images: SHA-256 of the files of its images, by column; once they are encoded, also of its control maps: `map_note`.
-        prompt_truncated: Whether the text encoder reads only the beginning of the prompt.
+        tokens_lost: Tokens of the prompt that a text encoder does not read; of several encoders, of the one that loses most.
         maps: The control maps that steered it, (H, W, 3) uint8 each, where the dataset is to have them.
     """
 
@@ -79,8 +79,13 @@ class Outcome:
     candidates: tuple[Candidate, ...]
     failure: Failure | None = None
     images: Mapping[str, str] = field(default_factory=dict)
-    prompt_truncated: bool = False
+    tokens_lost: int = 0
     maps: tuple[np.ndarray, ...] = ()
+
+    @property
+    def prompt_truncated(self) -> bool:
+        """Return whether a text encoder reads only the beginning of the prompt."""
+        return self.tokens_lost > 0
 
 
 @dataclass(frozen=True)

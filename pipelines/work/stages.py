@@ -127,9 +127,11 @@ def staged_request(request: Request, stage: Hires | Detail, size: tuple[int, int
         rendered = replace(rendered, gligen_boxes=(), gligen_scheduled_sampling_beta=None)
     if isinstance(stage, Detail):
         # So are control maps.
-        prompt = request.prompt if stage.prompt is None else stage.prompt
-        negative = request.negative_prompt if stage.negative_prompt is None else stage.negative_prompt
-        return replace(rendered, mode="inpaint", mask_image=ITSELF, controls=(), prompt=prompt, negative_prompt=negative)
+        said = {name: text for name in ("prompt", "negative_prompt") if (text := getattr(stage, name)) is not None}
+        if said and request.syntax:
+            # The config's prompts are words; then the row's are, too.
+            said = {"prompt": request.words, "negative_prompt": request.negative_words, "syntax": None, **said}
+        return replace(rendered, mode="inpaint", mask_image=ITSELF, controls=(), **said)
     if not request.controls and not stage.control:
         return rendered
     steers = (Control(type=stage.control.type, image=ITSELF, scale=stage.control.scale),) if stage.control else ()

@@ -57,7 +57,10 @@ def rendered_here(config, output):
     put_hardware(output, hardware_kind(config.model.threads))
     config, form = plan.config, plan.form
     recipe = plan.recipe(output)
-    engine, clip = Engine(config.model, config.seed, plan.roots), load_clip(config.ranking, device_here(), threads=1)
+    engine, clip = (
+        Engine(config.model, config.seed, plan.roots, prompts=config.prompts),
+        load_clip(config.ranking, device_here(), threads=1),
+    )
     for number in range(plan.shards):
         planned = read_shard(output, number)
         for unit in planned.cut():

@@ -51,5 +51,5 @@ def test_a_count_of_no_column_that_rows_decide_on_is_refused():
 
 
 def test_every_column_that_rows_decide_on_is_a_value_of_a_request():
-    assert {*OF_ROWS, *DECIDING} <= Request.__dataclass_fields__.keys()
+    assert {*OF_ROWS, *DECIDING} <= {*dir(Request), *Request.__dataclass_fields__}
     assert {by_name()[name].if_rows_have for name in OF_ROWS} == {*DECIDING}

@@ -196,16 +196,19 @@ def test_each_distinct_text_is_encoded_once(folder):
 def test_a_prompt_longer_than_the_text_encoder_reads_is_said_to_be_truncated(engine):
     short, long = render(engine, request(), request("long", prompt="a red circle " * 30))
     assert (short.prompt_truncated, long.prompt_truncated) == (False, True)
+    # Three words thirty times, with a beginning and an end, and the encoder reads 77 tokens.
+    words = len(engine.model.base.tokenizer("a red circle " * 30).input_ids)
+    assert (short.tokens_lost, long.tokens_lost) == (0, words - engine.model.base.tokenizer.model_max_length)
 
 
 def test_any_of_several_text_encoders_may_read_only_the_beginning(folder):
     engine = Engine(model_of(folder, base=str(tiny.flux(folder / "two-encoders")), controlnets={}), JOB_SEED, Roots((str(folder),)))
     prompt = "a small red circle at the left"
-    assert not engine.tokenizers.truncated(prompt)
+    assert not engine.tokenizers.lost(prompt)
     for name in ("tokenizer", "tokenizer_2"):
         tokenizer = engine.model.base.components[name]
         most, tokenizer.model_max_length = tokenizer.model_max_length, 5
-        assert Tokenizers(engine.model.base).truncated(prompt), name
+        assert Tokenizers(engine.model.base).lost(prompt), name
         tokenizer.model_max_length = most
     # What the pipeline itself gives its encoder of long texts is less than that could read.
     assert Tokenizers(engine.model.base).limits[1][1] == 512
