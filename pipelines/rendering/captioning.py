@@ -1,7 +1,7 @@
 """Writes captions of pictures by vision-language models of transformers, such as Florence-2 and Qwen-VL."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,13 @@ class Captioner:
         model: The model, which generates the text.
         processor: transformers' processor of the model.
         text: What stands before the text, with the place of the image.
+        nested: Whether the processor takes a list of pictures for each text, as those of several pictures do.
     """
 
     model: TextModel
     processor: Any
     text: str
+    nested: bool = False
 
     def captions(self, pictures: Sequence[np.ndarray], seeds: Sequence[int]) -> list[str | Failure]:
         """Return the captions of pictures, or why there is none.
@@ -50,7 +52,8 @@ class Captioner:
     def asked(self, picture: np.ndarray, seed: int) -> Asked | Failure:
         """Return the inputs of the model for one picture, which is processed by itself; or why there are none."""
         try:
-            made = self.processor(images=[Image.fromarray(picture)], text=[self.text], return_tensors="pt")
+            one = Image.fromarray(picture)
+            made = self.processor(images=[[one]] if self.nested else [one], text=[self.text], return_tensors="pt")
         except Exception as error:
             if is_fatal(error):
                 raise FatalError(str(error).splitlines()[0]) from error
@@ -78,8 +81,28 @@ def load_captioner(captions: Captions, device: torch.device) -> Captioner:
         text = with_image(processor, captions.prompt)
     except Exception as error:  # a template may raise anything
         raise ModelError(f"{weights.source}: its chat template fails: {' '.join(str(error).split())[:300]}") from error
-    words = TextModel(model, decoder(tokenizer), captions, padding_token(tokenizer, model, weights.source))
-    return Captioner(words, processor, text)
+    pad = padding_token(tokenizer, model, weights.source)
+    briefly = TextModel(model, decoder(tokenizer), captions.model_copy(update={"max_tokens": 1}), pad)
+    nested = _takes_nested(Captioner(briefly, processor, text), weights.source)
+    return Captioner(TextModel(model, decoder(tokenizer), captions, pad), processor, text, nested)
+
+
+def _takes_nested(writes: Captioner, source: str) -> bool:
+    """Return whether a processor takes a list of pictures for each text, by a caption of a grey picture.
+
+    Raises:
+        ModelError: The model writes no caption either way. Otherwise every image of a run would fail, once it is rendered.
+    """
+    grey, why = np.full((64, 64, 3), 128, np.uint8), list[str]()
+    for nested in (False, True):
+        try:
+            (said,) = replace(writes, nested=nested).captions([grey], [0])
+        except FatalError as error:
+            raise ModelError(f"captions: {error}") from error
+        if not isinstance(said, Failure):
+            return nested
+        why.append(said.message)
+    raise ModelError(f"{source}: writes no caption of a grey picture: {why[0]}")
 
 
 def with_image(processor: Any, prompt: str) -> str:

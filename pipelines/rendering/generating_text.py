@@ -62,8 +62,8 @@ class Watch:
     broken: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the scores, (B, V), unchanged. Forbidden tokens have -inf, but never all of them."""
-        wrong = scores.isnan().any(-1) | scores.isposinf().any(-1) | scores.isneginf().all(-1)
+        """Return the scores, (B, V), unchanged. Tokens that are forbidden have -inf."""
+        wrong = scores.isnan().any(-1) | scores.isposinf().any(-1)
         self.broken = wrong if self.broken is None else self.broken | wrong
         return scores
 

@@ -1,6 +1,7 @@
 """That captions depend on their own picture alone, and are what transformers makes of the same batch."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaProcessor
 
 from promptmill.configs.language_models import Captions
 from promptmill.configs.weights import Weights
@@ -122,14 +123,9 @@ def test_a_picture_that_the_processor_refuses_fails_alone(folders):
     assert said[:2] + said[3:] == (wanted := writes.captions(PICTURES, SEEDS))[:2] + wanted[3:]
 
 
-def test_weights_that_are_no_numbers_fail_the_picture_and_memory_that_runs_out_the_process(folders, tmp_path, monkeypatch):
-    for path in folders["llava"].iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    tensors = load_file(tmp_path / "model.safetensors")
-    head = next(name for name in tensors if name.endswith("lm_head.weight"))
-    tensors[head][IDS["red"]] = float("nan")
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    writes = captioner(tmp_path)
+def test_values_that_are_no_numbers_fail_the_picture_and_memory_that_runs_out_the_process(folders, monkeypatch):
+    writes = captioner(folders["llava"])
+    writes.model.model.lm_head.weight.data[IDS["red"]] = float("nan")
     assert writes.captions(PICTURES[:2], SEEDS[:2]) == [BROKEN, BROKEN]
 
     def generate(**inputs):
@@ -138,6 +134,32 @@ def test_weights_that_are_no_numbers_fail_the_picture_and_memory_that_runs_out_t
     monkeypatch.setattr(writes.model.model, "generate", generate)
     with pytest.raises(FatalError, match="out of memory, while generating text; set batch lower"):
         writes.captions(PICTURES[:2], SEEDS[:2])
+
+
+def test_a_model_that_writes_no_caption_at_all_is_refused_when_it_is_loaded(folders, tmp_path, monkeypatch):
+    folder = shutil.copytree(folders["llava"], tmp_path / "llava")
+    tensors = load_file(folder / "model.safetensors")
+    next(tensor for name, tensor in tensors.items() if name.endswith("lm_head.weight"))[IDS["red"]] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"^[^\n]*writes no caption of a grey picture: the language model gives"):
+        captioner(folder)
+    # Without its placeholder the picture is nowhere in the text.
+    shutil.copy(folders["llava"] / "model.safetensors", folder)
+    (folder / "chat_template.jinja").write_text("a picture")
+    with pytest.raises(ModelError, match=r"^[^\n]*writes no caption of a grey picture: "):
+        captioner(folder)
+
+
+def test_a_processor_that_takes_a_list_of_pictures_for_each_text_is_given_one(folders, monkeypatch):
+    wanted, kind = captioner(folders["llava"]).captions(PICTURES, SEEDS), LlavaProcessor
+    real = kind.__call__
+
+    def of_several(self, images, **options):
+        assert isinstance(images[0], list)
+        return real(self, images=[picture for some in images for picture in some], **options)
+
+    monkeypatch.setattr(kind, "__call__", of_several)
+    assert captioner(folders["llava"]).captions(PICTURES, SEEDS) == wanted
 
 
 @pytest.mark.parametrize(
