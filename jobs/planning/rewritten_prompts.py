@@ -10,10 +10,10 @@ rows rewritten. The parts stay: a plan that is made anew, as by `--accept-change
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -21,16 +21,17 @@ from promptmill.configs.language_models import ORIGINAL, Rewriting
 from promptmill.configs.schema import Config
 from promptmill.manifests.rows import ManifestError, Row
 from promptmill.pipelines.models.identity import library_versions
+from promptmill.pipelines.work.results import Failure
 from promptmill.shards.parts import PartError, part_name, read_part, write_part
 from promptmill.shards.storage import join
 from promptmill.shards.tables import IMAGE
 
-if TYPE_CHECKING:
-    from promptmill.pipelines.rendering.rewriting import Rewriter
-
 FOLDER = "rewritten"
 BATCHES = 8  # of the model in a part
 FORM = pa.schema([("key", pa.string()), ("prompt", pa.string()), ("error", pa.string())])
+# Returns what becomes of some prompts, by a seed for each.
+Texts = Callable[[Sequence[str], Sequence[int]], list[str | Failure]]
+
 LIBRARIES = ("torch", "transformers", "tokenizers")
 
 
@@ -115,10 +116,10 @@ class Step:
         """Return whether the texts of a part are durable."""
         return not part.prompts or self._read(part) is not None
 
-    def make(self, part: Part, rewriter: "Rewriter") -> None:
-        """Rewrite the prompts of a part, and make the texts durable."""
+    def make(self, part: Part, written: Texts) -> None:
+        """Make the texts of a part, and write them where they are durable."""
         prompts = part.prompts
-        made = rewriter.rewritten([*prompts.values()], [self.seed_of(part.rows[place]) for place in prompts])
+        made = written([*prompts.values()], [self.seed_of(part.rows[place]) for place in prompts])
         texts = zip(prompts, made, strict=True)
         rows: list[dict[str, Any]] = [
             {"key": f"{place:06d}", "prompt": text, "error": None, IMAGE: None}
@@ -132,9 +133,9 @@ class Step:
         """Return the texts or errors of a part, by their places; None where they are not there."""
         try:
             table = read_part(join(self.output, FOLDER), part.name, FORM, part.fingerprint)
-        except (FileNotFoundError, PartError):
+            found = {int(row["key"]): (row["prompt"], row["error"]) for row in table.to_pylist()}
+        except (FileNotFoundError, PartError, TypeError, ValueError):  # the last two of keys that somebody forged
             return None
-        found = {int(row["key"]): (row["prompt"], row["error"]) for row in table.to_pylist()}
         return found if found.keys() == part.prompts.keys() else None
 
     def _row(self, row: Row, made: tuple[str | None, str | None] | None) -> Row:

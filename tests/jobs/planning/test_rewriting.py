@@ -141,6 +141,20 @@ def test_a_step_that_was_cut_off_goes_on_where_it_was_to_the_same_bytes(tmp_path
     assert asked == [brief for brief, _ in scenes[16:32]] and parts(out) == parts(done[0])
 
 
+def test_several_processes_write_the_texts_of_one(tmp_path, scenes, model, done, monkeypatch):
+    monkeypatch.setattr(Rewriter, "rewritten", None)  # in this process
+    out, seen = tmp_path / "out", []
+    sources = look(config_of(manifest_of(tmp_path, scenes), model), str(out))
+    rewrite(sources, str(out), seen.append, workers=2)
+    assert parts(out) == parts(done[0]) and seen == [16, 32, 40]
+
+
+@pytest.mark.parametrize("workers", ["0", "257", "two"])
+def test_a_number_of_processes_that_is_none_is_refused_in_one_line(workers):
+    said = CliRunner().invoke(main, ["rewrite", "embedded", "--workers", workers])
+    assert said.exit_code == 2 and said.output == f"--workers {workers!r}: is a number of processes from 1 to 256, or auto\n"
+
+
 def test_a_manifest_that_grows_has_its_new_rows_rewritten_and_another_instruction_all(tmp_path, scenes, model, monkeypatch):
     out, asked = tmp_path / "out", counted(monkeypatch)
     planned(config_of(manifest_of(tmp_path, scenes[:16]), model), str(out))
