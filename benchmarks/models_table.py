@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from benchmarks.model_licences import LICENCES, PERMISSIVE, UNREAD
+from benchmarks.unpinned_models import UNPINNED, Unpinned
 from promptmill.configs.loading import load, preset_names
 from promptmill.configs.own_files import PRESETS
 from promptmill.configs.schedulers import SCHEDULERS
@@ -49,7 +50,8 @@ class Row:
 
 
 _SD15, _XL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
-_SD3 = ("stabilityai/stable-diffusion-3.5-medium", "stabilityai/stable-diffusion-3.5-large")
+_SD35 = ("stabilityai/stable-diffusion-3.5-medium", "stabilityai/stable-diffusion-3.5-large")
+_SD3 = ("stabilityai/stable-diffusion-3-medium-diffusers", *_SD35)
 
 ROWS: tuple[Row, ...] = (
     Row(
@@ -59,58 +61,77 @@ ROWS: tuple[Row, ...] = (
         ("sd15", "sd15-controlnet", "sd15-lcm", "sd21"),
     ),
     Row(
-        "Stable Diffusion XL; Turbo, Lightning",
+        "Stable Diffusion XL; Turbo, Lightning; Playground 2",
         "sdxl",
-        (_XL, "stabilityai/sdxl-turbo", "ByteDance/SDXL-Lightning"),
+        (_XL, "stabilityai/sdxl-turbo", "ByteDance/SDXL-Lightning", "playgroundai/playground-v2-1024px-aesthetic"),
         ("sdxl", "sdxl-with-refiner", "sdxl-turbo", "sdxl-lightning"),
     ),
     Row("Stable Diffusion distilled from guidance", "distilled", ("SimianLuo/LCM_Dreamshaper_v7",)),
     Row("AltDiffusion", "alt-diffusion", ("BAAI/AltDiffusion-m9",)),
-    Row("Taiyi", "taiyi", ("IDEA-CCNL/Taiyi-Stable-Diffusion-1B-Chinese-v0.1",)),
+    Row("Taiyi", "taiyi", ("IDEA-CCNL/Taiyi-Stable-Diffusion-1B-Chinese-v0.1",), ("taiyi",)),
     Row("SDXL refiner", "sdxl-refiner", ("stabilityai/stable-diffusion-xl-refiner-1.0",), ("sdxl-refiner",)),
     Row("InstructPix2Pix", "pix2pix", ("timbrooks/instruct-pix2pix",), ("instruct-pix2pix",)),
-    Row("InstructPix2Pix XL", "pix2pix-xl", ("diffusers/sdxl-instructpix2pix-768",)),
-    Row("GLIGEN (phrases in boxes)", "gligen", ("masterful/gligen-1-4-generation-text-box",)),
+    Row("InstructPix2Pix XL", "pix2pix-xl", ("diffusers/sdxl-instructpix2pix-768",), ("instruct-pix2pix-xl",)),
+    Row("GLIGEN (phrases in boxes)", "gligen", ("masterful/gligen-1-4-generation-text-box",), ("gligen",)),
     Row(
         "GLIGEN for inpainting (`init_image`, repainted in its boxes)",
         "gligen-inpainting",
         ("masterful/gligen-1-4-inpainting-text-box",),
+        ("gligen-inpainting",),
     ),
-    Row("depth2img", "depth2img", ("stabilityai/stable-diffusion-2-depth",)),
+    Row("depth2img", "depth2img", ("stabilityai/stable-diffusion-2-depth",), ("depth2img",)),
     # diffusers' documentation puts such a model together, of a Stable unCLIP and the prior of another.
     Row("Stable unCLIP", "stable-unclip-of-texts", ("stabilityai/stable-diffusion-2-1-unclip",)),
-    Row("Stable unCLIP (variations of a picture)", "stable-unclip", ("stabilityai/stable-diffusion-2-1-unclip",)),
+    Row(
+        "Stable unCLIP (variations of a picture)", "stable-unclip", ("stabilityai/stable-diffusion-2-1-unclip",), ("stable-unclip",)
+    ),
     Row("Image variations", "image-variation", ("lambdalabs/sd-image-variations-diffusers",)),
     Row("x4 upscaler", "x4-upscaler", ("stabilityai/stable-diffusion-x4-upscaler",), ("x4-upscaler",)),
     Row("LDM's upscaler", "ldm-upscaler", ("CompVis/ldm-super-resolution-4x-openimages",)),
-    Row("Latent upscaler", "latent-upscaler", ("stabilityai/sd-x2-latent-upscaler",)),
+    Row("Latent upscaler", "latent-upscaler", ("stabilityai/sd-x2-latent-upscaler",), ("latent-upscaler",)),
     Row("Latent consistency models", "lcm", ("SimianLuo/LCM_Dreamshaper_v7",), ("lcm",)),
     Row("Playground 2.5 (EDM)", "playground", ("playgroundai/playground-v2.5-1024px-aesthetic",), ("playground25",)),
-    Row("Stable Diffusion 3, 3.5", "sd3", _SD3, ("sd35-medium", "sd35-large", "embedded-flow")),
-    Row("Stable Diffusion 3, 3.5 without T5", "sd3-without-t5", _SD3),
-    Row("Flux dev", "flux-dev", ("black-forest-labs/FLUX.1-dev",), ("flux-dev",)),
+    Row("Stable Diffusion 3, 3.5", "sd3", _SD3, ("sd3-medium", "sd35-medium", "sd35-large", "embedded-flow")),
+    Row("Stable Diffusion 3, 3.5 without T5", "sd3-without-t5", _SD35),
+    Row("Flux dev", "flux-dev", ("black-forest-labs/FLUX.1-dev",), ("flux-dev", "flux-redux")),
     Row("Flux schnell", "flux-schnell", ("black-forest-labs/FLUX.1-schnell",), ("flux-schnell",)),
     Row("Flux Fill", "flux-fill", ("black-forest-labs/FLUX.1-Fill-dev",), ("flux-fill",)),
-    Row("Flux Control (depth, canny; `init_image` is the control image)", "flux-control", ("black-forest-labs/FLUX.1-Depth-dev",)),
+    Row(
+        "Flux Control (depth, canny; `init_image` is the control image)",
+        "flux-control",
+        ("black-forest-labs/FLUX.1-Depth-dev", "black-forest-labs/FLUX.1-Canny-dev"),
+        ("flux-depth", "flux-canny"),
+    ),
     Row("Flux Kontext", "flux-kontext", ("black-forest-labs/FLUX.1-Kontext-dev",), ("flux-kontext",)),
-    Row("FLUX.2 dev", "flux2-dev", ("black-forest-labs/FLUX.2-dev",)),
-    Row("FLUX.2 klein", "flux2-klein", ("black-forest-labs/FLUX.2-klein-base-4B",)),
+    Row("FLUX.2 dev", "flux2-dev", ("black-forest-labs/FLUX.2-dev",), ("flux2-dev",)),
+    Row("FLUX.2 klein", "flux2-klein", ("black-forest-labs/FLUX.2-klein-base-4B",), ("flux2-klein-base",)),
     Row("FLUX.2 klein, distilled", "flux2-klein-distilled", ("black-forest-labs/FLUX.2-klein-4B",), ("flux2-klein",)),
-    Row("PixArt-alpha", "pixart-alpha", ("PixArt-alpha/PixArt-XL-2-1024-MS",)),
+    Row(
+        "PixArt-alpha, PixArt-LCM (delta)",
+        "pixart-alpha",
+        ("PixArt-alpha/PixArt-XL-2-1024-MS", "PixArt-alpha/PixArt-LCM-XL-2-1024-MS"),
+        ("pixart-alpha",),
+    ),
     Row("PixArt-Sigma", "pixart-sigma", ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",), ("pixart-sigma",)),
     Row("Sana", "sana", ("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",), ("sana",)),
     Row("Sana Sprint", "sana-sprint", ("Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers",), ("sana-sprint",)),
     Row("HunyuanDiT", "hunyuandit", ("Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers-Distilled",), ("hunyuandit",)),
     Row("HiDream-I1, with Llama 3.1 put beside it", "hidream", ("HiDream-ai/HiDream-I1-Full",)),
-    Row("HunyuanImage 2.1", "hunyuan-image", ("hunyuanvideo-community/HunyuanImage-2.1-Diffusers",)),
+    Row("HunyuanImage 2.1", "hunyuan-image", ("hunyuanvideo-community/HunyuanImage-2.1-Diffusers",), ("hunyuan-image",)),
     Row("HunyuanImage 2.1, distilled", "hunyuan-image-distilled", ("hunyuanvideo-community/HunyuanImage-2.1-Distilled-Diffusers",)),
     Row("AuraFlow", "auraflow", ("fal/AuraFlow-v0.3",), ("auraflow",)),
     Row(
         "Kandinsky 2.1, with its prior",
         "kandinsky21",
         ("kandinsky-community/kandinsky-2-1", "kandinsky-community/kandinsky-2-1-prior"),
+        ("kandinsky21",),
     ),
-    Row("Kandinsky 2.1 for inpainting, with its prior", "kandinsky21-inpainting", ("kandinsky-community/kandinsky-2-1-inpaint",)),
+    Row(
+        "Kandinsky 2.1 for inpainting, with its prior",
+        "kandinsky21-inpainting",
+        ("kandinsky-community/kandinsky-2-1-inpaint",),
+        ("kandinsky21-inpainting",),
+    ),
     Row(
         "Kandinsky 2.2, with its prior",
         "kandinsky22",
@@ -121,51 +142,58 @@ ROWS: tuple[Row, ...] = (
         "Kandinsky 2.2 for inpainting, with its prior",
         "kandinsky22-inpainting",
         ("kandinsky-community/kandinsky-2-2-decoder-inpaint",),
+        ("kandinsky22-inpainting",),
     ),
-    Row("Stable Cascade, with its prior", "stable-cascade", ("stabilityai/stable-cascade", "stabilityai/stable-cascade-prior")),
+    Row(
+        "Stable Cascade, with its prior",
+        "stable-cascade",
+        ("stabilityai/stable-cascade", "stabilityai/stable-cascade-prior"),
+        ("stable-cascade",),
+    ),
     Row("Würstchen, with its prior", "wuerstchen", ("warp-ai/wuerstchen", "warp-ai/wuerstchen-prior")),
-    Row("Lumina", "lumina", ("Alpha-VLLM/Lumina-Next-SFT-diffusers",)),
+    Row("Lumina", "lumina", ("Alpha-VLLM/Lumina-Next-SFT-diffusers",), ("lumina",)),
     Row("Lumina 2", "lumina2", ("Alpha-VLLM/Lumina-Image-2.0",), ("lumina2",)),
     Row("Chroma", "chroma", ("lodestones/Chroma1-HD",), ("chroma",)),
-    Row("CogView3-Plus", "cogview3", ("zai-org/CogView3-Plus-3B",)),
+    Row("CogView3-Plus", "cogview3", ("zai-org/CogView3-Plus-3B",), ("cogview3",)),
     Row("CogView4", "cogview4", ("zai-org/CogView4-6B",), ("cogview4",)),
     Row("CogView4 Control (`init_image` is the control image)", "cogview4-control", ("zai-org/CogView4-6B-Control",)),
     Row("Bria 3.2", "bria", ("briaai/BRIA-3.2",)),
-    Row("Bria FIBO", "bria-fibo", ("briaai/FIBO",)),
+    Row("Bria FIBO", "bria-fibo", ("briaai/FIBO",), ("bria-fibo",)),
     Row("Bria FIBO 2", "bria-fibo-2", ("briaai/Fibo-2.0-dev",)),
     Row("Bria FIBO Edit, by prompts in JSON", "bria-fibo-edit", ("briaai/Fibo-Edit-1.5-base",)),
-    Row("DreamLite, guided at every step whatever the scales", "dreamlite", ("carlofkl/DreamLite-base",)),
-    Row("DreamLite Mobile, distilled", "dreamlite-mobile", ("carlofkl/DreamLite-mobile",)),
-    Row("ERNIE-Image", "ernie", ("baidu/ERNIE-Image",)),
-    Row("Kandinsky 3", "kandinsky3", ("kandinsky-community/kandinsky-3",)),
+    Row("DreamLite, guided at every step whatever the scales", "dreamlite", ("carlofkl/DreamLite-base",), ("dreamlite",)),
+    Row("DreamLite Mobile, distilled", "dreamlite-mobile", ("carlofkl/DreamLite-mobile",), ("dreamlite-mobile",)),
+    Row("ERNIE-Image", "ernie", ("baidu/ERNIE-Image", "baidu/ERNIE-Image-Turbo"), ("ernie-image-turbo",)),
+    Row("Kandinsky 3", "kandinsky3", ("kandinsky-community/kandinsky-3",), ("kandinsky3",)),
     Row("Kandinsky 5 (text to image)", "kandinsky5", ("kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers",)),
     Row("Kandinsky 5 (editing)", "kandinsky5-edit", ("kandinskylab/Kandinsky-5.0-I2I-Lite-sft-Diffusers",)),
     Row(
         "Consistency models, of classes or of one kind of image",
         "consistency",
         ("openai/diffusers-cd_imagenet64_l2", "openai/diffusers-cd_bedroom256_l2"),
+        ("consistency-imagenet64",),
     ),
     Row("DeepFloyd IF, first stage", "if", ("DeepFloyd/IF-I-XL-v1.0",), ("deepfloyd-if",)),
     Row("DeepFloyd IF, second stage (an upscaler)", "if-upscaler", ("DeepFloyd/IF-II-L-v1.0",), ("deepfloyd-if-upscaler",)),
     Row("LDM", "ldm", ("CompVis/ldm-text2im-large-256",)),
-    Row("PRXPixel, at guidance scales from 1 on", "prx-pixel", ("Photoroom/prxpixel-t2i",)),
-    Row("DDPM", "ddpm", ("google/ddpm-celebahq-256",)),
+    Row("PRXPixel, at guidance scales from 1 on", "prx-pixel", ("Photoroom/prxpixel-t2i",), ("prx-pixel",)),
+    Row("DDPM", "ddpm", ("google/ddpm-celebahq-256", "google/ddpm-cifar10-32"), ("ddpm-cifar10",)),
     Row("DDIM", "ddim", ("fusing/ddim-lsun-bedroom",)),
     Row("DiT, of ImageNet's classes", "dit", ("facebook/DiT-XL-2-256",)),
-    Row("Kolors, with `pip install 'promptmill[sentencepiece]'`", "kolors", ("Kwai-Kolors/Kolors-diffusers",)),
-    Row("Krea 2", "krea2", ("krea/Krea-2-Raw",)),
-    Row("LongCat-Image", "longcat", ("meituan-longcat/LongCat-Image",)),
-    Row("LongCat-Image-Edit", "longcat-edit", ("meituan-longcat/LongCat-Image-Edit",)),
-    Row("Ovis-Image", "ovis-image", ("AIDC-AI/Ovis-Image-7B",)),
-    Row("PRX, at guidance scales from 1 on", "prx", ("Photoroom/prx-512-t2i-sft",)),
+    Row("Kolors, with `pip install 'promptmill[sentencepiece]'`", "kolors", ("Kwai-Kolors/Kolors-diffusers",), ("kolors",)),
+    Row("Krea 2", "krea2", ("krea/Krea-2-Raw", "krea/Krea-2-Turbo"), ("krea2", "krea2-turbo")),
+    Row("LongCat-Image", "longcat", ("meituan-longcat/LongCat-Image",), ("longcat-image",)),
+    Row("LongCat-Image-Edit", "longcat-edit", ("meituan-longcat/LongCat-Image-Edit",), ("longcat-image-edit",)),
+    Row("Ovis-Image", "ovis-image", ("ATH-MaaS/Ovis-Image-7B",), ("ovis-image",)),
+    Row("PRX, at guidance scales from 1 on", "prx", ("Photoroom/prx-512-t2i-sft",), ("prx",)),
     Row("Qwen-Image", "qwen-image", ("Qwen/Qwen-Image",), ("qwen-image",)),
-    Row("Qwen-Image 2.1", "qwen-image-2.1", ("Qwen/Qwen-Image-2.1",)),
+    Row("Qwen-Image 2.1", "qwen-image-2.1", ("Qwen/Qwen-Image-2.1",), ("qwen-image21",)),
     Row("Qwen-Image-Edit", "qwen-image-edit", ("Qwen/Qwen-Image-Edit",), ("qwen-image-edit",)),
     Row(
         "Qwen-Image-Edit Plus (2509, 2511)",
         "qwen-image-edit-plus",
         ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511"),
-        ("qwen-image-edit-2511",),
+        ("qwen-image-edit-2509", "qwen-image-edit-2511"),
     ),
     Row("Z-Image", "z-image", ("Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"), ("z-image", "z-image-turbo")),
 )
@@ -289,7 +317,27 @@ def _preset(name: str) -> Iterator[str]:
     yield f"`{defaults.scheduler}`"
 
 
-TABLES = {"presets": presets, "families": families, "controls": controls, "pipelines": pipelines}
+def unpinned() -> str:
+    """Return the table of models that no preset names, with the figures that their authors recommend."""
+    head = ("model", "family", "licence", "size", "steps", "guidance", "scheduler", "further defaults", "why no preset")
+    return table(head, (_unpinned(model) for model in UNPINNED))
+
+
+def _unpinned(model: Unpinned) -> Iterator[str]:
+    said = dict(model.defaults)
+    yield ", with ".join(f"`{name}`" for name in (model.base, model.prior) if name)
+    yield next(row.title for row in ROWS if row.plain == model.family).split(" (")[0]
+    yield _licence(model.base)
+    yield f"{said.pop('width')}×{said.pop('height')}"
+    yield str(said.pop("steps"))
+    guidance = said.pop("guidance_scale", None)
+    yield "" if guidance is None else f"{guidance:g}"
+    yield f"`{said.pop('scheduler')}`"
+    yield ", ".join(f"`{name}: {value}`" for name, value in said.items())
+    yield model.why
+
+
+TABLES = {"presets": presets, "unpinned": unpinned, "families": families, "controls": controls, "pipelines": pipelines}
 
 
 def written(page: str) -> str:

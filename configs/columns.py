@@ -82,6 +82,7 @@ REFERENCE = pa.struct(
         ("embedding", pa.string()),
         ("sha256", pa.string()),
         ("mask_sha256", pa.string()),
+        ("embedding_sha256", pa.string()),  # of an embedding beside an image; of one in place of an image it is the sha256
     ]
 )
 STAGE = pa.struct(
@@ -203,7 +204,7 @@ COLUMNS = (
         need=Need.DECLARED,
     ),
     # Of the datasets alone that have a row with such a value; references also where the config declares an adapter of them.
-    _of_rows(REFERENCES, pa.list_(REFERENCE), "references: type, image or embedding, scale, mask, SHA-256 of the files"),
+    _of_rows(REFERENCES, pa.list_(REFERENCE), "references: type, image, embedding, scale, mask, SHA-256 of the files"),
     _of_rows(MASK_EDIT, _TEXT, "how the mask was changed: inverted, grown, blurred; whether its part alone was rendered"),
     _of_rows(OUTPAINT, _TEXT, "by how many pixels the image reaches beyond its init image"),
     _of_rows(VARIATION_SEED, pa.int64(), "of the noise that varies this candidate's"),

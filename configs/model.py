@@ -157,7 +157,7 @@ class Model(Strict):
     @property
     def reads_references(self) -> PartWeights | None:
         """Return where the image encoder of the reference adapters lies; None without adapters that read pictures."""
-        pictured = [one for one in self.references.values() if one.kind == "image"]
+        pictured = [one for one in self.references.values() if one.kind != "face"]
         if self.image_encoder or not pictured:
             return self.image_encoder
         first = pictured[0]
@@ -172,7 +172,12 @@ class Model(Strict):
     @property
     def faces(self) -> tuple[str, ...]:
         """Return the types of references that are embeddings of faces."""
-        return tuple(name for name, one in self.references.items() if one.kind == "face")
+        return tuple(name for name, one in self.references.items() if one.kind != "image")
+
+    @property
+    def pictured_faces(self) -> tuple[str, ...]:
+        """Return the types of references that are embeddings of faces with pictures of them."""
+        return tuple(name for name, one in self.references.items() if one.kind == "face_plus")
 
     def weights(self) -> dict[str, tuple[str, Weights]]:
         """Return every set of weights of the model, by its place in the config: its role in words, and where it comes from."""
@@ -329,7 +334,7 @@ class Model(Strict):
     @model_validator(mode="after")
     def _references(self) -> "Model":
         for name, one in self.references.items():
-            if one.source.endswith(SAFETENSORS) and not self.image_encoder and one.kind == "image":
+            if one.source.endswith(SAFETENSORS) and not self.image_encoder and one.kind != "face":
                 raise ValueError(f"references.{name}: is a file, which has no image encoder beside it; set image_encoder")
         # The LoRAs that adapters of faces bring are loaded under these names; another of the same name would be mixed with one.
         if self.faces and (
@@ -337,9 +342,9 @@ class Model(Strict):
         ):
             raise ValueError(f"loras: {min(taken)} is what diffusers calls the LoRA of an adapter of faces; take another name")
         for name, net in self.controlnets.items():
-            if net.face is not None and net.face not in self.faces:
+            if net.face is not None and (net.face not in self.faces or net.face in self.pictured_faces):
                 raise ValueError(f"controlnets.{name}.face: {net.face} is no type of references with kind face")
-        if self.image_encoder and len(self.faces) == len(self.references):
+        if self.image_encoder and all(one.kind == "face" for one in self.references.values()):
             raise ValueError(
                 "image_encoder is for references, and none are declared" + (" that are pictures" if self.faces else "")
             )

@@ -143,7 +143,7 @@ class Reference(Strict):
     Attributes:
         type: The name of one of the config's adapters, or `PICTURE`.
         image: A path relative to the manifest's folder.
-        embedding: In place of an image, the path of a .npy file, the embedding of a face.
+        embedding: The path of a .npy file, the embedding of a face: in place of an image, or beside the picture of the face.
         scale: Multiplies the adapter's share of the cross-attention; 0 is none.
         mask: The path of a picture that is white where the reference acts; None: it acts everywhere.
     """
@@ -156,14 +156,15 @@ class Reference(Strict):
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Reference":
-        if (self.image is None) == (self.embedding is None):
+        if self.image is None and self.embedding is None:
             raise ValueError("needs either an image or, for an adapter of faces, an embedding")
         return self
 
     @property
-    def source(self) -> tuple[str, str]:
-        """Return the key of what the adapter reads, image or embedding, and its path."""
-        return ("image", self.image) if self.image is not None else ("embedding", self.embedding or "")
+    def sources(self) -> dict[str, str]:
+        """Return the paths of what the adapter reads, by their keys: an image, an embedding, or both."""
+        paths = {"image": self.image, "embedding": self.embedding}
+        return {key: path for key, path in paths.items() if path is not None}
 
 
 class Box(Strict):

@@ -110,17 +110,33 @@ class PartWeights(Weights):
         return self
 
 
-class ReferenceWeights(PartWeights):
-    """Declares an adapter for references of one type: for pictures, or for embeddings of faces."""
+class ReferenceWeights(PartWeights, Strict):
+    """Declares an adapter for references of one type: for pictures, for embeddings of faces, or for both of one face."""
 
-    kind: Literal["image", "face"] = Field(
-        "image", exclude_if=_is_image, description="What the adapter reads: pictures, or embeddings of faces (FaceID)."
+    kind: Literal["image", "face", "face_plus"] = Field(
+        "image",
+        exclude_if=_is_image,
+        description="What the adapter reads: pictures, embeddings of faces (FaceID), or both of one face (FaceID Plus).",
+    )
+    shortcut_scale: float | None = Field(
+        None,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        exclude_if=_is_none,
+        description="Of FaceID Plus v2: how strongly the picture counts beside the embedding. FaceID Plus has none.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, value: Any) -> Any:
         return dict(value) if type(value) is PartWeights else value
+
+    @model_validator(mode="after")
+    def _of_faces(self) -> "ReferenceWeights":
+        if self.shortcut_scale is not None and self.kind != "face_plus":
+            raise ValueError("shortcut_scale is for FaceID Plus v2; set kind to face_plus, or leave it out")
+        return self
 
 
 class AnnotatorWeights(PartWeights):

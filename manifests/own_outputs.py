@@ -7,6 +7,7 @@ from promptmill.configs.columns import SYNTAX, Role, roles
 from promptmill.configs.prompts import PLAIN
 from promptmill.manifests.samples import LISTS_OF_IMAGES
 
+HASHES = ("sha256", "mask_sha256", "embedding_sha256")  # of the files of controls and references
 TAKEN_OVER = (Role.INPUT, Role.CARRIED)  # by a second pass; nothing else can hold for it
 
 
@@ -36,6 +37,4 @@ def _is_list(values: Mapping[str, Any], name: str) -> bool:
 
 
 def _without_hash(one: Any) -> Any:
-    return (
-        {name: value for name, value in one.items() if name not in ("sha256", "mask_sha256")} if isinstance(one, Mapping) else one
-    )
+    return {name: value for name, value in one.items() if name not in HASHES} if isinstance(one, Mapping) else one

@@ -165,8 +165,8 @@ class Request:
         for number, control in enumerate(self.controls):
             yield f"controls.{number}.image", control.image
         for number, reference in enumerate(self.references):
-            key, path = reference.source
-            yield f"references.{number}.{key}", path
+            for key, path in reference.sources.items():
+                yield f"references.{number}.{key}", path
             if reference.mask is not None:
                 yield f"references.{number}.mask", reference.mask
 

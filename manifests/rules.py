@@ -98,6 +98,7 @@ class Rules:
         pictures: How many pictures of one row the model takes: the init image, and references of the type `image`.
         reading: The limits that the model sets for reference images.
         faces: Those types whose adapters read embeddings of faces, and of how many values; None where that is not known.
+        pictured_faces: Those of `faces` whose adapters read the picture of a face, too.
         boxes: Whether the model draws phrases in boxes, which each row then gives; None: rows may.
         true_cfg: The modes in which the model takes a scale of true guidance, with a negative prompt, beside guidance of its own.
         prompt_key: The key that a prompt has, as a JSON object; None: prompts are any text.
@@ -142,6 +143,7 @@ class Rules:
     pictures: int = 1
     reading: Reading = EVERY_WAY
     faces: Mapping[str, int | None] = field(default_factory=dict)
+    pictured_faces: Collection[str] = ()
     boxes: bool | None = False
     true_cfg: Collection[str] = ()
     prompt_key: str | None = None
@@ -265,9 +267,8 @@ def problems_between(request: Request, columns: Columns, rules: Rules) -> list[s
         begins, masked = request.init_image is not None, request.repaints
         wrong += problems_of_pictures(request.references, rules.pictures, begins, masked)
     else:
-        wrong += problems_of_references(
-            request.references, request.mode, rules.references, rules.image_prompts, rules.faces, rules.reading
-        )
+        given_to = rules.references, rules.image_prompts, rules.faces, rules.reading, rules.pictured_faces
+        wrong += problems_of_references(request.references, request.mode, *given_to)
     for lora in request.loras:
         if lora.name not in rules.loras:
             known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared"

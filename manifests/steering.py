@@ -56,6 +56,12 @@ class Reading:
 
 
 EVERY_WAY = Reading()
+# What an adapter reads and a row gives it, by the keys of the reference.
+READS = {
+    frozenset({"image"}): "pictures: give it an image",
+    frozenset({"embedding"}): "embeddings of faces: give it an embedding, a .npy file",
+    frozenset({"image", "embedding"}): "faces and pictures of them: give it an embedding, a .npy file, and an image",
+}
 
 
 def begin_with_noise(controls: Sequence[Control], mode: Mode, steering: Mapping[str, Steering]) -> bool:
@@ -152,6 +158,7 @@ def problems_of_references(
     image_prompts: bool,
     faces: Collection[str] = (),
     reading: Reading = EVERY_WAY,
+    pictured: Collection[str] = (),
 ) -> list[str]:
     """Return the problems of a row's references.
 
@@ -162,6 +169,7 @@ def problems_of_references(
         image_prompts: Whether the model can have adapters at all.
         faces: The types whose adapters read embeddings of faces.
         reading: The limits that the model sets.
+        pictured: Those of `faces` whose adapters read the picture of a face, too.
     """
     if references and not image_prompts and all(one.type == PICTURE for one in references):
         can = "FLUX.2, Qwen-Image-Edit-Plus, Qwen-Image 2.1, Bria FIBO 2 and FIBO Edit take several pictures"
@@ -178,9 +186,8 @@ def problems_of_references(
         if name not in configured:
             known = f"; configured: {', '.join(configured)}" if configured else "; none is configured in model.references"
             wrong.append(f"references: no adapter {quoted(name)}{nearest(name, configured) or known}")
-        elif any((one.embedding is None) == (name in faces) for one in references if one.type == name):
-            reads = "embeddings of faces: give it an embedding, a .npy file" if name in faces else "pictures: give it an image"
-            wrong.append(f"references: {quoted(name)} reads {reads}")
+        elif any({*one.sources} != _keys_of(name, faces, pictured) for one in references if one.type == name):
+            wrong.append(f"references: {quoted(name)} reads {READS[_keys_of(name, faces, pictured)]}")
         elif (several := [one for one in references if one.type == name])[1:]:
             wrong += _problems_of_several(name, several, reading)
     return wrong
@@ -207,6 +214,13 @@ def problems_of_pictures(references: Sequence[Reference], most: int, begins: boo
     if references and masked:
         wrong.append("references: further pictures do not go with a mask_image; give them to rows of their own")
     return wrong
+
+
+def _keys_of(name: str, faces: Collection[str], pictured: Collection[str]) -> frozenset[str]:
+    """Return the keys that a reference of a type has."""
+    if name in pictured:
+        return frozenset({"image", "embedding"})
+    return frozenset({"embedding" if name in faces else "image"})
 
 
 def _problems_of_several(name: str, several: Sequence[Reference], reading: Reading) -> list[str]:

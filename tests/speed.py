@@ -192,6 +192,7 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/rendering/test_single_files.py",
     "tests/pipelines/rendering/test_references.py",
     "tests/pipelines/rendering/test_face_references.py",
+    "tests/pipelines/rendering/test_pictured_faces.py",
     "tests/pipelines/rendering/test_several_pictures.py",
     "tests/pipelines/rendering/test_several_references.py",
     "tests/pipelines/rendering/test_transformer_references.py",

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.model_licences import LICENCES, PERMISSIVE, UNREAD
 from benchmarks.models_table import PAGE, ROWS, TABLES, pipeline_of, plain_of, written
+from benchmarks.unpinned_models import UNPINNED
 from promptmill.configs.loading import load, preset_names
 from promptmill.configs.own_files import ROOT
 from promptmill.pipelines.models.families import FAMILIES as SERVED
@@ -50,6 +51,14 @@ def test_a_preset_stands_beside_weights_of_its_family():
             model = load(name).model
             sources = {model.base, *([model.denoiser.source] if model.denoiser else [])}
             assert sources & {*row.weights} or model.base.startswith("./"), name
+
+
+def test_a_family_has_a_preset_or_stands_among_those_without_one_and_a_model_is_in_one_of_both():
+    without = {model.family for model in UNPINNED}
+    assert all(row.presets or row.plain in without for row in ROWS)
+    presets = {(row.plain, load(name).model.base) for row in ROWS for name in row.presets}
+    assert not presets & {(model.family, model.base) for model in UNPINNED}
+    assert all(model.base in row.weights for model in UNPINNED for row in ROWS if row.plain == model.family)
 
 
 def test_each_licence_is_of_weights_that_the_page_or_a_preset_names():

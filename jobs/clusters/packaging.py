@@ -196,6 +196,7 @@ def _images(manifest: Path, config: Config, folder: Path, left: list[str]) -> No
         pictures=1 if references else 1 + MAX_LIST,  # by some models alone
         boxes=None,  # likewise
         faces=dict.fromkeys(model.faces),
+        pictured_faces=model.pictured_faces,
     )
     for number, row in enumerate(read_rows([str(manifest)]), 1):
         try:

@@ -117,6 +117,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         loras=tuple(lora.name for lora in config.model.loras),
         references=tuple(config.model.references),
         faces=faces,
+        pictured_faces=config.model.pictured_faces,
         # What a model sets for rows has one name in both.
         **{one.name: getattr(facts, one.name) for one in fields(Rules) if hasattr(facts, one.name)},
         eta=config.model.scheduler_options.eta or 0.0,

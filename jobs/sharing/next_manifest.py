@@ -11,7 +11,7 @@ import pyarrow as pa
 from promptmill.configs import columns
 from promptmill.configs.columns import Stated
 from promptmill.jobs.sharing.row_files import ExportError, check_ending, writing
-from promptmill.manifests.own_outputs import added, as_input
+from promptmill.manifests.own_outputs import HASHES, added, as_input
 from promptmill.shards.commits import CommitRecord
 from promptmill.shards.finished import ShardReader, shards
 from promptmill.shards.places_to_write import place_in
@@ -21,7 +21,7 @@ from promptmill.shards.tables import declared_in, ranks_by
 CONDITIONING = ("init_image", "mask_image", "mask_edit", "outpaint", "controls", "references", "gligen_boxes", "strength")
 # Written without the SHA-256 that the output has of each image: that is not for a row to say.
 CONTROL = pa.struct([field for field in columns.CONTROL if field.name != "sha256"])
-REFERENCE = pa.struct([field for field in columns.REFERENCE if field.name != "sha256"])
+REFERENCE = pa.struct([field for field in columns.REFERENCE if field.name not in HASHES])
 NOISE = {"seed", columns.VARIATION_SEED, columns.VARIATION}
 OF_VARIATIONS = {
     "candidates": pa.int32(),

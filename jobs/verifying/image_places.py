@@ -81,12 +81,14 @@ def seen_images(output: str, said: Iterable[CommitRecord]) -> dict[str, dict[str
         for row in table.to_pylist():
             images = {column: row[f"{column}_sha256"] for column in OWN_IMAGES}
             images |= {
-                f"{name}.{i}.{'image' if one.get('embedding') is None else 'embedding'}": one["sha256"]
+                f"{name}.{i}.{'image' if one['image'] is not None else 'embedding'}": one["sha256"]
                 for name in listed
                 for i, one in enumerate(row[name] or ())
             }
-            masked = enumerate(row[REFERENCES] or ()) if REFERENCES in listed else ()
-            images |= {f"{REFERENCES}.{i}.mask": one["mask_sha256"] for i, one in masked if one.get("mask") is not None}
+            for i, one in enumerate(row[REFERENCES] or ()) if REFERENCES in listed else ():
+                for key in ("mask", "embedding"):
+                    if one.get(key) is not None and (key == "mask" or one["image"] is not None):
+                        images[f"{REFERENCES}.{i}.{key}"] = one.get(f"{key}_sha256")
             seen[request_of(row["key"])] = None if row["error"] in OF_IMAGES else images
         return seen
     return {}

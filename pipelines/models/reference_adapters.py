@@ -41,8 +41,7 @@ TAKING = frozenset(
 UNREAD = {
     "AltDiffusion": "hands every adapter the tokens of a picture, and raises where an adapter reads the picture's one embedding"
 }
-# Why adapters that read faces by more than an embedding are refused.
-PLUS = "reads a picture beside the embedding of a face (FaceID Plus), which is not supported"
+READS = {"image": "pictures", "face": "embeddings of faces", "face_plus": "embeddings of faces and pictures of them"}
 
 
 def adapter_place(weights: PartWeights) -> Path:
@@ -208,28 +207,27 @@ def _check_adapter(where: str, weights: ReferenceWeights, denoiser: Mapping[str,
         raise ModelError(f"{said} is no IP-Adapter: it has no tensors named image_proj.… and ip_adapter.…")
     if (wanted := denoiser.get("cross_attention_dim")) != keys[0][1]:
         raise ModelError(f"{said} is for another base model: its cross_attention_dim is {keys[0][1]}, the base's is {wanted}")
-    face, refused = _reads_faces(shapes)
-    if refused is not None:
-        raise ModelError(f"{said} {refused}")
-    if face != (weights.kind == "face"):
-        reads, kind = ("embeddings of faces", "face") if face else ("pictures", "image")
-        raise ModelError(f"{said} reads {reads}; set {where}.kind to {kind}")
-    if face:
+    kind = _kind_of(shapes)
+    if kind != weights.kind:
+        raise ModelError(f"{said} reads {READS[kind]}; set {where}.kind to {kind}")
+    if kind == "face":
         return
-    for tensor, key in (("proj", "projection_dim"), ("proj_in", "hidden_size"), ("proj.0", "hidden_size")):
+    plus = (("perceiver_resampler.proj_in", "hidden_size"),)
+    others = (("proj", "projection_dim"), ("proj_in", "hidden_size"), ("proj.0", "hidden_size"))
+    for tensor, key in plus if kind == "face_plus" else others:
         shape = shapes.get(f"image_proj.{tensor}.weight")
         if shape is not None and shape[1] != (have := encoder.get(key)):
             raise ModelError(f"{said} reads {shape[1]} values of an image, and the image encoder gives {have}; is it another's?")
 
 
-def _reads_faces(shapes: Mapping[str, list[int]]) -> tuple[bool, str | None]:
-    """Return whether an adapter's tensors are those of one for embeddings of faces, and why such a one is refused."""
+def _kind_of(shapes: Mapping[str, list[int]]) -> str:
+    """Return the kind of an adapter by its tensors, as `configs.weights.ReferenceWeights` names kinds."""
     if any(name.startswith("image_proj.perceiver_resampler.") for name in shapes):
-        return True, PLUS
+        return "face_plus"
     if shapes.get("image_proj.proj_in.weight", [0, 0])[1] == 512:
-        return True, None  # InstantID's, which reads the 512 values as one token
+        return "face"  # InstantID's, which reads the 512 values as one token
     # Adapters of whole faces, which read pictures, have a norm as their third layer (image_proj.proj.3).
-    return "image_proj.proj.0.weight" in shapes and "image_proj.proj.3.weight" not in shapes, None
+    return "face" if "image_proj.proj.0.weight" in shapes and "image_proj.proj.3.weight" not in shapes else "image"
 
 
 def shapes_of(place: Path) -> dict[str, list[int]]:

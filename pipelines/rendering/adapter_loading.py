@@ -9,6 +9,7 @@ from promptmill.pipelines.models.compatibility import processor_beside
 from promptmill.pipelines.models.family import Adapters
 from promptmill.pipelines.models.reference_adapters import ENCODERS, adapter_place
 from promptmill.pipelines.rendering.libraries import transformers
+from promptmill.pipelines.rendering.pictured_faces import let_read_pictures
 from promptmill.pipelines.rendering.references import ReferenceAdapters
 from promptmill.pipelines.rendering.transformer_references import FluxReferences, SD3References
 from promptmill.pipelines.rendering.weight_files import load_by
@@ -50,6 +51,8 @@ def load_adapters(base: Any, model: Model, kind: Adapters, dtype: torch.dtype) -
     denoiser = getattr(base, HOLDERS[kind].part)
     if lacking := sorted(name for name, tensor in denoiser.named_parameters() if tensor.is_meta):
         raise ModelError(f"{where}: cannot be loaded: it lacks {len(lacking)} tensors, as {lacking[0]}")
+    if model.pictured_faces:
+        let_read_pictures(denoiser, model.references)
 
 
 def hold_adapters(base: Any, model: Model, kind: Adapters, led_first: bool = False) -> ReferenceAdapters:

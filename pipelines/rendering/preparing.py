@@ -37,7 +37,8 @@ class Conditioning:
         share: (H, W) uint8, each pixel's share of the rendered image, 255 for all of it; None: as the mask has it.
         whole: The picture of which `init` and `mask` are a part; None where the model renders the picture as a whole.
         controls: (H, W, 3) uint8 each, one for each control.
-        references: What the image encoder takes of each reference image, (1, 3, S, S); of a face its embedding, (width,) float32.
+        references: What the image encoder takes of each reference image, (1, 3, S, S); of a face its embedding, (width,) float32;
+            of a face with its picture both, the picture first.
         within: (H, W) bool for each reference image, where it acts; None where it acts everywhere.
         pictures: (H, W, 3) uint8 of each further picture, each of a size of its own.
         sha256: SHA-256 of the files, by column.
@@ -159,9 +160,11 @@ def _prepared(
         if column.startswith("references.") and column.endswith(".image") and (reason := unfit(image.size)):
             return Failure("bad_image", f"{column}: {reason}")
     # At the encoder's size, since a reference is a whole picture, of any size, and waits as long as its request.
-    columns = [f"references.{number}.{one.source[0]}" for number, one in enumerate(request.references)]
-    references = [faces[column] if column in faces else encoded(read[column]) for column in columns] if encoded else []
-    pictures = [] if encoded else [further(read[column], size[0] * size[1]) for column in columns if column in read]
+    columns = [[f"references.{number}.{key}" for key in one.sources] for number, one in enumerate(request.references)]
+    seen = [tuple(faces[one] if one in faces else encoded(read[one]) for one in own) for own in columns] if encoded else []
+    references = [one if len(one) > 1 else one[0] for one in seen]
+    further_ones = [] if encoded else [read[one] for own in columns for one in own if one in read]
+    pictures = [further(picture, size[0] * size[1]) for picture in further_ones]
     masks = [read.get(f"references.{i}.mask") for i in range(len(request.references))]
     for number, selecting in enumerate(masks):
         if selecting and (nothing := effect_of(selecting, *size).selects):

@@ -25,6 +25,7 @@ from PIL import Image
 
 from promptmill.manifests.pixels import to_rgb
 from promptmill.pipelines.rendering.libraries import diffusers
+from promptmill.pipelines.rendering.pictured_faces import PicturedFaces, pack
 from promptmill.pipelines.rendering.preparing import Job
 
 KEPT = 256 * 2**20  # bytes of embeddings on the device: some 100 images of a plus adapter in fp32
@@ -284,8 +285,12 @@ class ReferenceAdapters:
         return self._masks.number(job.conditioning.within[number])
 
     def _no_face(self, adapter: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the embeddings that stand for no face, as diffusers documents them: zeros."""
+        """Return the embeddings that stand for no face, as diffusers documents them: zeros, and those of no picture beside them."""
         layer = self._layers[adapter]
+        if isinstance(layer, PicturedFaces):
+            face = self._face(np.zeros(layer.width, np.float32))
+            empty, unseen = self._nothing(True)
+            return pack(face, empty), pack(face, unseen)
         first = layer.proj_in if hasattr(layer, "proj_in") else layer.ff.net[0].proj
         zeros = self._face(np.zeros(first.in_features, np.float32))
         return zeros, zeros
@@ -309,11 +314,19 @@ class ReferenceAdapters:
         return torch.from_numpy(values).to(self._denoiser.device, self._denoiser.dtype)[None, None]
 
     def _embedded(self, job: Job, number: int, hidden: bool) -> torch.Tensor:
-        if job.request.references[number].embedding is not None:
-            return self._face(job.conditioning.references[number])
+        one, read = job.request.references[number], job.conditioning.references[number]
+        if one.embedding is None:
+            return self._seen(job, number, read, hidden)
+        if one.image is None:
+            return self._face(read)
+        picture, face = read
+        return pack(self._face(face), self._seen(job, number, picture, hidden))
+
+    def _seen(self, job: Job, number: int, pixels: torch.Tensor, hidden: bool) -> torch.Tensor:
+        """Return the embeddings of the picture of a job's reference, which are kept."""
         key = (job.conditioning.sha256[f"references.{number}.image"], hidden)
         if key not in self._kept:
-            self._kept[key] = self._encode(job.conditioning.references[number], hidden)[0]
+            self._kept[key] = self._encode(pixels, hidden)[0]
             self._bytes += self._kept[key].nbytes
             while self._bytes > KEPT and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes

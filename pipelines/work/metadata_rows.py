@@ -28,6 +28,7 @@ from promptmill.configs.columns import (
     score_column,
 )
 from promptmill.configs.model import Kernels
+from promptmill.configs.parameters import Reference
 from promptmill.configs.schema import Config, Ranking
 from promptmill.manifests.carried import cast
 from promptmill.manifests.requests import OWN_IMAGES, Request
@@ -40,6 +41,13 @@ from promptmill.shards.image_files import Provenance
 from promptmill.shards.tables import IMAGE
 
 
+def _hashes(reference: Reference, where: str, images: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the SHA-256 of a reference's files by their columns; `sha256` is the image's, or that of what stands in its place."""
+    first, *beside = reference.sources
+    of = {"sha256": first, "mask_sha256": "mask", **({"embedding_sha256": beside[0]} if beside else {})}
+    return {"embedding_sha256": None, **{column: images.get(f"{where}.{key}") for column, key in of.items()}}
+
+
 def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) -> dict[str, Any]:
     """Return the columns that all candidates of a request share."""
     request, model = placed.request, recipe.config.model
@@ -49,10 +57,7 @@ def request_row(recipe: Recipe, shard: int, placed: Placed, outcome: Outcome) ->
     references = [
         one.model_dump()
         | ({} if model.references else {"scale": None})  # which a further picture has none of
-        | {
-            f"{ending}sha256": outcome.images.get(f"{REFERENCES}.{i}.{of}")
-            for ending, of in (("", one.source[0]), ("mask_", "mask"))
-        }
+        | _hashes(one, f"{REFERENCES}.{i}", outcome.images)
         for i, one in enumerate(request.references)
     ]
     return {

@@ -167,7 +167,7 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
     [
         ("sd1.5", "did you mean 'sd15'?"),
         ("missing.yaml", "missing.yaml: no such file"),
-        ("", "presets: auraflow, chroma, .*, embedded, embedded-flow, .*, quickstart, "),
+        ("", "presets: auraflow, .*, chroma, .*, embedded, embedded-flow, .*, quickstart, "),
     ],
 )
 def test_an_unknown_config_names_what_there_is(name, says):

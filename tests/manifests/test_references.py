@@ -60,7 +60,7 @@ def test_a_row_has_references_as_a_list_or_as_json_and_survives_json():
         ),
         ([{**STYLE, "mask": ""}], "references.0.mask: "),
         ([{"type": "style"}], "references.0: needs either an image or, for an adapter of faces, an embedding"),
-        ([{**STYLE, "embedding": "a.npy"}], "references.0: needs either an image or, for an adapter of faces, an embedding"),
+        ([{**STYLE, "embedding": "a.npy"}], "references: 'style' reads pictures: give it an image"),
         ([{"type": "style", "embedding": "a.npy"}], "references: 'style' reads pictures: give it an image"),
         ([{**STYLE, "scale": -1}], "references.0.scale: "),
         ([{**STYLE, "start": 0.5}], "references.0.start: "),
@@ -253,7 +253,7 @@ def test_a_reference_without_an_image_takes_that_of_a_tars_sample(tmp_path):
 
 def test_a_second_pass_takes_references_over_without_their_hashes():
     row = {"key": "k", "candidate_index": 0, "selected": True, "pixel_sha256": "0", "prompt": "p", "clip_score": 1.0}
-    row |= {"references": [{**STYLE, "sha256": "0" * 64, "mask_sha256": "1" * 64}], "sha256": "1"}
+    row |= {"references": [{**STYLE, "sha256": "0" * 64, "mask_sha256": "1" * 64, "embedding_sha256": "2" * 64}], "sha256": "1"}
     assert as_input(row)["references"] == [STYLE]
     # An older output may carry a column of the manifest's own by this name, behind all of promptmill's.
     old = {name: value for name, value in row.items() if name != "references"} | {"references": "Smith 2020"}

@@ -103,6 +103,19 @@ def face_adapter(base: Path, file: Path, seed: int = 3, lora: bool = False, widt
     return file
 
 
+def face_plus_adapter(base: Path, file: Path, seed: int = 3, lora: bool = False, width: int = 8) -> Path:
+    """An IP-Adapter for embeddings of faces and the tokens of pictures of them (FaceID Plus), as wide as texts are for v2's sum."""
+    face_adapter(base, file, seed, lora, width)
+    tensors = load_file(file)
+    cross = tensors["image_proj.norm.weight"].shape[0]
+    made = _resampler(16, cross, inner=cross)
+    tensors |= {
+        name.replace("image_proj.", "image_proj.perceiver_resampler."): one for name, one in made.items() if "latents" not in name
+    }
+    save_file(tensors, file)
+    return file
+
+
 def _full(read: int, width: int) -> dict[str, torch.Tensor]:
     """The projection of an adapter of full faces: two layers for each token of the picture."""
     linear = {"0.weight": torch.randn(read, read) / 4, "0.bias": torch.randn(read)}

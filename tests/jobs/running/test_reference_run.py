@@ -28,6 +28,7 @@ WAYS = [
     {"references": [{"type": "style", "image": STYLE, "mask": "left.png"}, {"type": "style", "image": INIT, "mask": "right.png"}]},
     {"references": [{"type": "style", "image": STYLE}, {"type": "style", "image": INIT}]},
     {"references": [{"type": "face", "embedding": "face.npy", "scale": 0.5}, {"type": "style", "image": INIT}]},
+    {"references": [{"type": "pictured", "embedding": "face.npy", "image": INIT}]},
 ]
 
 
@@ -40,6 +41,7 @@ def settings(tmp_path_factory):
     for name in (STYLE, INIT):
         shutil.copy(IMAGES / name, folder / name)
     tiny_adapters.face_adapter(BASE, folder / "face.safetensors", lora=True)
+    tiny_adapters.face_plus_adapter(BASE, folder / "pictured.safetensors")
     np.save(folder / "face.npy", np.random.default_rng(1).standard_normal(8).astype(np.float32))
     for name, some in (("left", slice(0, 25)), ("right", slice(25, 64))):
         mask = np.zeros((64, 64), np.uint8)
@@ -50,6 +52,8 @@ def settings(tmp_path_factory):
     adapters = {"style": "plain.safetensors", "content": "plus.safetensors"}
     references = {name: {"source": str(folder), "weight_name": file} for name, file in adapters.items()}
     references["face"] = {"source": str(folder), "weight_name": "face.safetensors", "kind": "face"}
+    pictured = {"source": str(folder), "weight_name": "pictured.safetensors", "kind": "face_plus", "shortcut_scale": 0.7}
+    references["pictured"] = pictured
     return folder, [
         f"manifest={folder / 'rows.jsonl'}",
         f"model.references={json.dumps(references)}",
@@ -78,9 +82,12 @@ def test_every_row_is_kept_and_says_which_references_made_it(out):
         [f"content:{INIT}:1.0"],
         *[[f"style:{STYLE}:1.0", f"style:{INIT}:1.0"]] * 2,
         ["face:face.npy:0.5", f"style:{INIT}:1.0"],
+        [f"pictured:{INIT}:1.0"],
     ]
     listed = '(SELECT unnest("references") AS r FROM RUNS)'
     assert rows(out, f"count(*) FROM {listed} WHERE len(r.sha256) <> 64") == [(0,)]
+    faces = rows(out, f"DISTINCT r.type, r.embedding, len(r.embedding_sha256) FROM {listed} WHERE r.embedding <> '' ORDER BY 1")
+    assert faces == [("face", "face.npy", None), ("pictured", "face.npy", 64)]
     masks = rows(out, f"DISTINCT r.mask, len(r.mask_sha256) FROM {listed} ORDER BY r.mask")
     assert masks == [("left.png", 64), ("right.png", 64), (None, None)]
 

@@ -232,7 +232,7 @@ def broken(place, name, **tensors):
         ({"ip_adapter.1.to_k_ip.weight": torch.zeros(16, 9)}, "cross_attention_dim is 9, the base's is 16"),
         (
             {"image_proj.perceiver_resampler.proj_in.weight": torch.zeros(8, 8)},
-            r"reads a picture beside the embedding of a face \(FaceID Plus\)",
+            r"reads embeddings of faces and pictures of them; set model\.references\.style\.kind to face_plus",
         ),
         ({"image_proj.proj_in.weight": torch.zeros(8, 512)}, "reads embeddings of faces; set "),
         ({"image_proj.proj.0.weight": torch.zeros(8, 8)}, r"reads embeddings of faces; set model\.references\.style\.kind to face"),

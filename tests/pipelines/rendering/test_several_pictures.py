@@ -107,7 +107,10 @@ def test_in_bf16_and_at_sizes_that_are_no_squares_they_are_too(engines, folder, 
 @pytest.mark.parametrize("name", NAMES)
 def test_companions_with_other_numbers_of_pictures_never_matter(engines, name):
     engine, _ = engines(name)
-    made_the_same_whatever_the_companions(engine, mixed(name))
+    some = mixed(name)
+    with latents(engine) as together:
+        outcomes = render(engine, *some)
+    made_the_same_whatever_the_companions(engine, some, outcomes, together)
 
 
 @pytest.mark.parametrize("name", NAMES)
