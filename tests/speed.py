@@ -100,6 +100,7 @@ SLOW: tuple[str, ...] = (
     "tests/pipelines/rendering/test_step_caching.py",
     "tests/jobs/calibration/test_step_caches.py::test_calibration_sees_the_images_of_a_run_by_the_cache_and_writes_a_config_that_plans",
     "tests/pipelines/rendering/test_previews.py",
+    "tests/pipelines/rendering/test_text_limits.py",
     "tests/pipelines/rendering/test_redux.py",
     "tests/pipelines/rendering/test_merging.py",
     "tests/pipelines/rendering/test_drafts.py::test_survivors_are_byte_for_byte_what_they_are_without_drafts_in_every_mode",

@@ -76,6 +76,9 @@ def pack(config: Config, output: str, folder: Path) -> list[str]:
     for root in config.runtime.image_roots:
         if "://" not in root and not Path(root).is_absolute():
             problems.append(f"runtime.image_roots: {root}: a relative folder of this machine; {_ELSEWHERE}")
+    wildcards = config.prompts.wildcards if config.prompts else None
+    if wildcards is not None and not Path(wildcards).is_absolute():
+        problems.append(f"prompts.wildcards: {wildcards}: a relative folder of this machine; {_ELSEWHERE}")
     if problems:
         raise PlanError(problems)
     _own(folder)

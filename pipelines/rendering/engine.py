@@ -27,7 +27,7 @@ from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.rendering.preparing import Conditioning, Job, jobs_of, prepare_request
 from promptmill.pipelines.rendering.reading_ahead import ReadingAhead
 from promptmill.pipelines.rendering.slots import Slots
-from promptmill.pipelines.rendering.text import Tokenizers
+from promptmill.pipelines.rendering.text_limits import Tokenizers
 from promptmill.pipelines.rendering.warming import warm
 from promptmill.pipelines.work.errors import FatalError, MisfitError, is_fatal, is_out_of_memory
 from promptmill.pipelines.work.lean_imports import lean_imports

@@ -166,30 +166,6 @@ class _Layers(tuple):
         return super().__iter__()
 
 
-class Tokenizers:
-    """Holds the tokenizers of pipelines, each with the most tokens that its text encoder is given."""
-
-    def __init__(self, *pipelines: Any):
-        self.limits = [limit for pipeline in pipelines for limit in _limits(pipeline)]
-
-    def lost(self, prompt: str) -> int:
-        """Return how many tokens of a prompt a text encoder does not read; of several, the one that loses most."""
-        lengths = ((len(one(prompt, truncation=False, verbose=False).input_ids), most) for one, most in self.limits)
-        return max((length - most for length, most in lengths if length > most), default=0)
-
-
-def _limits(base: Any) -> Iterator[tuple[Any, int]]:
-    parameters = inspect.signature(type(base).__call__).parameters
-    usual = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else None
-    for name, part in base.components.items():
-        if name.startswith("tokenizer") and callable(part):
-            if not hasattr(part, "model_max_length"):
-                part = part.tokenizer  # of a processor, which reads pictures, too
-            # The parameter is for the encoders of long texts; CLIP's have a length of their own.
-            long = not type(part).__name__.startswith("CLIP") and isinstance(usual, int)
-            yield part, min(part.model_max_length, usual) if long else part.model_max_length
-
-
 def _copied(value: Any) -> Any:
     """Return an answer with tensors of its own."""
     if isinstance(value, torch.Tensor):

@@ -1,11 +1,13 @@
 """Rows whose prompts are templates become the rows of what these expand to, and bad ones a line with the column of the sign."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptmill.configs.parameters import Defaults, Lora
-from promptmill.manifests.prompt_rules import Weighting
+from promptmill.configs.parameters import Defaults, Lora, Reference
+from promptmill.manifests.prompt_rules import Weighting, problems_of_prompts
 from promptmill.manifests.prompt_templates import expanded
 from promptmill.manifests.requests import from_json, make_request, to_json
 from promptmill.manifests.rows import Row, RowError
@@ -137,6 +139,15 @@ def test_what_a_family_does_not_read_is_a_bad_row_and_words_are_none(prompt, say
     assert raised.value.problems[0].startswith(says)
     requests_of({"prompt": r"a \(b\) (c:1)"}, by=by)
     requests_of({"prompt": prompt}, by=rules())
+
+
+def test_weights_beside_references_are_refused_where_the_model_reads_both_by_one_encoder():
+    plain = make_request(Row("m.jsonl", 1, {"prompt": "a (b:1.2)"}), 1, rules())
+    request = replace(plain, references=(Reference(type="style", image="a.png"),))
+    says = "prompt: weights do not go with references in this model; leave one of them out"
+    assert problems_of_prompts(request, Weighting(weights=True)) == [says]
+    assert problems_of_prompts(request, ALL) == problems_of_prompts(plain, Weighting(weights=True)) == []
+    assert problems_of_prompts(replace(request, prompt="a b"), Weighting(weights=True)) == []
 
 
 def test_rows_that_make_like_requests_are_checked_each_for_its_own_prompt():

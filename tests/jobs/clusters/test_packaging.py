@@ -183,3 +183,11 @@ def test_a_config_whose_workers_are_in_one_process_is_refused_in_one_line(here, 
     with pytest.raises(PlanError) as caught:
         pack(load("embedded", ["manifest=rows.jsonl", "runtime.workers=here"]), "s3://bucket/out", tmp_path)
     assert [*caught.value.problems] == ["runtime.workers: here: a job that is submitted has its workers on the cluster; set ray"]
+
+
+def test_wildcards_in_a_folder_of_this_machine_are_refused_in_one_line(here, tmp_path):
+    Path("rows.jsonl").write_text('{"prompt": "a red circle"}\n')
+    with pytest.raises(PlanError) as caught:
+        pack(load("embedded", ["manifest=rows.jsonl", "prompts.wildcards=mine"]), "s3://bucket/out", tmp_path)
+    (line,) = caught.value.problems
+    assert line.startswith("prompts.wildcards: mine: a relative folder of this machine; put it where all nodes reach it")

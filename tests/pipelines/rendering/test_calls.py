@@ -42,6 +42,7 @@ def model(family, **options):
         refiner=None,
         prior=None,
         redux=None,
+        weighted=None,
         guided=lambda request: request.guidance_scale > family.unguided,
         scheduler_options=SchedulerOptions(**options),
     )

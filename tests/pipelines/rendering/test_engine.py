@@ -17,7 +17,7 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.preparing import prepare_request
-from promptmill.pipelines.rendering.text import Tokenizers
+from promptmill.pipelines.rendering.text_limits import Tokenizers
 from promptmill.pipelines.work.errors import FatalError, ModelError
 from promptmill.pipelines.work.evaluations import evaluations
 from promptmill.pipelines.work.units import Placed, Unit
@@ -205,13 +205,14 @@ def test_any_of_several_text_encoders_may_read_only_the_beginning(folder):
     engine = Engine(model_of(folder, base=str(tiny.flux(folder / "two-encoders")), controlnets={}), JOB_SEED, Roots((str(folder),)))
     prompt = "a small red circle at the left"
     assert not engine.tokenizers.lost(prompt)
-    for name in ("tokenizer", "tokenizer_2"):
-        tokenizer = engine.model.base.components[name]
-        most, tokenizer.model_max_length = tokenizer.model_max_length, 5
-        assert Tokenizers(engine.model.base).lost(prompt), name
-        tokenizer.model_max_length = most
+    tokenizer = engine.model.base.tokenizer
+    most, tokenizer.model_max_length = tokenizer.model_max_length, 5
+    assert Tokenizers(engine.model.base).lost(prompt)
+    tokenizer.model_max_length = 10_000
+    assert not Tokenizers(engine.model.base).lost(prompt) and Tokenizers(engine.model.base).lost(prompt * 100)
+    tokenizer.model_max_length = most
     # What the pipeline itself gives its encoder of long texts is less than that could read.
-    assert Tokenizers(engine.model.base).limits[1][1] == 512
+    assert Tokenizers(engine.model.base).limits[1].most == 512
     engine.close()
 
 

@@ -9,11 +9,13 @@ import torch
 from compel import Compel, CompelForFlux, CompelForSD, EmbeddingsProvider, ReturnedEmbeddingsType
 
 from promptmill.configs.prompts import Prompts
+from promptmill.manifests.a1111_prompts import read
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.engine import Engine
-from promptmill.pipelines.work.units import candidate_seed
+from promptmill.pipelines.rendering.weighting_encoders import encoders_of
+from promptmill.pipelines.work.units import Placed, Unit, candidate_seed
 from tests.pipelines.engines import BATCH, made_the_same_whatever_the_companions, model_of, pixels, render
-from tests.pipelines.plain import JOB_SEED, request, scheduler_of
+from tests.pipelines.plain import JOB_SEED, MODES, request, scheduler_of
 
 LONG = "a small red circle at the left of a large blue square, with a green triangle in front. " * 4
 
@@ -187,3 +189,50 @@ def test_words_that_change_between_steps_do_so_in_the_loop_of_diffusers(folder, 
 
     tensors = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
     np.testing.assert_array_equal(pixels(render(engine, one)[0]), drawn(plain, one, said[0], **tensors))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_weights_change_images_in_every_mode_and_match_those_rendered_alone(engine, mode):
+    texts = ("a (red:1.5) circle", "a red circle")
+    some = [replace(a1111(text, **given(mode)), id=text, candidates=1) for text in texts]
+    weighted, words = (pixels(outcome) for outcome in render(engine, *some))
+    np.testing.assert_array_equal(weighted, pixels(render(engine, some[0])[0]))
+    assert (np.array(weighted) != np.array(words)).any()
+
+
+def given(mode):
+    return {"mode": mode, **MODES[mode]}
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_words_without_weights_are_embedded_as_diffusers_does_whatever_layers_are_skipped(made, family, skip):
+    kind = diffusers.StableDiffusionPipeline if family == "sd" else diffusers.StableDiffusionXLPipeline
+    plain = kind.from_pretrained(made(family))
+    plain.text_encoder.__dict__.setdefault("text_model", plain.text_encoder)  # where diffusers looks for the last norm
+    encoders = encoders_of(plain, "clip", skip, False, torch.device("cpu"))
+    with torch.no_grad():
+        embeddings, pooled = encoders.embedded(read("a small red circle").at(1, 1))
+        said = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False, "clip_skip": skip or None}
+        theirs = plain.encode_prompt("a small red circle", **said)
+    # The text encoder is called with a mask of ones in place of none, which changes the last bits at most.
+    torch.testing.assert_close(embeddings, theirs[0], rtol=0, atol=1e-5)
+    assert (pooled is None) == (family == "sd")
+    if pooled is not None:
+        torch.testing.assert_close(pooled, theirs[2], rtol=0, atol=1e-5)
+
+
+def test_an_inversion_of_several_vectors_is_all_of_its_tokens(made):
+    plain = diffusers.StableDiffusionPipeline.from_pretrained(made("sd"))
+    plain.tokenizer.add_tokens(["<thing>", "<thing>_1", "<thing>_2"])
+    (provider,) = encoders_of(plain, "clip", 0, False, torch.device("cpu")).providers
+    numbers = plain.tokenizer.convert_tokens_to_ids(["<thing>", "<thing>_1", "<thing>_2"])
+    (tokens,) = provider.get_token_ids(["a <thing>"], include_start_and_end_markers=False)
+    assert tokens[-3:] == numbers and len(tokens) == 4
+
+
+def test_a_preview_ends_a_call_whose_words_change(engine):
+    one = a1111("a [red:blue:0.5] circle", steps=4)
+    job = Placed(0, one, preview=2)
+    unit = Unit(0, 0, (job,))
+    assert pixels(engine.render(unit).outcomes[0])
