@@ -9,6 +9,7 @@ from typing import Any, cast
 from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.made_manifests import MadeManifest
 from promptmill.configs.own_files import ROOT
+from promptmill.configs.prompts import A1111
 from promptmill.configs.schema import Config
 from promptmill.configs.stages import Hires
 from promptmill.jobs.planning.plan import PlanError, read_plan
@@ -91,6 +92,8 @@ def look(config: Config, output: str | None = None) -> Sources:
             check_rewriting(config.rewriting)
     except (ManifestError, ModelError) as error:
         raise PlanError([str(error)]) from None
+    if config.prompts and config.prompts.syntax == A1111 and facts.prompt_key:
+        raise PlanError([f"prompts.syntax: prompts of {facts.pipeline} are JSON objects, whose braces {A1111} reads as choices"])
     if config.prompts and config.prompts.long and not facts.weighting.parts:
         beside = " beside a refiner" if config.model.refiner else ""
         said = f"{facts.pipeline} reads no long prompts in chunks{beside}; models of Stable Diffusion and SDXL do"

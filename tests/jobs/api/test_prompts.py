@@ -124,6 +124,17 @@ def test_a_changed_wildcard_makes_another_plan_and_an_absent_folder_none(folder,
         planned(folder, [{"prompt": "a"}], "prompts.syntax=a1111", f"prompts.wildcards={tmp_path / 'gone'}")
 
 
+def test_a_family_that_reads_no_long_prompts_or_weights_says_so(folder, tmp_path):
+    (folder / "m.jsonl").write_text('{"prompt": "a (red:1.2) circle", "syntax": "a1111"}\n')
+    given = [f"manifest={folder / 'm.jsonl'}"]
+    with pytest.raises(
+        PlanError, match=r"^prompts\.long: \w+ reads no long prompts in chunks; models of Stable Diffusion and SDXL do$"
+    ):
+        look(load("embedded-flow", [*given, "prompts.long=true"]))
+    with pytest.raises(PlanError, match=r"row 1: prompt: column 3: weights are not read by this model; models of "):
+        make_plan(look(load("embedded-flow", given)), str(tmp_path / "out"))
+
+
 def test_a_config_without_prompts_has_the_fingerprint_that_it_had(folder):
     _, config = planned(folder, [{"prompt": "a"}])
     assert "prompts" not in config.render_config()
