@@ -67,6 +67,24 @@ MUTANTS = (
         "a config may have a draft that leaves nobody out",
     ),
     Mutant(
+        "manifests/own_pictures.py",
+        "_TAKEN = frozenset(KNOWN_COLUMNS) - NOT_WRITTEN - _FOLLOWING",
+        '_TAKEN = frozenset(KNOWN_COLUMNS) - NOT_WRITTEN - _FOLLOWING - {"outpaint"}',
+        "a column of a request is not read back from its picture",
+    ),
+    Mutant(
+        "manifests/picture_texts.py",
+        "plain = unpacking.decompress(content, self._room + 1)",
+        "plain = unpacking.decompress(content)",
+        "a compressed text of a picture is unpacked whole before its size is looked at",
+    ),
+    Mutant(
+        "manifests/list_forms.py",
+        "if place in values:",
+        "if False:",
+        "an option that a line of kohya's has twice counts once",
+    ),
+    Mutant(
         "manifests/repeated_ids.py",
         "hashes[1:][hashes[1:] == hashes[:-1]]",
         "hashes[2:][hashes[2:] == hashes[:-2]]",

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from promptmill.configs.drafts import MAX_DRAFTS, Draft, check_cascade, check_noise, misfits
 from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
 from promptmill.configs.language_models import Captions, Rewriting
+from promptmill.configs.listed_manifests import Pictures, PromptLists
 from promptmill.configs.made_manifests import MadeManifest
 from promptmill.configs.model import Model
 from promptmill.configs.parameters import FURTHER, Defaults, Growing, Seed, Strict, is_empty, no_boolean
@@ -193,12 +194,23 @@ class Runtime(Strict):
         return tuple(host.lower() for host in value)
 
 
+def _kind_of_manifest(value: Any) -> str:
+    if isinstance(value, Pictures) or (isinstance(value, dict) and "pictures" in value):
+        return "(pictures)"
+    if isinstance(value, PromptLists) or (isinstance(value, dict) and "lists" in value):
+        return "(lists)"
+    return AN_OBJECT if isinstance(value, dict | MadeManifest) else "(paths)"
+
+
 class Config(Strict):
     """Declares a run: a manifest, the model and settings to render it with, and where to put the dataset."""
 
     manifest: Annotated[
-        Annotated[str | tuple[str, ...], Tag("(paths)")] | Annotated[MadeManifest, Tag(AN_OBJECT)],
-        Discriminator(lambda value: AN_OBJECT if isinstance(value, dict | MadeManifest) else "(paths)"),
+        Annotated[str | tuple[str, ...], Tag("(paths)")]
+        | Annotated[MadeManifest, Tag(AN_OBJECT)]
+        | Annotated[Pictures, Tag("(pictures)")]
+        | Annotated[PromptLists, Tag("(lists)")],
+        Discriminator(_kind_of_manifest),
     ]
     output: str | None = None
     seed: Seed = 0
@@ -243,6 +255,8 @@ class Config(Strict):
         """Return the paths, globs and URIs of the manifest's files; none where the rows are made."""
         if isinstance(self.manifest, MadeManifest):
             return ()
+        if isinstance(self.manifest, Pictures | PromptLists):
+            return self.manifest.patterns
         return (self.manifest,) if isinstance(self.manifest, str) else self.manifest
 
     @model_validator(mode="after")

@@ -93,7 +93,8 @@ def check_rows(
 def rows_of(files: Sequence[str], rules: Rules, note: Callable[[str], None] = lambda line: None) -> Iterator[Row]:
     """Yield the rows of a manifest; errors as `read_rows`.
 
-    In the place of rows that are swept over columns come those of their cells, in the place of templates what they expand to.
+    Prompts are rewritten first, where the config says so. In the place of rows that are swept over columns come those of their
+    cells, in the place of templates what they expand to.
     """
     return expanded(swept(rules.rewritten(read_rows(files, note)), rules.defaults.sweep, rules.seed), rules)
 
@@ -132,13 +133,15 @@ class RowChecks:
             request = make_request(row, number, self._rules, self._shapes)
         except RowError as error:
             return Checked(number, row, None, error.problems, file=file)
-        notes = (*self._notes_on_text(request), *ignored(request, row.values, self._rules))
+        notes = (*row.notes, *self._notes_on_text(request), *ignored(request, row.values, self._rules))
         without = request.mode == "txt2img" and not request.references
         if without or self._roots is None or (look_at := self._looking()) is None:
             return Checked(number, row, request, file=file, notes=notes)
         # A file that holds images may be a link, and named by its own rows alone.
         first = file if row.file.lower().endswith((".tar", ".parquet")) else self._firsts[self._roots.folders[file]]
         found = check_images(request, functools.partial(look_at, file=first), self._rules.faces, self._rules.pictures > 1)
+        changed = [column for column, sha256 in found.sha256.items() if row.images.get(column, sha256) != sha256]
+        notes = (*notes, *(f"{column}: is another file than the picture was made with" for column in changed))
         made = None if found.problems and found.final else request
         lacks = NotThereError in found.kinds.values()
         return Checked(number, row, made, tuple(found.problems), found.sha256, file, (*notes, *found.notes), found.advice, lacks)

@@ -1,6 +1,7 @@
 """Holds a row as its file has it, and the errors of readers that can make no row."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -36,20 +37,26 @@ class Row:
         file: The file's URI.
         number: Counted from 1 in its file; a header does not count.
         values: Column to value; a cell that the file leaves empty is left out.
-        broken: The problem of a row that could not be read, while the rows around it can; then there are no values.
+        broken: The problem of a row that could not be read, while the rows around it can; then there are no values but an id.
+        notes: Remarks for a person on how the row was read, though nothing is wrong.
+        picture: The path of the picture that the row was read of, in the manifest's folder, as it goes into a line; "" for others.
+        images: SHA-256 that files of the row's images had when something was made of them, in hex, by column.
     """
 
     file: str
     number: int
     values: dict[str, Any]
     broken: str | None = None
+    notes: tuple[str, ...] = ()
+    images: Mapping[str, str] = field(default_factory=dict)
+    picture: str = ""
 
     @property
     def where(self) -> str:
         """Return file and row for a person at a terminal: the file with its whole path."""
-        return f"{self.file}, row {self.number}"
+        return f"{self.file.rpartition('/')[0]}/{self.picture}" if self.picture else f"{self.file}, row {self.number}"
 
     @property
     def name(self) -> str:
         """Return file and row for records: the file without its folder, which is private and would make other bytes elsewhere."""
-        return f"{PurePosixPath(self.file).name}, row {self.number}"
+        return self.picture or f"{PurePosixPath(self.file).name}, row {self.number}"

@@ -6,6 +6,7 @@ A manifest is one file, a glob or a list of both, on any storage that fsspec kno
 
 import bz2
 import csv
+import functools
 import gzip
 import io
 import itertools
@@ -15,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import pyarrow
 
@@ -25,7 +26,9 @@ from promptmill.manifests.files import open_file
 from promptmill.manifests.finding import find, partitions
 from promptmill.manifests.json_rows import parse_row, read_array
 from promptmill.manifests.made_rows import MadeFile, Rows
+from promptmill.manifests.picture_rows import PicturesFile, rows_of_pictures
 from promptmill.manifests.pointers import HEAD, pointer
+from promptmill.manifests.prompt_lists import ListFile, rows_of_list
 from promptmill.manifests.rows import MAX_BLANK, MAX_ROW, ManifestError, NoRowsError, Row, Values
 from promptmill.manifests.tars import read_samples
 
@@ -68,14 +71,21 @@ def read_rows(files: Sequence[str], note: Callable[[str], None] = lambda line: N
     empty: list[tuple[str, str]] = []
     any_rows = False
     for file in files:
-        if isinstance(file, MadeFile):
+        if isinstance(file, MadeFile | PicturesFile):
             any_rows = True
-            yield from Rows(file.made)
+            yield from Rows(file.made) if isinstance(file, MadeFile) else rows_of_pictures(file, note)
+            continue
+        if isinstance(file, ListFile):
+            listed = False
+            for row in _guarded(file, rows_of_list(file, functools.partial(_lines_of, file), note)):
+                listed = any_rows = True
+                yield row
+            empty += [] if listed else [(file, f"{file}: has no rows")]
             continue
         number, why = 0, f"{file}: has no rows"
         shared = partitions(file)
         try:
-            for number, values in enumerate(_read(file), 1):
+            for number, values in enumerate(_guarded(file, _read(file)), 1):
                 if isinstance(values, str):
                     yield Row(file, number, {}, broken=values)
                     continue
@@ -123,13 +133,25 @@ def _opened(file: str) -> Iterator[IO[bytes]]:
 
 
 def _read(file: str) -> Iterator[Values]:
-    """Yield a file's rows; an error of the reader becomes one line, with the place as far as it is known."""
+    with _opened(file) as stream:
+        yield from _reader(file)(file, stream)
+
+
+def _lines_of(file: str) -> Iterator[str]:
+    with _opened(file) as stream:
+        yield from _lines(file, stream)
+
+
+_Read = TypeVar("_Read")
+
+
+def _guarded(file: str, read: Iterator[_Read]) -> Iterator[_Read]:
+    """Yield the rows that are read of a file; an error of the reader becomes one line, with the place as far as it is known."""
     rows = 0
     try:
-        with _opened(file) as stream:
-            for values in _reader(file)(file, stream):
-                yield values
-                rows += 1
+        for one in read:
+            yield one
+            rows += 1
     except ManifestError:
         raise
     except UnicodeDecodeError as error:
@@ -269,7 +291,7 @@ def _read_txt(file: str, stream: IO[bytes]) -> Iterator[Values]:
 
 def is_own_output(file: str) -> bool:
     """Return whether a file of a manifest is Parquet that promptmill has written."""
-    if isinstance(file, MadeFile) or _ending(file) != ".parquet":
+    if isinstance(file, MadeFile | PicturesFile) or _ending(file) != ".parquet":
         return False
     with _opened(file) as stream:
         return parquet.is_own_output(stream)

@@ -2,24 +2,28 @@
 
 import hashlib
 import io
+import re
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from promptmill.configs.image_text import EXIF_IFD, LEFT_OUT, USER_COMMENT, XMP_NAMESPACE
 from promptmill.configs.schema import ImageFormat
 
 # IPTC's term for media made by a trained model.
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
-EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # EXIF's tags
 LONG, UNDEFINED = 4, 7  # TIFF's types
 MOST_EXIF = 65_000  # bytes; a segment of a JPEG holds 65,533
+MOST_XMP = 65_000  # bytes, of a JPEG, likewise
+
+_NOT_IN_XML = re.compile("[\ufffe\uffff\ud800-\udfff]")
 
 # Level 1 takes a fourth of the default's time for a few percent more bytes; encoding can outweigh a few-step model.
 PNG_LEVEL = 1
@@ -27,7 +31,12 @@ PNG_LEVEL = 1
 
 @dataclass(frozen=True)
 class Provenance:
-    """Says how an image was made, in the words of Stable Diffusion web UIs."""
+    """Says how an image was made, in the words of Stable Diffusion web UIs, and in promptmill's own.
+
+    Attributes:
+        more: Further parameters by their names in web UIs, such as `Denoising strength`.
+        request: All that the image depends on, as JSON that `manifests.own_pictures` reads; "" leaves it out.
+    """
 
     prompt: str
     negative_prompt: str
@@ -38,6 +47,8 @@ class Provenance:
     width: int
     height: int
     model: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+    request: str = ""
 
     def parameters(self) -> str:
         """Return the `parameters` text that web UIs write into PNGs and read back."""
@@ -51,21 +62,28 @@ class Provenance:
             "Seed": self.seed,
             "Size": f"{self.width}x{self.height}",
             "Model": self.model,
+            **self.more,
             "Version": "promptmill",
         }
         # A value with a comma or a colon is quoted, as their reader expects.
         quoted = (f"{name}: {_quote(str(value))}" for name, value in facts.items())
         return "\n".join([*lines, ", ".join(quoted)])
 
-    def xmp(self) -> bytes:
-        """Return an XMP packet that marks the image as made by a trained model."""
-        return (
-            '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
-            '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-            '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
-            f" Iptc4xmpExt:DigitalSourceType={quoteattr(DIGITAL_SOURCE_TYPE)}/>"
-            '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
-        ).encode()
+    def xmp(self, most: int | None = None) -> bytes:
+        """Return an XMP packet that marks the image as made by a trained model, and has the request in at most so many bytes."""
+        packet = _xmp_packet(_NOT_IN_XML.sub(lambda found: f"\\u{ord(found[0]):04x}", self.request))
+        return packet if most is None or len(packet) <= most else _xmp_packet(LEFT_OUT)
+
+
+def _xmp_packet(request: str) -> bytes:
+    own = f" xmlns:promptmill={quoteattr(XMP_NAMESPACE)} promptmill:request={quoteattr(request)}" if request else ""
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
+        f" Iptc4xmpExt:DigitalSourceType={quoteattr(DIGITAL_SOURCE_TYPE)}{own}/>"
+        '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+    ).encode()
 
 
 def _quote(value: str) -> str:
@@ -96,7 +114,7 @@ def _save_png(image: Image.Image, file: io.BytesIO, quality: int, provenance: Pr
 
 
 def _save_jpg(image: Image.Image, file: io.BytesIO, quality: int, provenance: Provenance) -> None:
-    exif, xmp = user_comment(provenance.parameters()), provenance.xmp()
+    exif, xmp = user_comment(provenance.parameters()), provenance.xmp(MOST_XMP)
     image.save(file, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, xmp=xmp, exif=exif)
 
 

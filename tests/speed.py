@@ -78,6 +78,7 @@ SLOW: tuple[str, ...] = (
     "tests/examples/test_two_million_images.py::test_a_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not",
     "tests/jobs/sharing/test_made_manifest.py::test_a_made_manifest_renders_with_its_labels_beside_the_images_and_goes_on_when_it_grows",
     "tests/jobs/sharing/test_made_manifest.py::test_rows_are_written_as_parquet_and_shown_with_an_image_each",
+    "tests/jobs/running/test_from_pictures.py",
     "tests/jobs/sharing/test_variations.py",
     "tests/jobs/showing/test_grid.py",
     "tests/jobs/running/test_stage_run.py",

@@ -21,6 +21,7 @@ from promptmill.jobs.showing.summary import plan_facts, plan_lines
 from promptmill.shards.storage import join, put_if_absent
 
 Result = TypeVar("Result")
+KINDS = frozenset({"pictures", "lists"})  # keys by which rows are a manifest of these
 
 
 class Planned:
@@ -81,8 +82,8 @@ def render(
 
     Args:
         rows: A list of dicts of the columns that docs/manifests.md names, with images as paths from the current folder, as bytes or
-            as PIL images; a pandas or polars frame; an Arrow table; or the path, or a list of the paths, of a manifest. None takes
-            the config's manifest.
+            as PIL images; a pandas or polars frame; an Arrow table; the path, or a list of the paths, of a manifest; or a dict with
+            the key `pictures` or `lists`, as the config's `manifest` has them. None takes the config's manifest.
         config: A preset's name, or the path of a YAML file.
         out: The dataset's URI; else the config's output, else runs/NAME.
         progress: Whether to show a bar.
@@ -115,6 +116,9 @@ def _configured(rows: Rows, config: str | Path, out: str | Path | None, override
     settings = [f"{key}={_as_text(value)}" for key, value in _flat(overrides)]
     if not any(setting.startswith("runtime.workers=") for setting in settings):
         settings.append("runtime.workers=here")
+    if isinstance(rows, Mapping) and not KINDS.isdisjoint(rows):
+        settings.append(f"manifest={json.dumps(rows)}")
+        rows = None
     paths = None if rows is None else paths_of(rows)
     if paths is not None:
         settings.append(f"manifest={json.dumps(paths if len(paths) > 1 else paths[0])}")

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from promptmill.configs.errors import shown
+from promptmill.configs.listed_manifests import Pictures, PromptLists
 from promptmill.configs.made_manifests import MadeManifest
 from promptmill.configs.own_files import LOCK, PROJECT, ROOT
 from promptmill.configs.own_files import PACKAGE as OWN_PACKAGE
@@ -27,7 +28,7 @@ from promptmill.jobs.planning.plan import PlanError
 from promptmill.manifests.checking import IMAGE_COLUMNS
 from promptmill.manifests.drawings import is_inline
 from promptmill.manifests.embeddings import is_embedding
-from promptmill.manifests.finding import partition_folders
+from promptmill.manifests.finding import find, partition_folders
 from promptmill.manifests.images import ImageError, Roots, is_image, locate, roots_of
 from promptmill.manifests.made_rows import with_lines
 from promptmill.manifests.requests import make_request
@@ -62,10 +63,19 @@ def pack(config: Config, output: str, folder: Path) -> list[str]:
     shipped, left = list[str](), list[str]()
     for pattern in config.patterns:
         try:
-            shipped += _manifest(pattern, config, folder, len(shipped), left)
+            if isinstance(config.manifest, Pictures):
+                problems += _unshipped(pattern)
+            elif isinstance(config.manifest, PromptLists):
+                shipped += _lists(pattern, folder, len(shipped))
+            else:
+                shipped += _manifest(pattern, config, folder, len(shipped), left)
         except ManifestError as error:
             problems.append(str(error))
-    made = None
+    made: MadeManifest | Pictures | PromptLists | None = None
+    if isinstance(config.manifest, Pictures):
+        made = config.manifest
+    if isinstance(config.manifest, PromptLists):
+        made = config.manifest.model_copy(update={"lists": tuple(shipped)})
     if isinstance(config.manifest, MadeManifest):
         try:
             made = with_lines(config.manifest)
@@ -115,6 +125,27 @@ def _own(folder: Path) -> None:
 
 
 _ELSEWHERE = "put it where all nodes reach it (s3://…, or an absolute path of a shared file system)"
+
+
+def _unshipped(pattern: str) -> Iterator[str]:
+    """Yield a problem for pictures that lie in a relative folder, which is on this machine alone."""
+    if "://" not in pattern and not Path(pattern).is_absolute():
+        yield f"manifest.pictures: {pattern}: a relative folder of this machine; {_ELSEWHERE}"
+
+
+def _lists(pattern: str, folder: Path, number: int) -> list[str]:
+    """Pack the prompt lists of a pattern, and return their places; lists that every node reaches stay where they are."""
+    if "://" in pattern or Path(pattern).is_absolute():
+        return [pattern]
+    shipped = list[str]()
+    for file in find(pattern):
+        if _hidden(Path(file).resolve(), Path.cwd().resolve()):
+            raise ManifestError(f"{file}: hidden, or a link to a hidden file, which is not shipped; copy it under another name")
+        place = folder / GIVEN / f"{number + len(shipped):03d}" / Path(file).name
+        place.parent.mkdir(parents=True)
+        shutil.copy2(file, place)
+        shipped.append(place.relative_to(folder).as_posix())
+    return shipped
 
 
 def _unreachable_output(output: str) -> Iterator[str]:

@@ -178,9 +178,10 @@ def _size(batch: Sequence[bytes]) -> int:
 
 
 def _dumps(rows: NumberedRows) -> bytes:
-    return pickle.dumps([(number, row.file, row.number, row.values, row.broken) for number, row in rows], pickle.HIGHEST_PROTOCOL)
+    values = [(number, row.file, row.number, row.values, row.broken, row.notes, row.images, row.picture) for number, row in rows]
+    return pickle.dumps(values, pickle.HIGHEST_PROTOCOL)
 
 
 def loads(rows: bytes) -> NumberedRows:
     """Return the rows that `_dumps` has packed."""
-    return [(number, Row(file, place, values, broken)) for number, file, place, values, broken in pickle.loads(rows)]
+    return [(number, Row(*values)) for number, *values in pickle.loads(rows)]

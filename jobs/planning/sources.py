@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from promptmill.configs.errors import nearest, quoted
+from promptmill.configs.listed_manifests import Pictures, PromptLists
 from promptmill.configs.made_manifests import MadeManifest
 from promptmill.configs.own_files import ROOT
 from promptmill.configs.prompts import A1111
@@ -19,6 +20,8 @@ from promptmill.manifests.checking import check_rows
 from promptmill.manifests.files import open_file
 from promptmill.manifests.images import Roots, roots_of
 from promptmill.manifests.made_rows import MadeFile, Rows, identity_of, with_lines
+from promptmill.manifests.picture_rows import PicturesFile, find_pictures, hash_of_pictures
+from promptmill.manifests.prompt_lists import ListFile, find_lists
 from promptmill.manifests.rules import Rules
 from promptmill.manifests.sources import ManifestError, find_files
 from promptmill.manifests.wildcards import identity_of as identity_of_wildcards
@@ -148,7 +151,7 @@ def _of_prompts(config: Config) -> dict[str, Any]:
 
 
 def files_of(config: Config) -> list[str]:
-    """Return the files of a config's manifest, or what stands for one whose rows are made.
+    """Return the files of a config's manifest, or what stands for one whose rows are made or are those of pictures.
 
     Raises:
         ManifestError: A file is not there or of no known format.
@@ -156,6 +159,11 @@ def files_of(config: Config) -> list[str]:
     if isinstance(config.manifest, MadeManifest):
         Rows(config.manifest)  # which refuses templates that are none
         return [MadeFile(config.manifest)]
+    if isinstance(config.manifest, Pictures):
+        loras = [lora.name for lora in config.model.loras]
+        return list(find_pictures(config.manifest, loras, config.runtime.image_roots))
+    if isinstance(config.manifest, PromptLists):
+        return list(find_lists(config.manifest))
     return find_files([_manifest_place(pattern) for pattern in config.patterns])
 
 
@@ -169,11 +177,16 @@ def hash_of(file: str) -> str:
     """Return the SHA-256 of a file of a manifest, or of all that made rows depend on, in hex."""
     if isinstance(file, MadeFile):
         return hashlib.sha256(identity_of(file.made).encode()).hexdigest()
+    if isinstance(file, PicturesFile):
+        return hash_of_pictures(file)
     try:
         with open_file(file) as stream:
-            return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
+            digest = hashlib.file_digest(cast(Any, stream), "sha256")
     except OSError as error:
         raise ManifestError(f"{file}: {error.strerror or error}") from None
+    if isinstance(file, ListFile) and file.form:
+        digest.update(f"\nform: {file.form}".encode())
+    return digest.hexdigest()
 
 
 def first_request(sources: Sources) -> Placed:

@@ -9,6 +9,7 @@ from promptmill.configs.errors import shown
 from promptmill.jobs.planning.plan import Plan, PlanError, read_hardware, read_plan
 from promptmill.jobs.planning.shard_plans import read_shard, with_shard_hashes
 from promptmill.jobs.verifying.image_places import NOTHING, OF_IMAGES, Given, places, remedy, seen_images
+from promptmill.manifests.own_pictures import alone
 from promptmill.pipelines.work.metadata_rows import provenance_of
 from promptmill.pipelines.work.passes import Course, Staged
 from promptmill.pipelines.work.results import Outcome
@@ -132,7 +133,7 @@ class Again:
         # Committed before changes that were accepted, it is of an earlier one.
         plan = plan or read_plan(self._output, record.fingerprint) or self._plan
         placed = {placed.row: placed for placed in read_shard(self._output, record.shard, self._plan).requests}
-        keys, seeds, alone = sorted(wanted), list[int](), list[Placed]()
+        keys, asked = sorted(wanted), list[Placed]()
         seen: Mapping[str, Mapping[str, str | None] | None] | None = None
         for number, key in enumerate(keys):
             _, row, index = parse_key(key)
@@ -145,12 +146,10 @@ class Again:
                 found = seen.get(request_of(key)) or {}
                 images = {**{column: sha256 for column, sha256 in found.items() if sha256 is not None}, **images}
             # A row's own seed counts up from candidate 0, so a request of one candidate with this seed is this candidate.
-            seeds.append(candidate_seed(plan.config.seed, request, index))
-            varied = None if request.variation_seed is None else (request.variation_seed + index) % 2**32
-            single = replace(request, seed=seeds[-1], variation_seed=varied, candidates=1, keep=1, growing=None)
-            alone.append(replace(placed[row], row=number, request=single, images=images))
+            single = alone(request, index, candidate_seed(plan.config.seed, request, index))
+            asked.append(replace(placed[row], row=number, request=single, images=images))
         form, quality = plan.config.shards.image_format, plan.config.shards.quality
-        for unit in cut(record.shard, alone, plan.config.model.batch):
+        for unit in cut(record.shard, asked, plan.config.model.batch):
             through = {one.row for one in unit.requests if keys[one.row] in kept}
             for one, outcome in zip(unit.requests, self._rendered(plan, unit, through), strict=True):
                 key = keys[one.row]
@@ -163,7 +162,8 @@ class Again:
                         raise PlanError([f"{key}: {why}"])
                     lost[key] = why
                     continue
-                provenance = provenance_of(one.request, seeds[one.row], plan.config.model.base, pixels.shape[:2])
+                passed = plan.config.stages if one.row in through else ()
+                provenance = provenance_of(one.request, plan.config, outcome.images, pixels.shape[:2], passed)
                 image = encode_image(pixels, form, quality, provenance)
                 same = pixel_sha256(pixels) == wanted[key] if wanted[key] else None
                 yield Regenerated(key, image, form, same, self._hardware)
@@ -182,7 +182,8 @@ class Again:
             if pictures:
                 staged = Staged(number, stage, {row: (index,) for row, index in pictures})
                 rendered = self._stages(plan).render(replace(unit, course=Course((), {}, staged=staged)), pictures)
-                outcomes |= {outcome.row: outcome for outcome in rendered.outcomes}
+                # A stage reads no images of requests.
+                outcomes |= {one.row: replace(one, images=outcomes[one.row].images) for one in rendered.outcomes}
         return [outcomes[placed.row] for placed in unit.requests]
 
     def _engine(self, plan: Plan) -> "Engine":

@@ -13,6 +13,8 @@ import numpy as np
 from promptmill.configs.columns import CLIP_SCORE, EMBEDDING
 from promptmill.configs.schema import ImageFormat, Ranking
 from promptmill.configs.scorers import Diversity
+from promptmill.configs.stages import AnyStage
+from promptmill.manifests.own_pictures import alone
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.candidate_scores import Found, closed
 from promptmill.pipelines.work.metadata_rows import (
@@ -217,7 +219,7 @@ def _looked_at(
                 continue
             seen_as = look(place) if place in compared and ranking.diversity else None
             looks[row, candidate.index] = Found.of(one, seen_as)
-            asked.append((placed, candidate, candidate.pixels, one, place in kept, maps.get(row, ()), recipe))
+            asked.append((placed, candidate, candidate.pixels, one, place in kept, outcome.images, maps.get(row, ()), recipe))
     columns = spread(lambda values: _columns(*values), asked)
     found = {at: {**its, FOUND: look} for (at, look), its in zip(looks.items(), columns, strict=True)}
     return Waiting(replace(rendered, outcomes=tuple(outcomes)), found)
@@ -229,6 +231,7 @@ def _columns(
     pixels: np.ndarray,
     scored: Scored,
     may_be_kept: bool,
+    images: Mapping[str, str],
     maps: Sequence[bytes],
     recipe: Recipe,
 ) -> dict[str, Any]:
@@ -241,7 +244,7 @@ def _columns(
     if config.shards.embeddings == "all" or (config.shards.embeddings == "kept" and may_be_kept):
         columns[EMBEDDING] = scored.embedding.astype(np.float16)
     form = LOSSLESS if config.all_stages else config.shards.image_format
-    return {**columns, **encoded(placed, candidate, pixels, maps, recipe, form)} if may_be_kept else columns
+    return {**columns, **encoded(placed, candidate, pixels, images, maps, recipe, form)} if may_be_kept else columns
 
 
 def _counting(scored: Mapping[tuple[int, int], Scored], ranking: Ranking, in_full: bool) -> dict[tuple[int, int], float]:
@@ -312,18 +315,28 @@ def _finite(candidate: Candidate, scored: Scored | None, ranking: Ranking) -> tu
 
 
 def encoded(
-    placed: Placed, candidate: Candidate, pixels: np.ndarray, beside: Sequence[bytes], recipe: Recipe, form: ImageFormat
+    placed: Placed,
+    candidate: Candidate,
+    pixels: np.ndarray,
+    images: Mapping[str, str | None],
+    beside: Sequence[bytes],
+    recipe: Recipe,
+    form: ImageFormat,
+    stages: Sequence[AnyStage] = (),
 ) -> dict[str, Any]:
     """Return an image's file in this format, with its provenance, its SHA-256 and its size, as columns.
 
     Args:
         placed, candidate, pixels: The image and what it was made of.
+        images: SHA-256 of the request's image files, by column.
         beside: The files that lie beside the image, where the dataset has such files.
         recipe: The constants of the run.
         form: The format.
+        stages: The stages that the image went through.
     """
-    request, config = placed.request, recipe.config
-    provenance = provenance_of(request, candidate.seed, config.model.base, pixels.shape[:2])
+    config = recipe.config
+    request = alone(placed.request, candidate.index, candidate.seed)
+    provenance = provenance_of(request, config, images, pixels.shape[:2], stages)
     image = encode_image(pixels, form, config.shards.quality, provenance)
     cell = pack(image, beside) if is_bundled(recipe.form.names) else image
     return {IMAGE: cell, "sha256": hashlib.sha256(image).hexdigest(), "bytes": len(image)}

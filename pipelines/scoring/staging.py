@@ -12,7 +12,7 @@ from promptmill.configs.language_models import Captions
 from promptmill.configs.stages import StageOrCaptions
 from promptmill.pipelines.scoring.durable_passes import finish_durably, resumed
 from promptmill.pipelines.scoring.finishing import Finished, Onward, Spread, Waiting, encoded, score
-from promptmill.pipelines.work.metadata_rows import ranking_columns
+from promptmill.pipelines.work.metadata_rows import hashes_in, ranking_columns
 from promptmill.pipelines.work.ranking import non_finite, rank_score
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Rendered, Scored
@@ -145,7 +145,8 @@ def _row(
     image, beside = unpacked(row[IMAGE], recipe.form.names)
     if number == 0 and STAGE0 in recipe.form.names:
         made[STAGE0], beside = entry(image), (*beside, image)
-    return {**made, **encoded(placed, candidate, pixels, beside, recipe, form)}
+    through = config.stages[: number + 1]
+    return {**made, **encoded(placed, candidate, pixels, hashes_in(row), beside, recipe, form, through)}
 
 
 def _captioned(placed: Placed, row: Mapping[str, Any], candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
@@ -154,7 +155,8 @@ def _captioned(placed: Placed, row: Mapping[str, Any], candidate: Candidate, rec
         assert candidate.failure is not None and recipe.config.captions is not None
         return _failed(row, recipe.config.captions, candidate.failure, recipe)
     image, beside = unpacked(row[IMAGE], recipe.form.names)
-    written = encoded(placed, candidate, decoded(image), beside, recipe, recipe.config.shards.image_format)
+    form, stages = recipe.config.shards.image_format, recipe.config.stages
+    written = encoded(placed, candidate, decoded(image), hashes_in(row), beside, recipe, form, stages)
     return {**row, **written, CAPTION: candidate.caption}
 
 

@@ -1,6 +1,6 @@
 """Makes the metadata of a unit: one row a candidate, kept or not, and one for each request that failed as a whole."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from promptmill.configs.columns import (
@@ -29,8 +29,11 @@ from promptmill.configs.columns import (
 )
 from promptmill.configs.model import Kernels
 from promptmill.configs.parameters import Reference
+from promptmill.configs.preprocessors import annotator_of
 from promptmill.configs.schema import Config, Ranking
+from promptmill.configs.stages import AnyStage
 from promptmill.manifests.carried import cast
+from promptmill.manifests.own_pictures import request_text
 from promptmill.manifests.requests import OWN_IMAGES, Request
 from promptmill.pipelines.work.ranking import Choice
 from promptmill.pipelines.work.recipe import Recipe
@@ -209,16 +212,71 @@ def choice_row(ranking: Ranking, choice: Choice) -> dict[str, Any]:
     return {column.name: values[column.name] for column in ranking_columns(ranking) if column.name in values}
 
 
-def provenance_of(request: Request, seed: int, model: str, size: tuple[int, int]) -> Provenance:
-    """Return the provenance that is written into an image. `size` is its height and width: some pipelines choose their own."""
+def provenance_of(
+    request: Request,
+    config: Config,
+    images: Mapping[str, str | None],
+    size: tuple[int, int],
+    stages: Sequence[AnyStage] = (),
+) -> Provenance:
+    """Return the provenance that is written into an image.
+
+    Args:
+        request: The request of the image's candidate alone, as `manifests.own_pictures.alone` returns it.
+        config: The run's config.
+        images: SHA-256 of the request's image files, by column, as `Outcome.images` has them.
+        size: The image's height and width: some pipelines choose their own.
+        stages: The stages that the image went through.
+    """
+    assert request.seed is not None
+    said = {
+        "Denoising strength": request.strength,
+        "Variation seed": request.variation_seed,
+        "Variation seed strength": request.variation_strength,
+    }
+    passed = [{"kind": stage.kind, **stage.model_dump(mode="json", exclude_defaults=True)} for stage in stages]
     return Provenance(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         steps=request.steps,
         scheduler=request.scheduler,
         guidance_scale=request.guidance_scale,
-        seed=seed,
+        seed=request.seed,
         width=size[1],
         height=size[0],
-        model=model,
+        model=config.model.base,
+        more={name: f"{value:g}" if isinstance(value, float) else value for name, value in said.items() if value is not None},
+        request=request_text(request, images, _model_of(request, config), passed),
     )
+
+
+def _model_of(request: Request, config: Config) -> dict[str, Any]:
+    """Return the part of a config that describes its model and how it reads prompts.
+
+    Of the parts that rows name, as LoRAs, there are those that the request names.
+    """
+    said: dict[str, Any] = {"batch": config.model.batch, **config.model.model_dump(mode="json", exclude_defaults=True)}
+    named: dict[str, set[str | None]] = {
+        "controlnets": {control.type for control in request.controls},
+        "references": {one.type for one in request.references},
+        "annotators": {annotator_of(control.preprocess) for control in request.controls},
+    }
+    for part, names in named.items():
+        said[part] = {name: one for name, one in said.get(part, {}).items() if name in names}
+    loras = {lora.name for lora in request.loras}
+    said["loras"] = [one for one in said.get("loras", ()) if one["name"] in loras]
+    said["prompts"] = config.prompts.model_dump(mode="json", exclude_defaults=True) if config.prompts else {}
+    return {name: value for name, value in said.items() if value not in ({}, [], None)}
+
+
+def hashes_in(row: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the SHA-256 of a row's image files, by column as `Outcome.images` has them, out of the row's metadata."""
+    found = {column: row.get(f"{column}_sha256") for column in OWN_IMAGES}
+    for number, control in enumerate(row.get("controls") or ()):
+        found[f"controls.{number}.image"] = control["sha256"]
+    for number, one in enumerate(row.get(REFERENCES) or ()):
+        # Of a face with its picture the embedding has a hash of its own.
+        found[f"{REFERENCES}.{number}.embedding"] = one.get("embedding_sha256") or one["sha256"]
+        found[f"{REFERENCES}.{number}.image"] = one["sha256"]
+        found[f"{REFERENCES}.{number}.mask"] = one["mask_sha256"]
+    return found

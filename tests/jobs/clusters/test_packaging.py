@@ -157,6 +157,21 @@ def test_a_manifest_that_is_hidden_or_a_link_to_what_is_is_refused(here, tmp_pat
         assert not [path for path in (tmp_path / str(number)).rglob("*") if path.is_file()]
 
 
+def test_prompt_lists_are_shipped_with_their_form_and_pictures_stay_here(here, tmp_path):
+    Path("a.txt").write_text('--prompt "a red circle" --steps 3\n')
+    Path("b.prompts").write_text("a cat --s 4\n")
+    (tmp_path / "package").mkdir()
+    assert pack(load("embedded", ["manifest={lists: [a.txt, '*.prompts']}"]), "s3://bucket/out", tmp_path / "package") == []
+    config = load(str(tmp_path / "package/given/config.yaml"))
+    assert config.patterns == ("given/000/a.txt", "given/001/b.prompts")
+    assert (tmp_path / "package/given/001/b.prompts").read_text() == "a cat --s 4\n"
+    with pytest.raises(PlanError, match=r"manifest\.pictures: images: a relative folder of this machine; put it where all nodes"):
+        pack(load("embedded", ["manifest={pictures: images}"]), "s3://bucket/out", tmp_path)
+    (tmp_path / "other").mkdir()
+    pack(load("embedded", [f"manifest={{pictures: {here}/images, use: vary}}"]), "s3://bucket/out", tmp_path / "other")
+    assert load(str(tmp_path / "other/given/config.yaml")).manifest.use == "vary"
+
+
 def test_a_dry_run_lists_what_would_go_with_sizes_and_asks_no_cluster(here, monkeypatch):
     monkeypatch.setattr("promptmill.jobs.clusters.jobs_api.Remote", lambda address: pytest.fail("a cluster was asked"))
     (here / ".env").write_bytes(SECRET)
