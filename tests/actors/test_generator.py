@@ -6,6 +6,7 @@ import pytest
 
 from promptmill.actors.generator import Generator
 from promptmill.configs.loading import load
+from promptmill.configs.prompts import Prompts
 from promptmill.pipelines.rendering import engine, gpus
 
 
@@ -16,7 +17,7 @@ def test_a_generator_on_ray_keeps_to_its_share_of_a_card_and_renders_a_batch_of_
     monkeypatch.setattr(engine, "Engine", lambda *given, **named: made.append((limited[:], given, named)))
     config = load(
         "embedded",
-        [f"runtime.workers={workers}", "runtime.generator_gpus=0.6", "defaults.width=96"]
+        [f"runtime.workers={workers}", "runtime.generator_gpus=0.6", "defaults.width=96", "prompts.long=true"]
         + ["shards.controls=true"] * (workers == "ray"),
     )
     Generator(SimpleNamespace(config=config, roots=(), annotators=("depth",))).load()
@@ -26,5 +27,5 @@ def test_a_generator_on_ray_keeps_to_its_share_of_a_card_and_renders_a_batch_of_
     assert (model, seed, named) == (
         config.model,
         config.seed,
-        {"warmed": config.defaults, "maps": workers == "ray", "annotators": ("depth",)},
+        {"warmed": config.defaults, "maps": workers == "ray", "annotators": ("depth",), "prompts": Prompts(long=True)},
     )

@@ -67,7 +67,7 @@ def test_a_request_that_cannot_be_rendered_gives_no_estimate(tmp_path):
 class Told:
     """An engine whose evaluations take 2 s, cached ones 0.5 s, and whose images take 3 s, on a clock of its own."""
 
-    def __init__(self, model, job_seed, roots, prompts=None):
+    def __init__(self, model, job_seed, roots, prompts):
         self.clock, self.batch = 0.0, model.batch
 
     def render(self, unit):
