@@ -61,7 +61,7 @@ def plan(
     """
     with one_line_errors():
         loaded, output = _configured(rows, config, out, overrides)
-        return Planned(planned(loaded, output, accept_changes=accept_changes), output)
+        return Planned(planned(loaded, output, accept_changes=accept_changes, rewrites=False), output)
 
 
 def render(
