@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from promptmill.configs.columns import CONTROL_MAPS, STAGE0, SYNTAX, WORDS
 from promptmill.shards.bundles import CAPTION_NAME, beside, beside_in, captions, entry
-from promptmill.shards.captions import caption_of
 from promptmill.shards.image_files import FORMATS, pixel_sha256
 from promptmill.shards.image_reader import ENDINGS, PictureError, open_picture
 from promptmill.shards.keys import parse
 from promptmill.shards.outcomes import request_of
+from promptmill.shards.prompt_texts import prompt_text_of
 from promptmill.shards.sidecars import encode_rows
 from promptmill.shards.tables import declared_in
 from promptmill.shards.tars import Sample, TarError, read_tar
@@ -105,7 +105,7 @@ def _check_sample(sample: Sample, ending: str, row: dict[str, Any]) -> Iterator[
     image = sample.files[ending]
     if {name: entry(sample.files[name]) for name in beside_in(sample.files)} != beside(row):
         yield "the files beside its image are not those of its row"
-    if sample.files["txt"] != caption_of(row).encode():
+    if sample.files["txt"] != prompt_text_of(row).encode():
         yield "its text is not the prompt of its row"
     if {name: text for name, text in sample.files.items() if name == CAPTION_NAME} != row["caption"]:
         yield "its caption is not that of its row"
