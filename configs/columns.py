@@ -106,6 +106,7 @@ CACHED = "cached_evaluations"
 STAGES = "stages"
 CONTROL_MAPS = "control_maps"
 STAGE0 = "stage0"
+CAPTION = "caption"
 MASK_EDIT, OUTPAINT = "mask_edit", "outpaint"
 VARIATION_SEED, VARIATION = "variation_seed", "variation_strength"
 TRUE_CFG = "true_cfg_scale"
@@ -248,6 +249,7 @@ COLUMNS = (
         _MADE,
         need=Need.DECLARED,
     ),
+    Column(CAPTION, _TEXT, "what a model has written of the kept image", _MADE, need=Need.DECLARED),
     Column("sha256", _TEXT, "of the image file", _MADE),
     Column("pixel_sha256", _TEXT, "of height, width and RGB values before encoding", _MADE),
     Column("bytes", pa.int64(), "size of the image file", _MADE),

@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from promptmill.configs.parameters import Strict
+from promptmill.configs.language_models import Rewriting
+from promptmill.configs.parameters import Strict, is_empty
 
 PLAIN, A1111 = "plain", "a1111"
 Syntax = Literal["plain", "a1111"]
@@ -19,3 +20,12 @@ class Prompts(Strict):
     )
     wildcards: str | None = Field(None, min_length=1, description="The folder with the text files that __wildcards__ name.")
     long: bool = Field(False, description="Encode prompts that are longer than a CLIP text encoder reads in several chunks.")
+    rewrite: Rewriting | None = Field(
+        None, exclude_if=is_empty, description="What prompts are rewritten by, before anything is planned: docs/language_models.md."
+    )
+
+    @model_validator(mode="after")
+    def _plain_where_rewritten(self) -> "Prompts":
+        if self.rewrite is not None and self.syntax != "plain":
+            raise ValueError(f"rewrite is for plain prompts, and a model knows no syntax of {self.syntax}; leave one of them out")
+        return self

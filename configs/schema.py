@@ -9,13 +9,14 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from promptmill.configs.drafts import MAX_DRAFTS, Draft, check_cascade, check_noise, misfits
 from promptmill.configs.errors import A_NUMBER, AN_OBJECT, nearest, quoted
+from promptmill.configs.language_models import Captions, Rewriting
 from promptmill.configs.listed_manifests import Pictures, PromptLists
 from promptmill.configs.made_manifests import MadeManifest
 from promptmill.configs.model import Model
 from promptmill.configs.parameters import FURTHER, Defaults, Growing, Seed, Strict, is_empty, no_boolean
 from promptmill.configs.prompts import Prompts
 from promptmill.configs.scorers import CLIP, AnyScorer, Diversity, HeadScorer
-from promptmill.configs.stages import MAX_STAGES, AnyStage, sources_of
+from promptmill.configs.stages import MAX_STAGES, AnyStage, StageOrCaptions, sources_of
 from promptmill.configs.weights import OpenClip, Weights
 
 MaxFailed = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$")]
@@ -223,12 +224,31 @@ class Config(Strict):
         exclude_if=is_empty,
         description="What kept images go through, one after another: docs/stages.md.",
     )
+    captions: Captions | None = Field(
+        None,
+        exclude_if=is_empty,
+        description="What captions of kept images are written by, as a column and a file beside each: docs/language_models.md.",
+    )
     shards: Shards = Field(default_factory=Shards)
     runtime: Runtime = Field(default_factory=Runtime)
 
     def weights(self) -> dict[str, tuple[str, OpenClip | Weights]]:
         """Return every set of weights that takes part, by its place in the config: its role in words, and where it comes from."""
-        return {**self.model.weights(), **self.ranking.sources(), **sources_of(self.stages)}
+        return {**self.model.weights(), **self.ranking.sources(), **sources_of(self.all_stages), **self.rewriting_sources()}
+
+    @property
+    def rewriting(self) -> Rewriting | None:
+        """Return how prompts are rewritten; None where they stay as they are."""
+        return self.prompts.rewrite if self.prompts else None
+
+    def rewriting_sources(self) -> dict[str, tuple[str, Weights]]:
+        """Return the weights of the model that rewrites prompts, by their place in the config, as `weights` does."""
+        return self.rewriting.sources() if self.rewriting else {}
+
+    @property
+    def all_stages(self) -> tuple[StageOrCaptions, ...]:
+        """Return the stages that kept images go through, one after another, with captions as the last."""
+        return (*self.stages, *([self.captions] if self.captions else []))
 
     @property
     def patterns(self) -> tuple[str, ...]:

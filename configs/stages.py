@@ -1,9 +1,11 @@
 """Defines the stages that kept images go through once they are chosen: enlarged, rendered anew, mended, each scored again."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from promptmill.configs.language_models import CAPTIONS, Captions
 from promptmill.configs.parameters import (
     MAX_PROMPT,
     MAX_STEPS,
@@ -194,12 +196,14 @@ class Faces(_Stage, Adapter):
 
 
 AnyStage = Annotated[Hires | Upscale | Faces | Detail, Field(discriminator="kind")]
+# Captions are the last stage, though they leave the image as it is.
+StageOrCaptions = AnyStage | Captions
 
 
-def sources_of(stages: tuple[AnyStage, ...]) -> dict[str, tuple[str, Weights]]:
+def sources_of(stages: Sequence[StageOrCaptions]) -> dict[str, tuple[str, Weights]]:
     """Return every set of weights of some stages, by its place in the config: its role in words, and where it comes from."""
     return {
-        ".".join(filter(None, (f"stages.{number}", key))): said
+        ".".join(filter(None, (CAPTIONS if isinstance(stage, Captions) else f"stages.{number}", key))): said
         for number, stage in enumerate(stages)
         for key, said in stage.sources().items()
     }

@@ -94,9 +94,10 @@ def check_rows(
 def rows_of(files: Sequence[str], rules: Rules, note: Callable[[str], None] = lambda line: None) -> Iterator[Row]:
     """Yield the rows of a manifest; errors as `read_rows`.
 
-    In the place of rows that are swept over columns come those of their cells, in the place of templates what they expand to.
+    Prompts are rewritten first, where the config says so. In the place of rows that are swept over columns come those of their
+    cells, in the place of templates what they expand to.
     """
-    return expanded(swept(read_rows(files, note), rules.defaults.sweep, rules.seed), rules)
+    return expanded(swept(rules.rewritten(read_rows(files, note)), rules.defaults.sweep, rules.seed), rules)
 
 
 class RowChecks:

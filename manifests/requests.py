@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from promptmill.configs.errors import describe, nearest, shown
 from promptmill.configs.image_text import TOOL, UNREAD
+from promptmill.configs.language_models import ORIGINAL
 from promptmill.configs.parameters import (
     FURTHER,
     MAX_BOXES,
@@ -217,7 +218,7 @@ _OWN = frozenset(
 )
 _SHAPE = attrgetter(*(name for name in Columns.model_fields if name not in _OWN))
 MAX_SHAPES = 4096
-_OURS = (CLASS_LABEL, SWEEP_OF, TOOL, UNREAD)  # carried columns that promptmill knows
+_OURS = (CLASS_LABEL, SWEEP_OF, TOOL, UNREAD, ORIGINAL)  # carried columns that promptmill knows
 
 # By the values of a row beyond its own columns: a request that was made of such a row and has no problem.
 Shapes = dict[bytes, Request]

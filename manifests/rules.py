@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from promptmill.manifests.steering import (
 
 if TYPE_CHECKING:
     from promptmill.manifests.requests import Columns, Request
+    from promptmill.manifests.rows import Row
 
 # A column that goes into requests only where the model draws classes; elsewhere it is carried, as columns that are not known.
 CLASS_LABEL = "class_label"
@@ -91,6 +92,7 @@ class Rules:
         steering: What each type of control can do, as far as the model limits it.
         ranking: The config's ranking; drafts ask something of requests, and so does a minimum score of requests that grow.
         strict: Whether unknown columns are refused rather than carried.
+        rewritten: Returns the rows of the manifest with the prompts that a model has rewritten.
         references: The types that the config has adapters for.
         image_prompts: Whether the model can have such adapters.
         pictures: How many pictures of one row the model takes: the init image, and references of the type `image`.
@@ -135,6 +137,7 @@ class Rules:
     steering: Mapping[str, Steering] = field(default_factory=dict)
     ranking: Ranking = field(default_factory=Ranking)
     strict: bool = False
+    rewritten: Callable[[Iterable[Row]], Iterator[Row]] = iter
     references: Collection[str] = ()
     image_prompts: bool = True
     pictures: int = 1

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from promptmill.configs.columns import CONTROL_MAPS, STAGE0, Stated
-from promptmill.shards.bundles import BundleError, beside, entry, unpacked
-from promptmill.shards.captions import captions_of
+from promptmill.shards.bundles import BundleError, beside, captions, entry, unpacked
 from promptmill.shards.commits import CommitRecord, FileRecord, check_unopposed, commit, shard_name
 from promptmill.shards.generations import taken_over
 from promptmill.shards.outcomes import Outcomes, as_sum, count, counts_of
 from promptmill.shards.parts import read_part
+from promptmill.shards.prompt_texts import prompt_texts_of
 from promptmill.shards.sidecars import encode_rows
 from promptmill.shards.storage import join, put
 from promptmill.shards.tables import IMAGE, encode_table, make_table
@@ -180,10 +180,10 @@ def _settled(shard: int, table: pa.Table, requests: int, planned: int) -> Outcom
 
 
 def _samples(kept: pa.Table, images: Mapping[str, tuple[bytes, tuple[bytes, ...]]], image_format: str) -> Iterator[Sample]:
-    rows = zip(kept["key"].to_pylist(), captions_of(kept), encode_rows(kept), _beside(kept), strict=True)
-    for key, caption, described, said in rows:
+    columns = kept["key"].to_pylist(), prompt_texts_of(kept), encode_rows(kept), _beside(kept), captions(kept)
+    for key, text, described, said, written in zip(*columns, strict=True):
         image, others = images[key]
-        files = {image_format: image, "txt": caption.encode(), "json": described}
+        files = {image_format: image, "txt": text.encode(), "json": described, **written}
         yield Sample(key, {**files, **dict(zip(said, others, strict=True))})
 
 

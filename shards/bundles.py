@@ -12,12 +12,15 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
-from promptmill.configs.columns import CONTROL_MAPS, STAGE0
+from promptmill.configs.columns import CAPTION, CONTROL_MAPS, STAGE0
 from promptmill.shards.image_files import PNG_LEVEL
+from promptmill.shards.tables import declared_in
 
 STAGE0_NAME = "stage0.png"  # the ending of the name of an image as it was before the stages
+CAPTION_NAME = "caption.txt"  # the ending of the name of a caption, which is no part of a cell: the row has it
 MAP_NAME = re.compile(r"control\.([0-9]{1,2})\.png")  # the ending of a map's name in the tar
 LENGTHS = struct.Struct(">Q")
 
@@ -83,6 +86,14 @@ def beside(row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     maps = row.get(CONTROL_MAPS) or ()
     first = {STAGE0_NAME: said} if (said := row.get(STAGE0)) else {}
     return {**dict(zip(map_names(len(maps)), (one or {} for one in maps), strict=True)), **first}
+
+
+def captions(table: pa.Table) -> list[dict[str, bytes]]:
+    """Return for each row the file of its image's caption, by the ending of the file's name; none in a dataset without captions."""
+    declared = declared_in(table.schema).get(CAPTION)
+    if declared is None or declared.name != CAPTION:  # of another role, as a stranger's file may say
+        return [{}] * len(table)
+    return [{CAPTION_NAME: (caption or "").encode()} for caption in table[CAPTION].to_pylist()]
 
 
 def beside_in(files: Mapping[str, bytes]) -> list[str]:

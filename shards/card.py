@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from promptmill.configs.columns import DRAFT_SCORES, RANK_SCORE, STAGE0, Role, by_name, roles_in
+from promptmill.configs.columns import CAPTION, DRAFT_SCORES, RANK_SCORE, STAGE0, Role, by_name, roles_in
 from promptmill.configs.schema import ImageFormat
-from promptmill.shards.bundles import STAGE0_NAME, map_names
+from promptmill.shards.bundles import CAPTION_NAME, STAGE0_NAME, map_names
 from promptmill.shards.image_files import FORMATS
 from promptmill.shards.index import Totals
 from promptmill.shards.outcomes import RARE
@@ -106,6 +106,7 @@ def _features(made: Made) -> list[dict[str, Any]]:
         {"name": made.image_format, "dtype": "image"},
         *({"name": name, "dtype": "image"} for name in map_names(made.maps)),
         *([{"name": STAGE0_NAME, "dtype": "image"}] if STAGE0 in made.form.names else []),
+        *([{"name": CAPTION_NAME, "dtype": "string"}] if CAPTION in declared_in(made.form) else []),
         {"name": "json", "struct": [{"name": column.name, **_feature(column.type)} for column in json_form(made.form)]},
         {"name": "txt", "dtype": "string"},
         {"name": "__key__", "dtype": "string"},

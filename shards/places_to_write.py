@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from promptmill.shards.storage import SCRATCH, OddFileError, StorageError, is_local, join, kind_of, local_path
 
-FOLDERS = ("data", "metadata", "commits", "parts", "plan", "plan/shards", "plan/earlier", "stats", "lease")  # that a dataset has
+# The folders that a dataset has.
+FOLDERS = ("data", "metadata", "commits", "parts", "plan", "plan/shards", "plan/earlier", "stats", "lease", "rewritten/parts")
 
 STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from promptmill.configs.errors import shown
-from promptmill.shards.bundles import beside_in, is_bundled, pack
+from promptmill.shards.bundles import CAPTION_NAME, beside_in, is_bundled, pack
 from promptmill.shards.commits import CommitError, CommitRecord, FileRecord
 from promptmill.shards.image_reader import ENDINGS, is_of
 from promptmill.shards.keys import check_keys
@@ -76,7 +76,7 @@ def read_images(output: str, record: CommitRecord, wanted: Collection[str]) -> d
         for sample in read_tar(read_file(output, record, "data")):
             if sample.key in wanted:
                 others = beside_in(sample.files)
-                endings = sorted(sample.files.keys() - {"txt", "json", *others})
+                endings = sorted(sample.files.keys() - {"txt", "json", CAPTION_NAME, *others})
                 if len(endings) != 1 or endings[0] not in ENDINGS:
                     has = shown(", ".join(sorted(sample.files)))
                     raise CommitError(f"{path}: {sample.key}: has the members {has}, where one is an image ({', '.join(ENDINGS)})")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from promptmill.configs.columns import CONTROL_MAPS, STAGE0
-from promptmill.shards.bundles import beside
-from promptmill.shards.captions import captions_of
+from promptmill.shards.bundles import beside, captions
 from promptmill.shards.commits import FileRecord
+from promptmill.shards.prompt_texts import prompt_texts_of
 from promptmill.shards.sidecars import encode_rows
 from promptmill.shards.storage import OddFileError, StorageError, get, get_range, join
 from promptmill.shards.tars import BLOCK, TarError, read_tar
@@ -45,9 +45,10 @@ def places(table: pa.Table, image_format: str) -> Iterator[tuple[str, Place]]:
     columns = (kept[name].to_pylist() for name in ("key", "bytes", "sha256"))
     names = [name for name in (CONTROL_MAPS, STAGE0) if name in kept.column_names]
     others = [beside(row) for row in kept.select(names).to_pylist()] if names else [{}] * len(kept)
-    for key, size, sha256, caption, said, described in zip(*columns, captions_of(kept), others, encode_rows(kept), strict=True):
-        sizes = {image_format: size, "json": len(described), "txt": len(caption.encode())}
-        sizes |= {name: one.get("bytes") or 0 for name, one in said.items()}
+    texts = prompt_texts_of(kept), encode_rows(kept), captions(kept)
+    for key, size, sha256, said, text, described, written in zip(*columns, others, *texts, strict=True):
+        sizes = {image_format: size, "json": len(described), "txt": len(text.encode())}
+        sizes |= {name: one.get("bytes") or 0 for name, one in said.items()} | {name: len(one) for name, one in written.items()}
         for ending in sorted(sizes):
             if ending == image_format:
                 yield key, Place(f"{key}.{ending}", at, size, sha256)

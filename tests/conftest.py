@@ -64,6 +64,11 @@ def pytest_collection_finish(session):
     gc.set_threshold(20_000, 20, 100)
 
 
+def pytest_sessionfinish(session):
+    """Let Python take apart at its end what it imported, without which libraries say that they leak."""
+    gc.unfreeze()
+
+
 def pytest_runtest_setup(item):
     """Let the drivers of tests be found: whatever imports the command line keeps the current folder out of its children's path."""
     os.environ.pop("PYTHONSAFEPATH", None)

@@ -20,9 +20,9 @@ VERBS = frozenset(
     draw drop dump encode end enlarge estimate examine explain fetch fill find finish follow forge gather give go group hand
     handle hide hold identify imitate import join judge keep leave let limit list load lock look make mark measure move name
     open pack pair parse pass plan prepare print publish put queue raise rank read recognise record refuse remove render reopen
-    repaint repair repeat replace report resample resize restore restrict return round run sample say score seed send separate
-    set settle share ship show silence sort start stop store submit suppress switch take tell train try turn upload validate
-    verify wait walk watch wrap write yield
+    repaint repair repeat replace report resample resize restore restrict return rewrite round run sample say score seed send
+    separate set settle share ship show silence sort start stop store submit suppress switch take tell train try turn upload
+    validate verify wait walk watch wrap write yield
     """.split()  # noqa: SIM905 (a line a word says no more)
 )
 PRONOUNS = frozenset("it its this that they them their these those what whatever which whose he she".split())  # noqa: SIM905

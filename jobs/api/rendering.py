@@ -21,7 +21,7 @@ from promptmill.jobs.showing.summary import plan_facts, plan_lines
 from promptmill.shards.storage import join, put_if_absent
 
 Result = TypeVar("Result")
-KINDS = frozenset({"pictures", "lists"})  # keys by which rows are a manifest of these
+KINDS = frozenset({"rows", "columns", "pictures", "lists"})  # keys of manifests that are made, and of pictures and prompt lists
 
 
 class Planned:
@@ -61,7 +61,7 @@ def plan(
     """
     with one_line_errors():
         loaded, output = _configured(rows, config, out, overrides)
-        return Planned(planned(loaded, output, accept_changes=accept_changes), output)
+        return Planned(planned(loaded, output, accept_changes=accept_changes, rewrites=False), output)
 
 
 def render(
@@ -82,8 +82,8 @@ def render(
 
     Args:
         rows: A list of dicts of the columns that docs/manifests.md names, with images as paths from the current folder, as bytes or
-            as PIL images; a pandas or polars frame; an Arrow table; the path, or a list of the paths, of a manifest; or a dict with
-            the key `pictures` or `lists`, as the config's `manifest` has them. None takes the config's manifest.
+            as PIL images; a pandas or polars frame; an Arrow table; the path, or a list of the paths, of a manifest; or a dict as
+            the config's `manifest` may be, with the keys `rows` and `columns`, `pictures` or `lists`. None takes the config's.
         config: A preset's name, or the path of a YAML file.
         out: The dataset's URI; else the config's output, else runs/NAME.
         progress: Whether to show a bar.

@@ -20,6 +20,7 @@ from promptmill.jobs.cli.streams import begin_in_utf8
 COMMANDS = (
     "plan",
     "manifest",
+    "rewrite",
     "calibrate",
     "run",
     "submit",

@@ -2,13 +2,12 @@
 
 import re
 import sys
-from typing import Literal
 
 import click
 
 from promptmill.configs.loading import load
 from promptmill.configs.printing import echo
-from promptmill.jobs.cli.arguments import progress_of, terminal
+from promptmill.jobs.cli.arguments import number_of_workers, progress_of, terminal
 from promptmill.jobs.cli.endings import one_line_errors, stop
 from promptmill.jobs.planning.config_and_output import absolute, without_credentials
 from promptmill.jobs.showing.exit_statuses import SOME_FAILED, USAGE
@@ -37,7 +36,6 @@ def annotate(
     """Make a dataset of control maps of the pictures that MANIFEST names, or go on with one. Nothing is rendered."""
     from promptmill.jobs.annotating.annotating import annotate as made_of
     from promptmill.jobs.annotating.inputs import Wanted, look, parse_maps
-    from promptmill.jobs.annotating.pool import MOST_WORKERS
 
     with one_line_errors():
         if settings and config is None:
@@ -45,9 +43,7 @@ def annotate(
         sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size) if size else None
         if size and not sides:
             stop(USAGE, f"--size {size!r:.40}: write it as 512x512, width and height in pixels")
-        if workers != "auto" and not (re.fullmatch(r"\d{1,3}", workers) and 1 <= int(workers) <= MOST_WORKERS):
-            stop(USAGE, f"--workers {workers!r:.40}: is a number of processes from 1 to {MOST_WORKERS}, or auto")
-        number: int | Literal["auto"] = "auto" if workers == "auto" else int(workers)
+        number = number_of_workers(workers)
         wanted = Wanted(parse_maps(maps), (int(sides[1]), int(sides[2])) if sides else None, shard_size)
         loaded = load(config, [f"manifest={without_credentials(manifest)}", *settings]) if config else None
         inputs, output = look(without_credentials(manifest), wanted, loaded), absolute(to)

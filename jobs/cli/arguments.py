@@ -1,16 +1,19 @@
 """Declares the arguments that several commands share: a config, settings, accepted changes, places of images, the terminal."""
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
 
 from promptmill.configs.schema import HOST
+from promptmill.jobs.cli.endings import stop
 from promptmill.jobs.planning.accepted_changes import Accepting
+from promptmill.jobs.showing.exit_statuses import USAGE
 from promptmill.jobs.verifying.image_places import Given
 
 Command = Callable[..., Any]
@@ -138,3 +141,14 @@ def takes_address(command: Command, required: bool = True) -> Command:
     """Add --address, of a cluster's dashboard."""
     help = "The cluster's dashboard, http://HOST:8265."
     return click.option("--address", required=required, envvar="PROMPTMILL_ADDRESS", show_envvar=True, help=help)(command)
+
+
+def number_of_workers(said: str) -> int | Literal["auto"]:
+    """Return the number of processes that --workers says; end the command where it says none."""
+    from promptmill.jobs.planning.worker_processes import MOST_WORKERS
+
+    if said == "auto":
+        return "auto"
+    if not (re.fullmatch(r"\d{1,3}", said) and 1 <= int(said) <= MOST_WORKERS):
+        stop(USAGE, f"--workers {said!r:.40}: is a number of processes from 1 to {MOST_WORKERS}, or auto")
+    return int(said)

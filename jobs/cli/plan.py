@@ -11,6 +11,7 @@ from promptmill.jobs.cli.endings import one_line_errors
 from promptmill.jobs.planning.config_and_output import configured
 from promptmill.jobs.planning.estimate import estimated
 from promptmill.jobs.planning.planned import planned, tuned_batch
+from promptmill.jobs.planning.rewriting import RewritingDueError
 from promptmill.jobs.planning.unknown_prompts import unknown_prompts
 from promptmill.jobs.showing import summary
 
@@ -29,8 +30,15 @@ def plan(config: str, out: str | None, settings: tuple[str, ...], measure: bool 
         tuned = tuned_batch(loaded, output) if tune else None
         for line in summary.tuned_lines(tuned) if tuned else ():
             echo(line, err=True)
-        with progress_of(terminal(), "checking the manifest") as progress:
-            made = planned(loaded, output, progress, tuned.batch if tuned else None)
+        try:
+            with progress_of(terminal(), "checking the manifest") as progress:
+                made = planned(loaded, output, progress, tuned.batch if tuned else None, rewrites=False)
+        except RewritingDueError as error:
+            # Nothing is wrong, and nothing is planned.
+            rewriting = {"rows": error.due.rows, "of": error.due.of, "model": error.due.source}
+            said = json.dumps({"output": output, "rewriting": rewriting}) if as_json else f"rewriting    {error}"
+            echo(said)
+            return
         estimate = None
         if measure is not False:
             estimate, why = estimated(made, output, asked=measure is True)

@@ -41,7 +41,8 @@ def run(
         console = terminal()
         await_holder(output, wait_s, lambda line: echo(line, err=True))
         with joined_if_named(loaded, output):
-            with progress_of(console, "checking the manifest") as progress:
+            first = "rewriting prompts" if loaded.rewriting else "checking the manifest"
+            with progress_of(console, first) as progress:
                 made = planned(loaded, output, progress, accept_changes=accept_changes)
             if accept_changes:
                 for line in summary.accepted_lines(made):

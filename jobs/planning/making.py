@@ -32,7 +32,7 @@ from promptmill.jobs.planning.sources import Sources
 from promptmill.manifests.checking import Checked, RowChecks, find_doubled, rows_of
 from promptmill.manifests.rows import Row
 from promptmill.manifests.sources import ManifestError, is_own_output
-from promptmill.pipelines.models.licences import licences
+from promptmill.pipelines.models.licences import licences_of
 from promptmill.pipelines.work.metadata_rows import declared_columns
 from promptmill.shards.storage import delete, join, names
 from promptmill.shards.tables import RESERVED
@@ -153,7 +153,7 @@ class _Making:
         self.left_out: list[str] = []
         reserved = RESERVED | {column.name for column in declared_columns(self.config)}
         model, drafts = self.config.model, self.config.ranking.drafts
-        constants = (sources.counting, model.kernels.cache, self.config.stages, self.config.shards.controls)
+        constants = (sources.counting, model.kernels.cache, self.config.all_stages, self.config.shards.controls)
         self.recipe = ShardRules(sources.files, sources.rules, model.batch, drafts, reserved, *constants)
         self.checks = RowChecks(sources.files, sources.rules, sources.roots, self.images_checked())
         self.tally, self.counts, self.buckets = Tally(reserved), Counts(), set[int]()
@@ -186,7 +186,7 @@ class _Making:
         self.requests = requests_hash(self.hashes)
         inputs = {**self.sources.inputs, "requests": self.requests}
         counts = replace(self.counts, buckets=len(self.buckets))
-        known = licences(self.config.model, self.config.ranking, self.config.stages)
+        known = licences_of(self.config.weights())
         shards, width, roots = len(self.hashes), self.sources.embedding, self.sources.roots
         hashes, notes = tuple(self.hashes), self.notes()
         plan = Plan(inputs, shards, counts, carried, width, self.config, roots, licences=known, shard_hashes=hashes, notes=notes)

@@ -14,7 +14,7 @@ from promptmill.configs.columns import DECIDING
 from promptmill.configs.drafts import Draft
 from promptmill.configs.parameters import MODES
 from promptmill.configs.preprocessors import annotator_of, parse_preprocess
-from promptmill.configs.stages import AnyStage
+from promptmill.configs.stages import StageOrCaptions
 from promptmill.configs.step_caches import StepCache
 from promptmill.jobs.planning.counts import Counts
 from promptmill.jobs.planning.plan import BadRow, ShardPlan
@@ -57,7 +57,7 @@ class ShardRules:
     reserved: frozenset[str]
     counting: Counting = STABLE_DIFFUSION
     cache: StepCache | None = None
-    stages: tuple[AnyStage, ...] = ()
+    stages: tuple[StageOrCaptions, ...] = ()
     maps: bool = False
 
 

@@ -14,6 +14,7 @@ from promptmill.configs.prompts import A1111
 from promptmill.configs.schema import Config
 from promptmill.configs.stages import Hires
 from promptmill.jobs.planning.plan import PlanError, read_plan
+from promptmill.jobs.planning.rewritten_prompts import step_of
 from promptmill.jobs.planning.trials import Trials
 from promptmill.manifests.checking import check_rows
 from promptmill.manifests.files import open_file
@@ -27,7 +28,8 @@ from promptmill.manifests.wildcards import identity_of as identity_of_wildcards
 from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import embedding_width
 from promptmill.pipelines.models.compatibility import check_fits
-from promptmill.pipelines.models.identity import library_versions, model_identity, pinned
+from promptmill.pipelines.models.identity import config_identity, library_versions, pinned
+from promptmill.pipelines.models.language_models import check_captions, check_rewriting
 from promptmill.pipelines.models.prompt_lengths import lengths_of
 from promptmill.pipelines.models.reference_adapters import face_widths
 from promptmill.pipelines.models.scorer_sources import check_scorers
@@ -77,15 +79,20 @@ def look(config: Config, output: str | None = None) -> Sources:
         facts = read_facts(config.model)
         check_fits(config.model)
         faces = face_widths(config.model)
+        models = config_identity(config)
         wildcards = [identity_of_wildcards(folder)] if config.prompts and (folder := config.prompts.wildcards) else []
         inputs = {
             "manifest": [*(hash_of(file) for file in files), *wildcards],
             "config": config.render_config(),
-            "models": model_identity(config.model, config.ranking, config.stages),
-            "versions": library_versions(config.model, config.stages),
+            "models": models,
+            "versions": library_versions(config.model, config.all_stages),
         }
         width = embedding_width(config.ranking)
         check_scorers(config.ranking)
+        if config.captions:
+            check_captions(config.captions)
+        if config.rewriting:
+            check_rewriting(config.rewriting)
     except (ManifestError, ModelError) as error:
         raise PlanError([str(error)]) from None
     if config.prompts and config.prompts.syntax == A1111 and facts.prompt_key:
@@ -127,6 +134,7 @@ def look(config: Config, output: str | None = None) -> Sources:
         **_of_prompts(config),
         lost=None if config.prompts and config.prompts.long else lengths_of(config.model),
         of_stages=StageRules(config.stages),
+        rewritten=(step_of(config, output, models) if output is not None else None) or iter,
     )
     runtime = config.runtime
     roots = replace(roots_of(files, runtime.image_roots, runtime.max_image_pixels), hosts=tuple(runtime.url_hosts))

@@ -14,7 +14,7 @@ from promptmill.shards.generations import drop_earlier
 from promptmill.shards.index import Totals, publish_index, total
 from promptmill.shards.storage import TooLargeError, delete, get, join, names, put, sweep_scratch
 
-FOLDERS = ("", "data", "metadata", "commits", "parts", "plan", "plan/shards", "plan/earlier", "stats")
+FOLDERS = ("", "data", "metadata", "commits", "parts", "plan", "plan/shards", "plan/earlier", "stats", "rewritten/parts")
 MOST_CARD = 16 * 2**20  # bytes; a line a column, of which a manifest may have a thousand
 LICENCE = re.compile(rb"license: [A-Za-z0-9.-]+( #.*)?")
 

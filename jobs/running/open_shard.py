@@ -92,11 +92,11 @@ def units_of(shard: Open, plan: ShardPlan, config: Config) -> list[Unit]:
         planned = plan.cut()
     else:
         again = (placed for placed in plan.requests if placed.row in shard.again)
-        planned = list(cut(shard.shard, again, config.model.batch, drafts, config.stages))
+        planned = list(cut(shard.shard, again, config.model.batch, drafts, config.all_stages))
     most = partial(at_once, batch=config.model.batch)
     units = []
     for unit in planned:
-        course = begin({placed.row: placed.request for placed in unit.requests}, drafts, diversity, most, bool(config.stages))
+        course = begin({placed.row: placed.request for placed in unit.requests}, drafts, diversity, most, bool(config.all_stages))
         if course and len(unit.requests) == 1 and is_long(unit.requests[0].request, config.model.batch, drafts):
             course = replace(course, durable=0)
         units.append(replace(unit, generation=shard.generation, course=course))

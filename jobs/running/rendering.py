@@ -164,7 +164,7 @@ class Run:
                     self.told.skipped(self.records[number].candidates)
                 continue
             plan, shard, config = read_shard(self.output, number, self.plan), self.opened(number), self.plan.config
-            units = shard.take_in(units_of(shard, plan, config), self.parts, config.model.batch, bool(config.stages))
+            units = shard.take_in(units_of(shard, plan, config), self.parts, config.model.batch, bool(config.all_stages))
             self.told.skipped(plan.candidates - sum(unit.candidates for unit in units))
             self.open[number] = shard
             if not units:

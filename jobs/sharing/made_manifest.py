@@ -48,7 +48,12 @@ def write_manifest(config: Config, file: Path) -> int:
         PlanError: As `rows_of`.
     """
     check_ending(file)
-    chunks = _chunks(rows_of(config))
+    return write_rows(rows_of(config), file)
+
+
+def write_rows(rows: Iterator[Row], file: Path) -> int:
+    """Write rows into JSON lines or Parquet; return their number. Raises ExportError as `write_manifest`."""
+    chunks = _chunks(rows)
     first = next(chunks, [])
     form = pa.schema([]) if file.suffix == JSONL else _form(first)
     count = 0
@@ -99,7 +104,7 @@ def preview(config: Config, most: int) -> list[Shown]:
     runtime = config.runtime.model_copy(
         update={"workers": "here", "generators": "auto", "scorers": "auto", "address": None, "metrics_port": None}
     )
-    changed = {"manifest": few, "defaults": one, "ranking": ranking, "runtime": runtime, "stages": ()}
+    changed = {"manifest": few, "defaults": one, "ranking": ranking, "runtime": runtime, "stages": (), "captions": None}
     with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
         plan = make_plan(look(config.model_copy(update=changed)), folder)
         run(plan, folder, JsonLines(Tally(plan.counts.candidates), io.StringIO()))

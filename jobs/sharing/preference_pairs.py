@@ -16,8 +16,8 @@ from promptmill.configs.columns import REJECTED_FOR, STAGES, SYNTAX, WORDS
 from promptmill.jobs.sharing.row_files import JSONL, ExportError, check_ending, writing
 from promptmill.jobs.verifying.image_places import NOTHING, Given
 from promptmill.jobs.verifying.regenerate import Again
-from promptmill.shards.captions import caption_of
 from promptmill.shards.finished import ShardReader, shards
+from promptmill.shards.prompt_texts import prompt_text_of
 from promptmill.shards.tables import declared_in, ranks_by
 
 Images = Literal["kept", "all", "none"]
@@ -176,7 +176,7 @@ def _contents(shard: ShardReader, pairs: Sequence[tuple[Any, Any]]) -> dict[str,
 
 def _row(better: Mapping[str, Any], worse: Mapping[str, Any], contents: Mapping[str, bytes]) -> dict[str, Any]:
     return {
-        "caption": caption_of(better),
+        "caption": prompt_text_of(better),
         "jpg_0": contents.get(better["key"]),
         "jpg_1": contents.get(worse["key"]),
         "label_0": 1.0,

@@ -62,6 +62,8 @@ def _ranking_lines(plan: Plan) -> Iterator[str]:
     if plan.config.stages:
         yield f"stages       {', then '.join(stage.name for stage in plan.config.stages)}, of the kept images"
         price += f"; {counts.staged:,} of these for stages, as much as {counts.staged_alike:,} at the rows' own size"
+    if (captions := plan.config.captions) is not None:
+        yield f"captions     of the kept images, by {captions.model.source}, of {captions.max_tokens} tokens at most"
     yield f"price        {price}"
     yield from (f"warning      {line}" for line in warnings(plan))
     yield from (f"note         {line}" for line in plan.notes)

@@ -201,7 +201,7 @@ class Again:
         from promptmill.pipelines.rendering.stages import Stages
 
         if plan.fingerprint not in self._with_stages:
-            self._with_stages[plan.fingerprint] = Stages(self._engine(plan), plan.config)
+            self._with_stages[plan.fingerprint] = Stages(self._engine(plan), plan.config, captions=False)
         return self._with_stages[plan.fingerprint]
 
     @cached_property

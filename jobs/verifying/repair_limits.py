@@ -20,7 +20,7 @@ from promptmill.jobs.verifying.verify import read_all_records, read_index
 from promptmill.manifests.checking import AsMask, Look, Looks, check_images
 from promptmill.manifests.drawings import is_inline
 from promptmill.manifests.roots import ImageError, find
-from promptmill.pipelines.models.identity import library_versions, model_identity
+from promptmill.pipelines.models.identity import config_identity, library_versions
 from promptmill.pipelines.work.units import sample_key
 from promptmill.shards.commits import CommitRecord, parse_shard_name
 from promptmill.shards.index import INDEX
@@ -75,8 +75,8 @@ def repairable(output: str, problems: Sequence[Problem], given: Given = NOTHING,
         _check_records(output, left, [record for record in records.known if record.fingerprint in plans_of(plan)])
         problems = [problem for problem in problems if (problem.shard if not problem.surplus else _shard(problem.file)) not in left]
     now = {
-        "models": model_identity(plan.config.model, plan.config.ranking, plan.config.stages),
-        "versions": library_versions(plan.config.model, plan.config.stages),
+        "models": config_identity(plan.config),
+        "versions": library_versions(plan.config.model, plan.config.all_stages),
     }
     _same(output, [*map(str, changes(plan, {**plan.inputs, **now}))])
     folders = _image_folders(output, plan, again, [*listed.values(), *records.last])

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from promptmill.configs.columns import CONTROL_MAPS, STAGE0, SYNTAX, WORDS
-from promptmill.shards.bundles import beside, beside_in, entry
-from promptmill.shards.captions import caption_of
+from promptmill.shards.bundles import CAPTION_NAME, beside, beside_in, captions, entry
 from promptmill.shards.image_files import FORMATS, pixel_sha256
 from promptmill.shards.image_reader import ENDINGS, PictureError, open_picture
 from promptmill.shards.keys import parse
 from promptmill.shards.outcomes import request_of
+from promptmill.shards.prompt_texts import prompt_text_of
 from promptmill.shards.sidecars import encode_rows
 from promptmill.shards.tables import declared_in
 from promptmill.shards.tars import Sample, TarError, read_tar
@@ -65,8 +65,10 @@ def check_tar(content: bytes, table: pa.Table | None) -> Iterator[str]:
         for sample in read_tar(content):
             found.append(sample.key)
             others = beside_in(sample.files)
-            images = set(sample.files) - {"json", "txt", *others}
-            if len(sample.files) != 3 + len(others) or not images <= ENDINGS.keys() or images != {image_ending or min(images)}:
+            texts = {"json", "txt", *(CAPTION_NAME for name in sample.files if name == CAPTION_NAME)}
+            images = set(sample.files) - {*texts, *others}
+            said = len(texts) + len(others)
+            if len(sample.files) != 1 + said or not images <= ENDINGS.keys() or images != {image_ending or min(images)}:
                 yield f"{sample.key}: has the members {', '.join(sorted(sample.files))}"
                 continue
             (image_ending,) = images
@@ -95,16 +97,18 @@ def _rows(table: pa.Table) -> dict[str, dict[str, Any]]:
     selected = table.filter(table["selected"])
     names_ = ["key", "prompt", "sha256", "pixel_sha256", "bytes", "width", "height"]
     names_ += [name for name in (CONTROL_MAPS, STAGE0, SYNTAX, WORDS) if name in declared_in(table.schema)]
-    rows = selected.select(names_).to_pylist()
-    return {row["key"]: {**row, "json": described} for row, described in zip(rows, encode_rows(selected), strict=True)}
+    columns = selected.select(names_).to_pylist(), encode_rows(selected), captions(selected)
+    return {row["key"]: {**row, "json": described, "caption": written} for row, described, written in zip(*columns, strict=True)}
 
 
 def _check_sample(sample: Sample, ending: str, row: dict[str, Any]) -> Iterator[str]:
     image = sample.files[ending]
     if {name: entry(sample.files[name]) for name in beside_in(sample.files)} != beside(row):
         yield "the files beside its image are not those of its row"
-    if sample.files["txt"] != caption_of(row).encode():
+    if sample.files["txt"] != prompt_text_of(row).encode():
         yield "its text is not the prompt of its row"
+    if {name: text for name, text in sample.files.items() if name == CAPTION_NAME} != row["caption"]:
+        yield "its caption is not that of its row"
     if sample.files["json"] != row["json"]:
         yield "its JSON is not its row"
     if hashlib.sha256(image).hexdigest() != row["sha256"]:

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from promptmill.configs.model import Model
 from promptmill.configs.own_files import PROJECT
-from promptmill.configs.schema import Ranking
+from promptmill.configs.schema import Config, Ranking
 from promptmill.configs.scorers import OpenClipScorer
-from promptmill.configs.stages import AnyStage, sources_of
+from promptmill.configs.stages import StageOrCaptions, sources_of
 from promptmill.configs.weights import (
     GGUF,
     HF_HUB,
@@ -53,7 +53,7 @@ LIBRARIES = (
 WEIGHT_ENDINGS = (SAFETENSORS, ".json", ".txt", ".model", ".jinja")
 
 
-def library_versions(model: Model, stages: tuple[AnyStage, ...] = ()) -> dict[str, str]:
+def library_versions(model: Model, stages: tuple[StageOrCaptions, ...] = ()) -> dict[str, str]:
     """Return the version of every library that decides the bytes that a model and stages make, and of promptmill itself.
 
     Raises:
@@ -122,7 +122,7 @@ def _pinned(clip: Named, earlier: Mapping[tuple[str, str | None], str | None]) -
     return clip.model_copy(update={"revision": revision})
 
 
-def model_identity(model: Model, ranking: Ranking, stages: tuple[AnyStage, ...] = ()) -> dict[str, str]:
+def model_identity(model: Model, ranking: Ranking, stages: tuple[StageOrCaptions, ...] = ()) -> dict[str, str]:
     """Return for each set of weights, by its place in the config, repository@revision or the SHA-256 of local content.
 
     Raises:
@@ -130,6 +130,12 @@ def model_identity(model: Model, ranking: Ranking, stages: tuple[AnyStage, ...] 
     """
     named = [*sorted(model.weights().items()), *sorted(ranking.sources().items()), *sources_of(stages).items()]
     return {where: _clip_identity(one) if isinstance(one, OpenClip) else source_identity(one) for where, (_, one) in named}
+
+
+def config_identity(config: Config) -> dict[str, str]:
+    """Return the identity of every set of weights of a config, as `model_identity` does."""
+    rewriting = {where: source_identity(one) for where, (_, one) in config.rewriting_sources().items()}
+    return {**model_identity(config.model, config.ranking, config.all_stages), **rewriting}
 
 
 def source_identity(weights: Weights) -> str:

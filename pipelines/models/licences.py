@@ -5,7 +5,7 @@ from pathlib import Path
 
 from promptmill.configs.model import Model
 from promptmill.configs.schema import Ranking
-from promptmill.configs.stages import AnyStage, sources_of
+from promptmill.configs.stages import StageOrCaptions, sources_of
 from promptmill.configs.weights import HF_HUB, LOCAL_DIR, Adapter, OnnxFile, OpenClip, PartWeights, Weights
 from promptmill.pipelines.models.clip_sources import hub_file, tag_weights
 from promptmill.pipelines.models.sources import adapter_file, find_local, local_folder, part_place
@@ -16,7 +16,7 @@ FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 LONGEST = 80  # characters of a quoted licence
 
 
-def licences(model: Model, ranking: Ranking, stages: tuple[AnyStage, ...] = ()) -> dict[str, str]:
+def licences(model: Model, ranking: Ranking, stages: tuple[StageOrCaptions, ...] = ()) -> dict[str, str]:
     """Return the licence of each set of weights, by its place in the config; weights that state no licence are left out.
 
     For a local folder the source is its own card or that of the folder around it, else the first line of its LICENSE. For a hub

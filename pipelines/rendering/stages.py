@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from promptmill.configs.language_models import Captions
 from promptmill.configs.schema import Config
 from promptmill.configs.stages import Detail, Faces, Hires, Upscale
 from promptmill.configs.weights import Weights
@@ -15,6 +16,7 @@ from promptmill.pipelines.models.capabilities import read_facts
 from promptmill.pipelines.models.clip_sources import fetched_file
 from promptmill.pipelines.models.sources import find_local
 from promptmill.pipelines.rendering.calls import constant_of
+from promptmill.pipelines.rendering.captioning import load_captioner
 from promptmill.pipelines.rendering.conditioning import prepare
 from promptmill.pipelines.rendering.detecting import Detector, load_detector
 from promptmill.pipelines.rendering.engine import Engine
@@ -44,16 +46,17 @@ class Stages:
     Args:
         engine: The engine that has the model.
         config: The run's config.
+        captions: Whether the images get captions as well, as the last stage.
 
     Raises:
         ModelError: A network cannot be loaded.
     """
 
-    def __init__(self, engine: Engine, config: Config):
+    def __init__(self, engine: Engine, config: Config, captions: bool = True):
         self._engine, self._seed, self._threads = engine, config.seed, config.model.threads
         self._multiple = read_facts(config.model).multiple if config.stages else 1
         with COMPUTING:
-            self._runners = [LOADERS[type(stage)](self, stage) for stage in config.stages]
+            self._runners = [LOADERS[type(stage)](self, stage) for stage in (config.all_stages if captions else config.stages)]
 
     def render(self, unit: Unit, pictures: Pictures) -> Rendered:
         """Render the stage that is next on a unit's course.
@@ -94,6 +97,23 @@ class Stages:
             return made.pixels, made.faces
 
         return partial(self._each, restored)
+
+    def _captions(self, stage: Captions) -> Runner:
+        captioner = load_captioner(stage, self._engine.model.device)
+
+        def captioned(unit: Unit, pictures: Pictures) -> Rendered:
+            places = [(placed, index) for placed, indices in unit.next_pass() for index in indices]
+            seeds = [candidate_seed(self._seed, placed.request, index) for placed, index in places]
+            with COMPUTING:
+                torch.set_num_threads(self._threads)
+                written = captioner.captions([pictures[placed.row, index] for placed, index in places], seeds)
+            made: dict[int, list[Candidate]] = {placed.row: [] for placed, _ in unit.next_pass()}
+            for (placed, index), seed, said in zip(places, seeds, written, strict=True):
+                failure, caption = (said, None) if isinstance(said, Failure) else (None, said)
+                made[placed.row].append(Candidate(index, seed, None, 0, failure, caption=caption))
+            return Rendered(tuple(Outcome(row, tuple(some)) for row, some in made.items()))
+
+        return captioned
 
     def _detector(self, weights: Weights, stage: Detail | Faces) -> Detector:
         return load_detector(weights, stage.labels, stage.threshold, stage.most, self._engine.model.device)
@@ -139,4 +159,5 @@ LOADERS: Mapping[type, Callable[[Stages, Any], Runner]] = {
     Upscale: Stages._upscale,
     Faces: Stages._faces,
     Detail: Stages._detail,
+    Captions: Stages._captions,
 }

@@ -243,7 +243,7 @@ def _columns(
     columns["height"], columns["width"] = pixels.shape[:2]
     if config.shards.embeddings == "all" or (config.shards.embeddings == "kept" and may_be_kept):
         columns[EMBEDDING] = scored.embedding.astype(np.float16)
-    form = LOSSLESS if config.stages else config.shards.image_format
+    form = LOSSLESS if config.all_stages else config.shards.image_format
     return {**columns, **encoded(placed, candidate, pixels, images, maps, recipe, form)} if may_be_kept else columns
 
 

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from promptmill.configs.columns import CACHED, CLIP_SCORE, EMBEDDING, STAGE0, STAGES
+from promptmill.configs.columns import CACHED, CAPTION, CLIP_SCORE, EMBEDDING, STAGE0, STAGES
+from promptmill.configs.language_models import Captions
+from promptmill.configs.stages import StageOrCaptions
 from promptmill.pipelines.scoring.durable_passes import finish_durably, resumed
 from promptmill.pipelines.scoring.finishing import Finished, Onward, Spread, Waiting, encoded, score
 from promptmill.pipelines.work.metadata_rows import hashes_in, ranking_columns
 from promptmill.pipelines.work.ranking import non_finite, rank_score
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.results import Candidate, Failure, Rendered, Scored
-from promptmill.pipelines.work.stage_parts import LOSSLESS, begin_stage, rows_before, stage_begun, stage_error
+from promptmill.pipelines.work.stage_parts import LOSSLESS, begin_stage, decoded, rows_before, stage_begun, stage_error
 from promptmill.pipelines.work.units import Placed, Unit, parse_key
 from promptmill.shards.bundles import entry, unpacked
 from promptmill.shards.image_files import pixel_sha256
@@ -55,7 +57,7 @@ def finish_in_stages(
         finished = finish_durably(unit, rendered, scorers, recipe, earlier, spread)
     else:
         finished = _after_stage(unit, rendered, scorers, recipe, spread)
-    if not recipe.config.stages or isinstance(finished, Onward):
+    if not recipe.config.all_stages or isinstance(finished, Onward):
         return finished
     assert course is not None
     with staying(recipe.output):
@@ -76,7 +78,7 @@ def resumed_at_stage(unit: Unit, parts: Collection[str], recipe: Recipe) -> Unit
     Raises:
         StorageError: The output cannot be read or written.
     """
-    for number in reversed(range(len(recipe.config.stages))):
+    for number in reversed(range(len(recipe.config.all_stages))):
         if (name := part_name(unit.stage_name(number))) in parts:
             assert unit.course is not None
             try:
@@ -117,9 +119,11 @@ def _after_stage(unit: Unit, rendered: Rendered, scorers: "Scorers", recipe: Rec
 def _row(
     number: int, placed: Placed, row: Mapping[str, Any], candidate: Candidate, scored: Scored | None, recipe: Recipe
 ) -> dict[str, Any]:
-    """Return the row of a kept image after a stage."""
+    """Return the row of a kept image after a stage, or once the image has a caption."""
     config = recipe.config
-    stage, ranking = config.stages[number], config.ranking
+    stage, ranking = config.all_stages[number], config.ranking
+    if isinstance(stage, Captions):
+        return _captioned(placed, row, candidate, recipe)
     made = {**row, "unet_evaluations": row["unet_evaluations"] + candidate.evaluations}
     if CACHED in recipe.form.names:
         made[CACHED] = row[CACHED] + candidate.cached
@@ -128,22 +132,7 @@ def _row(
         failure = Failure("non_finite_score", wrong)
     if failure or scored is None or candidate.pixels is None:
         assert failure is not None
-        gone = (
-            CLIP_SCORE,
-            *(one.name for one in ranking_columns(ranking)),
-            "pixel_sha256",
-            "sha256",
-            "bytes",
-            "rank",
-            STAGES,
-            IMAGE,
-            *([STAGE0] if STAGE0 in recipe.form.names else []),
-        )
-        made |= dict.fromkeys(gone)
-        if EMBEDDING in recipe.form.names:
-            made[EMBEDDING] = None
-        said = {"error": failure.code, "error_message": stage_error(stage, failure.message)}
-        return {**made, "selected": False, "status": "failed", **said}
+        return _failed(made, stage, failure, recipe)
     pixels = candidate.pixels
     height, width = pixels.shape[:2]
     first = RENDERED, row["width"], row["height"], row[ranks_by(recipe.form)], None, row["unet_evaluations"]
@@ -152,9 +141,29 @@ def _row(
     made |= {"width": width, "height": height, "pixel_sha256": pixel_sha256(pixels)}
     if EMBEDDING in recipe.form.names:
         made[EMBEDDING] = scored.embedding.astype(np.float16)
-    form = LOSSLESS if number + 1 < len(config.stages) else config.shards.image_format
+    form = LOSSLESS if number + 1 < len(config.all_stages) else config.shards.image_format
     image, beside = unpacked(row[IMAGE], recipe.form.names)
     if number == 0 and STAGE0 in recipe.form.names:
         made[STAGE0], beside = entry(image), (*beside, image)
     through = config.stages[: number + 1]
     return {**made, **encoded(placed, candidate, pixels, hashes_in(row), beside, recipe, form, through)}
+
+
+def _captioned(placed: Placed, row: Mapping[str, Any], candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
+    """Return the row of a kept image with its caption, and with its file in the format of the dataset."""
+    if candidate.caption is None:
+        assert candidate.failure is not None and recipe.config.captions is not None
+        return _failed(row, recipe.config.captions, candidate.failure, recipe)
+    image, beside = unpacked(row[IMAGE], recipe.form.names)
+    form, stages = recipe.config.shards.image_format, recipe.config.stages
+    written = encoded(placed, candidate, decoded(image), hashes_in(row), beside, recipe, form, stages)
+    return {**row, **written, CAPTION: candidate.caption}
+
+
+def _failed(row: Mapping[str, Any], stage: StageOrCaptions, failure: Failure, recipe: Recipe) -> dict[str, Any]:
+    """Return the row of an image that was kept, and has failed in a stage."""
+    scores = (CLIP_SCORE, *(one.name for one in ranking_columns(recipe.config.ranking)))
+    gone = *scores, "pixel_sha256", "sha256", "bytes", "rank", STAGES, STAGE0, EMBEDDING, IMAGE
+    said = {"error": failure.code, "error_message": stage_error(stage, failure.message)}
+    nulls = {name: None for name in gone if name in recipe.form.names or name == IMAGE}
+    return {**row, **nulls, "selected": False, "status": "failed", **said}

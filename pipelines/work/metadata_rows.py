@@ -6,6 +6,7 @@ from typing import Any
 from promptmill.configs.columns import (
     BOXES,
     CACHED,
+    CAPTION,
     CLIP_SCORE,
     COLUMNS,
     CONTROL_MAPS,
@@ -182,6 +183,7 @@ def declared_columns(config: Config, of_rows: Collection[str] = ()) -> tuple[Col
         + [STAGES] * bool(config.stages)
         + [CONTROL_MAPS] * config.shards.controls
         + [STAGE0] * config.shards.stage0
+        + [CAPTION] * bool(config.captions)
     )
     return (*ranking_columns(config.ranking), *(by_name()[name] for name in more))
 

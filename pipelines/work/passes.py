@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from promptmill.configs.drafts import Draft, applied
 from promptmill.configs.scorers import Diversity
-from promptmill.configs.stages import AnyStage
+from promptmill.configs.stages import StageOrCaptions
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.ranking import Look, rank, told_apart
 from promptmill.pipelines.work.results import Candidate, Failure, Outcome, Rendered
@@ -93,7 +93,7 @@ class Staged:
     """
 
     number: int
-    stage: AnyStage
+    stage: StageOrCaptions
     kept: Mapping[int, tuple[int, ...]]
     part: str = ""
 

@@ -50,6 +50,7 @@ class Candidate:
         cached: How many of these evaluations the step cache answered.
         draft_scores: Scores of the candidate's drafts; None for a draft of the cascade that it passed over, or that failed.
         found: How many things a stage has found in the image, where the stage looks for some.
+        caption: What was written of an image, which has no pixels here, as the image stays what it was.
     """
 
     index: int
@@ -60,6 +61,7 @@ class Candidate:
     draft_scores: tuple[float | None, ...] = ()
     cached: int = 0
     found: int | None = None
+    caption: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from promptmill.configs.columns import CACHED, CLIP_SCORE, RANK_SCORE
 from promptmill.configs.errors import shown
 from promptmill.configs.schema import ImageFormat
-from promptmill.configs.stages import AnyStage
+from promptmill.configs.stages import StageOrCaptions
 from promptmill.pipelines.work.passes import Staged
 from promptmill.pipelines.work.recipe import Recipe
 from promptmill.pipelines.work.units import Unit, parse_key
@@ -36,7 +36,7 @@ def begin_stage(recipe: Recipe, unit: Unit, number: int, rows: Sequence[Mapping[
     Raises:
         StorageError: The part cannot be written.
     """
-    stages = recipe.config.stages
+    stages = recipe.config.all_stages
     if number == len(stages) or not (kept := _kept(rows)):
         return None
     part = part_name(unit.stage_name(number))
@@ -57,7 +57,7 @@ def stage_begun(recipe: Recipe, unit: Unit, number: int) -> Staged:
     rows = _sound(table.to_pylist(), place)
     if {_row(row) for row in rows} != {placed.row for placed in unit.requests}:
         raise PartError(f"{place}: is of other rows")
-    return Staged(number, recipe.config.stages[number], _kept(rows), part)
+    return Staged(number, recipe.config.all_stages[number], _kept(rows), part)
 
 
 def rows_before(recipe: Recipe, unit: Unit) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def decoded(image: bytes) -> np.ndarray:
     return np.array(read_picture(image, LOSSLESS, width, height))
 
 
-def stage_error(stage: AnyStage, message: str) -> str:
+def stage_error(stage: StageOrCaptions, message: str) -> str:
     """Return the error message of a candidate that failed in a stage."""
     return f"{_IN_STAGE}{stage.name}: {message}"
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from promptmill.configs.parameters import MAX_SIDE, Control
-from promptmill.configs.stages import AnyStage, Detail, Hires
+from promptmill.configs.stages import Detail, Hires, StageOrCaptions
 from promptmill.manifests.requests import Request
 from promptmill.manifests.rules import Rules, problems_of_size
 from promptmill.pipelines.work.evaluations import Counting, evaluations
@@ -77,7 +77,7 @@ def _ramp(side: int) -> np.ndarray:
     return np.minimum(places, places[::-1]).astype(np.float64) + 1
 
 
-def size_after(request: Request, stages: Sequence[AnyStage], multiple: int = 8) -> tuple[int, int]:
+def size_after(request: Request, stages: Sequence[StageOrCaptions], multiple: int = 8) -> tuple[int, int]:
     """Return the width and height in pixels of a request's images once they have gone through some stages."""
     size = request.width, request.height
     for stage in stages:
@@ -85,7 +85,7 @@ def size_after(request: Request, stages: Sequence[AnyStage], multiple: int = 8) 
     return size
 
 
-def enlarged(size: tuple[int, int], stage: AnyStage, multiple: int = 8) -> tuple[int, int]:
+def enlarged(size: tuple[int, int], stage: StageOrCaptions, multiple: int = 8) -> tuple[int, int]:
     """Return the width and height that a stage makes of a width and height, in pixels: multiples of what the model needs."""
     across, down = (max(1, round(side * stage.scale / multiple)) * multiple for side in size)
     return across, down
@@ -149,13 +149,13 @@ class StageWork:
         times: How often the request is rendered: once a tile. Of the things that a detector finds, one is counted.
     """
 
-    stage: AnyStage
+    stage: StageOrCaptions
     size: tuple[int, int]
     request: Request | None = None
     times: int = 0
 
 
-def staged(request: Request, stages: Sequence[AnyStage], multiple: int = 8) -> Iterator[StageWork]:
+def staged(request: Request, stages: Sequence[StageOrCaptions], multiple: int = 8) -> Iterator[StageWork]:
     """Yield the work of each stage for a kept image of a request."""
     size = request.width, request.height
     for stage in stages:
@@ -169,7 +169,7 @@ def staged(request: Request, stages: Sequence[AnyStage], multiple: int = 8) -> I
             yield StageWork(stage, size)
 
 
-def staged_price(request: Request, stages: Sequence[AnyStage], counting: Counting, multiple: int = 8) -> tuple[int, int]:
+def staged_price(request: Request, stages: Sequence[StageOrCaptions], counting: Counting, multiple: int = 8) -> tuple[int, int]:
     """Return how often the denoiser is evaluated for the kept images of a request in all stages.
 
     Returns:
@@ -192,7 +192,7 @@ class StageRules:
         stages: The config's stages.
     """
 
-    stages: tuple[AnyStage, ...]
+    stages: tuple[StageOrCaptions, ...]
 
     def __call__(self, request: Request, rules: Rules) -> list[str]:
         """Return the problems of the first stage that has some, as `stages.0.scale: what is wrong`."""

@@ -9,7 +9,7 @@ from functools import partial
 from promptmill.configs.drafts import Draft, applied
 from promptmill.configs.errors import shown
 from promptmill.configs.parameters import FURTHER
-from promptmill.configs.stages import AnyStage
+from promptmill.configs.stages import StageOrCaptions
 from promptmill.configs.step_caches import StepCache
 from promptmill.manifests.requests import Request
 from promptmill.pipelines.work.evaluations import STABLE_DIFFUSION, Counting, cached_evaluations, evaluations
@@ -254,7 +254,7 @@ def _passes(request: Request, drafts: Sequence[Draft]) -> Iterator[tuple[int, Re
 
 
 def cut(
-    shard: int, requests: Iterable[Placed], batch: int, drafts: Sequence[Draft] = (), stages: Sequence[AnyStage] = ()
+    shard: int, requests: Iterable[Placed], batch: int, drafts: Sequence[Draft] = (), stages: Sequence[StageOrCaptions] = ()
 ) -> Iterator[Unit]:
     """Yield the units of a shard: requests of one kind in their order, about as much work in each.
 
@@ -275,7 +275,9 @@ def cut(
             number += 1
 
 
-def _filled(kind: list[Placed], wanted: int, drafts: Sequence[Draft], stages: Sequence[AnyStage]) -> Iterator[tuple[Placed, ...]]:
+def _filled(
+    kind: list[Placed], wanted: int, drafts: Sequence[Draft], stages: Sequence[StageOrCaptions]
+) -> Iterator[tuple[Placed, ...]]:
     some: list[Placed] = []
     done, pixels = 0.0, 0
     for placed in kind:

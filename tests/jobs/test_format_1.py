@@ -133,7 +133,7 @@ def test_changes_that_are_accepted_leave_its_format_as_it_is(finished, tmp_path,
 
 @pytest.mark.parametrize("what", ["plan", "record", "parquet"])
 def test_a_later_format_is_refused_in_one_line_that_says_which(finished, tmp_path, what):
-    later = "dataset format 99, this promptmill reads up to 3; use the promptmill that wrote it, or a later one"
+    later = "dataset format 99, this promptmill reads up to 4; use the promptmill that wrote it, or a later one"
     out = Path(finished)
     if what == "plan":
         values = json.loads((out / "plan/plan.json").read_text())

@@ -19,9 +19,10 @@ from promptmill.configs.loading import load
 from promptmill.configs.own_files import ROOT
 from promptmill.jobs.annotating import annotating, pool
 from promptmill.jobs.annotating.inputs import Wanted, look, parse_maps
-from promptmill.jobs.annotating.pool import TRIES, AnnotatorPool, workers_for
-from promptmill.jobs.annotating.process import packed_error
+from promptmill.jobs.annotating.pool import workers_for
 from promptmill.jobs.cli import main
+from promptmill.jobs.planning import worker_processes
+from promptmill.jobs.planning.worker_processes import TRIES, WorkerPool, packed_error
 from promptmill.manifests.images import UnreachableError
 from promptmill.pipelines.work.errors import ModelError
 from tests.jobs.annotating.test_annotating import files
@@ -65,13 +66,13 @@ def started(monkeypatch):
         found.append(real(*command, **settings))
         return found[-1]
 
-    monkeypatch.setattr(pool.subprocess, "Popen", popen)
+    monkeypatch.setattr(worker_processes.subprocess, "Popen", popen)
     return found
 
 
 def killing(monkeypatch, times):
     """Kills a process each time that it is asked for rows, so many times, and counts the parts that are asked for."""
-    asked, real = [], pool._Worker.ask
+    asked, real = [], worker_processes._Worker.ask
 
     def ask(worker, message):
         asked.append(pickle.loads(message))
@@ -79,7 +80,7 @@ def killing(monkeypatch, times):
             os.kill(worker.process.pid, signal.SIGKILL)
         return real(worker, message)
 
-    monkeypatch.setattr(pool._Worker, "ask", ask)
+    monkeypatch.setattr(worker_processes._Worker, "ask", ask)
     return asked
 
 
@@ -93,7 +94,9 @@ def test_several_processes_make_the_bytes_of_one_though_one_is_killed(manifest, 
 def test_pictures_of_which_each_process_dies_end_the_command_which_goes_on_later(manifest, alone, tmp_path, started, monkeypatch):
     with monkeypatch.context() as patched:
         killing(patched, 1000)
-        with pytest.raises(pool.AbortError, match=f"^{TRIES} processes that made maps of pictures . to . of shard . have died"):
+        with pytest.raises(
+            worker_processes.AbortError, match=f"^{TRIES} processes that made maps of pictures . to . of shard . have died"
+        ):
             made(manifest, tmp_path / "out", 2)
     assert all(one.returncode is not None for one in started)
     assert not (tmp_path / "out" / "_SUCCESS").exists()
@@ -141,16 +144,14 @@ def test_an_error_that_cannot_be_sent_is_sent_in_words():
 )
 def test_auto_is_one_a_gpu_or_one_for_the_threads_of_each(monkeypatch, cards, processors, threads, wanted):
     monkeypatch.setattr(pool, "_cards", lambda inputs: cards)
-    monkeypatch.setattr(pool, "cores", lambda: processors)
+    monkeypatch.setattr(worker_processes, "cores", lambda: processors)
     assert workers_for(SimpleNamespace(threads=threads)) == wanted
 
 
-def test_each_process_sees_a_gpu_of_its_own_in_turn(monkeypatch):
-    monkeypatch.setattr(pool, "_cards", lambda inputs: ["2", "5"])
-    seen = [worker._environment["CUDA_VISIBLE_DEVICES"] for worker in AnnotatorPool(None, 3)._all]
+def test_each_process_sees_a_gpu_of_its_own_in_turn():
+    seen = [worker._environment["CUDA_VISIBLE_DEVICES"] for worker in WorkerPool(print, 3, cards=["2", "5"])._all]
     assert seen == ["2", "5", "2"]
-    monkeypatch.setattr(pool, "_cards", lambda inputs: [])
-    assert [worker._environment for worker in AnnotatorPool(None, 2)._all] == [None, None]
+    assert [worker._environment for worker in WorkerPool(print, 2)._all] == [None, None]
 
 
 @pytest.mark.parametrize("workers", ["0", "257", "two", "-1", ""])

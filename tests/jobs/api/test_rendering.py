@@ -121,3 +121,17 @@ def test_importing_promptmill_brings_neither_ray_nor_torch():
     asked = "import sys, promptmill; promptmill.render, promptmill.open; print({'ray', 'torch', 'diffusers'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "set()"
+
+
+def test_rows_that_are_made_are_planned_as_the_configs_are_and_a_dict_of_columns_alone_is_no_manifest(tmp_path):
+    made = {"rows": 7, "seed": 3, "columns": {"color": {"product": ["red", "blue"]}, "prompt": "a small {{ color }} circle"}}
+    model, scorer = "./embedded/weights/pipeline", "local-dir:./embedded/weights/clip"
+    planned = promptmill.plan(made, out=tmp_path / "a")
+    assert planned.facts["requests"] == 7 and "color" in str(planned)
+    (tmp_path / "c.yaml").write_text(json.dumps({"manifest": made, "model": {"base": model}, "ranking": {"model": scorer}}))
+    by_config = promptmill.plan(None, tmp_path / "c.yaml", tmp_path / "b")
+    assert str(by_config).splitlines()[:3] == str(planned).splitlines()[:3]
+    with pytest.raises(promptmill.Error, match=r"rows are of the type dict"):
+        promptmill.plan({"prompt": ["a", "b"]}, out=tmp_path / "d")
+    with pytest.raises(promptmill.Error, match=r"manifest.*columns"):
+        promptmill.plan({"rows": 3}, out=tmp_path / "e")

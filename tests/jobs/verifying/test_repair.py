@@ -384,7 +384,7 @@ def test_damaged_shards_are_rendered_again_to_the_same_bytes_and_no_others(tmp_p
     "changed",
     [
         "promptmill.jobs.verifying.repair_limits.library_versions",
-        "promptmill.jobs.verifying.repair_limits.model_identity",
+        "promptmill.jobs.verifying.repair_limits.config_identity",
         "promptmill.pipelines.rendering.hardware.hardware_kind",
     ],
 )
