@@ -136,17 +136,19 @@ class Prompt:
         """Return the different states of the prompt, each of which is encoded once."""
         return {parts for _, parts in self.states(steps)}
 
-    @property
-    def words(self) -> str:
-        """Return the words alone: those of the last step, and all that alternate."""
-        said = " ".join("".join(_said(nodes)) for nodes, _ in self.parts)
+    def words(self, steps: int) -> str:
+        """Return the words alone: those of the last of so many steps, and all that alternate."""
+        said = " ".join("".join(_said(nodes, steps)) for nodes, _ in self.parts)
         return _tidy(said)
 
 
-def words_of(prompt: str) -> str:
-    """Return the words of a prompt, without brackets, weights and escapes. Of a prompt that cannot be read, this is its text."""
+def words_of(prompt: str, steps: int) -> str:
+    """Return the words of a prompt at the last of so many steps, without brackets, weights and escapes.
+
+    Of a prompt that cannot be read, this is its text.
+    """
     try:
-        return read(prompt).words
+        return read(prompt).words(steps)
     except PromptError:
         return prompt
 
@@ -354,13 +356,12 @@ def _flat(nodes: Nodes, weight: float, step: int, steps: int) -> Iterator[tuple[
             case Weighted():
                 yield from _flat(node.nodes, weight * node.factor, step, steps)
             case Scheduled():
-                when = int(min(steps, node.when * steps if node.when < 1 else node.when))
-                yield from _flat(node.before if step <= when else node.after, weight, step, steps)
+                yield from _flat(node.before if step <= _last_before(node, steps) else node.after, weight, step, steps)
             case Alternating():
                 yield from _flat(node.options[(step - 1) % len(node.options)], weight, step, steps)
 
 
-def _said(nodes: Nodes) -> Iterator[str]:
+def _said(nodes: Nodes, steps: int) -> Iterator[str]:
     for node in nodes:
         match node:
             case Words():
@@ -368,13 +369,18 @@ def _said(nodes: Nodes) -> Iterator[str]:
             case Break():
                 yield " "
             case Weighted():
-                yield from _said(node.nodes)
+                yield from _said(node.nodes, steps)
             case Scheduled():
-                yield from _said(node.after)
+                yield from _said(node.before if steps <= _last_before(node, steps) else node.after, steps)
             case Alternating():
                 for number, option in enumerate(node.options):
                     yield " " if number else ""
-                    yield from _said(option)
+                    yield from _said(option, steps)
+
+
+def _last_before(node: Scheduled, steps: int) -> int:
+    """Return the last of so many steps, counted from 1, that still has what stands first; 0: none has."""
+    return int(min(steps, node.when * steps if node.when < 1 else node.when))
 
 
 def _tidy(text: str) -> str:

@@ -23,6 +23,7 @@ MOST_WALKS = MAX_CELLS  # of one template
 OF_OPTIONS = 20  # options of a choice that are copied in the time of a step
 SEPARATOR = ", "
 SIGNS = re.compile(r"[{}]|__|\$\{|^\s*#", re.MULTILINE)  # a text without any of these is no template
+_COMMENT = re.compile(r"^[ \t]*#[^\n]*", re.MULTILINE)
 _TEXT = re.compile(r"(?:[^\\{}|$_%?@#\n]|\\.)+", re.DOTALL)
 _BOUND = re.compile(r"\s*(?:(\d{1,4})|(\d{0,4})-(\d{0,4}))\s*\$\$")
 _WEIGHT = re.compile(r"\s*(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})\s*::")
@@ -88,6 +89,11 @@ def is_template(text: str) -> bool:
     return SIGNS.search(text) is not None
 
 
+def is_comment(template: str) -> bool:
+    """Return whether all that a template says is comments."""
+    return not _COMMENT.sub("", template).strip()
+
+
 def parsed(template: str, place: str = "") -> Nodes:
     """Return the tree of a template.
 
@@ -111,7 +117,7 @@ class _Parser:
 
     def __init__(self, template: str, place: str):
         # Comments become spaces, so that columns stay.
-        self._text = re.sub(r"^[ \t]*#[^\n]*", lambda found: " " * len(found[0]), template, flags=re.MULTILINE)
+        self._text = _COMMENT.sub(lambda found: " " * len(found[0]), template)
         self._place = place
         self._at = 0
         self._depth = 0

@@ -11,7 +11,7 @@ from promptmill.configs.errors import nearest, quoted
 from promptmill.configs.parameters import MAX_CELLS, MAX_PROMPT, Lora
 from promptmill.configs.prompts import A1111
 from promptmill.manifests.a1111_prompts import read, without_loras
-from promptmill.manifests.dynamic_prompts import all_of, at_random, is_template
+from promptmill.manifests.dynamic_prompts import all_of, at_random, is_comment, is_template
 from promptmill.manifests.json_rows import parse_list
 from promptmill.manifests.prompt_errors import PromptError
 from promptmill.manifests.rows import Row
@@ -31,15 +31,19 @@ def expanded(rows: Iterable[Row], rules: Rules) -> Iterator[Row]:
         rows: Rows as read, after sweeps.
         rules: The config's rules for rows.
     """
-    for number, row in enumerate(rows, 1):
+    shifted = False  # as in `swept`
+    for number, one in enumerate(rows, 1):
+        row = one.with_id(number) if shifted else one
         values = row.values
         if row.broken or (values.get(SYNTAX) or rules.syntax) != A1111:
             yield row
             continue
         try:
-            yield from _of_row(row, number, rules)
+            for made in _of_row(row, number, rules):
+                yield made
+                shifted |= OF in made.values and OF not in values
         except PromptError as error:
-            yield replace(row, values={}, broken=str(error))
+            yield row.as_broken(str(error))
 
 
 @contextmanager
@@ -68,6 +72,8 @@ def _of_row(row: Row, number: int, rules: Rules) -> Iterator[Row]:
         with _naming(name):
             if not is_template(text):
                 made.append([text])
+            elif is_comment(text):
+                raise PromptError("holds nothing but a comment, which # begins; write \\# for the sign itself", text.index("#") + 1)
             elif rules.expand == "combinatorial":
                 made.append(list(all_of(text, rules.wildcards)))
             else:

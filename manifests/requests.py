@@ -174,7 +174,12 @@ class Request:
     @property
     def words(self) -> str:
         """Return the words of the prompt, without the signs of its syntax."""
-        return words_of(self.prompt) if self.syntax == A1111 else self.prompt
+        return words_of(self.prompt, self._last_step) if self.syntax == A1111 else self.prompt
+
+    @property
+    def _last_step(self) -> int:
+        """Return how many steps are run: a strength leaves some of them, as diffusers' pipelines count."""
+        return self.steps if self.strength is None else min(self.steps, int(self.steps * self.strength))
 
     def lost(self, count: Callable[[str], int]) -> int:
         """Return how many tokens of the prompt are not read, by a count of those that are not of a text that is encoded by itself.
@@ -194,7 +199,7 @@ class Request:
     @property
     def negative_words(self) -> str:
         """Return the words of the negative prompt likewise."""
-        return words_of(self.negative_prompt) if self.syntax == A1111 else self.negative_prompt
+        return words_of(self.negative_prompt, self._last_step) if self.syntax == A1111 else self.negative_prompt
 
     @property
     def repaints(self) -> bool:

@@ -1,7 +1,7 @@
 """Holds a row as its file has it, and the errors of readers that can make no row."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -60,3 +60,11 @@ class Row:
     def name(self) -> str:
         """Return file and row for records: the file without its folder, which is private and would make other bytes elsewhere."""
         return self.picture or f"{PurePosixPath(self.file).name}, row {self.number}"
+
+    def with_id(self, number: int) -> "Row":
+        """Return the row with its number through all files as its id, which is that of rows without one."""
+        return self if self.values.get("id") is not None else replace(self, values={**self.values, "id": str(number)})
+
+    def as_broken(self, problem: str) -> "Row":
+        """Return the row as one that could not be read: with a problem, and of its values the id alone."""
+        return replace(self, values={name: value for name, value in self.values.items() if name == "id"}, broken=problem)

@@ -19,22 +19,26 @@ def swept(rows: Iterable[Row], defaults: Mapping[str, Any] | None, job_seed: int
     """Yield rows, and in the place of each that sweeps columns the rows of its cells.
 
     A cell has the id of the row with the cell's values behind it, the row's other columns, and the column `OF`. A row without a
-    seed gets the one that its first candidate would have, so that cells differ in nothing but what is swept.
+    seed gets the one that its first candidate would have, so that cells differ in nothing but what is swept. Rows that follow have
+    the ids that they would have without cells before them.
 
     Args:
         rows: Rows as read.
         defaults: The sweep of rows that have none of their own.
         job_seed: The config's seed.
     """
-    for number, row in enumerate(rows, 1):
+    shifted = False  # Behind cells rows would get the numbers of others as their ids.
+    for number, one in enumerate(rows, 1):
+        row = one.with_id(number) if shifted else one
         if row.broken or (defaults is None and COLUMN not in row.values):
             yield row
             continue
         try:
             axes = _axes(row.values.get(COLUMN, defaults), row.values)
         except ValueError as error:
-            yield replace(row, values={}, broken=f"{COLUMN}: {error}")
+            yield row.as_broken(f"{COLUMN}: {error}")
             continue
+        shifted = True
         yield from _cells(row, axes, number, job_seed)
 
 

@@ -103,12 +103,16 @@ WORDS = [
     (r"a smile \(:", "a smile (:"),
     ("a [cat:dog:0.5] BREAK b AND c:0.5", "a dog b c"),
     ("a [red|blue] cat", "a red blue cat"),
+    ("[cat:dog:19] [a::20]", "dog a"),
+    ("[cat:dog:20] [cat:dog:100] [b:0.9] [a::0.9]", "cat cat b"),
 ]
 
 
 @pytest.mark.parametrize(("prompt", "words"), WORDS)
 def test_words_have_neither_brackets_nor_weights(prompt, words):
-    assert words_of(prompt) == words
+    assert words_of(prompt, 20) == words
+    if "|" not in prompt:  # these are the words of all steps
+        assert " ".join(part.words for part in read(prompt).at(20, 20)) == words
 
 
 BAD = [
@@ -174,19 +178,19 @@ def test_any_text_reads_or_raises_the_one_error(text):
     prompt, said = outcome(text)
     if prompt is None:
         assert said and "\n" not in said
-        assert words_of(text) == text
+        assert words_of(text, 7) == text
         return
     for _, parts in prompt.states(7):
         for part in parts:
             assert all(0 <= weight <= 10 * 1.0000001 and words.strip() == words for chunk in part.chunks for words, weight in chunk)
-    assert not set(prompt.words) - set(text) - {" "}
+    assert not set(prompt.words(7)) - set(text) - {" "}
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Z"]), max_size=30))
 def test_escaped_signs_are_words(text):
     escaped = "".join(f"\\{sign}" if sign in "()[]\\" else sign for sign in text)
     prompt = read(escaped)
-    assert prompt.words == (text if text not in ("BREAK", "AND") else "") or " " in prompt.words
+    assert prompt.words(7) == (text if text not in ("BREAK", "AND") else "") or " " in prompt.words(7)
     assert plain_uses(prompt).weights is None
 
 
@@ -198,4 +202,4 @@ def test_a_strangers_prompt_ends_soon(text):
     # What grows with the square of the text would take minutes, and the session's limit would end it.
     for _ in range(20):
         read.cache_clear()
-        words_of(text)
+        words_of(text, 20)

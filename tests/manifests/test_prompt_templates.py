@@ -45,6 +45,24 @@ def test_a_combination_is_a_row_with_the_same_seed_and_the_template_beside_it():
     assert {row.values["seed"] for row in rows_of({"prompt": "{a|b}", "seed": 5}, by=rules("combinatorial"))} == {5}
 
 
+def test_rows_behind_others_that_became_several_keep_the_ids_of_their_own_numbers():
+    some = [{"prompt": "{a|b}"}, {"prompt": "plain"}, {"prompt": "{c|d}"}, {"prompt": "("}, {"id": "own", "prompt": "e"}]
+    by = rules("combinatorial")
+    made = [row.values.get("id") for row in rows_of(*some, by=by)]
+    assert made == ["1/prompt=1", "1/prompt=2", "2", "3/prompt=1", "3/prompt=2", "4", "own"]
+    rows = [Row("m.jsonl", number, values) for number, values in enumerate([{**some[1], "sweep": {"steps": [1, 2]}}, *some], 1)]
+    swept_too = [row.values.get("id") for row in expanded(swept(rows, None, 0), by)]
+    assert swept_too == ["1/steps=1", "1/steps=2", "2/prompt=1", "2/prompt=2", "3", "4/prompt=1", "4/prompt=2", "5", "own"]
+
+
+def test_words_are_those_of_the_last_step_that_is_run():
+    one, some = requests_of(
+        {"prompt": "a [cat:dog:12]", "steps": 20},
+        {"prompt": "a [cat:dog:12]", "steps": 20, "init_image": "a.png", "strength": 0.5},
+    )
+    assert (one.words, some.words) == ("a dog", "a cat")
+
+
 def test_a_random_prompt_depends_on_the_seed_and_the_row_alone():
     template = "{a|b|c|d|e|f} {a|b|c|d|e|f} {a|b|c|d|e|f}"
     others = [{"id": str(number), "prompt": template} for number in range(30)]
@@ -105,6 +123,7 @@ BAD = [
         "prompt: column 1: the LoRA 'ink' is also among the row's loras; leave one of them out",
     ),
     ({"prompt": "a __b__"}, "prompt: column 3: wildcard 'b': the config names no folder of wildcards; set prompts.wildcards"),
+    ({"prompt": " # a cat"}, "prompt: column 2: holds nothing but a comment, which # begins; write \\# for the sign itself"),
     ({"prompt": "${x=${x}}${x}"}, "prompt: column 5: an endless recursion: ${x} in ${x}"),
 ]
 
