@@ -31,9 +31,11 @@ TEXT_LAYERS = 2  # of each encoder; the pipeline takes hidden states from before
 EMPTY_TOKENS = 256
 
 TIMESTEPS = 1000  # the transformer is told 1000 sigma
-# Training draws sigma as the shipped sampler walks: more often near the noise, where a plain background is decided.
+# Training draws sigma more often near the noise, where a plain background is decided.
 SHIFT = 2.0
-SAMPLER = {"num_train_timesteps": TIMESTEPS, "shift": SHIFT}
+# The shipped sampler walks there less often, so that img2img of a strength of 0.3 begins with 39% of noise, not with 46%, and keeps
+# more of its picture.
+SAMPLER = {"num_train_timesteps": TIMESTEPS, "shift": 1.5}
 
 
 class FlowDenoiser(nn.Module):
@@ -147,7 +149,7 @@ class CountedAttention:
 
 
 def draw_sigma(count: int, draw_of_step: Draw) -> Tensor:
-    """Draw how much of each sample is noise, (B,) fp32 in [0, 1): uniform, then shifted as the sampler's steps are."""
+    """Draw how much of each sample is noise, (B,) fp32 in [0, 1): uniform, then shifted towards the noise."""
     even = torch.from_numpy(draw_of_step.numpy.random(count, dtype="float32"))
     return (SHIFT * even / (1 + (SHIFT - 1) * even)).to(DEVICE)
 

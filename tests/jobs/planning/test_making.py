@@ -340,7 +340,8 @@ def test_images_are_frozen_into_the_plan_unless_they_are_left_to_the_run(tmp_pat
 def test_planning_takes_the_memory_of_a_shard_and_not_of_a_manifest(tmp_path):
     def peak(rows):
         path = tmp_path / f"{rows}.jsonl"
-        write(path, ({"prompt": f"prompt {i} " + "x" * 500} for i in range(rows)))
+        # Of few words, since the tokens of words are remembered, of 65,536 at most.
+        write(path, ({"prompt": f"prompt {i // 64} {i % 64} " + "x" * 500} for i in range(rows)))
         tracemalloc.start()
         try:
             planned(config_of(path, "shards.size=100"), tmp_path / f"out{rows}")
