@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
+from promptmill.configs.columns import SYNTAX
 from promptmill.configs.errors import quoted, shown
 from promptmill.configs.mask_edits import SHARP, MaskEdit, parse_mask_edit, parse_outpaint
 from promptmill.configs.parameters import MAX_PATH
@@ -25,7 +26,7 @@ from promptmill.manifests.images import (
     narrowness,
 )
 from promptmill.manifests.masks import Effect, effect_of
-from promptmill.manifests.prompt_syntax import notes_on
+from promptmill.manifests.prompt_syntax import notes_on, notes_on_signs
 from promptmill.manifests.prompt_templates import expanded
 from promptmill.manifests.repeated_ids import Ids, doubled
 from promptmill.manifests.requests import OWN_IMAGES, Request, Shapes, make_request
@@ -134,7 +135,7 @@ class RowChecks:
             request = make_request(row, number, self._rules, self._shapes)
         except RowError as error:
             return Checked(number, row, None, error.problems, file=file)
-        notes = (*row.notes, *self._notes_on_text(request), *ignored(request, row.values, self._rules))
+        notes = (*row.notes, *self._notes_on_text(request, row), *ignored(request, row.values, self._rules))
         without = request.mode == "txt2img" and not request.references
         if without or self._roots is None or (look_at := self._looking()) is None:
             return Checked(number, row, request, file=file, notes=notes)
@@ -147,8 +148,14 @@ class RowChecks:
         lacks = NotThereError in found.kinds.values()
         return Checked(number, row, made, tuple(found.problems), found.sha256, file, (*notes, *found.notes), found.advice, lacks)
 
-    def _notes_on_text(self, request: Request) -> tuple[str, ...]:
-        notes = notes_on(request.prompt) if request.syntax is None else ()
+    def _notes_on_text(self, request: Request, row: Row) -> tuple[str, ...]:
+        notes: tuple[str, ...] = ()
+        texts = (("prompt", request.prompt, request.words), ("negative_prompt", request.negative_prompt, request.negative_words))
+        for column, text, words in texts:
+            if request.syntax is not None:
+                notes += notes_on_signs(text, words, column)
+            elif row.values.get(SYNTAX) is None:  # a row that says itself that its prompts are plain means what they say
+                notes += notes_on(text, column)
         if self._rules.lost is not None and request.lost(self._rules.lost):
             notes += (f"{TOO_LONG}{IN_CHUNKS if self._rules.weighting.parts else ''}",)
         return notes

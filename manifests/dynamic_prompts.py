@@ -394,7 +394,7 @@ def all_of(template: str, folder: str | None) -> Iterator[str]:
     steps = 0
     for walks in range(MOST_WALKS + 1):
         if walks == MOST_WALKS:
-            raise PromptError(f"makes more than {MOST_WALKS:,} prompts; choose at random, or write less choices")
+            raise PromptError(f"makes more than {MOST_WALKS:,} prompts; choose at random, or write fewer choices")
         place = 0
 
         def choose(weights: Sequence[float] | int) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from promptmill.configs.columns import NEGATIVE_TEMPLATE, SYNTAX, TEMPLATE
 from promptmill.configs.errors import shown
 from promptmill.configs.image_text import REQUEST_TEXT, TOOL, UNREAD
 from promptmill.configs.listed_manifests import Pictures, Use
@@ -27,7 +28,8 @@ from promptmill.manifests.rows import ManifestError, Row
 OWN_TOOL = "promptmill"
 # What is taken over of a picture that is only begun with, beside the picture itself.
 OF_INIT = (
-    *("prompt", "negative_prompt", "width", "height", "steps", "scheduler", "loras"),
+    *("prompt", "negative_prompt", SYNTAX, TEMPLATE, NEGATIVE_TEMPLATE),
+    *("width", "height", "steps", "scheduler", "loras"),
     *("guidance_scale", "guidance_rescale", "true_cfg_scale"),
 )
 OF_NOISE = ("seed", "variation_seed", "variation_strength")

@@ -12,8 +12,6 @@ from promptmill.manifests.prompt_errors import PromptError
 if TYPE_CHECKING:
     from promptmill.manifests.requests import Request
 
-KNOWN = "models of Stable Diffusion, SDXL and Flux do"
-
 
 @dataclass(frozen=True)
 class Weighting:
@@ -60,12 +58,12 @@ def _check(text: str, weighting: Weighting, steps: int) -> None:
     prompt = read(text)
     uses = plain_uses(prompt)
     if uses.changes is not None and not weighting.changes:
-        also = "" if weighting.weights else f"; {KNOWN}"
-        raise PromptError(f"words that change between steps, as [a:b:0.5], are not read by this model{also}", uses.changes)
+        said = "words that change between steps, as [a:b:0.5], are not read by this model; models of Stable Diffusion and SDXL do"
+        raise PromptError(said, uses.changes)
     for column, sign in ((uses.breaks, "BREAK"), (uses.ands, "AND")):
         if column is not None and not weighting.parts:
             raise PromptError(f"{sign} is not read by this model; models of Stable Diffusion and SDXL read it", column)
     if uses.weights is not None and not weighting.weights:
-        raise PromptError(f"weights are not read by this model; {KNOWN}", uses.weights)
+        raise PromptError("weights are not read by this model; models of Stable Diffusion, SDXL and Flux do", uses.weights)
     if uses.changes is not None and (number := len(prompt.texts(steps))) > MOST_STATES:
         raise PromptError(f"makes {number:,} different texts of the steps, and at most {MOST_STATES} are encoded", uses.changes)

@@ -107,6 +107,8 @@ def _values(values: Mapping[str, Any], said: Mapping[str, str], fresh: Mapping[s
                 if lora.name not in rules.loras:
                     known = f"; declared: {', '.join(rules.loras)}" if rules.loras else "; none is declared in model.loras"
                     raise PromptError(f"no LoRA {quoted(lora.name)}{nearest(lora.name, rules.loras) or known}", column)
+            if name == "prompt" and rest and not any(part.words for step in (1, 2) for part in read(rest).at(step, 2)):
+                raise PromptError("holds no words")
         if rest != fresh[name]:
             new |= {name: rest, TEMPLATES[name]: fresh[name]}
         if loras:

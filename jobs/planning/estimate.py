@@ -130,7 +130,8 @@ def measure(plan: Plan, shard: ShardPlan) -> Estimate | None:
     embedding = 2 * (plan.embedding or 0)
     rows = plan.counts.candidates * (ROW_BYTES + (embedding if config.shards.embeddings == "all" else 0))
     kept = plan.counts.keep * (scale * image + 4 * ROW_BYTES + (embedding if config.shards.embeddings == "kept" else 0))
-    here = len(gpus()) or max(1, (os.cpu_count() or 1) // config.model.threads)
+    one = config.runtime.workers == "here"
+    here = 1 if one else len(gpus()) or max(1, (os.cpu_count() or 1) // config.model.threads)
     return Estimate(seconds, here, rows + kept)
 
 

@@ -42,7 +42,7 @@ def plan_lines(plan: Plan, estimate: Estimate | None) -> Iterator[str]:
         alone = duration(estimate.seconds)
         here = duration(estimate.seconds / estimate.generators)
         apart = "" if estimate.generators == 1 else f"; {alone} on one generator alone"
-        yield f"time         about {here} on this machine with {estimate.generators} generators, start-up apart{apart}"
+        yield f"time         about {here} on this machine with {many(estimate.generators, 'generator')}, start-up apart{apart}"
         yield f"disk         about {size(estimate.disk)}"
     yield f"fingerprint  {plan.fingerprint[:16]}"
 
@@ -61,7 +61,11 @@ def _ranking_lines(plan: Plan) -> Iterator[str]:
         price += f", {100 * counts.evaluations / max(1, counts.undrafted):.0f}% of the price without drafts"
     if plan.config.stages:
         yield f"stages       {', then '.join(stage.name for stage in plan.config.stages)}, of the kept images"
-        price += f"; {counts.staged:,} of these for stages, as much as {counts.staged_alike:,} at the rows' own size"
+        price += (
+            ""
+            if not counts.staged
+            else f"; {counts.staged:,} of these for stages, as much as {counts.staged_alike:,} at the rows' own size"
+        )
     if (captions := plan.config.captions) is not None:
         yield f"captions     of the kept images, by {captions.model.source}, of {captions.max_tokens} tokens at most"
     yield f"price        {price}"

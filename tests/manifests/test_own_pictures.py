@@ -13,6 +13,8 @@ from promptmill.configs.parameters import FURTHER, MODES, Defaults
 from promptmill.manifests.own_pictures import FORMAT, NOT_WRITTEN, OwnTextError, alone, read_request, request_text
 from promptmill.manifests.picture_rows import values_of
 from promptmill.manifests.picture_texts import read_texts
+from promptmill.manifests.prompt_rules import Weighting
+from promptmill.manifests.prompt_templates import expanded
 from promptmill.manifests.requests import KNOWN_COLUMNS, Request, make_request
 from promptmill.manifests.rows import Row, RowError
 from promptmill.manifests.rules import Rules
@@ -201,6 +203,22 @@ def test_what_is_read_of_any_picture_makes_the_request_that_the_picture_was_made
 def test_words_stay_words_where_the_config_reads_other_prompts_in_a_syntax():
     one = alone(request_of({"prompt": "a (cat)"}), 0, 1)
     assert same(one, read_again(one, rules=replace(RULES, syntax="a1111")))
+
+
+@pytest.mark.parametrize(("prompt", "syntax"), [("a (cat)", "plain"), ("a [cat:dog:2] {red|red}", "a1111")])
+def test_a_picture_that_is_begun_with_keeps_the_syntax_of_its_prompt(prompt, syntax):
+    rules = replace(RULES, syntax=syntax, weighting=Weighting(True, True, True))
+    (row,) = expanded([Row("m.jsonl", 1, {"prompt": prompt, "class_label": 3})], rules)
+    one = alone(make_request(row, 1, rules), 0, 1)
+    content = encode_image(PIXELS, "png", 90, provenance_of(one, CONFIG, {}, (8, 8)))
+    values, _, _ = values_of("a.png", read_texts(io.BytesIO(content)), "init_image", ())
+    # By a config of the other syntax.
+    other = replace(rules, syntax="a1111" if syntax == "plain" else "plain")
+    (again,) = expanded([Row("*", 1, {**values, "class_label": 3})], other)
+    begun = make_request(again, 1, other)
+    names = ("prompt", "negative_prompt", "syntax", "prompt_template", "words")
+    assert begun.init_image == "a.png" and begun.seed is None
+    assert [getattr(begun, name) for name in names] == [getattr(one, name) for name in names]
 
 
 def test_the_columns_that_the_property_draws_are_all_that_a_row_may_have():

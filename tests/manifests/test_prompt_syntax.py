@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptmill.manifests.prompt_syntax import NOTES, notes_on
+from promptmill.manifests.a1111_prompts import words_of
+from promptmill.manifests.prompt_syntax import LEFT, NOTES, notes_on, notes_on_signs
 
 SYNTAX = {
     "option": ["--seed 5", "# a comment", "// a comment", "--n 4 a cat"],
@@ -14,7 +15,10 @@ SYNTAX = {
     "weight": ["a (red:1.3) cat", "(a red cat : 0.7)", "a ((red:1.2) cat)", "(a:1)"],
     "choice": ["a {red|blue} cat", "{2$$a|b|c}", "a {0.3::red|blue} cat", "{|a}"],
     "wildcard": ["a __colour__ cat", "__animals/small*__", "in __art-style__"],
-    "schedule": ["a [red:blue:0.5] cat", "[:a hat:10]", "[a hat::3]"],
+    "schedule": ["a [red:blue:0.5] cat", "[:a hat:10]", "[a hat::3]", "a [red:10] cat"],
+    "turns": ["a [red|blue] cat", "[a|b|c:3]"],
+    "emphasis": ["a ((red)) cat", "((a))"],
+    "variable": ["${x=red} a cat", "a ${x} cat"],
     "parts": ["a cat BREAK a dog", "a cat AND a dog", "BREAK"],
 }
 PLAIN = [
@@ -37,6 +41,36 @@ PLAIN = [
 def test_the_syntax_of_other_tools_is_told_by_its_kind(kind, prompt):
     has, instead = NOTES[kind]
     assert notes_on(prompt) == (f"prompt: {has}, which is rendered as words; {instead}",)
+
+
+def test_each_kind_is_told_and_the_column():
+    notes = notes_on("a (red:1.2) cat <lora:foo:0.7> [x|y]", "negative_prompt")
+    assert [note.split(",")[0] for note in notes] == [
+        f"negative_prompt: {NOTES[kind][0].split(',')[0]}" for kind in ("weight", "lora", "turns")
+    ]
+
+
+TYPED = {
+    "[red:blue:x]": "colon",
+    "a (red:1,3) cat": "colon",
+    "(red:)": "colon",
+    "x::red": "signs",
+    "2$red": "signs",
+    "<lora:x circle": "signs",
+    "__colours circle": "signs",
+}
+
+
+@pytest.mark.parametrize(("prompt", "kind"), TYPED.items())
+def test_what_typing_errors_leave_is_told(prompt, kind):
+    assert notes_on_signs(prompt, words_of(prompt, 20)) == (f"prompt: {LEFT[kind]}, and is rendered as words",)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a (red:1.3) cat", "[a:b:0.5] [b:10] [a::10]", "a title: words", "(a:b:0.5)", r"\(a:b\)", "5 $", "a_b"]
+)
+def test_what_is_read_leaves_nothing_to_tell(prompt):
+    assert notes_on_signs(prompt, words_of(prompt, 20)) == ()
 
 
 @pytest.mark.parametrize("prompt", PLAIN)

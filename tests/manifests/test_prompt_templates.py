@@ -123,6 +123,7 @@ BAD = [
         "prompt: column 1: the LoRA 'ink' is also among the row's loras; leave one of them out",
     ),
     ({"prompt": "a __b__"}, "prompt: column 3: wildcard 'b': the config names no folder of wildcards; set prompts.wildcards"),
+    ({"prompt": "()"}, "prompt: holds no words"),
     ({"prompt": " # a cat"}, "prompt: column 2: holds nothing but a comment, which # begins; write \\# for the sign itself"),
     ({"prompt": "${x=${x}}${x}"}, "prompt: column 5: an endless recursion: ${x} in ${x}"),
 ]
