@@ -66,6 +66,7 @@ def let_scorers_grow(most: int) -> None:
 @click.option("--assembling", default=0.0, help="Seconds more that a shard's assembly takes.")
 @click.option("--scoring", default=0.0, help="Seconds that a unit takes of a scorer that is the only one so far.")
 @click.option("--most-scorers", default=0, help="To how many scorers the pool may grow.")
+@click.option("--nodes", default=1, help="On how many nodes units are rendered before any unit is done.")
 @click.option("--deadline", default=600.0)
 @click.option("--retry-failed", is_flag=True)
 @click.option("--uncut", is_flag=True, help="No request is cut into slices, however many its candidates.")
@@ -82,6 +83,7 @@ def main(
     assembling: float,
     scoring: float,
     most_scorers: int,
+    nodes: int,
     deadline: float,
     retry_failed: bool,
     uncut: bool,
@@ -89,7 +91,7 @@ def main(
     """Run the plan of OUT."""
     if uncut:
         units.SLICE_UNITS = units.UNIT_PIXELS = 2**40
-    install(Chaos(notes, seconds, *die, under, kinds, assembling, scoring))
+    install(Chaos(notes, seconds, *die, under, kinds, assembling, scoring, nodes))
     if most_scorers:
         let_scorers_grow(most_scorers)
     seen: list[float] = []

@@ -143,7 +143,7 @@ class Calm:
 
     def random_kills(self, kind: str, number: int, seed: int = 0) -> Row:
         row, rng = Row(kind, BOUNDS[kind]), random.Random(f"{kind}{seed}")
-        while len(row.lost) < number and row.missed < 3 * number:
+        while len(row.lost) < number and row.missed < 8 * number:
             # A task that takes no longer than the look for its process would mostly be over before it is found.
             site = self.site(*(("--assembling", str(ASSEMBLING)) if kind == "assembler" else ()))
             self.trial(row, site, self._attack(kind, rng))
@@ -174,7 +174,7 @@ class Calm:
     def raylet_kills(self, number: int, seed: int = 0) -> Row:
         """Kills of the second node's raylet; a new node comes for each."""
         row, rng = Row("raylet", BOUNDS["raylet"]), random.Random(seed)
-        while len(row.lost) < number and row.missed < 3 * number:
+        while len(row.lost) < number and row.missed < 8 * number:
             node = self.join()
             pause = rng.uniform(0, self.rendering)
 

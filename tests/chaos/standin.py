@@ -42,6 +42,7 @@ class Chaos:
         kinds: Each node is hardware of another kind.
         assembling: That a shard's assembly takes longer, half before and half after its work.
         scoring: Seconds that a unit takes of a scorer that is the only one so far.
+        nodes: On how many nodes units have to be rendered before any unit is done: a busy machine's nodes take long to join.
     """
 
     folder: str
@@ -52,10 +53,18 @@ class Chaos:
     kinds: bool = False
     assembling: float = 0.0
     scoring: float = 0.0
+    nodes: int = 1
 
     def note(self, name: str, line: str) -> None:
         with (Path(self.folder) / name).open("a") as file:
             file.write(line + "\n")
+
+    def joined(self) -> bool:
+        """Whether units were rendered on as many nodes as have to be there."""
+        return (
+            self.nodes == 1
+            or len({line.split()[3] for line in (Path(self.folder) / "rendered").read_text().splitlines()}) >= self.nodes
+        )
 
     @property
     def fired(self) -> Path:
@@ -165,6 +174,9 @@ def install(chaos: Chaos) -> None:
         def render(self, unit: Unit):
             chaos.note("rendered", f"{unit.name} {len(unit.requests)} {os.getpid()} {_node()}")
             time.sleep(chaos.seconds)
+            until = time.monotonic() + 180
+            while not chaos.joined() and time.monotonic() < until:
+                time.sleep(0.1)
             asked = tuple(unit.next_pass())
             if unit.course is not None and unit.course.staged is not None:
                 pictures = pictures_before(self._recipe, unit)

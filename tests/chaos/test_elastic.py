@@ -38,7 +38,7 @@ def wait_for(site, driver, nodes):
 
 
 def test_generators_join_with_a_node_and_leave_with_it_and_the_bytes_are_the_same(calm):
-    site = calm.site("--generators", "1:9", "--seconds", "1.5")
+    site = calm.site("--generators", "1:9", "--seconds", "0.5", "--nodes", "2")
     with site.driver() as driver:
         wait_for(site, driver, 1)
         before = sum(map(len, rendering(site).values()))
