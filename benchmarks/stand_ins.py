@@ -23,7 +23,7 @@ SIDE = 16  # of an image that a stand-in renders
 class _Engine:
     """Imitates the engine: renders each candidate as the same small image."""
 
-    def __init__(self, *arguments: Any):
+    def __init__(self, *arguments: Any, **named: Any):
         pass
 
     def render(self, unit: Unit) -> Rendered:
