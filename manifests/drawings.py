@@ -14,10 +14,10 @@ from PIL import Image
 
 from promptmill.configs.errors import shown
 from promptmill.configs.parameters import DRAWING
+from promptmill.manifests.bounded_xml import XmlError, read_xml
 from promptmill.manifests.drawing_process import UndrawnError, render
 
 MOST_BYTES = 1_000_000
-DEEPEST = 64  # elements in one another
 MOST_ELEMENTS = 20_000  # with all that references repeat
 # A viewBox of fewer pixels than any image has, as 0 0 1 1, is of other units. Its drawing has so many on the shorter side.
 FEWEST, LARGER = 8, 512
@@ -38,27 +38,6 @@ _LENGTH = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]+)?) ?(?:px)?")
 
 class DrawingError(ValueError):
     """Reports a drawing that is not drawn, and why, in one line."""
-
-
-class _Tree(ET.TreeBuilder):
-    """Builds the tree of a drawing, of bounded depth and without declarations, by which entities multiply."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._depth = 0
-
-    def doctype(self, name: str, public: str | None, system: str | None) -> None:
-        raise DrawingError("has a DOCTYPE, which may declare entities; take it out")
-
-    def start(self, tag: str, attrs: dict[str, str]) -> ET.Element:
-        self._depth += 1
-        if self._depth > DEEPEST:
-            raise DrawingError(f"has more than {DEEPEST} elements in one another")
-        return super().start(tag, attrs)
-
-    def end(self, tag: str) -> ET.Element:
-        self._depth -= 1
-        return super().end(tag)
 
 
 def is_inline(path: str) -> bool:
@@ -112,9 +91,11 @@ def checked(content: bytes) -> tuple[ET.Element, tuple[float, float]]:
         raise DrawingError(f"a drawing of more than {MOST_BYTES:,} bytes")
     try:
         # As text, since a declared encoding may let the renderer read another drawing than this parser does.
-        root = ET.fromstring(content.decode("utf-8-sig"), ET.XMLParser(target=_Tree()))
+        root = read_xml(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise DrawingError("a drawing that is not UTF-8") from None
+    except XmlError as error:
+        raise DrawingError(str(error)) from None
     except ET.ParseError as error:
         raise DrawingError(f"is no SVG: {shown(str(error), 200)}") from None
     if _plain(root.tag) != "svg":

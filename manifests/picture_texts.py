@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from promptmill.configs.image_text import EXIF_IFD, REQUEST_TEXT, USER_COMMENT, XMP_NAMESPACE
+from promptmill.manifests.bounded_xml import read_xml
 
 MOST_TEXT = 8 * 2**20  # bytes of all texts of a picture; workflows of ComfyUI take some hundred KiB
 MOST_CHUNKS = 100_000  # of a file, read or passed over
 MOST_ENTRIES = 1000  # of a directory of EXIF
-DEEPEST = 64  # elements of XMP in one another
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp")
 
 # EXIF's tags, and the keys that their texts get here.
@@ -211,8 +211,8 @@ class _Gathered:
     def _xmp(self, packet: bytes) -> None:
         """Take a description and promptmill's own text out of an XMP packet; one that is no XML is passed over."""
         try:
-            root = ET.fromstring(packet.rstrip(b"\0"), ET.XMLParser(target=_Tree()))
-        except (ET.ParseError, _RefusedError, ValueError):
+            root = read_xml(packet.rstrip(b"\0"))
+        except (ET.ParseError, ValueError):  # XmlError is one
             return
         for element in root.iter():
             if (own := element.get(_OWN)) is not None:
@@ -221,31 +221,6 @@ class _Gathered:
                 self._keep("Description", said)
             if element.tag == _DESCRIPTION:
                 self._keep("Description", "".join(element.itertext()).strip())
-
-
-class _RefusedError(ValueError):
-    """Reports XMP that is nested too deeply or declares entities."""
-
-
-class _Tree(ET.TreeBuilder):
-    """Builds the tree of XMP, of bounded depth and without declarations, by which entities multiply."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._depth = 0
-
-    def doctype(self, name: str, public: str | None, system: str | None) -> None:
-        raise _RefusedError("a DOCTYPE")
-
-    def start(self, tag: str, attrs: dict[str, str]) -> ET.Element:
-        self._depth += 1
-        if self._depth > DEEPEST:
-            raise _RefusedError("too deep")
-        return super().start(tag, attrs)
-
-    def end(self, tag: str) -> ET.Element:
-        self._depth -= 1
-        return super().end(tag)
 
 
 def _entries(block: bytes, at: int, order: str) -> Iterator[tuple[int, bytes | int]]:

@@ -41,7 +41,7 @@ LEFT = {
 }
 _COLON = re.compile(r"[(\[][^()\[\]]*:(?!\s*\+?[0-9]*\.?[0-9]+\s*[)\]])[^()\[\]:]*[)\]]")
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
-_SIGNS = re.compile(r"::|\$\$|[0-9]\$\w|<\w+:|__\w")
+_SIGNS = re.compile(r"\{[^{}|]*\||::|\$\$|[0-9]\$\w|<\w+:|__\w")
 
 
 def notes_on(prompt: str, column: str = "prompt") -> tuple[str, ...]:

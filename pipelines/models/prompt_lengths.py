@@ -1,6 +1,5 @@
 """Counts the tokens of prompts that text encoders of CLIP do not read, by their tokenizers' files alone: without torch."""
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from promptmill.configs.model import Model
 from promptmill.pipelines.models.capabilities import INDEX, fetched
+from promptmill.pipelines.models.compatibility import config_of
 from promptmill.pipelines.work.errors import ModelError
 
 USUAL = 77  # tokens, with one at the beginning and one at the end
@@ -33,16 +33,12 @@ class PromptLengths:
 
 
 def lengths_of(model: Model) -> PromptLengths | None:
-    """Return the count of tokens for a model; None where no text encoder of CLIP reads its prompts, or files are missing.
-
-    Raises:
-        ModelError: The model's index cannot be read.
-    """
-    index = _json(model, INDEX) or {}
+    """Return the count of tokens for a model; None where no text encoder of CLIP reads its prompts, or files are missing."""
+    index = config_of(model.layout, INDEX) or {}
     found: dict[tuple[str, ...], int] = {}
     for part, kind in index.items():
         if part.startswith("tokenizer") and isinstance(kind, list) and str(kind[-1]).startswith("CLIP"):
-            most = (_json(model, f"{part}/tokenizer_config.json") or {}).get("model_max_length", USUAL)
+            most = (config_of(model.layout, f"{part}/tokenizer_config.json") or {}).get("model_max_length", USUAL)
             files = _files(model, part)
             if files is None:
                 return None
@@ -64,15 +60,6 @@ def _file(model: Model, name: str) -> Path | None:
     except ModelError:
         return None
     return place if place.is_file() else None
-
-
-def _json(model: Model, name: str) -> dict[str, Any] | None:
-    place = _file(model, name)
-    try:
-        said = json.loads(place.read_text()) if place else None
-    except (OSError, ValueError):
-        return None
-    return said if isinstance(said, dict) else None
 
 
 @lru_cache(maxsize=8)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from promptmill.configs.model import Model
 from promptmill.configs.weights import Weights
 from promptmill.pipelines.work.units import Placed, Unit
@@ -35,15 +33,3 @@ def pixels(outcome):
     assert outcome.failure is None, outcome
     assert all(c.failure is None for c in outcome.candidates), outcome
     return [c.pixels for c in outcome.candidates]
-
-
-def made_the_same_whatever_the_companions(engine, some):
-    """The pictures of requests in one unit, checked to be those in another order and alone, which costs a quarter more calls."""
-    before = engine.path.denoiser.calls
-    together = [pixels(outcome) for outcome in render(engine, *some)]
-    shared = engine.path.denoiser.calls - before
-    np.testing.assert_array_equal(together, [pixels(outcome) for outcome in render(engine, *some[::-1])][::-1])
-    before = engine.path.denoiser.calls
-    np.testing.assert_array_equal(together, [pixels(render(engine, one)[0]) for one in some])
-    assert shared < 0.8 * (engine.path.denoiser.calls - before)
-    return together

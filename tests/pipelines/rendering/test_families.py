@@ -1,7 +1,6 @@
 """Every family without a UNet, by tiny models: equal to plain diffusers, and free of companions, in mixed units."""
 
 import json
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
@@ -13,12 +12,12 @@ from PIL import Image
 from promptmill.manifests.images import Roots
 from promptmill.pipelines.models import families, family_sizes
 from promptmill.pipelines.models.capabilities import read_facts
-from promptmill.pipelines.rendering import calls
 from promptmill.pipelines.rendering.conditioning import prepare
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.work.evaluations import evaluations, steps_of
 from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import plain_calls
+from tests.pipelines.companions import latents, the_same_latents_whatever_the_companions
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import JOB_SEED, MODES, request
@@ -137,44 +136,10 @@ def test_in_bf16_and_at_sizes_that_are_no_squares_images_are_those_of_plain_diff
         np.testing.assert_array_equal(pixels(outcome), theirs[:1])
 
 
-@contextmanager
-def pixels_before_rounding():
-    """Yields the same of a model without a VAE: the pixels of each image as the pipeline makes them."""
-    seen, previewed = [], calls._previewed
-
-    def called(*args):
-        made = previewed(*args)
-        seen.extend(np.asarray(one).tobytes() for one in made.images)
-        return made
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(calls, "_previewed", called)
-        yield seen
-
-
-@contextmanager
-def latents(engine):
-    """Yields the latents that are decoded meanwhile, of each image its bytes: pixels hide what is less than a level."""
-    vae, seen = engine.model.vae, []
-    if vae is None:
-        with pixels_before_rounding() as seen:
-            yield seen
-        return
-    held = vae.decode
-
-    def decode(given, *args, **kwargs):
-        seen.extend(one.numpy().tobytes() for one in given)
-        return held(given, *args, **kwargs)
-
-    vae.decode = decode
-    yield seen
-    vae.decode = held
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_companions_never_matter(engines, units, name):
     engine, _ = engines(name)
-    made_the_same_whatever_the_companions(engine, mixed(name), *units(name))
+    the_same_latents_whatever_the_companions(engine, mixed(name), *units(name))
 
 
 def test_where_a_call_has_one_mask_rows_that_widen_their_pictures_have_calls_of_their_own(engines):
@@ -185,20 +150,7 @@ def test_where_a_call_has_one_mask_rows_that_widen_their_pictures_have_calls_of_
     some = [request(f"r{number}", outpaint=one, seed=number, **ways) for number, one in enumerate(sides)]
     with latents(engine) as together:
         outcomes = render(engine, *some)
-    made_the_same_whatever_the_companions(engine, some, outcomes, together)
-
-
-def made_the_same_whatever_the_companions(engine, some, outcomes, together):
-    """Compare the images and latents of requests that made one unit with those in another order and of each alone."""
-    images = [pixels(outcome) for outcome in outcomes]
-    with latents(engine) as turned:
-        for mine, wanted in zip(render(engine, *some[::-1])[::-1], images, strict=True):
-            np.testing.assert_array_equal(pixels(mine), wanted)
-    with latents(engine) as alone:
-        for one, wanted in zip(some, images, strict=True):
-            np.testing.assert_array_equal(pixels(render(engine, one)[0]), wanted, err_msg=str(one))
-    assert sorted(together) == sorted(turned) == sorted(alone)
-    assert len(set(together)) == len(together) == sum(one.candidates for one in some)
+    the_same_latents_whatever_the_companions(engine, some, outcomes, together)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

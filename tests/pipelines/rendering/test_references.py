@@ -19,7 +19,8 @@ from promptmill.pipelines.rendering.tuning import tune
 from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.units import Placed
 from tests.pipelines import tiny_adapters
-from tests.pipelines.engines import BATCH, made_the_same_whatever_the_companions, model_of, pixels, render
+from tests.pipelines.companions import made_the_same_whatever_the_companions
+from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import CANNY, JOB_SEED, MODES, request
 from tests.pipelines.plain_calls import asked, loaded, pixels_of

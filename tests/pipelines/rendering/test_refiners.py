@@ -24,10 +24,10 @@ from promptmill.pipelines.work.errors import ModelError
 from promptmill.pipelines.work.evaluations import evaluations
 from promptmill.pipelines.work.units import Placed, Unit
 from tests.pipelines import tiny, tiny_unets
+from tests.pipelines.companions import latents
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request
 from tests.pipelines.plain_calls import Plain, asked, loaded, pixels_of
-from tests.pipelines.rendering.test_families import latents
 
 SDXL = Plain({"txt2img": "StableDiffusionXLPipeline", "img2img": "StableDiffusionXLImg2ImgPipeline"})
 SWITCH = 0.7

@@ -12,12 +12,12 @@ from promptmill.configs.parameters import Reference
 from promptmill.manifests.images import Roots, elongation
 from promptmill.pipelines.rendering.conditioning import LEAST_SIDE, further, prepare
 from promptmill.pipelines.rendering.engine import Engine
+from tests.pipelines.companions import latents, the_same_latents_whatever_the_companions
 from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import JOB_SEED, request
 from tests.pipelines.plain_calls import render_family
 from tests.pipelines.plain_families import FAMILIES
-from tests.pipelines.rendering.test_families import latents, made_the_same_whatever_the_companions
 from tests.pipelines.tiny_readers import small_inputs
 
 NAMES = [name for name, plain in FAMILIES.items() if plain.pictures > 1 and not name.endswith("distilled")]
@@ -110,7 +110,7 @@ def test_companions_with_other_numbers_of_pictures_never_matter(engines, name):
     some = mixed(name)
     with latents(engine) as together:
         outcomes = render(engine, *some)
-    made_the_same_whatever_the_companions(engine, some, outcomes, together)
+    the_same_latents_whatever_the_companions(engine, some, outcomes, together)
 
 
 @pytest.mark.parametrize("name", NAMES)

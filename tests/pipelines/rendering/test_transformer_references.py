@@ -22,7 +22,8 @@ from promptmill.pipelines.rendering.loading import load_model
 from promptmill.pipelines.work.errors import ModelError
 from tests.pipelines import tiny_adapters, tiny_controlnets
 from tests.pipelines import tiny_transformer_adapters as tiny
-from tests.pipelines.engines import BATCH, made_the_same_whatever_the_companions, model_of, pixels, render
+from tests.pipelines.companions import made_the_same_whatever_the_companions
+from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.every_tiny import TINY
 from tests.pipelines.plain import JOB_SEED, MODES, picture, request
 from tests.pipelines.plain_calls import asked, loaded, pixels_of

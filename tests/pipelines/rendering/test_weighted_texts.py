@@ -14,7 +14,8 @@ from promptmill.manifests.images import Roots
 from promptmill.pipelines.rendering.engine import Engine
 from promptmill.pipelines.rendering.weighting_encoders import encoders_of
 from promptmill.pipelines.work.units import Placed, Unit, candidate_seed
-from tests.pipelines.engines import BATCH, made_the_same_whatever_the_companions, model_of, pixels, render
+from tests.pipelines.companions import made_the_same_whatever_the_companions
+from tests.pipelines.engines import BATCH, model_of, pixels, render
 from tests.pipelines.plain import JOB_SEED, MODES, request, scheduler_of
 
 LONG = "a small red circle at the left of a large blue square, with a green triangle in front. " * 4
