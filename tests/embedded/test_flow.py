@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch.nn import functional as F
 
 from promptmill.embedded import flow_controlnet, weights
-from promptmill.embedded.flow import EMPTY_TOKENS, SHIFT, CountedAttention, FlowDenoiser, draw_sigma, load, save
+from promptmill.embedded.flow import EMPTY_TOKENS, SAMPLER, SHIFT, CountedAttention, FlowDenoiser, draw_sigma, load, save
 from promptmill.embedded.training import Draw
 from tests.warm import Forked, started
 
@@ -145,3 +145,8 @@ def test_the_stage_killed_and_resumed_ends_with_the_same_bits(tmp_path):
     assert len(written) == 4
     for path in [*written, Path("weights") / weights.SUMS]:
         assert (calm / path).read_bytes() == (killed / path).read_bytes(), path
+
+
+def test_the_shipped_sampler_is_the_one_that_training_saves():
+    shipped = json.loads((weights.WEIGHTS / "flow/scheduler/scheduler_config.json").read_text(encoding="utf-8"))
+    assert SAMPLER.items() <= shipped.items()
