@@ -197,15 +197,42 @@ def line_of_kohya(line: str) -> Line:
 
 _NAMES_OF_KOHYA = " ".join(f"--{name}" for name in KOHYA)
 
-READERS_OF_LINES: Mapping[ListForm, Callable[[str], Line]] = MappingProxyType(
-    {"lines": line_of_lines, "a1111": line_of_a1111, "kohya": line_of_kohya}
+
+def _shows_a1111(line: str) -> bool:
+    return line.lstrip().startswith("--") and any(re.search(rf"(?<!\S){name}(?!\S)", line) for name in A1111)
+
+
+def _shows_kohya(line: str) -> bool:
+    return any(option["name"].lower() in KOHYA for option in _KOHYA_OPTION.finditer(line))
+
+
+@dataclass(frozen=True)
+class Form:
+    """Describes a form of prompt lists.
+
+    Attributes:
+        writer: What writes such lists, in words.
+        read: Returns the row of a line, or raises OptionError.
+        shows: Whether a line shows by its options that the list has this form.
+        comments: Whether a line that begins with # is a comment.
+    """
+
+    writer: str
+    read: Callable[[str], Line]
+    shows: Callable[[str], bool] = lambda line: False
+    comments: bool = True
+
+
+# By the names that the config has for the forms. Of forms that a line shows, the first one is meant.
+FORMS: Mapping[ListForm, Form] = MappingProxyType(
+    {
+        "lines": Form("a prompt a line, without options", line_of_lines, comments=False),
+        "a1111": Form("A1111's prompts from a file, with its options", line_of_a1111, _shows_a1111),
+        "kohya": Form("kohya's prompts, with its options", line_of_kohya, _shows_kohya),
+    }
 )
-COMMENTED: tuple[ListForm, ...] = ("a1111", "kohya")  # forms in which a line that begins with # is a comment
 
 
 def form_of_line(line: str) -> ListForm | None:
     """Return the form that a line shows by its options, or None."""
-    if line.lstrip().startswith("--") and any(re.search(rf"(?<!\S){name}(?!\S)", line) for name in A1111):
-        return "a1111"
-    named = (option["name"] for option in _KOHYA_OPTION.finditer(line))
-    return "kohya" if any(name.lower() in KOHYA for name in named) else None
+    return next((name for name, form in FORMS.items() if form.shows(line)), None)

@@ -6,16 +6,11 @@ from typing import Any
 
 from promptmill.configs.listed_manifests import ListForm, PromptLists
 from promptmill.manifests.finding import find
-from promptmill.manifests.list_forms import COMMENTED, READERS_OF_LINES, form_of_line
+from promptmill.manifests.list_forms import FORMS, form_of_line
 from promptmill.manifests.option_texts import OptionError
 from promptmill.manifests.rows import Row
 
 LOOKED_AT = 10_000  # lines of a list whose form is not given, the first of which that shows a form decides
-WRITERS: dict[ListForm, str] = {
-    "lines": "a prompt a line, without options",
-    "a1111": "A1111's prompts from a file, with its options",
-    "kohya": "kohya's prompts, with its options",
-}
 
 
 class ListFile(str):
@@ -59,21 +54,20 @@ def rows_of_list(file: ListFile, lines: Callable[[], Iterator[str]], note: Calla
         lines: Opens the file and yields its lines with their ends.
         note: Called with one line where the lines tell the form.
     """
-    form = file.form
-    if form is None:
-        form = form_of(lines())
-        note(f"{file}: is read as {WRITERS[form]}, by its lines; `form: {form}` says so in the config")
-    read, place, number = READERS_OF_LINES[form], str(file), 0
+    name = file.form or form_of(lines())
+    form, place, number = FORMS[name], str(file), 0
+    if file.form is None:
+        note(f"{file}: is read as {form.writer}, by its lines; `form: {name}` says so in the config")
     for at, ended in enumerate(lines(), 1):
         line = ended.rstrip("\r\n")
-        if not line.strip() or (form in COMMENTED and line.startswith("#")):
+        if not line.strip() or (form.comments and line.startswith("#")):
             continue
         number += 1
         if "\0" in line:
             yield Row(place, number, {}, broken="holds a NUL character; is this UTF-8 text?")
             continue
         try:
-            found = read(line)
+            found = form.read(line)
         except OptionError as error:
             yield Row(place, number, {}, broken=f"line {at}, column {error.column}: {error}")
         else:
